@@ -1,0 +1,105 @@
+"""The full-size path, run for real: a ViT-L/14 of the true dimensions, random weights, through `mmcompress distill`.
+
+python benchmarks/full_size.py [--pairs 32] [--steps 4]
+
+Downloads nothing: the teacher is a Hugging Face folder with OpenAI's sizes and random weights, so the embeddings mean
+nothing and the figures are of time and memory. Photos come from the Flickr8k sample of the development data; without it
+the script says so and ends.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import resource
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from itertools import islice
+from pathlib import Path
+
+from mmcompress.artifact import Artifact, Preprocessing
+from mmcompress.data import read
+
+PHOTOS = Path(__file__).resolve().parents[2] / "shared" / "data" / "flickr8k-160" / "val-00000.tar"
+
+
+def write_teacher(folder: Path, captions: list[str]) -> None:
+    """OpenAI's ViT-L/14: 24 blocks of width 1024, text 12 of 768, 428 million parameters."""
+    from mmcompress.architecture import DualEncoderConfig
+    from mmcompress.compress.teacher import save_preprocessing
+    from mmcompress.compress.vocabulary import save_tokenizer, tokenizer_from_captions
+    from mmcompress.model import DualEncoder, initialize, save_checkpoint
+
+    text = save_tokenizer(tokenizer_from_captions(captions, 4096), folder, 77)
+    image_tower = {"width": 1024, "head_dim": 64, "heads": (16,) * 24, "mlp": (4096,) * 24}
+    text_tower = {"width": 768, "head_dim": 64, "heads": (12,) * 12, "mlp": (3072,) * 12}
+    sizes = {
+        "embed_dim": 768,
+        "image": {**image_tower, "image_size": 224, "patch": 14},
+        "text": {**text_tower, "vocab": 49408, "context": 77, "eos_token_id": text.eos_token_id},
+    }
+    save_checkpoint(initialize(DualEncoder(DualEncoderConfig.model_validate(sizes)), 0), folder)
+    save_preprocessing(Preprocessing(size=224, resize=224, mean=(0.48,) * 3, std=(0.27,) * 3), folder)
+
+
+def write_shard(path: Path, pairs: int) -> list[str]:
+    captions = []
+    with tarfile.open(path, "w") as shard:
+        for index, sample in enumerate(islice(read(str(PHOTOS)), pairs)):
+            captions += sample.captions
+            for kind, content in (("jpg", sample.image), ("txt", sample.captions[0].encode())):
+                member = tarfile.TarInfo(f"{index:06d}.{kind}")
+                member.size = len(content)
+                shard.addfile(member, io.BytesIO(content))
+    return captions
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", type=int, default=32)
+    parser.add_argument("--steps", type=int, default=4)
+    asked = parser.parse_args()
+    if not PHOTOS.is_file():
+        print(f"skipped: the development data is not at {PHOTOS}")
+        return 0
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        (folder / "teacher").mkdir()
+        captions = write_shard(folder / "photos-00000.tar", asked.pairs)
+        write_teacher(folder / "teacher", captions)
+        command = [sys.executable, "-m", "mmcompress", "distill", "--teacher", str(folder / "teacher")]
+        command += [
+            "--student",
+            "vit-s16",
+            "--data",
+            str(folder / "photos-00000.tar"),
+            "--out",
+            str(folder / "student"),
+        ]
+        command += ["--set", f"optimizer.steps={asked.steps}", "--set", f"optimizer.batch={min(16, asked.pairs)}"]
+        start = time.monotonic()
+        subprocess.run(command, check=True)
+        seconds = time.monotonic() - start
+        peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+        student = Artifact.open(folder / "student")
+        training = student.manifest.metrics["training"]
+        embedding = Artifact.open(folder / "student-embeddings").manifest.metrics["embedding"]
+    rows = {
+        "teacher": "ViT-L/14, 428 M parameters, random weights",
+        "student": f"ViT-S/16, {student.manifest.facts['params'] / 1e6:.1f} M parameters",
+        "whole command, s": round(seconds, 1),
+        "peak memory, GiB": round(peak / 2**30, 2),
+        "teacher, pairs/s": round(embedding["images_per_s"], 2),
+        "student training, pairs/s": round(training["images_per_s"], 2),
+        "platform": student.manifest.environment["platform"],
+    }
+    print(json.dumps(rows, indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,122 @@
+"""The arithmetic of 8-bit quantization, in numpy alone: scales, zero points, integer weights.
+
+A real value r stands for an integer q as r = S (q - Z) (Jacob et al. 2018, "Quantization and Training of Neural
+Networks for Efficient Integer-Arithmetic-Only Inference", eq. 1). Weights are symmetric with one scale per output
+channel, activations have one scale per tensor (Nagel et al. 2021, "A White Paper on Neural Network Quantization",
+sections 2.2 and 2.4: a zero point on the weights would cost a data-dependent sum at run time, one on the activations
+folds into the bias). Rounding is half to even and saturating, as ONNX QuantizeLinear defines it, so the integers
+stored in a graph are the ones that the runtime itself would compute.
+
+One calibrated range gives both kinds of activation: signed and symmetric for TensorRT, which refuses zero points;
+unsigned and asymmetric for x86 CPUs, whose dot-product instructions take an unsigned left operand. Left out:
+per-group scales and 4-bit weights, which the runtimes at hand do not multiply as integers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Signedness = Literal["signed", "unsigned"]
+Integers = NDArray[np.int8] | NDArray[np.uint8]
+Floats = NDArray[np.floating[Any]]
+LIMITS: Mapping[Signedness, tuple[int, int]] = {"signed": (-128, 127), "unsigned": (0, 255)}
+WEIGHT_LIMIT = 127
+"""Weights use [-127, 127], so that negating one never overflows (Nagel et al. 2021, section 2.2.2)."""
+
+
+@dataclass(frozen=True)
+class ActivationQuantizer:
+    """S and Z of one tensor, and the integer type they are meant for."""
+
+    scale: np.floating[Any]
+    zero_point: int
+    kind: Signedness
+
+    @property
+    def dtype(self) -> type[np.int8] | type[np.uint8]:
+        return np.int8 if self.kind == "signed" else np.uint8
+
+
+def signed_from_absmax(absmax: float, dtype: type[np.floating[Any]] = np.float32) -> ActivationQuantizer:
+    """Symmetric int8 that covers [-absmax, absmax]: S = absmax / 127, Z = 0."""
+    return ActivationQuantizer(_scale(abs(absmax) / WEIGHT_LIMIT, dtype), 0, "signed")
+
+
+def unsigned_from_range(low: float, high: float, dtype: type[np.floating[Any]] = np.float32) -> ActivationQuantizer:
+    """Asymmetric uint8 that covers [low, high] and 0: S = (high - low) / 255, Z = round(-low / S).
+
+    Zero must be exact, since padding and masked values are zero (Jacob et al. 2018, section 2.1).
+    """
+    if low > high:
+        raise ValueError(f"an activation range needs low <= high, got [{low}, {high}]")
+    low, high = min(low, 0.0), max(high, 0.0)
+    scale = _scale((high - low) / 255, dtype)
+    zero_point = int(np.clip(np.rint(np.float64(-low) / np.float64(scale)), 0, 255))
+    return ActivationQuantizer(scale, zero_point, "unsigned")
+
+
+def _scale(value: float, dtype: type[np.floating[Any]]) -> np.floating[Any]:
+    """A scale that is a positive normal number of its type; a tensor that is always 0 gets 1."""
+    if not np.isfinite(value):
+        raise ValueError(f"an activation range must be finite, got a scale of {value}")
+    scale = dtype(value) if value > 0 else dtype(1)
+    return max(scale, np.finfo(dtype).smallest_normal)
+
+
+def weight_scales(weight: Floats, dtype: type[np.floating[Any]] = np.float32) -> Floats:
+    """(in, out) -> (out,): absmax / 127 of each output channel; an all-zero channel gets 1."""
+    absmax = np.abs(weight).max(axis=0).astype(np.float32)
+    scales = np.where(absmax > 0, absmax / np.float32(WEIGHT_LIMIT), np.float32(1)).astype(dtype)
+    found: Floats = np.maximum(scales, np.finfo(dtype).smallest_normal)
+    return found
+
+
+def quantize_weight(weight: Floats, dtype: type[np.floating[Any]] = np.float32) -> tuple[NDArray[np.int8], Floats]:
+    """(in, out) -> int8 (in, out) and the scales (out,), in the type that the graph multiplies them in."""
+    scales = weight_scales(weight, dtype)
+    steps = np.rint(weight.astype(np.float32) / scales.astype(np.float32))
+    return np.clip(steps, -WEIGHT_LIMIT, WEIGHT_LIMIT).astype(np.int8), scales
+
+
+def dequantize_weight(weight: NDArray[np.int8], scales: Floats) -> Floats:
+    """int8 (in, out), (out,) -> (in, out)."""
+    found: Floats = weight.astype(scales.dtype) * scales
+    return found
+
+
+def quantize(values: Floats, quantizer: ActivationQuantizer) -> Integers:
+    """ONNX QuantizeLinear: saturate(round_half_to_even(x / S) + Z); any shape."""
+    low, high = LIMITS[quantizer.kind]
+    steps = np.rint(values.astype(np.float32) / np.float32(quantizer.scale)) + quantizer.zero_point
+    found: Integers = np.clip(steps, low, high).astype(quantizer.dtype)
+    return found
+
+
+def dequantize(integers: Integers, quantizer: ActivationQuantizer) -> Floats:
+    """ONNX DequantizeLinear: (q - Z) S; any shape."""
+    found: Floats = (integers.astype(np.int32) - quantizer.zero_point).astype(quantizer.scale.dtype) * quantizer.scale
+    return found
+
+
+def fake_quantize(values: Floats, quantizer: ActivationQuantizer) -> Floats:
+    """What is left of the values after quantizing and dequantizing them; any shape."""
+    return dequantize(quantize(values, quantizer), quantizer)
+
+
+def fake_quantize_weight(weight: Floats) -> Floats:
+    """(in, out) -> (in, out): the weight that the integer product stands for."""
+    return dequantize_weight(*quantize_weight(weight))
+
+
+def activation_quantizer(
+    entry: Mapping[str, float], kind: Signedness, dtype: type[np.floating[Any]] = np.float32
+) -> ActivationQuantizer:
+    """From one entry of `ranges.json`: `absmax` makes the signed one, `low` and `high` the unsigned one."""
+    if kind == "signed":
+        return signed_from_absmax(entry["absmax"], dtype)
+    return unsigned_from_range(entry["low"], entry["high"], dtype)

@@ -1,0 +1,159 @@
+"""ONNX graphs written node by node: the layers of a transformer, in float, half or explicit Q/DQ.
+
+Writing beats tracing here. Every node carries the name of its module (`image.blocks.0.qkv`), so an audit of a compiled
+engine, a bisect or a sensitivity study reads like the model; the bytes depend on the weights and the config alone;
+and no torch is needed. The trade-off is that the architecture is spelled twice (`model.py` and `towers.py`), which the
+export stage pays for by comparing the two on every export.
+
+Precision is a property of the writer. `dtype` is the type of the residual stream and of all that is not quantized;
+with `activations` set, the input and the weight of each Linear get QuantizeLinear/DequantizeLinear pairs, and nothing
+else does: Q/DQ on residuals, LayerNorm inputs and attention products ruins a CLIP ViT.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmcompress import __version__
+from mmcompress.compress.quantize import activation_quantizer, quantize_weight
+from mmcompress.errors import UsageError, require
+
+Array = NDArray[Any]
+Ranges = Mapping[str, Mapping[str, float]]
+HALF_SCALES_OPSET = 19
+"""First opset whose QuantizeLinear takes half-precision tensors."""
+
+
+@dataclass(frozen=True)
+class Numerics:
+    """Types of one graph."""
+
+    dtype: type[np.float32] | type[np.float16] = np.float32
+    """Residual stream, norms, softmax and biases."""
+    activations: Literal["float", "signed", "unsigned"] = "float"
+    """How the inputs of the Linears are quantized; `float` is not at all."""
+    ranges: Ranges = field(default_factory=dict)
+    """Calibrated range of the input of each Linear."""
+
+
+class GraphWriter:
+    """Collects nodes and initializers; a node's output tensor has the node's name."""
+
+    def __init__(self, opset: int, numerics: Numerics) -> None:
+        half_scales = numerics.activations != "float" and numerics.dtype is np.float16
+        self.opset = max(opset, HALF_SCALES_OPSET) if half_scales else opset
+        self.numerics = numerics
+        self._onnx = require("onnx", "compress")
+        self._nodes: list[Any] = []
+        self._initializers: dict[str, Any] = {}
+
+    def constant(self, name: str, values: Array | Sequence[int]) -> str:
+        """Store an initializer under `name`; plain integers become int64, as shapes and axes are."""
+        array = np.ascontiguousarray(values if isinstance(values, np.ndarray) else np.array(values, dtype=np.int64))
+        if name in self._initializers:
+            raise ValueError(f"two initializers are named {name!r}")
+        # from_array would turn a 0-d array made contiguous into a 1-d one
+        tensor = self._onnx.numpy_helper.from_array(array.reshape(np.shape(values)), name)
+        self._initializers[name] = tensor
+        return name
+
+    def real(self, name: str, values: Array | float) -> str:
+        """Store numbers in the graph's own float type."""
+        return self.constant(name, np.asarray(values).astype(self.numerics.dtype))
+
+    def node(self, op: str, name: str, *inputs: str, outputs: Sequence[str] = (), **attributes: Any) -> str:
+        """Append a node and return the name of its (first) output."""
+        outputs = list(outputs) or [name]
+        self._nodes.append(self._onnx.helper.make_node(op, list(inputs), outputs, name=name, **attributes))
+        return str(outputs[0])
+
+    def cast(self, name: str, x: str, dtype: type[Any]) -> str:
+        return self.node("Cast", name, x, to=self._onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype)))
+
+    def reshape(self, name: str, x: str, shape: Sequence[int]) -> str:
+        """A 0 in the shape keeps that axis, which leaves the batch dynamic."""
+        return self.node("Reshape", name, x, self.constant(f"{name}.shape", shape))
+
+    def layer_norm(self, name: str, x: str, weight: Array, bias: Array, eps: float) -> str:
+        """(..., W) -> (..., W); in FP32 whatever the graph's type is, since FP16 sums of squares overflow."""
+        half = self.numerics.dtype is np.float16
+        inner = f"{name}.float" if half else name
+        x = self.cast(f"{name}.input", x, np.float32) if half else x
+        scale = self.constant(f"{name}.weight", weight.astype(np.float32))
+        shift = self.constant(f"{name}.bias", bias.astype(np.float32))
+        y = self.node("LayerNormalization", inner, x, scale, shift, axis=-1, epsilon=eps)
+        return self.cast(name, y, np.float16) if half else y
+
+    def linear(self, name: str, x: str, weight: Array, bias: Array, module: str | None = None) -> str:
+        """(..., in) @ (in, out) + (out,) -> (..., out). `module` names the calibrated range if it is not `name`."""
+        if self.numerics.activations == "float":
+            product = self.node("MatMul", name, x, self.real(f"{name}.weight", weight))
+        else:
+            product = self._quantized_product(name, x, weight, module or name)
+        return self.node("Add", f"{name}.add", product, self.real(f"{name}.bias", bias))
+
+    def _quantized_product(self, name: str, x: str, weight: Array, module: str) -> str:
+        """DQ(Q(x)) @ DQ(int8 weight): runtimes compile the three into one integer product."""
+        numerics = self.numerics
+        if numerics.activations == "float" or module not in numerics.ranges:
+            raise UsageError(
+                f"there is no calibrated range for {module!r}", "calibrate the checkpoint again: mmcompress quantize"
+            )
+        quantizer = activation_quantizer(numerics.ranges[module], numerics.activations, numerics.dtype)
+        scale = self.constant(f"{name}.input.scale", np.asarray(quantizer.scale))
+        zero = self.constant(f"{name}.input.zero_point", np.asarray(quantizer.zero_point, dtype=quantizer.dtype))
+        quantized = self.node("QuantizeLinear", f"{name}.input.quantize", x, scale, zero)
+        x = self.node("DequantizeLinear", f"{name}.input.dequantize", quantized, scale, zero)
+        integers, scales = quantize_weight(weight, numerics.dtype)
+        stored = self.constant(f"{name}.weight", integers)
+        scale = self.constant(f"{name}.weight.scale", scales)
+        zero = self.constant(f"{name}.weight.zero_point", np.zeros(scales.shape, np.int8))
+        matrix = self.node("DequantizeLinear", f"{name}.weight.dequantize", stored, scale, zero, axis=1)
+        return self.node("MatMul", name, x, matrix)
+
+    def activation(self, name: str, x: str, kind: str) -> str:
+        """`quick_gelu` is x sigmoid(1.702 x); `gelu` is 0.5 x (1 + erf(x / sqrt 2)), in the form that runtimes fuse.
+
+        Hendrycks & Gimpel 2016, "Gaussian Error Linear Units", section 2.
+        """
+        if kind == "quick_gelu":
+            scaled = self.node("Mul", f"{name}.scaled", x, self.real(f"{name}.slope", 1.702))
+            return self.node("Mul", name, x, self.node("Sigmoid", f"{name}.sigmoid", scaled))
+        scaled = self.node("Div", f"{name}.scaled", x, self.real(f"{name}.sqrt2", np.sqrt(2.0)))
+        erf = self.node("Erf", f"{name}.erf", scaled)
+        shifted = self.node("Add", f"{name}.shifted", erf, self.real(f"{name}.one", 1.0))
+        doubled = self.node("Mul", f"{name}.doubled", x, shifted)
+        return self.node("Mul", name, doubled, self.real(f"{name}.half", 0.5))
+
+    def unit_norm(self, name: str, x: str) -> str:
+        """(N, D) -> (N, D) float32 of Euclidean norm 1, computed in FP32."""
+        if self.numerics.dtype is np.float16:
+            x = self.cast(f"{name}.input", x, np.float32)
+        if self.opset >= 18:  # axes became an input
+            norm = self.node("ReduceL2", f"{name}.norm", x, self.constant(f"{name}.axes", [-1]), keepdims=1)
+        else:
+            norm = self.node("ReduceL2", f"{name}.norm", x, axes=[-1], keepdims=1)
+        smallest = self.constant(f"{name}.smallest", np.asarray(1e-12, dtype=np.float32))
+        return self.node("Div", name, x, self.node("Max", f"{name}.norm.positive", norm, smallest))
+
+    def model(self, name: str, feed: tuple[str, type[Any], Sequence[int]], width: int) -> Any:
+        """The ModelProto with one input (name, dtype, shape after the batch) and one output `embedding` (N, width)."""
+        onnx = self._onnx
+        tensor, dtype, shape = feed
+        value = onnx.helper.make_tensor_value_info
+        source = value(tensor, onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype)), ["batch", *shape])
+        result = value("embedding", onnx.TensorProto.FLOAT, ["batch", width])
+        graph = onnx.helper.make_graph(self._nodes, name, [source], [result], list(self._initializers.values()))
+        opset = onnx.helper.make_opsetid("", self.opset)
+        return onnx.helper.make_model(
+            graph,
+            opset_imports=[opset],
+            ir_version=onnx.helper.find_min_ir_version_for([opset]),
+            producer_name="mmcompress",
+            producer_version=__version__,
+        )

@@ -1,0 +1,254 @@
+"""The image and the text tower of a dual encoder as ONNX graphs.
+
+Exact savings that a traced model does not have:
+- Query, key and value are one product; the attention's 1/sqrt(head_dim) is folded into the query's weights.
+- Only one token of each sequence is read at the end (the class token, the end of the text). The last block computes
+  keys and values of all tokens, but its query, out-projection and MLP for that token only, which saves about
+  10 of that block's 12 width^2 products a token.
+- The class token is added through the position table to a padded row, so no shape is computed at run time.
+
+Tensor names are those of `transformers.CLIPModel`, so any CLIP checkpoint of that format can be written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from mmcompress.architecture import DualEncoderConfig, ImageConfig, TextConfig, TowerConfig
+from mmcompress.errors import CorruptInputError
+from mmcompress.export.graph import Array, GraphWriter, Numerics
+
+LEGACY_EOS = 2
+Pick = Callable[[str, str], str]
+"""(name, (N, T, W)) -> (N, 1, W): the row that is read at the end."""
+
+
+class Weights:
+    """The tensors of a checkpoint, each taken once and with the shape that the config demands."""
+
+    def __init__(self, tensors: Mapping[str, Array], prefix: str = "") -> None:
+        self._tensors = tensors
+        self._prefix = prefix
+
+    def under(self, prefix: str) -> Weights:
+        return Weights(self._tensors, f"{self._prefix}{prefix}.")
+
+    def take(self, name: str, *shape: int) -> Array:
+        """float32 of the given shape."""
+        full = self._prefix + name
+        if full not in self._tensors:
+            raise CorruptInputError(
+                f"the checkpoint has no tensor {full!r} of shape {shape}",
+                "its config and its weights do not belong together",
+            )
+        tensor = self._tensors[full]
+        if tensor.shape != shape:
+            raise CorruptInputError(
+                f"tensor {full!r} has shape {tensor.shape}, and the config expects {shape}",
+                "its config and its weights do not belong together",
+            )
+        return tensor.astype(np.float32)
+
+    def linear(self, name: str, inputs: int, outputs: int) -> tuple[Array, Array]:
+        """Weight (in, out) and bias (out,)."""
+        return self.take(f"{name}.weight", outputs, inputs).T, self.take(f"{name}.bias", outputs)
+
+    def norm(self, name: str, width: int) -> tuple[Array, Array]:
+        return self.take(f"{name}.weight", width), self.take(f"{name}.bias", width)
+
+
+def linear_modules(config: DualEncoderConfig) -> tuple[str, ...]:
+    """Every Linear that is quantized, in the order of execution."""
+    towers = (("image", config.image), ("text", config.text))
+    return tuple(
+        f"{name}.blocks.{i}.{linear}"
+        for name, tower in towers
+        for i in range(tower.depth)
+        for linear in ("qkv", "out", "fc1", "fc2")
+    )
+
+
+def image_graph(config: DualEncoderConfig, tensors: Mapping[str, Array], numerics: Numerics, opset: int) -> Any:
+    """ModelProto of `pixels` (N, 3, S, S) float32 -> `embedding` (N, D) float32, unit norm."""
+    tower, g, weights = config.image, GraphWriter(opset, numerics), Weights(tensors).under("vision_model")
+    x = _patches(g, tower, weights.under("embeddings"))
+    x = g.layer_norm("image.pre_norm", x, *weights.norm("pre_layrnorm", tower.width), tower.layer_norm_eps)
+
+    def class_token(name: str, rows: str) -> str:
+        bounds = [g.constant(f"{name}.{key}", [value]) for key, value in (("start", 0), ("end", 1), ("axis", 1))]
+        return g.node("Slice", name, rows, *bounds)
+
+    x = _blocks(g, "image", tower, weights, x, class_token, tower.tokens)
+    x = g.layer_norm("image.post_norm", x, *weights.norm("post_layernorm", tower.width), tower.layer_norm_eps)
+    _project(g, "image", x, Weights(tensors).take("visual_projection.weight", config.embed_dim, tower.width))
+    return g.model("image", ("pixels", np.float32, (3, tower.image_size, tower.image_size)), config.embed_dim)
+
+
+def _patches(g: GraphWriter, tower: ImageConfig, weights: Weights) -> str:
+    """(N, 3, S, S) -> (N, T, W): patches, the class token in front, positions."""
+    width, patch = tower.width, tower.patch
+    pixels = g.cast("image.pixels", "pixels", np.float16) if g.numerics.dtype is np.float16 else "pixels"
+    kernel = g.real("image.patch_embed.weight", weights.take("patch_embedding.weight", width, 3, patch, patch))
+    x = g.node("Conv", "image.patch_embed", pixels, kernel, kernel_shape=[patch, patch], strides=[patch, patch])
+    x = g.reshape("image.patch_embed.flat", x, [0, width, tower.tokens - 1])
+    x = g.node("Transpose", "image.patch_embed.rows", x, perm=[0, 2, 1])
+    x = g.node("Pad", "image.class_row", x, g.constant("image.class_row.pads", [0, 1, 0, 0, 0, 0]))
+    table = weights.take("position_embedding.weight", tower.tokens, width).copy()
+    table[0] += weights.take("class_embedding", width)
+    return g.node("Add", "image.positions", x, g.real("image.positions.table", table[None]))
+
+
+def text_graph(config: DualEncoderConfig, tensors: Mapping[str, Array], numerics: Numerics, opset: int) -> Any:
+    """ModelProto of `tokens` (N, T) int32 -> `embedding` (N, D) float32, unit norm."""
+    tower, g, weights = config.text, GraphWriter(opset, numerics), Weights(tensors).under("text_model")
+    embeddings = weights.under("embeddings")
+    table = g.real("text.token_embed.weight", embeddings.take("token_embedding.weight", tower.vocab, tower.width))
+    x = g.node("Gather", "text.token_embed", table, "tokens")
+    positions = embeddings.take("position_embedding.weight", tower.context, tower.width)
+    x = g.node("Add", "text.positions", x, g.real("text.positions.table", positions[None]))
+    end = _end_of_text(g, tower)
+
+    def end_token(name: str, rows: str) -> str:
+        return g.node("GatherND", name, rows, end, batch_dims=1)
+
+    x = _blocks(g, "text", tower, weights, x, end_token, tower.context, end)
+    x = g.layer_norm("text.final_norm", x, *weights.norm("final_layer_norm", tower.width), tower.layer_norm_eps)
+    _project(g, "text", x, Weights(tensors).take("text_projection.weight", config.embed_dim, tower.width))
+    return g.model("text", ("tokens", np.int32, (tower.context,)), config.embed_dim)
+
+
+def _end_of_text(g: GraphWriter, tower: TextConfig) -> str:
+    """Tokens (N, T) -> int64 (N, 1, 1): first position of the end token, or of the largest id in legacy configs.
+
+    The matches are weighted by their distance from the end, so that the argmax has no ties, which runtimes break
+    differently (the padding of OpenAI's tokenizer is the end token).
+    """
+    if tower.eos_token_id != LEGACY_EOS:
+        wanted = g.constant("text.end.id", np.asarray(tower.eos_token_id, dtype=np.int32))
+    elif g.opset >= 18:  # axes became an input
+        wanted = g.node("ReduceMax", "text.end.id", "tokens", g.constant("text.end.id.axes", [1]), keepdims=1)
+    else:
+        wanted = g.node("ReduceMax", "text.end.id", "tokens", axes=[1], keepdims=1)
+    matches = g.cast("text.end.matches", g.node("Equal", "text.end.equal", "tokens", wanted), np.int32)
+    order = np.arange(tower.context, 0, -1, dtype=np.int32)[None]
+    ranked = g.node("Mul", "text.end.ranked", matches, g.constant("text.end.order", order))
+    first = g.node("ArgMax", "text.end.first", ranked, axis=1, keepdims=1)
+    return g.node("Unsqueeze", "text.end", first, g.constant("text.end.axes", [2]))
+
+
+def _causal_mask(tokens: int, dtype: type[Any]) -> Array:
+    """(T, T): 0 where a token may look, the most negative number where it may not."""
+    return np.triu(np.full((tokens, tokens), np.finfo(dtype).min, dtype=dtype), k=1)
+
+
+def _blocks(
+    g: GraphWriter,
+    name: str,
+    tower: TowerConfig,
+    weights: Weights,
+    x: str,
+    pick: Pick,
+    tokens: int,
+    end: str | None = None,
+) -> str:
+    """(N, T, W) -> (N, 1, W): all blocks; `end` makes the attention causal."""
+    mask = g.constant(f"{name}.mask", _causal_mask(tokens, g.numerics.dtype)) if end else None
+    for i in range(tower.depth):
+        last = i == tower.depth - 1
+        layer = weights.under(f"encoder.layers.{i}")
+        if last and mask and end:
+            mask = g.node("Gather", f"{name}.mask.end", mask, end)
+        x = _block(g, f"{name}.blocks.{i}", tower, i, layer, x, mask, tokens, pick if last else None)
+    return x
+
+
+def _block(
+    g: GraphWriter,
+    module: str,
+    tower: TowerConfig,
+    index: int,
+    weights: Weights,
+    x: str,
+    mask: str | None,
+    tokens: int,
+    pick: Pick | None,
+) -> str:
+    """Pre-LayerNorm block, (N, T, W) -> (N, T, W), or (N, 1, W) where `pick` chooses the row that is needed."""
+    width, hidden, inner = tower.width, tower.mlp[index], tower.heads[index] * tower.head_dim
+    normed = g.layer_norm(f"{module}.norm1", x, *weights.norm("layer_norm1", width), tower.layer_norm_eps)
+    parts = [weights.linear(f"self_attn.{part}_proj", width, inner) for part in "qkv"]
+    scale = np.float32(tower.head_dim**-0.5)
+    parts[0] = (parts[0][0] * scale, parts[0][1] * scale)
+    heads, qkv = (tower.heads[index], tower.head_dim), f"{module}.qkv"
+    if pick is None:
+        q, k, v = _heads(g, qkv, g.linear(qkv, normed, *_join(parts)), 3, heads, tokens)
+        rows = tokens
+    else:
+        row = g.linear(f"{qkv}.q", pick(f"{module}.norm1.row", normed), *parts[0], module=qkv)
+        joined = g.linear(f"{qkv}.kv", normed, *_join(parts[1:]), module=qkv)
+        (q,) = _heads(g, f"{qkv}.q", row, 1, heads, 1)
+        k, v = _heads(g, f"{qkv}.kv", joined, 2, heads, tokens)
+        x, rows = pick(f"{module}.row", x), 1
+    mixed = _attention(g, f"{module}.attention", (q, k, v), heads, mask, rows)
+    x = g.node(
+        "Add",
+        f"{module}.residual1",
+        x,
+        g.linear(f"{module}.out", mixed, *weights.linear("self_attn.out_proj", inner, width)),
+    )
+    y = g.layer_norm(f"{module}.norm2", x, *weights.norm("layer_norm2", width), tower.layer_norm_eps)
+    y = g.linear(f"{module}.fc1", y, *weights.linear("mlp.fc1", width, hidden))
+    y = g.activation(f"{module}.activation", y, tower.activation)
+    y = g.linear(f"{module}.fc2", y, *weights.linear("mlp.fc2", hidden, width))
+    return g.node("Add", f"{module}.residual2", x, y)
+
+
+def _join(parts: list[tuple[Array, Array]]) -> tuple[Array, Array]:
+    """Several (in, out) and (out,) as one, side by side."""
+    return np.concatenate([w for w, _ in parts], axis=1), np.concatenate([b for _, b in parts])
+
+
+def _heads(g: GraphWriter, name: str, x: str, parts: int, heads: tuple[int, int], rows: int) -> list[str]:
+    """(N, R, parts * H * d) -> `parts` tensors (N, H, R, d).
+
+    Transposing before taking the parts apart keeps the product whole: TensorRT-RTX pulls a Split through it, and then
+    runs the quantized one in FP16; it does the same where the heads are split off in the one transpose.
+    """
+    if parts > 1:
+        x = g.reshape(f"{name}.parts", x, [0, rows, parts, heads[0] * heads[1]])
+        x = g.node("Transpose", f"{name}.apart", x, perm=[2, 0, 1, 3])
+    found = []
+    for i in range(parts):
+        part = x
+        if parts > 1:
+            index = g.constant(f"{name}.{i}.index", np.asarray(i, dtype=np.int64))
+            part = g.node("Gather", f"{name}.{i}", x, index, axis=0)
+        part = g.reshape(f"{name}.{i}.heads", part, [0, rows, *heads])
+        found.append(g.node("Transpose", f"{name}.{i}.turned", part, perm=[0, 2, 1, 3]))
+    return found
+
+
+def _attention(
+    g: GraphWriter, name: str, qkv: tuple[str, str, str], heads: tuple[int, int], mask: str | None, rows: int
+) -> str:
+    """softmax(q k^T + mask) v over the heads; q (N, H, R, d), k and v (N, H, T, d) -> (N, R, H d).
+
+    Vaswani et al. 2017, "Attention Is All You Need", eq. 1; the scale is in the query's weights.
+    """
+    q, k, v = qkv
+    scores = g.node("MatMul", f"{name}.scores", q, g.node("Transpose", f"{name}.keys", k, perm=[0, 1, 3, 2]))
+    if mask:
+        scores = g.node("Add", f"{name}.masked", scores, mask)
+    mixed = g.node("MatMul", f"{name}.mixed", g.node("Softmax", f"{name}.softmax", scores, axis=-1), v)
+    mixed = g.node("Transpose", f"{name}.joined", mixed, perm=[0, 2, 1, 3])
+    return g.reshape(name, mixed, [0, rows, heads[0] * heads[1]])
+
+
+def _project(g: GraphWriter, name: str, x: str, weight: Array) -> None:
+    """(N, 1, W) @ (D, W)^T -> `embedding` (N, D), unit norm."""
+    x = g.reshape(f"{name}.pooled", x, [0, weight.shape[1]])
+    x = g.node("MatMul", f"{name}.projection", x, g.real(f"{name}.projection.weight", weight.T))
+    g.unit_norm("embedding", x)

@@ -1,0 +1,227 @@
+"""Images and texts into one space, with the delivered files: what `classify`, `search` and the drift table stand on.
+
+An encoder opens the graphs of an artifact on one backend and joins them with the preprocessing and the tokenizer that
+the manifest states. Every embedding that leaves it has unit norm, whatever the graph returns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+from typing_extensions import Self
+
+from mmcompress.artifact import Artifact, Kind, Preprocessing
+from mmcompress.config import Backend, Precision
+from mmcompress.errors import CorruptInputError, UsageError
+from mmcompress.progress import say
+from mmcompress.runtime.preprocess import normalize
+from mmcompress.runtime.session import Session, Tower, default_backend, graph_for, open_session
+from mmcompress.runtime.tokenize import attention_mask, load_tokenizer, text_processing, tokenize
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+BATCH = 32
+"""Images or texts in one call of a session."""
+
+
+class Encoder:
+    """The towers of one artifact on one backend, open until closed. It owns its sessions; results are the caller's."""
+
+    def __init__(self, artifact: Artifact, backend: Backend, precisions: dict[Tower, Precision]) -> None:
+        self.artifact = artifact
+        self.backend = backend
+        self.precisions = precisions
+        """Of the graphs that were opened, by tower."""
+        self._sessions: dict[Tower, Session] = {}
+        self._tokenizer: Any = None
+        self._stack = ExitStack()
+
+    @staticmethod
+    def open(
+        artifact: Artifact | Path | str,
+        backend: Backend | None = None,
+        precision: Precision | None = None,
+        threads: int | None = None,
+        towers: Sequence[Tower] = ("image", "text"),
+    ) -> Encoder:
+        """Open an artifact or the folder of one; the backend is the artifact's, or the first that works here."""
+        if not isinstance(artifact, Artifact):
+            artifact = Artifact.open(artifact, Kind.ONNX, Kind.ENGINE)
+        if backend is None:
+            engine = artifact.manifest.kind is Kind.ENGINE
+            backend = cast(Backend, artifact.manifest.facts.get("backend", "tensorrt")) if engine else default_backend()
+        graphs = {tower: graph_for(artifact, tower, backend, precision) for tower in towers}
+        encoder = Encoder(artifact, backend, {tower: graph.precision for tower, graph in graphs.items()})
+        try:
+            for tower, graph in graphs.items():
+                session = open_session(artifact, graph, backend, threads=threads)
+                encoder._sessions[tower] = encoder._stack.enter_context(session)
+            if "text" in towers:
+                encoder._tokenizer = load_tokenizer(artifact.file(text_processing(artifact).file))
+        except BaseException:
+            encoder.close()
+            raise
+        return encoder
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        if self.artifact.manifest.preprocessing is None:
+            raise UsageError(f"{self.artifact.path} does not say how images are prepared", "export the artifact again")
+        return self.artifact.manifest.preprocessing
+
+    @property
+    def logit_scale(self) -> float:
+        """What cosines are multiplied with before a softmax, exp(t) of Radford et al. 2021, figure 3."""
+        scale = self.artifact.manifest.facts.get("logit_scale")
+        if not isinstance(scale, (int, float)):
+            raise UsageError(
+                f"{self.artifact.path} does not state the model's logit scale, so there are no probabilities",
+                "export the artifact again, or use `search`, which needs none",
+            )
+        return float(scale)
+
+    def images(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
+        """(B, 3, S, S) normalized -> (B, D)."""
+        return self._embed("image", pixels)
+
+    def pixels(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """(B, S, S, 3) -> (B, D)."""
+        return self.images(normalize(pixels, self.preprocessing))
+
+    def texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """B texts -> (B, D)."""
+        if self._tokenizer is None:
+            raise UsageError("this encoder was opened without its text tower", 'open it with towers=("image", "text")')
+        return self._embed("text", tokenize(self._tokenizer, texts, text_processing(self.artifact)))
+
+    def image_files(self, paths: Sequence[Path | str]) -> NDArray[np.float32]:
+        """B files -> (B, D); UsageError for a path that is no file, CorruptInputError for one that is no image."""
+        parts = [
+            self.pixels(
+                np.stack([read_pixels(Path(path), self.preprocessing) for path in paths[start : start + BATCH]])
+            )
+            for start in range(0, len(paths), BATCH)
+        ]
+        return np.concatenate(parts) if parts else self.images(np.empty((0, 3, *[self.preprocessing.size] * 2), "f4"))
+
+    def _embed(self, tower: Tower, inputs: NDArray[Any]) -> NDArray[np.float32]:
+        if tower not in self._sessions:
+            raise UsageError(f"this encoder was opened without its {tower} tower", "open it with both towers")
+        session = self._sessions[tower]
+        step = min(BATCH, session.max_batch or BATCH)
+        width = session.outputs[0].shape[-1]
+        parts = [np.empty((0, width or 0), dtype=np.float32)] if not len(inputs) else []
+        for start in range(0, len(inputs), step):
+            outputs = session.run(self._feeds(session, inputs[start : start + step]))
+            parts.append(unit(outputs[session.outputs[0].name]))
+        return np.concatenate(parts)
+
+    def _feeds(self, session: Session, inputs: NDArray[Any]) -> dict[str, NDArray[Any]]:
+        """The first input is the tower's; an exporter may add an attention mask as another."""
+        feeds: dict[str, NDArray[Any]] = {}
+        for index, spec in enumerate(session.inputs):
+            if index == 0:
+                feeds[spec.name] = inputs.astype(spec.dtype, copy=False)
+            elif spec.name == "attention_mask":
+                feeds[spec.name] = attention_mask(inputs, text_processing(self.artifact)).astype(spec.dtype)
+            else:
+                raise CorruptInputError(
+                    f"{self.artifact.path} has a graph with the input {spec.name!r}, which nothing is known about",
+                    "export it with one input a tower",
+                )
+        return feeds
+
+    def close(self) -> None:
+        self._stack.close()
+        self._sessions.clear()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def unit(embeddings: NDArray[Any]) -> NDArray[np.float32]:
+    """(B, D) -> (B, D) of unit norm; a zero row stays zero."""
+    rows = embeddings.astype(np.float32, copy=False)
+    norms = np.linalg.norm(rows, axis=-1, keepdims=True)
+    return cast(NDArray[np.float32], rows / np.maximum(norms, np.finfo(np.float32).tiny))
+
+
+def read_pixels(path: Path, preprocessing: Preprocessing) -> NDArray[np.uint8]:
+    """One image file -> (S, S, 3)."""
+    from mmcompress.data import decode
+
+    if not path.is_file():
+        raise UsageError(f"there is no image {path}", f"give a file that ends in {', '.join(IMAGE_SUFFIXES)}")
+    try:
+        return decode(path.read_bytes(), preprocessing)
+    except CorruptInputError as error:
+        raise CorruptInputError(f"{path}: {error.what}", error.hint) from error
+
+
+def classify(
+    encoder: Encoder, image: Path | str, labels: Sequence[str], template: str = "{}"
+) -> list[tuple[str, float]]:
+    """Labels with their probabilities, the likeliest first: softmax over the labels given, so they sum to 1."""
+    if not labels:
+        raise UsageError("there are no labels to choose from", "for example: --labels cat,dog")
+    if "{}" not in template:
+        raise UsageError(f"the template {template!r} has no place for the label", 'for example: "a photo of a {}"')
+    embedding = encoder.image_files([image])[0]
+    texts = encoder.texts([template.replace("{}", label) for label in labels])
+    probabilities = softmax(encoder.logit_scale * (texts @ embedding).astype(np.float64))
+    order = np.argsort(-probabilities, kind="stable")
+    return [(labels[i], float(probabilities[i])) for i in order]
+
+
+def softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(N,) -> (N,)"""
+    exponentials = np.exp(logits - logits.max())
+    return cast(NDArray[np.float64], exponentials / exponentials.sum())
+
+
+def search(encoder: Encoder, images: Path | str, text: str, top: int = 5) -> list[tuple[Path, float]]:
+    """The images under a folder whose embeddings are closest to the text, with their cosines, best first.
+
+    Files that are no whole images are named and skipped.
+    """
+    if top < 1:
+        raise UsageError(f"--top {top} asks for no results", "give 1 or more")
+    paths, embeddings = embed_folder(encoder, Path(images))
+    scores = embeddings @ encoder.texts([text])[0]
+    order = np.argsort(-scores, kind="stable")[:top]
+    return [(paths[i], float(scores[i])) for i in order]
+
+
+def embed_folder(encoder: Encoder, folder: Path) -> tuple[list[Path], NDArray[np.float32]]:
+    """(paths, (N, D)) of the whole images under a folder, in the order of their names."""
+    if not folder.is_dir():
+        raise UsageError(f"there is no folder {folder}", "give a folder with images")
+    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+    paths: list[Path] = []
+    parts: list[NDArray[np.float32]] = []
+    for start in range(0, len(found), BATCH):
+        pixels: list[NDArray[np.uint8]] = []
+        for path in found[start : start + BATCH]:
+            try:
+                pixels.append(read_pixels(path, encoder.preprocessing))
+                paths.append(path)
+            except (CorruptInputError, OSError) as error:
+                say("search", path.name, f"skipped: {error}")
+        if pixels:
+            parts.append(encoder.pixels(np.stack(pixels)))
+    if not parts:
+        raise UsageError(
+            f"{folder} has no image that can be read ({len(found)} files tried)",
+            f"give a folder with files that end in {', '.join(IMAGE_SUFFIXES)}",
+        )
+    return paths, np.concatenate(parts)

@@ -1,0 +1,88 @@
+"""ONNX Runtime on the CPU: the reference runtime, and the one that exists on every platform.
+
+Two settings differ from its defaults. Its idle threads stop spinning when a run ends: otherwise they take the cores
+from whatever else runs in the process, which falsifies an interleaved benchmark. And on x86 CPUs without VNNI it
+multiplies unsigned by signed bytes in a way that saturates; the exact kernels are asked for, since a faster wrong
+answer is none.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import ModuleType, TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from typing_extensions import Self
+
+from mmcompress.artifact import Graph, TensorSpec
+from mmcompress.errors import CorruptInputError, require
+from mmcompress.runtime.session import Feeds, check_feeds
+
+_DTYPES = {
+    "tensor(float)": "float32",
+    "tensor(float16)": "float16",
+    "tensor(int32)": "int32",
+    "tensor(int64)": "int64",
+}
+
+
+def onnxruntime_module() -> ModuleType:
+    return require("onnxruntime", "onnxruntime")
+
+
+class OnnxRuntimeSession:
+    """Owns its weights until closed. Inputs are read during `run` only; outputs are fresh arrays."""
+
+    max_batch: int | None = None
+
+    def __init__(self, path: Path, graph: Graph, threads: int) -> None:
+        ort = onnxruntime_module()
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+        options.add_session_config_entry("session.x64quantprecision", "1")
+        try:
+            self._session: Any = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # its exception classes have no public base
+            raise CorruptInputError(
+                f"onnxruntime cannot load {path}: {_first_line(error)}",
+                "try another backend" + (", or precision fp32" if graph.precision != "fp32" else ""),
+            ) from error
+        self.inputs = _agreed(graph.inputs, self._session.get_inputs(), path)
+        self.outputs = _agreed(graph.outputs, self._session.get_outputs(), path)
+        self.device = "CPU"
+
+    def run(self, feeds: Feeds) -> dict[str, NDArray[Any]]:
+        names = [spec.name for spec in self.outputs]
+        outputs = self._session.run(names, check_feeds(feeds, self.inputs))
+        return dict(zip(names, outputs, strict=True))
+
+    def close(self) -> None:
+        self._session = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _agreed(specs: tuple[TensorSpec, ...], found: list[Any], path: Path) -> tuple[TensorSpec, ...]:
+    """The manifest's specs, once the file turned out to have them."""
+    dtypes = {value.name: _DTYPES.get(value.type, value.type) for value in found}
+    for spec in specs:
+        if dtypes.get(spec.name) != np.dtype(spec.dtype).name:
+            raise CorruptInputError(
+                f"{path} has {dtypes}, and its manifest says {spec.name!r} of {spec.dtype}", "export the artifact again"
+            )
+    return specs
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]

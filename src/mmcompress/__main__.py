@@ -1,0 +1,5 @@
+"""`python -m mmcompress`."""
+
+from mmcompress.cli import main
+
+main()

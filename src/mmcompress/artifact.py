@@ -1,0 +1,360 @@
+"""Artifacts: folders with a `manifest.json` that exist whole or not at all.
+
+A stage writes into a hidden sibling folder; when it is done every file is hashed and synced, the manifest is written
+and the folder is renamed into place. A reader therefore never sees half an artifact, and `Artifact.open` verifies every
+byte before anything is used. The digest covers what the artifact *is* (kind, stage, config, parents, files), not when
+or where it was made, so two runs of the same recipe can be compared by digest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from enum import Enum
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError
+
+from mmcompress import __version__
+from mmcompress.architecture import Config, DualEncoderConfig
+from mmcompress.errors import CorruptInputError, UsageError
+
+MANIFEST = "manifest.json"
+
+
+class Kind(str, Enum):
+    CHECKPOINT = "checkpoint"
+    EMBEDDINGS = "embeddings"
+    ONNX = "onnx"
+    ENGINE = "engine"
+    REPORT = "report"
+
+
+class FileEntry(Config):
+    sha256: str
+    bytes: int
+
+
+class TensorSpec(Config):
+    """Name, shape (None for a dynamic axis) and numpy dtype of a graph's input or output."""
+
+    name: str
+    shape: tuple[int | None, ...]
+    dtype: str
+
+
+class Graph(Config):
+    """One delivered graph: the tower it computes, its precision and its interface."""
+
+    file: str
+    tower: Literal["image", "text"]
+    precision: Literal["fp32", "fp16", "int8"]
+    activations: Literal["float", "signed", "unsigned"] = "float"
+    """Type of the quantized activations: TensorRT takes signed ones only, x86 CPUs are faster with unsigned ones."""
+    target: str | None = None
+    """What an engine was built for, `sm86` say; None for a portable graph."""
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+class Preprocessing(Config):
+    """Image to tensor: resize the shorter side, crop the centre, scale to [0, 1], normalize."""
+
+    size: int
+    """Side of the square crop, in pixels."""
+    resize: int
+    """Shorter side after resizing, in pixels."""
+    squash: bool = False
+    """Resize to a square without regard to the aspect ratio (SigLIP) instead of cropping."""
+    interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bicubic"
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+class TextProcessing(Config):
+    """Text to token ids, by a `tokenizer.json`."""
+
+    file: str = "tokenizer.json"
+    context: int
+    pad_token_id: int
+    eos_token_id: int
+    lowercase: bool = False
+
+
+class Manifest(Config):
+    schema_version: Literal[1] = Field(default=1, alias="schema")
+    kind: Kind
+    stage: str
+    """The function that made it."""
+    name: str
+    """Its row or step in the recipe."""
+    key: str
+    """Hash of (stage, config, parents' digests, version): the same key means the same content."""
+    config: dict[str, Any]
+    parents: dict[str, str]
+    """Digest of each source artifact, by the role it had."""
+    files: dict[str, FileEntry]
+    model: DualEncoderConfig | None = None
+    graphs: tuple[Graph, ...] = ()
+    preprocessing: Preprocessing | None = None
+    tokenizer: TextProcessing | None = None
+    facts: dict[str, Any] = Field(default_factory=dict)
+    """What the stage found out and a rerun would find again: params, macs, ranges, audits."""
+    metrics: dict[str, Any] = Field(default_factory=dict)
+    """What was measured; differs from run to run, so the digest leaves it out."""
+    environment: dict[str, str] = Field(default_factory=dict)
+    digest: str = ""
+
+    def compute_digest(self) -> str:
+        body = self.model_dump(mode="json", by_alias=True, exclude={"metrics", "environment", "digest"})
+        return hash_json(body)
+
+    def compute_seal(self) -> str:
+        """Guards the whole manifest, measurements included, against a flipped byte."""
+        return hash_json(self.model_dump(mode="json", by_alias=True))
+
+
+def hash_json(value: object) -> str:
+    """SHA-256 of the canonical JSON text of a value."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def hash_file(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def environment() -> dict[str, str]:
+    """Versions and platform that an artifact was made with."""
+    found = {"python": platform.python_version(), "platform": platform.platform(), "mmcompress": __version__}
+    for package in (
+        "torch",
+        "transformers",
+        "onnx",
+        "onnxruntime",
+        "openvino",
+        "tensorrt",
+        "tensorrt-rtx-cu12",
+        "numpy",
+    ):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A verified folder. `path` is where it lies, `manifest` what it says of itself."""
+
+    path: Path
+    manifest: Manifest
+
+    @property
+    def digest(self) -> str:
+        return self.manifest.digest
+
+    @property
+    def model(self) -> DualEncoderConfig:
+        """The sizes of the model in it. Raises UsageError if it holds none of ours."""
+        if self.manifest.model is None:
+            raise UsageError(f"{self.path} holds no dual encoder of mmcompress", "give a checkpoint that a stage wrote")
+        return self.manifest.model
+
+    @property
+    def preprocessing(self) -> Preprocessing | None:
+        return self.manifest.preprocessing
+
+    @property
+    def tokenizer(self) -> TextProcessing | None:
+        return self.manifest.tokenizer
+
+    def file(self, name: str) -> Path:
+        """Path of a listed file."""
+        if name not in self.manifest.files:
+            raise UsageError(
+                f"the {self.manifest.kind.value} artifact {self.path} has no file {name!r}",
+                f"it has: {', '.join(self.manifest.files)}",
+            )
+        return self.path / name
+
+    @staticmethod
+    def open(path: str | Path, *kinds: Kind) -> Artifact:
+        """Read and verify an artifact, of one of the given kinds if any are given.
+
+        Raises UsageError for a path that is no artifact or of another kind, CorruptInputError for damaged content.
+        """
+        path = Path(path)
+        manifest_path = path / MANIFEST
+        if not manifest_path.is_file():
+            expected = " or ".join(k.value for k in kinds) or "an"
+            lacks = f"it has no {MANIFEST}" if path.exists() else "there is no such folder"
+            raise UsageError(
+                f"{path} is not an artifact: {lacks}",
+                f"give a folder that mmcompress wrote ({expected} artifact)",
+            )
+        manifest = _read_manifest(manifest_path)
+        _verify_files(path, manifest)
+        if kinds and manifest.kind not in kinds:
+            raise UsageError(
+                f"{path} is an artifact of kind {manifest.kind.value!r}",
+                f"this needs one of kind {' or '.join(repr(k.value) for k in kinds)}",
+            )
+        return Artifact(path, manifest)
+
+    @staticmethod
+    @contextmanager
+    def create(
+        path: str | Path,
+        *,
+        kind: Kind,
+        stage: str,
+        key: str,
+        config: Mapping[str, Any] | None = None,
+        parents: Mapping[str, str] | None = None,
+    ) -> Iterator[Draft]:
+        """Yield a draft in a temporary sibling folder; on success verify, sync and rename it to `path`.
+
+        An artifact that is there already is replaced; any other folder that is not empty is refused.
+        """
+        path = Path(path)
+        check_replaceable(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.tmp")
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+        draft = Draft(temporary)
+        try:
+            yield draft
+            manifest = Manifest(
+                kind=kind,
+                stage=stage,
+                name=path.name,
+                key=key,
+                config=dict(config or {}),
+                parents=dict(parents or {}),
+                files=_hash_files(temporary),
+                model=draft.model,
+                graphs=tuple(draft.graphs),
+                preprocessing=draft.preprocessing,
+                tokenizer=draft.tokenizer,
+                facts=draft.facts,
+                metrics=draft.metrics,
+                environment=environment(),
+            )
+            manifest = manifest.model_copy(update={"digest": manifest.compute_digest()})
+            _write_manifest(temporary / MANIFEST, manifest)
+            _rename(temporary, path)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+@dataclass
+class Draft:
+    """What a stage fills in: files under `path`, and the facts its manifest will state."""
+
+    path: Path
+    model: DualEncoderConfig | None = None
+    graphs: list[Graph] = field(default_factory=list)
+    preprocessing: Preprocessing | None = None
+    tokenizer: TextProcessing | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)
+
+    def inherit(self, source: Artifact, *files: str) -> None:
+        """Copy files of a source artifact, and what its manifest says of its model, into this draft."""
+        for name in files:
+            shutil.copyfile(source.file(name), self.path / name)
+        self.model = source.manifest.model
+        self.preprocessing = source.manifest.preprocessing
+        self.tokenizer = source.manifest.tokenizer
+
+
+def check_replaceable(path: Path) -> None:
+    """Refuse to write over anything that mmcompress did not write."""
+    if path.is_file() or (path.is_dir() and any(path.iterdir()) and not (path / MANIFEST).is_file()):
+        raise UsageError(
+            f"{path} exists and is not an artifact of mmcompress, so it is not overwritten",
+            "give another --out, or move it away",
+        )
+
+
+def _hash_files(folder: Path) -> dict[str, FileEntry]:
+    found = sorted(p for p in folder.rglob("*") if p.is_file())
+    return {p.relative_to(folder).as_posix(): FileEntry(sha256=hash_file(p), bytes=p.stat().st_size) for p in found}
+
+
+def _write_manifest(path: Path, manifest: Manifest) -> None:
+    body = manifest.model_dump(mode="json", by_alias=True)
+    path.write_text(
+        json.dumps({**body, "seal": manifest.compute_seal()}, indent=1, ensure_ascii=False), encoding="utf-8"
+    )
+
+
+def _read_manifest(path: Path) -> Manifest:
+    again = "make the artifact again: delete the folder and rerun the command that wrote it"
+    try:
+        body = json.loads(path.read_text(encoding="utf-8"))
+        seal = body.pop("seal", None)
+        manifest = Manifest.model_validate(body)
+    except (ValueError, AttributeError, ValidationError) as error:
+        raise CorruptInputError(f"{path} cannot be read as a manifest: {error}", again) from error
+    if seal != manifest.compute_seal() or manifest.digest != manifest.compute_digest():
+        raise CorruptInputError(f"{path} was changed after it was written: its seal does not match its content", again)
+    return manifest
+
+
+def _verify_files(folder: Path, manifest: Manifest) -> None:
+    for name, entry in manifest.files.items():
+        file = folder / name
+        if not file.resolve().is_relative_to(folder.resolve()):
+            raise CorruptInputError(
+                f"{folder / MANIFEST} lists {name!r}, which lies outside of the artifact", "do not use it"
+            )
+        if not file.is_file():
+            raise CorruptInputError(
+                f"{file} is missing, and the manifest lists it", f"delete {folder} and make it again"
+            )
+        if file.stat().st_size != entry.bytes or hash_file(file) != entry.sha256:
+            raise CorruptInputError(
+                f"{file} is damaged: expected {entry.bytes} bytes with SHA-256 {entry.sha256[:12]}…",
+                f"delete {folder} and make it again, or restore it from a copy",
+            )
+
+
+def _rename(temporary: Path, path: Path) -> None:
+    """Sync the folder, then swap it in: at any moment `path` is the old artifact, nothing, or the new one."""
+    for item in temporary.rglob("*"):
+        _sync(item)
+    _sync(temporary)
+    if path.exists():
+        trash = path.with_name(f".{path.name}.old")
+        shutil.rmtree(trash, ignore_errors=True)
+        path.rename(trash)
+        temporary.rename(path)
+        shutil.rmtree(trash)
+    else:
+        temporary.rename(path)
+    _sync(path.parent)
+
+
+def _sync(path: Path) -> None:
+    if os.name == "nt" and path.is_dir():
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

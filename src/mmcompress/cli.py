@@ -1,0 +1,265 @@
+"""The command line. Each command parses, calls one function and prints; heavy imports stay inside the commands.
+
+Only `main` turns an `MMCompressError` into `error: …` and `hint: …` with its exit code. A bug keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any, NoReturn, cast
+
+import typer
+
+from mmcompress import __version__
+from mmcompress.errors import MMCompressError
+
+app = typer.Typer(
+    name="mmcompress",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Out = Annotated[Path, typer.Option("--out", help="Folder to write; what is there already and valid is reused.")]
+Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key: prune.mlp=0.4.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one compact JSON document on the last line of stdout.")]
+RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A .toml file, or a packaged recipe: demo.")]
+Folder = Annotated[Path, typer.Argument(metavar="ARTIFACT", help="Folder that an earlier command wrote.")]
+Folders = Annotated[list[Path], typer.Argument(metavar="ARTIFACT…", help="ONNX artifacts, in the order of the report.")]
+Teacher = Annotated[
+    str | None, typer.Option(help="vit-l14 or another alias, a hub id, a Hugging Face folder, or file.py:function.")
+]
+Data = Annotated[
+    str | None, typer.Option(help="WebDataset shards ('d/{00..09}.tar'), a folder, a stream, or demo:train.")
+]
+Backend = Annotated[
+    str | None, typer.Option(help="openvino, onnxruntime, tensorrt or tensorrt-rtx; the first that works if not given.")
+]
+Embeddings = Annotated[Path | None, typer.Option(help="The teacher's cached embeddings, as `embed` wrote them.")]
+MODEL, MEASURE, USE = "Compress", "Measure", "Use and look"
+
+
+def print_version(wanted: bool) -> None:
+    if wanted:
+        print(__version__)
+        raise typer.Exit
+
+
+Version = Annotated[bool, typer.Option("--version", is_eager=True, callback=print_version, help="Print the version.")]
+
+
+@app.callback()
+def options(version: Version = False) -> None:
+    """From a large CLIP teacher to a small INT8 engine, with a report of what each step cost and bought."""
+
+
+@app.command(rich_help_panel=MODEL)
+def run(recipe: RecipeName, out: Out, set_: Set = None, json: Json = False) -> None:
+    """Run a recipe: every stage whose output is not there yet. `run demo` needs no data and no GPU."""
+    from mmcompress import console, standalone
+
+    artifacts = standalone.run(recipe, out, set_ or ())
+    console.show(*console.run_summary(artifacts), json)
+
+
+@app.command(rich_help_panel=MODEL)
+def train(recipe: RecipeName, out: Out, set_: Set = None, json: Json = False) -> None:
+    """Train a dual encoder from image-text pairs: a teacher of one's own."""
+    from mmcompress import console, standalone
+
+    console.show(*console.artifact_summary(standalone.train(recipe, out, set_ or ())), json)
+
+
+@app.command(rich_help_panel=MODEL)
+def embed(
+    teacher: Annotated[str, typer.Option(help="Alias, hub id, folder, or file.py:function.")],
+    data: Annotated[str, typer.Option(help="Shards, folder, stream, or demo:train.")],
+    out: Out,
+    set_: Set = None,
+    json: Json = False,
+) -> None:
+    """Embed the training pairs with the teacher, once."""
+    from mmcompress import console, standalone
+
+    console.show(*console.artifact_summary(standalone.embed(teacher, data, out, set_ or ())), json)
+
+
+@app.command(rich_help_panel=MODEL)
+def distill(
+    out: Out,
+    teacher: Teacher = None,
+    student: Annotated[str | None, typer.Option(help="A preset (vit-s16), or inherit:0.25 of a CLIP teacher.")] = None,
+    data: Data = None,
+    embeddings: Embeddings = None,
+    checkpoint: Annotated[Path | None, typer.Option("--from", help="Checkpoint to recover, after pruning say.")] = None,
+    set_: Set = None,
+    json: Json = False,
+) -> None:
+    """Distill a student from a teacher, or recover a pruned one. Embeds the teacher into OUT-embeddings first."""
+    from mmcompress import console, standalone
+
+    chosen = {"teacher": teacher, "student": student, "data": data}
+    made = standalone.distill(out, **chosen, embeddings=embeddings, checkpoint=checkpoint, overrides=set_ or ())
+    console.show(*console.artifact_summary(made), json)
+
+
+@app.command(rich_help_panel=MODEL)
+def prune(
+    artifact: Folder,
+    out: Out,
+    teacher: Teacher = None,
+    data: Data = None,
+    embeddings: Embeddings = None,
+    set_: Set = None,
+    json: Json = False,
+) -> None:
+    """Remove whole heads and MLP units. Teacher and data are those that the checkpoint was distilled with."""
+    from mmcompress import console, standalone
+
+    made = standalone.prune(artifact, out, teacher=teacher, data=data, embeddings=embeddings, overrides=set_ or ())
+    console.show(*console.artifact_summary(made), json)
+
+
+@app.command(rich_help_panel=MODEL)
+def quantize(artifact: Folder, out: Out, data: Data = None, set_: Set = None, json: Json = False) -> None:
+    """Find the activation ranges of a checkpoint for INT8, from real samples."""
+    from mmcompress import console, standalone
+
+    made = standalone.quantize(artifact, out, data=data, overrides=set_ or ())
+    console.show(*console.artifact_summary(made), json)
+
+
+@app.command(rich_help_panel=MODEL)
+def export(
+    source: Annotated[str, typer.Argument(metavar="ARTIFACT|TEACHER", help="A checkpoint, or an unmodified teacher.")],
+    out: Out,
+    precision: Annotated[list[str] | None, typer.Option(help="fp32, fp16 or int8; may be repeated.")] = None,
+    set_: Set = None,
+    json: Json = False,
+) -> None:
+    """Write ONNX, one graph a tower. A quantized checkpoint becomes INT8 Q/DQ, a teacher goes through optimum."""
+    from mmcompress import console, standalone
+
+    console.show(*console.artifact_summary(standalone.export(source, out, precision or (), set_ or ())), json)
+
+
+@app.command(rich_help_panel=MODEL)
+def build(
+    artifact: Folder,
+    out: Out,
+    target: Annotated[list[str] | None, typer.Option(help="sm86, sm89, sm120 or native; may be repeated.")] = None,
+    backend: Annotated[str | None, typer.Option(help="tensorrt-rtx (needs no GPU to build) or tensorrt.")] = None,
+    set_: Set = None,
+    json: Json = False,
+) -> None:
+    """Build TensorRT engines from an ONNX artifact, with an audit of layers and precisions."""
+    from mmcompress import console, standalone
+
+    made = standalone.build(artifact, out, target or (), backend, set_ or ())
+    console.show(*console.artifact_summary(made), json)
+
+
+@app.command(rich_help_panel=MEASURE)
+def bench(artifacts: Folders, out: Out, set_: Set = None, json: Json = False) -> None:
+    """Latency of ONNX artifacts, interleaved in one run."""
+    from mmcompress import console, standalone
+
+    console.show(*console.artifact_summary(standalone.bench(artifacts, out, set_ or ())), json)
+
+
+@app.command(rich_help_panel=MEASURE)
+def drift(
+    artifacts: Folders,
+    data: Annotated[str, typer.Option(help="Test pairs: shards, folder, stream, or demo:test.")],
+    out: Out,
+    labels: Annotated[str | None, typer.Option(help="Text file, one candidate a line.")] = None,
+    set_: Set = None,
+    json: Json = False,
+) -> None:
+    """Accuracy of ONNX artifacts on test pairs, and their distance from the first one."""
+    from mmcompress import console, standalone
+
+    console.show(*console.artifact_summary(standalone.drift(artifacts, out, data, labels, set_ or ())), json)
+
+
+@app.command(rich_help_panel=MEASURE)
+def report(
+    folders: Annotated[list[Path], typer.Argument(metavar="DIR…", help="A run folder, or artifacts to join.")],
+    out: Annotated[Path | None, typer.Option(help="Folder to write; DIR/report if not given.")] = None,
+    set_: Set = None,
+    json: Json = False,
+) -> None:
+    """Join measurements into report.html, report.md and report.json."""
+    from mmcompress import console, standalone
+
+    console.show(*console.report_summary(standalone.report(folders, out, set_ or ())), json)
+
+
+@app.command(rich_help_panel=USE)
+def classify(
+    artifact: Folder,
+    image: Annotated[Path, typer.Argument(metavar="IMAGE")],
+    labels: Annotated[str, typer.Option(help="Separated by commas: cat,dog.")],
+    template: Annotated[str, typer.Option(help="Sentence around a label.")] = "{}",
+    backend: Backend = None,
+    json: Json = False,
+) -> None:
+    """Say which of some labels fits an image, in percent."""
+    from mmcompress import console
+    from mmcompress.runtime import encoder
+
+    names = [label.strip() for label in labels.split(",") if label.strip()]
+    with encoder.Encoder.open(artifact, cast(Any, backend)) as opened:
+        console.show(*console.shares_summary(encoder.classify(opened, image, names, template)), json)
+
+
+@app.command(rich_help_panel=USE)
+def search(
+    artifact: Folder,
+    text: Annotated[str, typer.Argument(metavar="TEXT", help="What to look for, in a language the model knows.")],
+    images: Annotated[Path, typer.Option(help="Folder of images.")],
+    top: Annotated[int, typer.Option(help="How many to show.")] = 5,
+    backend: Backend = None,
+    json: Json = False,
+) -> None:
+    """Find the images in a folder that fit a text best."""
+    from mmcompress import console
+    from mmcompress.runtime import encoder
+
+    with encoder.Encoder.open(artifact, cast(Any, backend)) as opened:
+        console.show(*console.matches_summary(encoder.search(opened, images, text, top)), json)
+
+
+@app.command(rich_help_panel=USE)
+def inspect(artifact: Folder, json: Json = False) -> None:
+    """Show what an artifact says of itself, after verifying every byte of it."""
+    from mmcompress import console
+    from mmcompress.artifact import Artifact
+
+    found = Artifact.open(artifact)
+    console.show(found.manifest.model_dump(mode="json", by_alias=True), console.manifest_view(found), json)
+
+
+@app.command(rich_help_panel=USE)
+def doctor(json: Json = False) -> None:
+    """Show what works on this machine, and what to install for what does not."""
+    from mmcompress import console
+    from mmcompress.doctor import diagnosis
+
+    found = diagnosis()
+    console.show(found, console.diagnosis_view(found), json)
+
+
+def main() -> NoReturn:
+    try:
+        app(prog_name="mmcompress")
+    except MMCompressError as error:
+        print(f"error: {error.what}", file=sys.stderr)
+        if error.hint:
+            print(f"hint: {error.hint}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    sys.exit(0)

@@ -1,0 +1,324 @@
+"""Everything a recipe can say: one frozen model a table, one docstring a key.
+
+A recipe is TOML with `[data]`, `[teacher]`, `[student]` and ordered `[[stage]]` tables. The three shared tables are the
+defaults of the stages that have a field of that name, so a stage's config holds all that its result depends on, and
+its hash can serve as the cache key. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args
+
+from pydantic import BaseModel, Field, ValidationError
+
+from mmcompress.architecture import Config
+from mmcompress.errors import UsageError, suggestion
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+Precision = Literal["fp32", "fp16", "int8"]
+Backend = Literal["onnxruntime", "openvino", "tensorrt", "tensorrt-rtx"]
+Augmentation = Literal["none", "photo", "drawing"]
+C = TypeVar("C", bound=Config)
+
+
+class DataConfig(Config):
+    """Image-text pairs: WebDataset shards (brace ranges, folders of shards), or a folder with a `captions.tsv`."""
+
+    train: str | None = None
+    """Pairs to learn from and to calibrate on."""
+    validation: str | None = None
+    """Pairs that choices are made on."""
+    test: str | None = None
+    """Pairs that only the last table is computed on."""
+    labels: str | None = None
+    """Text file with one candidate text a line; without it the candidates are the captions of the evaluated pairs."""
+    max_bad_fraction: float = Field(default=0.05, ge=0, le=1)
+    """Share of unreadable samples above which a stage stops."""
+    workers: int = Field(default=4, ge=1)
+    """Threads that decode images."""
+
+
+class TeacherConfig(Config):
+    source: str
+    """Alias (`vit-l14`), hub id, local Hugging Face folder, `open_clip:NAME/TAG`, or `file.py:function`."""
+    trust_remote_code: bool = False
+    """Let a hub repository run its own Python code. Off unless you trust its author."""
+
+
+class StudentConfig(Config):
+    source: str
+    """A preset (`vit-s16`), or `inherit:F`: heads, MLP units and blocks of a CLIP teacher, at F of its image MACs."""
+    image_size: int | None = None
+    """Input side of a preset, in pixels; the preset's own if not given."""
+    tokenizer: str | None = None
+    """Folder or hub id to take the tokenizer from, where the teacher brings none."""
+
+
+class OptimizerConfig(Config):
+    """AdamW (Loshchilov & Hutter 2019) with linear warm-up and cosine decay to zero."""
+
+    epochs: float = Field(default=10.0, gt=0)
+    """Passes over the training pairs."""
+    steps: int | None = Field(default=None, ge=1)
+    """Optimizer steps; instead of `epochs` where given."""
+    batch: int = Field(default=128, ge=2)
+    """Pairs a step, over all processes."""
+    lr: float = Field(default=1e-3, gt=0)
+    """Peak learning rate."""
+    weight_decay: float = Field(default=0.05, ge=0)
+    """On matrices only: biases, gains and embeddings are not decayed."""
+    warmup: float = Field(default=0.05, ge=0, lt=1)
+    """Share of the steps in which the learning rate rises."""
+    clip: float = Field(default=1.0, gt=0)
+    """Largest norm of the whole gradient."""
+    ema: float = Field(default=0.0, ge=0, lt=1)
+    """Decay of the averaged weights that are saved; 0 saves the last ones."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of the arithmetic; weights stay in float32. `auto` is bfloat16 where the processor has it in hardware."""
+    save_minutes: float = Field(default=1.0, gt=0)
+    """How often the state to resume from is written."""
+
+
+class StageConfig(Config):
+    """What every stage has."""
+
+    seed: int = 0
+
+
+class EmbedConfig(StageConfig):
+    """Embed the training pairs with the teacher, once."""
+
+    teacher: TeacherConfig
+    data: DataConfig
+    views: int = Field(default=1, ge=1)
+    """Views of each image; the first is the plain image, the others are augmented."""
+    augment: Augmentation = "photo"
+    """How: `photo` crops, mirrors and jitters; `drawing` moves, warps and recolours what stands on a plain ground."""
+    batch: int = Field(default=64, ge=1)
+    device: str = "auto"
+
+
+class TrainConfig(StageConfig):
+    """Contrastive training of a dual encoder from image-text pairs, with a guide's help where there is one."""
+
+    data: DataConfig
+    student: StudentConfig
+    """A preset; `student.tokenizer` names an existing tokenizer, else one is trained on the captions."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    embed_dim: int = Field(default=256, ge=8)
+    """Width of the shared space; a guide's own where there is one."""
+    vocab: int = Field(default=8192, ge=300)
+    """Largest vocabulary of a tokenizer that is trained."""
+    context: int = Field(default=32, ge=4)
+    """Longest text of a tokenizer that is trained, in tokens."""
+    augment: Augmentation = "photo"
+    views: int = Field(default=1_000_000, ge=1)
+    """Augmented views an image is shown in, without a guide; with one, its cached views are shown."""
+    contrastive: float = Field(default=1.0, ge=0)
+    """Weight of the symmetric InfoNCE."""
+    smoothing: float = Field(default=0.0, ge=0, lt=1)
+    """Label smoothing of its targets."""
+    cosine: float = Field(default=1.0, ge=0)
+    """Weight of the distance to the guide's embeddings."""
+    relational: float = Field(default=1.0, ge=0)
+    """Weight of the guide's relations."""
+    temperature: float = Field(default=0.05, gt=0)
+    """Of the guide's relations."""
+    anchors: int = Field(default=4096, ge=2)
+    """Cached guide embeddings of each modality that the other is compared with."""
+    save_dtype: Literal["float32", "float16"] = "float32"
+    """Type of the saved weights."""
+    device: str = "auto"
+
+
+class DistillConfig(StageConfig):
+    """Fit a student's embeddings to the cached ones of the teacher."""
+
+    data: DataConfig
+    teacher: TeacherConfig
+    student: StudentConfig | None = None
+    """Where the student starts from; a recovery starts from the checkpoint it is given."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    """How it is trained."""
+    cosine: float = Field(default=1.0, ge=0)
+    """Weight of 1 - cosine between the student's and the teacher's embeddings, both towers."""
+    relational: float = Field(default=1.0, ge=0)
+    """Weight of the KL divergence between the similarities to the anchors, both towers."""
+    temperature: float = Field(default=0.05, gt=0)
+    """Of those similarities."""
+    anchors: int = Field(default=4096, ge=2)
+    """Cached teacher embeddings of each modality that the other is compared with."""
+    text: Literal["distill", "keep"] = "distill"
+    """`keep` takes the text tower over from the teacher, which must be a CLIP model, and leaves it as it is."""
+    device: str = "auto"
+
+
+class PruneConfig(StageConfig):
+    """Remove whole attention heads and MLP units by their first-order importance."""
+
+    data: DataConfig
+    heads: float = Field(default=0.75, gt=0, le=1)
+    """Share of the heads kept in each block."""
+    mlp: float = Field(default=0.5, gt=0, le=1)
+    """Share of the MLP units kept in each block."""
+    mlp_multiple: int = Field(default=32, ge=1)
+    """MLP units are kept in multiples of this, which backends like."""
+    towers: tuple[Literal["image", "text"], ...] = ("image", "text")
+    samples: int = Field(default=512, ge=1)
+    """Pairs that the importance is computed on."""
+    anchors: int = Field(default=4096, ge=2)
+    """Cached teacher embeddings of each modality that the loss compares with."""
+    batch: int = Field(default=64, ge=1)
+    device: str = "auto"
+
+
+class QuantizeConfig(StageConfig):
+    """Find the activation ranges of every Linear, from real samples."""
+
+    data: DataConfig
+    method: Literal["minmax", "percentile"] = "percentile"
+    percentile: float = Field(default=99.99, gt=50, le=100)
+    """Share of the absolute activations that the range covers, in percent."""
+    samples: int = Field(default=512, ge=1)
+    batch: int = Field(default=32, ge=1)
+    device: str = "auto"
+
+
+class BaselineConfig(StageConfig):
+    """The unmodified teacher as ONNX, through optimum: the report's baseline."""
+
+    teacher: TeacherConfig
+
+
+class ExportConfig(StageConfig):
+    """Write a checkpoint as two ONNX graphs, one a tower, checked against torch."""
+
+    precisions: tuple[Precision, ...] = ("fp32",)
+    opset: int = Field(default=18, ge=17)
+
+
+class BuildConfig(StageConfig):
+    """Build TensorRT engines from the exported graphs, with an audit of layers and precisions."""
+
+    backend: Literal["tensorrt", "tensorrt-rtx"] = "tensorrt-rtx"
+    targets: tuple[str, ...] = ("sm86", "sm89", "sm120")
+    """Compute capabilities; `native` is the GPU of this machine."""
+    batches: tuple[int, int, int] = (1, 8, 32)
+    """Smallest, usual and largest batch of the optimization profile."""
+
+
+class BenchConfig(StageConfig):
+    """Latency of every row, interleaved in one run."""
+
+    backends: tuple[Backend, ...] = ("onnxruntime", "openvino")
+    batches: tuple[int, ...] = (1, 8)
+    threads: int | None = Field(default=None, ge=1)
+    """Threads of the runtime; all cores if not given."""
+    seconds: float = Field(default=1.5, gt=0)
+    """Measured time of each combination."""
+
+
+class DriftConfig(StageConfig):
+    """Accuracy of every row on the test pairs, and its distance from the teacher."""
+
+    data: DataConfig
+    backend: Backend | None = None
+    """The runtime that the figures are taken on; the first that is installed if not given."""
+    batch: int = Field(default=32, ge=1)
+
+
+class ReportConfig(StageConfig):
+    """Join the measurements into report.json, report.html and report.md."""
+
+    title: str = "mmcompress"
+
+
+class StageTable(BaseModel):
+    """One `[[stage]]` table: which function, under which name, from which earlier artifacts."""
+
+    run: str
+    name: str
+    sources: dict[str, str]
+    config: dict[str, Any]
+
+
+class Recipe(BaseModel):
+    data: dict[str, Any] = {}
+    teacher: dict[str, Any] = {}
+    student: dict[str, Any] = {}
+    stages: tuple[StageTable, ...]
+
+
+def validated(model: type[C], values: Mapping[str, Any], where: str) -> C:
+    """Build a config, or say which key of `where` is wrong, what was expected, and what is close to it."""
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        path = [str(part) for part in first["loc"]]
+        key = ".".join(path)
+        if first["type"] == "extra_forbidden":
+            known = _fields_at(model, path[:-1])
+            raise UsageError(f"{where}: unknown key {key!r}", suggestion(path[-1], known)) from error
+        got = "" if first["type"] == "missing" else f" (got {first['input']!r})"
+        raise UsageError(f"{where}: {key}: {first['msg']}{got}", _docstring(model, path)) from error
+
+
+def _fields_at(model: type[BaseModel], path: Sequence[str]) -> list[str]:
+    for part in path:
+        annotation = model.model_fields[part].annotation
+        nested = [t for t in (annotation, *get_args(annotation)) if isinstance(t, type) and issubclass(t, BaseModel)]
+        if not nested:
+            return []
+        model = nested[0]
+    return list(model.model_fields)
+
+
+def _docstring(model: type[BaseModel], path: Sequence[str]) -> str:
+    field = model.model_fields.get(path[0]) if path else None
+    return f"{path[0]}: {field.description}" if field is not None and field.description else ""
+
+
+def parse_assignments(assignments: Sequence[str]) -> dict[str, Any]:
+    """`["prune.mlp=0.4"]` -> `{"prune.mlp": 0.4}`; a value that is no JSON is a string."""
+    parsed: dict[str, Any] = {}
+    for text in assignments:
+        key, equals, value = text.partition("=")
+        if not equals or not key.strip():
+            raise UsageError(f"--set {text!r} is not KEY=VALUE", "for example: --set prune.mlp=0.4")
+        try:
+            parsed[key.strip()] = json.loads(value)
+        except ValueError:
+            parsed[key.strip()] = value
+    return parsed
+
+
+def assign(table: dict[str, Any], path: Sequence[str], value: object) -> None:
+    """Set a nested key, making the tables on the way."""
+    for part in path[:-1]:
+        nested = table.setdefault(part, {})
+        if not isinstance(nested, dict):
+            raise UsageError(f"--set {'.'.join(path)}: {part!r} is a value, not a table", "name a key that exists")
+        table = nested
+    table[path[-1]] = value
+
+
+def read_recipe(path: Path) -> dict[str, Any]:
+    """The TOML of a recipe, unchecked."""
+    try:
+        with path.open("rb") as stream:
+            return tomllib.load(stream)
+    except FileNotFoundError as error:
+        raise UsageError(f"there is no recipe {path}", "give a .toml file, or `demo`") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, IsADirectoryError) as error:
+        raise UsageError(
+            f"{path} is not TOML: {error}", "a recipe has [data], [teacher], [student] and [[stage]] tables"
+        ) from error

@@ -1,0 +1,196 @@
+"""What commands print on stdout: rich tables for people, or with `--json` one compact document on the last line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.cells import cell_len
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from mmcompress.artifact import Artifact, TensorSpec
+from mmcompress.report.formats import cosine, count, megabytes, millions, milliseconds, percent, percent_interval
+
+LINE = 120
+Summary = tuple[object, RenderableType]
+"""What `--json` prints, and what people see."""
+
+
+def show(document: object, view: RenderableType, as_json: bool) -> None:
+    """Print the document as JSON, or else its view."""
+    if as_json:
+        print(json.dumps(document, ensure_ascii=False, separators=(",", ":")))
+    else:
+        out = Console(highlight=False, markup=False)
+        if not out.is_terminal:
+            out = Console(highlight=False, markup=False, width=LINE)
+        out.print(view, soft_wrap=isinstance(view, Text))
+
+
+def artifact_summary(artifact: Artifact) -> Summary:
+    """What a command made."""
+    manifest = artifact.manifest
+    size = sum(entry.bytes for entry in manifest.files.values())
+    document = {
+        "path": str(artifact.path),
+        "kind": manifest.kind.value,
+        "stage": manifest.stage,
+        "digest": artifact.digest,
+        "files": {name: entry.bytes for name, entry in manifest.files.items()},
+        "facts": manifest.facts,
+        "metrics": manifest.metrics,
+    }
+    return document, Text(f"{artifact.path}  {manifest.kind.value}, {megabytes(size)}, digest {artifact.digest[:12]}")
+
+
+def run_summary(artifacts: Mapping[str, Artifact]) -> Summary:
+    """The artifacts of a recipe, and the report where it made one."""
+    made = {
+        name: {"path": str(a.path), "kind": a.manifest.kind.value, "digest": a.digest} for name, a in artifacts.items()
+    }
+    reports = [artifact for artifact in artifacts.values() if artifact.manifest.stage == "report"]
+    if not reports:
+        return {"artifacts": made, "report": None}, Group(*(artifact_summary(a)[1] for a in artifacts.values()))
+    document, view = report_summary(reports[-1])
+    return {"artifacts": made, "report": document}, view
+
+
+def report_summary(artifact: Artifact) -> tuple[dict[str, Any], RenderableType]:
+    """The report's document, and its ledger with the place of the page."""
+    document = json.loads(artifact.file("report.json").read_text(encoding="utf-8"))
+    return document, Group(report_view(document), Text(f"report: {artifact.file('report.html')}"))
+
+
+def manifest_view(artifact: Artifact) -> RenderableType:
+    """A manifest in readable form."""
+    manifest = artifact.manifest
+    made = ", ".join(f"{name} {version}" for name, version in manifest.environment.items())
+    about = _pairs(
+        {
+            "path": str(artifact.path),
+            "kind": f"{manifest.kind.value}, made by {manifest.stage}",
+            "digest": artifact.digest,
+            **_model_lines(artifact),
+            **{f"parent {role}": digest for role, digest in manifest.parents.items()},
+            "config": json.dumps(manifest.config, ensure_ascii=False),
+            **{key: _short(value) for key, value in {**manifest.facts, **manifest.metrics}.items()},
+            "made with": made,
+        }
+    )
+    files = _table("file", ">size", "SHA-256")
+    for name, entry in manifest.files.items():
+        files.add_row(name, count(entry.bytes), entry.sha256[:16])
+    if not manifest.graphs:
+        return Group(about, files)
+    graphs = _table("graph", "tower", "precision", "activations", "for", "input", "output")
+    for graph in manifest.graphs:
+        sides = (", ".join(map(_spec, graph.inputs)), ", ".join(map(_spec, graph.outputs)))
+        graphs.add_row(graph.file, graph.tower, graph.precision, graph.activations, graph.target or "any", *sides)
+    return Group(about, files, graphs)
+
+
+def _model_lines(artifact: Artifact) -> dict[str, str]:
+    model = artifact.manifest.model
+    if model is None:
+        return {}
+    lines = {
+        "model": f"{count(model.params)} parameters, {millions(model.macs)} MACs an image, {model.embed_dim} dimensions"
+    }
+    for name, tower in (("image tower", model.image), ("text tower", model.text)):
+        heads, mlp = " ".join(map(str, tower.heads)), " ".join(map(str, tower.mlp))
+        lines[name] = f"{tower.depth} blocks of width {tower.width}; heads {heads}; MLP {mlp}; {tower.activation}"
+    side, patch = model.image.image_size, model.image.patch
+    lines["inputs"] = (
+        f"{side}x{side} pixels in {patch}x{patch} patches; {model.text.context} of {count(model.text.vocab)} tokens"
+    )
+    return lines
+
+
+def diagnosis_view(found: Mapping[str, Any]) -> RenderableType:
+    """`doctor`'s facts as tables."""
+    cpu, gpu = found["cpu"], found["gpu"]
+    int8 = "unknown" if cpu["int8"] is None else ", ".join(cpu["int8"]) or "none that speeds up INT8"
+    about = _pairs(
+        {
+            "mmcompress": f"{found['mmcompress']} on Python {found['python']}, {found['platform']}",
+            "processor": f"{cpu['model']}, {cpu['cores']} cores; {int8}",
+            "GPU": "; ".join(" ".join(one.values()) for one in gpu) or "none found: engines can be built but not run",
+        }
+    )
+    backends = _table("backend", "", "why not")
+    for backend in found["backends"]:
+        backends.add_row(backend["name"], "runs" if backend["usable"] else "no", backend["reason"] or "")
+    extras = _table("extra", "installed", "missing", "to install")
+    for extra in found["extras"]:
+        have = ", ".join(f"{name} {version}" for name, version in extra["installed"].items())
+        lack = ", ".join(p["package"] + (f" (only where {p['only']})" if p["only"] else "") for p in extra["missing"])
+        extras.add_row(extra["name"], have, lack, extra["command"] if lack else "")
+    return Group(about, backends, extras)
+
+
+def report_view(report: Mapping[str, Any]) -> RenderableType:
+    """The ledger and the headline of a report."""
+    table = _table("row", ">parameters", ">MACs", ">size", ">R@10", "95%", ">top-1", ">cosine", ">batch 1", "on")
+    for row in report["rows"]:
+        metrics, best = row["metrics"], row["fastest"]
+        table.add_row(
+            row["stage"],
+            count(row["params"]),
+            millions(row["macs"]),
+            megabytes(row["bytes"]),
+            percent(metrics["i2t_r10"]),
+            percent_interval(metrics["ci95"].get("i2t_r10")),
+            percent(metrics["top1"]),
+            cosine(metrics["cosine_mean"]),
+            milliseconds(best["p50_ms"] if best else None),
+            f"{best['backend']} {best['precision']}" if best else "not measured",
+        )
+    return Group(table, *(Text(line) for line in report["headlines"]))
+
+
+def shares_summary(shares: Sequence[tuple[str, float]]) -> Summary:
+    """Labels with their probabilities."""
+    lines = _aligned([(label, percent(share)) for label, share in shares])
+    return [{"label": label, "share": share} for label, share in shares], lines
+
+
+def matches_summary(matches: Sequence[tuple[Path, float]]) -> Summary:
+    """Images with their cosine similarity to the text."""
+    lines = _aligned([(str(path), f"{similarity:.3f}") for path, similarity in matches])
+    return [{"image": str(path), "similarity": similarity} for path, similarity in matches], lines
+
+
+def _aligned(rows: Sequence[tuple[str, str]]) -> Text:
+    width = max((cell_len(name) for name, _ in rows), default=0)
+    return Text("\n".join(f"{name}{' ' * (width - cell_len(name))}  {figure:>6}" for name, figure in rows))
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    for column in columns:
+        right = column.startswith(">")
+        table.add_column(column.lstrip(">"), justify="right" if right else "left", no_wrap=right, overflow="fold")
+    return table
+
+
+def _pairs(values: Mapping[str, str]) -> Table:
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for key, value in values.items():
+        table.add_row(key, Text(value))
+    return table
+
+
+def _spec(spec: TensorSpec) -> str:
+    axes = ",".join("N" if axis is None else str(axis) for axis in spec.shape)
+    return f"{spec.name} ({axes}) {spec.dtype}"
+
+
+def _short(value: object, limit: int = 300) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= limit else f"{text[:limit]}… ({count(len(text))} characters)"

@@ -1,0 +1,250 @@
+"""Samples out of shards, tables and streams, with a tally of what could not be read.
+
+The layout is WebDataset's: a sample is the run of files of a tar that share a name up to its first dot. Python's
+tarfile ends quietly at a damaged header, which would lose the rest of a shard without a word; here anything but a
+proper end breaks the shard, keeps the samples before the break and counts. The `webdataset` library opens the streams;
+it is not asked for local files, because it imports torch where torch is installed. Names in a tar become keys, never
+paths, and nothing is unpacked.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import lzma
+import re
+import tarfile
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from typing_extensions import Self
+
+from mmcompress.data.imagefile import image_size
+from mmcompress.data.spec import SHARD_SUFFIXES, is_stream
+from mmcompress.data.tally import Tally
+from mmcompress.errors import CorruptInputError, UsageError
+
+IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
+MEMBER_BYTES = 256 * 2**20
+"""A larger file in a tar is refused unread."""
+_SUFFIXES = (*IMAGE_SUFFIXES, "txt", "json")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """An image as it was stored, and what is said of it."""
+
+    key: str
+    """Unique within the data: the shard's name and the name in it, or the path in a table."""
+    image: bytes
+    captions: tuple[str, ...]
+    label: str | None
+    seen: bool
+    """False for a class that was kept out of training."""
+
+
+def samples(places: Iterable[tuple[str, str]], tally: Tally) -> Iterator[Sample]:
+    """Every good sample of the (place, name)s, in order. `tally.finish` is left to the caller."""
+    for place, name in places:
+        if place.endswith(".tsv") and not is_stream(place):
+            yield from _table_samples(Path(place), tally)
+        else:
+            yield from _shard_samples(place, name, tally)
+
+
+def named(places: list[str]) -> list[tuple[str, str]]:
+    """Each place with a short unique name to put in front of its keys: shards number their samples from 0 each.
+
+    Taken before places are shuffled, so that a key means the same sample in every epoch.
+    """
+    names: list[str] = []
+    for place in places:
+        name = Path(place).name
+        stem = next((name.removesuffix(suffix) for suffix in SHARD_SUFFIXES if name.endswith(suffix)), name)
+        names.append(f"stream-{len(names):05d}" if place == "-" or place.startswith("pipe:") else stem)
+    if len(set(names)) < len(names):
+        names = [f"{index:05d}-{name}" for index, name in enumerate(names)]
+    return list(zip(places, names, strict=True))
+
+
+def _shard_samples(shard: str, name: str, tally: Tally) -> Iterator[Sample]:
+    keys: set[str] = set()
+    try:
+        for key, group in itertools.groupby(_members(shard), lambda member: member[0]):
+            files, repeated = {}, key in keys
+            for _, suffix, content in group:  # a tar that breaks here drops the unfinished sample
+                repeated |= suffix in files
+                files[suffix] = content
+            keys.add(key)
+            try:
+                if repeated:
+                    raise ValueError("a file or a sample of that name was there before")
+                found = _sample(f"{name}/{key}", files)
+            except ValueError as error:
+                tally.add_bad(f"{shard}: {key}", str(error))
+                continue
+            tally.good += 1
+            yield found
+    except _BrokenShardError as error:
+        tally.add_bad(shard, f"the shard breaks after {len(keys)} samples: {error}")
+
+
+class _BrokenShardError(Exception):
+    """The tar cannot be read on from here."""
+
+
+class _StrictTarInfo(tarfile.TarInfo):
+    """Anything but a header or a block of zeros is an error, also behind the first file."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        try:
+            return super().frombuf(buf, encoding, errors)
+        except tarfile.HeaderError as error:
+            if len(buf) == tarfile.BLOCKSIZE and not any(buf):
+                raise  # the proper end
+            short = len(buf) < tarfile.BLOCKSIZE
+            raise tarfile.ReadError("it ends too early" if short else f"no tar header ({error})") from error
+
+
+def _members(shard: str) -> Iterator[tuple[str, str, bytes | None]]:
+    """(key, suffix, content) of each file; the content is None where it is not wanted or too large."""
+    try:
+        with _opened(shard) as stream, tarfile.open(fileobj=stream, mode="r|*", tarinfo=_StrictTarInfo) as tar:
+            for info in tar:
+                tar.members = []  # type: ignore[attr-defined]  # tarfile would keep every header
+                folder, slash, file = info.name.rpartition("/")
+                stem, _, suffix = file.partition(".")
+                if not info.isreg() or not stem or not suffix or re.match(r"__[^/]*__(/|$)", info.name):
+                    continue  # folders, links and WebDataset's own notes
+                suffix = suffix.lower()
+                content = None
+                if suffix in _SUFFIXES and info.size <= MEMBER_BYTES and (file_object := tar.extractfile(info)):
+                    content = file_object.read()
+                yield _utf8(folder + slash + stem), suffix, content
+            while stream.read(2**16):  # a program that writes into a closed pipe would end with an error
+                pass
+    except (tarfile.TarError, OSError, EOFError, ValueError, OverflowError, zlib.error, lzma.LZMAError) as error:
+        raise _BrokenShardError(str(error) or type(error).__name__) from error
+
+
+def _utf8(name: str) -> str:
+    """tarfile keeps undecodable bytes as lone surrogates, which no file could be written with."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+@contextmanager
+def _opened(shard: str) -> Iterator[IO[bytes]]:
+    if not is_stream(shard):
+        with Path(shard).open("rb") as file:
+            yield file
+        return
+    from webdataset.gopen import gopen
+
+    stream = gopen(shard)
+    try:
+        # Its own read() gives up what is still in the pipe when the program has failed meanwhile.
+        yield getattr(stream, "stream", stream)
+    except BaseException:
+        with suppress(OSError):  # the program was cut off, so its exit status says nothing
+            stream.close()
+        raise
+    if shard != "-":
+        stream.close()  # raises where the program failed
+
+
+def _sample(key: str, files: Mapping[str, bytes | None]) -> Sample:
+    """ValueError says what is wrong with it."""
+    suffix = next((suffix for suffix in IMAGE_SUFFIXES if suffix in files), None)
+    if suffix is None:
+        raise ValueError(f"no image (jpg, jpeg, png or webp) among: {', '.join(sorted(files))}")
+    if any(files[known] is None for known in _SUFFIXES if known in files):
+        raise ValueError(f"a file has more than {MEMBER_BYTES // 2**20} MiB")
+    image = files[suffix] or b""
+    about = _about(files.get("json"))
+    try:
+        text = (files.get("txt") or b"").decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError("the txt is not UTF-8") from error
+    captions = _captions([text, *(about.get("captions") or [])]) or _captions([about.get("caption")])
+    if not captions:
+        raise ValueError("no caption (txt, or captions or caption in json)")
+    image_size(image)
+    label = about.get("label")
+    return Sample(
+        key, image, captions, None if label is None else _writable(str(label)), about.get("seen") is not False
+    )
+
+
+def _about(content: bytes | None) -> dict[str, Any]:
+    if content is None:
+        return {}
+    try:
+        about = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise ValueError("the json cannot be parsed") from error
+    if not isinstance(about, dict):
+        raise ValueError("the json is no object")
+    if not isinstance(about.get("captions"), list | None):
+        raise ValueError("captions in json is no list")
+    if not isinstance(about.get("seen"), bool | None):
+        raise ValueError("seen in json is neither true nor false")
+    return about
+
+
+def _captions(found: list[Any]) -> tuple[str, ...]:
+    """What is text and not empty, each once."""
+    return tuple(dict.fromkeys(_writable(text.strip()) for text in found if isinstance(text, str) and text.strip()))
+
+
+def _writable(text: str) -> str:
+    """JSON can escape half a character, which no file could be written with."""
+    return text.encode("utf-8", "replace").decode()
+
+
+def _table_samples(table: Path, tally: Tally) -> Iterator[Sample]:
+    """Rows of one image, wherever they stand, are the captions of one sample, in the order of the first rows."""
+    images: dict[str, list[dict[str, str]]] = {}
+    for row in _rows(table):
+        images.setdefault(row["image"], []).append(row)
+    folder = table.parent.resolve()
+    for name, group in images.items():
+        try:
+            path = (folder / name).resolve()
+            if not path.is_relative_to(folder):
+                raise ValueError("the image lies outside of the folder of the table")
+            captions = _captions([row["caption"] for row in group])
+            if not captions:
+                raise ValueError("no caption")
+            if not path.is_file():
+                raise ValueError("there is no such image")
+            if path.stat().st_size > MEMBER_BYTES:
+                raise ValueError(f"the image has more than {MEMBER_BYTES // 2**20} MiB")
+            image = path.read_bytes()
+            image_size(image)
+        except (ValueError, OSError) as error:
+            tally.add_bad(f"{table}: {name}", str(error))
+            continue
+        seen = group[0].get("seen", "").lower() not in ("false", "0", "no")
+        tally.good += 1
+        yield Sample(name, image, captions, group[0].get("label") or None, seen)
+
+
+def _rows(table: Path) -> list[dict[str, str]]:
+    """The rows of a table with a header; quotes are ordinary characters, cells that are not there are empty."""
+    try:
+        lines = table.read_text(encoding="utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        raise CorruptInputError(f"{table} is not UTF-8: {error}", "save it as UTF-8") from error
+    header = lines[0].split("\t")
+    if not {"image", "caption"} <= set(header):
+        raise UsageError(
+            f"{table} has the columns {', '.join(header)}",
+            "its first line must name the columns, `image` and `caption` among them, separated by tabs",
+        )
+    empty = [""] * len(header)
+    return [dict(zip(header, line.split("\t") + empty, strict=False)) for line in lines[1:] if line.strip()]

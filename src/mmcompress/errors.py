@@ -1,0 +1,65 @@
+"""Errors a user can act on, and the exit code each one ends the command with.
+
+An error says what was received, what was expected and what to do. It is raised where the fact is known; only
+`cli.main` prints it. Anything else that escapes is a bug and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Iterable
+from types import ModuleType
+
+
+class MMCompressError(Exception):
+    """A failure that the user can mend. `what` happened and was expected; `hint` says what to do."""
+
+    exit_code = 2
+
+    def __init__(self, what: str, hint: str = "") -> None:
+        super().__init__(what)
+        self.what = what
+        self.hint = hint
+
+
+class GateFailedError(MMCompressError):
+    """A measured figure is outside the limit that the user set."""
+
+    exit_code = 1
+
+
+class UsageError(MMCompressError):
+    """A wrong argument, path or recipe."""
+
+    exit_code = 2
+
+
+class MissingRequirementError(MMCompressError):
+    """A package, driver, device or download that is not there."""
+
+    exit_code = 3
+
+
+class CorruptInputError(MMCompressError):
+    """A file whose content is damaged, or does not belong to what it is used with."""
+
+    exit_code = 4
+
+
+def suggestion(word: str, known: Iterable[str]) -> str:
+    """ "did you mean …?" for a misspelt word, else the list of what is known."""
+    known = sorted(known)
+    close = difflib.get_close_matches(word, known, n=1)
+    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
+
+
+def require(module: str, extra: str) -> ModuleType:
+    """Import an optional package, or say which `pip install` brings it."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise MissingRequirementError(
+            f"this needs the Python package {module.split('.')[0]!r}, which cannot be imported ({error})",
+            f"pip install 'mmcompress[{extra}]'",
+        ) from error

@@ -1,0 +1,77 @@
+"""Figures as people read them, the same on the console, in Markdown and in HTML. What was not measured is a dash."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+BACKENDS = {
+    "onnxruntime": "ONNX Runtime",
+    "openvino": "OpenVINO",
+    "tensorrt": "TensorRT",
+    "tensorrt-rtx": "TensorRT-RTX",
+}
+"""Backends by the names that their makers write."""
+ABSENT = "–"
+MINUS = "−"
+
+
+def percent(fraction: float | None, digits: int = 1) -> str:
+    """0.4234 -> `42.3%`"""
+    return ABSENT if fraction is None else f"{100 * fraction:.{digits}f}%"
+
+
+def percent_interval(interval: Sequence[float] | None, digits: int = 1) -> str:
+    """(0.41, 0.44) -> `41.0–44.0`, in percent"""
+    return "" if interval is None else f"{100 * interval[0]:.{digits}f}–{100 * interval[1]:.{digits}f}"
+
+
+def points(difference: float | None, digits: int = 1) -> str:
+    """A difference of two fractions, in percentage points: -0.012 -> `−1.2`"""
+    if difference is None:
+        return ABSENT
+    text = f"{100 * abs(difference):.{digits}f}"
+    if not float(text):
+        return text
+    return f"{MINUS if difference < 0 else '+'}{text}"
+
+
+def count(number: float | None) -> str:
+    """6612481 -> `6,612,481`"""
+    return ABSENT if number is None else f"{number:,.0f}"
+
+
+def millions(number: float | None) -> str:
+    """123456789 -> `123.5 M`; small numbers keep a significant digit"""
+    if number is None:
+        return ABSENT
+    value = number / 1e6
+    return f"{value:,.0f} M" if value >= 1000 else f"{value:.1f} M" if value >= 1 else f"{value:.3f} M"
+
+
+def megabytes(size: float | None) -> str:
+    """Decimal megabytes: 25312000 -> `25.3 MB`"""
+    if size is None:
+        return ABSENT
+    value = size / 1e6
+    return f"{value:,.1f} MB" if value >= 0.1 else f"{size / 1e3:,.1f} kB"
+
+
+def milliseconds(latency_ms: float | None) -> str:
+    """Three significant digits: 17.3 -> `17.3 ms`"""
+    return ABSENT if latency_ms is None else f"{significant(latency_ms)} ms"
+
+
+def times(ratio: float | None) -> str:
+    """2.713 -> `2.71×`; what did not change at all is `same`"""
+    return ABSENT if ratio is None else "same" if ratio == 1 else f"{significant(ratio)}×"
+
+
+def cosine(value: float | None) -> str:
+    return ABSENT if value is None else f"{value:.4f}"
+
+
+def significant(value: float) -> str:
+    """Three significant digits without an exponent."""
+    if value >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"

@@ -1,0 +1,226 @@
+"""A stage on its own, from its own command: where its sources come from when the user does not spell them out.
+
+A manifest records the config and the parents' digests of its artifact, so most of what a later stage needs is already
+known: `prune DIR` finds the teacher's embeddings that DIR was distilled from beside it, by their digest, and the data
+in its config. What cannot be found is an error that names the option to give. Nothing here runs a stage in another way
+than a recipe does: both end in `pipeline.run_stage`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mmcompress.artifact import MANIFEST, Artifact, Kind
+from mmcompress.config import assign, parse_assignments, validated
+from mmcompress.errors import UsageError, suggestion
+from mmcompress.lock import locked
+from mmcompress.pipeline import STAGES, load_recipe, reduced, run_recipe, run_stage, run_stages
+
+RECIPES = Path(__file__).parent / "recipes"
+
+
+def recipe_path(recipe: str) -> Path:
+    """A packaged recipe by its name (`demo`), else the path of a file."""
+    path = Path(recipe)
+    if path.exists() or path.suffix == ".toml":
+        return path
+    packaged = {file.stem: file for file in RECIPES.glob("*.toml")}
+    if recipe not in packaged:
+        raise UsageError(
+            f"there is no recipe {recipe!r}", f"give a .toml file, or a packaged one ({suggestion(recipe, packaged)})"
+        )
+    return packaged[recipe]
+
+
+def run(recipe: str, out: Path, overrides: Sequence[str] = ()) -> dict[str, Artifact]:
+    """Every stage of a recipe; the artifacts by name, in the recipe's order."""
+    path = recipe_path(recipe)
+    return run_recipe(load_recipe(path, parse_assignments(overrides)), out, str(path))
+
+
+def train(recipe: str, out: Path, overrides: Sequence[str] = ()) -> Artifact:
+    """A recipe whose last stage is `train`, with `out` as its artifact and what comes before it beside: `OUT-embed`."""
+    path = recipe_path(recipe)
+    loaded = load_recipe(path, parse_assignments(overrides))
+    last = loaded.stages[-1]
+    if last.run != "train":
+        raise UsageError(
+            f"{path} ends with a stage that runs {last.run!r}", "`mmcompress train` wants `train` at the end"
+        )
+    places = {table.name: out.with_name(f"{out.name}-{table.name}") for table in loaded.stages} | {last.name: out}
+    out.absolute().parent.mkdir(parents=True, exist_ok=True)
+    return run_stages(loaded, places, out.with_name(f".{out.name}.lock"), str(path))[last.name]
+
+
+def run_single(
+    name: str,
+    values: Mapping[str, Any],
+    sources: Mapping[str, Artifact],
+    out: Path,
+    overrides: Sequence[str] = (),
+    gathered: Sequence[Artifact] = (),
+) -> Artifact:
+    """Check the values, with `--set` on top, and run one stage; `out` becomes its artifact, or is reused."""
+    stage = STAGES[name]
+    tables = {key: dict(value) if isinstance(value, Mapping) else value for key, value in values.items()}
+    tables = {key: value for key, value in tables.items() if value is not None}
+    for key, value in parse_assignments(overrides).items():
+        parts = key.split(".")
+        assign(tables, parts[1:] if parts[0] == name and len(parts) > 1 else parts, value)
+    built = reduced(validated(stage.config, tables, f"mmcompress {name}"), stage)
+    out.absolute().parent.mkdir(parents=True, exist_ok=True)
+    with locked(out.with_name(f".{out.name}.lock")):
+        return run_stage(stage, built, sources, tuple(gathered), out)
+
+
+def embed(teacher: str, data: str, out: Path, overrides: Sequence[str] = ()) -> Artifact:
+    return run_single("embed", {"teacher": {"source": teacher}, "data": {"train": data}}, {}, out, overrides)
+
+
+def distill(
+    out: Path,
+    *,
+    teacher: str | None = None,
+    student: str | None = None,
+    data: str | None = None,
+    embeddings: Path | None = None,
+    checkpoint: Path | None = None,
+    overrides: Sequence[str] = (),
+) -> Artifact:
+    """A new student, or with `checkpoint` that one recovered; the teacher is embedded first where it has not been."""
+    start = None if checkpoint is None else Artifact.open(checkpoint, Kind.CHECKPOINT)
+    if start is None and student is None:
+        raise UsageError(
+            "distill needs a student", "--student vit-s16 or inherit:0.25, or --from CHECKPOINT to recover one"
+        )
+    cached = teacher_embeddings(out, embeddings, teacher, data, start)
+    values = {
+        "teacher": {"source": teacher} if teacher else cached.manifest.config["teacher"],
+        "data": {"train": data} if data else cached.manifest.config["data"],
+        "student": {"source": student} if student else None,
+    }
+    sources = {"embeddings": cached} | ({"checkpoint": start} if start else {})
+    return run_single("distill", values, sources, out, overrides)
+
+
+def prune(
+    checkpoint: Path,
+    out: Path,
+    *,
+    teacher: str | None = None,
+    data: str | None = None,
+    embeddings: Path | None = None,
+    overrides: Sequence[str] = (),
+) -> Artifact:
+    source = Artifact.open(checkpoint, Kind.CHECKPOINT)
+    cached = teacher_embeddings(out, embeddings, teacher, data, source)
+    values = {"data": {"train": data} if data else cached.manifest.config["data"]}
+    return run_single("prune", values, {"checkpoint": source, "embeddings": cached}, out, overrides)
+
+
+def quantize(checkpoint: Path, out: Path, *, data: str | None = None, overrides: Sequence[str] = ()) -> Artifact:
+    source = Artifact.open(checkpoint, Kind.CHECKPOINT)
+    return run_single("quantize", {"data": recorded_data(source, data)}, {"checkpoint": source}, out, overrides)
+
+
+def export(source: str, out: Path, precisions: Sequence[str] = (), overrides: Sequence[str] = ()) -> Artifact:
+    """A checkpoint as ONNX; anything that is no artifact is a teacher, which goes through optimum as it is."""
+    if not (Path(source) / MANIFEST).is_file():
+        return run_single("baseline", {"teacher": {"source": source}}, {}, out, overrides)
+    checkpoint = Artifact.open(source, Kind.CHECKPOINT)
+    natural = ("int8",) if checkpoint.manifest.stage == "quantize" else ("fp32",)
+    values = {"precisions": tuple(precisions) or natural}
+    return run_single("export", values, {"checkpoint": checkpoint}, out, overrides)
+
+
+def build(
+    graphs: Path, out: Path, targets: Sequence[str] = (), backend: str | None = None, overrides: Sequence[str] = ()
+) -> Artifact:
+    values = {"targets": tuple(targets) or None, "backend": backend}
+    return run_single("build", values, {"graphs": Artifact.open(graphs, Kind.ONNX)}, out, overrides)
+
+
+def bench(artifacts: Sequence[Path], out: Path, overrides: Sequence[str] = ()) -> Artifact:
+    return run_single("bench", {}, {}, out, overrides, [Artifact.open(path, Kind.ONNX) for path in artifacts])
+
+
+def drift(
+    artifacts: Sequence[Path], out: Path, data: str, labels: str | None = None, overrides: Sequence[str] = ()
+) -> Artifact:
+    """The first artifact is the reference."""
+    gathered = [Artifact.open(path, Kind.ONNX) for path in artifacts]
+    return run_single("drift", {"data": {"test": data, "labels": labels}}, {}, out, overrides, gathered)
+
+
+def report(folders: Sequence[Path], out: Path | None = None, overrides: Sequence[str] = ()) -> Artifact:
+    """Join the artifacts in some folders, each an artifact or a run folder, into one report."""
+    found = [artifact for folder in folders for artifact in _artifacts_in(folder)]
+    kinds = STAGES["report"].gathers
+    joined = [a for a in found if a.manifest.kind in kinds and a.manifest.stage != "report"]
+    if not joined:
+        names = ", ".join(map(str, folders))
+        raise UsageError(
+            f"nothing to report on in {names}", "give a folder of `mmcompress run`, or artifacts of bench and drift"
+        )
+    run_folder = folders[0].absolute().parent if (folders[0] / MANIFEST).is_file() else folders[0]
+    return run_single("report", {}, {}, out or run_folder / "report", overrides, in_recipe_order(joined))
+
+
+def _artifacts_in(folder: Path) -> list[Artifact]:
+    if (folder / MANIFEST).is_file() or not folder.is_dir():
+        return [Artifact.open(folder)]
+    return [Artifact.open(path.parent) for path in sorted(folder.glob(f"*/{MANIFEST}")) if path.parent.name[0] != "."]
+
+
+def in_recipe_order(artifacts: Sequence[Artifact]) -> list[Artifact]:
+    """Measured artifacts in the order in which bench and drift gathered them, the rest behind them by name."""
+    order: dict[str, int] = {}
+    for measurement in artifacts:
+        if measurement.manifest.kind is Kind.REPORT:
+            for digest in measurement.manifest.parents.values():
+                order.setdefault(digest, len(order))
+    return sorted(artifacts, key=lambda a: (order.get(a.digest, len(order)), a.path.name))
+
+
+def teacher_embeddings(
+    out: Path, given: Path | None, teacher: str | None, data: str | None, near: Artifact | None
+) -> Artifact:
+    """Cached embeddings to learn from: those given, those of --teacher and --data, or those that `near` came from."""
+    if given is not None:
+        return Artifact.open(given, Kind.EMBEDDINGS)
+    if teacher is not None:
+        table = recorded_data(near, data)
+        made = out.with_name(f"{out.name}-embeddings")
+        return run_single("embed", {"teacher": {"source": teacher}, "data": table}, {}, made)
+    found = None if near is None else parent_beside(near, "embeddings")
+    if found is None:
+        raise UsageError(
+            "the teacher's embeddings are not known" + (f": they are not beside {near.path}" if near else ""),
+            "give --embeddings ARTIFACT, or --teacher and --data to make them",
+        )
+    return Artifact.open(found, Kind.EMBEDDINGS)
+
+
+def recorded_data(near: Artifact | None, data: str | None) -> dict[str, Any]:
+    """The data table: what the user gave, else what the artifact was made from."""
+    recorded = None if near is None else near.manifest.config.get("data")
+    if data is None and recorded is None:
+        raise UsageError(
+            "no training data is given" + (f" or recorded in {near.path}" if near else ""), "give --data SHARDS"
+        )
+    return {"train": data} if data is not None else dict(recorded or {})
+
+
+def parent_beside(artifact: Artifact, role: str) -> Path | None:
+    """The folder beside an artifact that holds its parent, told by the digest."""
+    digest = artifact.manifest.parents.get(role)
+    for manifest in sorted(artifact.path.absolute().parent.glob(f"*/{MANIFEST}")):
+        try:
+            if digest is not None and json.loads(manifest.read_text(encoding="utf-8")).get("digest") == digest:
+                return manifest.parent
+        except (ValueError, AttributeError):
+            continue
+    return None

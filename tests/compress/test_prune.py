@@ -1,0 +1,95 @@
+"""Pruning: nothing pruned is the identity, dead units cost nothing, and the importance is the loss's own slope."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from mmcompress.architecture import DualEncoderConfig
+from mmcompress.compress.distill import distillation_loss
+from mmcompress.compress.pairs import Pairs
+from mmcompress.compress.prune import importance, without_least
+from mmcompress.config import DataConfig, PruneConfig
+from mmcompress.model import DualEncoder, initialize
+
+
+def _anchors(seed: int) -> torch.Tensor:
+    return F.normalize(torch.randn(20, 32, generator=torch.Generator().manual_seed(seed)), dim=-1)
+
+
+ANCHORS = (_anchors(0), _anchors(1))
+
+
+@pytest.fixture
+def model() -> DualEncoder:
+    tower = {"width": 64, "head_dim": 16, "heads": (4, 4), "mlp": (128, 128)}
+    config = DualEncoderConfig.model_validate(
+        {
+            "embed_dim": 32,
+            "image": {**tower, "image_size": 32, "patch": 8},
+            "text": {**tower, "vocab": 50, "context": 12, "eos_token_id": 49},
+        }
+    )
+    return initialize(DualEncoder(config), 0).eval()
+
+
+@pytest.fixture
+def pairs() -> Pairs:
+    torch.manual_seed(1)
+    teacher = tuple(F.normalize(torch.randn(6, 32), dim=-1) for _ in range(2))
+    tokens = torch.randint(0, 50, (6, 12))
+    return Pairs(torch.randn(6, 3, 32, 32), tokens, torch.arange(6), (teacher[0], teacher[1]))
+
+
+def config(**changes: object) -> PruneConfig:
+    return PruneConfig.model_validate({"data": DataConfig(), **changes})
+
+
+@torch.no_grad()
+def outputs(model: DualEncoder, pairs: Pairs) -> torch.Tensor:
+    return torch.cat([model.encode_image(pairs.pixels), model.encode_text(pairs.tokens)])
+
+
+def test_pruning_nothing_is_the_identity(model: DualEncoder, pairs: Pairs) -> None:
+    pruned = without_least(model, importance(model, [pairs], ANCHORS), config(heads=1, mlp=1))
+    assert pruned.config == model.config
+    assert torch.equal(outputs(model, pairs), outputs(pruned, pairs))
+
+
+def test_pruning_dead_units_changes_no_output(model: DualEncoder, pairs: Pairs) -> None:
+    with torch.no_grad():
+        for tower in (model.image, model.text):
+            for block in tower.blocks:
+                block.out.weight[:, 16:48] = 0  # heads 1 and 2
+                block.fc2.weight[:, 10:74] = 0
+    scores = importance(model, [pairs], ANCHORS)
+    assert scores["image.blocks.0.out"].argsort()[:2].sort().values.tolist() == [1, 2]
+    pruned = without_least(model, scores, config(heads=0.5, mlp=0.5))
+    assert pruned.config.image.heads == (2, 2) and pruned.config.image.mlp == (64, 64)
+    torch.testing.assert_close(outputs(model, pairs), outputs(pruned, pairs), atol=1e-6, rtol=0)
+
+
+def test_importance_is_the_change_of_the_loss_to_first_order(model: DualEncoder, pairs: Pairs) -> None:
+    """Closing the gate of one unit by a hair, by finite differences, on a single pair (so that |.| is outside)."""
+    assert pairs.teacher is not None
+    one = Pairs(pairs.pixels[:1], pairs.tokens[:1], pairs.groups[:1], (pairs.teacher[0][:1], pairs.teacher[1][:1]))
+    assert one.teacher is not None
+    scores = importance(model, [one], ANCHORS)
+    block, step = model.image.blocks[1], 1e-2
+    with torch.no_grad():
+        base = distillation_loss(model(one.pixels, one.tokens), one.teacher, ANCHORS)
+        for unit in (0, 31, 100):
+            column = block.fc2.weight[:, unit].clone()
+            block.fc2.weight[:, unit] = (1 - step) * column
+            moved = distillation_loss(model(one.pixels, one.tokens), one.teacher, ANCHORS)
+            block.fc2.weight[:, unit] = column
+            measured = abs((moved - base).item()) / step
+            assert measured == pytest.approx(scores["image.blocks.1.fc2"][unit].item(), rel=0.1, abs=2e-5)
+
+
+def test_one_tower_can_be_left_alone(model: DualEncoder, pairs: Pairs) -> None:
+    pruned = without_least(model, importance(model, [pairs], ANCHORS), config(heads=0.5, mlp=0.25, towers=("image",)))
+    assert pruned.config.text == model.config.text
+    assert pruned.config.image.heads == (2, 2) and pruned.config.image.mlp == (32, 32)
+    assert pruned.config.params == sum(p.numel() for p in pruned.parameters())

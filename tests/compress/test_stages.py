@@ -1,0 +1,214 @@
+"""The training stages end to end on a small world: what they make, what they reuse, what survives a kill."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from clip_world import CAPTIONS, write_squares, write_teacher
+
+from mmcompress.artifact import Artifact
+from mmcompress.compress import embed
+from mmcompress.compress.embed import load_embeddings
+from mmcompress.compress.teacher import Teacher, load_teacher
+from mmcompress.config import TeacherConfig
+from mmcompress.errors import CorruptInputError, UsageError
+from mmcompress.model import dual_encoder_from_checkpoint
+from mmcompress.pipeline import load_recipe, run_recipe
+
+RECIPE = """
+[data]
+train = "{data}"
+test = "{data}"
+[teacher]
+source = "{teacher}"
+[student]
+source = "inherit:0.8"
+[[stage]]
+run = "embed"
+views = 3
+batch = 16
+[[stage]]
+run = "distill"
+optimizer = {{ epochs = 12, batch = 20, lr = 3e-3, save_minutes = 1e-9 }}
+[[stage]]
+run = "prune"
+heads = 0.5
+mlp_multiple = 8
+samples = 40
+batch = 20
+[[stage]]
+run = "distill"
+name = "recover"
+optimizer = {{ epochs = 6, batch = 20, lr = 2e-3 }}
+[[stage]]
+run = "quantize"
+samples = 48
+"""
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("world")
+    data, teacher = write_squares(folder), write_teacher(folder / "teacher")
+    (folder / "recipe.toml").write_text(RECIPE.format(data=data, teacher=teacher))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def made(world: Path) -> dict[str, Artifact]:
+    return run_recipe(load_recipe(world / "recipe.toml"), world / "run")
+
+
+def test_embeddings_are_the_teachers_own(world: Path, made: dict[str, Artifact]) -> None:
+    found = load_embeddings(made["embed"])
+    teacher = load_teacher(TeacherConfig(source=str(world / "teacher")), torch.device("cpu"))
+    assert found.images.shape == (60, 3, 32) and found.texts.shape == (60, 32)
+    direct = teacher.encode_text(CAPTIONS)
+    torch.testing.assert_close(found.texts.float(), direct, atol=1e-3, rtol=0)
+    (row, first, captions) = next(value for key, value in found.rows.items() if key.endswith("0007"))
+    assert (row, first, captions) == (7, 7, 1)
+    assert not torch.equal(found.images[:, 0], found.images[:, 1])
+
+
+def agreement(artifact: Artifact, embeddings: Artifact) -> float:
+    """Mean cosine between a checkpoint's text embeddings and the teacher's."""
+    from mmcompress.runtime.tokenize import load_tokenizer, tokenize
+
+    text = artifact.tokenizer
+    assert text is not None
+    tokens = tokenize(load_tokenizer(artifact.file(text.file)), CAPTIONS, text)
+    with torch.no_grad():
+        ours = dual_encoder_from_checkpoint(artifact.path, artifact.model).encode_text(torch.from_numpy(tokens))
+    return float((ours * load_embeddings(embeddings).texts.float()).sum(dim=1).mean())
+
+
+def test_recovery_brings_a_pruned_student_back(made: dict[str, Artifact]) -> None:
+    distilled, pruned, recovered = (agreement(made[n], made["embed"]) for n in ("distill", "prune", "recover"))
+    assert distilled > 0.95
+    assert recovered > pruned
+    assert made["prune"].model.macs < 0.7 * made["distill"].model.macs
+
+
+def test_every_checkpoint_loads_strictly_and_says_its_size(made: dict[str, Artifact]) -> None:
+    for name in ("distill", "prune", "recover", "quantize"):
+        artifact = made[name]
+        model = dual_encoder_from_checkpoint(artifact.path, artifact.model)
+        assert artifact.manifest.facts["params"] == sum(p.numel() for p in model.parameters())
+    assert len(made["quantize"].manifest.files) == len(made["recover"].manifest.files) + 1
+
+
+def digests(artifacts: dict[str, Artifact]) -> dict[str, str]:
+    return {name: artifact.digest for name, artifact in artifacts.items()}
+
+
+def test_a_rerun_does_no_work(world: Path, made: dict[str, Artifact]) -> None:
+    before = {name: (a.path / "manifest.json").stat().st_mtime_ns for name, a in made.items()}
+    again = run_recipe(load_recipe(world / "recipe.toml"), world / "run")
+    assert {name: (a.path / "manifest.json").stat().st_mtime_ns for name, a in again.items()} == before
+
+
+def test_another_folder_gives_the_same_digests(world: Path, made: dict[str, Artifact]) -> None:
+    assert digests(run_recipe(load_recipe(world / "recipe.toml"), world / "elsewhere")) == digests(made)
+
+
+def test_a_change_runs_what_depends_on_it_and_nothing_else(world: Path, made: dict[str, Artifact]) -> None:
+    other_test = run_recipe(
+        load_recipe(world / "recipe.toml", {"data.test": str(world / "recipe.toml")}), world / "run"
+    )
+    assert digests(other_test) == digests(made)
+    pruned_less = run_recipe(load_recipe(world / "recipe.toml", {"prune.mlp": 0.75}), world / "elsewhere")
+    changed = {name for name in made if digests(pruned_less)[name] != digests(made)[name]}
+    assert changed == {"prune", "recover", "quantize"}
+
+
+def test_a_damaged_artifact_is_made_again(world: Path, made: dict[str, Artifact]) -> None:
+    target = made["prune"].file("model.safetensors")
+    content = bytearray(target.read_bytes())
+    content[-1] ^= 1
+    target.write_bytes(content)
+    with pytest.raises(CorruptInputError):
+        Artifact.open(made["prune"].path)
+    assert digests(run_recipe(load_recipe(world / "recipe.toml"), world / "run")) == digests(made)
+
+
+def test_killed_and_run_again_ends_with_the_same_digests(world: Path, made: dict[str, Artifact]) -> None:
+    out = world / "killed"
+    script = (
+        "import sys; from pathlib import Path; from mmcompress.pipeline import load_recipe, run_recipe;"
+        "run_recipe(load_recipe(Path(sys.argv[1])), Path(sys.argv[2]))"
+    )
+    command = [sys.executable, "-c", script, str(world / "recipe.toml"), str(out)]
+    process = subprocess.Popen(command, env=os.environ, stderr=subprocess.DEVNULL)
+    state = out / ".distill.work" / "state.safetensors"
+    deadline = time.monotonic() + 60
+    while not state.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert state.exists() and not (out / "distill").exists()
+    assert digests(run_recipe(load_recipe(world / "recipe.toml"), out)) == digests(made)
+
+
+def test_killed_embedding_goes_on_at_its_last_chunk(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = load_recipe(world / "recipe.toml")
+    only_embed = recipe.model_copy(update={"stages": recipe.stages[:1]})
+    monkeypatch.setattr(embed, "_CHUNK", 16)
+    whole = run_recipe(only_embed, tmp_path / "whole")
+    calls = 0
+
+    def dying(config: TeacherConfig, device: torch.device) -> Teacher:
+        teacher = load_teacher(config, device)
+
+        def encode_image(pixels: torch.Tensor) -> torch.Tensor:
+            nonlocal calls
+            calls += 1
+            if calls == 8:  # the third of four chunks, three views each
+                raise KeyboardInterrupt
+            return teacher.encode_image(pixels)
+
+        return Teacher(encode_image, teacher.encode_text, teacher.preprocessing, teacher.embed_dim)
+
+    monkeypatch.setattr(embed, "load_teacher", dying)
+    with pytest.raises(KeyboardInterrupt):
+        run_recipe(only_embed, tmp_path / "parts")
+    assert not (tmp_path / "parts" / "embed").exists()
+    assert digests(run_recipe(only_embed, tmp_path / "parts")) == digests(whole)
+    assert calls == 8 + 2 * 3, "two chunks were left to do"
+
+
+def test_text_tower_can_be_kept(world: Path) -> None:
+    recipe = load_recipe(
+        world / "recipe.toml",
+        {
+            "distill.text": "keep",
+            "student.source": "vit-m8-64",
+            "distill.optimizer.epochs": 1,
+            "prune.towers": ["image"],
+        },
+    )
+    kept = run_recipe(recipe, world / "kept")
+    assert agreement(kept["distill"], kept["embed"]) == pytest.approx(1, abs=1e-4)
+
+
+def test_embeddings_of_other_data_are_refused(world: Path, made: dict[str, Artifact], tmp_path: Path) -> None:
+    found = load_embeddings(made["embed"])
+    import numpy as np
+
+    with pytest.raises(CorruptInputError, match="'stranger' has no teacher embedding"):
+        found.lookup(["stranger"], np.array([0]), [0])
+
+
+def test_a_student_is_needed(world: Path, tmp_path: Path) -> None:
+    text = (world / "recipe.toml").read_text().replace('[student]\nsource = "inherit:0.8"\n', "")
+    (tmp_path / "recipe.toml").write_text(text)
+    with pytest.raises(UsageError, match="needs a student"):
+        run_recipe(load_recipe(tmp_path / "recipe.toml"), tmp_path / "run")

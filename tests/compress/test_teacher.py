@@ -1,0 +1,165 @@
+"""Teachers of three families from local folders of the true architecture, one's own, and the errors."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from clip_world import CAPTIONS, write_teacher
+from transformers import (
+    AutoTokenizer,
+    ChineseCLIPConfig,
+    ChineseCLIPModel,
+    PreTrainedTokenizerFast,
+    SiglipConfig,
+    SiglipModel,
+)
+
+from mmcompress.compress.teacher import (
+    ALIASES,
+    image_processing,
+    load_teacher,
+    resolve,
+    save_image_processing,
+    save_text_processing,
+)
+from mmcompress.config import TeacherConfig
+from mmcompress.errors import CorruptInputError, MissingRequirementError, UsageError
+from mmcompress.model import dual_encoder_from_hugging_face
+from mmcompress.runtime.tokenize import load_tokenizer, tokenize
+
+CPU = torch.device("cpu")
+SMALL = {"hidden_size": 32, "num_attention_heads": 2, "num_hidden_layers": 2, "intermediate_size": 64}
+
+
+def other_family(folder: Path, family: str) -> Path:
+    write_teacher(folder)
+    for name in ("config.json", "model.safetensors"):
+        (folder / name).unlink()
+    vision = {**SMALL, "image_size": 32, "patch_size": 8}
+    if family == "siglip":
+        text = {**SMALL, "vocab_size": 320, "max_position_embeddings": 16, "projection_size": 32}
+        SiglipModel(SiglipConfig(text_config=text, vision_config=vision)).save_pretrained(folder)
+    else:
+        text = {**SMALL, "vocab_size": 320, "max_position_embeddings": 16}
+        config = ChineseCLIPConfig(text_config=text, vision_config={**vision, "projection_dim": 24}, projection_dim=24)
+        ChineseCLIPModel(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("family", ["clip", "siglip", "chinese_clip"])
+def test_families_embed_into_one_space(tmp_path: Path, family: str) -> None:
+    folder = write_teacher(tmp_path) if family == "clip" else other_family(tmp_path, family)
+    teacher = load_teacher(TeacherConfig(source=str(folder)), CPU)
+    images, texts = teacher.encode_image(torch.randn(2, 3, 32, 32)), teacher.encode_text(["a square", "红色"])
+    assert images.shape == texts.shape == (2, teacher.embed_dim)
+    torch.testing.assert_close(images.norm(dim=1), torch.ones(2))
+    torch.testing.assert_close(texts.norm(dim=1), torch.ones(2))
+    assert teacher.preprocessing.size == 32
+
+
+def test_clip_teacher_matches_our_own_towers(tmp_path: Path) -> None:
+    folder = write_teacher(tmp_path)
+    teacher = load_teacher(TeacherConfig(source=str(folder)), CPU)
+    processing = save_text_processing(folder, tmp_path)
+    tokens = tokenize(load_tokenizer(tmp_path / "tokenizer.json"), CAPTIONS[:5], processing)
+    with torch.no_grad():
+        ours = dual_encoder_from_hugging_face(folder).encode_text(torch.from_numpy(tokens))
+    torch.testing.assert_close(ours, teacher.encode_text(CAPTIONS[:5]), atol=1e-5, rtol=0)
+
+
+def test_own_teacher_is_called(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "import torch\n"
+        "from mmcompress.artifact import Preprocessing\n"
+        "from mmcompress.compress.teacher import Teacher\n"
+        "def build():\n"
+        "    rule = Preprocessing(size=8, resize=8, mean=(0.5,) * 3, std=(0.5,) * 3)\n"
+        "    return Teacher(lambda x: torch.ones(len(x), 4) / 2, lambda t: torch.ones(len(t), 4) / 2, rule, 4)\n"
+        "def number():\n"
+        "    return 3\n"
+    )
+    assert load_teacher(TeacherConfig(source=f"{file}:build"), CPU).embed_dim == 4
+    with pytest.raises(UsageError, match="returned int"):
+        load_teacher(TeacherConfig(source=f"{file}:number"), CPU)
+    with pytest.raises(UsageError, match="has no function 'bild'") as caught:
+        load_teacher(TeacherConfig(source=f"{file}:bild"), CPU)
+    assert "build" in caught.value.hint
+    with pytest.raises(UsageError, match="there is no Python file"):
+        load_teacher(TeacherConfig(source=f"{tmp_path}/none.py:build"), CPU)
+
+
+def test_an_alias_that_is_not_cached_says_which_folder_to_give(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(MissingRequirementError) as caught:
+        resolve(TeacherConfig(source="vit-l14"))
+    assert caught.value.exit_code == 3
+    assert "'vit-l14' (openai/clip-vit-large-patch14)" in caught.value.what
+    assert "--teacher /path/to/clip-vit-large-patch14" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("source", "what", "hint"),
+    [
+        ("vit-l41", "unknown teacher 'vit-l41'", "did you mean 'vit-l14"),
+        ("./nowhere", "there is no teacher folder ./nowhere", "Hugging Face format"),
+    ],
+)
+def test_wrong_names_are_suggested(source: str, what: str, hint: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        resolve(TeacherConfig(source=source))
+    assert what in caught.value.what and hint in caught.value.hint
+
+
+def test_folders_that_are_no_teacher(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"has no config\.json"):
+        resolve(TeacherConfig(source=str(tmp_path)))
+    folder = write_teacher(tmp_path / "t")
+    (folder / "model.safetensors").write_bytes(b"\x10" * 64)
+    with pytest.raises(CorruptInputError, match="cannot be loaded"):
+        load_teacher(TeacherConfig(source=str(folder)), CPU)
+
+
+def test_processing_is_read_and_written_back(tmp_path: Path) -> None:
+    stated = {"size": 224, "crop_size": {"height": 224, "width": 224}, "resample": 3, "image_mean": [0.1, 0.2, 0.3]}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(stated))
+    rule = image_processing(tmp_path)
+    assert (rule.size, rule.resize, rule.interpolation, rule.mean) == (224, 224, "bicubic", (0.1, 0.2, 0.3))
+    (tmp_path / "student").mkdir()
+    student = save_image_processing(tmp_path, tmp_path / "student", 112)
+    assert image_processing(tmp_path / "student") == student and student.size == 112
+    siglip = {"size": {"height": 256, "width": 256}, "do_center_crop": None, "resample": 2}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(siglip))
+    assert image_processing(tmp_path).squash and image_processing(tmp_path).interpolation == "bilinear"
+
+
+def test_saved_tokenizer_is_what_transformers_reads(tmp_path: Path) -> None:
+    folder = write_teacher(tmp_path / "t")
+    processing = save_text_processing(folder, tmp_path)
+    theirs = PreTrainedTokenizerFast.from_pretrained(tmp_path)
+    ours = tokenize(load_tokenizer(tmp_path / "tokenizer.json"), CAPTIONS, processing)
+    padded = theirs(CAPTIONS, padding="max_length", truncation=True, max_length=processing.context)["input_ids"]
+    assert ours.tolist() == padded
+    assert processing.eos_token_id in ours[0]
+
+
+def test_trained_tokenizer_is_the_same_in_transformers(tmp_path: Path) -> None:
+    """transformers rewrites a byte-level tokenizer's prefix space unless the config says which it is."""
+    folder = write_teacher(tmp_path / "t")
+    ours = load_tokenizer(folder / "tokenizer.json")
+    theirs = AutoTokenizer.from_pretrained(folder)
+    (tmp_path / "saved").mkdir()
+    save_text_processing(folder, tmp_path / "saved")
+    saved = load_tokenizer(tmp_path / "saved" / "tokenizer.json")
+    for text in [*CAPTIONS[:4], "Cat!", "猫 和 dog", ""]:
+        expected = ours.encode(text).ids
+        assert theirs(text)["input_ids"] == expected and saved.encode(text).ids == expected, text
+
+
+def test_aliases_name_hub_repositories() -> None:
+    assert ALIASES["vit-l14"] == "openai/clip-vit-large-patch14"
+    assert all(hub_id.count("/") == 1 for hub_id in ALIASES.values())

@@ -1,0 +1,156 @@
+"""What specifications name, and what changes their fingerprint."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mmcompress.data import spec as dataspec
+from mmcompress.data.spec import ACCEPTED, expand, fingerprint, packaged
+from mmcompress.errors import UsageError
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name in ("a-00000.tar", "a-00001.tar", "a-00002.tar", "b.tar.gz", ".hidden.tar", "notes.txt"):
+        (tmp_path / name).write_bytes(name.encode())
+    return tmp_path
+
+
+def names(spec: object) -> list[str]:
+    return [Path(place).name for place in expand(str(spec))]
+
+
+def test_expand_local(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert names(folder / "a-{00000..00001}.tar") == ["a-00000.tar", "a-00001.tar"]
+    assert names(folder / "{b,a-00002}.tar*") == ["b.tar.gz", "a-00002.tar"]
+    assert names(folder / "a-*[12].tar") == ["a-00001.tar", "a-00002.tar"]
+    assert names(folder) == ["a-00000.tar", "a-00001.tar", "a-00002.tar", "b.tar.gz"]
+    assert names(folder / "b.tar.gz") == ["b.tar.gz"]
+    monkeypatch.chdir(folder)
+    assert expand("a-0*.tar") == ["a-00000.tar", "a-00001.tar", "a-00002.tar"]
+    odd = folder / "odd[1]{2}"
+    odd.mkdir()
+    (odd / "x.tar").touch()
+    assert names(odd) == ["x.tar"]
+    (folder / "captions.tsv").touch()
+    assert names(folder) == ["captions.tsv"]
+
+
+def test_expand_streams_are_passed_through() -> None:
+    assert expand("pipe:cat {a,b}.tar") == ["pipe:cat a.tar", "pipe:cat b.tar"]
+    assert expand("https://host/{0..1}.tar?k=v") == ["https://host/0.tar?k=v", "https://host/1.tar?k=v"]
+    assert expand("-") == ["-"]
+
+
+def test_expand_packaged() -> None:
+    assert names("demo:train") == [f"train-0000{i}.tar" for i in range(4)]
+    assert names("demo:val") == ["val-00000.tar"]
+    assert names("demo:test") == ["test-00000.tar"]
+    assert names("demo:names") == ["names.txt"]
+    assert packaged("demo:names").read_text(encoding="utf-8").count("\n") == 1852
+    assert packaged("demo:teacher").name == "teacher"
+
+
+@pytest.mark.parametrize(
+    ("spec", "what", "hint"),
+    [
+        ("{tmp}/none.tar", "there is no {tmp}/none.tar", ACCEPTED),
+        ("{tmp}/a-{{00002..00003}}.tar", "there is no {tmp}/a-00003.tar", ACCEPTED),
+        ("{tmp}/z*.tar", "nothing matches {tmp}/z*.tar", ACCEPTED),
+        ("{tmp}/empty", "the folder {tmp}/empty holds neither .tar shards nor a captions.tsv", ACCEPTED),
+        (
+            "{tmp}/a-{{0..1.tar",
+            "the braces of '{tmp}/a-{{0..1.tar' do not match",
+            "for example: 'shards/{{00000..00005}}.tar'",
+        ),
+        ("", "the data specification is empty", ACCEPTED),
+        ("demo:trian", "nothing that ships with mmcompress is called 'demo:trian'", "did you mean 'train'?"),
+    ],
+)
+def test_expand_errors(folder: Path, spec: str, what: str, hint: str) -> None:
+    (folder / "empty").mkdir()
+    with pytest.raises(UsageError) as caught:
+        expand(spec.format(tmp=folder))
+    assert caught.value.what == what.format(tmp=folder)
+    assert caught.value.hint == (hint if hint is ACCEPTED else hint.format())
+    assert caught.value.exit_code == 2
+
+
+def test_fingerprint_is_of_the_content(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    elsewhere = tmp_path_factory.mktemp("moved") / "x"
+    before = fingerprint(str(folder))
+    assert len(before) == 64
+    assert before == fingerprint(str(folder))
+    (folder / "notes.txt").write_text("not data")
+    assert before == fingerprint(str(folder))
+    pattern = fingerprint(str(folder / "a-{00000..00002}.tar"))
+    assert pattern == fingerprint(str(folder / "a-*.tar")) != before
+    os.rename(folder, elsewhere)  # noqa: PTH104
+    assert before == fingerprint(str(elsewhere))
+    shard = elsewhere / "a-00001.tar"
+    content = bytearray(shard.read_bytes())
+    content[3] ^= 1
+    shard.write_bytes(content)
+    assert before != fingerprint(str(elsewhere))
+    shard.rename(elsewhere / "a-00009.tar")
+    assert len({before, pattern, fingerprint(str(elsewhere)), fingerprint(str(elsewhere / "a-*.tar"))}) == 4
+
+
+def test_fingerprint_of_tables_covers_their_images(tmp_path: Path) -> None:
+    (tmp_path / "captions.tsv").write_text("image\tcaption\nx.jpg\tx\n")
+    (tmp_path / "x.jpg").write_bytes(b"1")
+    first = fingerprint(str(tmp_path))
+    (tmp_path / ".cache").mkdir()
+    (tmp_path / ".cache" / "lock").touch()
+    assert fingerprint(str(tmp_path)) == first
+    table = fingerprint(str(tmp_path / "captions.tsv"))
+    (tmp_path / "x.jpg").write_bytes(b"22")
+    assert fingerprint(str(tmp_path)) != first
+    assert fingerprint(str(tmp_path / "captions.tsv")) != table
+
+
+def test_fingerprint_of_large_files_reads_both_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dataspec, "_WHOLE", 100)
+    monkeypatch.setattr(dataspec, "_END", 10)
+    file = tmp_path / "model.safetensors"
+    seen: set[str] = set()
+    for place, size in ((None, 200), (0, 200), (195, 200), (None, 201)):
+        content = bytearray(size)
+        if place is not None:
+            content[place] = 1
+        file.unlink(missing_ok=True)
+        file.write_bytes(content)
+        os.utime(file, ns=(0, len(seen)))
+        seen.add(fingerprint(str(tmp_path)))
+    assert len(seen) == 4
+
+
+def test_fingerprint_of_teachers(tmp_path: Path) -> None:
+    symbolic = [
+        "vit-l14",
+        "openai/clip-vit-base-patch32",
+        "open_clip:ViT-B-32/laion2b",
+        "https://h/x.tar",
+        "pipe:ls",
+        "-",
+    ]
+    assert len({fingerprint(text) for text in symbolic}) == len(symbolic)
+    code = tmp_path / "mine.py"
+    code.write_text("def teacher(): ...\n")
+    first, other = fingerprint(f"{code}:teacher"), fingerprint(f"{code}:another")
+    code.write_text("def teacher(): return 1\n")
+    assert len({first, other, fingerprint(f"{code}:teacher")}) == 3
+    assert fingerprint("demo:train") != fingerprint("demo:val")
+    with pytest.raises(UsageError, match="there is no"):
+        fingerprint(str(tmp_path / "a-{0..1}.tar"))
+
+
+def test_import_is_light() -> None:
+    code = "import sys, mmcompress.data; print(sorted({'torch', 'webdataset', 'transformers'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,122 @@
+"""The baseline stage: optimum's own export of a teacher, cut in two and otherwise untouched."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from tiny_clip import CONTEXT, EOS, VOCAB, clip_of, config_of, write_tokenizer
+from torch.nn.functional import normalize
+from transformers import ChineseCLIPConfig, ChineseCLIPModel, SiglipConfig, SiglipModel
+
+from mmcompress.artifact import Artifact
+from mmcompress.config import BaselineConfig, TeacherConfig
+from mmcompress.errors import GateFailedError, UsageError
+from mmcompress.export import baseline as stage
+from mmcompress.pipeline import STAGES, run_stage
+
+
+def teacher_folder(folder: Path, model: Any) -> Path:
+    model.save_pretrained(folder)
+    write_tokenizer(folder)
+    stated = {"image_processor_type": "CLIPImageProcessor", "size": {"shortest_edge": 32}, "image_mean": [0.5] * 3}
+    (folder / "preprocessor_config.json").write_text(json.dumps({**stated, "crop_size": 32, "image_std": [0.5] * 3}))
+    return folder
+
+
+def made(folder: Path, out: Path) -> Artifact:
+    return run_stage(STAGES["baseline"], BaselineConfig(teacher=TeacherConfig(source=str(folder))), {}, (), out)
+
+
+def run(artifact: Artifact, tower: str, first: np.ndarray[Any, Any], mask: np.ndarray[Any, Any] | None = None) -> Any:
+    graph = next(graph for graph in artifact.manifest.graphs if graph.tower == tower)
+    feeds = {graph.inputs[0].name: first}
+    if len(graph.inputs) > 1:
+        assert graph.inputs[1].name == "attention_mask" and mask is not None
+        feeds["attention_mask"] = mask
+    path = str(artifact.file(graph.file))
+    return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]).run(None, feeds)[0]
+
+
+def test_a_clip_teacher_becomes_two_graphs_that_match_transformers(tmp_path: Path) -> None:
+    config = config_of()
+    model = clip_of(config)
+    folder = teacher_folder(tmp_path / "teacher", model)
+    artifact = made(folder, tmp_path / "baseline")
+    image, text = artifact.manifest.graphs
+    assert (image.tower, image.precision, image.inputs[0].shape) == ("image", "fp32", (None, 3, 32, 32))
+    assert (text.inputs[0].name, text.inputs[0].shape) == ("input_ids", (None, CONTEXT))
+    assert artifact.manifest.facts["params"] == config.params and artifact.manifest.facts["macs"] == config.macs
+    assert artifact.manifest.facts["logit_scale"] == pytest.approx(1 / 0.07, rel=1e-3)
+    assert artifact.tokenizer is not None and artifact.tokenizer.eos_token_id == EOS
+    for batch in (1, 3, 8):
+        pixels = np.random.default_rng(batch).standard_normal((batch, 3, 32, 32), dtype=np.float32)
+        ids = np.random.default_rng(batch).integers(3, 50, (batch, CONTEXT))
+        ids[:, 7], ids[:, 8:] = EOS, 51
+        with torch.inference_mode():
+            expected_image = normalize(model.get_image_features(torch.from_numpy(pixels)), dim=-1).numpy()
+            expected_text = normalize(model.get_text_features(torch.from_numpy(ids)), dim=-1).numpy()
+        np.testing.assert_allclose(run(artifact, "image", pixels), expected_image, atol=1e-5)
+        mask = (np.arange(CONTEXT) < 8).astype(np.int64)[None].repeat(batch, 0)
+        np.testing.assert_allclose(run(artifact, "text", ids, mask), expected_text, atol=1e-5)
+
+
+def test_two_exports_have_one_digest(tmp_path: Path) -> None:
+    folder = teacher_folder(tmp_path / "teacher", clip_of(config_of()))
+    first, second = (made(folder, tmp_path / side / "baseline") for side in "ab")
+    assert first.manifest.files == second.manifest.files and first.digest == second.digest
+
+
+def small_siglip() -> Any:
+    tower = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    text = {**tower, "vocab_size": VOCAB, "max_position_embeddings": CONTEXT, "projection_size": 32}
+    return SiglipModel(SiglipConfig(text_config=text, vision_config={**tower, "image_size": 32, "patch_size": 8}))
+
+
+def small_chinese_clip() -> Any:
+    tower = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    text = {**tower, "vocab_size": VOCAB, "max_position_embeddings": CONTEXT}
+    vision = {**tower, "image_size": 32, "patch_size": 8}
+    return ChineseCLIPModel(ChineseCLIPConfig(text_config=text, vision_config=vision, projection_dim=24))
+
+
+@pytest.mark.parametrize("family", [small_siglip, small_chinese_clip])
+def test_other_families_are_exported_and_checked_too(family: Any, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = family().eval()
+    artifact = made(teacher_folder(tmp_path / "teacher", model), tmp_path / "baseline")
+    assert [graph.tower for graph in artifact.manifest.graphs] == ["image", "text"]
+    assert artifact.manifest.facts["macs"] is None
+    assert artifact.manifest.facts["params"] == sum(p.numel() for p in model.parameters())
+    assert max(artifact.manifest.metrics["against_transformers"].values()) < 1e-5
+
+
+def test_a_graph_that_differs_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = teacher_folder(tmp_path / "teacher", clip_of(config_of()))
+    other = stage.exported_by_optimum(clip_of(config_of(), seed=1), CONTEXT)
+    monkeypatch.setattr(stage, "exported_by_optimum", lambda *_: other)
+    with pytest.raises(GateFailedError, match=r"optimum's image-fp32\.onnx differs from transformers"):
+        made(folder, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("source", ["open_clip:ViT-B-32/openai", "mine.py:teacher"])
+def test_teachers_that_optimum_cannot_know_are_refused(source: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="optimum cannot export the teacher") as caught:
+        config = BaselineConfig(teacher=TeacherConfig(source=source))
+        stage.baseline(type("Job", (), {"config": config})())  # type: ignore[arg-type]
+    assert caught.value.exit_code == 2
+
+
+def test_a_model_that_embeds_no_images_is_refused(tmp_path: Path) -> None:
+    from transformers import BertConfig, BertModel
+
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    BertModel(BertConfig(**sizes, vocab_size=VOCAB)).save_pretrained(tmp_path / "bert")
+    with pytest.raises(UsageError, match="is a BertModel, which does not embed images and texts"):
+        stage.load_model(tmp_path / "bert")

@@ -1,0 +1,229 @@
+"""TensorRT-RTX builds real engines here, with no GPU, and the audit says what was compiled."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from onnx import TensorProto, helper
+from tiny_clip import clip_of, config_of, tensors_of, wide_ranges
+
+from mmcompress.artifact import Artifact, TensorSpec
+from mmcompress.config import BuildConfig, ExportConfig
+from mmcompress.errors import MissingRequirementError, UsageError
+from mmcompress.export import tensorrt as builder
+from mmcompress.export.graph import Numerics
+from mmcompress.export.onnx import save_graph
+from mmcompress.export.towers import image_graph, linear_modules, text_graph
+from mmcompress.pipeline import STAGES, run_stage
+
+trt = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX has no wheel for this platform")
+Make = Callable[..., Artifact]
+PIXELS = (TensorSpec(name="pixels", shape=(None, 3, 32, 32), dtype="float32"),)
+TOKENS = (TensorSpec(name="tokens", shape=(None, 12), dtype="int32"),)
+ALL = ("sm75", "sm80", "sm86", "sm89", "sm120", "sm121")
+
+
+def graph_file(folder: Path, graph: Any, numerics: Numerics, **changes: Any) -> Path:
+    config = config_of(**changes)
+    path = folder / "graph.onnx"
+    save_graph(graph(config, tensors_of(clip_of(config)), numerics, 18), path)
+    return path
+
+
+def signed(**changes: Any) -> Numerics:
+    import numpy as np
+
+    return Numerics(np.float16, "signed", wide_ranges(config_of(**changes)))
+
+
+def built(path: Path, inputs: Any = PIXELS, target: str = "sm86") -> builder.Engine:
+    return builder.engine_from_onnx(trt, path, inputs, target=target, batches=(1, 4, 8))
+
+
+@pytest.mark.parametrize("target", ALL)
+def test_every_target_runs_exactly_the_linears_in_int8(target: str, tmp_path: Path) -> None:
+    engine = built(graph_file(tmp_path, image_graph, signed()), target=target)
+    expected = [name for name in linear_modules(config_of()) if name.startswith("image.")]
+    assert engine.audit.modules == dict.fromkeys(expected, "int8")
+    assert engine.audit.products["int8"] == len(expected) + 1, "QKV of the last block is two products"
+    assert engine.audit.products["fp16"] == 2, "patch embedding and projection"
+    assert engine.audit.attention == {"fp16": 2}, "one fused attention a block"
+    assert engine.audit.weights_bytes and engine.plan[:4]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"activation": "gelu"},
+        {"heads": (3, 1, 2), "mlp": (96, 32, 64), "head_dim": 16, "width": 48},
+        {"heads": (2, 2), "head_dim": 32, "width": 64, "mlp": (256, 256)},
+    ],
+)
+@pytest.mark.parametrize("tower", ["image", "text"])
+def test_pruned_and_gelu_towers_run_in_int8_too(changes: dict[str, Any], tower: str, tmp_path: Path) -> None:
+    config = config_of(**changes)
+    full = config_of(**{**changes, "heads": (config.image.width // config.image.head_dim,) * config.image.depth})
+    tensors = cut_to(config, tensors_of(clip_of(full.model_copy())))
+    graph, inputs = (image_graph, PIXELS) if tower == "image" else (text_graph, TOKENS)
+    save_graph(graph(config, tensors, signed(**changes), 18), tmp_path / "graph.onnx")
+    audit = built(tmp_path / "graph.onnx", inputs).audit
+    assert audit.modules == dict.fromkeys((n for n in linear_modules(config) if n.startswith(tower)), "int8")
+
+
+def cut_to(config: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+    """Keep the first heads and MLP units of every block."""
+    for name, tower in (("vision_model", config.image), ("text_model", config.text)):
+        for i in range(tower.depth):
+            stem, inner, hidden = f"{name}.encoder.layers.{i}", tower.heads[i] * tower.head_dim, tower.mlp[i]
+            for part in "qkv":
+                for leaf in ("weight", "bias"):
+                    key = f"{stem}.self_attn.{part}_proj.{leaf}"
+                    tensors[key] = tensors[key][:inner]
+            tensors[f"{stem}.self_attn.out_proj.weight"] = tensors[f"{stem}.self_attn.out_proj.weight"][:, :inner]
+            for leaf in ("weight", "bias"):
+                tensors[f"{stem}.mlp.fc1.{leaf}"] = tensors[f"{stem}.mlp.fc1.{leaf}"][:hidden]
+            tensors[f"{stem}.mlp.fc2.weight"] = tensors[f"{stem}.mlp.fc2.weight"][:, :hidden]
+    return tensors
+
+
+def test_float_engines_have_no_int8(tmp_path: Path) -> None:
+    import numpy as np
+
+    half = built(graph_file(tmp_path, text_graph, Numerics(np.float16)), TOKENS).audit
+    assert set(half.modules.values()) == {"fp16"} and set(half.products) == {"fp16"}
+    full = built(graph_file(tmp_path, text_graph, Numerics()), TOKENS).audit
+    assert set(full.modules.values()) == {"fp32"} and set(full.products) == {"fp32"}
+    assert half.weights_bytes and full.weights_bytes and half.weights_bytes < 0.6 * full.weights_bytes
+
+
+def test_engines_repeat_byte_for_byte_in_another_process_and_folder(tmp_path: Path) -> None:
+    path = graph_file(tmp_path, image_graph, signed())
+    copy = tmp_path / "elsewhere" / "other.onnx"
+    copy.parent.mkdir()
+    copy.write_bytes(path.read_bytes())
+    code = (
+        "import sys, hashlib, tensorrt_rtx as trt; from pathlib import Path\n"
+        "from mmcompress.artifact import TensorSpec; from mmcompress.export.tensorrt import engine_from_onnx\n"
+        "spec = TensorSpec(name='pixels', shape=(None, 3, 32, 32), dtype='float32')\n"
+        "plan = engine_from_onnx(trt, Path(sys.argv[1]), [spec], target='sm86', batches=(1, 4, 8)).plan\n"
+        "Path(sys.argv[2]).write_bytes(plan)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(copy), str(tmp_path / "other.engine")], check=True)
+    assert (tmp_path / "other.engine").read_bytes() == built(path).plan
+
+
+def test_the_stage_builds_the_signed_graphs_with_a_passport(checkpoint: Make, tmp_path: Path) -> None:
+    graphs = run_stage(
+        STAGES["export"], ExportConfig(precisions=("fp32", "int8")), {"checkpoint": checkpoint()}, (), tmp_path / "int8"
+    )
+    config = BuildConfig(targets=("sm86", "sm120"), batches=(1, 4, 8))
+    first, second = (
+        run_stage(STAGES["build"], config, {"graphs": graphs}, (), tmp_path / side / "engines") for side in "ab"
+    )
+    assert first.digest == second.digest, "two builds are the same"
+    engines = {f"{tower}-int8-{target}.engine" for tower in ("image", "text") for target in ("sm86", "sm120")}
+    assert set(first.manifest.files) == {*engines, "audit.json", "tokenizer.json"}
+    assert {(g.target, g.activations) for g in first.manifest.graphs} == {("sm86", "signed"), ("sm120", "signed")}
+    facts = first.manifest.facts
+    assert facts["backend"] == "tensorrt-rtx" and facts["tensorrt_version"] == trt.__version__
+    assert facts["targets"] == ["sm86", "sm120"]
+    summary = facts["audit"]["image-int8-sm86.engine"]
+    assert summary["modules"] == {"int8": 8} and summary["not_int8"] == []
+    assert (
+        json.loads(first.file("audit.json").read_text())["text-int8-sm120.engine"]["modules"]["text.blocks.1.qkv"]
+        == "int8"
+    )
+    assert builder.module_precisions(first)["image-int8-sm86.engine"]["image.blocks.0.out"] == "int8"
+
+
+def test_float_artifacts_build_from_fp16_then_fp32(checkpoint: Make, tmp_path: Path) -> None:
+    source = checkpoint()
+    for precisions, chosen in ((("fp32", "fp16"), "fp16"), (("fp32",), "fp32")):
+        config = ExportConfig(precisions=precisions)
+        graphs = run_stage(STAGES["export"], config, {"checkpoint": source}, (), tmp_path / chosen)
+        assert {graph.precision for graph in builder.chosen_graphs(graphs)} == {chosen}
+
+
+@pytest.mark.parametrize("target", ["sm87", "sm90", "ampere"])
+def test_an_unknown_target_lists_the_known_ones(target: str, checkpoint: Make, tmp_path: Path) -> None:
+    graphs = run_stage(STAGES["export"], ExportConfig(), {"checkpoint": checkpoint()}, (), tmp_path / "graphs")
+    with pytest.raises(UsageError, match=f"tensorrt-rtx does not build for '{target}'") as caught:
+        run_stage(STAGES["build"], BuildConfig(targets=(target,)), {"graphs": graphs}, (), tmp_path / "out")
+    assert caught.value.hint == f"it builds for {', '.join(ALL)} and native"
+    assert caught.value.exit_code == 2 and not (tmp_path / "out").exists()
+
+
+def test_classic_tensorrt_builds_for_its_own_gpu_only() -> None:
+    with pytest.raises(UsageError, match="tensorrt does not build for 'sm86'") as caught:
+        builder.checked_targets(SimpleNamespace(), "tensorrt", ["sm86"])  # type: ignore[arg-type]
+    assert "native only" in caught.value.hint
+    assert builder.checked_targets(SimpleNamespace(), "tensorrt", ["native"]) == ("native",)  # type: ignore[arg-type]
+
+
+def test_native_needs_the_gpu_that_it_means(tmp_path: Path) -> None:
+    if gpu_here():
+        pytest.skip("there is a GPU")
+    with pytest.raises(MissingRequirementError, match=r"no engine for graph\.onnx: .*cudaError") as caught:
+        built(graph_file(tmp_path, image_graph, Numerics()), target="native")
+    assert "name the targets: --target sm86" in caught.value.hint and caught.value.exit_code == 3
+
+
+def gpu_here() -> bool:
+    return shutil.which("nvidia-smi") is not None
+
+
+def test_a_missing_wheel_names_the_extra(checkpoint: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    graphs = run_stage(STAGES["export"], ExportConfig(), {"checkpoint": checkpoint()}, (), tmp_path / "graphs")
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
+    with pytest.raises(MissingRequirementError, match="tensorrt_rtx") as caught:
+        run_stage(STAGES["build"], BuildConfig(), {"graphs": graphs}, (), tmp_path / "out")
+    assert caught.value.hint == "pip install 'mmcompress[tensorrt-rtx]'" and caught.value.exit_code == 3
+
+
+def test_what_the_parser_refuses_is_named_with_its_node(tmp_path: Path) -> None:
+    graph = helper.make_graph(
+        [helper.make_node("Unheard", ["pixels"], ["embedding"], name="image.blocks.0.odd", domain="nowhere")],
+        "odd",
+        [helper.make_tensor_value_info("pixels", TensorProto.FLOAT, ["batch", 3, 32, 32])],
+        [helper.make_tensor_value_info("embedding", TensorProto.FLOAT, None)],
+    )
+    opsets = [helper.make_opsetid("", 18), helper.make_opsetid("nowhere", 1)]
+    path = tmp_path / "odd.onnx"
+    path.write_bytes(helper.make_model(graph, opset_imports=opsets, ir_version=8).SerializeToString())
+    with pytest.raises(
+        UsageError, match=r"does not take .*odd\.onnx .*node 'image\.blocks\.0\.odd' \(Unheard\)"
+    ) as caught:
+        built(path)
+    assert caught.value.exit_code == 2
+
+
+def test_unsigned_activations_are_refused_by_the_parser(tmp_path: Path) -> None:
+    numerics = Numerics(activations="unsigned", ranges=wide_ranges(config_of()))
+    with pytest.raises(UsageError, match="does not take"):
+        built(graph_file(tmp_path, image_graph, numerics))
+
+
+def test_batches_must_rise_and_only_the_batch_may_vary(tmp_path: Path) -> None:
+    path = graph_file(tmp_path, image_graph, Numerics())
+    with pytest.raises(UsageError, match=r"batches \[8, 4, 1\] do not rise"):
+        builder.engine_from_onnx(trt, path, PIXELS, target="sm86", batches=(8, 4, 1))
+    loose = (TensorSpec(name="pixels", shape=(None, 3, None, 32), dtype="float32"),)
+    with pytest.raises(UsageError, match=r"input 'pixels' is \(None, 3, None, 32\)") as caught:
+        built(path, loose)
+    assert caught.value.hint == "only the first axis may be dynamic"
+
+
+@pytest.mark.gpu
+def test_classic_tensorrt_builds_natively(tmp_path: Path) -> None:
+    classic = pytest.importorskip("tensorrt", exc_type=ImportError)
+    path = graph_file(tmp_path, image_graph, signed())
+    engine = builder.engine_from_onnx(classic, path, PIXELS, target="native", batches=(1, 4, 8))
+    assert engine.plan

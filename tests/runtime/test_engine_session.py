@@ -1,0 +1,219 @@
+"""Engines: the passport and the errors of a machine without a GPU everywhere, execution where there is one."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Callable
+from enum import IntEnum
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+from toy_model import SIDE
+
+from mmcompress.artifact import Artifact, Kind
+from mmcompress.errors import CorruptInputError, MissingRequirementError
+from mmcompress.runtime import cuda, tensorrt
+from mmcompress.runtime.session import available_backends, graph_for
+from mmcompress.runtime.tensorrt import Machine, check_passport, passport_differences
+
+Make = Callable[..., Artifact]
+HERE = Machine("tensorrt-rtx", "1.7.1.116", "sm89")
+
+
+@pytest.fixture
+def engine(make_artifact: Make) -> Artifact:
+    facts = {"backend": "tensorrt-rtx", "tensorrt_version": "1.7.1.116"}
+    return make_artifact("engine", precisions=("int8",), facts=facts, kind=Kind.ENGINE, targets=("sm86", "sm89"))
+
+
+def graph_of(engine: Artifact, target: str) -> Any:
+    return next(graph for graph in engine.manifest.graphs if graph.target == target)
+
+
+def test_a_fitting_passport(engine: Artifact) -> None:
+    assert passport_differences(engine.manifest, graph_of(engine, "sm89"), HERE) == []
+    check_passport(engine, graph_of(engine, "sm89"), HERE)
+
+
+@pytest.mark.parametrize(
+    ("target", "here", "differences"),
+    [
+        ("sm86", HERE, ["GPU: the engine is for sm86, here it is sm89"]),
+        (
+            "sm89",
+            Machine("tensorrt-rtx", "1.8.0", "sm89"),
+            ["TensorRT version: the engine is for 1.7.1.116, here it is 1.8.0"],
+        ),
+        (
+            "sm89",
+            Machine("tensorrt", "11.4.1", "sm87"),
+            [
+                "backend: the engine is for tensorrt-rtx, here it is tensorrt",
+                "TensorRT version: the engine is for 1.7.1.116, here it is 11.4.1",
+                "GPU: the engine is for sm89, here it is sm87",
+            ],
+        ),
+    ],
+)
+def test_every_difference_is_said(engine: Artifact, target: str, here: Machine, differences: list[str]) -> None:
+    with pytest.raises(CorruptInputError) as caught:
+        check_passport(engine, graph_of(engine, target), here)
+    assert caught.value.what.endswith("does not fit this machine: " + "; ".join(differences))
+    assert f"mmcompress build ONNX_ARTIFACT --backend {here.backend} --target native" in caught.value.hint
+    assert caught.value.exit_code == 4
+
+
+def test_an_engine_without_a_passport_is_refused(make_artifact: Make) -> None:
+    bare = make_artifact("bare", precisions=("int8",), kind=Kind.ENGINE, targets=("sm89",))
+    with pytest.raises(CorruptInputError, match="backend: the engine is for an unknown one"):
+        check_passport(bare, graph_of(bare, "sm89"), HERE)
+
+
+def test_the_engine_of_this_gpu_is_chosen(engine: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tensorrt, "this_machine", lambda backend: HERE)
+    assert graph_for(engine, "image", "tensorrt-rtx").target == "sm89"
+    monkeypatch.setattr(tensorrt, "this_machine", lambda backend: Machine("tensorrt-rtx", "1.7.1.116", "sm87"))
+    with pytest.raises(CorruptInputError, match="are for sm86, sm89, and the GPU here is sm87"):
+        graph_for(engine, "image", "tensorrt-rtx")
+
+
+class CudaError(IntEnum):
+    cudaSuccess = 0  # noqa: N815
+    cudaErrorInsufficientDriver = 35  # noqa: N815
+
+
+def cuda_runtime(answer: tuple[Any, ...]) -> ModuleType:
+    """What cuda.bindings.runtime answers where there is no driver; seen with cuda-python 13.4."""
+    module = ModuleType("cuda.bindings.runtime")
+    module.cudaError_t = CudaError  # type: ignore[attr-defined]
+    module.cudaGetDeviceCount = lambda: answer  # type: ignore[attr-defined]
+    module.cudaGetErrorString = lambda code: (CudaError.cudaSuccess, b"driver is insufficient")  # type: ignore[attr-defined]
+    return module
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (
+            (CudaError.cudaErrorInsufficientDriver, None),
+            "cudaGetDeviceCount answers cudaErrorInsufficientDriver (35): driver is insufficient",
+        ),
+        ((CudaError.cudaSuccess, 0), "cudaGetDeviceCount answers 0 devices"),
+    ],
+)
+def test_no_gpu_is_said_with_cudas_answer(
+    engine: Artifact, monkeypatch: pytest.MonkeyPatch, answer: tuple[Any, ...], said: str
+) -> None:
+    for name in ("cuda", "cuda.bindings"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", cuda_runtime(answer))
+    rtx = ModuleType("tensorrt_rtx")
+    rtx.__version__ = "1.7.1.116"  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", rtx)
+    with pytest.raises(MissingRequirementError) as caught:
+        graph_for(engine, "image", "tensorrt-rtx")
+    assert caught.value.what == f"there is no NVIDIA GPU to run on: {said}"
+    assert caught.value.exit_code == 3
+    assert available_backends()["tensorrt-rtx"] == caught.value.what
+
+
+def test_no_cuda_package_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("cuda", "cuda.bindings", "cuda.bindings.runtime", "pycuda", "pycuda.driver"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(MissingRequirementError, match="needs cuda-python or pycuda") as caught:
+        cuda.open_cuda()
+    assert caught.value.hint.startswith("pip install 'mmcompress[cuda]'")
+
+
+def test_pycuda_without_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("cuda", "cuda.bindings", "cuda.bindings.runtime"):
+        monkeypatch.setitem(sys.modules, name, None)
+
+    class DriverError(Exception):
+        pass
+
+    def init() -> None:
+        raise DriverError("cuInit failed: no CUDA-capable device is detected")
+
+    driver = ModuleType("pycuda.driver")
+    driver.Error = DriverError  # type: ignore[attr-defined]
+    driver.init = init  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "pycuda", ModuleType("pycuda"))
+    monkeypatch.setitem(sys.modules, "pycuda.driver", driver)
+    with pytest.raises(MissingRequirementError, match="cuInit answers cuInit failed: no CUDA-capable device"):
+        cuda.open_cuda()
+
+
+def test_no_tensorrt_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    with pytest.raises(MissingRequirementError) as caught:
+        tensorrt.this_machine("tensorrt")
+    assert caught.value.hint == "pip install 'mmcompress[tensorrt]'"
+
+
+@pytest.mark.skipif(importlib.util.find_spec("tensorrt_rtx") is None, reason="tensorrt_rtx is not installed")
+def test_the_api_that_the_session_uses_exists() -> None:
+    module = tensorrt.tensorrt_module("tensorrt-rtx")
+    for owner, names in {
+        module: ("Runtime", "Logger", "nptype", "__version__"),
+        module.Runtime: ("deserialize_cuda_engine",),
+        module.ICudaEngine: ("create_execution_context", "get_tensor_dtype", "get_tensor_profile_shape"),
+        module.IExecutionContext: ("set_input_shape", "get_tensor_shape", "set_tensor_address", "execute_async_v3"),
+    }.items():
+        for name in names:
+            assert hasattr(owner, name), name
+
+
+@pytest.mark.gpu
+def test_copies_and_events_on_the_gpu() -> None:
+    seam = cuda.open_cuda()
+    stream, start, end = seam.stream(), seam.event(), seam.event()
+    given = np.random.default_rng(0).standard_normal((4, 3, SIDE, SIDE), dtype=np.float32)
+    back = np.empty_like(given)
+    address = seam.malloc(given.nbytes)
+    seam.record(start, stream)
+    seam.to_device(address, given, stream)
+    seam.to_host(back, address, stream)
+    seam.record(end, stream)
+    seam.synchronize(stream)
+    np.testing.assert_array_equal(given, back)
+    assert seam.elapsed_ms(start, end) > 0
+    seam.free(address)
+    seam.close_stream(stream)
+
+
+@pytest.mark.gpu
+def test_an_engine_answers_as_onnxruntime_does(make_artifact: Make, tmp_path: Any) -> None:
+    """Built here with the same module that runs it; the image tower of the toy model in FP32."""
+    from mmcompress.runtime.session import open_session
+
+    backend: Any = "tensorrt-rtx"
+    module = tensorrt.tensorrt_module(backend)
+    here = tensorrt.this_machine(backend)
+    source = make_artifact("source")
+    builder = module.Builder(module.Logger(module.Logger.ERROR))
+    network = builder.create_network(1 << int(module.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = module.OnnxParser(network, module.Logger(module.Logger.ERROR))
+    assert parser.parse_from_file(str(source.file("image-fp32.onnx")))
+    config = builder.create_builder_config()
+    profile = builder.create_optimization_profile()
+    profile.set_shape("pixels", (1, 3, SIDE, SIDE), (2, 3, SIDE, SIDE), (4, 3, SIDE, SIDE))
+    config.add_optimization_profile(profile)
+    plan = builder.build_serialized_network(network, config)
+    graph = source.manifest.graphs[0].model_copy(update={"file": "image.engine", "target": here.target})
+    with Artifact.create(tmp_path / "built", kind=Kind.ENGINE, stage="build", key="") as draft:
+        (draft.path / "image.engine").write_bytes(bytes(plan))
+        draft.graphs.append(graph)
+        draft.facts = {"backend": backend, "tensorrt_version": here.version}
+    built = Artifact.open(tmp_path / "built")
+    pixels = np.random.default_rng(0).standard_normal((4, 3, SIDE, SIDE), dtype=np.float32)
+    with open_session(source, graph_for(source, "image", "onnxruntime"), "onnxruntime") as reference:
+        expected = reference.run({"pixels": pixels})["embedding"]
+    with open_session(built, graph_for(built, "image", backend), backend) as session:
+        assert session.max_batch == 4
+        for batch in (1, 4, 2):
+            actual = session.run({"pixels": pixels[:batch]})["embedding"]
+            np.testing.assert_allclose(actual, expected[:batch], rtol=2e-3, atol=2e-3)

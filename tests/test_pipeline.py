@@ -1,0 +1,101 @@
+"""Recipes: what is refused, with which words, before anything runs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mmcompress.config import parse_assignments
+from mmcompress.errors import MMCompressError, UsageError
+from mmcompress.pipeline import STAGES, load_recipe, locked, run_recipe
+
+GOOD = """
+[data]
+train = "demo:train"
+[teacher]
+source = "somewhere"
+[[stage]]
+run = "embed"
+[[stage]]
+run = "prune"
+mlp = 0.5
+"""
+
+
+def recipe(folder: Path, text: str) -> Path:
+    path = folder / "recipe.toml"
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("change", "what", "hint"),
+    [
+        (("mlp = 0.5", "mpl = 0.5"), "unknown key 'mpl'", "did you mean 'mlp'"),
+        (("mlp = 0.5", "mlp = 7"), "mlp: Input should be less than or equal to 1 (got 7)", "Share of the MLP units"),
+        (('run = "prune"', 'run = "prun"'), "run = 'prun' is no stage", "did you mean 'prune'"),
+        (("[teacher]", "[techer]"), "unknown table [techer]", "did you mean 'teacher'"),
+        (('source = "somewhere"', 'source = "x"\nsorce = 1'), "unknown key 'teacher.sorce'", "did you mean 'source'"),
+        (('run = "prune"', 'run = "embed"\n#'), "two stages are named 'embed'", "another"),
+        (("mlp = 0.5", "optimizer = 3"), "unknown key 'optimizer'", "known"),
+        (("[data]", "[data"), "is not TOML", "[[stage]]"),
+    ],
+)
+def test_a_wrong_recipe_says_what_and_what_to_do(tmp_path: Path, change: tuple[str, str], what: str, hint: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        load_recipe(recipe(tmp_path, GOOD.replace(*change)))
+    assert what in caught.value.what and hint in caught.value.hint and caught.value.exit_code == 2
+
+
+def test_missing_recipe_and_missing_source(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="there is no recipe"):
+        load_recipe(tmp_path / "nothing.toml")
+    only_prune = GOOD.replace('[[stage]]\nrun = "embed"\n', "")
+    with pytest.raises(UsageError, match="needs a checkpoint artifact and no stage before it makes one") as caught:
+        run_recipe(load_recipe(recipe(tmp_path, only_prune)), tmp_path / "run")
+    assert "distill" in caught.value.hint
+
+
+def test_overrides_reach_their_table(tmp_path: Path) -> None:
+    path = recipe(tmp_path, GOOD)
+    changed = load_recipe(path, parse_assignments(["prune.mlp=0.4", "teacher.source=other", "data.workers=2"]))
+    assert changed.stages[1].config["mlp"] == 0.4
+    assert changed.teacher["source"] == "other" and changed.data["workers"] == 2
+    with pytest.raises(UsageError, match="no table or stage 'prone'") as caught:
+        load_recipe(path, {"prone.mlp": 0.4})
+    assert "prune" in caught.value.hint
+    with pytest.raises(UsageError, match="is not KEY=VALUE"):
+        parse_assignments(["prune.mlp"])
+    with pytest.raises(UsageError, match="unknown key 'mpl'"):
+        load_recipe(path, {"prune.mpl": 0.4})
+
+
+def test_every_stage_can_be_imported() -> None:
+    for stage in STAGES.values():
+        assert callable(stage.function()), stage.name
+
+
+def test_knowing_a_recipe_does_not_need_torch(tmp_path: Path) -> None:
+    path = recipe(tmp_path, GOOD)
+    code = (
+        "import sys; from pathlib import Path; from mmcompress.pipeline import load_recipe;"
+        f"load_recipe(Path({str(path)!r})); assert 'torch' not in sys.modules, 'torch was imported'"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_two_runs_in_one_folder_are_refused(tmp_path: Path) -> None:
+    with (
+        locked(tmp_path / ".lock"),
+        pytest.raises(UsageError, match="another mmcompress is running"),
+        locked(tmp_path / ".lock"),
+    ):
+        pass
+
+
+def test_exit_codes_are_those_of_the_design() -> None:
+    codes = {error.__name__: error.exit_code for error in MMCompressError.__subclasses__()}
+    assert codes == {"GateFailedError": 1, "UsageError": 2, "MissingRequirementError": 3, "CorruptInputError": 4}
