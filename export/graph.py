@@ -109,7 +109,7 @@ class GraphWriter:
         zero = self.constant(f"{name}.input.zero_point", np.asarray(quantizer.zero_point, dtype=quantizer.dtype))
         quantized = self.node("QuantizeLinear", f"{name}.input.quantize", x, scale, zero)
         x = self.node("DequantizeLinear", f"{name}.input.dequantize", quantized, scale, zero)
-        integers, scales = quantize_weight(weight, numerics.dtype)
+        integers, scales = quantize_weight(weight, numerics.activations, numerics.dtype)
         stored = self.constant(f"{name}.weight", integers)
         scale = self.constant(f"{name}.weight.scale", scales)
         zero = self.constant(f"{name}.weight.zero_point", np.zeros(scales.shape, np.int8))

@@ -1,9 +1,8 @@
 """ONNX Runtime on the CPU: the reference runtime, and the one that exists on every platform.
 
-Two settings differ from its defaults. Its idle threads stop spinning when a run ends: otherwise they take the cores
-from whatever else runs in the process, which falsifies an interleaved benchmark. And on x86 CPUs without VNNI it
-multiplies unsigned by signed bytes in a way that saturates; the exact kernels are asked for, since a faster wrong
-answer is none.
+One setting differs from its defaults: its idle threads stop spinning when a run ends. Otherwise they take the cores
+from whatever else runs in the process, which falsifies an interleaved benchmark. Its exact kernels for x86 CPUs without
+VNNI are not asked for, as the unsigned files are written so that 16 bits hold every pair of products.
 """
 
 from __future__ import annotations
@@ -44,7 +43,6 @@ class OnnxRuntimeSession:
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
         options.add_session_config_entry("session.force_spinning_stop", "1")
-        options.add_session_config_entry("session.x64quantprecision", "1")
         try:
             self._session: Any = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # its exception classes have no public base

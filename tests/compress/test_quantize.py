@@ -71,12 +71,12 @@ def test_ties_go_to_even_and_the_ends_saturate() -> None:
     assert integers[0].tolist() == [0, 2, 0, -2, 2, 127, -128]
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float16])
-def test_weights_equal_onnx_runtime_per_channel(dtype: Any) -> None:
+@pytest.mark.parametrize(("kind", "dtype"), [("signed", np.float32), ("signed", np.float16), ("unsigned", np.float32)])
+def test_weights_equal_onnx_runtime_per_channel(kind: Any, dtype: Any) -> None:
     rng = np.random.default_rng(1)
     weight = (rng.normal(size=(64, 33)) * np.logspace(-4, 1, 33)).astype(np.float32)
     weight[:, 7] = 0
-    integers, scales = q.quantize_weight(weight, dtype)
+    integers, scales = q.quantize_weight(weight, kind, dtype)
     assert integers.dtype == np.int8 and scales.shape == (33,) and scales.dtype == dtype
     assert np.abs(integers).max() == 127 and integers.min() >= -127
     assert scales[7] == 1 and not integers[:, 7].any()
@@ -87,6 +87,17 @@ def test_weights_equal_onnx_runtime_per_channel(dtype: Any) -> None:
         np.testing.assert_array_equal(q.dequantize_weight(found, scales), restored)
     error = np.abs(q.dequantize_weight(integers, scales).astype(np.float32) - weight)
     assert (error <= 0.55 * scales.astype(np.float32)).all(), "no weight moves by more than half a step (FP16 rounding)"
+
+
+@pytest.mark.parametrize("rows", [64, 63])
+def test_pairs_of_products_fit_16_bits_where_the_activations_are_unsigned(rows: int) -> None:
+    weight = np.random.default_rng(2).normal(size=(rows, 256)).astype(np.float32)
+    integers, _ = q.quantize_weight(weight, "unsigned")
+    products = 255 * integers[: rows // 2 * 2].astype(int)
+    for half in (np.maximum(products, 0), np.minimum(products, 0)):
+        sums = half[0::2] + half[1::2]
+        assert sums.min() >= -(2**15) and sums.max() < 2**15
+    assert sums.min() < -0.9 * 2**15, "no more of the range is given away than this needs"
 
 
 def test_zero_is_exact_and_the_range_is_covered() -> None:
@@ -106,7 +117,7 @@ def test_a_tensor_that_is_always_zero_stays_zero() -> None:
 
 def test_scales_never_underflow_in_half_precision() -> None:
     assert q.signed_from_absmax(1e-9, np.float16).scale > 0
-    assert (q.weight_scales(np.full((2, 2), 1e-9, np.float32), np.float16) > 0).all()
+    assert (q.weight_scales(np.full((2, 2), 1e-9, np.float32), "signed", np.float16) > 0).all()
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

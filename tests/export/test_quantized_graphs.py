@@ -66,7 +66,7 @@ def simulate(model: Any, config: Any, ranges: dict[str, Any], kind: Any) -> None
 
         for layer in linears(model, module):
             with torch.no_grad():
-                layer.weight.copy_(torch.from_numpy(fake_quantize_weight(layer.weight.numpy().T).T))
+                layer.weight.copy_(torch.from_numpy(fake_quantize_weight(layer.weight.numpy().T, kind).T))
             layer.register_forward_pre_hook(quantized)
 
 
@@ -89,8 +89,9 @@ def test_quantized_towers_equal_our_arithmetic_inside_transformers(kind: Any, ac
         (plain,) = session.run(None, {session.get_inputs()[0].name: inputs(8)})
         moved = np.abs(expected - floats[tower]).mean()
         assert moved > 1e-4, "quantization must show"
-        # a value on a tie may fall to the other side and travel on from there
-        for found in (plain, run(proto, inputs(8))):
+        # A value on a tie may fall to the other side and travel on from there. Fused, CPUs get the unsigned file only:
+        # those without VNNI saturate the signed one.
+        for found in (plain, run(proto, inputs(8))) if kind == "unsigned" else (plain,):
             assert np.abs(found - expected).mean() < moved / 5
             assert (found * expected).sum(axis=1).min() > 0.9998
 
