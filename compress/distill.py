@@ -8,12 +8,10 @@ need no more than averaged gradients. Recovery after pruning is this stage again
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 from torch import Tensor
-from torch.nn import functional as F
-from torch.nn.parallel import DistributedDataParallel
 
 from mmcompress.artifact import Draft
 from mmcompress.compress.embed import load_embeddings
@@ -23,7 +21,7 @@ from mmcompress.compress.pairs import Pairs, training_pairs
 from mmcompress.compress.student import inherited_share, student_from_preset, student_from_teacher
 from mmcompress.compress.teacher import resolve, save_image_processing, save_text_processing
 from mmcompress.config import DistillConfig
-from mmcompress.distributed import World, world
+from mmcompress.distributed import world
 from mmcompress.errors import UsageError
 from mmcompress.model import (
     FOLDER_FILES,
@@ -49,7 +47,8 @@ def distill(job: Job[DistillConfig]) -> None:
             model = _new_student(config, embeddings.dim, draft)
         model.logit_scale.requires_grad_(False)
         model = model.to(here.device).train()
-        embed = _both_towers(model, here) if config.text == "distill" else _image_tower(model, here)
+        if config.text == "keep":
+            model.text.requires_grad_(False)
         pairs = training_pairs(
             draft,
             config.data,
@@ -63,7 +62,12 @@ def distill(job: Job[DistillConfig]) -> None:
         def loss_of(batch: Pairs, _: int) -> Tensor:
             assert batch.teacher is not None
             return distillation_loss(
-                embed(batch), batch.teacher, anchors, config.cosine, config.relational, config.temperature
+                _embeddings(model, batch, config.text),
+                batch.teacher,
+                anchors,
+                config.cosine,
+                config.relational,
+                config.temperature,
             )
 
         metrics = fit(
@@ -82,21 +86,13 @@ def distill(job: Job[DistillConfig]) -> None:
     draft.facts = {"params": model.config.params, "macs": model.config.macs}
 
 
-def _both_towers(model: DualEncoder, here: World) -> Callable[[Pairs], tuple[Tensor, Tensor]]:
-    module = model if here.size == 1 else DistributedDataParallel(model)
-    return lambda batch: module(batch.pixels, batch.tokens)
-
-
-def _image_tower(model: DualEncoder, here: World) -> Callable[[Pairs], tuple[Tensor, Tensor]]:
-    """The text tower stays as it is, so the teacher's own texts stand in for it and cost nothing."""
-    model.text.requires_grad_(False)
-    module = model.image if here.size == 1 else DistributedDataParallel(model.image)
-
-    def embed(batch: Pairs) -> tuple[Tensor, Tensor]:
-        assert batch.teacher is not None
-        return F.normalize(module(batch.pixels), dim=-1), batch.teacher[1]
-
-    return embed
+def _embeddings(model: DualEncoder, batch: Pairs, text: Literal["distill", "keep"]) -> tuple[Tensor, Tensor]:
+    """The student's images and texts. A text tower that stays as it is costs nothing: the teacher's texts stand in."""
+    assert batch.teacher is not None
+    if text == "keep":
+        return model.encode_image(batch.pixels), batch.teacher[1]
+    embedded: tuple[Tensor, Tensor] = model(batch.pixels, batch.tokens)
+    return embedded
 
 
 def distillation_loss(

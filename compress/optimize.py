@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from mmcompress.config import OptimizerConfig
-from mmcompress.distributed import World
+from mmcompress.distributed import World, average_gradients
 from mmcompress.errors import UsageError
 from mmcompress.progress import track
 
@@ -78,6 +78,7 @@ def fit(
             loss = loss_of(batch, epoch)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        average_gradients(trained.values(), world)
         nn.utils.clip_grad_norm_(trained.values(), config.clip)
         optimizer.step()
         decay = min(config.ema, (1 + step) / (10 + step))

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
 
 from mmcompress.artifact import Draft, Preprocessing
 from mmcompress.compress.distill import distillation_loss
@@ -48,12 +47,11 @@ def train(job: Job[TrainConfig]) -> None:
             augment=config.augment,
         )
         anchors = guide.anchors(config.anchors, here.device) if guide is not None else None
-        wrapped = model if here.size == 1 else DistributedDataParallel(model)
 
         def loss_of(batch: Pairs, _: int) -> Tensor:
-            student = wrapped(batch.pixels, batch.tokens)
-            images, texts = gathered(student, here.size)
-            groups = gathered_ids(batch.groups, here.size)
+            student = model(batch.pixels, batch.tokens)
+            images, texts = gathered(student, here)
+            groups = gathered_ids(batch.groups, here)
             scale = model.logit_scale.clamp(max=MAX_LOGIT_SCALE)
             same = groups[:, None] == groups[None, :]
             loss = config.contrastive * info_nce(images, texts, scale, same, config.smoothing)

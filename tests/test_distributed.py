@@ -13,8 +13,6 @@ from safetensors.torch import load_file
 
 SCRIPT = """
 import sys, torch
-from torch.nn import functional as F
-from torch.nn.parallel import DistributedDataParallel
 from safetensors.torch import save_file
 from mmcompress.architecture import DualEncoderConfig
 from mmcompress.compress.losses import info_nce
@@ -34,7 +32,6 @@ config = DualEncoderConfig.model_validate({
 out = Path(sys.argv[1])
 with world("cpu") as here:
     model = initialize(DualEncoder(config), 0)
-    wrapped = model if here.size == 1 else DistributedDataParallel(model)
     generator = torch.Generator().manual_seed(1)
     batches = [(torch.randn(8, 3, 16, 16, generator=generator), torch.randint(0, 20, (8, 6), generator=generator))
                for _ in range(4)]
@@ -45,8 +42,8 @@ with world("cpu") as here:
             yield pixels[mine], tokens[mine], torch.arange(8)[mine]
 
     def loss_of(batch, epoch):
-        images, texts = gathered(wrapped(batch[0], batch[1]), here.size)
-        groups = gathered_ids(batch[2], here.size)
+        images, texts = gathered(model(batch[0], batch[1]), here)
+        groups = gathered_ids(batch[2], here)
         return info_nce(images, texts, model.logit_scale, groups[:, None] == groups[None])
 
     optimizer = OptimizerConfig(steps=4, batch=8, lr=1e-3, precision="float32")

@@ -1,8 +1,10 @@
 """Several processes, one result: with torchrun's variables set, every rank sees its share of each batch.
 
-The losses compare every image with every text of the whole batch, so embeddings are gathered across ranks with their
-gradients. `torch.distributed.nn.all_gather` sums the gradients of all ranks; DistributedDataParallel then averages
-them, so the update equals that of one process with the whole batch.
+The losses compare every image with every text of the whole batch, so embeddings are gathered across ranks, and each
+rank computes the same loss of all of them. After the backward pass one all-reduce takes the mean of the gradients,
+which is what one process with the whole batch would have. DistributedDataParallel was left out: it would hide that
+all-reduce behind the backward pass, but a student's gradients are small, and it keeps the process group alive beyond
+its end.
 
 Ran on two CPU processes (gloo); never on several GPUs (nccl). The training loop takes several processes, the command
 line does not start them yet: a stage's artifact is written by one.
@@ -11,13 +13,13 @@ line does not start them yet: a stage's artifact is written by one.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -43,20 +45,42 @@ def world(device: str) -> Iterator[World]:
             dist.destroy_process_group()
 
 
-def gathered(local: tuple[Tensor, Tensor], size: int) -> tuple[Tensor, Tensor]:
-    """Two (B, D) of each rank -> two (size * B, D), differentiable."""
-    if size == 1:
-        return local
-    from torch.distributed.nn.functional import all_gather
+def gathered(local: tuple[Tensor, Tensor], here: World) -> tuple[Tensor, Tensor]:
+    """Two (B, D) of each rank -> two (size * B, D); gradients reach the rank's own part.
 
-    first, second = (torch.cat(list(all_gather(tensor))) for tensor in local)
+    They are scaled by the number of ranks, as `average_gradients` divides by it.
+    """
+    if here.size == 1:
+        return local
+    first, second = (_gathered(tensor, here) for tensor in local)
     return first, second
 
 
-def gathered_ids(local: Tensor, size: int) -> Tensor:
-    """(B,) integers of each rank -> (size * B,)"""
-    if size == 1:
-        return local
-    parts = [torch.empty_like(local) for _ in range(size)]
-    dist.all_gather(parts, local)
+def _gathered(local: Tensor, here: World) -> Tensor:
+    fixed = local.detach()
+    parts = _all_parts(fixed, here.size)
+    parts[here.rank] = fixed + here.size * (local - fixed)
     return torch.cat(parts)
+
+
+def gathered_ids(local: Tensor, here: World) -> Tensor:
+    """(B,) integers of each rank -> (size * B,)"""
+    return local if here.size == 1 else torch.cat(_all_parts(local, here.size))
+
+
+def _all_parts(local: Tensor, size: int) -> list[Tensor]:
+    parts = [torch.empty_like(local) for _ in range(size)]
+    dist.all_gather(parts, local.contiguous())
+    return parts
+
+
+def average_gradients(parameters: Iterable[nn.Parameter], here: World) -> None:
+    """Replace every gradient by its mean over the ranks, in one all-reduce."""
+    if here.size == 1:
+        return
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    dist.all_reduce(flat)
+    flat /= here.size
+    for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(mean.view_as(gradient))
