@@ -3,8 +3,8 @@
 The losses compare every image with every text of the whole batch, so embeddings are gathered across ranks, and each
 rank computes the same loss of all of them. After the backward pass one all-reduce takes the mean of the gradients,
 which is what one process with the whole batch would have. DistributedDataParallel was left out: it would hide that
-all-reduce behind the backward pass, but a student's gradients are small, and it keeps the process group alive beyond
-its end.
+all-reduce behind the backward pass, but a student's gradients are small, and every loop would need a wrapped twin of
+its model.
 
 Ran on two CPU processes (gloo); never on several GPUs (nccl). The training loop takes several processes, the command
 line does not start them yet: a stage's artifact is written by one.
@@ -19,6 +19,10 @@ from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
+
+# Before there is a group: the default arguments of its functions keep the group of the moment alive for good, and a
+# gloo thread that is left at the end can abort the process. Optimizers import it too.
+import torch.distributed.nn.functional
 from torch import Tensor, nn
 
 
