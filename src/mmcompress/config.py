@@ -30,7 +30,8 @@ C = TypeVar("C", bound=Config)
 
 
 class DataConfig(Config):
-    """Image-text pairs: WebDataset shards (brace ranges, folders of shards), or a folder with a `captions.tsv`."""
+    """Image-text pairs: WebDataset shards (brace ranges, folders of shards, CLIP_benchmark's folders), a folder with a
+    `captions.tsv`, or a folder of images by class."""
 
     train: str | None = None
     """Pairs to learn from and to calibrate on."""
@@ -39,7 +40,10 @@ class DataConfig(Config):
     test: str | None = None
     """Pairs that only the last table is computed on."""
     labels: str | None = None
-    """Text file with one candidate text a line; without it the candidates are the captions of the evaluated pairs."""
+    """Text file with one candidate text a line; without it the candidates are the classes that the test set has by
+    itself, else the captions of the evaluated pairs."""
+    templates: str | None = None
+    """Text file with one prompt a line around a class, `a photo of a {c}.`; the test set's own if not given."""
     max_bad_fraction: float = Field(default=0.05, ge=0, le=1)
     """Share of unreadable samples above which a stage stops."""
     workers: int = Field(default=4, ge=1)
@@ -227,12 +231,27 @@ class BenchConfig(StageConfig):
 
 
 class DriftConfig(StageConfig):
-    """Accuracy of every row on the test pairs, and its distance from the teacher."""
+    """Accuracy of every row on the test pairs, and its distance from the teacher and from the row before."""
 
     data: DataConfig
     backend: Backend | None = None
     """The runtime that the figures are taken on; the first that is installed if not given."""
     batch: int = Field(default=32, ge=1)
+    gallery: int = Field(default=24, ge=0)
+    """Images kept on which the last row answers differently from the first."""
+
+
+class BisectConfig(StageConfig):
+    """Where a candidate leaves its FP32 reference, module by module."""
+
+    data: DataConfig
+    backend: Backend | None = None
+    """The CPU runtime that computes both; the first that is installed if not given."""
+    batch: int = Field(default=8, ge=1)
+    samples: int = Field(default=256, ge=2)
+    """Pairs that the error is measured on."""
+    precision: Precision | None = None
+    """Of the candidate's graphs; the smallest that it holds if not given."""
 
 
 class ReportConfig(StageConfig):

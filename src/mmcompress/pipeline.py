@@ -26,6 +26,8 @@ from mmcompress.progress import say
 
 C = TypeVar("C", bound=Config)
 SHARED_TABLES = ("data", "teacher", "student")
+DATA_FIELDS = ("train", "validation", "test", "labels", "templates")
+"""The specifications in a data table."""
 
 
 @dataclass(frozen=True)
@@ -145,7 +147,15 @@ STAGES: Mapping[str, Stage] = {
             "mmcompress.runtime.drift:drift",
             {},
             gathers=(Kind.ONNX,),
-            reads=("test", "labels"),
+            reads=("test", "labels", "templates"),
+        ),
+        Stage(
+            "bisect",
+            config.BisectConfig,
+            Kind.REPORT,
+            "mmcompress.runtime.bisect:bisect",
+            {"reference": Kind.ONNX, "candidate": Kind.ONNX},
+            reads=("test",),
         ),
         Stage(
             "report",
@@ -230,7 +240,7 @@ def reduced(built: config.StageConfig, stage: Stage) -> config.StageConfig:
     data = getattr(built, "data", None)
     if not isinstance(data, DataConfig):
         return built
-    unread = {"train", "validation", "test", "labels"} - set(stage.reads)
+    unread = {*DATA_FIELDS} - set(stage.reads)
     return built.model_copy(update={"data": data.model_copy(update=dict.fromkeys(unread))})
 
 
@@ -308,7 +318,7 @@ def _outside(built: config.StageConfig) -> dict[str, str]:
     found: dict[str, str] = {}
     data = getattr(built, "data", None)
     if isinstance(data, DataConfig):
-        for name in ("train", "validation", "test", "labels"):
+        for name in DATA_FIELDS:
             if (spec := getattr(data, name)) is not None:
                 found[f"data.{name}"] = fingerprint(spec)
     teacher = getattr(built, "teacher", None)

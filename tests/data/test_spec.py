@@ -62,7 +62,11 @@ def test_expand_packaged() -> None:
         ("{tmp}/none.tar", "there is no {tmp}/none.tar", ACCEPTED),
         ("{tmp}/a-{{00002..00003}}.tar", "there is no {tmp}/a-00003.tar", ACCEPTED),
         ("{tmp}/z*.tar", "nothing matches {tmp}/z*.tar", ACCEPTED),
-        ("{tmp}/empty", "the folder {tmp}/empty holds neither .tar shards nor a captions.tsv", ACCEPTED),
+        (
+            "{tmp}/empty",
+            "the folder {tmp}/empty holds neither .tar shards nor a captions.tsv, nor folders of images by class",
+            ACCEPTED,
+        ),
         (
             "{tmp}/a-{{0..1.tar",
             "the braces of '{tmp}/a-{{0..1.tar' do not match",

@@ -1,4 +1,4 @@
-"""Metrics against brute force, torch.topk and transformers-free references; the stage on a toy data set."""
+"""The stage on a toy data set, against numpy's own answers."""
 
 from __future__ import annotations
 
@@ -10,160 +10,24 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import clip_benchmark_reference as clip_benchmark
 import numpy as np
 import pytest
 from PIL import Image
-from toy_model import SIDE, WORDS, make_model, unit_rows
+from toy_model import SIDE, WORDS, make_model
 
 from mmcompress.artifact import Artifact
 from mmcompress.config import DataConfig, DriftConfig
 from mmcompress.errors import CorruptInputError, UsageError
-from mmcompress.runtime import drift as drifts
-from mmcompress.runtime.drift import (
-    agreement,
-    bootstrap_ci,
-    classification,
-    drift,
-    drift_report,
-    flip_rate,
-    retrieval,
-    retrieval_ranks,
-)
+from mmcompress.runtime.drift import drift, drift_report
+from mmcompress.runtime.encoder import Encoder
+from mmcompress.runtime.testset import prompt_embeddings
 
 Make = Callable[..., Artifact]
-Array = np.ndarray[Any, Any]
 
 
-def random_pairs(images: int, captions: int, noise: float, seed: int, distractors: int = 0) -> tuple[Array, ...]:
-    rng = np.random.default_rng(seed)
-    pictures = unit_rows(rng.standard_normal((images, 16)).astype(np.float32))
-    owner = np.repeat(np.arange(images), captions)
-    texts = pictures[owner] + noise * rng.standard_normal((len(owner), 16))
-    others = rng.standard_normal((distractors, 16))
-    texts = unit_rows(np.concatenate([texts, others]).astype(np.float32))
-    owner = np.concatenate([owner, np.full(distractors, -1)])
-    order = rng.permutation(len(owner))
-    return pictures, texts[order], owner[order]
-
-
-def clip_benchmark_recall(scores: Array, positive: Array, k: int) -> float:
-    """CLIP_benchmark's rule: torch.topk, then whether any positive is among them; rows without a positive are out."""
-    import torch
-
-    chosen = torch.topk(torch.from_numpy(scores), min(k, scores.shape[1]), dim=1)[1].numpy()
-    hits = np.take_along_axis(positive, chosen, axis=1).any(axis=1)
-    return float(hits[positive.any(axis=1)].mean())
-
-
-@pytest.mark.parametrize(("images", "captions", "distractors"), [(40, 1, 0), (30, 5, 0), (25, 2, 60), (3, 1, 0)])
-def test_retrieval_equals_clip_benchmark(images: int, captions: int, distractors: int) -> None:
-    pictures, texts, owner = random_pairs(images, captions, 0.6, images, distractors)
-    found = retrieval(pictures, texts, owner)
-    positive = owner[None] == np.arange(images)[:, None]
-    scores = pictures @ texts.T
-    for k in (1, 5, 10):
-        assert found[f"i2t_r{k}"] == clip_benchmark_recall(scores, positive, k)
-        assert found[f"t2i_r{k}"] == clip_benchmark_recall(scores.T, positive.T, k)
-    assert list(found) == ["i2t_r1", "i2t_r5", "i2t_r10", "t2i_r1", "t2i_r5", "t2i_r10"]
-
-
-def test_ties_go_to_the_first_as_in_a_stable_sort() -> None:
-    """Whole numbers make the scores exact, and a third of them equal."""
-    rng = np.random.default_rng(0)
-    pictures, texts = rng.integers(-2, 3, (60, 3)).astype(np.float32), rng.integers(-2, 3, (150, 3)).astype(np.float32)
-    owner = rng.integers(-1, 60, 150)
-    found = retrieval(pictures, texts, owner)
-    scores, positive = pictures @ texts.T, owner[None] == np.arange(60)[:, None]
-    assert len(np.unique(scores)) < 50
-    for way, table, hit in (("i2t", scores, positive), ("t2i", scores.T, positive.T)):
-        order = np.argsort(-table, axis=1, kind="stable")
-        for k in (1, 5, 10):
-            hits = np.take_along_axis(hit, order[:, :k], axis=1).any(axis=1)[hit.any(axis=1)]
-            assert found[f"{way}_r{k}"] == hits.mean()
-
-
-@pytest.mark.parametrize("captions", [1, 5])
-def test_a_collapsed_model_scores_as_chance(captions: int) -> None:
-    images = 200
-    one = unit_rows(np.ones((1, 16), np.float32))
-    owner = np.random.default_rng(0).permutation(np.repeat(np.arange(images), captions))
-    found = retrieval(np.repeat(one, images, axis=0), np.repeat(one, images * captions, axis=0), owner)
-    for k in (1, 5, 10):
-        assert found[f"i2t_r{k}"] <= k / images
-        assert found[f"t2i_r{k}"] == pytest.approx(k / images, abs=k / images / 2)
-    texts = np.repeat(one, 100, axis=0)
-    assert classification(np.repeat(one, images, axis=0), texts, np.arange(images) % 100) == {
-        "top1": 0.01,
-        "top5": 0.05,
-    }
-
-
-def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    pictures, texts, owner = random_pairs(50, 3, 0.7, 1, 20)
-    whole = retrieval(pictures, texts, owner)
-    flips = flip_rate(pictures, texts, pictures[:, ::-1], texts)
-    monkeypatch.setattr(drifts, "_SCORES", 400)
-    assert retrieval(pictures, texts, owner) == whole
-    assert flip_rate(pictures, texts, pictures[:, ::-1], texts) == flips
-
-
-def test_images_without_a_text_are_candidates_and_no_queries() -> None:
-    pictures = np.eye(4, dtype=np.float32)
-    texts = np.eye(4, dtype=np.float32)[[0, 3]]
-    found = retrieval(pictures, texts, np.array([0, 1]))
-    assert found["i2t_r1"] == 0.5  # of images 0 and 1; 2 and 3 have no text
-    assert found["t2i_r1"] == 0.5  # image 3, which has no text, beats image 1
-
-
-def test_one_label_may_stand_for_many_images() -> None:
-    pictures = np.eye(3, dtype=np.float32)[[0, 0, 1, 2]]
-    i2t, t2i = retrieval_ranks(pictures, np.eye(3, dtype=np.float32), np.array([0, 0, 1, -1]), np.arange(3))
-    assert i2t.tolist() == [0, 0, 0]
-    assert t2i.tolist() == [0, 0]
-
-
-def test_classification_equals_argsort() -> None:
-    rng = np.random.default_rng(2)
-    pictures, texts = rng.standard_normal((70, 8)), rng.standard_normal((12, 8))
-    labels = rng.integers(0, 12, 70)
-    order = np.argsort(-(pictures @ texts.T), axis=1)
-    expected = {f"top{k}": (order[:, :k] == labels[:, None]).any(axis=1).mean() for k in (1, 5)}
-    assert classification(pictures, texts, labels) == expected
-
-
-def test_agreement_and_flips() -> None:
-    angles = np.radians([0.0, 60.0])
-    reference, other = np.array([[1.0, 0.0], [1.0, 0.0]]), np.stack([np.cos(angles), np.sin(angles)], axis=1)
-    assert agreement(reference, 3 * other) == pytest.approx({"cosine_mean": 0.75, "cosine_p01": 0.505})
-    texts = np.eye(2)
-    assert flip_rate(reference, texts, other, texts) == 0.5
-    assert flip_rate(reference, texts, np.pad(other, ((0, 0), (0, 3))), np.pad(texts, ((0, 0), (0, 3)))) == 0.5
-
-
-def test_bootstrap_interval_matches_the_normal_one() -> None:
-    hits = np.arange(400) % 4 == 0
-    low, high = bootstrap_ci(hits, seed=1)
-    half = 1.96 * np.sqrt(0.25 * 0.75 / 400)
-    assert (low, high) == pytest.approx((0.25 - half, 0.25 + half), abs=0.006)
-    assert bootstrap_ci(hits, seed=1) == (low, high)
-    assert bootstrap_ci(np.ones(10)) == (1.0, 1.0)
-
-
-def test_what_cannot_be_measured_is_an_error() -> None:
-    pictures, texts, owner = random_pairs(4, 1, 0.1, 0)
-    broken = pictures.copy()
-    broken[2, 3] = np.nan
-    with pytest.raises(CorruptInputError, match="not finite") as caught:
-        retrieval(broken, texts, owner)
-    assert caught.value.exit_code == 4
-    with pytest.raises(UsageError, match=r"owner has shape \(3,\) for 4 texts and 4 images"):
-        retrieval(pictures, texts, owner[:3])
-    with pytest.raises(UsageError, match="owner has shape"):
-        retrieval(pictures, texts, owner + 1)
-    with pytest.raises(UsageError, match="no text belongs to any of the images"):
-        retrieval(pictures, texts, np.full(4, -1))
-    with pytest.raises(UsageError, match=r"embeddings of \(16,\) and \(8,\) channels"):
-        retrieval(pictures, texts[:, :8], owner)
+def report_of(artifacts: list[Artifact], **data: Any) -> dict[str, Any]:
+    return drift_report(artifacts, DriftConfig(data=DataConfig(**data)))
 
 
 @pytest.fixture
@@ -186,6 +50,13 @@ def shard(tmp_path: Path) -> Path:
     return tmp_path / "test.tar"
 
 
+def run_stage(artifacts: tuple[Artifact, ...], folder: Path, **data: Any) -> dict[str, Any]:
+    config = DriftConfig(data=DataConfig(**data), gallery=3)
+    drift(cast(Any, SimpleNamespace(config=config, gathered=artifacts, draft=SimpleNamespace(path=folder))))
+    report: dict[str, Any] = json.loads((folder / "drift.json").read_text())
+    return report
+
+
 def test_the_stage_measures_every_row(make_artifact: Make, shard: Path, tmp_path: Path) -> None:
     labels = tmp_path / "labels.txt"
     labels.write_text("\n".join([*WORDS, "", "red"]))
@@ -194,10 +65,7 @@ def test_the_stage_measures_every_row(make_artifact: Make, shard: Path, tmp_path
         make_artifact("student"),
         make_artifact("int8", precisions=("int8",)),
     )
-    config = DriftConfig(data=DataConfig(test=str(shard), labels=str(labels)))
-    job = SimpleNamespace(config=config, gathered=artifacts, draft=SimpleNamespace(path=tmp_path))
-    drift(cast(Any, job))
-    report = json.loads((tmp_path / "drift.json").read_text())
+    report = run_stage(artifacts, tmp_path, test=str(shard), labels=str(labels))
     assert report["backend"] == "openvino"
     assert [row["row"] for row in report["rows"]] == ["teacher", "student", "int8"]
     teacher, student, int8 = report["rows"]
@@ -227,10 +95,99 @@ def test_the_stage_measures_every_row(make_artifact: Make, shard: Path, tmp_path
     seen = np.arange(24) % 6 != 5
     assert student["metrics"]["top1"] == right[seen].mean()
     assert student["unseen"]["top1"] == right[~seen].mean()
+    assert student["metrics"]["mean_per_class_recall"] == pytest.approx(
+        np.mean([right[np.arange(24) % 6 == label].mean() for label in range(5)])
+    )
+
+    reference, other = make_model(1, dim=20), model
+    pixels = normalize(batch.pixels, preprocessing)
+    tokens = np.array([[0, 4 + i, 2, 1, 1, 1] for i in range(6)])
+    was = (reference.images(pixels) @ reference.texts(tokens).T).argmax(axis=1)[seen]
+    truth, now = (np.arange(24) % 6)[seen], best[seen]
+    moved = student["metrics"]
+    assert moved["flip_rate"] == (was != now).mean()
+    assert moved["flips_gained"] == ((was != truth) & (now == truth)).mean()
+    assert moved["flips_lost"] == ((was == truth) & (now != truth)).mean()
+    assert moved["old_index"] is None and student["cosine_histogram"] is None  # 20 dimensions against 16
+    assert 0 <= moved["ece"] <= 1 and moved["margin_mean"] > 0
+
+    index = other.texts(tokens)  # the student's, which INT8 differs from by little
+    assert int8["previous"]["row"] == "student" and int8["previous"]["cosine_mean"] == against["cosine_mean"]
+    assert int8["previous"]["r10_change"]["i2t"] == -against["r10_drop"]
+    assert student["previous"]["cosine_mean"] is None and teacher["previous"] is None
+    assert index.shape == (6, 16)
+
+
+def test_the_old_index_answers_the_new_models_queries(make_artifact: Make, shard: Path, tmp_path: Path) -> None:
+    labels = tmp_path / "labels.txt"
+    labels.write_text("\n".join(WORDS))
+    artifacts = [make_artifact("old", make_model(0)), make_artifact("new", make_model(3))]
+    old, new = report_of(artifacts, test=str(shard), labels=str(labels))["rows"]
+    assert old["metrics"]["old_index"] is None and old["metrics"]["r10_change"] is None
+    found = new["metrics"]["old_index"]
+    vectors = []
+    for artifact in artifacts:
+        with Encoder.open(artifact, "openvino") as encoder:
+            from mmcompress.data import batches
+
+            [batch] = batches(str(shard), encoder.preprocessing, batch=64)
+            vectors.append((encoder.pixels(batch.pixels), encoder.texts(WORDS)))
+    seen = np.arange(24) % 6 != 5
+    scores = vectors[1][0][seen] @ vectors[0][1].T
+    truth = (np.arange(24) % 6)[seen]
+    order = np.argsort(-scores, axis=1)
+    for k in (1, 5):
+        assert found[f"i2t_r{k}"] == (order[:, :k] == truth[:, None]).any(axis=1).mean()
+    queries = vectors[1][1][:5] @ vectors[0][0][seen].T
+    assert found["t2i_r1"] == (truth[queries.argmax(axis=1)] == np.arange(5)).mean()
+    low, high = new["metrics"]["ci95"]["old_index_i2t_r1"]
+    assert low <= found["i2t_r1"] <= high
+    assert sum(new["cosine_histogram"]["counts"]) == 20
+
+
+def test_the_gallery_shows_what_flipped(make_artifact: Make, shard: Path, tmp_path: Path) -> None:
+    labels = tmp_path / "labels.txt"
+    labels.write_text("\n".join(WORDS))
+    artifacts = (make_artifact("old", make_model(0)), make_artifact("new", make_model(3)))
+    shown = run_stage(artifacts, tmp_path, test=str(shard), labels=str(labels))["gallery"]
+    assert [entry["file"] for entry in shown] == [f"gallery/{i:03d}.webp" for i in range(3)]
+    for entry in shown:
+        assert entry["row"] == "new" and entry["teacher"]["text"] != entry["answer"]["text"]
+        number = int(entry["key"].rpartition("/")[2])
+        assert entry["truth"] == [WORDS[number % 6]]
+        with Image.open(tmp_path / entry["file"]) as image:
+            assert image.format == "WEBP" and image.size == (SIDE, SIDE)
+    assert run_stage((artifacts[0], artifacts[0]), tmp_path, test=str(shard), labels=str(labels))["gallery"] == []
+
+
+def test_templates_are_averaged_as_in_clip_benchmark(make_artifact: Make, tmp_path: Path, shard: Path) -> None:
+    templates = ["{c}", "red {c}", "a {} circle"]
+    with Encoder.open(make_artifact(), "onnxruntime") as encoder:
+        found = prompt_embeddings(encoder, WORDS, templates)
+        texts = [[t.replace("{c}", word).replace("{}", word) for t in templates] for word in WORDS]
+        prompts = np.stack([encoder.texts(group) for group in texts])
+    np.testing.assert_allclose(found, clip_benchmark.zero_shot_weights(prompts), atol=1e-6)
+    (tmp_path / "templates.txt").write_text("{c}\nred {c}\n")
+    (tmp_path / "labels.txt").write_text("\n".join(WORDS))
+    data = {"test": str(shard), "labels": str(tmp_path / "labels.txt")}
+    plain = report_of([make_artifact("plain")], **data)
+    shaped = report_of([make_artifact("shaped")], **data, templates=str(tmp_path / "templates.txt"))
+    assert plain["rows"][0]["metrics"]["margin_mean"] != shaped["rows"][0]["metrics"]["margin_mean"]
+
+
+def test_a_folder_of_classes_is_a_test_set(make_artifact: Make, tmp_path: Path) -> None:
+    for index in range(12):
+        folder = tmp_path / "set" / WORDS[index % 3]
+        folder.mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(index).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{index}.png")
+    [row] = report_of([make_artifact()], test=str(tmp_path / "set"))["rows"]
+    assert (row["images"], row["candidates"]) == (12, 3)
+    assert row["metrics"]["top1"] is not None and row["metrics"]["top5"] is None
 
 
 def test_captions_are_the_candidates_without_labels(make_artifact: Make, shard: Path) -> None:
-    report = drift_report([make_artifact()], DataConfig(test=str(shard)), backend="onnxruntime")
+    report = drift_report([make_artifact()], DriftConfig(data=DataConfig(test=str(shard)), backend="onnxruntime"))
     [row] = report["rows"]
     assert row["candidates"] == 24
     assert row["metrics"]["top1"] is None
@@ -242,17 +199,25 @@ def test_wrong_labels_and_no_data_are_named(make_artifact: Make, shard: Path, tm
     wrong = tmp_path / "wrong.txt"
     wrong.write_text("elephant\n")
     with pytest.raises(UsageError, match=r"no image of .* has a label that is in .*wrong.txt") as caught:
-        drift_report([artifact], DataConfig(test=str(shard), labels=str(wrong)))
+        report_of([artifact], test=str(shard), labels=str(wrong))
     assert "'red'" in caught.value.hint
     wrong.write_text("\n \n")
     with pytest.raises(UsageError, match=r"wrong.txt lists no labels"):
-        drift_report([artifact], DataConfig(test=str(shard), labels=str(wrong)))
+        report_of([artifact], test=str(shard), labels=str(wrong))
     wrong.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(CorruptInputError, match=r"wrong.txt is no text file"):
-        drift_report([artifact], DataConfig(test=str(shard), labels=str(wrong)))
+        report_of([artifact], test=str(shard), labels=str(wrong))
     with pytest.raises(UsageError, match=r"absent.txt"):
-        drift_report([artifact], DataConfig(test=str(shard), labels=str(tmp_path / "absent.txt")))
+        report_of([artifact], test=str(shard), labels=str(tmp_path / "absent.txt"))
     with pytest.raises(UsageError, match=r"data.test is not set"):
-        drift_report([artifact], DataConfig())
+        report_of([artifact])
     with pytest.raises(UsageError, match="there is no artifact"):
-        drift_report([], DataConfig(test=str(shard)))
+        report_of([], test=str(shard))
+    (tmp_path / "templates.txt").write_text("a photo\n")
+    (tmp_path / "labels.txt").write_text("\n".join(WORDS))
+    given = {"test": str(shard), "templates": str(tmp_path / "templates.txt")}
+    with pytest.raises(UsageError, match=r"the template 'a photo' has no place for the label") as caught:
+        report_of([artifact], **given, labels=str(tmp_path / "labels.txt"))
+    assert "{c}" in caught.value.hint and caught.value.exit_code == 2
+    with pytest.raises(UsageError, match=r"data.templates is .*templates.txt, and .* has captions, not classes"):
+        report_of([artifact], **given)

@@ -1,4 +1,4 @@
-"""Samples out of shards, tables and streams, with a tally of what could not be read.
+"""Samples out of shards, tables, folders and streams, with a tally of what could not be read.
 
 The layout is WebDataset's: a sample is the run of files of a tar that share a name up to its first dot. Python's
 tarfile ends quietly at a damaged header, which would lose the rest of a shard without a word; here anything but a
@@ -24,14 +24,14 @@ from typing import IO, Any
 from typing_extensions import Self
 
 from mmcompress.data.imagefile import image_size
-from mmcompress.data.spec import SHARD_SUFFIXES, is_stream
+from mmcompress.data.layout import is_retrieval, numbered_classes
+from mmcompress.data.spec import CLASSNAMES, IMAGE_SUFFIXES, SHARD_SUFFIXES, images_in, is_stream
 from mmcompress.data.tally import Tally
 from mmcompress.errors import CorruptInputError, UsageError
 
-IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
 MEMBER_BYTES = 256 * 2**20
 """A larger file in a tar is refused unread."""
-_SUFFIXES = (*IMAGE_SUFFIXES, "txt", "json")
+_SUFFIXES = (*IMAGE_SUFFIXES, "txt", "json", "cls")
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Sample:
     """An image as it was stored, and what is said of it."""
 
     key: str
-    """Unique within the data: the shard's name and the name in it, or the path in a table."""
+    """Unique within the data: the shard's or the class's name and the name in it, or the path in a table."""
     image: bytes
     captions: tuple[str, ...]
     label: str | None
@@ -52,6 +52,8 @@ def samples(places: Iterable[tuple[str, str]], tally: Tally) -> Iterator[Sample]
     for place, name in places:
         if place.endswith(".tsv") and not is_stream(place):
             yield from _table_samples(Path(place), tally)
+        elif not is_stream(place) and Path(place).is_dir():
+            yield from _class_samples(Path(place), name, tally)
         else:
             yield from _shard_samples(place, name, tally)
 
@@ -73,6 +75,7 @@ def named(places: list[str]) -> list[tuple[str, str]]:
 
 def _shard_samples(shard: str, name: str, tally: Tally) -> Iterator[Sample]:
     keys: set[str] = set()
+    classes, lines = numbered_classes(shard), is_retrieval(shard)
     try:
         for key, group in itertools.groupby(_members(shard), lambda member: member[0]):
             files, repeated = {}, key in keys
@@ -83,7 +86,7 @@ def _shard_samples(shard: str, name: str, tally: Tally) -> Iterator[Sample]:
             try:
                 if repeated:
                     raise ValueError("a file or a sample of that name was there before")
-                found = _sample(f"{name}/{key}", files)
+                found = _sample(f"{name}/{key}", files, classes, lines)
             except ValueError as error:
                 tally.add_bad(f"{shard}: {key}", str(error))
                 continue
@@ -157,8 +160,9 @@ def _opened(shard: str) -> Iterator[IO[bytes]]:
         stream.close()  # raises where the program failed
 
 
-def _sample(key: str, files: Mapping[str, bytes | None]) -> Sample:
-    """ValueError says what is wrong with it."""
+def _sample(key: str, files: Mapping[str, bytes | None], classes: list[str] | None, lines: bool) -> Sample:
+    """ValueError says what is wrong with it. `classes` are what a `.cls` counts; with `lines` a `.txt` has one caption
+    a line."""
     suffix = next((suffix for suffix in IMAGE_SUFFIXES if suffix in files), None)
     if suffix is None:
         raise ValueError(f"no image (jpg, jpeg, png or webp) among: {', '.join(sorted(files))}")
@@ -170,14 +174,28 @@ def _sample(key: str, files: Mapping[str, bytes | None]) -> Sample:
         text = (files.get("txt") or b"").decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError("the txt is not UTF-8") from error
-    captions = _captions([text, *(about.get("captions") or [])]) or _captions([about.get("caption")])
-    if not captions:
-        raise ValueError("no caption (txt, or captions or caption in json)")
-    image_size(image)
     label = about.get("label")
+    if classes is not None and (number := files.get("cls")) is not None:
+        label = _class(number, classes)
+    texts = text.splitlines() if lines else [text]
+    captions = _captions([*texts, *(about.get("captions") or [])]) or _captions([about.get("caption")])
+    if not captions and "cls" in files:
+        captions = _captions([label])
+    if not captions:
+        lacks = f", and no {CLASSNAMES} says what its cls means" if "cls" in files else ""
+        raise ValueError(f"no caption (txt, or captions or caption in json){lacks}")
+    image_size(image)
     return Sample(
         key, image, captions, None if label is None else _writable(str(label)), about.get("seen") is not False
     )
+
+
+def _class(number: bytes, classes: list[str]) -> str:
+    """The name of a class, by its number."""
+    text = number.decode("ascii", "replace").strip()
+    if not (text.isascii() and text.isdigit()) or int(text[:9]) >= len(classes) or len(text) > 9:
+        raise ValueError(f"the cls is {text[:20]!r}, and the classes are numbered 0 to {len(classes) - 1}")
+    return classes[int(text)]
 
 
 def _about(content: bytes | None) -> dict[str, Any]:
@@ -206,6 +224,28 @@ def _writable(text: str) -> str:
     return text.encode("utf-8", "replace").decode()
 
 
+def _class_samples(folder: Path, name: str, tally: Tally) -> Iterator[Sample]:
+    """The images below a folder, in the order of their paths; its name is their class, and their caption."""
+    label = _writable(folder.name)
+    for path in sorted(images_in(folder)):
+        try:
+            image = _stored(path)
+        except (ValueError, OSError) as error:
+            tally.add_bad(str(path), str(error))
+            continue
+        tally.good += 1
+        yield Sample(_writable(f"{name}/{path.relative_to(folder).as_posix()}"), image, (label,), label, True)
+
+
+def _stored(path: Path) -> bytes:
+    """The bytes of a whole image file; ValueError says what is wrong with it."""
+    if path.stat().st_size > MEMBER_BYTES:
+        raise ValueError(f"the image has more than {MEMBER_BYTES // 2**20} MiB")
+    image = path.read_bytes()
+    image_size(image)
+    return image
+
+
 def _table_samples(table: Path, tally: Tally) -> Iterator[Sample]:
     """Rows of one image, wherever they stand, are the captions of one sample, in the order of the first rows."""
     images: dict[str, list[dict[str, str]]] = {}
@@ -222,10 +262,7 @@ def _table_samples(table: Path, tally: Tally) -> Iterator[Sample]:
                 raise ValueError("no caption")
             if not path.is_file():
                 raise ValueError("there is no such image")
-            if path.stat().st_size > MEMBER_BYTES:
-                raise ValueError(f"the image has more than {MEMBER_BYTES // 2**20} MiB")
-            image = path.read_bytes()
-            image_size(image)
+            image = _stored(path)
         except (ValueError, OSError) as error:
             tally.add_bad(f"{table}: {name}", str(error))
             continue

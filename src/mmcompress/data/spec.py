@@ -13,12 +13,18 @@ import glob
 import hashlib
 import importlib.resources
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from mmcompress.artifact import hash_file, hash_json
 from mmcompress.errors import UsageError, suggestion
 
 TABLE = "captions.tsv"
+CLASSNAMES = "classnames.txt"
+TEMPLATES = "zeroshot_classification_templates.txt"
+DATASET_TYPE = "dataset_type.txt"
+SHARD_COUNT = "nshards.txt"
+IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
 SHARD_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 PACKAGED = {
     "train": "train-*.tar",
@@ -30,7 +36,8 @@ PACKAGED = {
 }
 ACCEPTED = (
     "give WebDataset shards ('shards/{00000..00005}.tar', a glob, or one .tar), a folder of .tar shards, "
-    f"a folder with a {TABLE}, a URL, 'pipe:COMMAND', '-' for stdin, or demo:train, demo:val, demo:test"
+    f"a folder with a {TABLE}, a folder of images by class (DIR/CLASS/*.jpg), a folder of CLIP_benchmark's "
+    f"(DIR/test/*.tar beside {CLASSNAMES}), a URL, 'pipe:COMMAND', '-' for stdin, or demo:train, demo:val, demo:test"
 )
 _WHOLE = 64 * 2**20
 _END = 8 * 2**20
@@ -50,7 +57,7 @@ def is_stream(spec: str) -> bool:
 
 
 def expand(spec: str) -> list[str]:
-    """The places that a specification names, in order: tars, `.tsv` tables, other files, or streams.
+    """The places that a specification names, in order: tars, tables, folders of a class, other files, streams.
 
     Raises UsageError for what does not exist. An existing path is taken as it is, whatever characters it has.
     """
@@ -89,14 +96,50 @@ def _matches(pattern: str) -> list[Path]:
 
 
 def _place(path: Path) -> list[str]:
-    """A file is itself; a folder is its table if it has one, else its shards."""
+    """A file is itself; a folder is its table if it has one, else its shards, its test shards, or its classes."""
     if not path.is_dir():
         return [str(path)]
     if (path / TABLE).is_file():
         return [str(path / TABLE)]
-    if not (shards := _shards(path)):
-        raise UsageError(f"the folder {path} holds neither .tar shards nor a {TABLE}", ACCEPTED)
-    return [str(shard) for shard in shards]
+    if not (found := _shards(path) or _test_shards(path) or _class_folders(path)):
+        raise UsageError(
+            f"the folder {path} holds neither .tar shards nor a {TABLE}, nor folders of images by class", ACCEPTED
+        )
+    return [str(place) for place in found]
+
+
+def _test_shards(folder: Path) -> list[Path]:
+    """`test/0.tar`, `test/1.tar`, … as CLIP_benchmark numbers them, as many as its count says."""
+    if not (folder / "test").is_dir():
+        return []
+    shards = sorted(_shards(folder / "test"), key=lambda shard: (len(shard.name), shard.name))
+    stated = folder / "test" / SHARD_COUNT
+    if stated.is_file() and (count := stated.read_text(encoding="utf-8", errors="replace").strip()) != str(len(shards)):
+        raise UsageError(
+            f"{stated} says {count!r}, and there are {len(shards)} shards beside it", "fetch the missing shards"
+        )
+    return shards
+
+
+def _class_folders(folder: Path) -> list[Path]:
+    """The folders right in it that hold an image at any depth, hidden ones left out; each is a class."""
+    inside = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    return [path for path in inside if next(images_in(path), None) is not None]
+
+
+def images_in(folder: Path) -> Iterator[Path]:
+    """The image files below a folder, in no order; hidden ones left out."""
+    for path in folder.rglob("*"):
+        if path.suffix[1:].lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file():
+            yield path
+
+
+def settings_beside(shard: str) -> dict[str, Path]:
+    """CLIP_benchmark's lists that say what the samples of `DIR/test/0.tar` mean, by name; they lie in DIR."""
+    if is_stream(shard) or not shard.endswith(SHARD_SUFFIXES):
+        return {}
+    folder = Path(shard).absolute().parent.parent
+    return {name: folder / name for name in (CLASSNAMES, DATASET_TYPE, TEMPLATES) if (folder / name).is_file()}
 
 
 def _shards(folder: Path) -> list[Path]:
@@ -118,25 +161,29 @@ def fingerprint(spec: str) -> str:
         if file.is_file():
             return hash_json(["function", function, _identity(file)])
     path = packaged(spec) if spec.startswith("demo:") else Path(spec).expanduser()
-    if path.is_dir():
+    if path.is_dir() and not _test_shards(path):
         return hash_json(["files", [[name, *_identity(file)] for name, file in _content(path)]])
-    if path.is_file() or spec.startswith("demo:") or "{" in spec or glob.has_magic(spec):
+    if path.exists() or spec.startswith("demo:") or "{" in spec or glob.has_magic(spec):
         return hash_json(["files", [[Path(place).name, *_identity(Path(place))] for place in _files(spec)]])
     return hash_json(["text", spec])
 
 
 def _files(spec: str) -> list[str]:
-    """Every file below the places of a specification."""
-    places = expand(spec)
-    tables = [place for place in places if place.endswith(".tsv")]
-    beside = [str(file) for table in tables for _, file in _content(Path(table).parent)]
-    return [place for place in places if place not in tables] + beside
+    """Every file below the places of a specification, and the lists that belong to them."""
+    files: dict[str, None] = {}
+    for place in expand(spec):
+        if Path(place).is_dir() or place.endswith(".tsv"):
+            folder = Path(place) if Path(place).is_dir() else Path(place).parent
+            files |= dict.fromkeys(str(file) for _, file in _content(folder))
+        else:
+            files |= dict.fromkeys([place, *map(str, settings_beside(place).values())])
+    return list(files)
 
 
 def _content(folder: Path) -> list[tuple[str, Path]]:
-    """The shards of a folder of shards, else every file in it; hidden files and bytecode left out."""
+    """The shards of a folder of shards and the lists beside it, else every file; hidden ones and bytecode left out."""
     if not (folder / TABLE).is_file() and (shards := _shards(folder)):
-        return [(shard.name, shard) for shard in shards]
+        return [*((shard.name, shard) for shard in shards), *settings_beside(str(shards[0])).items()]
     files = sorted((path.relative_to(folder).as_posix(), path) for path in folder.rglob("*") if path.is_file())
     return [(name, path) for name, path in files if not re.search(r"(^|/)(\.|__pycache__/)", name)]
 

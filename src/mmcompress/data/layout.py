@@ -1,0 +1,96 @@
+"""Evaluation sets that bring their classes along: folders of images, and the shards that CLIP_benchmark writes.
+
+CLIP_benchmark's layout is `DIR/test/*.tar`, its samples with a `.cls` (the number of the class) beside each image, and
+beside `test/` the lists `classnames.txt` and `zeroshot_classification_templates.txt`, one entry a line. A retrieval set
+says so in `dataset_type.txt`, and its `.txt` hold one caption a line. Here the lists are read; which sample has which
+class is reading.py's. Two classes of one name are one class here, as no text can tell them apart. Left out: sets with
+several classes an image (`.npy`), whose measure is another one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from mmcompress.data.spec import CLASSNAMES, DATASET_TYPE, TEMPLATES, expand, is_stream, settings_beside
+from mmcompress.errors import CorruptInputError, UsageError
+
+RETRIEVAL = "retrieval"
+LABEL_PLACES = ("{c}", "{}")
+"""Where a template takes the label: CLIP_benchmark's spelling, and Python's."""
+
+
+def class_names(spec: str) -> list[str] | None:
+    """The classes that a test set has by itself, in its own order, each once; None where it has captions."""
+    places = expand(spec)
+    if all(not is_stream(place) and Path(place).is_dir() for place in places):
+        return list(dict.fromkeys(Path(place).name for place in places))
+    names = [numbered_classes(place) for place in places]
+    if any(found is None for found in names):
+        return None
+    return list(dict.fromkeys(name for found in names for name in found or ()))
+
+
+def numbered_classes(place: str) -> list[str] | None:
+    """What the numbers in the `.cls` of a shard stand for; None where it has none."""
+    settings = settings_beside(place)
+    if CLASSNAMES not in settings or is_retrieval(place):
+        return None
+    lines = _text(settings[CLASSNAMES], "one class a line").rstrip().splitlines()
+    names = [line.strip() for line in lines]
+    if not names or not all(names):
+        where = names.index("") + 1 if names else 1
+        raise CorruptInputError(
+            f"line {where} of {settings[CLASSNAMES]} is empty", "classes are numbered by their lines: name each"
+        )
+    return names
+
+
+def is_retrieval(place: str) -> bool:
+    """Whether a shard belongs to a set in which a `.txt` holds one caption a line."""
+    settings = settings_beside(place)
+    return DATASET_TYPE in settings and read_lines(settings[DATASET_TYPE], "type", "`retrieval`")[0] == RETRIEVAL
+
+
+def own_templates(spec: str) -> list[str]:
+    """The prompt templates that lie beside a test set; none where there are none."""
+    found = [settings_beside(place).get(TEMPLATES) for place in expand(spec)]
+    return checked_templates(found[0]) if found and found[0] is not None else []
+
+
+def checked_templates(path: Path) -> list[str]:
+    """Templates, one a line, each once and with a place for the label."""
+    templates = list(dict.fromkeys(read_lines(path, "templates", "one template a line")))
+    for template in templates:
+        if not any(place in template for place in LABEL_PLACES):
+            raise UsageError(
+                f"{path}: the template {template!r} has no place for the label", 'for example: "a photo of a {c}."'
+            )
+    return templates
+
+
+def filled(template: str, label: str) -> str:
+    """The prompt of a label. Not `str.format`, which would let a file of templates look into objects."""
+    for place in LABEL_PLACES:
+        template = template.replace(place, label)
+    return template
+
+
+def prompts(labels: Sequence[str], templates: Sequence[str]) -> list[str]:
+    """Every label in every template, label by label."""
+    return [filled(template, label) for label in labels for template in templates]
+
+
+def read_lines(path: Path, what: str, wanted: str) -> list[str]:
+    """The lines of a small text file that are not empty, without the spaces around them."""
+    found = [line.strip() for line in _text(path, wanted).splitlines() if line.strip()]
+    if not found:
+        raise UsageError(f"{path} lists no {what}", f"give {wanted}")
+    return found
+
+
+def _text(path: Path, wanted: str) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (UnicodeDecodeError, IsADirectoryError) as error:
+        raise CorruptInputError(f"{path} is no text file: {error}", f"give a UTF-8 file with {wanted}") from error
