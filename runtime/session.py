@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Protocol, get_args
 
@@ -51,19 +52,23 @@ class Session(Protocol):
 def open_session(artifact: Artifact, graph: Graph, backend: Backend, *, threads: int | None = None) -> Session:
     """Load one graph of a verified artifact on one backend; the caller closes the session."""
     check_runnable(artifact, backend)
-    path = artifact.file(graph.file)
+    if backend in CPU_BACKENDS:
+        return open_file(artifact.file(graph.file), graph, backend, threads=threads)
+    from mmcompress.runtime.tensorrt import open_engine
+
+    return open_engine(artifact, graph, backend)
+
+
+def open_file(path: Path, graph: Graph, backend: Backend, *, threads: int | None = None) -> Session:
+    """Load an ONNX file with the interface of `graph` on a CPU backend; the caller closes the session."""
     threads = threads or usable_cores()
     if backend == "openvino":
         from mmcompress.runtime.openvino import OpenVINOSession
 
         return OpenVINOSession(path, graph, threads)
-    if backend == "onnxruntime":
-        from mmcompress.runtime.onnxruntime import OnnxRuntimeSession
+    from mmcompress.runtime.onnxruntime import OnnxRuntimeSession
 
-        return OnnxRuntimeSession(path, graph, threads)
-    from mmcompress.runtime.tensorrt import open_engine
-
-    return open_engine(artifact, graph, backend)
+    return OnnxRuntimeSession(path, graph, threads)
 
 
 def check_runnable(artifact: Artifact, backend: Backend) -> None:

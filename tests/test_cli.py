@@ -22,7 +22,7 @@ from mmcompress.errors import CorruptInputError, GateFailedError, MissingRequire
 
 Cli = Callable[..., Any]
 COMMANDS = (
-    *("run", "train", "embed", "distill", "prune", "quantize", "export", "build", "bench", "drift", "report"),
+    *("run", "train", "embed", "distill", "prune", "quantize", "export", "build", "bench", "drift", "bisect", "report"),
     *("classify", "search", "inspect", "doctor"),
 )
 ENTRY = [sys.executable, "-m", "mmcompress"]

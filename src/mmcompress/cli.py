@@ -172,16 +172,33 @@ def bench(artifacts: Folders, out: Out, set_: Set = None, json: Json = False) ->
 @app.command(rich_help_panel=MEASURE)
 def drift(
     artifacts: Folders,
-    data: Annotated[str, typer.Option(help="Test pairs: shards, folder, stream, or demo:test.")],
+    data: Annotated[str, typer.Option(help="Test set: shards, a folder (also by class), stream, or demo:test.")],
     out: Out,
     labels: Annotated[str | None, typer.Option(help="Text file, one candidate a line.")] = None,
+    templates: Annotated[str | None, typer.Option(help="Text file, one prompt around {c} a line.")] = None,
     set_: Set = None,
     json: Json = False,
 ) -> None:
-    """Accuracy of ONNX artifacts on test pairs, and their distance from the first one."""
+    """Accuracy of ONNX artifacts on a test set, and their distance from the first one and from the one before."""
     from mmcompress import console, standalone
 
-    console.show(*console.artifact_summary(standalone.drift(artifacts, out, data, labels, set_ or ())), json)
+    made = standalone.drift(artifacts, out, data, labels, templates, set_ or ())
+    console.show(*console.drift_summary(made), json)
+
+
+@app.command(rich_help_panel=MEASURE)
+def bisect(
+    reference: Annotated[Path, typer.Argument(metavar="FP32", help="The FP32 export of a checkpoint.")],
+    candidate: Annotated[Path, typer.Argument(metavar="CANDIDATE", help="Its INT8 or FP16 export.")],
+    data: Annotated[str, typer.Option(help="Pairs to run both on: shards, folder, stream, or demo:val.")],
+    out: Out,
+    set_: Set = None,
+    json: Json = False,
+) -> None:
+    """Find the modules in which a quantized model leaves its FP32 reference, and which to keep in higher precision."""
+    from mmcompress import console, standalone
+
+    console.show(*console.bisect_summary(standalone.bisect(reference, candidate, out, data, set_ or ())), json)
 
 
 @app.command(rich_help_panel=MEASURE)

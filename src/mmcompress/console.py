@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from rich.cells import cell_len
 from rich.console import Console, Group, RenderableType
@@ -57,6 +57,44 @@ def run_summary(artifacts: Mapping[str, Artifact]) -> Summary:
         return {"artifacts": made, "report": None}, Group(*(artifact_summary(a)[1] for a in artifacts.values()))
     document, view = report_summary(reports[-1])
     return {"artifacts": made, "report": document}, view
+
+
+def drift_summary(artifact: Artifact) -> Summary:
+    """What drift measured, a line for each row."""
+    document = json.loads(artifact.file("drift.json").read_text(encoding="utf-8"))
+    table = _table("row", ">top-1", ">R@10", "95%", ">change", ">cosine", ">worst", ">flips", ">lost", ">old index")
+    for row in document["rows"]:
+        metrics, old = row["metrics"], row["metrics"]["old_index"]
+        change = metrics["r10_change"]
+        table.add_row(
+            row["row"],
+            percent(metrics["top1"]),
+            percent(metrics["i2t_r10"]),
+            percent_interval(metrics["ci95"].get("i2t_r10")),
+            f"{100 * change['i2t']:+.1f}{'' if change['significant'] else ' n.s.'}" if change else "",
+            cosine(metrics["cosine_mean"]),
+            cosine(metrics["cosine_worst"]),
+            percent(metrics["flip_rate"]),
+            percent(metrics["flips_lost"]),
+            percent(old["i2t_r10"] if old else None),
+        )
+    about = f"{artifact.path}  against {document['rows'][0]['row']}, {count(document['rows'][0]['images'])} images"
+    made, _ = artifact_summary(artifact)
+    return {**cast(dict[str, Any], made), "drift": document}, Group(table, Text(about))
+
+
+def bisect_summary(artifact: Artifact, most: int = 12) -> Summary:
+    """The worst modules, and which to keep."""
+    document = json.loads(artifact.file("bisect.json").read_text(encoding="utf-8"))
+    table = _table("module", ">excess, dB", ">local SQNR, dB", ">carried, dB", ">share of noise")
+    for found in document["modules"][:most]:
+        figures = [f"{found[key]:.1f}" for key in ("excess_db", "local_sqnr_db", "carried_sqnr_db")]
+        table.add_row(found["module"], *figures, percent(found["share"]))
+    names = ", ".join(document["keep"]) or "none: no module is noisier than its precision makes it"
+    made, _ = artifact_summary(artifact)
+    return {**cast(dict[str, Any], made), "bisect": document}, Group(
+        table, Text(f"keep in higher precision: {names}"), Text(str(artifact.path))
+    )
 
 
 def report_summary(artifact: Artifact) -> tuple[dict[str, Any], RenderableType]:

@@ -148,11 +148,23 @@ def bench(artifacts: Sequence[Path], out: Path, overrides: Sequence[str] = ()) -
 
 
 def drift(
-    artifacts: Sequence[Path], out: Path, data: str, labels: str | None = None, overrides: Sequence[str] = ()
+    artifacts: Sequence[Path],
+    out: Path,
+    data: str,
+    labels: str | None = None,
+    templates: str | None = None,
+    overrides: Sequence[str] = (),
 ) -> Artifact:
     """The first artifact is the reference."""
     gathered = [Artifact.open(path, Kind.ONNX) for path in artifacts]
-    return run_single("drift", {"data": {"test": data, "labels": labels}}, {}, out, overrides, gathered)
+    table = {"test": data, "labels": labels, "templates": templates}
+    return run_single("drift", {"data": table}, {}, out, overrides, gathered)
+
+
+def bisect(reference: Path, candidate: Path, out: Path, data: str, overrides: Sequence[str] = ()) -> Artifact:
+    """The reference is the FP32 export of the checkpoint that the candidate was exported from."""
+    sources = {"reference": Artifact.open(reference, Kind.ONNX), "candidate": Artifact.open(candidate, Kind.ONNX)}
+    return run_single("bisect", {"data": {"test": data}}, sources, out, overrides)
 
 
 def report(folders: Sequence[Path], out: Path | None = None, overrides: Sequence[str] = ()) -> Artifact:
