@@ -40,7 +40,7 @@ def module_of(tensor: str, tower: Tower) -> str | None:
     if tensor.startswith("embedding"):
         return f"{tower}.embedding"
     part = _PART.match(tensor)
-    return None if part is None or part[1] in _PLUMBING else f"{tower}.{part[1]}"
+    return None if part is None or part[1] in _PLUMBING else part[0]
 
 
 @dataclass(frozen=True)
