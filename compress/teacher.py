@@ -26,23 +26,8 @@ from mmcompress.compress.vocabulary import save_tokenizer_config
 from mmcompress.config import TeacherConfig
 from mmcompress.data import packaged
 from mmcompress.errors import CorruptInputError, MissingRequirementError, UsageError, require, suggestion
+from mmcompress.teachers import ALIASES
 
-ALIASES = {
-    "vit-b32": "openai/clip-vit-base-patch32",
-    "vit-b16": "openai/clip-vit-base-patch16",
-    "vit-l14": "openai/clip-vit-large-patch14",
-    "vit-l14-336": "openai/clip-vit-large-patch14-336",
-    "laion-vit-h14": "laion/CLIP-ViT-H-14-laion2B-s32B-b79K",
-    "metaclip-b16": "facebook/metaclip-b16-fullcc2.5b",
-    "metaclip-l14": "facebook/metaclip-l14-fullcc2.5b",
-    "metaclip-h14": "facebook/metaclip-h14-fullcc2.5b",
-    "siglip-b16": "google/siglip-base-patch16-224",
-    "siglip2-b16": "google/siglip2-base-patch16-224",
-    "siglip2-l16": "google/siglip2-large-patch16-256",
-    "siglip2-so400m": "google/siglip2-so400m-patch14-384",
-    "chinese-clip-b16": "OFA-Sys/chinese-clip-vit-base-patch16",
-    "chinese-clip-l14": "OFA-Sys/chinese-clip-vit-large-patch14",
-}
 _HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
 _INTERPOLATION = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 _OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
+import math
 from pathlib import Path
 from typing import Any
+
+from PIL import Image
 
 from mmcompress.artifact import Artifact, Graph, Kind, TensorSpec
 
@@ -76,8 +80,17 @@ def engine_artifact(path: Path, precision: str) -> Artifact:
     return Artifact.open(path)
 
 
+def bell(low: float, high: float, middle: float, spread: float, bins: int = 30) -> tuple[list[float], list[int]]:
+    """Edges and counts of a histogram with a long right tail."""
+    edges = [low + (high - low) * i / bins for i in range(bins + 1)]
+    centres = [(a + b) / 2 for a, b in zip(edges, edges[1:], strict=False)]
+    counts = [round(400 * math.exp(-(((c - middle) / (spread * (1 if c < middle else 2.2))) ** 2))) for c in centres]
+    return edges, counts
+
+
 def metrics(row: dict[str, Any], shrink: float = 1.0) -> dict[str, Any]:
     r1, r5, r10 = (value * shrink for value in row["r"])
+    change, first = r10 - 0.478 * shrink, row["flip"] == 0.0
     found = {"i2t_r1": r1, "i2t_r5": r5, "i2t_r10": r10, "t2i_r1": r1 * 0.9, "t2i_r5": r5 * 0.9, "t2i_r10": r10 * 0.9}
     ci = {"i2t_r1": [r1 - 0.018, r1 + 0.019], "i2t_r10": [r10 - 0.023, r10 + 0.022]}
     return {
@@ -88,7 +101,75 @@ def metrics(row: dict[str, Any], shrink: float = 1.0) -> dict[str, Any]:
         "text_cosine_mean": row["cos"],
         "flip_rate": row["flip"],
         "ci95": ci,
+        "top5": r5,
+        "cosine_worst": row["cos"] - 0.3 if not first else 1.0,
+        "text_cosine_p01": row["cos"] - 0.1,
+        "rank_correlation": 0.4 + 0.6 * row["cos"],
+        "margin_mean": 0.021 + 0.02 * row["cos"],
+        "flips_gained": row["flip"] * 0.11,
+        "flips_lost": row["flip"] * 0.14,
+        "mcnemar_p": 1.0 if first else 0.0021 if row["flip"] > 0.35 else 0.071,
+        "ece": 0.031,
+        "old_index": {key: value * (0.97 if not first else 1.0) for key, value in found.items()},
+        "r10_change": {
+            "i2t": change,
+            "ci95": [change - 0.017, change + 0.016],
+            "significant": not change - 0.017 <= 0 <= change + 0.016,
+        },
     }
+
+
+LOST = ("red apple", "clinking glasses", "flag: Åland Islands", "smiling face with <script>alert(1)</script>", "人")
+
+
+def per_class(loss: float) -> list[dict[str, Any]]:
+    shares = [(name, 0.85 - 0.09 * i, 0.85 - 0.09 * i - loss / (1 + i)) for i, name in enumerate(LOST)]
+    return [{"label": name, "images": 7 + i, "before": a, "after": b} for i, (name, a, b) in enumerate(shares)]
+
+
+def previous_of(name: str, row: dict[str, Any]) -> dict[str, Any] | None:
+    names = list(ROWS)
+    if name == names[0]:
+        return None
+    before = names[names.index(name) - 1]
+    change = row["r"][2] - ROWS[before]["r"][2]
+    return {
+        "row": before,
+        "cosine_mean": 0.95,
+        "cosine_p01": 0.87,
+        "cosine_worst": 0.61,
+        "flip_rate": 0.2,
+        "flips_gained": 0.02,
+        "flips_lost": 0.05,
+        "mcnemar_p": 0.0002,
+        "rank_correlation": 0.93,
+        "r10_change": {
+            "i2t": change,
+            "ci95": [change - 0.012, change + 0.012],
+            "significant": abs(change) > 0.012,
+        },
+    }
+
+
+def gallery_entry(index: int) -> dict[str, Any]:
+    truth, other = LOST[index % len(LOST)], LOST[(index + 2) % len(LOST)]
+    teacher, answer = ((truth, other), (other, truth), (other, "moon cake"))[index % 3]
+    return {
+        "file": f"gallery/{index:03d}.webp",
+        "key": f"test-00000/{index:06d}",
+        "truth": [truth],
+        "row": "int8",
+        "teacher": {"text": teacher, "score": 0.412 - 0.01 * index},
+        "answer": {"text": answer, "score": 0.377 - 0.01 * index},
+    }
+
+
+def gallery_picture(index: int) -> bytes:
+    image = Image.radial_gradient("L").resize((96, 96)).convert("RGB")
+    tint = Image.new("RGB", image.size, ((40 * index) % 256, (90 * index) % 256, 200))
+    stream = io.BytesIO()
+    Image.blend(image, tint, 0.5).save(stream, "WEBP")
+    return stream.getvalue()
 
 
 def drift_document() -> dict[str, Any]:
@@ -112,9 +193,17 @@ def drift_document() -> dict[str, Any]:
                 "unseen_images": 93,
                 "unseen": metrics(row, 0.4),
                 "int8_against_fp32": quantized if name == "int8" else None,
+                "previous": previous_of(name, row),
+                "cosine_histogram": None if name == "teacher" else cosine_histogram(row["cos"]),
+                "per_class": [] if name == "teacher" else per_class(row["flip"]),
             }
         )
-    return {"backend": "openvino", "test": "demo:test", "rows": rows}
+    return {"backend": "openvino", "test": "demo:test", "rows": rows, "gallery": [gallery_entry(i) for i in range(7)]}
+
+
+def cosine_histogram(mean: float) -> dict[str, Any]:
+    edges, counts = bell(mean - 0.3, 1.0, mean, 0.04)
+    return {"edges": edges, "counts": counts}
 
 
 def latency(name: str, backend: str, batch: int) -> dict[str, Any]:
@@ -135,10 +224,24 @@ def latency(name: str, backend: str, batch: int) -> dict[str, Any]:
         "peak_bytes": 98_000_000,
         "energy_mj": None,
         "throttled": None,
+        "streams": 1,
+        "p95_ms": median * 1.13,
+        "cv": 0.062,
+        "load_ms": 48.0 + median,
+        "first_ms": median * 2.4,
+        "rounds_ms": [median * (1 + 0.01 * math.sin(i)) for i in range(12)],
+        "histogram": dict(
+            zip(("edges_ms", "counts"), bell(median * 0.9, median * 1.5, median, median * 0.03), strict=True)
+        ),
+        "device_peak_bytes": None,
+        "energy_source": None,
+        "ceiling_share": 0.31 if backend == "openvino" else 0.24,
+        "pipeline": {"input_ms": 0.41 * batch, "together_ms": median + 0.2, "throughput_ips": 900.0},
+        "noisy": (name, backend) == ("pruned", "openvino"),
     }
 
 
-def bench_document() -> dict[str, Any]:
+def bench_document(cpu: str = "AMD EPYC") -> dict[str, Any]:
     def run(row: str, backend: str, precision: str) -> dict[str, str]:
         return {"row": row, "backend": backend, "precision": precision}
 
@@ -148,23 +251,89 @@ def bench_document() -> dict[str, Any]:
     return {
         "rows": [{"row": name, "latency": [latency(name, *pair) for pair in pairs]} for name in ROWS],
         "ratios": [
-            {**own, "batch": 1, "speedup": 1.81, "ci95": [1.74, 1.9]},
-            {**ratio, "batch": 8, "speedup": 7.4, "ci95": [7.2, 7.61]},
-            {**ratio, "batch": 1, "speedup": 8.29, "ci95": [8.07, 8.48]},
+            {**own, "batch": 1, "speedup": 1.81, "ci95": [1.74, 1.9], "significant": True},
+            {**ratio, "batch": 8, "speedup": 7.4, "ci95": [7.2, 7.61], "significant": True},
+            {**ratio, "batch": 1, "speedup": 8.29, "ci95": [8.07, 8.48], "significant": True},
         ],
-        "environment": {"cpu": "AMD EPYC", "cores": 2, "governor": None, "load_average": 0.4},
+        "ceiling": [
+            {
+                "backend": backend,
+                "device": cpu,
+                "precision": precision,
+                "threads": 2,
+                "gmacs_per_s": g,
+                "shape": [512] * 3,
+            }
+            for backend, precision, g in (("openvino", "int8", 412.0), ("openvino", "fp32", 171.0))
+        ],
+        "environment": {
+            "cpu": cpu,
+            "cores": 2,
+            "governor": None,
+            "load_average": 0.4,
+            "load_average_after": 0.9,
+            "power_mode": None,
+            "clocks_mhz": {"before": [2450, 2450], "after": [2431, 2450]},
+            "temperature_c": {"before": None, "after": None},
+            "pinned_cores": None,
+            "noise": {"level": 0.08, "noisy": True, "reason": "the median of a fixed loop moved by 8%"},
+            "warnings": ["Another process used 34% of a core."],
+        },
     }
+
+
+def bisect_document() -> dict[str, Any]:
+    names = [
+        f"{tower}.blocks.{i}.{m}" for tower in ("image", "text") for i in range(3) for m in ("qkv", "out", "fc1", "fc2")
+    ]
+    modules = [
+        {
+            "module": name,
+            "tower": name.split(".")[0],
+            "local_sqnr_db": 24.0 + 0.7 * i,
+            "local_cosine_mean": 0.998,
+            "carried_sqnr_db": 21.0 + 0.3 * i,
+            "share": 0.3 / (1 + i),
+        }
+        for i, name in enumerate(names)
+    ]
+    blocks = [
+        {
+            "block": f"{tower}.blocks.{i}",
+            "tower": tower,
+            "carried_cosine_mean": 0.999,
+            "carried_sqnr_db": 31.0 - 2.3 * i - 3 * k,
+        }
+        for k, tower in enumerate(("image", "text"))
+        for i in range(6)
+    ]
+    sides = {"reference": {"row": "recovered", "precision": "fp32"}, "candidate": {"row": "int8", "precision": "int8"}}
+    return {"schema": 1, **sides, "samples": 256, "modules": modules, "blocks": blocks, "keep": names[:2]}
+
+
+def quantized_artifact(path: Path) -> Artifact:
+    entries = [
+        {"module": one["module"], "drift": 0.004 / (1 + i), "kept": i < 2}
+        for i, one in enumerate(bisect_document()["modules"])
+    ]
+    teacher = {"teacher": {"source": "vit-b32"}}
+    with Artifact.create(path, kind=Kind.CHECKPOINT, stage="quantize", key=path.name, config=teacher) as draft:
+        draft.facts = {"sensitivity": entries, "budget": 0.002, "choices": {}}
+    return Artifact.open(path)
 
 
 def measurement(path: Path, stage: str, document: dict[str, Any], measured: list[Artifact]) -> Artifact:
     parents = {f"{i:02d}-{artifact.path.name}": artifact.digest for i, artifact in enumerate(measured)}
     with Artifact.create(path, kind=Kind.REPORT, stage=stage, key=path.name, parents=parents) as draft:
         (draft.path / f"{stage}.json").write_text(json.dumps(document))
+        for index, entry in enumerate(document.get("gallery", [])):
+            (draft.path / entry["file"]).parent.mkdir(exist_ok=True)
+            (draft.path / entry["file"]).write_bytes(gallery_picture(index))
     return Artifact.open(path)
 
 
 def make_run(folder: Path) -> list[Artifact]:
-    """Five rows, two engines, bench and drift, in the order of a recipe."""
+    """Five rows, two engines, a calibration, and all measurements, in the order of a recipe."""
     graphs = {name: [graph("image", "fp32"), graph("text", "fp32")] for name in ROWS}
     graphs["recovered"] += [graph("image", "fp16"), graph("text", "fp16")]
     graphs["int8"] = [graph(t, "int8", kind) for t in ("image", "text") for kind in ("signed", "unsigned")]
@@ -172,4 +341,5 @@ def make_run(folder: Path) -> list[Artifact]:
     engines = [engine_artifact(folder / f"engine-{precision}", precision) for precision in ("fp16", "int8")]
     bench = measurement(folder / "bench", "bench", bench_document(), rows)
     drift = measurement(folder / "drift", "drift", drift_document(), rows)
-    return [*rows, *engines, bench, drift]
+    bisect = measurement(folder / "bisect", "bisect", bisect_document(), rows[3:])
+    return [*rows, *engines, quantized_artifact(folder / "quantize"), bench, drift, bisect]

@@ -38,6 +38,7 @@ Backend = Annotated[
     str | None, typer.Option(help="openvino, onnxruntime, tensorrt or tensorrt-rtx; the first that works if not given.")
 ]
 Embeddings = Annotated[Path | None, typer.Option(help="The teacher's cached embeddings, as `embed` wrote them.")]
+LIMIT = "METRIC=NUMBER"
 MODEL, MEASURE, USE = "Compress", "Measure", "Use and look"
 
 
@@ -212,6 +213,32 @@ def report(
     from mmcompress import console, standalone
 
     console.show(*console.report_summary(standalone.report(folders, out, set_ or ())), json)
+
+
+@app.command(rich_help_panel=MEASURE)
+def check(
+    report: Annotated[Path, typer.Argument(metavar="REPORT", help="report.json, or the folder with it.")],
+    max_drop: Annotated[list[str] | None, typer.Option(metavar=LIMIT, help="Largest loss: i2t_r10=0.01.")] = None,
+    max_: Annotated[list[str] | None, typer.Option("--max", metavar=LIMIT, help="Upper limit: p99_ms=5.")] = None,
+    min_: Annotated[list[str] | None, typer.Option("--min", metavar=LIMIT, help="Lower limit: top1=0.6.")] = None,
+    min_speedup: Annotated[float | None, typer.Option(help="Smallest ratio of median latencies.")] = None,
+    baseline: Annotated[Path | None, typer.Option(help="Report that changes are against; else the first row.")] = None,
+    row: Annotated[str | None, typer.Option(help="Row to check; the last one if not given.")] = None,
+    backend: Backend = None,
+    batch: Annotated[int, typer.Option(help="Batch size of latency gates.")] = 1,
+    strict: Annotated[bool, typer.Option("--strict", help="Let changes that are not significant fail too.")] = False,
+    junit: Annotated[Path | None, typer.Option(help="Also write the verdicts as JUnit XML.")] = None,
+    json: Json = False,
+) -> None:
+    """Hold a report against limits: exit 1 with a table if one is missed. Without limits, against its recipe's."""
+    from mmcompress import console
+    from mmcompress.report import checking
+
+    chosen = {"row": row, "backend": backend, "batch": batch, "strict": strict, "min_speedup": min_speedup}
+    limits = {"max_drop": max_drop, "max": max_, "min": min_}
+    verdicts = checking.check(report, {**chosen, **checking.parsed(limits)}, baseline, junit)
+    console.show(*console.verdicts_summary(verdicts), json)
+    checking.enforce(verdicts)
 
 
 @app.command(rich_help_panel=USE)

@@ -17,6 +17,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from mmcompress.architecture import Config
 from mmcompress.errors import UsageError, suggestion
+from mmcompress.gates import Gates
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -254,10 +255,26 @@ class BisectConfig(StageConfig):
     """Of the candidate's graphs; the smallest that it holds if not given."""
 
 
+class CardConfig(Config):
+    """What a model card says and nobody can measure."""
+
+    name: str | None = None
+    """Of the model; the report's title if not given."""
+    license: str = "unknown"
+    """An identifier of the Hugging Face hub: `apache-2.0`, `mit`, `other`. A student is bound by its teacher's too."""
+    base_model: str | None = None
+    """Hub id of the teacher; taken from the recipe where that names one."""
+    language: tuple[str, ...] = ()
+    """ISO codes of the languages that the text tower knows: `["en", "zh"]`."""
+
+
 class ReportConfig(StageConfig):
-    """Join the measurements into report.json, report.html and report.md."""
+    """Join the measurements into report.json, report.html, report.md and a model card."""
 
     title: str = "mmcompress"
+    gates: Gates = Gates()
+    """Limits that are judged and recorded; `mmcompress check REPORT` fails where one was missed."""
+    card: CardConfig = CardConfig()
 
 
 class StageTable(BaseModel):

@@ -13,7 +13,16 @@ from rich.table import Table
 from rich.text import Text
 
 from mmcompress.artifact import Artifact, TensorSpec
-from mmcompress.report.formats import cosine, count, megabytes, millions, milliseconds, percent, percent_interval
+from mmcompress.report.formats import (
+    compact,
+    cosine,
+    count,
+    megabytes,
+    millions,
+    milliseconds,
+    percent,
+    percent_interval,
+)
 
 LINE = 120
 Summary = tuple[object, RenderableType]
@@ -188,6 +197,23 @@ def report_view(report: Mapping[str, Any]) -> RenderableType:
             f"{best['backend']} {best['precision']}" if best else "not measured",
         )
     return Group(table, *(Text(line) for line in report["headlines"]))
+
+
+def verdicts_summary(verdicts: Sequence[Mapping[str, Any]]) -> Summary:
+    """Each gate with what was measured; failed ones first."""
+    table = _table("", "gate", "row", ">measured", ">limit", ">95% interval", "note")
+    for verdict in sorted(verdicts, key=lambda one: bool(one["passed"])):
+        interval = verdict["interval"]
+        table.add_row(
+            "ok" if verdict["passed"] else "FAIL",
+            verdict["gate"],
+            verdict["row"],
+            compact(verdict["value"]),
+            compact(verdict["limit"]),
+            "" if interval is None else f"{compact(interval[0])} to {compact(interval[1])}",
+            verdict["note"],
+        )
+    return {"passed": all(one["passed"] for one in verdicts), "gates": list(verdicts)}, table
 
 
 def shares_summary(shares: Sequence[tuple[str, float]]) -> Summary:

@@ -163,7 +163,7 @@ STAGES: Mapping[str, Stage] = {
             Kind.REPORT,
             "mmcompress.report:report",
             {},
-            gathers=(Kind.ONNX, Kind.ENGINE, Kind.REPORT),
+            gathers=(Kind.CHECKPOINT, Kind.ONNX, Kind.ENGINE, Kind.REPORT),
         ),
     )
 }

@@ -168,11 +168,17 @@ def bisect(reference: Path, candidate: Path, out: Path, data: str, overrides: Se
 
 
 def report(folders: Sequence[Path], out: Path | None = None, overrides: Sequence[str] = ()) -> Artifact:
-    """Join the artifacts in some folders, each an artifact or a run folder, into one report."""
+    """Join the artifacts in some folders into one report, of several devices too.
+
+    Each folder is a run, an artifact, or the finished report of another machine, whose latencies are taken over.
+    """
     found = [artifact for folder in folders for artifact in _artifacts_in(folder)]
+    given = {folder.absolute() for folder in folders}
     kinds = STAGES["report"].gathers
-    joined = [a for a in found if a.manifest.kind in kinds and a.manifest.stage != "report"]
-    if not joined:
+    joined = [
+        a for a in found if a.manifest.kind in kinds and (a.manifest.stage != "report" or a.path.absolute() in given)
+    ]
+    if not any(artifact.manifest.kind is not Kind.CHECKPOINT for artifact in joined):
         names = ", ".join(map(str, folders))
         raise UsageError(
             f"nothing to report on in {names}", "give a folder of `mmcompress run`, or artifacts of bench and drift"

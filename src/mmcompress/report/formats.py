@@ -66,8 +66,38 @@ def times(ratio: float | None) -> str:
     return ABSENT if ratio is None else "same" if ratio == 1 else f"{significant(ratio)}×"
 
 
+def compact(value: float | None) -> str:
+    """Four significant digits, whatever the unit: 0.01 -> `0.01`, 9640449 -> `9,640,449`"""
+    if value is None:
+        return ABSENT
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}".replace("-", MINUS)
+
+
+def millijoules(energy_mj: float | None) -> str:
+    return ABSENT if energy_mj is None else f"{significant(energy_mj)} mJ"
+
+
+def decibels(ratio_db: float | None) -> str:
+    return ABSENT if ratio_db is None else f"{ratio_db:.1f} dB".replace("-", MINUS)
+
+
+def p_value(probability: float | None) -> str:
+    """0.0312 -> `0.031`; what is smaller than can be told apart is `< 0.001`"""
+    return ABSENT if probability is None else "< 0.001" if probability < 0.001 else f"{probability:.3f}"
+
+
+def decimal(value: float | None, digits: int = 3) -> str:
+    """A score or a correlation: 0.3124 -> `0.312`"""
+    return ABSENT if value is None else f"{value:.{digits}f}".replace("-", MINUS)
+
+
 def cosine(value: float | None) -> str:
     return ABSENT if value is None else f"{value:.4f}"
+
+
+def cell(text: str) -> str:
+    """A name as the cell of a Markdown table, without effect on it: `a|b` -> `a\\|b`, `<b>` -> `&lt;b>`"""
+    return " ".join(text.split()).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
 
 
 def significant(value: float) -> str:

@@ -1,7 +1,15 @@
-"""The report's document as a page and as Markdown: templates, the filters that they use, and the charts."""
+"""The report's document as a page and as Markdown: templates, the filters that they use, and the charts.
+
+The page is one file. It forbids itself every request by a content security policy, which also names the hash of its
+own style and of its one script (the theme switch): a label or a caption that holds markup is escaped, and would not run
+if it were not.
+"""
 
 from __future__ import annotations
 
+import base64
+import hashlib
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,40 +17,105 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from mmcompress import __version__
-from mmcompress.report import formats, pictures
+from mmcompress.report import axes, drifts, formats, latencies, modules, pareto
+from mmcompress.report.measured import Document
 
-FILTERS = ("percent", "percent_interval", "points", "count", "millions", "megabytes", "milliseconds", "times", "cosine")
+FILTERS = (
+    *("percent", "percent_interval", "points", "count", "millions", "megabytes", "milliseconds", "times", "cosine"),
+    *("compact", "millijoules", "decibels", "p_value", "decimal", "cell"),
+)
+IMAGE_TYPES = {".webp": "image/webp", ".png": "image/png", ".jpg": "image/jpeg"}
+Section = tuple[str, str, Callable[[Document], object]]
+SECTIONS: tuple[Section, ...] = (
+    ("ledger", "The ledger", lambda d: d["rows"]),
+    ("pareto", "Accuracy against latency", lambda d: any(d["charts"]["pareto"].values())),
+    ("steps", "What each step cost and bought", lambda d: d["steps"]),
+    ("gates", "Gates", lambda d: d["gates"]),
+    ("machines", "Machines", lambda d: len(d["machines"]) > 1),
+    ("latency", "Latency", lambda d: any(row["latency"] for row in d["rows"])),
+    ("retrieval", "Accuracy", lambda d: d["test"]["images"] is not None),
+    ("drift", "Drift", lambda d: any(row["metrics"]["cosine_mean"] is not None for row in d["rows"][1:])),
+    ("gallery", "Where the answers differ", lambda d: d["gallery"]),
+    ("modules", "Sensitivity by module", lambda d: d["sensitivity"] or d["bisect"]),
+    ("engines", "Engines and their precision", lambda d: d["engines"]),
+    ("missing", "What was not measured", lambda _: True),
+    ("environment", "Environment", lambda _: True),
+)
+"""Name of the template `part-NAME.html.j2` and of the anchor, heading, and whether there is anything to show."""
 
 
-def html_page(document: dict[str, Any]) -> str:
-    """One self-contained file: style and charts inline, no script, nothing fetched."""
-    rows = document["rows"]
-    batches = sorted({entry["batch"] for row in rows for entry in row["latency"]})
-    bars = [(batch, Markup(pictures.latency_bars(rows, batch))) for batch in batches]
-    return _render(
-        "report.html.j2",
-        document,
-        pareto=Markup(pictures.pareto(rows)),
-        bars=bars,
-        legend=[(name, Markup(mark)) for name, mark in pictures.legend(rows)],
+def html_page(document: Document, images: Mapping[str, bytes] | None = None) -> str:
+    """One self-contained file: style, script, charts and the gallery's images inline, nothing fetched."""
+    shown = {**document, "charts": charts(document), "gallery": gallery(document, images or {})}
+    templates = _templates(autoescape=True)
+    style = templates.get_template("style.css.j2").render()
+    script = templates.get_template("theme.js.j2").render()
+    return templates.get_template("report.html.j2").render(
+        **shown,
+        sections=[(name, title) for name, title, wanted in SECTIONS if wanted(shown)],
+        style=Markup(style),
+        script=Markup(script),
+        hashes={"style": _csp_hash(style), "script": _csp_hash(script)},
     )
 
 
-def markdown_page(document: dict[str, Any]) -> str:
-    """For a merge request: headlines, the ledger, the costs, what is missing."""
-    return _render("report.md.j2", document)
+def markdown_page(document: Document) -> str:
+    """For a merge request: headlines, the ledger, the gates, the costs, what is missing."""
+    return render_text("report.md.j2", **document)
 
 
-def _render(template: str, document: dict[str, Any], **pictures: object) -> str:
-    # Markdown is no HTML, and everything that goes into the page is escaped but the charts.
+def render_text(template: str, **values: object) -> str:
+    """A template of plain text or Markdown."""
+    return _templates(autoescape=False).get_template(template).render(**values)
+
+
+def _templates(autoescape: bool) -> Environment:
+    """Markdown is no HTML; everything that goes into the page is escaped but the charts."""
     templates = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=template.endswith(".html.j2"),
+        autoescape=autoescape,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
     templates.filters |= {name: getattr(formats, name) for name in FILTERS}
-    values = {"version": __version__, "backends": formats.BACKENDS, "absent": formats.ABSENT}
-    return templates.get_template(template).render(**values, **document, **pictures)
+    templates.filters["meter"] = lambda part, whole: Markup(axes.meter(part, whole))
+    templates.globals |= {"version": __version__, "backends": formats.BACKENDS, "absent": formats.ABSENT}
+    return templates
+
+
+def _csp_hash(text: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def charts(document: Document) -> Document:
+    """Every picture of the page, as markup; an empty text where there is nothing to draw."""
+    rows, ids = document["rows"], [machine["id"] for machine in document["machines"]]
+    batches = sorted({entry["batch"] for row in rows for entry in row["latency"]})
+    return {
+        "legend": [(name, Markup(mark)) for name, mark in axes.legend(rows)],
+        "pareto": {machine: Markup(pareto.pareto(rows, machine)) for machine in ids},
+        "bars": [Markup(latencies.latency_bars(rows, batch, machine)) for machine in ids for batch in batches],
+        "distributions": [Markup(panel) for panel in latencies.distributions(rows)],
+        "cosines": [Markup(panel) for panel in drifts.cosine_panels(rows)],
+        "changes": Markup(drifts.changes(rows)),
+        "classes": Markup(drifts.classes(rows[-1])) if rows else "",
+        "sensitivity": [Markup(modules.sensitivity_bars(found["sensitivity"])) for found in document["sensitivity"]],
+        "noise": [Markup(modules.noise_bars(found)) for found in document["bisect"]],
+        "carried": [Markup(modules.carried_noise(found.get("blocks") or [])) for found in document["bisect"]],
+    }
+
+
+def gallery(document: Document, images: Mapping[str, bytes]) -> list[tuple[str, list[Document]]]:
+    """(what happened, entries) with each image as a data URI; entries whose image is not there are left out."""
+    groups: dict[str, list[Document]] = {"The reference was right": [], "The row is right": [], "Neither is right": []}
+    for entry in document["gallery"]:
+        if (content := images.get(entry["file"])) is None:
+            continue
+        right = [entry[side]["text"] in entry["truth"] for side in ("teacher", "answer")]
+        title = list(groups)[0 if right[0] else 1 if right[1] else 2]
+        kind = IMAGE_TYPES.get(Path(entry["file"]).suffix.lower(), "image/webp")
+        image = f"data:{kind};base64,{base64.b64encode(content).decode()}"
+        groups[title].append({**entry, "image": image, "right": right})
+    return [(title, entries) for title, entries in groups.items() if entries]

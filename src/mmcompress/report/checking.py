@@ -1,0 +1,134 @@
+"""`mmcompress check`: reading a report that somebody hands in, holding it against gates, and telling a CI about it."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mmcompress.artifact import MANIFEST, Artifact, Kind
+from mmcompress.config import validated
+from mmcompress.errors import CorruptInputError, GateFailedError, UsageError
+from mmcompress.gates import Gates, Verdict, judged
+from mmcompress.report.formats import compact
+from mmcompress.report.measured import Document, read_document
+from mmcompress.report.rows import LATENCY, metrics_of
+
+_AGAIN = "write it again: mmcompress report DIR"
+
+
+def check(
+    report: Path, limits: Mapping[str, Any], baseline: Path | None = None, junit: Path | None = None
+) -> list[Verdict]:
+    """Judge a report by the given gates, or, where none are given, by those that its recipe recorded."""
+    gates = validated(Gates, {key: value for key, value in limits.items() if value is not None}, "mmcompress check")
+    document = read_report(report)
+    verdicts = judged(document, gates, None if baseline is None else read_report(baseline))
+    verdicts = verdicts or list(document.get("gates") or [])
+    if not verdicts:
+        raise UsageError(
+            f"there is no gate to hold {report} against",
+            "give one (--max-drop i2t_r10=0.01, --max p99_ms=5, --min top1=0.6, --min-speedup 2), or write `gates` "
+            "into the recipe's report stage",
+        )
+    if junit is not None:
+        junit.absolute().parent.mkdir(parents=True, exist_ok=True)
+        junit.write_bytes(junit_xml(verdicts))
+    return verdicts
+
+
+def parsed(limits: Mapping[str, Sequence[str] | None]) -> dict[str, dict[str, float]]:
+    """`{"max": ["p99_ms=5"]}` -> `{"max": {"p99_ms": 5.0}}`"""
+    return {option: dict(_limit(option, text) for text in texts or ()) for option, texts in limits.items()}
+
+
+def _limit(option: str, text: str) -> tuple[str, float]:
+    name, _, number = text.partition("=")
+    try:
+        return name.strip(), float(number)
+    except ValueError:
+        flag = f"--{option.replace('_', '-')}"
+        raise UsageError(f"{flag} {text!r} is not METRIC=NUMBER", f"for example: {flag} i2t_r10=0.01") from None
+
+
+def enforce(verdicts: Sequence[Verdict]) -> None:
+    """Raise GateFailedError, and with it exit code 1, if a gate failed."""
+    failed = [verdict["gate"] for verdict in verdicts if not verdict["passed"]]
+    if failed:
+        raise GateFailedError(
+            f"{len(failed)} of {len(verdicts)} gates failed: {', '.join(failed)}",
+            "the table says what was measured and where; a limit is as good as the test set and the machine behind it",
+        )
+
+
+def read_report(path: Path) -> Document:
+    """A report.json, or the folder with it; a folder of ours is verified byte by byte.
+
+    Raises UsageError for a path without a report, CorruptInputError for a damaged one.
+    """
+    if (path / MANIFEST).is_file():
+        path = Artifact.open(path, Kind.REPORT).file("report.json")
+    elif path.is_dir():
+        path = path / "report.json"
+    if not path.is_file():
+        raise UsageError(f"there is no report {path}", "give report.json or the folder that `mmcompress report` wrote")
+    document = read_document(path, "rows", _AGAIN)
+    try:
+        return _completed(document)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise CorruptInputError(f"{path} is no report of mmcompress: {error!r}", _AGAIN) from error
+
+
+def _completed(document: Document) -> Document:
+    """The parts that gates read, with None for what an older report did not have. Raises for what has another type."""
+    if document["schema"] != 1:
+        raise ValueError(f"schema {document['schema']!r}, expected 1")
+    machines = list(document.get("machines") or [{"id": "unknown machine"}])
+    main = machines[0]["id"]
+    rows = []
+    for row in document["rows"]:
+        latency = [
+            {**dict.fromkeys(LATENCY), **entry, "machine": entry.get("machine") or main} for entry in row["latency"]
+        ]
+        metrics = metrics_of(dict(row["metrics"]))
+        _finite([row["stage"], *(value for value in metrics.values() if isinstance(value, float | int))])
+        rows.append({**row, "stage": str(row["stage"]), "metrics": metrics, "latency": latency})
+    ratios = [
+        {**ratio, "machine": ratio.get("machine") or main, "ci95": [float(limit) for limit in ratio["ci95"]]}
+        for ratio in document.get("ratios") or []
+    ]
+    test = {"images": None, "candidates": None, **dict(document.get("test") or {})}
+    return {**document, "rows": rows, "machines": machines, "ratios": ratios, "test": test}
+
+
+def _finite(values: Sequence[Any]) -> None:
+    for value in values:
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{value} is no figure")
+
+
+def junit_xml(verdicts: Sequence[Verdict]) -> bytes:
+    """One test case a gate, as GitLab and Jenkins read them."""
+    failed = [verdict for verdict in verdicts if not verdict["passed"]]
+    counts = {"tests": str(len(verdicts)), "failures": str(len(failed)), "errors": "0", "skipped": "0", "time": "0"}
+    suites = ElementTree.Element("testsuites", {"name": "mmcompress check", **counts})
+    suite = ElementTree.SubElement(suites, "testsuite", {"name": "mmcompress check", **counts})
+    for verdict in verdicts:
+        name, row = _xml(f"{verdict['gate']} {compact(verdict['limit'])}"), _xml(verdict["row"])
+        case = ElementTree.SubElement(suite, "testcase", {"name": name, "classname": f"mmcompress.{row}", "time": "0"})
+        told = _xml(f"measured {compact(verdict['value'])}, limit {compact(verdict['limit'])}. {verdict['note']}")
+        if verdict["passed"]:
+            ElementTree.SubElement(case, "system-out").text = told
+        else:
+            ElementTree.SubElement(case, "failure", {"message": told, "type": "GateFailed"}).text = json.dumps(verdict)
+    ElementTree.indent(suites)
+    return bytes(ElementTree.tostring(suites, encoding="utf-8", xml_declaration=True)) + b"\n"
+
+
+def _xml(text: str) -> str:
+    """Without the characters that XML 1.0 cannot hold: names come from folders."""
+    return re.sub("[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", "?", text)

@@ -1,0 +1,83 @@
+"""Where quantization hurts: modules by their sensitivity or local noise, and what has accumulated block by block."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+from mmcompress.report.axes import CHARACTER, WIDTH, grid_x, grid_y, linear_ticks, significant_tick, svg, x_title
+from mmcompress.report.formats import compact
+
+SHOWN = 16
+"""Modules that a chart shows; the table has them all."""
+
+
+def module_bars(entries: Sequence[tuple[str, float, bool]], measure: str) -> str:
+    """(module, value, kept in higher precision), worst first."""
+    shown = [entry for entry in entries if entry[1] is not None][:SHOWN]
+    if not shown:
+        return ""
+    left, right, top, step = CHARACTER * max(len(name) for name, *_ in shown) + 14, WIDTH - 76, 8.0, 20.0
+    ticks = linear_ticks(min(0.0, *(value for _, value, _ in shown)), max(1e-9, *(value for _, value, _ in shown)), 5)
+    bottom = top + step * len(shown)
+
+    def x(value: float) -> float:
+        return left + (right - left) * (value - ticks[0]) / (ticks[-1] - ticks[0])
+
+    parts = [grid_x([(x(tick), significant_tick(tick)) for tick in ticks], top, bottom)]
+    for index, (name, value, kept) in enumerate(shown):
+        y = top + step * (index + 0.5)
+        start, end = sorted((x(0.0), x(value)))
+        told = f"{name}: {compact(value)}{', kept in higher precision' if kept else ''}"
+        parts.append(
+            f'<text x="{left - 10:.1f}" y="{y + 4:.1f}" text-anchor="end">{escape(name)}</text>'
+            f'<g class="module {"kept s1" if kept else "s0"}"><title>{escape(told)}</title>'
+            f'<rect x="{start:.1f}" y="{y - 6:.1f}" width="{max(end - start, 1):.1f}" height="12"/></g>'
+            f'<text class="muted" x="{WIDTH:.0f}" y="{y + 4:.1f}" text-anchor="end">{compact(value)}</text>'
+        )
+    parts.append(x_title(measure, (left + right) / 2, bottom + 38))
+    told = "; ".join(f"{name} {compact(value)}" for name, value, _ in shown)
+    return svg("".join(parts), (WIDTH, bottom + 48), f"Modules by {measure}, worst first", told)
+
+
+def sensitivity_bars(entries: Sequence[Mapping[str, Any]]) -> str:
+    """What quantizing each module alone moves."""
+    return module_bars([(e["module"], e["drift"], bool(e.get("kept"))) for e in entries], "drift by this module alone")
+
+
+def noise_bars(bisect: Mapping[str, Any]) -> str:
+    """Each module's share of its tower's local noise, as bisect measured it."""
+    keep = set(bisect.get("keep") or [])
+    entries = [(e["module"], e["share"], e["module"] in keep) for e in bisect["modules"]]
+    return module_bars(entries, "share of the tower's local noise")
+
+
+def carried_noise(blocks: Sequence[Mapping[str, Any]]) -> str:
+    """Signal to noise that arrives at the end of each block, a line for each tower; lower is worse."""
+    known = [block for block in blocks if block.get("carried_sqnr_db") is not None]
+    if not known:
+        return ""
+    left, right, top, bottom = 52.0, WIDTH - 70, 14.0, 190.0
+    towers = list(dict.fromkeys(str(block["tower"]) for block in known))
+    lines = {tower: [b["carried_sqnr_db"] for b in known if b["tower"] == tower] for tower in towers}
+    values = [value for line in lines.values() for value in line]
+    ticks, longest = linear_ticks(min(values), max(values), 5), max(2, *(len(line) for line in lines.values()), 2)
+
+    def spot(index: int, value: float) -> tuple[float, float]:
+        share = (value - ticks[0]) / max(ticks[-1] - ticks[0], 1e-9)
+        return left + (right - left) * index / (longest - 1), bottom - (bottom - top) * share
+
+    parts = [grid_y([(spot(0, tick)[1], significant_tick(tick)) for tick in ticks], left, right)]
+    parts.append(grid_x([(spot(i, ticks[0])[0], str(i)) for i in range(longest)], bottom, bottom))
+    for number, (tower, line) in enumerate(lines.items()):
+        spots = [spot(index, value) for index, value in enumerate(line)]
+        path = "L".join(f"{x:.1f} {y:.1f}" for x, y in spots)
+        dots = "".join(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.5"/>' for x, y in spots)
+        parts.append(f'<g class="line s{number % 4}"><path d="M{path}"/>{dots}</g>')
+        parts.append(
+            f'<text class="name" x="{spots[-1][0] + 10:.1f}" y="{spots[-1][1] + 4:.1f}">{escape(tower)}</text>'
+        )
+    parts.append(x_title("block", (left + right) / 2, bottom + 36))
+    told = "; ".join(f"{b['block']} {compact(b['carried_sqnr_db'])} dB" for b in known)
+    return svg("".join(parts), (WIDTH, bottom + 44), "Signal to noise after each block, dB: higher is better", told)
