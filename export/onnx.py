@@ -28,6 +28,7 @@ from mmcompress.errors import CorruptInputError, GateFailedError, UsageError, re
 from mmcompress.export.graph import Array, Numerics, Ranges
 from mmcompress.export.towers import image_graph, linear_modules, text_graph
 from mmcompress.pipeline import Job
+from mmcompress.report.card import export_card
 
 WEIGHTS = "model.safetensors"
 RANGES = "ranges.json"
@@ -88,6 +89,10 @@ def export(job: Job[ExportConfig]) -> None:
         "ranges_source": _ranges_source(source) if ranges else None,
     }
     job.draft.metrics = {"against_torch": differences}
+    sizes = {file.name: file.stat().st_size for file in job.draft.path.iterdir()}
+    teacher = source.manifest.config.get("teacher") or {}
+    card = export_card(job.draft.graphs, sizes, job.draft.facts, teacher.get("source"), job.name)
+    (job.draft.path / "README.md").write_text(card, encoding="utf-8")
 
 
 def read_ranges(source: Artifact) -> Ranges:

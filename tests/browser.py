@@ -1,8 +1,8 @@
 """Headless Chromium, driven over the DevTools protocol through a pipe: no port, no web socket, no package.
 
 Messages are JSON texts that end with a zero byte; Chromium reads them from descriptor 3 and writes to descriptor 4
-(`--remote-debugging-pipe`). Every wait ends by an event of the browser, never by a sleep, so that a slow machine is only
-slow.
+(`--remote-debugging-pipe`). Every wait ends by an event of the browser, never by a sleep, so that a slow machine is
+only slow.
 """
 
 from __future__ import annotations

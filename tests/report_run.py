@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import math
 from pathlib import Path
@@ -83,7 +84,7 @@ def engine_artifact(path: Path, precision: str) -> Artifact:
 def bell(low: float, high: float, middle: float, spread: float, bins: int = 30) -> tuple[list[float], list[int]]:
     """Edges and counts of a histogram with a long right tail."""
     edges = [low + (high - low) * i / bins for i in range(bins + 1)]
-    centres = [(a + b) / 2 for a, b in zip(edges, edges[1:], strict=False)]
+    centres = [(a + b) / 2 for a, b in itertools.pairwise(edges)]
     counts = [round(400 * math.exp(-(((c - middle) / (spread * (1 if c < middle else 2.2))) ** 2))) for c in centres]
     return edges, counts
 

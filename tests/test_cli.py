@@ -22,7 +22,8 @@ from mmcompress.errors import CorruptInputError, GateFailedError, MissingRequire
 
 Cli = Callable[..., Any]
 COMMANDS = (
-    *("run", "train", "embed", "distill", "prune", "quantize", "export", "build", "bench", "drift", "bisect", "report"),
+    *("run", "train", "embed", "distill", "prune", "quantize", "export", "build"),
+    *("bench", "compare", "drift", "bisect", "report", "check"),
     *("classify", "search", "inspect", "doctor"),
 )
 ENTRY = [sys.executable, "-m", "mmcompress"]

@@ -224,7 +224,7 @@ def check(
     min_speedup: Annotated[float | None, typer.Option(help="Smallest ratio of median latencies.")] = None,
     baseline: Annotated[Path | None, typer.Option(help="Report that changes are against; else the first row.")] = None,
     row: Annotated[str | None, typer.Option(help="Row to check; the last one if not given.")] = None,
-    backend: Backend = None,
+    backend: Annotated[str | None, typer.Option(help="Of latency gates; the fastest if not given.")] = None,
     batch: Annotated[int, typer.Option(help="Batch size of latency gates.")] = 1,
     strict: Annotated[bool, typer.Option("--strict", help="Let changes that are not significant fail too.")] = False,
     junit: Annotated[Path | None, typer.Option(help="Also write the verdicts as JUnit XML.")] = None,

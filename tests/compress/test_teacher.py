@@ -18,7 +18,6 @@ from transformers import (
 )
 
 from mmcompress.compress.teacher import (
-    ALIASES,
     image_processing,
     load_teacher,
     resolve,
@@ -29,6 +28,7 @@ from mmcompress.config import TeacherConfig
 from mmcompress.errors import CorruptInputError, MissingRequirementError, UsageError
 from mmcompress.model import dual_encoder_from_hugging_face
 from mmcompress.runtime.tokenize import load_tokenizer, tokenize
+from mmcompress.teachers import ALIASES
 
 CPU = torch.device("cpu")
 SMALL = {"hidden_size": 32, "num_attention_heads": 2, "num_hidden_layers": 2, "intermediate_size": 64}

@@ -35,6 +35,7 @@ def test_the_stage_writes_every_precision_and_describes_it(checkpoint: Make, tmp
     assert set(made.manifest.files) == {
         *(f"{tower}-{kind}.onnx" for tower in ("image", "text") for kind in kinds),
         "tokenizer.json",
+        "README.md",
     }
     image = made.manifest.graphs[0]
     assert (image.inputs[0].name, image.inputs[0].shape, image.inputs[0].dtype) == (

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import html
+import itertools
 import json
 import re
 import xml.etree.ElementTree as ElementTree
@@ -16,7 +20,8 @@ from report_run import ROWS, bench_document, drift_document, graph, make_run, me
 
 from mmcompress import standalone
 from mmcompress.artifact import Artifact
-from mmcompress.report import formats, joined, not_measured, pictures
+from mmcompress.report import axes, formats, joined, latencies, pareto
+from mmcompress.report.sentences import not_measured
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +121,7 @@ def test_a_report_of_nothing_measured_still_renders(tmp_path: Path) -> None:
     make_run(tmp_path)
     made = standalone.report([tmp_path / name for name in ("teacher", "int8")], tmp_path / "only")
     text = made.file("report.html").read_text(encoding="utf-8")
-    assert "<svg" not in text and formats.ABSENT in text
+    assert '<svg class="chart' not in text and formats.ABSENT in text
 
 
 def test_a_second_test_set_has_its_own_table(tmp_path: Path) -> None:
@@ -161,9 +166,51 @@ def test_page_is_one_self_contained_file(page: str) -> None:
     parsed = _Page()
     parsed.feed(page)
     assert parsed.open == []
-    assert parsed.links == [] and "url(" not in page and "@import" not in page
-    assert "script" not in parsed.tags and "link" not in parsed.tags
+    assert all(link.startswith(("#", "data:")) for link in parsed.links)
+    assert "url(" not in page and "@import" not in page
     assert "prefers-color-scheme: dark" in page and "@media print" in page
+
+
+def test_page_without_its_gallery_is_under_two_megabytes(page: str) -> None:
+    assert len(re.sub(r"data:image/webp;base64,[^\"]*", "", page).encode()) < 2_000_000
+
+
+def test_labels_and_captions_are_escaped(page: str, report: Artifact) -> None:
+    """`<script>` stands in a class label, in the truth and in the answers of the gallery."""
+    assert page.count("&lt;script&gt;alert(1)") >= 4
+    assert "<script>alert" not in page
+    assert page.count("<script") == 1, "the theme switch"
+
+
+def test_policy_names_the_hash_of_the_only_script(page: str) -> None:
+    """Content Security Policy level 3: base64 of the SHA-256 of the element's text."""
+    for tag in ("script", "style"):
+        (text,) = re.findall(rf"<{tag}>(.*?)</{tag}>", page, re.DOTALL)
+        digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+        assert f"{tag}-src 'sha256-{digest}'" in html.unescape(page)
+    assert "default-src 'none'" in html.unescape(page)
+
+
+def test_headings_are_in_order_and_tables_are_told(page: str) -> None:
+    parsed = _Page()
+    parsed.feed(page)
+    levels = [int(tag[1]) for tag in parsed.tags if re.fullmatch(r"h[1-6]", tag)]
+    assert levels[0] == 1 and levels.count(1) == 1
+    assert all(after <= before + 1 for before, after in itertools.pairwise(levels))
+    assert parsed.tags.count("table") == parsed.tags.count("caption")
+    assert re.search(r"<th(?! scope)[ >]", page) is None
+    for image in re.findall(r"<svg[^>]*>", page):
+        assert 'aria-hidden="true"' in image or re.search(r'role="img" aria-label="[^"]+"', image)
+
+
+def test_gallery_says_who_was_right(page: str) -> None:
+    shown = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", page[page.index('id="gallery"') :]))
+    assert "teacher was right (3)" in shown and "int8 is right (2)" in shown and "Neither is right (2)" in shown
+    assert page.count("data:image/webp;base64,") == 7
+
+
+def test_json_holds_no_image(document: dict[str, Any]) -> None:
+    assert len(document["gallery"]) == 7 and all("image" not in entry for entry in document["gallery"])
 
 
 def test_page_shows_the_figures(page: str) -> None:
@@ -179,12 +226,13 @@ def test_page_escapes_names(tmp_path: Path) -> None:
     drift = measurement(tmp_path / "drift-x", "drift", hostile, artifacts)
     made = standalone.report([a.path for a in (*artifacts, drift)], tmp_path / "out", ["title=<b>t</b>"])
     text = made.file("report.html").read_text(encoding="utf-8")
-    assert "<script>" not in text and "&lt;b&gt;t&lt;/b&gt;" in text
+    assert "<script>alert" not in text and "&lt;b&gt;t&lt;/b&gt;" in text
 
 
 def test_charts_are_well_formed_and_inside_their_frame(page: str) -> None:
-    charts = re.findall(r'<svg class="chart".*?</svg>', page, flags=re.DOTALL)
-    assert len(charts) == 3  # the plot, and latency at two batches
+    charts = re.findall(r'<svg class="chart.*?</svg>', page, flags=re.DOTALL)
+    plots = ("plot", "changes", "latency at 1", "at 8", "classes", "sensitivity", "noise", "carried noise")
+    assert len(charts) == len(plots) + 5 + 4, "five panels of latencies and four of cosines"
     for chart in charts:
         root = ElementTree.fromstring(chart)
         _, _, width, height = map(float, root.attrib["viewBox"].split())
@@ -196,7 +244,7 @@ def test_charts_are_well_formed_and_inside_their_frame(page: str) -> None:
 def test_labels_of_a_crowded_plot_do_not_overlap(document: dict[str, Any]) -> None:
     points = [(300.0 + 6 * i, 200.0 + 3 * (i % 3)) for i in range(6)]
     names = ["teacher", "distilled", "pruned", "recovered", "int8", "int8"]
-    boxes = pictures.place_labels(points, names, (60, 10, 740, 380))
+    boxes = pareto.place_labels(points, names, (60, 10, 740, 380))
     for i, a in enumerate(boxes):
         for b in boxes[i + 1 :]:
             assert a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1]
@@ -204,30 +252,30 @@ def test_labels_of_a_crowded_plot_do_not_overlap(document: dict[str, Any]) -> No
 
 
 def test_pareto_front_drops_what_is_slower_and_worse() -> None:
-    def point(latency_ms: float, accuracy: float) -> pictures.Point:
-        return pictures.Point("p", "openvino", latency_ms, accuracy, None)
+    def point(latency_ms: float, accuracy: float) -> pareto.Point:
+        return pareto.Point("p", "openvino", latency_ms, accuracy, None)
 
     fast, dominated, accurate = point(1, 0.4), point(2, 0.35), point(3, 0.5)
-    assert pictures.pareto_front([accurate, dominated, fast]) == [fast, accurate]
+    assert pareto.pareto_front([accurate, dominated, fast]) == [fast, accurate]
 
 
 @pytest.mark.parametrize(("low", "high"), [(0.0, 0.5), (0.131, 0.502), (0.0, 97.0), (3.0, 3.0)])
 def test_linear_ticks_cover_the_range(low: float, high: float) -> None:
-    ticks = pictures.linear_ticks(low, high)
+    ticks = axes.linear_ticks(low, high)
     assert ticks[0] <= low and ticks[-1] >= high and len(ticks) <= 9
 
 
 @pytest.mark.parametrize(("low", "high"), [(0.4, 6.0), (0.9, 1.4), (3, 900), (17, 62)])
 def test_log_ticks_are_readable(low: float, high: float) -> None:
-    assert 4 <= len(pictures.log_ticks(low, high)) <= 12
-    assert all(low <= tick <= high for tick in pictures.log_ticks(low, high))
+    assert 4 <= len(axes.log_ticks(low, high)) <= 12
+    assert all(low <= tick <= high for tick in axes.log_ticks(low, high))
 
 
 def test_a_stalled_run_does_not_squeeze_the_bars() -> None:
     bench = bench_document()["rows"]
-    rows = [{"stage": row["row"], "latency": row["latency"]} for row in bench]
+    rows = [{"stage": row["row"], "latency": [{**e, "machine": "here"} for e in row["latency"]]} for row in bench]
     rows[0]["latency"][0]["p99_ms"] = 4000.0
-    chart = pictures.latency_bars(rows, 1)
+    chart = latencies.latency_bars(rows, 1, "here")
     assert "p99 4,000 ms" in chart and ">10</text>" in chart and "1000" not in chart
 
 

@@ -1,8 +1,8 @@
 """Model cards: `README.md` with the metadata of the Hugging Face hub.
 
-An artifact is immutable, and figures exist only after drift and bench ran on it. So there are two cards of one template:
-the export stage writes one into the ONNX artifact with what it knows (sizes, files, how to run them), so that the folder
-can be published as it is; the report stage writes the same one with the measured figures, to be uploaded over it.
+An artifact is immutable, and figures exist only after drift and bench ran on it. So there are two cards of one
+template: the export stage writes one into the ONNX artifact with what it knows (sizes, files, how to run them), so that
+the folder can be published as it is; the report stage writes it with the measured figures, to be uploaded over it.
 
 The metadata is YAML whose values are JSON, which YAML includes, so nothing in a name can break out of it.
 """

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Mapping, Sequence
@@ -13,7 +12,7 @@ from typing import Any
 from mmcompress.artifact import MANIFEST, Artifact, Kind
 from mmcompress.config import validated
 from mmcompress.errors import CorruptInputError, GateFailedError, UsageError
-from mmcompress.gates import Gates, Verdict, judged
+from mmcompress.gates import KNOWN, PARTS, Gates, Verdict, judged
 from mmcompress.report.formats import compact
 from mmcompress.report.measured import Document, read_document
 from mmcompress.report.rows import LATENCY, metrics_of
@@ -95,7 +94,8 @@ def _completed(document: Document) -> Document:
             {**dict.fromkeys(LATENCY), **entry, "machine": entry.get("machine") or main} for entry in row["latency"]
         ]
         metrics = metrics_of(dict(row["metrics"]))
-        _finite([row["stage"], *(value for value in metrics.values() if isinstance(value, float | int))])
+        for held in (row, metrics, *latency, *(row.get(part) or metrics.get(part) or {} for part in PARTS)):
+            _numbers(held)
         rows.append({**row, "stage": str(row["stage"]), "metrics": metrics, "latency": latency})
     ratios = [
         {**ratio, "machine": ratio.get("machine") or main, "ci95": [float(limit) for limit in ratio["ci95"]]}
@@ -105,10 +105,11 @@ def _completed(document: Document) -> Document:
     return {**document, "rows": rows, "machines": machines, "ratios": ratios, "test": test}
 
 
-def _finite(values: Sequence[Any]) -> None:
-    for value in values:
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ValueError(f"{value} is no figure")
+def _numbers(held: Mapping[str, Any]) -> None:
+    """Raise for a figure that is there and no number."""
+    for name in KNOWN & set(held):
+        if held[name] is not None and not isinstance(held[name], int | float):
+            raise ValueError(f"{name} is {held[name]!r}, expected a number")
 
 
 def junit_xml(verdicts: Sequence[Verdict]) -> bytes:

@@ -40,7 +40,7 @@ def _cosine_panel(row: Mapping[str, Any], low: float) -> str:
         f'<text class="name" x="{left}" y="13">{escape(row["stage"])}</text>',
         f'<text class="muted" x="{left}" y="27">{told}</text>',
         grid_x(ticks, top, bottom),
-        f'<path class="area s0" d="{outline([x(edge) for edge in edges], heights, bottom)}"><title>{told}</title></path>',
+        f'<path class="area s0" d="{outline([x(edge) for edge in edges], heights, bottom)}"/>',
         f'<path class="axis" d="M{left} {bottom:.1f}H{right}"/>',
     ]
     if mean is not None:
@@ -51,7 +51,8 @@ def _cosine_panel(row: Mapping[str, Any], low: float) -> str:
 
 def changes(rows: Sequence[Mapping[str, Any]]) -> str:
     """R@10 of each row minus the reference's, with paired 95% intervals."""
-    found = [(row["stage"], row["r10_change"]) for row in rows if row["r10_change"] and row["r10_change"].get("ci95")]
+    others = [row for row in rows if row["stage"] != row["against"]]
+    found = [(row["stage"], row["r10_change"]) for row in others if row["r10_change"] and row["r10_change"].get("ci95")]
     found = [(stage, change) for stage, change in found if change.get("i2t") is not None]
     if not found:
         return ""

@@ -66,11 +66,11 @@ def times(ratio: float | None) -> str:
     return ABSENT if ratio is None else "same" if ratio == 1 else f"{significant(ratio)}×"
 
 
-def compact(value: float | None) -> str:
-    """Four significant digits, whatever the unit: 0.01 -> `0.01`, 9640449 -> `9,640,449`"""
+def compact(value: float | None, digits: int = 4) -> str:
+    """Significant digits, whatever the unit: 0.01 -> `0.01`, 9640449 -> `9,640,449`"""
     if value is None:
         return ABSENT
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}".replace("-", MINUS)
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.{digits}g}".replace("-", MINUS)
 
 
 def millijoules(energy_mj: float | None) -> str:

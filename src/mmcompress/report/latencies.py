@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
@@ -21,7 +22,7 @@ from mmcompress.report.formats import BACKENDS, milliseconds, percent
 from mmcompress.report.rows import plain
 
 PANEL = (250.0, 128.0)
-SPAN = (0.7, 2.0)
+SPAN = (0.8, 1.6)
 """The part of the distributions that is drawn, as multiples of the median."""
 
 
@@ -93,17 +94,16 @@ def distributions(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _distribution(stage: str, entry: Mapping[str, Any]) -> str:
-    (width, height), left, right, top = PANEL, 8.0, PANEL[0] - 8, 36.0
-    bottom = height - 22
+    left, right, top, bottom = 8.0, PANEL[0] - 8, 36.0, PANEL[1] - 22
     median, counts = entry["p50_ms"], entry["histogram"]["counts"]
 
     def x(share: float) -> float:
         return left + (right - left) * (min(max(share, SPAN[0]), SPAN[1]) - SPAN[0]) / (SPAN[1] - SPAN[0])
 
-    ticks = [(x(share), f"{share:g}×") for share in (0.75, 1.0, 1.25, 1.5, 1.75, 2.0)]
+    ticks = [(x(share), f"{share:g}×") for share in (1.0, 1.25, 1.5)]
     edges = [x(edge / median) for edge in entry["histogram"]["edges_ms"]]
     # Bins that lie beyond the drawn span have no width and no height.
-    widths = [max(after - before, 0.0) for before, after in zip(edges, edges[1:])]
+    widths = [max(after - before, 0.0) for before, after in itertools.pairwise(edges)]
     shown = [n if w > 0.05 else 0 for n, w in zip(counts, widths, strict=True)]
     heights = [(bottom - top) * n / max(*shown, 1) for n in shown]
     told = f"{_told(entry)}, coefficient of variation {percent(entry['cv'])}"
@@ -112,13 +112,13 @@ def _distribution(stage: str, entry: Mapping[str, Any]) -> str:
         f'<text class="muted" x="{right}" y="13" text-anchor="end">{milliseconds(median)}</text>',
         f'<text class="muted" x="{left}" y="27">{escape(run_name(entry))}</text>',
         f'<text class="muted" x="{right}" y="27" text-anchor="end">CV {percent(entry["cv"])}</text>',
-        grid_x(ticks[1::2], top, bottom),
+        grid_x(ticks, top, bottom),
         f'<path class="area {series_class(entry["backend"])}" d="{outline(edges, heights, bottom)}">'
         f"<title>{told}</title></path>",
         f'<path class="axis" d="M{left} {bottom:.1f}H{right}"/>',
     ]
     parts += [
-        f'<path class="quantile" d="M{x(entry[key] / median):.1f} {top + 4:.1f}V{bottom:.1f}"><title>{key[:3]}</title></path>'
+        f'<path class="quantile" d="M{x(entry[key] / median):.1f} {top + 4:.1f}V{bottom:.1f}"/>'
         for key in ("p95_ms", "p99_ms")
         if entry[key] is not None and entry[key] / median < SPAN[1]
     ]

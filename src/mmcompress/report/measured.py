@@ -68,13 +68,17 @@ def _of(machine: Mapping[str, Any], entries: Iterable[Mapping[str, Any]]) -> lis
 def read_document(path: Path, rows: str, hint: str) -> Document:
     """The JSON of a measurement, which has a list of objects under `rows`."""
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refused)
     except (UnicodeDecodeError, ValueError) as error:
         raise CorruptInputError(f"{path} is no JSON: {error}", hint) from error
     listed = document.get(rows) if isinstance(document, dict) else None
     if not isinstance(listed, list) or not all(isinstance(entry, dict) for entry in listed):
         raise CorruptInputError(f"{path} has no list of {rows}", hint)
     return dict(document)
+
+
+def _refused(constant: str) -> None:
+    raise ValueError(f"{constant} is no JSON")
 
 
 def machines(documents: Sequence[Document]) -> tuple[list[Document], list[str]]:

@@ -6,7 +6,17 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from mmcompress.report.axes import CHARACTER, WIDTH, grid_x, grid_y, linear_ticks, significant_tick, svg, x_title
+from mmcompress.report.axes import (
+    CHARACTER,
+    WIDTH,
+    grid_x,
+    grid_y,
+    linear_ticks,
+    significant_tick,
+    svg,
+    x_title,
+    y_title,
+)
 from mmcompress.report.formats import compact
 
 SHOWN = 16
@@ -34,7 +44,7 @@ def module_bars(entries: Sequence[tuple[str, float, bool]], measure: str) -> str
             f'<text x="{left - 10:.1f}" y="{y + 4:.1f}" text-anchor="end">{escape(name)}</text>'
             f'<g class="module {"kept s1" if kept else "s0"}"><title>{escape(told)}</title>'
             f'<rect x="{start:.1f}" y="{y - 6:.1f}" width="{max(end - start, 1):.1f}" height="12"/></g>'
-            f'<text class="muted" x="{WIDTH:.0f}" y="{y + 4:.1f}" text-anchor="end">{compact(value)}</text>'
+            f'<text class="muted" x="{WIDTH:.0f}" y="{y + 4:.1f}" text-anchor="end">{compact(value, 3)}</text>'
         )
     parts.append(x_title(measure, (left + right) / 2, bottom + 38))
     told = "; ".join(f"{name} {compact(value)}" for name, value, _ in shown)
@@ -58,7 +68,7 @@ def carried_noise(blocks: Sequence[Mapping[str, Any]]) -> str:
     known = [block for block in blocks if block.get("carried_sqnr_db") is not None]
     if not known:
         return ""
-    left, right, top, bottom = 52.0, WIDTH - 70, 14.0, 190.0
+    left, right, top, bottom = 62.0, WIDTH - 70, 14.0, 190.0
     towers = list(dict.fromkeys(str(block["tower"]) for block in known))
     lines = {tower: [b["carried_sqnr_db"] for b in known if b["tower"] == tower] for tower in towers}
     values = [value for line in lines.values() for value in line]
@@ -78,6 +88,7 @@ def carried_noise(blocks: Sequence[Mapping[str, Any]]) -> str:
         parts.append(
             f'<text class="name" x="{spots[-1][0] + 10:.1f}" y="{spots[-1][1] + 4:.1f}">{escape(tower)}</text>'
         )
+    parts.append(y_title("carried SQNR, dB", (top + bottom) / 2))
     parts.append(x_title("block", (left + right) / 2, bottom + 36))
     told = "; ".join(f"{b['block']} {compact(b['carried_sqnr_db'])} dB" for b in known)
     return svg("".join(parts), (WIDTH, bottom + 44), "Signal to noise after each block, dB: higher is better", told)

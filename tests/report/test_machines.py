@@ -1,0 +1,109 @@
+"""Reports of several devices: the same rows, latencies by machine, and a warning where the files differ."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from report_run import ROWS, bench_document, drift_document, graph, make_run, measurement, onnx_artifact
+
+from mmcompress import standalone
+from mmcompress.artifact import Artifact
+from mmcompress.gates import Gates, judged
+
+
+def second_bench(folder: Path, rows: list[Artifact], cpu: str = "Cortex-A78AE") -> Artifact:
+    """A bench of the same rows on another machine, three times as slow."""
+    document = bench_document(cpu)
+    for row in document["rows"]:
+        for entry in row["latency"]:
+            entry["p50_ms"] *= 3
+    return measurement(folder / "bench", "bench", document, rows)
+
+
+def document_of(*folders: Path) -> dict[str, Any]:
+    return dict(json.loads(standalone.report(list(folders), folders[0] / "all").file("report.json").read_text()))
+
+
+def test_a_bench_that_was_copied_back_joins_the_rows_that_it_ran(tmp_path: Path) -> None:
+    rows = make_run(tmp_path / "server")[:5]
+    second_bench(tmp_path / "jetson", rows)
+    found = document_of(tmp_path / "server", tmp_path / "jetson")
+    assert [machine["id"] for machine in found["machines"]] == ["AMD EPYC", "Cortex-A78AE"]
+    row = found["rows"][-1]
+    assert [row["stage"] for row in found["rows"]] == list(ROWS)
+    assert {entry["machine"] for entry in row["latency"]} == {"AMD EPYC", "Cortex-A78AE"}
+    assert row["fastest"]["machine"] == "AMD EPYC", "of the first machine, so that rows are compared on the same one"
+    assert [(e["machine"], e["p50_ms"]) for e in row["fastest_elsewhere"]] == [("Cortex-A78AE", pytest.approx(1.56))]
+    assert not any("other files" in line or "differs" in line for line in found["warnings"])
+    assert found["accuracy_from"] == "../drift"
+    assert len(found["headlines"]) == 2, "one machine's ratio"
+
+
+def test_a_finished_report_of_another_machine_is_taken_over(tmp_path: Path) -> None:
+    rows = make_run(tmp_path / "server")[:5]
+    jetson = second_bench(tmp_path / "jetson", rows)
+    sent = standalone.report([*(row.path for row in rows), jetson.path], tmp_path / "sent")
+    found = document_of(tmp_path / "server", sent.path)
+    assert [machine["id"] for machine in found["machines"]] == ["AMD EPYC", "Cortex-A78AE"]
+    assert len(found["rows"][0]["latency"]) == 8
+    assert found["rows"][-1]["fastest_elsewhere"][0]["machine"] == "Cortex-A78AE"
+
+
+def test_two_machines_of_one_kind_are_told_apart(tmp_path: Path) -> None:
+    rows = make_run(tmp_path / "server")[:5]
+    document = bench_document()
+    document["environment"]["memory_bytes"] = 5
+    measurement(tmp_path / "other" / "bench", "bench", document, rows)
+    found = document_of(tmp_path / "server", tmp_path / "other")
+    assert [machine["id"] for machine in found["machines"]] == ["AMD EPYC", "AMD EPYC (2)"]
+
+
+def test_two_benches_of_one_machine_are_one_machine(tmp_path: Path) -> None:
+    rows = make_run(tmp_path)[:5]
+    measurement(tmp_path / "bench-again", "bench", bench_document(), rows)
+    assert [machine["id"] for machine in document_of(tmp_path)["machines"]] == ["AMD EPYC"]
+
+
+def test_other_files_under_the_same_name_are_told(tmp_path: Path) -> None:
+    rows = make_run(tmp_path / "server")[:5]
+    changed = {**ROWS["int8"], "macs": 5}
+    other = onnx_artifact(tmp_path / "jetson" / "int8", changed, [graph("image", "int8"), graph("text", "int8")])
+    second_bench(tmp_path / "jetson", [*rows[:4], other])
+    found = document_of(tmp_path / "server", tmp_path / "jetson")
+    told = "\n".join(found["warnings"])
+    assert "jetson/bench measured other files under the same name: int8." in told
+    assert "jetson/int8 differs from the first int8" in told and "is left out" in told
+    assert found["rows"][-1]["macs"] == ROWS["int8"]["macs"] and len(found["rows"]) == 5
+
+
+def test_accuracy_is_taken_once(tmp_path: Path) -> None:
+    rows = make_run(tmp_path / "server")[:5]
+    second = drift_document()
+    second["rows"][0]["metrics"]["i2t_r10"] = 0.9
+    measurement(tmp_path / "jetson" / "drift", "drift", second, rows)
+    found = document_of(tmp_path / "server", tmp_path / "jetson")
+    assert found["rows"][0]["metrics"]["i2t_r10"] == 0.478 and found["other_tests"] == []
+
+
+def test_pages_show_each_machine(tmp_path: Path) -> None:
+    rows = make_run(tmp_path / "server")[:5]
+    second_bench(tmp_path / "jetson", rows)
+    made = standalone.report([tmp_path / "server", tmp_path / "jetson"])
+    page = made.file("report.html").read_text(encoding="utf-8")
+    assert 'id="machines"' in page and page.count("R@10 against latency at batch 1 on") == 2
+    lines = made.file("report.md").read_text(encoding="utf-8").splitlines()
+    assert "| p50 at batch 1 | AMD EPYC | Cortex-A78AE |" in lines
+    assert "| int8 | 0.52 ms | 1.56 ms |" in lines
+
+
+def test_gates_hold_on_every_machine(tmp_path: Path) -> None:
+    rows = make_run(tmp_path / "server")[:5]
+    second_bench(tmp_path / "jetson", rows)
+    found = judged(document_of(tmp_path / "server", tmp_path / "jetson"), Gates(max={"p50_ms": 1.0}))
+    assert [(gate["passed"], gate["note"]) for gate in found] == [
+        (True, "openvino on AMD EPYC, batch 1"),
+        (False, "openvino on Cortex-A78AE, batch 1"),
+    ]

@@ -1,0 +1,184 @@
+"""Gates: what fails, what passes, and what is said of a change inside its interval."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from report_run import make_run
+
+from mmcompress.config import validated
+from mmcompress.errors import UsageError
+from mmcompress.gates import Gates, judged, speedup_interval
+from mmcompress.report import joined
+
+Report = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> Report:
+    folder = tmp_path_factory.mktemp("run")
+    return joined("run", make_run(folder), folder / "report")
+
+
+@pytest.fixture
+def report(measured: Report) -> Report:
+    """A copy that a test may change."""
+    import json
+
+    return dict(json.loads(json.dumps(measured, default=str)))
+
+
+def one(report: Report, baseline: Report | None = None, **gates: Any) -> Report:
+    (verdict,) = judged(report, Gates(**gates), baseline)
+    return verdict
+
+
+@pytest.mark.parametrize(
+    ("gates", "passed", "value"),
+    [
+        ({"max": {"p99_ms": 0.7}}, True, 0.52 * 1.31),
+        ({"max": {"p99_ms": 0.6}}, False, 0.52 * 1.31),
+        ({"max": {"p99_ms": 1.0}, "backend": "onnxruntime"}, False, 0.88 * 1.31),
+        ({"max": {"p50_ms": 3.4}, "batch": 8}, True, 0.52 * 8**0.9),
+        ({"min": {"top1": 0.15}}, True, 0.189),
+        ({"min": {"top1": 0.2}}, False, 0.189),
+        ({"min": {"i2t_r10": 0.45}, "row": "distilled"}, True, 0.452),
+        ({"max": {"bytes": 6020}}, True, 6020.0),
+        ({"max": {"int8_against_fp32.flip_rate": 0.02}}, False, 0.021),
+        ({"min": {"old_index.i2t_r10": 0.4}}, True, 0.44 * 0.97),
+        ({"min": {"unseen.i2t_r10": 0.2}}, False, 0.44 * 0.4),
+    ],
+)
+def test_limits_on_figures(report: Report, gates: Report, passed: bool, value: float) -> None:
+    verdict = one(report, **gates)
+    assert (verdict["passed"], verdict["significant"]) == (passed, None)
+    assert verdict["value"] == pytest.approx(value)
+
+
+def test_a_drop_past_its_limit_fails_with_its_paired_interval(report: Report) -> None:
+    verdict = one(report, max_drop={"i2t_r10": 0.01})
+    assert (verdict["passed"], verdict["significant"], verdict["row"]) == (False, True, "int8")
+    assert verdict["value"] == pytest.approx(0.478 - 0.44)
+    assert verdict["interval"] == pytest.approx((0.038 - 0.016, 0.038 + 0.017)), "of drift's r10_change, turned over"
+    assert verdict["note"] == "against teacher"
+
+
+def test_a_drop_inside_its_interval_is_said_to_be_not_significant(report: Report) -> None:
+    report["rows"][-1]["r10_change"] = {"i2t": -0.038, "ci95": [-0.08, 0.004], "significant": False}
+    verdict = one(report, max_drop={"i2t_r10": 0.01})
+    assert (verdict["passed"], verdict["significant"]) == (True, False)
+    assert verdict["note"] == "not significant: the 95% interval includes no change; against teacher"
+    strict = one(report, max_drop={"i2t_r10": 0.01}, strict=True)
+    assert (strict["passed"], strict["significant"]) == (False, False)
+
+
+def test_an_established_drop_fails_although_its_interval_holds_the_limit(report: Report) -> None:
+    report["rows"][-1]["r10_change"] = {"i2t": -0.038, "ci95": [-0.07, -0.006], "significant": True}
+    assert one(report, max_drop={"i2t_r10": 0.03})["passed"] is False
+
+
+def test_without_a_paired_interval_the_rows_own_are_taken_as_independent(report: Report) -> None:
+    """Half width sqrt(a^2 + b^2), by hand: both rows have 0.0185 at R@1."""
+    verdict = one(report, max_drop={"i2t_r1": 0.01})
+    middle, half = 0.215 - 0.189, np.hypot(0.0185, 0.0185)
+    assert verdict["interval"] == pytest.approx((middle - half, middle + half))
+    assert verdict["passed"] and "not significant" in verdict["note"] and "unpaired" in verdict["note"]
+    assert "no interval is known" in one(report, max_drop={"cosine_mean": 0.5})["note"]
+
+
+def test_a_gain_passes_every_drop_gate(report: Report) -> None:
+    report["rows"][-1]["metrics"]["i2t_r10"] = 0.6
+    assert one(report, max_drop={"i2t_r10": 0.0})["passed"]
+
+
+@pytest.mark.parametrize(
+    "gates", [{"max": {"energy_mj": 5}}, {"max": {"p99_ms": 5}, "batch": 3}, {"min_speedup": 2, "batch": 3}]
+)
+def test_what_was_not_measured_fails(report: Report, gates: Report) -> None:
+    verdict = one(report, **gates)
+    assert (verdict["passed"], verdict["value"]) == (False, None)
+    assert verdict["note"].startswith("not measured")
+
+
+def test_speedup_is_bench_s_interleaved_ratio(report: Report) -> None:
+    verdict = one(report, min_speedup=8)
+    assert (verdict["passed"], verdict["value"], verdict["interval"]) == (True, 8.29, (8.07, 8.48))
+    assert one(report, min_speedup=9)["passed"] is False
+
+
+def test_a_missing_gain_is_not_excused_by_its_interval(report: Report) -> None:
+    for ratio in report["ratios"]:
+        ratio.update(speedup=1.05, ci95=[0.9, 1.2])
+    assert one(report, min_speedup=2)["passed"] is False
+    assert one(report, min_speedup=1.0)["passed"] is True
+
+
+def test_baseline_is_the_same_row_of_another_report(report: Report, measured: Report) -> None:
+    report["rows"][-1]["metrics"]["i2t_r10"] = 0.40
+    report["rows"][-1]["metrics"]["ci95"]["i2t_r10"] = [0.395, 0.405]
+    verdict = one(report, measured, max_drop={"i2t_r10": 0.01})
+    assert (verdict["passed"], verdict["value"]) == (False, pytest.approx(0.04))
+    assert "against the baseline" in verdict["note"]
+
+
+def test_a_slowdown_against_the_baseline_is_found_and_noise_is_not(report: Report, measured: Report) -> None:
+    entry = report["rows"][-1]["fastest"]
+    slower = next(e for e in report["rows"][-1]["latency"] if (e["backend"], e["batch"]) == (entry["backend"], 1))
+    slower["p50_ms"] *= 1.2
+    slower["rounds_ms"] = [one * 1.2 for one in slower["rounds_ms"]]
+    verdict = one(report, measured, min_speedup=0.95)
+    assert (verdict["passed"], verdict["significant"]) == (False, True)
+    assert verdict["value"] == pytest.approx(1 / 1.2)
+    slower["p50_ms"] /= 1.12
+    slower["rounds_ms"] = [0.4, 0.9, 0.5, 0.7, 0.45, 0.8]
+    noisy = one(report, measured, min_speedup=0.95)
+    assert (noisy["passed"], noisy["significant"]) == (True, False) and "not significant" in noisy["note"]
+
+
+def test_baselines_that_do_not_fit_fail(report: Report, measured: Report) -> None:
+    other = {**measured, "test": {**measured["test"], "images": 5}}
+    assert "another test set" in one(report, other, max_drop={"i2t_r10": 1.0})["note"]
+    without = {**measured, "rows": measured["rows"][:2]}
+    assert "the baseline has no row int8" in one(report, without, max_drop={"i2t_r10": 1.0})["note"]
+    assert "the baseline has no such latency" in one(report, without, min_speedup=1)["note"]
+    assert not one(report, without, max_drop={"i2t_r10": 1.0})["passed"]
+
+
+def test_speedup_interval_covers_as_often_as_it_says() -> None:
+    """95% intervals of the ratio of medians of two log-normal samples hold the true ratio about 95 times of 100."""
+    random, held = np.random.default_rng(0), 0
+    for trial in range(200):
+        fast, slow = np.exp(random.normal(0.0, 0.1, 25)), 1.5 * np.exp(random.normal(0.0, 0.1, 25))
+        found = speedup_interval(fast.tolist(), slow.tolist(), seed=trial, resamples=300)
+        assert found is not None
+        held += found[0] <= 1.5 <= found[1]
+    assert 0.90 <= held / 200 <= 0.99
+    assert speedup_interval([1.0], [1.0, 2.0]) is None
+
+
+def test_a_disturbed_latency_says_so(report: Report) -> None:
+    note = one(report, max={"p99_ms": 100}, row="pruned")["note"]
+    assert note == "openvino on AMD EPYC, batch 1, noisy"
+
+
+@pytest.mark.parametrize(
+    ("values", "what"),
+    [
+        ({"max_drop": {"i2t_r100": 0.1}}, "there is no metric 'i2t_r100'; did you mean 'i2t_r10'?"),
+        ({"max_drop": {"p99_ms": 0.1}}, "'p99_ms' does not drop, it is better when lower: give a limit with max"),
+        ({"max": {"p99": 5}}, "there is no metric 'p99'; did you mean 'p99_ms'?"),
+        ({"max": {"p99_ms": float("nan")}}, "the limit of 'p99_ms' is nan"),
+        ({"maxx": {}}, "unknown key 'maxx'"),
+    ],
+)
+def test_wrong_gates_are_told_before_anything_runs(values: Report, what: str) -> None:
+    with pytest.raises(UsageError) as raised:
+        validated(Gates, values, "recipe.toml: stage 'report'")
+    assert what in raised.value.what
+
+
+def test_an_unknown_row_is_told(report: Report) -> None:
+    with pytest.raises(UsageError, match="the report has no row 'int9'"):
+        judged(report, Gates(max={"p99_ms": 5}, row="int9"))
