@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Iterator
 from typing import Any
 
@@ -28,9 +29,9 @@ CONTRAST = """(() => {
     if (!colour.endsWith(', 0)')) return colour;
   } return 'rgb(255, 255, 255)'; };
   let worst = 21;
-  const told = 'p, li, td, th, dt, dd, h1, h2, h3, a, button, caption, summary, footer, code, span, strong, b, svg text';
+  const told = 'p, li, td, th, dt, dd, h1, h2, h3, a, button, caption, footer, code, span, strong, b, svg text';
   for (const one of document.querySelectorAll(told)) {
-    if (!one.getClientRects().length) continue;
+    if (!one.getClientRects().length || !one.textContent.trim()) continue;
     const style = getComputedStyle(one);
     const [a, b] = [light(one instanceof SVGElement ? style.fill : style.color), light(ground(one))];
     worst = Math.min(worst, (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05));
@@ -124,9 +125,11 @@ def test_narrow_page_does_not_scroll_sideways(page: browser.Page) -> None:
 
 
 def test_page_prints(page: browser.Page) -> None:
-    """A PDF of several pages, in the colours of paper whatever the screen has."""
-    import base64
-
-    page.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": "dark"}])
+    """A PDF of several pages, in the colours of paper whatever the screen has, without the switch."""
+    dark = [{"name": "prefers-color-scheme", "value": "dark"}]
+    page.call("Emulation.setEmulatedMedia", media="print", features=dark)
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    assert page.evaluate("document.getElementById('theme').getClientRects().length") == 0
+    page.call("Emulation.setEmulatedMedia", media="", features=dark)
     made = base64.b64decode(page.call("Page.printToPDF", printBackground=True, preferCSSPageSize=True)["data"])
     assert made.startswith(b"%PDF") and made.count(b"/Type /Page\n") >= 3
