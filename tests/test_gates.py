@@ -88,6 +88,15 @@ def test_without_a_paired_interval_the_rows_own_are_taken_as_independent(report:
     assert "no interval is known" in one(report, max_drop={"cosine_mean": 0.5})["note"]
 
 
+def test_intervals_of_parts_are_found(report: Report) -> None:
+    for row, shift in ((report["rows"][0], 0.0), (report["rows"][-1], -0.2)):
+        row["metrics"]["old_index"]["i2t_r10"] = 0.5 + shift
+        row["metrics"]["ci95"]["old_index_i2t_r10"] = [0.47 + shift, 0.53 + shift]
+    verdict = one(report, max_drop={"old_index.i2t_r10": 0.1})
+    assert verdict["interval"] == pytest.approx((0.2 - np.hypot(0.03, 0.03), 0.2 + np.hypot(0.03, 0.03)))
+    assert one(report, max_drop={"unseen.i2t_r10": 1.0})["interval"] is not None
+
+
 def test_a_gain_passes_every_drop_gate(report: Report) -> None:
     report["rows"][-1]["metrics"]["i2t_r10"] = 0.6
     assert one(report, max_drop={"i2t_r10": 0.0})["passed"]

@@ -26,7 +26,7 @@ from mmcompress.errors import UsageError, suggestion
 HIGHER_IS_BETTER = frozenset(
     {f"{way}_r{k}" for way in ("i2t", "t2i") for k in (1, 5, 10)}
     | {"top1", "top5", "cosine_mean", "cosine_p01", "cosine_worst", "text_cosine_mean", "text_cosine_p01"}
-    | {"rank_correlation", "margin_mean"}
+    | {"rank_correlation", "margin_mean", "mean_per_class_recall"}
 )
 METRICS = HIGHER_IS_BETTER | {"flip_rate", "flips_gained", "flips_lost", "mcnemar_p", "ece"}
 SIZES = frozenset({"params", "macs", "bytes"})
@@ -175,6 +175,14 @@ def _figure(row: Mapping[str, Any], name: str) -> float | None:
     return None if found is None else float(found)
 
 
+def _interval(row: Mapping[str, Any], name: str) -> Sequence[float] | None:
+    """The 95% interval of a figure; that of an old-index recall is kept among the row's own."""
+    part, _, rest = name.rpartition(".")
+    held = (row.get("unseen") or {}) if part == "unseen" else row["metrics"]
+    found: Sequence[float] | None = held.get("ci95", {}).get(rest if part == "unseen" else name.replace(".", "_"))
+    return found
+
+
 def _entries(report: Mapping[str, Any], row: Mapping[str, Any], gates: Gates) -> list[Mapping[str, Any]]:
     """The fastest latency of each machine that fits the gates."""
     found = []
@@ -217,8 +225,8 @@ def _drop(report: Mapping[str, Any], row: Mapping[str, Any], name: str, baseline
     if paired:
         low, high = paired["ci95"]
         return Change(before - after, (-high, -low), against)
-    intervals = [one["metrics"]["ci95"].get(name) for one in (reference, row)]
-    if not all(intervals):
+    intervals = [found for one in (reference, row) if (found := _interval(one, name))]
+    if len(intervals) < 2:
         return Change(before - after, None, f"{against}, no interval is known")
     half = math.hypot(*((high - low) / 2 for low, high in intervals))
     return Change(before - after, (before - after - half, before - after + half), f"{against}, unpaired interval")

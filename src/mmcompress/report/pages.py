@@ -8,6 +8,7 @@ if it were not.
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -68,6 +69,7 @@ def render_text(template: str, **values: object) -> str:
     return _templates(autoescape=False).get_template(template).render(**values)
 
 
+@functools.cache
 def _templates(autoescape: bool) -> Environment:
     """Markdown is no HTML; everything that goes into the page is escaped but the charts."""
     templates = Environment(

@@ -15,7 +15,7 @@ from mmcompress.artifact import Artifact, Graph
 from mmcompress.report.measured import Document, latency_of, named
 
 METRICS = (
-    *("i2t_r1", "i2t_r5", "i2t_r10", "t2i_r1", "t2i_r5", "t2i_r10", "top1", "top5"),
+    *("i2t_r1", "i2t_r5", "i2t_r10", "t2i_r1", "t2i_r5", "t2i_r10", "top1", "top5", "mean_per_class_recall"),
     *("cosine_mean", "cosine_p01", "cosine_worst", "text_cosine_mean", "text_cosine_p01", "rank_correlation"),
     *("margin_mean", "flip_rate", "flips_gained", "flips_lost", "mcnemar_p", "ece"),
 )
