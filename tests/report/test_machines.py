@@ -11,7 +11,8 @@ from report_run import ROWS, bench_document, drift_document, graph, make_run, me
 
 from mmcompress import standalone
 from mmcompress.artifact import Artifact
-from mmcompress.gates import Gates, judged
+from mmcompress.gates import Gates
+from mmcompress.report.judging import judged
 
 
 def second_bench(folder: Path, rows: list[Artifact], cpu: str = "Cortex-A78AE") -> Artifact:

@@ -15,9 +15,9 @@ from pathlib import Path
 
 from mmcompress.artifact import Artifact, Kind, environment
 from mmcompress.config import ReportConfig
-from mmcompress.gates import judged
 from mmcompress.pipeline import Job
 from mmcompress.report import measured
+from mmcompress.report.judging import judged
 from mmcompress.report.measured import Document
 from mmcompress.report.rows import engine_of, other_test, relative, row_of, step_of, test_of
 from mmcompress.report.sentences import headlines, highlights, machine_warnings, not_measured

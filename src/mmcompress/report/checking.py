@@ -12,8 +12,9 @@ from typing import Any
 from mmcompress.artifact import MANIFEST, Artifact, Kind
 from mmcompress.config import validated
 from mmcompress.errors import CorruptInputError, GateFailedError, UsageError
-from mmcompress.gates import KNOWN, PARTS, Gates, Verdict, judged
+from mmcompress.gates import KNOWN, PARTS, Gates
 from mmcompress.report.formats import compact
+from mmcompress.report.judging import Verdict, judged
 from mmcompress.report.measured import Document, read_document
 from mmcompress.report.rows import LATENCY, metrics_of
 

@@ -10,8 +10,9 @@ from report_run import make_run
 
 from mmcompress.config import validated
 from mmcompress.errors import UsageError
-from mmcompress.gates import Gates, judged, speedup_interval
+from mmcompress.gates import Gates
 from mmcompress.report import joined
+from mmcompress.report.judging import judged, speedup_interval
 
 Report = dict[str, Any]
 
@@ -95,6 +96,12 @@ def test_intervals_of_parts_are_found(report: Report) -> None:
     verdict = one(report, max_drop={"old_index.i2t_r10": 0.1})
     assert verdict["interval"] == pytest.approx((0.2 - np.hypot(0.03, 0.03), 0.2 + np.hypot(0.03, 0.03)))
     assert one(report, max_drop={"unseen.i2t_r10": 1.0})["interval"] is not None
+
+
+def test_a_drop_of_exactly_its_limit_passes(report: Report) -> None:
+    report["rows"][0]["metrics"]["i2t_r10"], report["rows"][-1]["metrics"]["i2t_r10"] = 0.3, 0.29
+    assert 0.3 - 0.29 > 0.01, "in floating point"
+    assert one(report, max_drop={"i2t_r10": 0.01}, strict=True)["passed"]
 
 
 def test_a_gain_passes_every_drop_gate(report: Report) -> None:
