@@ -105,6 +105,18 @@ def test_what_was_not_measured_is_said(document: dict[str, Any]) -> None:
     assert "Accuracy" not in said.replace("Latency and accuracy", "")
 
 
+def test_warnings_say_what_disturbed_the_latencies(tmp_path: Path) -> None:
+    rows, bench = make_run(tmp_path)[:5], bench_document()
+    bench["environment"]["warnings"] = []
+    bench["rows"][0]["latency"][0]["throttled"] = True
+    noisy = measurement(tmp_path / "noisy", "bench", bench, rows)
+    assert joined("t", [*rows, noisy], tmp_path)["warnings"] == [
+        "The machine was noisy while latency was measured: the median of a fixed loop moved by 8%.",
+        "The clock fell for heat during 1 of 20 latencies (throttled).",
+    ]
+    assert joined("t", make_run(tmp_path), tmp_path)["warnings"] == ["Another process used 34% of a core."]
+
+
 def test_without_measurements_every_figure_is_null(tmp_path: Path) -> None:
     artifacts = make_run(tmp_path)[:7]
     found = joined("bare", artifacts, tmp_path)

@@ -22,7 +22,7 @@ from mmcompress.report.formats import BACKENDS, milliseconds, percent
 from mmcompress.report.rows import plain
 
 PANEL = (250.0, 128.0)
-SPAN = (0.8, 1.6)
+SPAN = (0.6, 1.7)
 """The part of the distributions that is drawn, as multiples of the median."""
 
 
@@ -100,7 +100,7 @@ def _distribution(stage: str, entry: Mapping[str, Any]) -> str:
     def x(share: float) -> float:
         return left + (right - left) * (min(max(share, SPAN[0]), SPAN[1]) - SPAN[0]) / (SPAN[1] - SPAN[0])
 
-    ticks = [(x(share), f"{share:g}×") for share in (1.0, 1.25, 1.5)]
+    ticks = [(x(share), f"{share:g}×") for share in (0.75, 1.0, 1.25, 1.5)]
     edges = [x(edge / median) for edge in entry["histogram"]["edges_ms"]]
     # Bins that lie beyond the drawn span have no width and no height.
     widths = [max(after - before, 0.0) for before, after in itertools.pairwise(edges)]

@@ -118,7 +118,7 @@ def place_labels(
     taken: list[Box] = [*((x - 7, y - 7, x + 7, y + 7) for x, y in spots), *obstacles]
     placed: list[Box] = []
     for (x, y), text in zip(spots, labels, strict=True):
-        width, half = CHARACTER * len(text), 8.0
+        width, half = CHARACTER * len(text) + 4, 8.0
         candidates: list[Box] = []
         for reach in (10.0, 20.0, 32.0, 46.0, 62.0):
             for dx, dy in ((1, 0), (-1, 0), (0.7, -0.8), (-0.7, -0.8), (0.7, 0.8), (-0.7, 0.8), (0, -1), (0, 1)):

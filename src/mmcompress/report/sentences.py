@@ -93,11 +93,11 @@ def machine_warnings(document: Document) -> list[str]:
     for machine in document["machines"]:
         where = f"{machine['id']}: " if len(document["machines"]) > 1 else ""
         environment = machine["environment"]
-        noise = environment.get("noise") or {}
-        if noise.get("noisy"):
+        noted, noise = environment.get("warnings") or [], environment.get("noise") or {}
+        if noise.get("noisy") and not noted:
             reason = noise.get("reason") or "its timings vary more than they should"
             found.append(f"{where}The machine was noisy while latency was measured: {reason}.")
-        found += [f"{where}{warning}" for warning in environment.get("warnings") or []]
+        found += [f"{where}{warning}" for warning in noted]
         entries = [e for row in document["rows"] for e in row["latency"] if e["machine"] == machine["id"]]
         if throttled := sum(bool(entry["throttled"]) for entry in entries):
             found.append(f"{where}The clock fell for heat during {throttled} of {len(entries)} latencies (throttled).")
