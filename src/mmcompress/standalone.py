@@ -178,13 +178,16 @@ def report(folders: Sequence[Path], out: Path | None = None, overrides: Sequence
     joined = [
         a for a in found if a.manifest.kind in kinds and (a.manifest.stage != "report" or a.path.absolute() in given)
     ]
-    if not any(artifact.manifest.kind is not Kind.CHECKPOINT for artifact in joined):
+    if not any(a.manifest.kind is not Kind.CHECKPOINT and a.manifest.stage != "report" for a in joined):
         names = ", ".join(map(str, folders))
         raise UsageError(
             f"nothing to report on in {names}", "give a folder of `mmcompress run`, or artifacts of bench and drift"
         )
     run_folder = folders[0].absolute().parent if (folders[0] / MANIFEST).is_file() else folders[0]
-    return run_single("report", {}, {}, out or run_folder / "report", overrides, in_recipe_order(joined))
+    out = out or run_folder / "report"
+    if out.absolute() in given:
+        raise UsageError(f"the new report would replace {out}, which it is made from", "give another place with --out")
+    return run_single("report", {}, {}, out, overrides, in_recipe_order(joined))
 
 
 def _artifacts_in(folder: Path) -> list[Artifact]:

@@ -71,6 +71,15 @@ def test_a_recipe_s_gates_are_recorded_and_then_checked(cli: Cli, tmp_path: Path
     assert done.code == 1 and "error: 1 of 2 gates failed: max p99_ms" in done.err
 
 
+def test_a_recipe_s_gates_on_a_row_that_is_not_there_lose_no_report(cli: Cli, tmp_path: Path) -> None:
+    make_run(tmp_path)
+    made = standalone.report([tmp_path], None, ["gates.max.p99_ms=5", 'gates.row="int9"'])
+    (recorded,) = json.loads(made.file("report.json").read_text())["gates"]
+    assert not recorded["passed"] and "did you mean 'int8'?" in recorded["note"]
+    done = cli("check", made.path, "--junit", tmp_path / "out.xml")
+    assert done.code == 1 and "the report has no row 'int9'" in " ".join(done.out.split())
+
+
 @pytest.mark.parametrize(
     ("arguments", "what", "hint"),
     [

@@ -11,6 +11,7 @@ from report_run import ROWS, bench_document, drift_document, graph, make_run, me
 
 from mmcompress import standalone
 from mmcompress.artifact import Artifact
+from mmcompress.errors import UsageError
 from mmcompress.gates import Gates
 from mmcompress.report.judging import judged
 
@@ -51,6 +52,16 @@ def test_a_finished_report_of_another_machine_is_taken_over(tmp_path: Path) -> N
     assert [machine["id"] for machine in found["machines"]] == ["AMD EPYC", "Cortex-A78AE"]
     assert len(found["rows"][0]["latency"]) == 8
     assert found["rows"][-1]["fastest_elsewhere"][0]["machine"] == "Cortex-A78AE"
+
+
+def test_a_report_is_not_replaced_by_what_is_made_from_it(tmp_path: Path) -> None:
+    make_run(tmp_path)
+    old = standalone.report([tmp_path]).path
+    with pytest.raises(UsageError, match="nothing to report on"):
+        standalone.report([old])
+    with pytest.raises(UsageError, match=r"would replace .*report, which it is made from"):
+        standalone.report([old, tmp_path / "bench"])
+    assert (old / "report.html").is_file()
 
 
 def test_two_machines_of_one_kind_are_told_apart(tmp_path: Path) -> None:

@@ -136,6 +136,13 @@ def test_a_report_of_nothing_measured_still_renders(tmp_path: Path) -> None:
     assert '<svg class="chart' not in text and formats.ABSENT in text
 
 
+def test_a_report_of_engines_alone_renders(tmp_path: Path) -> None:
+    make_run(tmp_path)
+    made = standalone.report([tmp_path / "engine-int8"], tmp_path / "only")
+    assert "engine-int8" in made.file("report.html").read_text(encoding="utf-8")
+    assert "README.md" not in made.manifest.files, "a card is of a row"
+
+
 def test_a_second_test_set_has_its_own_table(tmp_path: Path) -> None:
     artifacts = make_run(tmp_path)
     other = measurement(tmp_path / "drift-zh", "drift", {**drift_document(), "test": "demo:zh"}, artifacts[:5])

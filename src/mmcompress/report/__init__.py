@@ -15,9 +15,11 @@ from pathlib import Path
 
 from mmcompress.artifact import Artifact, Kind, environment
 from mmcompress.config import ReportConfig
+from mmcompress.errors import UsageError
+from mmcompress.gates import Gates
 from mmcompress.pipeline import Job
 from mmcompress.report import measured
-from mmcompress.report.judging import judged
+from mmcompress.report.judging import Verdict, judged, unjudged
 from mmcompress.report.measured import Document
 from mmcompress.report.rows import engine_of, other_test, relative, row_of, step_of, test_of
 from mmcompress.report.sentences import headlines, highlights, machine_warnings, not_measured
@@ -35,7 +37,7 @@ def report(job: Job[ReportConfig]) -> None:
 
     config = job.config
     document = joined(config.title, job.gathered, job.draft.path)
-    document["gates"] = judged(document, config.gates)
+    document["gates"] = _recorded(document, config.gates)
     drifts = measured.measurements(job.gathered, "drift")
     images = measured.gallery_images(drifts[0]) if drifts else {}
     files = {
@@ -47,6 +49,14 @@ def report(job: Job[ReportConfig]) -> None:
     for name, text in files.items():
         if text:
             (job.draft.path / name).write_text(text, encoding="utf-8")
+
+
+def _recorded(document: Document, gates: Gates) -> list[Verdict]:
+    """The verdicts; a row that is not there fails, since hours of work must not end without a report for it."""
+    try:
+        return judged(document, gates)
+    except UsageError as error:
+        return [unjudged(gates, f"{error.what}; {error.hint}")]
 
 
 def joined(title: str, gathered: Sequence[Artifact], folder: Path) -> Document:

@@ -64,6 +64,11 @@ def judged(report: Mapping[str, Any], gates: Gates, baseline: Mapping[str, Any] 
     return verdicts
 
 
+def unjudged(gates: Gates, note: str) -> Verdict:
+    """The one verdict on gates that could not be judged at all."""
+    return _verdict("row", {"stage": gates.row or "the last row"}, None, Change(None, None, note), passed=False)
+
+
 def _row(report: Mapping[str, Any], name: str | None) -> Mapping[str, Any]:
     rows: Sequence[Mapping[str, Any]] = report["rows"]
     if not rows:
@@ -74,7 +79,7 @@ def _row(report: Mapping[str, Any], name: str | None) -> Mapping[str, Any]:
     return found
 
 
-def _verdict(gate: str, row: Mapping[str, Any], limit: float, change: Change, passed: bool | None) -> Verdict:
+def _verdict(gate: str, row: Mapping[str, Any], limit: float | None, change: Change, passed: bool | None) -> Verdict:
     return {
         "gate": gate,
         "row": row["stage"],
