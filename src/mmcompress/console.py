@@ -112,6 +112,23 @@ def report_summary(artifact: Artifact) -> tuple[dict[str, Any], RenderableType]:
     return document, Group(report_view(document), Text(f"report: {artifact.file('report.html')}"))
 
 
+def verdicts_summary(verdicts: Sequence[Mapping[str, Any]]) -> Summary:
+    """Each gate with what was measured; failed ones first."""
+    table = _table("", "gate", "row", ">measured", ">limit", ">95% interval", "note")
+    for verdict in sorted(verdicts, key=lambda one: bool(one["passed"])):
+        interval = verdict["interval"]
+        table.add_row(
+            "ok" if verdict["passed"] else "FAIL",
+            verdict["gate"],
+            verdict["row"],
+            compact(verdict["value"]),
+            compact(verdict["limit"]),
+            "" if interval is None else f"{compact(interval[0])} to {compact(interval[1])}",
+            verdict["note"],
+        )
+    return {"passed": all(one["passed"] for one in verdicts), "gates": list(verdicts)}, table
+
+
 def manifest_view(artifact: Artifact) -> RenderableType:
     """A manifest in readable form."""
     manifest = artifact.manifest
@@ -197,23 +214,6 @@ def report_view(report: Mapping[str, Any]) -> RenderableType:
             f"{best['backend']} {best['precision']}" if best else "not measured",
         )
     return Group(table, *(Text(line) for line in report["headlines"]))
-
-
-def verdicts_summary(verdicts: Sequence[Mapping[str, Any]]) -> Summary:
-    """Each gate with what was measured; failed ones first."""
-    table = _table("", "gate", "row", ">measured", ">limit", ">95% interval", "note")
-    for verdict in sorted(verdicts, key=lambda one: bool(one["passed"])):
-        interval = verdict["interval"]
-        table.add_row(
-            "ok" if verdict["passed"] else "FAIL",
-            verdict["gate"],
-            verdict["row"],
-            compact(verdict["value"]),
-            compact(verdict["limit"]),
-            "" if interval is None else f"{compact(interval[0])} to {compact(interval[1])}",
-            verdict["note"],
-        )
-    return {"passed": all(one["passed"] for one in verdicts), "gates": list(verdicts)}, table
 
 
 def shares_summary(shares: Sequence[tuple[str, float]]) -> Summary:

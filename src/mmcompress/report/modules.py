@@ -57,10 +57,11 @@ def sensitivity_bars(entries: Sequence[Mapping[str, Any]]) -> str:
 
 
 def noise_bars(bisect: Mapping[str, Any]) -> str:
-    """Each module's share of its tower's local noise, as bisect measured it."""
-    keep = set(bisect.get("keep") or [])
-    entries = [(e["module"], e["share"], e["module"] in keep) for e in bisect["modules"]]
-    return module_bars(entries, "share of the tower's local noise")
+    """What bisect orders modules by: noise beyond what 8 bits must make, or the share of the tower's local noise."""
+    modules, keep = bisect["modules"], set(bisect.get("keep") or [])
+    beyond = all(one.get("excess_db") is not None for one in modules)
+    key, measure = ("excess_db", "noise beyond need, dB") if beyond else ("share", "share of the tower's local noise")
+    return module_bars([(one["module"], one[key], one["module"] in keep) for one in modules], measure)
 
 
 def carried_noise(blocks: Sequence[Mapping[str, Any]]) -> str:
