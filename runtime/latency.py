@@ -1,61 +1,65 @@
-"""How fast the delivered files are here: every row, backend, precision and batch in one interleaved run.
+"""The bench stage: how fast the delivered files are here, with what a reader needs to believe it.
 
-Two figures from two runs cannot be compared on a machine that does other things too, so nothing is measured alone: the
-time of each combination is cut into rounds, every round visits all combinations in a new random order, and a ratio is
-taken round by round before it is summed up, with a bootstrap interval over the rounds. Within a round the first call
-only brings a combination's weights back into the caches.
-
-Sessions share one process, within a memory budget beyond which the least recently used is closed and opened again.
-Peak memory cannot be told apart in a shared process: a child process a graph reports its own. Energy is not measured
-here, and throttling only where Linux counts it. The inputs are random, since no graph's time depends on their values.
+Every row, backend, precision, thread count and batch is measured in one interleaved run (`interleave.py`), in the
+real-time class where that is permitted (`scheduling.py`), and ratios are taken pass by pass (`estimate.py`). What
+cannot be interleaved has a phase of its own: concurrent streams, the input pipeline, energy, the ceiling. Peak memory
+cannot be told apart in a shared process: a child process a graph reports its own. What the machine did meanwhile is
+recorded, and a noisy or throttled run says so (`conditions.py`). The inputs are random, since no graph's time depends
+on their values.
 """
 
 from __future__ import annotations
 
 import json
-import time
-from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
-import psutil
-from numpy.typing import NDArray
 
 from mmcompress.artifact import Artifact, Graph, Kind
 from mmcompress.config import Backend, BenchConfig, Precision
 from mmcompress.errors import MissingRequirementError, UsageError
 from mmcompress.progress import say, track
-from mmcompress.runtime.machine import cpu_model, machine, memory_budget_bytes, throttle_count, usable_cores
-from mmcompress.runtime.peak import peak_bytes, random_call
+from mmcompress.runtime.ceiling import Kernel, ceilings, share
+from mmcompress.runtime.conditions import NOISY_SPREAD, noise, shares, snapshot, throttled, warnings
+from mmcompress.runtime.energy import energy_mj, find_meter
+from mmcompress.runtime.estimate import paired_speedup, round_medians, spread, summary
+from mmcompress.runtime.interleave import Record, Start, add_round
+from mmcompress.runtime.machine import cpu_model, machine, usable_cores
+from mmcompress.runtime.nvml import Gpu, open_gpu
+from mmcompress.runtime.peak import Peak, peaks, random_call
+from mmcompress.runtime.photos import timed_pipeline
+from mmcompress.runtime.scheduling import pinned, realtime
 from mmcompress.runtime.session import GPU_BACKENDS, Session, available_backends, graph_for, open_session
+from mmcompress.runtime.streams import timed_streams
 
 if TYPE_CHECKING:
     from mmcompress.pipeline import Job
 
-ROUNDS = 10
-WARM_UP_S = 0.4
-"""Longest time of warming up, unless two calls take longer."""
 CPU_PRECISIONS: tuple[Precision, ...] = ("fp32", "int8")
 """CPU runtimes compute FP16 graphs in FP32 with casts around it: a figure that nobody wants."""
+ALONE_S = 0.2
+"""Time of the input pipeline of a combination."""
+ENERGY_S = 1.5
+"""Time over which energy is counted; the counters are updated several times a second at worst."""
 
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """One graph on one backend."""
+    """One graph on one backend, with so many threads."""
 
     artifact: Artifact
     graph: Graph
     backend: Backend
+    threads: int | None
+    """None on a GPU."""
+    peaks: Mapping[int, Peak] = field(default_factory=dict)
+    """By batch."""
 
     @property
     def row(self) -> str:
         return self.artifact.path.name
-
-    @property
-    def key(self) -> tuple[str, str, str]:
-        return (str(self.artifact.path), self.graph.file, self.backend)
 
     @property
     def file_bytes(self) -> int:
@@ -63,81 +67,110 @@ class Subject:
         files = self.artifact.manifest.files
         return sum(entry.bytes for name, entry in files.items() if name.startswith(self.graph.file))
 
+    @property
+    def memory_bytes(self) -> int:
+        known = [peak.process for peak in self.peaks.values() if peak.process is not None]
+        return max(known, default=3 * self.file_bytes)
+
+    @property
+    def kernel(self) -> Kernel:
+        return self.backend, self.graph.precision, self.threads
+
+    @property
+    def macs(self) -> int | None:
+        """Of one image, as the exporter counted them."""
+        return self.artifact.manifest.facts.get("macs")
+
+    def open(self) -> Session:
+        return open_session(self.artifact, self.graph, self.backend, threads=self.threads)
+
+    def divided(self, streams: int) -> Subject:
+        """The same with its threads shared by several streams."""
+        return self if self.threads is None else replace(self, threads=max(1, self.threads // streams))
+
     def name(self) -> dict[str, str]:
         return {"row": self.row, "backend": self.backend, "precision": self.graph.precision}
 
 
-Timed = tuple[Subject, int]
-"""A subject and a batch."""
+@dataclass(eq=False)
+class Measured:
+    """One entry of the report."""
+
+    subject: Subject
+    batch: int
+    streams: int
+    record: Record
+    throughput_ips: float | None = None
+    """Where it is not what a single stream's mean time says."""
+    pipeline: dict[str, float] | None = None
+    energy_mj: float | None = None
+    energy_source: str | None = None
 
 
 def bench(job: Job[BenchConfig]) -> None:
     """Stage: write bench.json over every gathered ONNX artifact; the first is the teacher."""
-    config = job.config
-    report = bench_report(
-        job.gathered,
-        backends=config.backends,
-        batches=config.batches,
-        threads=config.threads,
-        seconds=config.seconds,
-        seed=config.seed,
-    )
+    report = bench_report(job.gathered, job.config)
     (job.draft.path / "bench.json").write_text(json.dumps(report, indent=1, allow_nan=False), encoding="utf-8")
 
 
-def bench_report(
-    artifacts: Sequence[Artifact],
-    *,
-    backends: Sequence[Backend],
-    batches: Sequence[int] = (1, 8),
-    threads: int | None = None,
-    seconds: float = 1.5,
-    seed: int = 0,
-) -> dict[str, Any]:
-    """Measure the image towers; `seconds` is the time that each combination gets."""
-    threads = threads or usable_cores()
-    subjects = find_subjects(artifacts, backends)
-    load = psutil.getloadavg()[0]
-    if load > max(1, usable_cores()):
-        say("bench", "bench", f"other programs are busy here (load {load:.1f}): the intervals will be wide")
-    throttles = throttle_count()
-    peaks = {s.key: _peaks(s, threads, batches) for s in track(subjects, "peak memory", total=len(subjects))}
-    rounds, devices = measure(subjects, batches, threads, seconds, seed, peaks)
-    throttled = None if throttles is None else throttle_count() != throttles
+def bench_report(artifacts: Sequence[Artifact], config: BenchConfig) -> dict[str, Any]:
+    """Measure the image towers, and describe the machine that they were measured on."""
+    with pinned(config.pin):
+        threads = config.threads or (usable_cores(),)
+        subjects = with_peaks(find_subjects(artifacts, config.backends, threads), config.batches)
+        gpu = open_gpu() if any(subject.threads is None for subject in subjects) else None
+        slowdowns: set[str] = set()
+        with realtime(config.priority and max(threads) <= usable_cores()) as priority:
+            before = snapshot(gpu)
+            measured = interleaved(subjects, config, gpu, slowdowns)
+            after = snapshot(gpu)
+            measured += [entry for count in config.streams for entry in concurrent(subjects, count, config)]
+            for entry in measured:
+                entry.pipeline = pipeline_of(entry, config)
+            found, no_ceiling = ceilings(subject.kernel for subject in subjects) if config.ceiling else ([], [])
+        for entry in measured:
+            entry.energy_source, entry.energy_mj = energy_of(entry, gpu)
+    foreign, stolen = shares(before, after, usable_cores())
+    was_throttled = throttled(before, after, sorted(slowdowns))
+    noisy = noise([spread(round_medians(entry.record.rounds)) for entry in measured], foreign, stolen, priority)
+    said = warnings(before, after, noisy, was_throttled, sorted(slowdowns))
+    for sentence in said:
+        say("bench", "bench", sentence)
+    environment = {
+        **machine(),
+        "gpu_power_limit": gpu.power_limit() if gpu else None,
+        "pinned_cores": None if config.pin is None else list(config.pin),
+        "priority": "real-time" if priority else "normal",
+        "clocks_mhz": {"before": before.clocks_mhz, "after": after.clocks_mhz},
+        "temperature_c": {"before": before.temperature_c, "after": after.temperature_c},
+        "load_average_before": before.load_average,
+        "load_average_after": after.load_average,
+        "others_share": foreign,
+        "stolen_share": stolen,
+        "noise": noisy,
+        "warnings": said + no_ceiling,
+        "seconds": config.seconds,
+        "rounds": config.rounds,
+    }
     return {
         "rows": [
             {
                 "row": artifact.path.name,
                 "latency": [
-                    {
-                        "backend": subject.backend,
-                        "device": devices[subject.key],
-                        "precision": subject.graph.precision,
-                        "activations": subject.graph.activations,
-                        "batch": batch,
-                        "threads": None if subject.backend in GPU_BACKENDS else threads,
-                        **summary(np.concatenate(rounds[subject, batch]), batch),
-                        "peak_bytes": peaks[subject.key].get(batch),
-                        "energy_mj": None,
-                        "throttled": throttled,
-                    }
-                    for subject in subjects
-                    for batch in batches
-                    if subject.artifact is artifact
+                    {**entry_document(entry, found, noisy["noisy"]), "throttled": was_throttled}
+                    for entry in measured
+                    if entry.subject.artifact is artifact
                 ],
             }
             for artifact in artifacts
         ],
-        "ratios": _ratios(subjects, batches, rounds, seed),
-        "environment": {**machine(), "load_average_before": load, "seconds": seconds, "rounds": ROUNDS},
+        "ratios": ratios(measured, threads[-1], config.seed),
+        "ceiling": found,
+        "environment": environment,
     }
 
 
-def _peaks(subject: Subject, threads: int, batches: Sequence[int]) -> dict[int, int]:
-    return peak_bytes(subject.artifact.path, subject.graph.file, subject.backend, threads, batches)
-
-
-def find_subjects(artifacts: Sequence[Artifact], backends: Sequence[Backend]) -> list[Subject]:
+def find_subjects(artifacts: Sequence[Artifact], backends: Sequence[Backend], threads: Sequence[int]) -> list[Subject]:
     """Every image graph on every backend that works here; the others are named."""
     if not artifacts:
         raise UsageError("there is no artifact to measure", "put `baseline` or `export` before `bench`")
@@ -155,7 +188,7 @@ def find_subjects(artifacts: Sequence[Artifact], backends: Sequence[Backend]) ->
             for precision in get_args(Precision) if gpu else CPU_PRECISIONS:
                 if precision in held:
                     graph = graph_for(artifact, "image", backend, precision)
-                    subjects.append(Subject(artifact, graph, backend))
+                    subjects += [Subject(artifact, graph, backend, n) for n in ((None,) if gpu else threads)]
     if not subjects:
         raise MissingRequirementError(
             f"none of {', '.join(backends)} can run any of the graphs",
@@ -164,138 +197,111 @@ def find_subjects(artifacts: Sequence[Artifact], backends: Sequence[Backend]) ->
     return subjects
 
 
-def measure(
-    subjects: Sequence[Subject],
-    batches: Sequence[int],
-    threads: int,
-    seconds: float,
-    seed: int,
-    peaks: dict[tuple[str, str, str], dict[int, int]],
-) -> tuple[dict[Timed, list[NDArray[np.float64]]], dict[tuple[str, str, str], str]]:
-    """Milliseconds of every call, by combination and round; and the device of each subject."""
-    pool = SessionPool(memory_budget_bytes(), threads, peaks)
-    combinations: list[Timed] = [(subject, batch) for subject in subjects for batch in batches]
-    rounds: dict[Timed, list[NDArray[np.float64]]] = {combination: [] for combination in combinations}
-    devices: dict[tuple[str, str, str], str] = {}
-    rng = np.random.default_rng(seed)
-    try:
-        for subject, batch in track(combinations, "warm-up", total=len(combinations)):
-            session = pool.session(subject)
-            devices[subject.key] = cpu_model() if session.device == "CPU" else session.device
-            warm_up(random_call(session, batch))
-        for number in track(range(ROUNDS), "latency", total=ROUNDS):
-            for index in rng.permutation(len(combinations)):
-                subject, batch = combinations[index]
-                call = random_call(pool.session(subject), batch, seed + number)
-                rounds[subject, batch].append(burst(call, seconds / ROUNDS))
-    finally:
-        pool.close()
-    return rounds, devices
+def with_peaks(subjects: Sequence[Subject], batches: Sequence[int]) -> list[Subject]:
+    """The subjects with the peak memory of each graph and backend, at the first of its thread counts."""
+    known: dict[tuple[str, str, str], Mapping[int, Peak]] = {}
+    for subject in track(subjects, "peak memory", total=len(subjects)):
+        key = (str(subject.artifact.path), subject.graph.file, subject.backend)
+        if key not in known:
+            path, file, backend = subject.artifact.path, subject.graph.file, subject.backend
+            known[key] = peaks(path, file, backend, subject.threads or usable_cores(), batches)
+    keys = [(str(subject.artifact.path), subject.graph.file, subject.backend) for subject in subjects]
+    return [replace(subject, peaks=known[key]) for subject, key in zip(subjects, keys, strict=True)]
 
 
-class SessionPool:
-    """Sessions that are open within a memory budget; it owns them until `close`."""
-
-    def __init__(self, budget_bytes: int, threads: int, peaks: dict[tuple[str, str, str], dict[int, int]]) -> None:
-        self._budget = budget_bytes
-        self._threads = threads
-        self._peaks = peaks
-        self._open: OrderedDict[tuple[str, str, str], tuple[Session, int]] = OrderedDict()
-
-    def session(self, subject: Subject) -> Session:
-        """The subject's session, until the next call."""
-        if subject.key in self._open:
-            self._open.move_to_end(subject.key)
-            return self._open[subject.key][0]
-        cost = max(self._peaks.get(subject.key, {}).values(), default=3 * subject.file_bytes)
-        while self._open and cost + sum(held for _, held in self._open.values()) > self._budget:
-            _, (oldest, _) = self._open.popitem(last=False)
-            oldest.close()
-        session = open_session(subject.artifact, subject.graph, subject.backend, threads=self._threads)
-        self._open[subject.key] = (session, cost)
-        return session
-
-    def close(self) -> None:
-        for session, _ in self._open.values():
-            session.close()
-        self._open.clear()
+def interleaved(
+    subjects: Sequence[Subject], config: BenchConfig, gpu: Gpu | None, slowdowns: set[str]
+) -> list[Measured]:
+    """Every subject and batch; why a GPU held its clocks down is added to `slowdowns`."""
+    combinations = [(subject, batch) for subject in subjects for batch in config.batches]
+    records = [Record() for _ in combinations]
+    for number in track(range(config.rounds), "latency", total=config.rounds):
+        add_round(records, combinations, config.seconds / config.rounds, config.seed + number)
+        slowdowns.update(gpu.slowdowns() if gpu else ())
+    return [Measured(subject, batch, 1, record) for (subject, batch), record in zip(combinations, records, strict=True)]
 
 
-def _time_ms(call: Callable[[], object]) -> float:
-    start = time.perf_counter_ns()
-    call()
-    return (time.perf_counter_ns() - start) / 1e6
+def concurrent(subjects: Sequence[Subject], streams: int, config: BenchConfig) -> Iterator[Measured]:
+    """Every subject and batch under so many streams."""
+    for subject in track(subjects, f"{streams} streams", total=len(subjects)):
+        for batch in config.batches:
+            opener = subject.divided(streams).open
+            rounds, batches_per_s, device = timed_streams(
+                opener, streams, batch, config.seconds, config.rounds, config.seed
+            )
+            record = Record(rounds, [Start(float("nan"), float("nan"), device)])
+            yield Measured(subject, batch, streams, record, throughput_ips=batches_per_s * batch)
 
 
-def warm_up(call: Callable[[], object]) -> int:
-    """Call until three calls in a row are within 10% of each other, or the time is up; returns the number of calls."""
-    start = time.monotonic()
-    times = [_time_ms(call), _time_ms(call)]
-    while time.monotonic() - start < WARM_UP_S:
-        times.append(_time_ms(call))
-        if max(times[-3:]) < 1.1 * min(times[-3:]):
-            break
-    return len(times)
+def pipeline_of(entry: Measured, config: BenchConfig) -> dict[str, float] | None:
+    """The input pipeline of a single stream, where the artifact says how images are prepared."""
+    preprocessing = entry.subject.artifact.preprocessing
+    if entry.streams > 1 or preprocessing is None or config.photo is None:
+        return None
+    with entry.subject.open() as session:
+        return timed_pipeline(session, preprocessing, entry.batch, config.photo, ALONE_S)
 
 
-def burst(call: Callable[[], object], duration_s: float) -> NDArray[np.float64]:
-    """Milliseconds of each call within the duration, one at least; the first call is not counted if it is short."""
-    start = time.monotonic()
-    first = _time_ms(call)
-    times = [] if first < 1000 * duration_s else [first]
-    while not times or time.monotonic() - start < duration_s:
-        times.append(_time_ms(call))
-    return np.array(times)
+def energy_of(entry: Measured, gpu: Gpu | None) -> tuple[str | None, float | None]:
+    """Its source and the millijoules of an image; nothing where no sensor can be read."""
+    meter = find_meter(gpu, entry.subject.threads is None)
+    if meter is None or entry.streams > 1:
+        return None, None
+    with entry.subject.open() as session:
+        found = energy_mj(meter, random_call(session, entry.batch), entry.batch, ENERGY_S)
+    return (None if found is None else meter.source), found
 
 
-def summary(times_ms: NDArray[np.float64], batch: int) -> dict[str, float | int]:
-    """Percentiles of a call's time; throughput is at the mean time, so that slow calls count."""
-    p50, p90, p99 = np.quantile(times_ms, [0.5, 0.9, 0.99])
-    mean = float(times_ms.mean())
+def entry_document(entry: Measured, found: Sequence[dict[str, Any]], noisy: bool) -> dict[str, Any]:
+    """What bench.json says of one combination."""
+    subject, rounds, starts = entry.subject, entry.record.rounds, entry.record.starts
+    medians = round_medians(rounds)
+    figures = summary(entry.record.calls, entry.batch)
+    figures["throughput_ips"] = entry.throughput_ips or figures["throughput_ips"]
+    peak = subject.peaks.get(entry.batch, Peak()) if entry.streams == 1 else Peak()
+    single = 1000 * entry.batch / figures["p50_ms"]
+    device = starts[0].device
     return {
-        "samples": len(times_ms),
-        "p50_ms": float(p50),
-        "p90_ms": float(p90),
-        "p99_ms": float(p99),
-        "mean_ms": mean,
-        "throughput_ips": 1000 * batch / mean,
+        "backend": subject.backend,
+        "device": cpu_model() if device == "CPU" else device,
+        "precision": subject.graph.precision,
+        "activations": subject.graph.activations,
+        "batch": entry.batch,
+        "threads": subject.threads,
+        "streams": entry.streams,
+        **figures,
+        "load_ms": float(np.median([start.load_ms for start in starts])) if entry.streams == 1 else None,
+        "first_ms": float(np.median([start.first_ms for start in starts])) if entry.streams == 1 else None,
+        "rounds_ms": medians,
+        "peak_bytes": peak.process,
+        "device_peak_bytes": peak.device,
+        "energy_mj": entry.energy_mj,
+        "energy_source": entry.energy_source,
+        "ceiling_share": share(found, subject.kernel, subject.macs, entry.throughput_ips or single),
+        "pipeline": entry.pipeline,
+        "noisy": noisy or spread(medians) > NOISY_SPREAD,
     }
 
 
-def paired_speedup(
-    fast: Sequence[NDArray[np.float64]], slow: Sequence[NDArray[np.float64]], seed: int = 0, resamples: int = 2000
-) -> tuple[float, tuple[float, float]]:
-    """Median over rounds of (slow median / fast median), with its 95% bootstrap interval over the rounds."""
-    ratios = np.array([np.median(b) / np.median(a) for a, b in zip(fast, slow, strict=True)])
-    draws = np.random.default_rng(seed).integers(0, len(ratios), (resamples, len(ratios)))
-    low, high = np.quantile(np.median(ratios[draws], axis=1), [0.025, 0.975])
-    return float(np.median(ratios)), (float(low), float(high))
+def ratios(measured: Sequence[Measured], threads: int, seed: int) -> list[dict[str, Any]]:
+    """Pairs that a reader asks for, at each batch.
 
-
-def _ratios(
-    subjects: Sequence[Subject],
-    batches: Sequence[int],
-    rounds: dict[Timed, list[NDArray[np.float64]]],
-    seed: int,
-) -> list[dict[str, Any]]:
-    """Each INT8 graph against the teacher in FP32 on ONNX Runtime, and against the FP32 row before it, same backend."""
+    Each INT8 graph against the teacher in FP32 on ONNX Runtime, and against the FP32 row before it on the same backend;
+    and each row against the one before it, on the same backend and in the same precision.
+    """
+    single = [entry for entry in measured if entry.streams == 1 and entry.subject.threads in (None, threads)]
     found = []
-    for index, subject in enumerate(subjects):
-        if subject.graph.precision != "int8":
-            continue
-        fp32 = [s for s in subjects if s.graph.precision == "fp32"]
-        teacher = [s for s in fp32 if s.backend == "onnxruntime" and s.artifact is subjects[0].artifact]
-        same = [s for s in subjects[:index] if s in fp32 and s.backend == subject.backend]
-        for slower in dict.fromkeys((*teacher[:1], *same[-1:])):
-            for batch in batches:
-                speedup, interval = paired_speedup(rounds[subject, batch], rounds[slower, batch], seed)
-                found.append(
-                    {
-                        "numerator": subject.name(),
-                        "denominator": slower.name(),
-                        "batch": batch,
-                        "speedup": speedup,
-                        "ci95": list(interval),
-                    }
-                )
+    for index, entry in enumerate(single):
+        mine, first = entry.subject, single[0].subject.artifact
+        earlier = [one for one in single[:index] if one.batch == entry.batch and one.subject.artifact != mine.artifact]
+        fp32 = [one for one in earlier if one.subject.graph.precision == "fp32"]
+        teacher = [one for one in fp32 if one.subject.backend == "onnxruntime" and one.subject.artifact is first]
+        same = [one for one in earlier if one.subject.backend == mine.backend]
+        pairs = [one for one in same if one.subject.graph.precision == mine.graph.precision][-1:]
+        if mine.graph.precision == "int8":
+            pairs = [*teacher[:1], *[one for one in same if one in fp32][-1:], *pairs]
+        for slower in {id(one): one for one in pairs}.values():
+            ratio = paired_speedup(entry.record.rounds, slower.record.rounds, seed)
+            ends = {"numerator": mine.name(), "denominator": slower.subject.name(), "batch": entry.batch}
+            found.append({**ends, **ratio.document()})
     return found

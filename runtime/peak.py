@@ -1,7 +1,8 @@
 """Peak memory of one graph on one backend, from a process that does nothing else.
 
 In a process that runs many graphs the peaks cannot be told apart, so each graph gets a child. The child reads VmHWM:
-Linux' ru_maxrss starts at the peak of whoever started it, and would report the benchmark's own memory.
+Linux' ru_maxrss starts at the peak of whoever started it, and would report the benchmark's own memory. Of a GPU it
+reads by how much the used memory grew, which is right while nothing else starts there; that part has not run on one.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
@@ -19,20 +21,29 @@ from mmcompress.artifact import Artifact
 from mmcompress.config import Backend
 from mmcompress.errors import MMCompressError, UsageError
 from mmcompress.progress import say
-from mmcompress.runtime.session import Session, open_session
+from mmcompress.runtime.nvml import open_gpu
+from mmcompress.runtime.session import GPU_BACKENDS, Session, open_session
 
 TIMEOUT_S = 600
 
 
-def peak_bytes(artifact: Path, file: str, backend: Backend, threads: int, batches: Sequence[int]) -> dict[int, int]:
-    """Peak resident memory, by batch, of a process that does nothing but open a graph and run it; empty if unknown."""
+@dataclass(frozen=True)
+class Peak:
+    """Most memory that was held at a time, in bytes; None where it is not known."""
+
+    process: int | None = None
+    device: int | None = None
+
+
+def peaks(artifact: Path, file: str, backend: Backend, threads: int, batches: Sequence[int]) -> dict[int, Peak]:
+    """By batch, of a process that does nothing but open a graph and run it; empty if unknown."""
     command = [sys.executable, "-m", "mmcompress.runtime.peak"]
     command += [str(artifact), file, backend, str(threads)]
     command += [str(batch) for batch in sorted(batches)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S)
         if done.returncode == 0:
-            return {int(batch): int(peak) for batch, peak in json.loads(done.stdout.splitlines()[-1]).items()}
+            return {int(batch): Peak(*peak) for batch, peak in json.loads(done.stdout.splitlines()[-1]).items()}
         reason = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
     except (subprocess.SubprocessError, OSError, ValueError, IndexError) as error:
         reason = str(error)
@@ -40,18 +51,24 @@ def peak_bytes(artifact: Path, file: str, backend: Backend, threads: int, batche
     return {}
 
 
-def _own_peaks(path: str, file: str, backend: Backend, threads: int, batches: Sequence[int]) -> dict[int, int]:
-    """What the child measures: batches ascend, since a peak never falls."""
+def _own_peaks(
+    path: str, file: str, backend: Backend, threads: int, batches: Sequence[int]
+) -> dict[int, tuple[int | None, int | None]]:
+    """What the child measures, (process, device) by batch: batches ascend, since a peak never falls."""
     artifact = Artifact.open(path)
     graph = next(graph for graph in artifact.manifest.graphs if graph.file == file)
-    peaks: dict[int, int | None] = {}
+    gpu = open_gpu() if backend in GPU_BACKENDS else None
+    used_before = gpu.used_bytes() if gpu else None
+    found: dict[int, tuple[int | None, int | None]] = {}
     with open_session(artifact, graph, backend, threads=threads) as session:
         for batch in sorted(batches):
             call = random_call(session, batch)
             call()
             call()
-            peaks[batch] = high_water_bytes()
-    return {batch: peak for batch, peak in peaks.items() if peak is not None}
+            used = gpu.used_bytes() if gpu else None
+            device = None if used is None or used_before is None else max(0, used - used_before)
+            found[batch] = (high_water_bytes(), device)
+    return found
 
 
 def high_water_bytes() -> int | None:

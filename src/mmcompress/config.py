@@ -225,10 +225,22 @@ class BenchConfig(StageConfig):
 
     backends: tuple[Backend, ...] = ("onnxruntime", "openvino")
     batches: tuple[int, ...] = (1, 8)
-    threads: int | None = Field(default=None, ge=1)
-    """Threads of the runtime; all cores if not given."""
-    seconds: float = Field(default=1.5, gt=0)
+    threads: tuple[int, ...] | None = Field(default=None, min_length=1)
+    """Thread counts of the CPU runtimes; all cores if not given. Ratios are at the last one."""
+    streams: tuple[int, ...] = ()
+    """Numbers of concurrent requests to measure beside single ones, such as [2, 4]; the threads are divided."""
+    seconds: float = Field(default=1.0, gt=0)
     """Measured time of each combination."""
+    rounds: int = Field(default=8, ge=4)
+    """In how many rounds: in each, every session is opened anew. Intervals are over rounds."""
+    priority: bool = True
+    """Run in the real-time class while measuring, where the system permits it, so that other programs do not count."""
+    pin: tuple[int, ...] | None = Field(default=None, min_length=1)
+    """Cores that the measurement is kept on, such as [0, 1]."""
+    photo: tuple[int, int] | None = (640, 480)
+    """Width and height of the image files that the input pipeline is measured on; null leaves it out."""
+    ceiling: bool = True
+    """Measure what one large matrix product reaches on each backend."""
 
 
 class DriftConfig(StageConfig):

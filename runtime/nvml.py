@@ -1,0 +1,70 @@
+"""What an NVIDIA GPU says of itself, through its management library: clocks, heat, power, energy, memory.
+
+The package `nvidia-ml-py` is optional; without it, or without a GPU, there is nothing to ask and the figures stay null.
+Only the first GPU is asked, the one that engines run on. Jetsons have no NVML that counts energy: `energy.py` reads
+their sensors. This has run against a stand-in for the library only, never on a GPU.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+HARMLESS = 0x1 | 0x2 | 0x10 | 0x100
+"""Idle, clocks set by an application, synchronized GPUs, display clocks: nothing was forced down (nvml.h)."""
+REASONS = {0x4: "power cap", 0x8: "hardware slowdown", 0x20: "heat", 0x40: "hardware heat", 0x80: "power brake"}
+
+
+def open_gpu() -> Gpu | None:
+    """The first GPU, or None where there is none that can be asked."""
+    try:
+        return Gpu(importlib.import_module("pynvml"))
+    except ImportError:
+        return None
+    except Exception as error:  # NVMLError is known once the module is there
+        if type(error).__name__.startswith("NVMLError"):
+            return None
+        raise
+
+
+class Gpu:
+    """One handle; figures that this GPU does not give are None."""
+
+    def __init__(self, library: Any) -> None:
+        self._library = library
+        library.nvmlInit()
+        self._handle = library.nvmlDeviceGetHandleByIndex(0)
+
+    def _ask(self, function: str, *arguments: Any) -> Any:
+        try:
+            return getattr(self._library, function)(self._handle, *arguments)
+        except (self._library.NVMLError, AttributeError):
+            return None
+
+    def clock_mhz(self) -> float:
+        return float(self._ask("nvmlDeviceGetClockInfo", self._library.NVML_CLOCK_SM) or 0)
+
+    def temperature_c(self) -> float | None:
+        found = self._ask("nvmlDeviceGetTemperature", self._library.NVML_TEMPERATURE_GPU)
+        return None if found is None else float(found)
+
+    def power_limit(self) -> str | None:
+        found = self._ask("nvmlDeviceGetEnforcedPowerLimit")
+        return None if found is None else f"{found / 1000:.0f} W"
+
+    def used_bytes(self) -> int | None:
+        """Of all programs: inside a container the library cannot tell them apart."""
+        found = self._ask("nvmlDeviceGetMemoryInfo")
+        return None if found is None else int(found.used)
+
+    def energy_j(self) -> float | None:
+        """Since the driver was loaded; from Volta on."""
+        found = self._ask("nvmlDeviceGetTotalEnergyConsumption")
+        return None if found is None else found / 1000
+
+    def slowdowns(self) -> list[str]:
+        """Why the clocks are lower than asked for, in words; empty where they are not."""
+        bits = self._ask("nvmlDeviceGetCurrentClocksEventReasons")
+        if bits is None:
+            bits = self._ask("nvmlDeviceGetCurrentClocksThrottleReasons") or 0
+        return [REASONS.get(1 << bit, f"reason {bit}") for bit in range(16) if bits & ~HARMLESS & 1 << bit]
