@@ -161,7 +161,7 @@ def warnings(
     """What a reader of the figures has to know, one sentence each."""
     found = []
     if noisy["noisy"]:
-        found.append(f"The machine was noisy: {noisy['reason']}. The intervals are wide for that reason.")
+        found.append(f"The machine was noisy: {noisy['reason']}. Ratios allow for that, single figures do not.")
     if was_throttled:
         why = ", ".join(gpu_reasons) or "heat or power"
         found.append(f"Clocks were forced down while this was measured ({why}): cool the device, or lower its clocks.")
@@ -169,6 +169,41 @@ def warnings(
     if len(clocks) == 2 and clocks[1] < FALLEN_CLOCK * clocks[0]:
         found.append(f"The clocks fell from {clocks[0]:.0f} to {clocks[1]:.0f} MHz while this was measured.")
     return found
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What is recorded of a measurement beside its figures."""
+
+    before: Snapshot
+    after: Snapshot
+    priority: bool
+    """Whether the system let us run in the real-time class."""
+    pinned_cores: tuple[int, ...] | None
+    slowdowns: tuple[str, ...] = ()
+    """Why the GPU held its clocks down."""
+
+    @property
+    def throttled(self) -> bool | None:
+        return throttled(self.before, self.after, self.slowdowns)
+
+    def document(self, spreads: Sequence[float], cores: int) -> dict[str, Any]:
+        """The part of `environment` that changes while one measures."""
+        before, after = self.before, self.after
+        foreign, stolen = shares(before, after, cores)
+        noisy = noise(spreads, foreign, stolen, self.priority)
+        return {
+            "pinned_cores": None if self.pinned_cores is None else list(self.pinned_cores),
+            "priority": "real-time" if self.priority else "normal",
+            "clocks_mhz": {"before": before.clocks_mhz, "after": after.clocks_mhz},
+            "temperature_c": {"before": before.temperature_c, "after": after.temperature_c},
+            "load_average_before": before.load_average,
+            "load_average_after": after.load_average,
+            "others_share": foreign,
+            "stolen_share": stolen,
+            "noise": noisy,
+            "warnings": warnings(before, after, noisy, self.throttled, self.slowdowns),
+        }
 
 
 def _text(path: Path) -> str | None:

@@ -11,85 +11,35 @@ on their values.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, get_args
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmcompress.artifact import Artifact, Graph, Kind
-from mmcompress.config import Backend, BenchConfig, Precision
-from mmcompress.errors import MissingRequirementError, UsageError
+from mmcompress.artifact import Artifact
+from mmcompress.config import BenchConfig
 from mmcompress.progress import say, track
-from mmcompress.runtime.ceiling import Kernel, ceilings, share
-from mmcompress.runtime.conditions import NOISY_SPREAD, noise, shares, snapshot, throttled, warnings
+from mmcompress.runtime.ceiling import ceilings, share
+from mmcompress.runtime.conditions import NOISY_SPREAD, Conditions, snapshot
 from mmcompress.runtime.energy import energy_mj, find_meter
 from mmcompress.runtime.estimate import paired_speedup, round_medians, spread, summary
 from mmcompress.runtime.interleave import Record, Start, add_round
 from mmcompress.runtime.machine import cpu_model, machine, usable_cores
 from mmcompress.runtime.nvml import Gpu, open_gpu
-from mmcompress.runtime.peak import Peak, peaks, random_call
+from mmcompress.runtime.peak import Peak, random_call
 from mmcompress.runtime.photos import timed_pipeline
 from mmcompress.runtime.scheduling import pinned, realtime
-from mmcompress.runtime.session import GPU_BACKENDS, Session, available_backends, graph_for, open_session
 from mmcompress.runtime.streams import timed_streams
+from mmcompress.runtime.subjects import Subject, find_subjects, with_peaks
 
 if TYPE_CHECKING:
     from mmcompress.pipeline import Job
 
-CPU_PRECISIONS: tuple[Precision, ...] = ("fp32", "int8")
-"""CPU runtimes compute FP16 graphs in FP32 with casts around it: a figure that nobody wants."""
 ALONE_S = 0.2
 """Time of the input pipeline of a combination."""
 ENERGY_S = 1.5
 """Time over which energy is counted; the counters are updated several times a second at worst."""
-
-
-@dataclass(frozen=True, eq=False)
-class Subject:
-    """One graph on one backend, with so many threads."""
-
-    artifact: Artifact
-    graph: Graph
-    backend: Backend
-    threads: int | None
-    """None on a GPU."""
-    peaks: Mapping[int, Peak] = field(default_factory=dict)
-    """By batch."""
-
-    @property
-    def row(self) -> str:
-        return self.artifact.path.name
-
-    @property
-    def file_bytes(self) -> int:
-        """Of the graph, and of the weights that lie beside it in a file of their own."""
-        files = self.artifact.manifest.files
-        return sum(entry.bytes for name, entry in files.items() if name.startswith(self.graph.file))
-
-    @property
-    def memory_bytes(self) -> int:
-        known = [peak.process for peak in self.peaks.values() if peak.process is not None]
-        return max(known, default=3 * self.file_bytes)
-
-    @property
-    def kernel(self) -> Kernel:
-        return self.backend, self.graph.precision, self.threads
-
-    @property
-    def macs(self) -> int | None:
-        """Of one image, as the exporter counted them."""
-        return self.artifact.manifest.facts.get("macs")
-
-    def open(self) -> Session:
-        return open_session(self.artifact, self.graph, self.backend, threads=self.threads)
-
-    def divided(self, streams: int) -> Subject:
-        """The same with its threads shared by several streams."""
-        return self if self.threads is None else replace(self, threads=max(1, self.threads // streams))
-
-    def name(self) -> dict[str, str]:
-        return {"row": self.row, "backend": self.backend, "precision": self.graph.precision}
 
 
 @dataclass(eq=False)
@@ -123,90 +73,38 @@ def bench_report(artifacts: Sequence[Artifact], config: BenchConfig) -> dict[str
         with realtime(config.priority and max(threads) <= usable_cores()) as priority:
             before = snapshot(gpu)
             measured = interleaved(subjects, config, gpu, slowdowns)
-            after = snapshot(gpu)
+            conditions = Conditions(before, snapshot(gpu), priority, config.pin, tuple(sorted(slowdowns)))
             measured += [entry for count in config.streams for entry in concurrent(subjects, count, config)]
             for entry in measured:
                 entry.pipeline = pipeline_of(entry, config)
             found, no_ceiling = ceilings(subject.kernel for subject in subjects) if config.ceiling else ([], [])
         for entry in measured:
             entry.energy_source, entry.energy_mj = energy_of(entry, gpu)
-    foreign, stolen = shares(before, after, usable_cores())
-    was_throttled = throttled(before, after, sorted(slowdowns))
-    noisy = noise([spread(round_medians(entry.record.rounds)) for entry in measured], foreign, stolen, priority)
-    said = warnings(before, after, noisy, was_throttled, sorted(slowdowns))
-    for sentence in said:
+        recorded = conditions.document([spread(round_medians(e.record.rounds)) for e in measured], usable_cores())
+    for sentence in recorded["warnings"]:
         say("bench", "bench", sentence)
-    environment = {
-        **machine(),
-        "gpu_power_limit": gpu.power_limit() if gpu else None,
-        "pinned_cores": None if config.pin is None else list(config.pin),
-        "priority": "real-time" if priority else "normal",
-        "clocks_mhz": {"before": before.clocks_mhz, "after": after.clocks_mhz},
-        "temperature_c": {"before": before.temperature_c, "after": after.temperature_c},
-        "load_average_before": before.load_average,
-        "load_average_after": after.load_average,
-        "others_share": foreign,
-        "stolen_share": stolen,
-        "noise": noisy,
-        "warnings": said + no_ceiling,
-        "seconds": config.seconds,
-        "rounds": config.rounds,
-    }
+    common = {"noisy": recorded["noise"]["noisy"], "throttled": conditions.throttled}
     return {
         "rows": [
             {
                 "row": artifact.path.name,
                 "latency": [
-                    {**entry_document(entry, found, noisy["noisy"]), "throttled": was_throttled}
-                    for entry in measured
-                    if entry.subject.artifact is artifact
+                    entry_document(entry, found, **common) for entry in measured if entry.subject.artifact is artifact
                 ],
             }
             for artifact in artifacts
         ],
         "ratios": ratios(measured, threads[-1], config.seed),
         "ceiling": found,
-        "environment": environment,
+        "environment": {
+            **machine(),
+            **recorded,
+            "gpu_power_limit": gpu.power_limit() if gpu else None,
+            "warnings": recorded["warnings"] + no_ceiling,
+            "seconds": config.seconds,
+            "rounds": config.rounds,
+        },
     }
-
-
-def find_subjects(artifacts: Sequence[Artifact], backends: Sequence[Backend], threads: Sequence[int]) -> list[Subject]:
-    """Every image graph on every backend that works here; the others are named."""
-    if not artifacts:
-        raise UsageError("there is no artifact to measure", "put `baseline` or `export` before `bench`")
-    reasons = available_backends()
-    for backend in backends:
-        if reasons[backend] is not None:
-            say("bench", "bench", f"{backend} is left out: {reasons[backend]}")
-    subjects = []
-    for artifact in artifacts:
-        for backend in (backend for backend in backends if reasons[backend] is None):
-            gpu = backend in GPU_BACKENDS
-            if (artifact.manifest.kind is Kind.ENGINE) != gpu:
-                continue
-            held = {graph.precision for graph in artifact.manifest.graphs if graph.tower == "image"}
-            for precision in get_args(Precision) if gpu else CPU_PRECISIONS:
-                if precision in held:
-                    graph = graph_for(artifact, "image", backend, precision)
-                    subjects += [Subject(artifact, graph, backend, n) for n in ((None,) if gpu else threads)]
-    if not subjects:
-        raise MissingRequirementError(
-            f"none of {', '.join(backends)} can run any of the graphs",
-            "pip install 'mmcompress[openvino]' or 'mmcompress[onnxruntime]', or give another --backend",
-        )
-    return subjects
-
-
-def with_peaks(subjects: Sequence[Subject], batches: Sequence[int]) -> list[Subject]:
-    """The subjects with the peak memory of each graph and backend, at the first of its thread counts."""
-    known: dict[tuple[str, str, str], Mapping[int, Peak]] = {}
-    for subject in track(subjects, "peak memory", total=len(subjects)):
-        key = (str(subject.artifact.path), subject.graph.file, subject.backend)
-        if key not in known:
-            path, file, backend = subject.artifact.path, subject.graph.file, subject.backend
-            known[key] = peaks(path, file, backend, subject.threads or usable_cores(), batches)
-    keys = [(str(subject.artifact.path), subject.graph.file, subject.backend) for subject in subjects]
-    return [replace(subject, peaks=known[key]) for subject, key in zip(subjects, keys, strict=True)]
 
 
 def interleaved(
@@ -252,7 +150,9 @@ def energy_of(entry: Measured, gpu: Gpu | None) -> tuple[str | None, float | Non
     return (None if found is None else meter.source), found
 
 
-def entry_document(entry: Measured, found: Sequence[dict[str, Any]], noisy: bool) -> dict[str, Any]:
+def entry_document(
+    entry: Measured, found: Sequence[dict[str, Any]], noisy: bool, throttled: bool | None
+) -> dict[str, Any]:
     """What bench.json says of one combination."""
     subject, rounds, starts = entry.subject, entry.record.rounds, entry.record.starts
     medians = round_medians(rounds)
@@ -280,6 +180,7 @@ def entry_document(entry: Measured, found: Sequence[dict[str, Any]], noisy: bool
         "ceiling_share": share(found, subject.kernel, subject.macs, entry.throughput_ips or single),
         "pipeline": entry.pipeline,
         "noisy": noisy or spread(medians) > NOISY_SPREAD,
+        "throttled": throttled,
     }
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import psutil
 
 from mmcompress.artifact import environment
+from mmcompress.runtime.conditions import governor, power_mode
 
 
 def memory_budget_bytes() -> int:
@@ -25,12 +26,12 @@ def memory_budget_bytes() -> int:
 
 def machine() -> dict[str, Any]:
     """What the figures were taken on."""
-    governor = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
     return {
         **environment(),
         "cpu": cpu_model(),
         "cores": usable_cores(),
-        "governor": governor.read_text().strip() if os.access(governor, os.R_OK) else None,
+        "governor": governor(),
+        "power_mode": power_mode(),
         "load_average": psutil.getloadavg()[0],
         "memory_bytes": psutil.virtual_memory().total,
     }
@@ -42,15 +43,6 @@ def cpu_model() -> str:
         return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
-
-
-def throttle_count() -> int | None:
-    """How often the cores were slowed down for heat, since the start; None where Linux does not count it."""
-    counters = list(Path("/sys/devices/system/cpu").glob("cpu[0-9]*/thermal_throttle/corethrottle_count"))
-    try:
-        return sum(int(counter.read_text()) for counter in counters) if counters else None
-    except (OSError, ValueError):
-        return None
 
 
 def usable_cores() -> int:

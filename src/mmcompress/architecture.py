@@ -100,6 +100,12 @@ class ImageConfig(TowerConfig):
         stem = (self.tokens - 1) * 3 * self.patch**2 * self.width
         return stem + self.block_macs(self.tokens) + self.width * embed_dim
 
+    def pooled_macs(self, embed_dim: int) -> int:
+        """The same in the exported graph, whose last block has one query: keys and values only are of all tokens."""
+        inner, mlp = self.heads[-1] * self.head_dim, self.mlp[-1]
+        saved = 2 * self.width * (inner + mlp) + 2 * self.tokens * inner
+        return self.macs(embed_dim) - (self.tokens - 1) * saved
+
 
 class TextConfig(TowerConfig):
     """Causal text transformer that pools at the end-of-text token (Radford et al. 2021, section 2.4)."""

@@ -167,7 +167,26 @@ def bench(artifacts: Folders, out: Out, set_: Set = None, json: Json = False) ->
     """Latency of ONNX artifacts, interleaved in one run."""
     from mmcompress import console, standalone
 
-    console.show(*console.artifact_summary(standalone.bench(artifacts, out, set_ or ())), json)
+    console.show(*console.bench_summary(standalone.bench(artifacts, out, set_ or ())), json)
+
+
+@app.command(rich_help_panel=MEASURE)
+def compare(
+    a: Annotated[Path, typer.Argument(metavar="A", help="An ONNX or engine artifact; or a bench, or a report.json.")],
+    b: Annotated[Path, typer.Argument(metavar="B", help="What to compare with it, of the same kind.")],
+    backend: Backend = None,
+    precision: Annotated[str | None, typer.Option(help="fp32, fp16 or int8; the smallest if not given.")] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Images a call.")] = 1,
+    threads: Annotated[int | None, typer.Option(min=1, help="Of a CPU runtime; all cores if not given.")] = None,
+    seconds: Annotated[float, typer.Option(min=2, help="Longest measured time of each side.")] = 30,
+    pin: Annotated[str | None, typer.Option(metavar="CORES", help="Cores to stay on: 0,1.")] = None,
+    json: Json = False,
+) -> None:
+    """Say whether B is faster than A, by how much, and whether that is more than noise."""
+    from mmcompress import console, standalone
+
+    asked = {"backend": backend, "precision": precision, "batch": batch, "threads": threads, "seconds": seconds}
+    console.show(*console.comparison_summary(standalone.compare(a, b, asked, pin)), json)
 
 
 @app.command(rich_help_panel=MEASURE)

@@ -216,6 +216,54 @@ def report_view(report: Mapping[str, Any]) -> RenderableType:
     return Group(table, *(Text(line) for line in report["headlines"]))
 
 
+def comparison_summary(found: Mapping[str, Any]) -> Summary:
+    """What `compare` found: one line a pair of measurements, and what to know about it."""
+    table = _table("row", "on", ">batch", ">A", ">B", ">B is faster by", "95%", "", ">ceiling, A", ">B")
+    for pair in found["comparisons"]:
+        a, b = pair["a"], pair["b"]
+        names = dict.fromkeys(f"{side['row']} {side['precision']}" for side in (a, b))
+        table.add_row(
+            " / ".join(names),
+            " / ".join(dict.fromkeys((a["backend"], b["backend"]))),
+            str(pair["batch"]),
+            milliseconds(a["p50_ms"]),
+            milliseconds(b["p50_ms"]),
+            f"{pair['speedup']:.3f} times",
+            f"{pair['ci95'][0]:.3f}–{pair['ci95'][1]:.3f}",
+            "significant" if pair["significant"] else "not significant",
+            percent(a.get("ceiling_share")),
+            percent(b.get("ceiling_share")),
+        )
+    peaks = [
+        f"ceiling: {c['backend']} {c['precision']}, {c['threads']} threads: {c['gmacs_per_s']:.0f} GMAC/s"
+        for c in found["ceiling"]
+    ]
+    return dict(found), Group(table, *map(Text, peaks), *(Text(f"note: {note}") for note in found["notes"]))
+
+
+def bench_summary(artifact: Artifact) -> Summary:
+    """Latencies of a bench, with what the machine did to them."""
+    document, view = artifact_summary(artifact)
+    found = json.loads(artifact.file("bench.json").read_text(encoding="utf-8"))
+    table = _table(
+        "row", "on", ">batch", ">threads", ">streams", ">p50", ">p95", ">p99", ">cv", ">images/s", ">ceiling", ""
+    )
+    for row in found["rows"]:
+        for entry in row["latency"]:
+            table.add_row(
+                row["row"],
+                f"{entry['backend']} {entry['precision']}",
+                *("" if entry[key] is None else str(entry[key]) for key in ("batch", "threads", "streams")),
+                *(milliseconds(entry[key]) for key in ("p50_ms", "p95_ms", "p99_ms")),
+                percent(entry["cv"]),
+                f"{entry['throughput_ips']:,.0f}",
+                percent(entry["ceiling_share"]),
+                " ".join(word for word in ("noisy", "throttled") if entry[word]),
+            )
+    warnings = [Text(f"note: {text}") for text in found["environment"]["warnings"]]
+    return document, Group(table, *warnings, view)
+
+
 def shares_summary(shares: Sequence[tuple[str, float]]) -> Summary:
     """Labels with their probabilities."""
     lines = _aligned([(label, percent(share)) for label, share in shares])

@@ -11,10 +11,10 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from mmcompress.artifact import MANIFEST, Artifact, Kind
-from mmcompress.config import assign, parse_assignments, validated
+from mmcompress.config import Precision, assign, parse_assignments, validated
 from mmcompress.errors import UsageError, suggestion
 from mmcompress.lock import locked
 from mmcompress.pipeline import STAGES, load_recipe, reduced, run_recipe, run_stage, run_stages
@@ -144,7 +144,23 @@ def build(
 
 
 def bench(artifacts: Sequence[Path], out: Path, overrides: Sequence[str] = ()) -> Artifact:
-    return run_single("bench", {}, {}, out, overrides, [Artifact.open(path, Kind.ONNX) for path in artifacts])
+    gathered = [Artifact.open(path, Kind.ONNX, Kind.ENGINE) for path in artifacts]
+    return run_single("bench", {}, {}, out, overrides, gathered)
+
+
+def compare(a: Path, b: Path, asked: Mapping[str, Any], pin: str | None = None) -> dict[str, Any]:
+    """Two artifacts measured here, or two reports read; makes no artifact."""
+    from mmcompress.runtime.compare import compare as compare_paths
+
+    if asked["precision"] not in (None, *get_args(Precision)):
+        raise UsageError(
+            f"there is no precision {asked['precision']!r}", suggestion(asked["precision"], get_args(Precision))
+        )
+    try:
+        cores = None if pin is None else tuple(int(core) for core in pin.split(","))
+    except ValueError as error:
+        raise UsageError(f"--pin {pin!r} is no list of cores", "for example: --pin 0,1") from error
+    return compare_paths(a, b, pin=cores, **asked)
 
 
 def drift(
