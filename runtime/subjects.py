@@ -91,7 +91,8 @@ def find_subjects(artifacts: Sequence[Artifact], backends: Sequence[Backend], th
     if not subjects:
         raise MissingRequirementError(
             f"none of {', '.join(backends)} can run any of the graphs",
-            "pip install 'mmcompress[openvino]' or 'mmcompress[onnxruntime]', or give another --backend",
+            "pip install 'mmcompress[openvino]' or 'mmcompress[onnxruntime]'; engines need --set "
+            "'backends=[\"tensorrt-rtx\"]', or tensorrt",
         )
     return subjects
 

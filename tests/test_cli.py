@@ -121,6 +121,9 @@ def test_wrong_usage_ends_with_2(cli: Cli) -> None:
         (("distill", "--out", "x"), "distill needs a student", "--student vit-s16"),
         (("distill", "--student", "vit-s16", "--out", "x"), "embeddings are not known", "give --embeddings ARTIFACT"),
         (("embed", "--teacher", "nope", "--data", "nowhere/*.tar", "--out", "x"), "nowhere/*.tar", "WebDataset shards"),
+        (("compare", "nowhere", "there"), "nowhere is not an artifact: there is no such folder", "mmcompress wrote"),
+        (("compare", "a", "b", "--precision", "int4"), "there is no precision 'int4'", "did you mean 'int8'?"),
+        (("compare", "a", "b", "--pin", "0-3"), "--pin '0-3' is no list of cores", "--pin 0,1"),
         (("report", "."), "nothing to report on", "give a folder of `mmcompress run`"),
         (("classify", "nowhere", "cat.png", "--labels", "cat,dog"), "nowhere is not an artifact", "mmcompress wrote"),
     ],
@@ -160,8 +163,8 @@ def test_a_flipped_byte_is_found(cli: Cli, tmp_path: Path) -> None:
 
 def test_an_artifact_of_another_kind_is_refused(cli: Cli, tmp_path: Path) -> None:
     make_run(tmp_path)
-    done = cli("bench", tmp_path / "engine-int8", "--out", tmp_path / "b")
-    assert done.code == 2 and "is an artifact of kind 'engine'" in done.err and "'onnx'" in done.err
+    done = cli("bench", tmp_path / "drift", "--out", tmp_path / "b")
+    assert done.code == 2 and "is an artifact of kind 'report'" in done.err and "'onnx'" in done.err
 
 
 def test_inspect_shows_the_manifest(cli: Cli, tmp_path: Path) -> None:

@@ -61,7 +61,9 @@ def test_a_jetson(tmp_path: Path) -> None:
 
 
 def test_a_virtual_machine_says_little(tmp_path: Path) -> None:
-    root = write(tmp_path, {"proc/cpuinfo": "processor\t: 0\ncpu MHz\t\t: 2445.426\n\nprocessor\t: 1\ncpu MHz\t\t: 2400.0"})
+    root = write(
+        tmp_path, {"proc/cpuinfo": "processor\t: 0\ncpu MHz\t\t: 2445.426\n\nprocessor\t: 1\ncpu MHz\t\t: 2400.0"}
+    )
     assert conditions.clocks_mhz(root) == [2445.426, 2400]
     nothing = snapshot(root=tmp_path / "empty")
     assert (nothing.ticks, nothing.clocks_mhz, nothing.temperature_c, nothing.throttles) == (None, [], None, None)

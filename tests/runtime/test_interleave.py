@@ -1,4 +1,4 @@
-"""The measuring loop on stand-in sessions: orders, memory, warm-up. No figure here depends on how fast the machine is."""
+"""The measuring loop on stand-in sessions: orders, memory, warm-up. None depends on the machine's speed."""
 
 from __future__ import annotations
 

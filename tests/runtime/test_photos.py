@@ -23,7 +23,7 @@ def test_photos_have_the_size_and_weight_of_photos() -> None:
     assert [image.format for image in opened] == ["JPEG", "WEBP"] * 4
     assert {image.size for image in opened} == {(640, 480)}
     bits_per_pixel = [8 * len(file) / (640 * 480) for file in files]
-    assert 0.5 < min(bits_per_pixel) and max(bits_per_pixel) < 5
+    assert min(bits_per_pixel) > 0.5 and max(bits_per_pixel) < 5
     assert len(set(files)) == len(files)
 
 
