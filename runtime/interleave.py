@@ -57,10 +57,10 @@ Combination = tuple[Contender, int]
 
 @dataclass
 class Start:
-    """How long opening a session took, and the first call after it; milliseconds."""
+    """How long opening a session took, and the first call after it; None where several were opened together."""
 
-    load_ms: float
-    first_ms: float
+    load_ms: float | None
+    first_ms: float | None
     device: str
 
 

@@ -127,7 +127,7 @@ def concurrent(subjects: Sequence[Subject], streams: int, config: BenchConfig) -
             rounds, batches_per_s, device = timed_streams(
                 opener, streams, batch, config.seconds, config.rounds, config.seed
             )
-            record = Record(rounds, [Start(float("nan"), float("nan"), device)])
+            record = Record(rounds, [Start(None, None, device)])
             yield Measured(subject, batch, streams, record, throughput_ips=batches_per_s * batch)
 
 
@@ -170,8 +170,8 @@ def entry_document(
         "threads": subject.threads,
         "streams": entry.streams,
         **figures,
-        "load_ms": float(np.median([start.load_ms for start in starts])) if entry.streams == 1 else None,
-        "first_ms": float(np.median([start.first_ms for start in starts])) if entry.streams == 1 else None,
+        "load_ms": _median([start.load_ms for start in starts]),
+        "first_ms": _median([start.first_ms for start in starts]),
         "rounds_ms": medians,
         "peak_bytes": peak.process,
         "device_peak_bytes": peak.device,
@@ -184,6 +184,11 @@ def entry_document(
     }
 
 
+def _median(times_ms: Sequence[float | None]) -> float | None:
+    known = [time_ms for time_ms in times_ms if time_ms is not None]
+    return float(np.median(known)) if known else None
+
+
 def ratios(measured: Sequence[Measured], threads: int, seed: int) -> list[dict[str, Any]]:
     """Pairs that a reader asks for, at each batch.
 
@@ -194,7 +199,9 @@ def ratios(measured: Sequence[Measured], threads: int, seed: int) -> list[dict[s
     found = []
     for index, entry in enumerate(single):
         mine, first = entry.subject, single[0].subject.artifact
-        earlier = [one for one in single[:index] if one.batch == entry.batch and one.subject.artifact != mine.artifact]
+        earlier = [
+            one for one in single[:index] if one.batch == entry.batch and one.subject.artifact is not mine.artifact
+        ]
         fp32 = [one for one in earlier if one.subject.graph.precision == "fp32"]
         teacher = [one for one in fp32 if one.subject.backend == "onnxruntime" and one.subject.artifact is first]
         same = [one for one in earlier if one.subject.backend == mine.backend]
