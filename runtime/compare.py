@@ -16,6 +16,7 @@ from typing import Any
 from mmcompress.artifact import MANIFEST, Artifact, Kind
 from mmcompress.config import Backend, Precision
 from mmcompress.errors import CorruptInputError, UsageError
+from mmcompress.progress import track
 from mmcompress.runtime.ceiling import ceilings
 from mmcompress.runtime.conditions import Conditions, snapshot
 from mmcompress.runtime.estimate import FEWEST_ROUNDS, Ratio, paired_speedup, round_medians, spread, unpaired_speedup
@@ -102,14 +103,14 @@ def race(a: Contender, b: Contender, batch: int, seconds: float, seed: int = 0) 
     """Rounds of both until the interval of the ratio is narrow, or each side has been measured for `seconds`."""
     combinations = [(a, batch), (b, batch)]
     records = [Record(), Record()]
-    fewest, most = min(ROUNDS, max(FEWEST_ROUNDS, int(seconds / ROUND_S))), int(seconds / ROUND_S)
-    while True:
-        add_round(records, combinations, ROUND_S, seed + len(records[0].rounds))
-        done = len(records[0].rounds)
-        if done >= fewest:
+    most = max(FEWEST_ROUNDS, int(seconds / ROUND_S))
+    for done in track(range(1, most + 1), "compare", total=most):
+        add_round(records, combinations, ROUND_S, seed + done)
+        if done >= min(ROUNDS, most):
             ratio = paired_speedup(records[1].rounds, records[0].rounds, seed)
-            if done >= most or ratio.width <= NARROW * ratio.speedup:
-                return records, ratio
+            if ratio.width <= NARROW * ratio.speedup:
+                break
+    return records, ratio
 
 
 def stored_report(path: Path) -> Document | None:
