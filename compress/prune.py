@@ -1,35 +1,37 @@
-"""Structured pruning: whole attention heads and MLP units, by what the loss would lose without them.
+"""Structured pruning: whole attention heads, MLP units and blocks, so that what is left is a smaller config, no mask.
 
-First-order Taylor importance (Molchanov et al. 2019, "Importance Estimation for Neural Network Pruning", equation 8;
-Michel et al. 2019 for heads): put a gate of 1 on each unit; the change of the loss when the gate closes is, to first
-order, |sum over tokens of activation * gradient|, averaged over samples. The loss is the distillation loss against the
-cached teacher, so no label is needed. What is left is a smaller config and smaller tensors, no masks.
+Three questions, a file each. Which units go: `importance.py`, or by what the next Linear would miss (`reconstruct.py`).
+What the rest must weigh then: a least-squares refit from the first block to the last (`shrink.py`), so that the model
+is good before any training. How much of each block goes: the same share everywhere, or under a budget of MACs,
+parameters or measured latency what harms least (`harm.py`, `sizes.py`, `budget.py`, `latency_target.py`).
 
-Left out here: removing blocks and width, and a search over latency.
+Left out: the width of the residual stream, which every Linear would have to be rotated for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from itertools import islice
+from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from mmcompress.architecture import DualEncoderConfig, TowerConfig
-from mmcompress.compress.distill import distillation_loss
+from mmcompress.architecture import TowerConfig
 from mmcompress.compress.embed import load_embeddings
+from mmcompress.compress.harm import measured_errors
+from mmcompress.compress.importance import magnitudes, taylor
+from mmcompress.compress.latency_target import sizes_at_latency
 from mmcompress.compress.pairs import Pairs, training_pairs
-from mmcompress.compress.student import copy_block, largest
+from mmcompress.compress.shrink import Scores, Size, TowerName, shrunk, sizes_of
+from mmcompress.compress.sizes import block_choices, sizes_within, static_cost
 from mmcompress.config import PruneConfig
 from mmcompress.distributed import world
-from mmcompress.model import FOLDER_FILES, Block, DualEncoder, dual_encoder_from_checkpoint, save_checkpoint
+from mmcompress.model import FOLDER_FILES, DualEncoder, dual_encoder_from_checkpoint, save_checkpoint
 from mmcompress.pipeline import Job
 from mmcompress.progress import track
 
 
 def prune(job: Job[PruneConfig]) -> None:
-    """Stage: remove the least important heads and MLP units of each block of a checkpoint."""
+    """Stage: remove what a checkpoint needs least, and fit what is left."""
     config, source = job.config, job.sources["checkpoint"]
     embeddings = load_embeddings(job.sources["embeddings"])
     with world(config.device) as here:
@@ -38,96 +40,58 @@ def prune(job: Job[PruneConfig]) -> None:
             source, config.data, batch=config.batch, seed=config.seed, here=here, embeddings=embeddings
         )
         steps = max(1, min(config.samples, pairs.count) // config.batch)
-        batches = track(islice(pairs.stream(0, 0), steps), "importance", steps)
-        scores = importance(model, batches, embeddings.anchors(config.anchors, here.device))
-        pruned = without_least(model.cpu(), scores, config)
-    save_checkpoint(pruned, job.draft.path)
+        samples = list(track(islice(pairs.stream(0, 0), steps), "samples", steps))
+        scores = unit_scores(model, samples, embeddings.anchors(config.anchors, here.device), config)
+        pruned, found = model, {}
+        for tower in config.towers:
+            inputs = [pair.pixels if tower == "image" else pair.tokens for pair in samples]
+            sizes, found[tower] = block_sizes(model, tower, inputs, scores, config)
+            pruned = shrunk(pruned, tower, sizes, inputs, scores, config.refit)
+    save_checkpoint(pruned.cpu(), job.draft.path)
     job.draft.inherit(source, *FOLDER_FILES)
     job.draft.model = pruned.config
-    before = model.config
+    before, after = model.config, pruned.config
     job.draft.facts = {
-        "params": pruned.config.params,
-        "macs": pruned.config.macs,
-        "macs_share": pruned.config.macs / before.macs,
+        "params": after.params,
+        "macs": after.macs,
+        "macs_share": after.macs / before.macs,
+        "params_share": after.params / before.params,
     }
+    job.draft.metrics = {"towers": {tower: facts for tower, facts in found.items() if facts}}
 
 
-def importance(model: DualEncoder, batches: Iterable[Pairs], anchors: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
-    """First-order importance of every head (`….out`: (heads,)) and MLP unit (`….fc2`: (units,))."""
-    totals: dict[str, Tensor] = {}
-    for pairs in batches:
-        with _inputs_of_last_linears(model) as inputs:
-            assert pairs.teacher is not None
-            distillation_loss(model(pairs.pixels, pairs.tokens), pairs.teacher, anchors).backward()
-            for name, activation in inputs.items():
-                assert activation.grad is not None
-                products = (activation.detach() * activation.grad).sum(dim=1)  # (B, units), tokens summed
-                if name.endswith(".out"):
-                    products = products.unflatten(1, (_block(model, name).heads, -1)).sum(dim=2)
-                found = products.abs().sum(dim=0).cpu()
-                totals[name] = totals[name] + found if name in totals else found
-        model.zero_grad(set_to_none=True)
-    return totals
+def unit_scores(
+    model: DualEncoder, samples: list[Pairs], anchors: tuple[Tensor, Tensor], config: PruneConfig
+) -> Scores:
+    """The importance of every unit; nothing where activations decide."""
+    if config.importance == "activation":
+        return {}
+    return magnitudes(model) if config.importance == "magnitude" else taylor(model, samples, anchors)
 
 
-@contextmanager
-def _inputs_of_last_linears(model: DualEncoder) -> Iterator[dict[str, Tensor]]:
-    """Catch, with gradient, what goes into each out-projection and FC2."""
-    inputs: dict[str, Tensor] = {}
-
-    def catch(name: str) -> object:
-        def hook(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-            (activation,) = arguments
-            activation.retain_grad()
-            inputs[name] = activation
-
-        return hook
-
-    handles = [
-        linear.register_forward_pre_hook(catch(name))  # type: ignore[arg-type]
-        for name, linear in model.linears()
-        if name.endswith((".out", ".fc2"))
-    ]
-    try:
-        yield inputs
-    finally:
-        for handle in handles:
-            handle.remove()
+def block_sizes(
+    model: DualEncoder, name: TowerName, inputs: list[Tensor], scores: Scores, config: PruneConfig
+) -> tuple[list[Size], dict[str, Any]]:
+    """What each block of a tower keeps, and what was measured to find it out."""
+    tower: TowerConfig = getattr(model.config, name)
+    if config.target is None:
+        return uniform_sizes(tower, config.heads, config.mlp, config.mlp_multiple), {}
+    kind, share = config.target
+    if kind == "latency" and name == "text":
+        return sizes_of(tower), {}
+    errors = measured_errors(model, name, inputs, scores, config.mlp_multiple, config.refit)
+    if kind == "latency":
+        return sizes_at_latency(model.config, errors, share, config)
+    cost, full = static_cost(model.config, name, kind)
+    blocks = block_choices(tower, errors, config.mlp_multiple, cost)
+    return sizes_within(tower, blocks, share, cost, full, f"the {kind} of the {name} tower"), {}
 
 
-def without_least(model: DualEncoder, scores: Mapping[str, Tensor], config: PruneConfig) -> DualEncoder:
-    """A smaller model with the most important heads and units of each block; equal to `model` if all are kept."""
-    sizes: DualEncoderConfig = model.config
-    towers = {
-        tower: _smaller(getattr(sizes, tower), config) if tower in config.towers else getattr(sizes, tower)
-        for tower in ("image", "text")
-    }
-    pruned = DualEncoder(sizes.model_copy(update=towers))
-    state = model.state_dict()
-    pruned.load_state_dict({k: state[k] if ".blocks." not in k else v for k, v in pruned.state_dict().items()})
-    for tower in ("image", "text"):
-        for i, block in enumerate(getattr(pruned, tower).blocks):
-            original = getattr(model, tower).blocks[i]
-            heads = largest(scores[f"{tower}.blocks.{i}.out"], block.heads)
-            units = largest(scores[f"{tower}.blocks.{i}.fc2"], block.fc1.out_features)
-            copy_block(block, original, heads, units)
-    return pruned.eval()
+def uniform_sizes(tower: TowerConfig, heads: float, mlp: float, mlp_multiple: int) -> list[Size]:
+    """The same shares of heads and MLP units in every block, one head and one multiple at least."""
 
-
-def _smaller(tower: TowerConfig, config: PruneConfig) -> TowerConfig:
     def kept_units(units: int) -> int:
-        rounded = round(units * config.mlp / config.mlp_multiple) * config.mlp_multiple
-        return min(units, max(rounded, min(config.mlp_multiple, units))) if config.mlp < 1 else units
+        rounded = round(units * mlp / mlp_multiple) * mlp_multiple
+        return min(units, max(rounded, min(mlp_multiple, units))) if mlp < 1 else units
 
-    return tower.model_copy(
-        update={
-            "heads": tuple(max(1, round(heads * config.heads)) for heads in tower.heads),
-            "mlp": tuple(kept_units(units) for units in tower.mlp),
-        }
-    )
-
-
-def _block(model: DualEncoder, linear: str) -> Block:
-    block = model.get_submodule(linear.rpartition(".")[0])
-    assert isinstance(block, Block)
-    return block
+    return [(max(1, round(h * heads)), kept_units(m)) for h, m in zip(tower.heads, tower.mlp, strict=True)]

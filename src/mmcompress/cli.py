@@ -113,14 +113,20 @@ def prune(
     teacher: Teacher = None,
     data: Data = None,
     embeddings: Embeddings = None,
+    target_latency: Annotated[str | None, typer.Option(help="0.5x of the image tower's latency, measured.")] = None,
+    target_macs: Annotated[str | None, typer.Option(help="0.5x of each tower's MACs.")] = None,
+    target_params: Annotated[str | None, typer.Option(help="0.5x of each tower's parameters.")] = None,
+    backend: Annotated[str | None, typer.Option(help="The runtime of --target-latency; openvino if not given.")] = None,
     set_: Set = None,
     json: Json = False,
 ) -> None:
-    """Remove whole heads and MLP units. Teacher and data are those that the checkpoint was distilled with."""
+    """Remove heads, MLP units and blocks. Teacher and data are those that the checkpoint was distilled with."""
     from mmcompress import console, standalone
 
-    made = standalone.prune(artifact, out, teacher=teacher, data=data, embeddings=embeddings, overrides=set_ or ())
-    console.show(*console.artifact_summary(made), json)
+    targets = {"target_latency": target_latency, "target_macs": target_macs, "target_params": target_params}
+    given = {"teacher": teacher, "data": data, "backend": backend}
+    made = standalone.prune(artifact, out, **given, embeddings=embeddings, targets=targets, overrides=set_ or ())
+    console.show(*console.prune_summary(made), json)
 
 
 @app.command(rich_help_panel=MODEL)

@@ -11,9 +11,10 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
+from typing_extensions import Self
 
 from mmcompress.architecture import Config
 from mmcompress.errors import UsageError, suggestion
@@ -28,6 +29,14 @@ Precision = Literal["fp32", "fp16", "int8"]
 Backend = Literal["onnxruntime", "openvino", "tensorrt", "tensorrt-rtx"]
 Augmentation = Literal["none", "photo", "drawing"]
 C = TypeVar("C", bound=Config)
+
+
+def _without_times_sign(value: object) -> object:
+    return value.removesuffix("x") if isinstance(value, str) else value
+
+
+Share = Annotated[float, BeforeValidator(_without_times_sign), Field(gt=0, le=1)]
+"""A part of what there is now: 0.5, or as text `0.5x`."""
 
 
 class DataConfig(Config):
@@ -167,22 +176,56 @@ class DistillConfig(StageConfig):
 
 
 class PruneConfig(StageConfig):
-    """Remove whole attention heads and MLP units by their first-order importance."""
+    """Remove whole attention heads, MLP units and blocks, and fit what is left by least squares.
+
+    By the same shares in every block (`heads`, `mlp`), or to one target, where the harm to the embeddings decides.
+    """
 
     data: DataConfig
     heads: float = Field(default=0.75, gt=0, le=1)
     """Share of the heads kept in each block."""
     mlp: float = Field(default=0.5, gt=0, le=1)
     """Share of the MLP units kept in each block."""
+    target_macs: Share | None = None
+    """Share of each tower's multiply-accumulates to keep, `0.5` or `0.5x`; blocks get what they need most."""
+    target_params: Share | None = None
+    """Share of each tower's parameters to keep."""
+    target_latency: Share | None = None
+    """Share of the image tower's latency at batch 1 to keep, measured on `backend`; the text tower stays."""
+    backend: Backend = "openvino"
+    """The runtime of `target_latency`."""
+    threads: int | None = Field(default=None, ge=1)
+    """Threads of that runtime; all cores if not given."""
     mlp_multiple: int = Field(default=32, ge=1)
     """MLP units are kept in multiples of this, which backends like."""
     towers: tuple[Literal["image", "text"], ...] = ("image", "text")
+    importance: Literal["activation", "taylor", "magnitude"] = "activation"
+    """What goes first: what the next Linear misses least, what the loss misses least, or the smallest weights."""
+    refit: bool = True
+    """Fit out-projection and FC2 again, to give what the dense model gives."""
     samples: int = Field(default=512, ge=1)
-    """Pairs that the importance is computed on."""
+    """Pairs that importance, fit and errors are computed on."""
     anchors: int = Field(default=4096, ge=2)
     """Cached teacher embeddings of each modality that the loss compares with."""
     batch: int = Field(default=64, ge=1)
     device: str = "auto"
+
+    @model_validator(mode="after")
+    def _one_target(self) -> Self:
+        targets = [
+            name for name in ("target_macs", "target_params", "target_latency") if getattr(self, name) is not None
+        ]
+        if len(targets) > 1:
+            raise ValueError(f"{' and '.join(targets)} exclude each other: give one")
+        if self.target_latency is not None and "image" not in self.towers:
+            raise ValueError("target_latency is of the image tower, which is not among the towers")
+        return self
+
+    @property
+    def target(self) -> tuple[Literal["macs", "params", "latency"], float] | None:
+        """The budget that was asked for, if any."""
+        kinds: tuple[Literal["macs", "params", "latency"], ...] = ("macs", "params", "latency")
+        return next(((kind, share) for kind in kinds if (share := getattr(self, f"target_{kind}")) is not None), None)
 
 
 class QuantizeConfig(StageConfig):

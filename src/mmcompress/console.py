@@ -56,6 +56,18 @@ def artifact_summary(artifact: Artifact) -> Summary:
     return document, Text(f"{artifact.path}  {manifest.kind.value}, {megabytes(size)}, digest {artifact.digest[:12]}")
 
 
+def prune_summary(artifact: Artifact) -> Summary:
+    """What pruning left, and of a latency what was asked and what was measured."""
+    document, made = artifact_summary(artifact)
+    facts = artifact.manifest.facts
+    lines = [f"left: {percent(facts['macs_share'])} of the MACs, {percent(facts['params_share'])} of the parameters"]
+    for tower in artifact.manifest.metrics.get("towers", {}).values():
+        if "asked" in tower:
+            asked, measured, backend = tower["asked"], tower["measured"], tower["backend"]
+            lines.append(f"latency on {backend}: {measured:.3f}x measured, {asked:.3f}x asked")
+    return document, Group(made, *map(Text, lines))
+
+
 def run_summary(artifacts: Mapping[str, Artifact]) -> Summary:
     """The artifacts of a recipe, and the report where it made one."""
     made = {

@@ -48,15 +48,23 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, causal: bool) -> Tensor:
         """(B, T, width) -> (B, T, width)"""
+        x = x + self.out(self.attended(x, causal))
+        return x + self.fc2(self.hidden(x))  # type: ignore[no-any-return]
+
+    def attended(self, x: Tensor, causal: bool) -> Tensor:
+        """(B, T, width) -> (B, T, heads * head_dim): what goes into the out-projection, head by head."""
         q, k, v = self.qkv(self.norm1(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        attended = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
-        x = x + self.out(attended.transpose(1, 2).flatten(2))
-        hidden = self.fc1(self.norm2(x))
-        hidden = hidden * torch.sigmoid(1.702 * hidden) if self.quick else F.gelu(hidden)
-        return x + self.fc2(hidden)  # type: ignore[no-any-return]
+        return F.scaled_dot_product_attention(q, k, v, is_causal=causal).transpose(1, 2).flatten(2)
+
+    def hidden(self, x: Tensor) -> Tensor:
+        """(B, T, width) -> (B, T, mlp): what goes into FC2."""
+        hidden: Tensor = self.fc1(self.norm2(x))
+        return hidden * torch.sigmoid(1.702 * hidden) if self.quick else F.gelu(hidden)
 
 
 class ImageTower(nn.Module):
+    causal = False
+
     def __init__(self, config: ImageConfig, embed_dim: int) -> None:
         super().__init__()
         self.class_token = nn.Parameter(torch.empty(config.width))
@@ -69,15 +77,25 @@ class ImageTower(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, D)"""
+        x = self.enter(pixels)
+        for block in self.blocks:
+            x = block(x, self.causal)
+        return self.leave(x, pixels)
+
+    def enter(self, pixels: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, T, width): the residual stream before the first block."""
         patches = self.patch(pixels).flatten(2).transpose(1, 2)
         tokens = torch.cat([self.class_token.expand(len(patches), 1, -1), patches], dim=1)
-        x = self.norm_pre(tokens + self.positions)
-        for block in self.blocks:
-            x = block(x, causal=False)
+        return self.norm_pre(tokens + self.positions)  # type: ignore[no-any-return]
+
+    def leave(self, x: Tensor, pixels: Tensor) -> Tensor:
+        """(B, T, width) -> (B, D): the stream behind the last block, pooled at the class token."""
         return self.projection(self.norm_post(x[:, 0]))  # type: ignore[no-any-return]
 
 
 class TextTower(nn.Module):
+    causal = True
+
     def __init__(self, config: TextConfig, embed_dim: int) -> None:
         super().__init__()
         self.eos_token_id = config.eos_token_id
@@ -89,11 +107,23 @@ class TextTower(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, T) int -> (B, D)"""
-        x = self.tokens(tokens) + self.positions[: tokens.shape[1]]
+        x = self.enter(tokens)
         for block in self.blocks:
-            x = block(x, causal=True)
+            x = block(x, self.causal)
+        return self.leave(x, tokens)
+
+    def enter(self, tokens: Tensor) -> Tensor:
+        """(B, T) int -> (B, T, width): the residual stream before the first block."""
+        return self.tokens(tokens) + self.positions[: tokens.shape[1]]  # type: ignore[no-any-return]
+
+    def ends(self, tokens: Tensor) -> Tensor:
+        """(B, T) int -> (B,): where each text is pooled; what follows cannot reach the output."""
         scores = tokens if self.eos_token_id == LEGACY_EOS else (tokens == self.eos_token_id).int()
-        pooled = x[torch.arange(len(x), device=x.device), scores.argmax(dim=-1)]
+        return scores.argmax(dim=-1)
+
+    def leave(self, x: Tensor, tokens: Tensor) -> Tensor:
+        """(B, T, width) -> (B, D): the stream behind the last block, pooled at the end of the text."""
+        pooled = x[torch.arange(len(x), device=x.device), self.ends(tokens)]
         return self.projection(self.norm_post(pooled))  # type: ignore[no-any-return]
 
 

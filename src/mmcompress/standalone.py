@@ -113,11 +113,14 @@ def prune(
     teacher: str | None = None,
     data: str | None = None,
     embeddings: Path | None = None,
+    targets: Mapping[str, str | None] | None = None,
+    backend: str | None = None,
     overrides: Sequence[str] = (),
 ) -> Artifact:
     source = Artifact.open(checkpoint, Kind.CHECKPOINT)
     cached = teacher_embeddings(out, embeddings, teacher, data, source)
-    values = {"data": {"train": data} if data else cached.manifest.config["data"]}
+    table = {"train": data} if data else cached.manifest.config["data"]
+    values = {"data": table, "backend": backend, **(targets or {})}
     return run_single("prune", values, {"checkpoint": source, "embeddings": cached}, out, overrides)
 
 

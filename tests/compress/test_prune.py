@@ -8,8 +8,10 @@ from torch.nn import functional as F
 
 from mmcompress.architecture import DualEncoderConfig
 from mmcompress.compress.distill import distillation_loss
+from mmcompress.compress.importance import taylor
 from mmcompress.compress.pairs import Pairs
-from mmcompress.compress.prune import importance, without_least
+from mmcompress.compress.prune import uniform_sizes
+from mmcompress.compress.shrink import shrunk
 from mmcompress.config import DataConfig, PruneConfig
 from mmcompress.model import DualEncoder, initialize
 
@@ -51,8 +53,18 @@ def outputs(model: DualEncoder, pairs: Pairs) -> torch.Tensor:
     return torch.cat([model.encode_image(pairs.pixels), model.encode_text(pairs.tokens)])
 
 
+def pruned_by_taylor(model: DualEncoder, pairs: Pairs, chosen: PruneConfig) -> DualEncoder:
+    """Both towers by scores alone, as with `refit = false`."""
+    scores, pruned = taylor(model, [pairs], ANCHORS), model
+    for name, inputs in (("image", pairs.pixels), ("text", pairs.tokens)):
+        if name in chosen.towers:
+            sizes = uniform_sizes(getattr(model.config, name), chosen.heads, chosen.mlp, chosen.mlp_multiple)
+            pruned = shrunk(pruned, name, sizes, [inputs], scores, refitted=False)
+    return pruned
+
+
 def test_pruning_nothing_is_the_identity(model: DualEncoder, pairs: Pairs) -> None:
-    pruned = without_least(model, importance(model, [pairs], ANCHORS), config(heads=1, mlp=1))
+    pruned = pruned_by_taylor(model, pairs, config(heads=1, mlp=1))
     assert pruned.config == model.config
     assert torch.equal(outputs(model, pairs), outputs(pruned, pairs))
 
@@ -63,9 +75,9 @@ def test_pruning_dead_units_changes_no_output(model: DualEncoder, pairs: Pairs) 
             for block in tower.blocks:
                 block.out.weight[:, 16:48] = 0  # heads 1 and 2
                 block.fc2.weight[:, 10:74] = 0
-    scores = importance(model, [pairs], ANCHORS)
+    scores = taylor(model, [pairs], ANCHORS)
     assert scores["image.blocks.0.out"].argsort()[:2].sort().values.tolist() == [1, 2]
-    pruned = without_least(model, scores, config(heads=0.5, mlp=0.5))
+    pruned = pruned_by_taylor(model, pairs, config(heads=0.5, mlp=0.5))
     assert pruned.config.image.heads == (2, 2) and pruned.config.image.mlp == (64, 64)
     torch.testing.assert_close(outputs(model, pairs), outputs(pruned, pairs), atol=1e-6, rtol=0)
 
@@ -75,7 +87,7 @@ def test_importance_is_the_change_of_the_loss_to_first_order(model: DualEncoder,
     assert pairs.teacher is not None
     one = Pairs(pairs.pixels[:1], pairs.tokens[:1], pairs.groups[:1], (pairs.teacher[0][:1], pairs.teacher[1][:1]))
     assert one.teacher is not None
-    scores = importance(model, [one], ANCHORS)
+    scores = taylor(model, [one], ANCHORS)
     block, step = model.image.blocks[1], 1e-2
     with torch.no_grad():
         base = distillation_loss(model(one.pixels, one.tokens), one.teacher, ANCHORS)
@@ -89,7 +101,7 @@ def test_importance_is_the_change_of_the_loss_to_first_order(model: DualEncoder,
 
 
 def test_one_tower_can_be_left_alone(model: DualEncoder, pairs: Pairs) -> None:
-    pruned = without_least(model, importance(model, [pairs], ANCHORS), config(heads=0.5, mlp=0.25, towers=("image",)))
+    pruned = pruned_by_taylor(model, pairs, config(heads=0.5, mlp=0.25, towers=("image",)))
     assert pruned.config.text == model.config.text
     assert pruned.config.image.heads == (2, 2) and pruned.config.image.mlp == (32, 32)
     assert pruned.config.params == sum(p.numel() for p in pruned.parameters())
