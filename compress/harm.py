@@ -30,7 +30,7 @@ from mmcompress.compress.sizes import BlockErrors, Levels, levels
 from mmcompress.model import DualEncoder, ImageTower, TextTower
 from mmcompress.progress import track
 
-PROBED = 128
+PROBED = 96
 """Samples that the errors are measured on."""
 
 

@@ -51,7 +51,7 @@ def sizes_at_latency(
     tried: dict[tuple[Size, ...], float] = {}
     budget = share
     for _ in range(ATTEMPTS):
-        sizes = tuple(sizes_within(tower, blocks, budget, cost, full, "the latency of the image tower"))
+        sizes = tuple(sizes_within(blocks, budget, table.base, full, "the latency of the image tower"))
         if sizes in tried:
             break
         tried[sizes] = measured_share(model, sizes, config.backend, threads)

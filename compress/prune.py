@@ -82,9 +82,9 @@ def block_sizes(
     errors = measured_errors(model, name, inputs, scores, config.mlp_multiple, config.refit)
     if kind == "latency":
         return sizes_at_latency(model.config, errors, share, config)
-    cost, full = static_cost(model.config, name, kind)
+    cost, base, full = static_cost(model.config, name, kind)
     blocks = block_choices(tower, errors, config.mlp_multiple, cost)
-    return sizes_within(tower, blocks, share, cost, full, f"the {kind} of the {name} tower"), {}
+    return sizes_within(blocks, share, base, full, f"the {kind} of the {name} tower"), {}
 
 
 def uniform_sizes(tower: TowerConfig, heads: float, mlp: float, mlp_multiple: int) -> list[Size]:

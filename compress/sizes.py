@@ -16,7 +16,7 @@ from mmcompress.compress.budget import Choice, best_choices, floor_cost
 from mmcompress.compress.shrink import Size, TowerName, sizes_of
 from mmcompress.errors import UsageError
 
-LEVELS = 8
+LEVELS = 6
 """Sizes of each sub-block that are measured, at most."""
 Levels = dict[int, float]
 """Kept heads or units -> error."""
@@ -24,8 +24,8 @@ BlockErrors = tuple[Levels, Levels, float]
 """Of fewer heads, of fewer MLP units, and of the removal of the whole block."""
 
 
-def static_cost(config: DualEncoderConfig, name: TowerName, kind: str) -> tuple[Callable[[Size], float], float]:
-    """The cost of a block by its size, and of the whole tower as it is; `kind` is macs or params."""
+def static_cost(config: DualEncoderConfig, name: TowerName, kind: str) -> tuple[Callable[[Size], float], float, float]:
+    """The cost of a block by its size, of all that is no block, and of the whole tower; `kind` is macs or params."""
     tower: ImageConfig | TextConfig = getattr(config, name)
     tokens = tower.tokens if isinstance(tower, ImageConfig) else tower.context
 
@@ -35,19 +35,15 @@ def static_cost(config: DualEncoderConfig, name: TowerName, kind: str) -> tuple[
         block = tower.model_copy(update={"heads": size[:1], "mlp": size[1:]})
         return block.block_macs(tokens) if kind == "macs" else block.block_params()
 
-    return cost, tower.macs(config.embed_dim) if kind == "macs" else tower.params(config.embed_dim)
+    full = tower.macs(config.embed_dim) if kind == "macs" else tower.params(config.embed_dim)
+    return cost, full - sum(map(cost, sizes_of(tower))), full
 
 
-def sizes_within(
-    tower: TowerConfig,
-    blocks: Sequence[Sequence[Choice]],
-    share: float,
-    cost: Callable[[Size], float],
-    full: float,
-    what: str,
-) -> list[Size]:
-    """The sizes that harm least at `share` of the full cost; UsageError, with the floor, if none cost so little."""
-    base = full - sum(map(cost, sizes_of(tower)))
+def sizes_within(blocks: Sequence[Sequence[Choice]], share: float, base: float, full: float, what: str) -> list[Size]:
+    """The sizes that harm least at `share` of the full cost, of which `base` is no block's.
+
+    Raises UsageError, with the floor, if nothing costs so little.
+    """
     chosen = best_choices(blocks, share * full - base)
     if chosen is None:
         floor = (base + floor_cost(blocks)) / full
