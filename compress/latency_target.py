@@ -17,8 +17,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from mmcompress.architecture import DualEncoderConfig, ImageConfig
 from mmcompress.artifact import Artifact, Kind, environment, hash_json
 from mmcompress.compress.budget import floor_cost
@@ -27,12 +25,12 @@ from mmcompress.compress.sizes import BlockErrors, block_choices, levels, sizes_
 from mmcompress.config import Backend, PruneConfig
 from mmcompress.export.probe import write_probes
 from mmcompress.progress import say
-from mmcompress.runtime.blockcosts import BlockCosts, table_from_times, times_in_turns
+from mmcompress.runtime.blockcosts import TURNS, BlockCosts, shares_of_first, table_from_times, times_in_turns
 from mmcompress.runtime.machine import cpu_model, usable_cores
 
 TOLERANCE = 0.03
 """How far the measured latency may be from the target, as a share of it."""
-ATTEMPTS = 5
+ATTEMPTS = 8
 
 
 def sizes_at_latency(
@@ -49,6 +47,7 @@ def sizes_at_latency(
     full = table.base + sum(map(cost, sizes_of(tower)))
     floor = (table.base + floor_cost(blocks)) / full
     tried: dict[tuple[Size, ...], float] = {}
+    below, above = floor, 1.0  # budgets that were too small and too large
     budget = share
     for _ in range(ATTEMPTS):
         sizes = tuple(sizes_within(blocks, budget, table.base, full, "the latency of the image tower"))
@@ -58,7 +57,9 @@ def sizes_at_latency(
         say("prune", "latency", f"asked {share:.3f}x, measured {tried[sizes]:.3f}x")
         if abs(tried[sizes] / share - 1) <= TOLERANCE:
             break
-        budget = max(floor, budget + share - tried[sizes])
+        below, above = (budget, above) if tried[sizes] < share else (below, budget)
+        moved = budget + share - tried[sizes]
+        budget = moved if below < moved < above else (below + above) / 2
     best = min(tried, key=lambda sizes: abs(tried[sizes] - share))
     facts = {"asked": share, "measured": tried[best], "backend": config.backend, "threads": threads}
     return list(best), {**facts, "attempts": list(tried.values()), "costs": asdict(table)}
@@ -68,8 +69,8 @@ def measured_share(model: DualEncoderConfig, sizes: Sequence[Size], backend: Bac
     """The latency of the image tower at these sizes over that of the dense one, timed in turns."""
     with tempfile.TemporaryDirectory() as folder:
         towers = [model.image, resized(model.image, sizes)]
-        times = times_in_turns(write_probes(model, towers, Path(folder) / "probes"), backend, threads)
-    return float(np.median(times[:, 1] / times[:, 0]))
+        times = times_in_turns(write_probes(model, towers, Path(folder) / "probes"), backend, threads, 2 * TURNS)
+    return float(shares_of_first(times)[1])
 
 
 def block_costs(model: DualEncoderConfig, mlp_multiple: int, backend: Backend, threads: int) -> BlockCosts:

@@ -1,9 +1,9 @@
 """What a transformer block costs on this device, by heads and MLP units: a table, measured on the session that ships.
 
-All graphs of the table are timed in turns in one run, and every time is divided by the dense tower's of the same turn,
-so that what else the machine does falls on all alike; the table holds the medians of these shares. Attention and MLP
-are taken to cost separately and additively (as in ZipLM, Kurtic et al. 2023, section 3.3), so the table needs one graph
-a level and not one a pair. A block's own cost is the difference that the depth makes.
+All graphs are timed in turns in one run, so that what else the machine does falls on all alike. Other programs only
+ever add time, so a graph's time is the lower quartile over its turns; it counts as a share of the dense tower's.
+Attention and MLP are taken to cost separately and additively (as in ZipLM, Kurtic et al. 2023, section 3.3), so the
+table needs one graph a level and not one a pair. A block's own cost is the difference that the depth makes.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from mmcompress.runtime.peak import random_call
 from mmcompress.runtime.session import open_session
 
 TURNS = 15
+QUARTILE = 0.25
 CALLS = 3
 """Calls that count in a turn; one before them brings the weights back into the caches."""
 
@@ -65,28 +66,41 @@ def table_from_times(
 
     Dense blocks have `full` heads and MLP units; there are depths[0] of them, or depths[1], which is fewer.
     """
-    shares = np.median(times_ms / times_ms[:, :1], axis=0)
+    shares = shares_of_first(times_ms)
     block = float(1 - shares[1]) / (depths[0] - depths[1])
     saved = [float(share) for share in (1 - shares[2:]) / depths[0]]
     return BlockCosts(
-        dense_ms=float(np.median(times_ms[:, 0])),
+        dense_ms=float(np.quantile(times_ms[:, 0], QUARTILE)),
         depth=depths[0],
         block=block,
-        heads={**_falling(heads, saved[: len(heads)]), full[0]: 0.0},
-        mlp={**_falling(mlp, saved[len(heads) :]), full[1]: 0.0},
+        heads=_falling([*heads, full[0]], [*saved[: len(heads)], 0.0]),
+        mlp=_falling([*mlp, full[1]], [*saved[len(heads) :], 0.0]),
     )
 
 
+def shares_of_first(times_ms: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(turns, graphs) -> (graphs,): each one's time over that of the first."""
+    quartiles = np.quantile(times_ms, QUARTILE, axis=0)
+    shares: NDArray[np.float64] = quartiles / quartiles[0]
+    return shares
+
+
 def _falling(sizes: Sequence[int], saved: Sequence[float]) -> dict[int, float]:
-    """Savings that never grow with the size: where noise says otherwise, the smaller size saves at least as much."""
-    mended = np.maximum.accumulate(np.maximum(saved, 0)[::-1])[::-1]
-    return dict(zip(sizes, mended.tolist(), strict=True))
+    """The nearest savings that never grow with the size, by pooling neighbours that do (Barlow et al. 1972)."""
+    pools: list[list[float]] = []
+    for value in saved:
+        pools.append([value])
+        while len(pools) > 1 and np.mean(pools[-1]) > np.mean(pools[-2]):
+            last = pools.pop()
+            pools[-1] += last
+    mended = [float(np.mean(pool)) for pool in pools for _ in pool]
+    return {size: value - mended[-1] for size, value in zip(sizes, mended, strict=True)}
 
 
 def times_in_turns(
     artifact: Artifact, backend: Backend, threads: int | None, turns: int = TURNS, calls: int = CALLS
 ) -> NDArray[np.float64]:
-    """(turns, graphs) median milliseconds of a call at batch 1, every graph of the artifact visited in each turn."""
+    """(turns, graphs) milliseconds of the fastest call at batch 1, every graph visited in each turn."""
     sessions = [open_session(artifact, graph, backend, threads=threads) for graph in artifact.manifest.graphs]
     try:
         runs = [random_call(session, 1) for session in sessions]
@@ -101,7 +115,7 @@ def times_in_turns(
                 for _ in range(calls):
                     runs[index]()
                     marks.append(time.perf_counter_ns())
-                found[turn, index] = np.median(np.diff(marks)) / 1e6
+                found[turn, index] = np.diff(marks).min() / 1e6
         return found
     finally:
         for session in sessions:

@@ -39,7 +39,8 @@ run = "distill"
 optimizer = {{ epochs = 12, batch = 20, lr = 3e-3, save_minutes = 1e-9 }}
 [[stage]]
 run = "prune"
-heads = 0.5
+heads = 0.25
+mlp = 0.1
 mlp_multiple = 8
 samples = 40
 batch = 20
