@@ -11,7 +11,7 @@ The third way, by activations, has no score of a unit by itself: see `reconstruc
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 from torch import Tensor, nn
@@ -35,22 +35,29 @@ def taylor(model: DualEncoder, batches: Iterable[Pairs], anchors: tuple[Tensor, 
     """First-order importance of every head (`….out`: (heads,)) and MLP unit (`….fc2`: (units,))."""
     totals: dict[str, Tensor] = {}
     for pairs in batches:
-        with _inputs_of_last_linears(model) as inputs:
+        with linear_inputs(model) as inputs:
             assert pairs.teacher is not None
             distillation_loss(model(pairs.pixels, pairs.tokens), pairs.teacher, anchors).backward()
-            for name, activation in inputs.items():
-                assert activation.grad is not None
-                products = (activation.detach() * activation.grad).sum(dim=1)  # (B, units), tokens summed
-                if name.endswith(".out"):
-                    products = products.unflatten(1, (_block(model, name).heads, -1)).sum(dim=2)
-                found = products.abs().sum(dim=0).cpu()
+            for name, found in summed_by_unit(model, inputs).items():
                 totals[name] = totals[name] + found if name in totals else found
         model.zero_grad(set_to_none=True)
     return totals
 
 
+def summed_by_unit(model: DualEncoder, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """|activation * gradient|, tokens summed inside and samples outside, for the inputs that have a gradient."""
+    found: dict[str, Tensor] = {}
+    for name, activation in inputs.items():
+        assert activation.grad is not None
+        products = (activation.detach() * activation.grad).sum(dim=1)  # (B, units)
+        if name.endswith(".out"):
+            products = products.unflatten(1, (_block(model, name).heads, -1)).sum(dim=2)
+        found[name] = products.abs().sum(dim=0).cpu()
+    return found
+
+
 @contextmanager
-def _inputs_of_last_linears(model: DualEncoder) -> Iterator[dict[str, Tensor]]:
+def linear_inputs(model: DualEncoder) -> Iterator[dict[str, Tensor]]:
     """Catch, with gradient, what goes into each out-projection and FC2."""
     inputs: dict[str, Tensor] = {}
 

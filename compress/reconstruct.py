@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-RIDGE = 1e-3
+RIDGE = 1e-2
 """Of the mean variance of the inputs."""
 STEPS = 128
 """Removals of single units are done in about this many rounds, the cheapest ones of a round together."""

@@ -20,7 +20,7 @@ from mmcompress.compress.teacher import Teacher, load_teacher
 from mmcompress.config import TeacherConfig
 from mmcompress.errors import CorruptInputError, UsageError
 from mmcompress.model import dual_encoder_from_checkpoint
-from mmcompress.pipeline import load_recipe, run_recipe
+from mmcompress.pipeline import STAGES, load_recipe, run_recipe, run_stage
 
 RECIPE = """
 [data]
@@ -39,9 +39,10 @@ run = "distill"
 optimizer = {{ epochs = 12, batch = 20, lr = 3e-3, save_minutes = 1e-9 }}
 [[stage]]
 run = "prune"
-heads = 0.25
-mlp = 0.1
+heads = 0.5
 mlp_multiple = 8
+importance = "taylor"
+refit = false
 samples = 40
 batch = 20
 [[stage]]
@@ -95,6 +96,39 @@ def test_recovery_brings_a_pruned_student_back(made: dict[str, Artifact]) -> Non
     assert distilled > 0.95
     assert recovered > pruned
     assert made["prune"].model.macs < 0.7 * made["distill"].model.macs
+
+
+def test_a_refit_pruned_student_is_nearer_before_any_training(world: Path, made: dict[str, Artifact]) -> None:
+    stage = STAGES["prune"]
+    values = {**made["prune"].manifest.config, "importance": "activation", "refit": True}
+    sources = {role: made[name] for role, name in (("checkpoint", "distill"), ("embeddings", "embed"))}
+    refitted = run_stage(stage, stage.config.model_validate(values), sources, (), world / "refitted")
+    assert refitted.model == made["prune"].model
+    assert agreement(refitted, made["embed"]) > agreement(made["prune"], made["embed"])
+
+
+def test_a_little_pruned_and_recovered_twice(world: Path, made: dict[str, Artifact]) -> None:
+    """An iterative schedule is four tables; a block can go on the way."""
+    text = (world / "recipe.toml").read_text().split('[[stage]]\nrun = "prune"')[0]
+    for round_, share in enumerate(("0.8x", 0.6)):
+        text += f"""[[stage]]
+run = "prune"
+name = "prune{round_}"
+target_macs = {share!r}
+mlp_multiple = 8
+samples = 20
+batch = 20
+[[stage]]
+run = "distill"
+name = "recover{round_}"
+optimizer = {{ steps = 3, batch = 20, lr = 1e-3 }}
+"""
+    (world / "twice.toml").write_text(text)
+    found = run_recipe(load_recipe(world / "twice.toml"), world / "run")
+    full, first, second = (found[name].model for name in ("distill", "recover0", "recover1"))
+    assert first.macs <= 0.8 * full.macs and second.macs <= 0.6 * first.macs
+    assert first.text.macs(32) <= 0.8 * full.text.macs(32)
+    dual_encoder_from_checkpoint(found["recover1"].path, second)  # strict
 
 
 def test_every_checkpoint_loads_strictly_and_says_its_size(made: dict[str, Artifact]) -> None:
