@@ -275,6 +275,13 @@ def test_stage_commands_follow_one_another(
     assert first["kind"] == "checkpoint" and (tmp_path / "student-embeddings" / "manifest.json").is_file()
     assert "reused" in cli("distill", *teacher, "--student", "inherit:0.5", "--out", student, *few).err
     made("prune", student, "--out", tmp_path / "pruned", "--set", "prune.mlp=0.5", "--set", "batch=8", "--json")
+    tight = ("--out", tmp_path / "tight", "--set", "batch=8", "--set", "samples=8")
+    halved = cli("prune", student, *tight, "--target-macs", "0.9x")
+    assert halved.code == 0 and "of the MACs" in halved.out
+    floor = cli("prune", student, *tight, "--target-macs", "0.001x")
+    assert floor.code == 2 and "the macs of the image tower cannot be pruned to 0.001x: the floor is 0." in floor.err
+    both = cli("prune", student, *tight, "--target-macs", "0.5x", "--target-latency", "0.5x")
+    assert both.code == 2 and "target_macs and target_latency exclude each other: give one" in both.err
     made("distill", "--from", tmp_path / "pruned", "--out", tmp_path / "recovered", *few)
     made("quantize", tmp_path / "recovered", "--out", tmp_path / "ranges", "--set", "batch=8", "--json")
     int8 = made("export", tmp_path / "ranges", "--out", tmp_path / "int8", "--json")

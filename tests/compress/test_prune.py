@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import pytest
 import torch
+from small_model import outputs as outputs_of
+from small_model import small_model
 from torch.nn import functional as F
 
-from mmcompress.architecture import DualEncoderConfig
 from mmcompress.compress.distill import distillation_loss
 from mmcompress.compress.importance import taylor
 from mmcompress.compress.pairs import Pairs
 from mmcompress.compress.prune import uniform_sizes
 from mmcompress.compress.shrink import shrunk
-from mmcompress.config import DataConfig, PruneConfig
-from mmcompress.model import DualEncoder, initialize
+from mmcompress.config import DataConfig, PruneConfig, validated
+from mmcompress.errors import UsageError
+from mmcompress.model import DualEncoder
 
 
 def _anchors(seed: int) -> torch.Tensor:
@@ -25,15 +27,7 @@ ANCHORS = (_anchors(0), _anchors(1))
 
 @pytest.fixture
 def model() -> DualEncoder:
-    tower = {"width": 64, "head_dim": 16, "heads": (4, 4), "mlp": (128, 128)}
-    config = DualEncoderConfig.model_validate(
-        {
-            "embed_dim": 32,
-            "image": {**tower, "image_size": 32, "patch": 8},
-            "text": {**tower, "vocab": 50, "context": 12, "eos_token_id": 49},
-        }
-    )
-    return initialize(DualEncoder(config), 0).eval()
+    return small_model()
 
 
 @pytest.fixture
@@ -48,9 +42,8 @@ def config(**changes: object) -> PruneConfig:
     return PruneConfig.model_validate({"data": DataConfig(), **changes})
 
 
-@torch.no_grad()
 def outputs(model: DualEncoder, pairs: Pairs) -> torch.Tensor:
-    return torch.cat([model.encode_image(pairs.pixels), model.encode_text(pairs.tokens)])
+    return outputs_of(model, pairs.pixels, pairs.tokens)
 
 
 def pruned_by_taylor(model: DualEncoder, pairs: Pairs, chosen: PruneConfig) -> DualEncoder:
@@ -98,6 +91,26 @@ def test_importance_is_the_change_of_the_loss_to_first_order(model: DualEncoder,
             block.fc2.weight[:, unit] = column
             measured = abs((moved - base).item()) / step
             assert measured == pytest.approx(scores["image.blocks.1.fc2"][unit].item(), rel=0.1, abs=2e-5)
+
+
+@pytest.mark.parametrize("share", ["0.5x", "0.5", 0.5])
+def test_a_share_may_be_written_with_a_times_sign(share: object) -> None:
+    assert config(target_latency=share).target == ("latency", 0.5)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "what"),
+    [
+        ({"target_macs": "2x"}, "target_macs: Input should be less than or equal to 1 (got '2x')"),
+        ({"target_params": "half"}, "target_params: Input should be a valid number"),
+        ({"target_macs": 0.5, "target_params": 0.5}, "target_macs and target_params exclude each other: give one"),
+        ({"target_latency": 0.5, "towers": ("text",)}, "target_latency is of the image tower"),
+    ],
+)
+def test_a_wrong_target_is_named(wrong: dict[str, object], what: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        validated(PruneConfig, {"data": {}, **wrong}, "mmcompress prune")
+    assert what in caught.value.what
 
 
 def test_one_tower_can_be_left_alone(model: DualEncoder, pairs: Pairs) -> None:
