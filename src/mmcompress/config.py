@@ -192,8 +192,8 @@ class PruneConfig(StageConfig):
     """Share of each tower's parameters to keep."""
     target_latency: Share | None = None
     """Share of the image tower's latency at batch 1 to keep, measured on `backend`; the text tower stays."""
-    backend: Backend = "openvino"
-    """The runtime of `target_latency`."""
+    backend: Literal["openvino", "onnxruntime"] = "openvino"
+    """The runtime of `target_latency`; TensorRT would need an engine built for every size that is timed."""
     threads: int | None = Field(default=None, ge=1)
     """Threads of that runtime; all cores if not given."""
     mlp_multiple: int = Field(default=32, ge=1)
