@@ -1,124 +1,181 @@
-"""Calibration: the range of what goes into every Linear, from real samples, in memory that does not grow with them.
+"""The quantize stage: from a checkpoint in float to one that says how it is computed in integers.
 
-Every Linear input keeps one histogram over [-r, r]; when a batch exceeds r, r doubles and neighbouring bins merge, so
-the counts stay exact and only their resolution falls. `minmax` covers everything that was seen; `percentile` leaves out
-the rarest magnitudes, which spends the 256 levels on the rest (Wu et al. 2020, "Integer Quantization for Deep Learning
-Inference", section 4.2). The ranges go into `ranges.json`; the exporter turns them into Q/DQ for the target: signed
-symmetric for TensorRT, unsigned with a zero point for x86 CPUs.
+The weights that are saved stay float, with SmoothQuant folded in where it helps, so the checkpoint is what it was to
+everything that reads one. Beside them `ranges.json` has the activation range of every Linear, which can be compared
+between runs, and `integers.safetensors` the int8 weights, scales and biases of both kinds of graph: signed for
+TensorRT, unsigned for x86 CPUs. A Linear that is in neither stays in float.
+
+Two passes over the data. The first batches are held in memory, to fit and to judge; all samples go through the
+histograms. So memory does not grow with the number of samples.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from itertools import islice
 
 import torch
-from torch import Tensor, nn
+from safetensors.numpy import save_file
+from torch import Tensor
 
 from mmcompress.artifact import Artifact
 from mmcompress.compress.augment import normalized
+from mmcompress.compress.fit import JUDGED, chosen_ranges, chosen_smoothing, chosen_weights, drift_of_both
 from mmcompress.compress.pairs import trimmed
+from mmcompress.compress.quantize import INTEGERS, IntegerLinear, Linears, Signedness, tensors_from_linears
+from mmcompress.compress.ranges import Histogram, Range
+from mmcompress.compress.sensitivity import fewest_kept, lost_matches, sensitivities
+from mmcompress.compress.simulate import TOWERS, Feeds, embedded, quantized, watched
 from mmcompress.config import QuantizeConfig
 from mmcompress.data import batches
 from mmcompress.distributed import world
-from mmcompress.errors import UsageError
-from mmcompress.model import DualEncoder, dual_encoder_from_checkpoint
+from mmcompress.errors import UsageError, suggestion
+from mmcompress.model import WEIGHTS, DualEncoder, dual_encoder_from_checkpoint, save_checkpoint
 from mmcompress.pipeline import Job
-from mmcompress.progress import track
+from mmcompress.progress import say, track
 from mmcompress.runtime.tokenize import load_tokenizer, tokenize
 
-BINS = 8192
+_SHUFFLED = 4096
+"""Encoded samples that are held for shuffling."""
 
 
-class Histogram:
-    """Streaming histogram of a tensor's values over [-limit, limit], with the exact extremes beside it."""
+@dataclass(frozen=True)
+class Captioned:
+    """One batch of plain images, each with one of its captions."""
 
-    def __init__(self) -> None:
-        self.limit = 0.0
-        self.counts = torch.zeros(BINS, dtype=torch.float64)
-        self.low = float("inf")
-        self.high = float("-inf")
-
-    def add(self, values: Tensor) -> None:
-        values = values.detach().float().flatten()
-        low, high = (v.item() for v in torch.aminmax(values))
-        self.low, self.high = min(self.low, low), max(self.high, high)
-        self._reach(max(-low, high))
-        if self.limit:
-            self.counts += torch.histc(values, BINS, -self.limit, self.limit).double().cpu()
-
-    def _reach(self, magnitude: float) -> None:
-        if not self.limit:
-            self.limit = magnitude
-        while self.limit < magnitude:
-            merged = self.counts.view(-1, 2).sum(dim=1)
-            self.counts = torch.zeros_like(self.counts)
-            self.counts[BINS // 4 : BINS // 4 * 3] = merged
-            self.limit *= 2
-
-    def magnitude(self, percentile: float) -> float:
-        """The smallest |x| that covers `percentile` percent of all values, to one bin."""
-        folded = self.counts[BINS // 2 :] + self.counts[: BINS // 2].flip(0)
-        covered = folded.cumsum(0) / folded.sum()
-        index = int(torch.searchsorted(covered, torch.tensor(percentile / 100, dtype=covered.dtype)))
-        return self.limit * (min(index, len(folded) - 1) + 1) / len(folded)
+    pixels: Tensor
+    """(B, 3, S, S) normalized"""
+    tokens: Tensor
+    """(B, T)"""
 
 
-def ranges_of(histogram: Histogram, method: str, percentile: float) -> dict[str, float]:
-    """`low`, `high` and `absmax` of the values to represent; low <= 0 <= high, as a zero must stay a zero."""
-    reach = max(-histogram.low, histogram.high, 0.0)
-    if method == "percentile" and histogram.limit:
-        reach = min(reach, histogram.magnitude(percentile))
-    low, high = max(min(histogram.low, 0.0), -reach), min(max(histogram.high, 0.0), reach)
-    return {"low": low, "high": high, "absmax": reach}
+@dataclass(frozen=True)
+class Fitted:
+    """Everything that a checkpoint needs to become INT8."""
+
+    model: DualEncoder
+    ranges: Mapping[str, Range]
+    linears: Mapping[Signedness, Linears]
+    choices: Mapping[str, object]
 
 
 def quantize(job: Job[QuantizeConfig]) -> None:
-    """Stage: calibrate a checkpoint; the weights stay FP32, `ranges.json` is added."""
+    """Stage: calibrate a checkpoint and fit its integers."""
     config, source = job.config, job.sources["checkpoint"]
     if config.data.train is None:
         raise UsageError("quantize needs samples to calibrate on", "set data.train, or give --data")
     model = dual_encoder_from_checkpoint(source.path, source.model)
+    check_names(model, config.keep)
     with world(config.device) as here:
-        histograms = calibrate(model.to(here.device), _samples(source, config), here.device)
-    ranges = {name: ranges_of(found, config.method, config.percentile) for name, found in histograms.items()}
+        model = model.to(here.device)
+        held = list(islice(_samples(source, config), -(-min(config.held, config.samples) // config.batch)))
+        fitting, judging = held[::2], held[1::2] or held
+        fitted = fit(model, feeds(fitting), feeds(judging), lambda: _samples(source, config, "calibrating"), config)
+        ranking, kept, lost = keep_sensitive(fitted, judging, config)
+        linears = {kind: without(found, kept) for kind, found in fitted.linears.items()}
+        drift = drift_of_both(fitted.model, feeds(judging), linears, fitted.ranges)
     for name in source.manifest.files:
         shutil.copyfile(source.file(name), job.draft.path / name)
+    if fitted.model is not model:
+        save_checkpoint(fitted.model.cpu(), job.draft.path)
     job.draft.inherit(source)
+    ranges = {name: found for name, found in fitted.ranges.items() if name not in kept}
     (job.draft.path / "ranges.json").write_text(json.dumps(ranges, indent=1), encoding="utf-8")
-    job.draft.facts = {"params": source.model.params, "macs": source.model.macs, "linears": len(ranges)}
+    save_file(tensors_from_linears(linears), job.draft.path / INTEGERS)
+    job.draft.facts = {
+        "params": source.model.params,
+        "macs": source.model.macs,
+        "linears": len(ranges),
+        "kept": sorted(kept),
+        "choices": fitted.choices,
+        "sensitivity": [
+            {"module": name, "drift": float(f"{found:.4g}"), "kept": name in kept} for name, found in ranking.items()
+        ],
+        "budget": config.max_drop,
+    }
+    job.draft.metrics = {"calibration": {"drift": drift, "r10_lost": lost}}
 
 
-def calibrate(
-    model: DualEncoder, samples: Iterable[tuple[Tensor, Tensor]], device: torch.device
-) -> dict[str, Histogram]:
-    """Run (pixels (B, 3, S, S), tokens (B', T)) through both towers; return a histogram for each Linear's input."""
+def fit(
+    model: DualEncoder,
+    fitting: Feeds,
+    judging: Feeds,
+    samples: Callable[[], Iterable[Captioned]],
+    config: QuantizeConfig,
+) -> Fitted:
+    """Smooth, calibrate and round both towers, each technique where it lowers the drift."""
+    choices: dict[str, dict[str, object]] = {tower: {} for tower in TOWERS}
+    for tower in TOWERS:
+        if config.smooth:
+            fed = fitting.of(tower), judging.of(tower)
+            model, choices[tower]["smooth"] = chosen_smoothing(model, tower, *fed, config)
+    histograms = calibrate(model, samples())
+    ranges: dict[str, Range] = {}
+    linears: dict[Signedness, dict[str, IntegerLinear]] = {"signed": {}, "unsigned": {}}
+    for tower in TOWERS:
+        found, methods = chosen_ranges(model, histograms, tower, fitting.of(tower), config)
+        ranges |= found
+        rounded, chosen = chosen_weights(model, ranges, tower, fitting.of(tower), judging.of(tower), config)
+        for kind, named in rounded.items():
+            linears[kind] |= named
+        choices[tower] |= {**chosen, "ranges": methods}
+    return Fitted(model, ranges, linears, choices)
+
+
+def calibrate(model: DualEncoder, samples: Iterable[Captioned]) -> dict[str, Histogram]:
+    """Run pairs through both towers; return a histogram for each Linear's input."""
     histograms = {name: Histogram() for name, _ in model.linears()}
-    with torch.inference_mode(), _watched(model, lambda name, x: histograms[name].add(x)):
-        for pixels, tokens in samples:
-            model.encode_image(pixels.to(device))
-            model.encode_text(tokens.to(device))
+    with watched(model, lambda name, x: histograms[name].add(x)):
+        for pairs in samples:
+            embedded(model, "image", [pairs.pixels])
+            embedded(model, "text", [pairs.tokens])
     return histograms
 
 
-@contextmanager
-def _watched(model: DualEncoder, see: Callable[[str, Tensor], None]) -> Iterator[None]:
-    def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        return lambda _, arguments: see(name, arguments[0])
+def keep_sensitive(
+    fitted: Fitted, judging: list[Captioned], config: QuantizeConfig
+) -> tuple[dict[str, float], frozenset[str], float | None]:
+    """The ranking of the Linears, those that stay in float, and the share of R@10 hits that is still lost."""
+    model, ranges, asked = fitted.model, fitted.ranges, frozenset(config.keep)
+    if not config.sensitivity:
+        return {}, asked, None
+    linears = fitted.linears[JUDGED]
+    fed = feeds(judging)
+    ranking = sensitivities(model, feeds(judging[::2]), linears, ranges, JUDGED)
+    reference = embedded(model, "image", fed.image), embedded(model, "text", fed.text)
 
-    handles = [linear.register_forward_pre_hook(hook(name)) for name, linear in model.linears()]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    def lost(kept: frozenset[str]) -> float:
+        with quantized(model, without(linears, asked | kept), ranges, JUDGED):
+            found = embedded(model, "image", fed.image), embedded(model, "text", fed.text)
+        return lost_matches(reference, found)
+
+    limit = 1.0 if config.max_drop is None else config.max_drop
+    kept = asked | fewest_kept([name for name in ranking if name not in asked], lambda kept: lost(kept) <= limit)
+    for name in sorted(kept - asked):
+        say("", name, f"stays in float: INT8 would lose more than {limit} of the R@10 hits")
+    return ranking, kept, lost(kept)
 
 
-def _samples(source: Artifact, config: QuantizeConfig) -> Iterator[tuple[Tensor, Tensor]]:
-    """Plain images and all their captions, `config.samples` pairs of them, shuffled over the shards."""
+def check_names(model: DualEncoder, names: Iterable[str]) -> None:
+    known = [name for name, _ in model.linears()]
+    for name in names:
+        if name not in known:
+            raise UsageError(f"quantize.keep: there is no Linear {name!r} in this model", suggestion(name, known))
+
+
+def without(linears: Linears, kept: frozenset[str]) -> Linears:
+    return {name: linear for name, linear in linears.items() if name not in kept}
+
+
+def feeds(pairs: list[Captioned]) -> Feeds:
+    return Feeds([one.pixels for one in pairs], [one.tokens for one in pairs])
+
+
+def _samples(source: Artifact, config: QuantizeConfig, what: str | None = None) -> Iterator[Captioned]:
+    """`config.samples` plain images, each with one of its captions in turn, shuffled over the shards."""
     preprocessing, text = source.preprocessing, source.tokenizer
     assert config.data.train is not None and preprocessing is not None and text is not None
     tokenizer = load_tokenizer(source.file(text.file))
@@ -129,10 +186,12 @@ def _samples(source: Artifact, config: QuantizeConfig) -> Iterator[tuple[Tensor,
         workers=config.data.workers,
         max_bad_fraction=config.data.max_bad_fraction,
         shuffle_seed=config.seed,
+        buffer=_SHUFFLED,
     )
     steps = -(-config.samples // config.batch)
-    for batch in track(islice(stream, steps), "calibrating", steps):
+    shown = islice(stream, steps)
+    for batch in track(shown, what, steps) if what else shown:
         pixels = torch.from_numpy(batch.pixels).permute(0, 3, 1, 2).float() / 255
-        texts = [caption for captions in batch.captions for caption in captions]
+        texts = [captions[index % len(captions)] for index, captions in enumerate(batch.captions)]
         tokens = trimmed(tokenize(tokenizer, texts, text), text.eos_token_id)
-        yield normalized(pixels, preprocessing), torch.from_numpy(tokens)
+        yield Captioned(normalized(pixels, preprocessing), torch.from_numpy(tokens))

@@ -27,6 +27,10 @@ Floats = NDArray[np.floating[Any]]
 LIMITS: Mapping[Signedness, tuple[int, int]] = {"signed": (-128, 127), "unsigned": (0, 255)}
 WEIGHT_LIMIT = 127
 """Weights use [-127, 127], so that negating one never overflows (Nagel et al. 2021, section 2.2.2)."""
+SCALE_TYPES: Mapping[Signedness, type[np.floating[Any]]] = {"signed": np.float16, "unsigned": np.float32}
+"""The type that the graph of each kind multiplies scales in: TensorRT's is FP16 around the Linears, a CPU's FP32."""
+INTEGERS = "integers.safetensors"
+"""The file of a quantized checkpoint with the integers that were fitted; a Linear that is not in it stays in float."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,36 @@ class ActivationQuantizer:
     @property
     def dtype(self) -> type[np.int8] | type[np.uint8]:
         return np.int8 if self.kind == "signed" else np.uint8
+
+
+@dataclass(frozen=True)
+class IntegerLinear:
+    """A Linear as a graph stores it: int8 (in, out), its scales (out,), and the bias (out,) that is added."""
+
+    weight: NDArray[np.int8]
+    scales: Floats
+    bias: Floats
+
+
+Linears = Mapping[str, IntegerLinear]
+"""By module: `image.blocks.0.qkv`, …"""
+
+
+def tensors_from_linears(linears: Mapping[Signedness, Linears]) -> dict[str, NDArray[Any]]:
+    """Flat names for a file: `unsigned/image.blocks.0.qkv/weight`."""
+    return {
+        f"{kind}/{module}/{part}": np.ascontiguousarray(getattr(linear, part))
+        for kind, named in linears.items()
+        for module, linear in named.items()
+        for part in ("weight", "scales", "bias")
+    }
+
+
+def linears_from_tensors(tensors: Mapping[str, NDArray[Any]], kind: Signedness) -> Linears:
+    """The inverse of `tensors_from_linears`, for one kind."""
+    modules = sorted({name.split("/")[1] for name in tensors if name.startswith(f"{kind}/")})
+    parts = ("weight", "scales", "bias")
+    return {module: IntegerLinear(*(tensors[f"{kind}/{module}/{part}"] for part in parts)) for module in modules}
 
 
 def signed_from_absmax(absmax: float, dtype: type[np.floating[Any]] = np.float32) -> ActivationQuantizer:

@@ -7,7 +7,8 @@ export stage pays for by comparing the two on every export.
 
 Precision is a property of the writer. `dtype` is the type of the residual stream and of all that is not quantized;
 with `activations` set, the input and the weight of each Linear get QuantizeLinear/DequantizeLinear pairs, and nothing
-else does: Q/DQ on residuals, LayerNorm inputs and attention products ruins a CLIP ViT.
+else does: Q/DQ on residuals, LayerNorm inputs and attention products ruins a CLIP ViT. Integers that were fitted to
+data are stored as they are; a Linear without any is rounded to nearest, and one that is kept stays in `dtype`.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmcompress import __version__
-from mmcompress.compress.quantize import activation_quantizer, quantize_weight
+from mmcompress.compress.quantize import Linears, activation_quantizer, quantize_weight
 from mmcompress.errors import UsageError, require
 
 Array = NDArray[Any]
@@ -39,6 +40,10 @@ class Numerics:
     """How the inputs of the Linears are quantized; `float` is not at all."""
     ranges: Ranges = field(default_factory=dict)
     """Calibrated range of the input of each Linear."""
+    integers: Linears = field(default_factory=dict)
+    """Fitted weights, scales and biases of Linears, for this kind of activation."""
+    kept: frozenset[str] = frozenset()
+    """Linears that are not quantized."""
 
 
 class GraphWriter:
@@ -89,15 +94,32 @@ class GraphWriter:
         y = self.node("LayerNormalization", inner, x, scale, shift, axis=-1, epsilon=eps)
         return self.cast(name, y, np.float16) if half else y
 
-    def linear(self, name: str, x: str, weight: Array, bias: Array, module: str | None = None) -> str:
-        """(..., in) @ (in, out) + (out,) -> (..., out). `module` names the calibrated range if it is not `name`."""
-        if self.numerics.activations == "float":
+    def linear(
+        self,
+        name: str,
+        x: str,
+        weight: Array,
+        bias: Array,
+        module: str | None = None,
+        columns: slice = slice(None),
+    ) -> str:
+        """(..., in) @ (in, out) + (out,) -> (..., out).
+
+        `module` names the Linear if it is not `name`, and `columns` the part of its outputs that this is.
+        """
+        numerics, module = self.numerics, module or name
+        if numerics.activations == "float" or module in numerics.kept:
             product = self.node("MatMul", name, x, self.real(f"{name}.weight", weight))
         else:
-            product = self._quantized_product(name, x, weight, module or name)
+            fitted = numerics.integers.get(module)
+            if fitted is not None:
+                integers, scales, bias = fitted.weight[:, columns], fitted.scales[columns], fitted.bias[columns]
+            else:
+                integers, scales = quantize_weight(weight, numerics.activations, numerics.dtype)
+            product = self._quantized_product(name, x, integers, scales.astype(numerics.dtype), module)
         return self.node("Add", f"{name}.add", product, self.real(f"{name}.bias", bias))
 
-    def _quantized_product(self, name: str, x: str, weight: Array, module: str) -> str:
+    def _quantized_product(self, name: str, x: str, integers: Array, scales: Array, module: str) -> str:
         """DQ(Q(x)) @ DQ(int8 weight): runtimes compile the three into one integer product."""
         numerics = self.numerics
         if numerics.activations == "float" or module not in numerics.ranges:
@@ -109,7 +131,6 @@ class GraphWriter:
         zero = self.constant(f"{name}.input.zero_point", np.asarray(quantizer.zero_point, dtype=quantizer.dtype))
         quantized = self.node("QuantizeLinear", f"{name}.input.quantize", x, scale, zero)
         x = self.node("DequantizeLinear", f"{name}.input.dequantize", quantized, scale, zero)
-        integers, scales = quantize_weight(weight, numerics.activations, numerics.dtype)
         stored = self.constant(f"{name}.weight", integers)
         scale = self.constant(f"{name}.weight.scale", scales)
         zero = self.constant(f"{name}.weight.zero_point", np.zeros(scales.shape, np.int8))

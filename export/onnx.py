@@ -23,10 +23,11 @@ from numpy.typing import NDArray
 
 from mmcompress.architecture import DualEncoderConfig
 from mmcompress.artifact import Artifact, Graph, TensorSpec
+from mmcompress.compress.quantize import INTEGERS, linears_from_tensors
 from mmcompress.config import ExportConfig, Precision
 from mmcompress.errors import CorruptInputError, GateFailedError, UsageError, require
 from mmcompress.export.graph import Array, Numerics, Ranges
-from mmcompress.export.towers import image_graph, linear_modules, text_graph
+from mmcompress.export.towers import graph_integers, image_graph, linear_modules, text_graph
 from mmcompress.pipeline import Job
 from mmcompress.report.card import export_card
 
@@ -64,14 +65,14 @@ def export(job: Job[ExportConfig]) -> None:
     """Stage: write, check and describe the graphs of a checkpoint."""
     source, config = job.sources["checkpoint"], job.config
     model = source.model
-    ranges = read_ranges(source) if "int8" in config.precisions else {}
+    int8 = read_int8(source) if "int8" in config.precisions else {}
     tensors = read_tensors(source.path / WEIGHTS)
     reference = Reference.of(source.path, model)
     job.draft.inherit(source, *([source.tokenizer.file] if source.tokenizer else []))
     differences: dict[str, dict[str, float]] = {}
     for tower in ("image", "text"):
         for variant in (v for v in VARIANTS if v.precision in config.precisions):
-            numerics = replace(variant.numerics, ranges=ranges)
+            numerics = int8.get(variant.numerics.activations, variant.numerics)
             proto = _BUILDERS[tower](model, tensors, numerics, config.opset)
             path = job.draft.path / variant.file(tower)
             save_graph(proto, path)
@@ -86,7 +87,8 @@ def export(job: Job[ExportConfig]) -> None:
         "params": model.params,
         "macs": model.macs,
         "logit_scale": math.exp(float(tensors["logit_scale"])),
-        "ranges_source": _ranges_source(source) if ranges else None,
+        "ranges_source": _ranges_source(source) if int8 else None,
+        "kept": sorted(source.manifest.facts.get("kept", ())) if int8 else [],
     }
     job.draft.metrics = {"against_torch": differences}
     sizes = {file.name: file.stat().st_size for file in job.draft.path.iterdir()}
@@ -95,15 +97,29 @@ def export(job: Job[ExportConfig]) -> None:
     (job.draft.path / "README.md").write_text(card, encoding="utf-8")
 
 
-def read_ranges(source: Artifact) -> Ranges:
-    """The calibrated ranges of a checkpoint, for every Linear."""
+def read_int8(source: Artifact) -> dict[str, Numerics]:
+    """How the graphs of each kind compute: calibrated ranges, and the integers and choices of a quantized checkpoint."""
+    kept = frozenset(source.manifest.facts.get("kept", ()))
+    ranges = read_ranges(source, kept)
+    tensors = read_tensors(source.file(INTEGERS)) if INTEGERS in source.manifest.files else {}
+    found = {}
+    for variant in VARIANTS:
+        kind = variant.numerics.activations
+        if kind != "float":
+            integers = graph_integers(source.model, linears_from_tensors(tensors, kind))
+            found[kind] = replace(variant.numerics, ranges=ranges, integers=integers, kept=kept)
+    return found
+
+
+def read_ranges(source: Artifact, kept: frozenset[str] = frozenset()) -> Ranges:
+    """The calibrated ranges of a checkpoint, for every Linear that is not kept in float."""
     if RANGES not in source.manifest.files:
         raise UsageError(
             f"{source.path} has no {RANGES}, and INT8 graphs need calibrated ranges",
             "calibrate it first: mmcompress quantize CHECKPOINT --data SHARDS --out DIR",
         )
     ranges: Ranges = json.loads(source.file(RANGES).read_text(encoding="utf-8"))
-    if missing := [name for name in linear_modules(source.model) if name not in ranges]:
+    if missing := [name for name in linear_modules(source.model) if name not in ranges and name not in kept]:
         raise CorruptInputError(
             f"{source.path / RANGES} has no range for {missing[0]} ({len(missing)} missing)", "calibrate it again"
         )

@@ -13,11 +13,13 @@ Tensor names are those of `transformers.CLIPModel`, so any CLIP checkpoint of th
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from mmcompress.architecture import DualEncoderConfig, ImageConfig, TextConfig, TowerConfig
+from mmcompress.compress.quantize import Linears
 from mmcompress.errors import CorruptInputError
 from mmcompress.export.graph import Array, GraphWriter, Numerics
 
@@ -69,6 +71,24 @@ def linear_modules(config: DualEncoderConfig) -> tuple[str, ...]:
         for i in range(tower.depth)
         for linear in ("qkv", "out", "fc1", "fc2")
     )
+
+
+def query_scale(tower: TowerConfig) -> np.float32:
+    """What the graphs multiply the query's weights and biases with, instead of its product with the keys."""
+    return np.float32(tower.head_dim**-0.5)
+
+
+def graph_integers(config: DualEncoderConfig, linears: Linears) -> Linears:
+    """Integers that were fitted to the torch model as the graphs store them: the query's share of QKV is scaled."""
+    found = dict(linears)
+    for name, linear in linears.items():
+        tower, _, block, part = name.split(".")
+        if part == "qkv":
+            sizes: TowerConfig = getattr(config, tower)
+            gains = np.ones(len(linear.scales), linear.scales.dtype)
+            gains[: sizes.heads[int(block)] * sizes.head_dim] = query_scale(sizes)
+            found[name] = replace(linear, scales=linear.scales * gains, bias=linear.bias * gains)
+    return found
 
 
 def image_graph(config: DualEncoderConfig, tensors: Mapping[str, Array], numerics: Numerics, opset: int) -> Any:
@@ -180,15 +200,15 @@ def _block(
     width, hidden, inner = tower.width, tower.mlp[index], tower.heads[index] * tower.head_dim
     normed = g.layer_norm(f"{module}.norm1", x, *weights.norm("layer_norm1", width), tower.layer_norm_eps)
     parts = [weights.linear(f"self_attn.{part}_proj", width, inner) for part in "qkv"]
-    scale = np.float32(tower.head_dim**-0.5)
+    scale = query_scale(tower)
     parts[0] = (parts[0][0] * scale, parts[0][1] * scale)
     heads, qkv = (tower.heads[index], tower.head_dim), f"{module}.qkv"
     if pick is None:
         q, k, v = _heads(g, qkv, g.linear(qkv, normed, *_join(parts)), 3, heads, tokens)
         rows = tokens
     else:
-        row = g.linear(f"{qkv}.q", pick(f"{module}.norm1.row", normed), *parts[0], module=qkv)
-        joined = g.linear(f"{qkv}.kv", normed, *_join(parts[1:]), module=qkv)
+        row = g.linear(f"{qkv}.q", pick(f"{module}.norm1.row", normed), *parts[0], qkv, slice(inner))
+        joined = g.linear(f"{qkv}.kv", normed, *_join(parts[1:]), qkv, slice(inner, None))
         (q,) = _heads(g, f"{qkv}.q", row, 1, heads, 1)
         k, v = _heads(g, f"{qkv}.kv", joined, 2, heads, tokens)
         x, rows = pick(f"{module}.row", x), 1

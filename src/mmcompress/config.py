@@ -229,13 +229,29 @@ class PruneConfig(StageConfig):
 
 
 class QuantizeConfig(StageConfig):
-    """Find the activation ranges of every Linear, from real samples."""
+    """Fit INT8 to a checkpoint, from real samples: activation ranges, integer weights, what stays in float."""
 
     data: DataConfig
-    method: Literal["minmax", "percentile"] = "percentile"
+    method: Literal["auto", "minmax", "percentile", "entropy", "mse"] = "auto"
+    """How ranges are read from the histograms; `auto` takes for each Linear the one with the smallest output error."""
     percentile: float = Field(default=99.99, gt=50, le=100)
-    """Share of the absolute activations that the range covers, in percent."""
+    """Share of the absolute activations that the range of `percentile` covers, in percent."""
     samples: int = Field(default=512, ge=1)
+    """Pairs that the ranges come from."""
+    held: int = Field(default=384, ge=1)
+    """Of those, the ones that are held in memory: one half fits weights and biases, the other judges what is chosen."""
+    smooth: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (0.25, 0.5, 0.75)
+    """Strengths of SmoothQuant to try beside none."""
+    rounding: Literal["auto", "nearest", "clipped", "gptq"] = "auto"
+    """How weights become integers; `auto` takes the one that drifts least."""
+    bias_correction: bool = True
+    """Try to take the mean error of every output into its bias."""
+    sensitivity: bool = True
+    """Measure the drift of each Linear by itself, which the ranking and `max_drop` need."""
+    max_drop: float | None = Field(default=0.005, ge=0, le=1)
+    """Share of R@10 hits that INT8 may lose on calibration pairs; as few Linears as possible stay in float for that."""
+    keep: tuple[str, ...] = ()
+    """Linears that stay in float in any case: `image.blocks.0.fc2`."""
     batch: int = Field(default=32, ge=1)
     device: str = "auto"
 

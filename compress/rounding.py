@@ -1,0 +1,111 @@
+"""Integer weights and biases fitted to what a Linear gets to see, in numpy alone.
+
+Rounding each weight to its nearest step is best for the weight, not for the output: inputs are correlated, so the error
+of one weight can be cancelled by the next (Frantar et al. 2023, "GPTQ"). Scales may clip the rarest weights for a finer
+step, by the same output-minded measure. What is left as a mean error of an output channel goes into its bias (Nagel et
+al. 2019, "Data-Free Quantization Through Weight Equalization and Bias Correction", section 4.2, with the means taken
+from data).
+
+All of it needs moments of the inputs, never the inputs. For unsigned activations two neighbours of one sign stay within
+128 in sum, since older x86 CPUs add their products in 16 bits (see `quantize.weight_scales`). There the widest weight
+sets the scale and only the few pairs that pass the limit give way, instead of a wider step for all of them. Left out:
+the order by activation of GPTQ, which would tear the pairs apart, and learned rounding (AdaRound), which needs gradients.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmcompress.compress.quantize import SCALE_TYPES, WEIGHT_LIMIT, Floats, Signedness, weight_scales
+
+PAIR_LIMIT = 128
+"""Largest sum of two neighbouring weights of one sign: 128 * 255 fits into 16 bits."""
+_BELOW = PAIR_LIMIT - 2**-10  # rounding noise must not lift a pair over the limit
+_SHARES = np.linspace(1, 0.5, 21)
+_BLOCK = 128
+Real = NDArray[np.float64]
+
+
+def nearest(weight: Floats, scales: Floats, kind: Signedness) -> NDArray[np.int8]:
+    """(in, out), (out,) -> int8 (in, out): each weight at its nearest step, pairs within their limit."""
+    return np.rint(_allowed(weight.astype(np.float64) / scales.astype(np.float64), kind)).astype(np.int8)
+
+
+def _allowed(steps: Real, kind: Signedness) -> Real:
+    """(in, out) -> (in, out): the closest that a file of this kind may hold before rounding."""
+    steps = np.clip(steps, -WEIGHT_LIMIT, WEIGHT_LIMIT)
+    if kind == "signed":
+        return steps
+    even = len(steps) // 2 * 2
+    first, second = steps[0:even:2], steps[1:even:2]
+    excess = np.where(first * second > 0, np.maximum(np.abs(first) + np.abs(second) - _BELOW, 0), 0) / 2
+    steps[0:even:2] = first - np.sign(first) * excess
+    steps[1:even:2] = second - np.sign(second) * excess
+    return steps
+
+
+def clipping_scales(weight: Floats, kind: Signedness, power: Floats) -> Floats:
+    """(in, out) and the mean square of each input (in,) -> (out,): scales with the least output error.
+
+    The error of a channel is sum_j E[x_j^2] (w_j - q_j s)^2, which takes inputs as uncorrelated. Candidates are shares
+    of the scale that covers every weight.
+    """
+    widest = weight_scales(weight, kind, SCALE_TYPES[kind])
+    best = widest
+    least = np.full(len(widest), np.inf)
+    for share in _SHARES:
+        scales = np.maximum((widest * share).astype(widest.dtype), np.finfo(widest.dtype).smallest_normal)
+        error = power.astype(np.float64) @ (nearest(weight, scales, kind) * scales.astype(np.float64) - weight) ** 2
+        best, least = np.where(error < least, scales, best), np.minimum(error, least)
+    found: Floats = best
+    return found
+
+
+def gptq(weight: Floats, scales: Floats, kind: Signedness, gram: Real, damping: float = 0.01) -> NDArray[np.int8]:
+    """(in, out), (out,), (in, in) sum of x x^T -> int8 (in, out) with a small error of the output x @ weight.
+
+    Frantar et al. 2023, algorithm 1: with U^T U the inverse of the damped Gram matrix, round input by input, and
+    subtract U[i, i+1:] (w_i - q_i) / U[i, i] from the inputs that are still to come; in blocks, so that most of it is
+    one matrix product.
+    """
+    steps = weight.astype(np.float64) / scales.astype(np.float64)
+    inputs = len(steps)
+    mean = gram.diagonal().mean() or 1.0
+    upper = np.linalg.cholesky(np.linalg.inv(gram + damping * mean * np.eye(inputs))).T
+    integers = np.empty(steps.shape, np.float64)
+    for start in range(0, inputs, _BLOCK):
+        end = min(start + _BLOCK, inputs)
+        errors = np.empty((end - start, steps.shape[1]))
+        for i in range(start, end):
+            integers[i] = _rounded(steps, integers, i, kind)
+            errors[i - start] = (steps[i] - integers[i]) / upper[i, i]
+            steps[i + 1 : end] -= np.outer(upper[i, i + 1 : end], errors[i - start])
+        steps[end:] -= upper[start:end, end:].T @ errors
+    return integers.astype(np.int8)
+
+
+def _rounded(steps: Real, integers: Real, i: int, kind: Signedness) -> Real:
+    """(out,): the integers of input i; the second of a pair takes what the first has left."""
+    if kind == "signed" or (i % 2 == 0 and i + 1 == len(steps)):
+        rounded: Real = np.rint(np.clip(steps[i], -WEIGHT_LIMIT, WEIGHT_LIMIT))
+    elif i % 2 == 0:
+        rounded = np.rint(_allowed(steps[i : i + 2].copy(), kind)[0])
+    else:
+        high = np.minimum(WEIGHT_LIMIT, PAIR_LIMIT - np.maximum(integers[i - 1], 0))
+        low = np.maximum(-WEIGHT_LIMIT, -PAIR_LIMIT - np.minimum(integers[i - 1], 0))
+        rounded = np.clip(np.rint(steps[i]), low, high)
+    return rounded
+
+
+def corrected_bias(
+    weight: Floats, bias: Floats, mean: Floats, restored: Floats, mean_quantized: Floats
+) -> NDArray[np.float32]:
+    """(in, out), (out,), (in,), (in, out), (in,) -> (out,): the bias that leaves no mean error of the output.
+
+    b + E[x] W - E[x'] W' (Nagel et al. 2019, eq. 17, for weights and activations at once).
+    """
+    shift: NDArray[Any] = mean @ weight.astype(np.float64) - mean_quantized @ restored.astype(np.float64)
+    return (bias + shift).astype(np.float32)

@@ -1,0 +1,68 @@
+"""Which Linears lose the most as integers, and the fewest that must stay in float for the accuracy that was asked.
+
+One Linear at a time is quantized, the rest of its tower is not, and the distance that the tower's embeddings move says
+how sensitive it is. The worst go back to float, one by one, until INT8 in both towers loses no more than the budget;
+then those are given up again without which the budget holds as well, since a ranking of single Linears says little of
+how their errors add up.
+
+The budget is of R@10 on calibration pairs: the share of queries, images and texts alike, whose match was among the ten
+best and is not any more. What INT8 gains elsewhere by chance does not offset it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mmcompress.compress.quantize import Linears, Signedness
+from mmcompress.compress.ranges import Range
+from mmcompress.compress.simulate import TOWERS, Feeds, distance, embedded, quantized
+from mmcompress.model import DualEncoder
+from mmcompress.progress import track
+from mmcompress.runtime.retrieval import KS, Matches, hits
+
+_R10 = KS.index(10)
+
+
+def sensitivities(
+    model: DualEncoder, judging: Feeds, linears: Linears, ranges: Mapping[str, Range], kind: Signedness
+) -> dict[str, float]:
+    """Distance of the embeddings with one Linear quantized, by module, the worst first."""
+    found: dict[str, float] = {}
+    for tower in TOWERS:
+        reference = embedded(model, tower, judging.of(tower))
+        own = [name for name in linears if name.startswith(f"{tower}.")]
+        for name in track(own, f"sensitivity of the {tower} tower", len(own)):
+            with quantized(model, {name: linears[name]}, ranges, kind):
+                found[name] = distance(reference, embedded(model, tower, judging.of(tower)))
+    return dict(sorted(found.items(), key=lambda item: (-item[1], item[0])))
+
+
+def fewest_kept(ranking: Sequence[str], holds: Callable[[frozenset[str]], bool]) -> frozenset[str]:
+    """The modules to keep in float: the worst first until `holds`, less those that turn out not to be needed."""
+    kept: list[str] = []
+    remaining = iter(ranking)
+    while not holds(frozenset(kept)):
+        following = next(remaining, None)
+        if following is None:
+            break
+        kept.append(following)
+    for name in reversed(kept[:-1]):
+        fewer = [other for other in kept if other != name]
+        if holds(frozenset(fewer)):
+            kept = fewer
+    return frozenset(kept)
+
+
+def lost_matches(reference: tuple[Tensor, Tensor], found: tuple[Tensor, Tensor]) -> float:
+    """Images and texts (N, D), row by row pairs, before and after -> share of queries that lost their R@10 hit."""
+
+    def found_at_10(images: Tensor, texts: Tensor) -> NDArray[np.bool_]:
+        a, b, own = images.cpu().numpy(), texts.cpu().numpy(), np.arange(len(images))
+        matches = Matches.of(own, own)
+        return np.concatenate([hits(a, b, matches)[:, _R10], hits(b, a, matches)[:, _R10]])
+
+    return float((found_at_10(*reference) & ~found_at_10(*found)).mean())

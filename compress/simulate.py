@@ -1,0 +1,156 @@
+"""The quantized model in torch: what goes into its Linears, what they compute as integers, how far that carries.
+
+The simulation quantizes and restores inputs and weights as the graphs do, and computes in FP32 between, so it equals a
+runtime up to values on the edge between two steps. The last block of a graph computes its out-projection and MLP for
+the pooled token only (see towers.py in export), so of these Linears only that token's inputs are looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mmcompress.compress.quantize import (
+    LIMITS,
+    SCALE_TYPES,
+    ActivationQuantizer,
+    Linears,
+    Signedness,
+    activation_quantizer,
+    dequantize_weight,
+)
+from mmcompress.compress.ranges import Range
+from mmcompress.model import DualEncoder
+
+TOWERS = ("image", "text")
+Batches = Sequence[Tensor]
+"""What one tower is fed: pixels (B, 3, S, S), or tokens (B, T)."""
+
+
+@dataclass(frozen=True)
+class Feeds:
+    """Samples of both towers that are held in memory."""
+
+    image: Batches
+    text: Batches
+
+    def of(self, tower: str) -> Batches:
+        return self.image if tower == "image" else self.text
+
+
+def embedded(model: DualEncoder, tower: str, batches: Batches) -> Tensor:
+    """Embeddings (N, D) of one tower, of unit norm."""
+    device = model.logit_scale.device
+    encode = model.encode_image if tower == "image" else model.encode_text
+    with torch.inference_mode():
+        return torch.cat([encode(batch.to(device)) for batch in batches])
+
+
+def distance(reference: Tensor, found: Tensor) -> float:
+    """(N, D), (N, D) of unit norm -> mean of 1 - cosine, as half the squared distance, which loses no digits."""
+    return float((reference.double() - found.double()).square().sum(dim=1).mean() / 2)
+
+
+def fake_quantized(x: Tensor, quantizer: ActivationQuantizer) -> Tensor:
+    """What is left of x after quantizing and restoring it; any shape."""
+    return torch.fake_quantize_per_tensor_affine(
+        x, float(quantizer.scale), quantizer.zero_point, *LIMITS[quantizer.kind]
+    )
+
+
+@contextmanager
+def quantized(
+    model: DualEncoder, linears: Linears, ranges: Mapping[str, Range], kind: Signedness
+) -> Iterator[DualEncoder]:
+    """Within, the Linears that are named compute what the graph of that kind does; the others stay in float."""
+    originals: list[tuple[nn.Linear, Tensor, Tensor]] = []
+    handles = []
+    for name, linear in model.linears():
+        if name not in linears:
+            continue
+        originals.append((linear, linear.weight.data, linear.bias.data))
+        weight = dequantize_weight(linears[name].weight, linears[name].scales).astype(np.float32)
+        linear.weight.data = torch.from_numpy(weight.T).to(linear.weight.data)
+        linear.bias.data = torch.from_numpy(linears[name].bias).to(linear.bias.data)
+        handles.append(
+            linear.register_forward_pre_hook(_quantizing(activation_quantizer(ranges[name], kind, SCALE_TYPES[kind])))
+        )
+    try:
+        yield model
+    finally:
+        for handle in handles:
+            handle.remove()
+        for linear, weight_before, bias_before in originals:
+            linear.weight.data, linear.bias.data = weight_before, bias_before
+
+
+def _quantizing(quantizer: ActivationQuantizer) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor]]:
+    return lambda _, arguments: (fake_quantized(arguments[0], quantizer),)
+
+
+@contextmanager
+def watched(model: DualEncoder, see: Callable[[str, Tensor], None]) -> Iterator[None]:
+    """Show every Linear's input (rows, in), as far as the graphs compute it."""
+    last = {f"{tower}.blocks.{getattr(model.config, tower).depth - 1}" for tower in TOWERS}
+    ends: list[Tensor] = []
+
+    def watch(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        block, _, part = name.rpartition(".")
+
+        def hook(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+            (x,) = arguments
+            if block not in last or part == "qkv":
+                see(name, x.flatten(0, 1))
+            elif name.startswith("image"):
+                see(name, x[:, 0])
+            else:
+                see(name, x[torch.arange(len(x), device=x.device), ends[-1]])
+
+        return hook
+
+    def remember(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+        ends[:] = [model.text.ends(arguments[0])]
+
+    handles = [linear.register_forward_pre_hook(watch(name)) for name, linear in model.linears()]
+    handles.append(model.text.register_forward_pre_hook(remember))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+class Moments:
+    """Streaming sums over the inputs (rows, in) of a Linear, in float64: x x^T, x, and x as each kind quantizes it."""
+
+    def __init__(self, quantizers: Mapping[Signedness, ActivationQuantizer]) -> None:
+        self._quantizers = quantizers
+        self._rows = 0
+        self._gram = self._total = torch.zeros(())
+        self._totals = {kind: torch.zeros(()) for kind in quantizers}
+
+    def add(self, x: Tensor) -> None:
+        self._rows += len(x)
+        self._gram = self._gram + (x.T @ x).double().cpu()
+        self._total = self._total + x.double().sum(dim=0).cpu()
+        for kind, quantizer in self._quantizers.items():
+            self._totals[kind] = self._totals[kind] + fake_quantized(x, quantizer).double().sum(dim=0).cpu()
+
+    @property
+    def gram(self) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
+        """(in, in) mean of x x^T."""
+        return (self._gram / self._rows).numpy()
+
+    @property
+    def mean(self) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+        """(in,)"""
+        return (self._total / self._rows).numpy()
+
+    def mean_quantized(self, kind: Signedness) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+        """(in,)"""
+        return (self._totals[kind] / self._rows).numpy()
