@@ -33,7 +33,7 @@ from mmcompress.config import QuantizeConfig
 from mmcompress.data import batches
 from mmcompress.distributed import world
 from mmcompress.errors import UsageError, suggestion
-from mmcompress.model import WEIGHTS, DualEncoder, dual_encoder_from_checkpoint, save_checkpoint
+from mmcompress.model import DualEncoder, dual_encoder_from_checkpoint, save_checkpoint
 from mmcompress.pipeline import Job
 from mmcompress.progress import say, track
 from mmcompress.runtime.tokenize import load_tokenizer, tokenize

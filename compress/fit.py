@@ -64,14 +64,20 @@ def chosen_smoothing(
     method = "percentile" if config.method == "auto" else config.method
     drifts = {}
     for name, candidate in candidates.items():
-        histograms = {module: Histogram() for module in modules(model, tower)}
-        with watched(candidate, lambda module, x: histograms[module].add(x)):
-            embedded(candidate, tower, fitting)
+        histograms = histograms_of(candidate, tower, fitting)
         ranges = {module: ranges_of(found, method, config.percentile) for module, found in histograms.items()}
         linears = plain(candidate, tower, JUDGED)
         with quantized(candidate, linears, ranges, JUDGED):
             drifts[name] = distance(reference, embedded(candidate, tower, judging))
     return candidates[_least(drifts)], _record(drifts)
+
+
+def histograms_of(model: DualEncoder, tower: str, batches: Batches) -> dict[str, Histogram]:
+    """What goes into every Linear of a tower."""
+    found = {name: Histogram() for name in modules(model, tower)}
+    with watched(model, lambda name, x: found[name].add(x)):
+        embedded(model, tower, batches)
+    return found
 
 
 def chosen_ranges(

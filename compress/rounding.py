@@ -9,7 +9,7 @@ from data).
 All of it needs moments of the inputs, never the inputs. For unsigned activations two neighbours of one sign stay within
 128 in sum, since older x86 CPUs add their products in 16 bits (see `quantize.weight_scales`). There the widest weight
 sets the scale and only the few pairs that pass the limit give way, instead of a wider step for all of them. Left out:
-the order by activation of GPTQ, which would tear the pairs apart, and learned rounding (AdaRound), which needs gradients.
+GPTQ's order by activation, which would tear the pairs apart, and learned rounding (AdaRound), which needs gradients.
 """
 
 from __future__ import annotations
@@ -108,4 +108,5 @@ def corrected_bias(
     b + E[x] W - E[x'] W' (Nagel et al. 2019, eq. 17, for weights and activations at once).
     """
     shift: NDArray[Any] = mean @ weight.astype(np.float64) - mean_quantized @ restored.astype(np.float64)
-    return (bias + shift).astype(np.float32)
+    corrected: NDArray[np.float32] = (bias + shift).astype(np.float32)
+    return corrected

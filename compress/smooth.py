@@ -30,7 +30,7 @@ def smoothing_factors(activations: Tensor, weights: Tensor, alpha: float) -> Ten
 
 
 def smoothed(model: DualEncoder, absmax: Mapping[str, Tensor], tower: str, alpha: float) -> DualEncoder:
-    """A copy whose LayerNorms in front of QKV and FC1 of one tower are smoothed; `absmax` is per input channel (in,)."""
+    """A copy with the LayerNorms in front of QKV and FC1 of one tower smoothed; `absmax` is per input channel (in,)."""
     found = deepcopy(model)
     for index, block in enumerate(getattr(found, tower).blocks):
         assert isinstance(block, Block)

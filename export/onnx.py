@@ -98,7 +98,7 @@ def export(job: Job[ExportConfig]) -> None:
 
 
 def read_int8(source: Artifact) -> dict[str, Numerics]:
-    """How the graphs of each kind compute: calibrated ranges, and the integers and choices of a quantized checkpoint."""
+    """How the graphs of each kind compute: calibrated ranges, fitted integers, and what stays in float."""
     kept = frozenset(source.manifest.facts.get("kept", ()))
     ranges = read_ranges(source, kept)
     tensors = read_tensors(source.file(INTEGERS)) if INTEGERS in source.manifest.files else {}

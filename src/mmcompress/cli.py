@@ -130,11 +130,18 @@ def prune(
 
 
 @app.command(rich_help_panel=MODEL)
-def quantize(artifact: Folder, out: Out, data: Data = None, set_: Set = None, json: Json = False) -> None:
-    """Find the activation ranges of a checkpoint for INT8, from real samples."""
+def quantize(
+    artifact: Folder,
+    out: Out,
+    data: Data = None,
+    max_drop: Annotated[float | None, typer.Option(help="Share of R@10 hits that INT8 may lose: 0.005.")] = None,
+    set_: Set = None,
+    json: Json = False,
+) -> None:
+    """Fit INT8 to a checkpoint, from real samples; what would lose too much stays in float."""
     from mmcompress import console, standalone
 
-    made = standalone.quantize(artifact, out, data=data, overrides=set_ or ())
+    made = standalone.quantize(artifact, out, data=data, max_drop=max_drop, overrides=set_ or ())
     console.show(*console.artifact_summary(made), json)
 
 

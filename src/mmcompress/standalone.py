@@ -124,9 +124,17 @@ def prune(
     return run_single("prune", values, {"checkpoint": source, "embeddings": cached}, out, overrides)
 
 
-def quantize(checkpoint: Path, out: Path, *, data: str | None = None, overrides: Sequence[str] = ()) -> Artifact:
+def quantize(
+    checkpoint: Path,
+    out: Path,
+    *,
+    data: str | None = None,
+    max_drop: float | None = None,
+    overrides: Sequence[str] = (),
+) -> Artifact:
     source = Artifact.open(checkpoint, Kind.CHECKPOINT)
-    return run_single("quantize", {"data": recorded_data(source, data)}, {"checkpoint": source}, out, overrides)
+    values = {"data": recorded_data(source, data), "max_drop": max_drop}
+    return run_single("quantize", values, {"checkpoint": source}, out, overrides)
 
 
 def export(source: str, out: Path, precisions: Sequence[str] = (), overrides: Sequence[str] = ()) -> Artifact:

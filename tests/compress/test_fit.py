@@ -1,4 +1,4 @@
-"""The whole fit on a small encoder: what is watched, what is chosen, and that the choice is the one that was measured."""
+"""The whole fit on a small encoder: what is watched, what is chosen, and that what is chosen was measured."""
 
 from __future__ import annotations
 
