@@ -102,7 +102,7 @@ def read_int8(source: Artifact) -> dict[str, Numerics]:
     kept = frozenset(source.manifest.facts.get("kept", ()))
     ranges = read_ranges(source, kept)
     tensors = read_tensors(source.file(INTEGERS)) if INTEGERS in source.manifest.files else {}
-    found = {}
+    found: dict[str, Numerics] = {}
     for variant in VARIANTS:
         kind = variant.numerics.activations
         if kind != "float":

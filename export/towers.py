@@ -12,6 +12,7 @@ Tensor names are those of `transformers.CLIPModel`, so any CLIP checkpoint of th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -75,7 +76,7 @@ def linear_modules(config: DualEncoderConfig) -> tuple[str, ...]:
 
 def query_scale(tower: TowerConfig) -> np.float32:
     """What the graphs multiply the query's weights and biases with, instead of its product with the keys."""
-    return np.float32(float(tower.head_dim) ** -0.5)
+    return np.float32(math.pow(tower.head_dim, -0.5))
 
 
 def graph_integers(config: DualEncoderConfig, linears: Linears) -> Linears:
