@@ -43,7 +43,7 @@ def quantize_with_peer(peer: str, graph: Path, samples: Path, out: Path) -> None
                 return None if row is None else {name: row[None]}
 
         prepared = out.with_suffix(".prepared.onnx")
-        quant_pre_process(str(graph), str(prepared))
+        quant_pre_process(str(graph), str(prepared), skip_symbolic_shape=True)
         quantize_static(str(prepared), str(out), Reader())
         return
     import nncf

@@ -74,9 +74,9 @@ def linear_modules(config: DualEncoderConfig) -> tuple[str, ...]:
     )
 
 
-def query_scale(tower: TowerConfig) -> np.float32:
+def query_scale(tower: TowerConfig) -> float:
     """What the graphs multiply the query's weights and biases with, instead of its product with the keys."""
-    return np.float32(math.pow(tower.head_dim, -0.5))
+    return float(np.float32(1 / math.sqrt(tower.head_dim)))
 
 
 def graph_integers(config: DualEncoderConfig, linears: Linears) -> Linears:

@@ -1,0 +1,94 @@
+"""The quantize stage on a small world: what its artifact holds and says, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from clip_world import write_squares, write_teacher
+from safetensors.numpy import load_file
+
+from mmcompress import standalone
+from mmcompress.artifact import Artifact, Kind
+from mmcompress.compress.quantize import INTEGERS, linears_from_tensors
+from mmcompress.compress.teacher import image_processing, save_text_processing
+from mmcompress.errors import UsageError
+from mmcompress.model import dual_encoder_from_hugging_face, save_checkpoint
+
+SMALL = ["samples=48", "held=48", "batch=8", "smooth=[0.5]"]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint and its data."""
+    folder = tmp_path_factory.mktemp("world")
+    write_squares(folder)
+    source = write_teacher(folder / "teacher")
+    with Artifact.create(folder / "checkpoint", kind=Kind.CHECKPOINT, stage="distill", key="k") as draft:
+        model = dual_encoder_from_hugging_face(source)
+        save_checkpoint(model, draft.path)
+        draft.model = model.config
+        draft.preprocessing = image_processing(source)
+        draft.tokenizer = save_text_processing(source, draft.path)
+    return folder
+
+
+def quantize(world: Path, out: Path, *overrides: str) -> Artifact:
+    return standalone.quantize(world / "checkpoint", out, data=str(world), overrides=[*SMALL, *overrides])
+
+
+def test_the_artifact_is_a_checkpoint_with_ranges_integers_and_a_record_of_choices(world: Path, tmp_path: Path) -> None:
+    found = quantize(world, tmp_path / "q")
+    facts, linears = found.manifest.facts, 4 * 4 * 2
+    ranges = json.loads(found.file("ranges.json").read_text())
+    assert len(ranges) == linears == facts["linears"] and facts["kept"] == []
+    assert all(set(entry) == {"low", "high", "absmax"} for entry in ranges.values())
+    for kind in ("signed", "unsigned"):
+        stored = linears_from_tensors(load_file(found.file(INTEGERS)), kind)  # type: ignore[arg-type]
+        assert set(stored) == set(ranges)
+        assert stored["image.blocks.0.qkv"].weight.shape == (64, 192)
+    assert [set(row) for row in facts["sensitivity"]] == [{"module", "drift", "kept"}] * linears
+    drifts = [row["drift"] for row in facts["sensitivity"]]
+    assert drifts == sorted(drifts, reverse=True) and facts["budget"] == 0.005
+    for tower in ("image", "text"):
+        assert {"smooth", "ranges", "rounding", "bias"} == set(facts["choices"][tower])
+    assert quantize(world, tmp_path / "again").digest == found.digest
+    graphs = standalone.export(str(found.path), tmp_path / "onnx", ("fp32", "int8"))
+    assert graphs.manifest.facts["kept"] == []
+
+
+def test_what_is_to_be_kept_is_kept_and_a_typo_is_named(world: Path, tmp_path: Path) -> None:
+    kept = "text.blocks.1.fc2"
+    found = quantize(world, tmp_path / "q", f'keep=["{kept}"]', "rounding=nearest", "smooth=[]", "sensitivity=false")
+    assert found.manifest.facts["kept"] == [kept] and found.manifest.facts["sensitivity"] == []
+    assert kept not in json.loads(found.file("ranges.json").read_text())
+    assert not any(kept in name for name in load_file(found.file(INTEGERS)))
+    same = load_file(found.file("model.safetensors"))
+    for name, values in load_file(world / "checkpoint" / "model.safetensors").items():
+        np.testing.assert_array_equal(same[name], values)
+    with pytest.raises(UsageError, match=r"there is no Linear 'text\.blocks\.1\.fc3' in this model") as caught:
+        quantize(world, tmp_path / "x", 'keep=["text.blocks.1.fc3"]')
+    assert "text.blocks.1.fc" in caught.value.hint and caught.value.exit_code == 2
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_budget_that_cannot_hold_keeps_linears_in_float(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a loss of 0.01 for each Linear as integers, a budget of 0.295 leaves 29 of the 32."""
+    from mmcompress.compress import calibrate
+
+    quantized_now: list[int] = []
+    original = calibrate.without
+
+    def counted(linears: object, kept: frozenset[str]) -> object:
+        quantized_now[:] = [32 - len(kept)]
+        return original(linears, kept)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(calibrate, "without", counted)
+    monkeypatch.setattr(calibrate, "lost_matches", lambda *_: quantized_now[0] / 100)
+    found = quantize(world, tmp_path / "q", "max_drop=0.295", "rounding=nearest", "smooth=[]")
+    ranking = [row["module"] for row in found.manifest.facts["sensitivity"]]
+    assert found.manifest.facts["kept"] == sorted(ranking[:3])
