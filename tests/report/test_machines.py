@@ -111,6 +111,19 @@ def test_pages_show_each_machine(tmp_path: Path) -> None:
     assert "| int8 | 0.52 ms | 1.56 ms |" in lines
 
 
+def test_names_of_machines_and_rows_are_escaped(tmp_path: Path) -> None:
+    """They stand in text, in attributes and inside of charts; `&lt;` is how each of them may show."""
+    hostile = '<img src=x onerror="alert(1)">'
+    row = onnx_artifact(tmp_path / hostile, ROWS["int8"], [graph("image", "int8"), graph("text", "int8")])
+    bench = bench_document(hostile)
+    bench["rows"][-1]["row"] = hostile
+    measured = measurement(tmp_path / "bench", "bench", bench, [row])
+    made = standalone.report([row.path, measured.path], tmp_path / "out")
+    page = made.file("report.html").read_text(encoding="utf-8")
+    assert "<img" not in page and page.count("&lt;img src=x") >= 5
+    assert "| <img" not in made.file("report.md").read_text(encoding="utf-8")
+
+
 def test_gates_hold_on_every_machine(tmp_path: Path) -> None:
     rows = make_run(tmp_path / "server")[:5]
     second_bench(tmp_path / "jetson", rows)
