@@ -89,12 +89,14 @@ def test_without_a_paired_interval_the_rows_own_are_taken_as_independent(report:
     assert "no interval is known" in one(report, max_drop={"cosine_mean": 0.5})["note"]
 
 
-def test_intervals_of_parts_are_found(report: Report) -> None:
-    for row, shift in ((report["rows"][0], 0.0), (report["rows"][-1], -0.2)):
-        row["metrics"]["old_index"]["i2t_r10"] = 0.5 + shift
-        row["metrics"]["ci95"]["old_index_i2t_r10"] = [0.47 + shift, 0.53 + shift]
+def test_drops_on_the_old_index_are_from_the_recall_of_its_owner(report: Report) -> None:
+    """The index is the first row's, which has no figure of its own for it."""
+    report["rows"][0]["metrics"]["old_index"] = None
+    report["rows"][-1]["metrics"]["ci95"]["old_index_i2t_r10"] = [0.40, 0.46]
     verdict = one(report, max_drop={"old_index.i2t_r10": 0.1})
-    assert verdict["interval"] == pytest.approx((0.2 - np.hypot(0.03, 0.03), 0.2 + np.hypot(0.03, 0.03)))
+    middle, half = 0.478 - 0.44 * 0.97, np.hypot(0.0225, 0.03)
+    assert verdict["value"] == pytest.approx(middle)
+    assert verdict["interval"] == pytest.approx((middle - half, middle + half))
     assert one(report, max_drop={"unseen.i2t_r10": 1.0})["interval"] is not None
 
 

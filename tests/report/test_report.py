@@ -334,6 +334,14 @@ def _blocks(lines: list[str]) -> list[list[str]]:
         (formats.milliseconds, 1234.5, "1,234 ms"),
         (formats.times, 2.713, "2.71×"),
         (formats.times, 1.0, "same"),
+        (formats.compact, 0.0123456, "0.01235"),
+        (formats.p_value, 0.00001, "< 0.001"),
+        (formats.decibels, -3.04, "−3.0 dB"),
+        (formats.millijoules, None, "–"),
+        (formats.fact, 25_276_510_208, "25,276,510,208"),
+        (formats.fact, 10.037109375, "10.04"),
+        (formats.fact, [2450, True], "2,450, yes"),
+        (formats.cell, "a|b <c>\nd", "a\\|b &lt;c> d"),
     ],
 )
 def test_formats(function: Callable[[Any], str], value: float | None, text: str) -> None:

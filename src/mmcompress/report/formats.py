@@ -95,6 +95,15 @@ def cosine(value: float | None) -> str:
     return ABSENT if value is None else f"{value:.4f}"
 
 
+def fact(value: object) -> str:
+    """A fact about a machine: numbers as people write them, lists with commas."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list):
+        return ", ".join(map(fact, value))
+    return f"{value:,}" if isinstance(value, int) else compact(value) if isinstance(value, float) else str(value)
+
+
 def cell(text: str) -> str:
     """A name as the cell of a Markdown table, without effect on it: `a|b` -> `a\\|b`, `<b>` -> `&lt;b>`"""
     return " ".join(text.split()).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")

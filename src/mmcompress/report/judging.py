@@ -165,14 +165,16 @@ def _drop(report: Mapping[str, Any], row: Mapping[str, Any], name: str, baseline
             return Change(None, None, f"the baseline has no row {row['stage']}")
         if any(baseline["test"][key] != report["test"][key] for key in ("images", "candidates")):
             return Change(None, None, "the baseline was measured on another test set")
-    before, after = _figure(reference, name), _figure(row, name)
+    # The old index is the reference's own: what it finds there itself is its plain recall.
+    own = name.removeprefix("old_index.") if baseline is None else name
+    before, after = _figure(reference, own), _figure(row, name)
     if before is None or after is None:
         return Change(None, None, f"{'baseline' if baseline else reference['stage']} or {row['stage']} has no {name}")
     paired = row.get("r10_change") if baseline is None and name == "i2t_r10" else None
     if paired:
         low, high = paired["ci95"]
         return Change(before - after, (-high, -low), against)
-    intervals = [found for one in (reference, row) if (found := _interval(one, name))]
+    intervals = [found for found in (_interval(reference, own), _interval(row, name)) if found]
     if len(intervals) < 2:
         return Change(before - after, None, f"{against}, no interval is known")
     half = math.hypot(*((high - low) / 2 for low, high in intervals))

@@ -22,7 +22,7 @@ from mmcompress.report.measured import Document
 
 FILTERS = (
     *("percent", "percent_interval", "points", "count", "millions", "megabytes", "milliseconds", "times", "cosine"),
-    *("compact", "millijoules", "decibels", "p_value", "decimal", "cell"),
+    *("compact", "millijoules", "decibels", "p_value", "decimal", "fact", "cell"),
 )
 IMAGE_TYPES = {".webp": "image/webp", ".png": "image/png", ".jpg": "image/jpeg"}
 Section = tuple[str, str, Callable[[Document], object]]
