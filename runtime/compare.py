@@ -33,6 +33,8 @@ ROUND_S = 0.4
 """Measured time of each side in a round."""
 NARROW = 0.035
 """Width of the interval at which measuring ends, of which 0.02 are there in any case."""
+SHOWN = 3
+"""Measurements that an error names of each report."""
 Document = dict[str, Any]
 MATCHED = ("backend", "precision", "batch", "threads", "streams")
 
@@ -154,10 +156,11 @@ def compare_reports(a: Document, b: Document, name_a: str, name_b: str, seed: in
         if key in sides[1]
     ]
     if not comparisons:
-        held = ["; ".join(" ".join(map(str, key)) for key in side) or "nothing" for side in sides]
+        held = ["; ".join(" ".join(map(str, key)) for key in list(side)[:SHOWN]) or "nothing" for side in sides]
         raise UsageError(
             f"{name_a} and {name_b} have no measurement in common",
-            f"both need rounds of the same row, backend, precision and batch; A has {held[0]}, B has {held[1]}",
+            f"both need `rounds_ms` of the same row, backend, precision, batch, threads and streams; A has {held[0]}; "
+            f"B has {held[1]}",
         )
     return {
         "schema": 1,

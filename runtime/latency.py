@@ -120,8 +120,9 @@ def interleaved(
 
 
 def concurrent(subjects: Sequence[Subject], streams: int, config: BenchConfig) -> Iterator[Measured]:
-    """Every subject and batch under so many streams."""
-    for subject in track(subjects, f"{streams} streams", total=len(subjects)):
+    """Every subject and batch under so many streams; fewer threads than streams cannot be divided."""
+    divisible = [subject for subject in subjects if subject.threads is None or subject.threads >= streams]
+    for subject in track(divisible, f"{streams} streams", total=len(divisible)):
         for batch in config.batches:
             opener = subject.divided(streams).open
             rounds, batches_per_s, device = timed_streams(

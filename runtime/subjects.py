@@ -63,7 +63,7 @@ class Subject:
 
     def divided(self, streams: int) -> Subject:
         """The same with its threads shared by several streams."""
-        return self if self.threads is None else replace(self, threads=max(1, self.threads // streams))
+        return self if self.threads is None else replace(self, threads=self.threads // streams)
 
     def name(self) -> dict[str, str]:
         return {"row": self.row, "backend": self.backend, "precision": self.graph.precision}

@@ -287,7 +287,7 @@ class BenchConfig(StageConfig):
     threads: tuple[int, ...] | None = Field(default=None, min_length=1)
     """Thread counts of the CPU runtimes; all cores if not given. Ratios are at the last one."""
     streams: tuple[int, ...] = ()
-    """Numbers of concurrent requests to measure beside single ones, such as [2, 4]; the threads are divided."""
+    """Numbers of concurrent requests to measure beside single ones, such as [2, 4]; they share the threads."""
     seconds: float = Field(default=1.0, gt=0)
     """Measured time of each combination."""
     rounds: int = Field(default=8, ge=4)

@@ -98,7 +98,7 @@ def test_what_cannot_be_compared_is_said(make_artifact: Make, tmp_path: Path) ->
     other.write_text(json.dumps(document({"fp32": times(1.0, 0), "short": [1.0, 1.0]})))
     with pytest.raises(UsageError, match="have no measurement in common") as caught:
         compare(good, other)
-    assert "A has int8 openvino int8 1 2 1, B has fp32 openvino int8 1 2 1" in caught.value.hint
+    assert "A has int8 openvino int8 1 2 1; B has fp32 openvino int8 1 2 1" in caught.value.hint
     other.write_text("[]")
     with pytest.raises(CorruptInputError, match=r"other\.json has no list of rows"):
         compare(good, other)
