@@ -5,6 +5,7 @@ python benchmarks/int8_peers.py CHECKPOINT [--data demo:test] [--labels demo:nam
 Ours is `mmcompress quantize` with its defaults, and the unsigned file of `export`. The peers get our FP32 graph of each
 tower, in an environment of their own where NNCF is installed (--peers; by default this one): ONNX Runtime's static
 quantization and NNCF's default, both as they come, and NNCF's transformer mode. A peer that is not installed says so.
+The prepared graph of ONNX Runtime skips symbolic shapes, on which its pre-processing fails here.
 Every row is compared with the FP32 graphs on the same runtime: with its image tower alone, and with both of its towers.
 Latency is measured by `make bench` elsewhere; on a CPU without VNNI it says nothing about INT8.
 """

@@ -54,7 +54,7 @@ def test_the_artifact_is_a_checkpoint_with_ranges_integers_and_a_record_of_choic
     assert drifts == sorted(drifts, reverse=True) and facts["budget"] == 0.005
     for tower in ("image", "text"):
         assert {"smooth", "ranges", "rounding", "bias"} == set(facts["choices"][tower])
-    assert quantize(world, tmp_path / "again").digest == found.digest
+    assert quantize(world, tmp_path / "again" / "q").digest == found.digest
     graphs = standalone.export(str(found.path), tmp_path / "onnx", ("fp32", "int8"))
     assert graphs.manifest.facts["kept"] == []
 
