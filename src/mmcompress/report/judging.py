@@ -22,6 +22,7 @@ from typing import Any
 from mmcompress.errors import UsageError, suggestion
 from mmcompress.gates import LATENCY, SIZES, Gates
 from mmcompress.report.rows import plain
+from mmcompress.runtime.estimate import FEWEST_ROUNDS, unpaired_speedup
 
 ROUNDING = 1e-9
 """A drop from 0.3 to 0.29 is one of 0.01, whatever floating point makes of it."""
@@ -216,21 +217,8 @@ def _against_baseline(entry: Mapping[str, Any], row: Mapping[str, Any], baseline
         return Change(None, None, f"the baseline has no such latency ({place(entry)})")
     found = (same or candidates)[0]
     note = place(entry) if same else f"{place(entry)}; the baseline is of another machine, {found['machine']}"
-    interval = speedup_interval(entry.get("rounds_ms") or [], found.get("rounds_ms") or [])
-    return Change(found["p50_ms"] / entry["p50_ms"], interval, note)
-
-
-def speedup_interval(
-    fast_ms: Sequence[float], slow_ms: Sequence[float], seed: int = 0, resamples: int = 1000
-) -> Interval | None:
-    """95% percentile bootstrap (Efron 1979) of median(slow) / median(fast) over rounds of two separate runs."""
-    import numpy as np
-
-    if len(fast_ms) < 2 or len(slow_ms) < 2:
-        return None
-    random = np.random.default_rng(seed)
-    slow, fast = (
-        np.median(random.choice(np.asarray(rounds), (resamples, len(rounds))), axis=1) for rounds in (slow_ms, fast_ms)
-    )
-    low, high = np.quantile(slow / fast, [0.025, 0.975])
-    return float(low), float(high)
+    fast, slow = (one.get("rounds_ms") or [] for one in (entry, found))
+    if min(len(fast), len(slow)) < FEWEST_ROUNDS:
+        return Change(found["p50_ms"] / entry["p50_ms"], None, f"{note}; too few rounds for an interval")
+    ratio = unpaired_speedup(fast, slow)
+    return Change(ratio.speedup, (ratio.low, ratio.high), note)
