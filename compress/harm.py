@@ -27,7 +27,7 @@ from mmcompress.compress.shrink import (
     through,
 )
 from mmcompress.compress.sizes import BlockErrors, Levels, levels
-from mmcompress.model import DualEncoder, ImageTower, TextTower
+from mmcompress.model import DualEncoder, ImageTower, TextTower, token_at
 from mmcompress.progress import track
 
 PROBED = 96
@@ -75,7 +75,8 @@ def measured_errors(
 
 
 def _embeddings(tower: ImageTower | TextTower, streams: Streams, inputs: Sequence[Tensor]) -> Tensor:
-    return F.normalize(torch.cat([tower.leave(x, i) for x, i in zip(streams, inputs, strict=True)]), dim=-1)
+    pooled = [token_at(x, tower.ends(i)) for x, i in zip(streams, inputs, strict=True)]
+    return F.normalize(tower.leave(torch.cat(pooled)), dim=-1)
 
 
 def _first(inputs: Sequence[Tensor], samples: int) -> list[Tensor]:

@@ -166,11 +166,9 @@ def gram_of(sub: SubBlock, streams: tuple[Streams, Streams, Sequence[Tensor]]) -
 
 def counted(tower: ImageTower | TextTower, inputs: Tensor) -> Tensor:
     """(B, T) how much each token counts: the pooled one for half of all, those behind the end of a text for nothing."""
-    if isinstance(tower, ImageTower):
-        ends = torch.zeros(len(inputs), dtype=torch.long, device=inputs.device)
-        counts = torch.ones(len(inputs), len(tower.positions), device=inputs.device)
-    else:
-        ends = tower.ends(inputs)
+    ends = tower.ends(inputs)
+    counts = torch.ones(len(inputs), len(tower.positions), device=inputs.device)
+    if tower.causal:
         counts = (torch.arange(inputs.shape[1], device=inputs.device) <= ends[:, None]).float()
     pooled = (POOLED * counts.sum(dim=1)).clamp_min(1)
     return counts.scatter(1, ends[:, None], pooled[:, None])

@@ -1,8 +1,8 @@
 """The quantized model in torch: what goes into its Linears, what they compute as integers, how far that carries.
 
 The simulation quantizes and restores inputs and weights as the graphs do, and computes in FP32 between, so it equals a
-runtime up to values on the edge between two steps. The last block of a graph computes its out-projection and MLP for
-the pooled token only (see towers.py in export), so of these Linears only that token's inputs are looked at.
+runtime up to values on the edge between two steps. As in the graphs, the last block's out-projection and MLP see the
+pooled token only.
 """
 
 from __future__ import annotations
@@ -95,29 +95,12 @@ def _quantizing(quantizer: ActivationQuantizer) -> Callable[[nn.Module, tuple[Te
 
 @contextmanager
 def watched(model: DualEncoder, see: Callable[[str, Tensor], None]) -> Iterator[None]:
-    """Show every Linear's input (rows, in), as far as the graphs compute it."""
-    last = {f"{tower}.blocks.{getattr(model.config, tower).depth - 1}" for tower in TOWERS}
-    ends: list[Tensor] = []
+    """Show every Linear's input (rows, in)."""
 
     def watch(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        block, _, part = name.rpartition(".")
-
-        def hook(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-            (x,) = arguments
-            if block not in last or part == "qkv":
-                see(name, x.flatten(0, 1))
-            elif name.startswith("image"):
-                see(name, x[:, 0])
-            else:
-                see(name, x[torch.arange(len(x), device=x.device), ends[-1]])
-
-        return hook
-
-    def remember(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-        ends[:] = [model.text.ends(arguments[0])]
+        return lambda _, arguments: see(name, arguments[0].flatten(0, 1))
 
     handles = [linear.register_forward_pre_hook(watch(name)) for name, linear in model.linears()]
-    handles.append(model.text.register_forward_pre_hook(remember))
     try:
         yield
     finally:

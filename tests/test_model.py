@@ -15,6 +15,7 @@ from transformers import CLIPConfig, CLIPModel
 from mmcompress.architecture import DualEncoderConfig
 from mmcompress.errors import CorruptInputError, UsageError
 from mmcompress.model import (
+    Block,
     DualEncoder,
     dual_encoder_from_checkpoint,
     dual_encoder_from_hugging_face,
@@ -154,3 +155,13 @@ def tiny() -> DualEncoderConfig:
             "text": {**tower, "vocab": 50, "context": 12, "eos_token_id": 49},
         }
     )
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_a_block_for_one_token_equals_that_token_of_the_whole(causal: bool) -> None:
+    config = tiny().image
+    block = Block(config, 0).eval()
+    x, ends = torch.randn(3, 7, config.width), torch.tensor([0, 3, 6])
+    with torch.inference_mode():
+        whole = block(x, causal)
+        torch.testing.assert_close(block(x, causal, ends)[:, 0], whole[torch.arange(3), ends], atol=1e-5, rtol=1e-5)

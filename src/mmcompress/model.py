@@ -46,20 +46,32 @@ class Block(nn.Module):
         self.fc1 = nn.Linear(config.width, config.mlp[index])
         self.fc2 = nn.Linear(config.mlp[index], config.width)
 
-    def forward(self, x: Tensor, causal: bool) -> Tensor:
-        """(B, T, width) -> (B, T, width)"""
-        x = x + self.out(self.attended(x, causal))
+    def forward(self, x: Tensor, causal: bool, pooled: Tensor | None = None) -> Tensor:
+        """(B, T, width) -> (B, T, width), or (B, 1, width) of the token `pooled` (B,), where nothing else is read."""
+        mixed = self.attended(x, causal, pooled)
+        x = (x if pooled is None else token_at(x, pooled)) + self.out(mixed)
         return x + self.fc2(self.hidden(x))  # type: ignore[no-any-return]
 
-    def attended(self, x: Tensor, causal: bool) -> Tensor:
-        """(B, T, width) -> (B, T, heads * head_dim): what goes into the out-projection, head by head."""
+    def attended(self, x: Tensor, causal: bool, pooled: Tensor | None = None) -> Tensor:
+        """(B, T, width) -> (B, T or 1, heads * head_dim): what goes into the out-projection, head by head."""
         q, k, v = self.qkv(self.norm1(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        return F.scaled_dot_product_attention(q, k, v, is_causal=causal).transpose(1, 2).flatten(2)
+        mask = None
+        if pooled is not None:
+            q = token_at(q.transpose(1, 2), pooled).transpose(1, 2)
+            if causal:
+                mask = (torch.arange(x.shape[1], device=x.device) <= pooled[:, None])[:, None, None]
+        whole = causal and pooled is None
+        return F.scaled_dot_product_attention(q, k, v, mask, is_causal=whole).transpose(1, 2).flatten(2)
 
     def hidden(self, x: Tensor) -> Tensor:
         """(B, T, width) -> (B, T, mlp): what goes into FC2."""
         hidden: Tensor = self.fc1(self.norm2(x))
         return hidden * torch.sigmoid(1.702 * hidden) if self.quick else F.gelu(hidden)
+
+
+def token_at(x: Tensor, places: Tensor) -> Tensor:
+    """(B, T, ...), (B,) -> (B, 1, ...): one token of each sequence."""
+    return x[torch.arange(len(x), device=x.device), places][:, None]
 
 
 class ImageTower(nn.Module):
@@ -77,10 +89,7 @@ class ImageTower(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, D)"""
-        x = self.enter(pixels)
-        for block in self.blocks:
-            x = block(x, self.causal)
-        return self.leave(x, pixels)
+        return self.leave(_through(self.blocks, self.enter(pixels), self.ends(pixels), self.causal))
 
     def enter(self, pixels: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, T, width): the residual stream before the first block."""
@@ -88,9 +97,13 @@ class ImageTower(nn.Module):
         tokens = torch.cat([self.class_token.expand(len(patches), 1, -1), patches], dim=1)
         return self.norm_pre(tokens + self.positions)  # type: ignore[no-any-return]
 
-    def leave(self, x: Tensor, pixels: Tensor) -> Tensor:
-        """(B, T, width) -> (B, D): the stream behind the last block, pooled at the class token."""
-        return self.projection(self.norm_post(x[:, 0]))  # type: ignore[no-any-return]
+    def ends(self, pixels: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B,): the token that is read at the end, the class token."""
+        return torch.zeros(len(pixels), dtype=torch.long, device=pixels.device)
+
+    def leave(self, pooled: Tensor) -> Tensor:
+        """(B, 1, width) -> (B, D): the token that is read, behind the last block."""
+        return self.projection(self.norm_post(pooled[:, 0]))  # type: ignore[no-any-return]
 
 
 class TextTower(nn.Module):
@@ -107,10 +120,7 @@ class TextTower(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, T) int -> (B, D)"""
-        x = self.enter(tokens)
-        for block in self.blocks:
-            x = block(x, self.causal)
-        return self.leave(x, tokens)
+        return self.leave(_through(self.blocks, self.enter(tokens), self.ends(tokens), self.causal))
 
     def enter(self, tokens: Tensor) -> Tensor:
         """(B, T) int -> (B, T, width): the residual stream before the first block."""
@@ -121,10 +131,17 @@ class TextTower(nn.Module):
         scores = tokens if self.eos_token_id == LEGACY_EOS else (tokens == self.eos_token_id).int()
         return scores.argmax(dim=-1)
 
-    def leave(self, x: Tensor, tokens: Tensor) -> Tensor:
-        """(B, T, width) -> (B, D): the stream behind the last block, pooled at the end of the text."""
-        pooled = x[torch.arange(len(x), device=x.device), self.ends(tokens)]
-        return self.projection(self.norm_post(pooled))  # type: ignore[no-any-return]
+    def leave(self, pooled: Tensor) -> Tensor:
+        """(B, 1, width) -> (B, D): the token that is read, behind the last block."""
+        return self.projection(self.norm_post(pooled[:, 0]))  # type: ignore[no-any-return]
+
+
+def _through(blocks: nn.ModuleList, x: Tensor, ends: Tensor, causal: bool) -> Tensor:
+    """(B, T, width), (B,) -> (B, 1, width): all blocks; the last one computes the token that is read."""
+    for block in blocks[:-1]:
+        x = block(x, causal)
+    pooled: Tensor = blocks[-1](x, causal, ends)
+    return pooled
 
 
 class DualEncoder(nn.Module):
