@@ -17,8 +17,9 @@ from toy_model import WORDS, write_tokenizer
 
 from mmcompress.architecture import DualEncoderConfig, ImageConfig, TextConfig
 from mmcompress.artifact import Artifact, Kind, Preprocessing, TextProcessing
-from mmcompress.compress.calibrate import calibrate, ranges_of
+from mmcompress.compress.calibrate import Captioned, calibrate
 from mmcompress.compress.pairs import trimmed
+from mmcompress.compress.ranges import ranges_of
 from mmcompress.config import BisectConfig, DataConfig
 from mmcompress.data import batches
 from mmcompress.errors import UsageError
@@ -81,8 +82,7 @@ def model(tmp_path_factory: pytest.TempPathFactory, pairs: DataConfig) -> tuple[
     [batch] = batches(str(pairs.test), PREPROCESSING, batch=24)
     pixels = torch.from_numpy(normalize(batch.pixels, PREPROCESSING))
     texts = [torch.from_numpy(trimmed(tokenize(tokenizer, list(caption), TEXT), 2)) for caption in batch.captions]
-    samples = [(pixels, tokens) for tokens in texts]
-    histograms = calibrate(network, samples, torch.device("cpu"))
+    histograms = calibrate(network, [Captioned(pixels, tokens) for tokens in texts])
     ranges = {name: ranges_of(found, "minmax", 100) for name, found in histograms.items()}
     return load_file(folder / "model.safetensors"), ranges
 
