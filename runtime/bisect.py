@@ -42,7 +42,16 @@ from mmcompress.config import Backend, BisectConfig
 from mmcompress.errors import UsageError
 from mmcompress.progress import track
 from mmcompress.runtime.preprocess import normalize
-from mmcompress.runtime.probe import GIVEN, Opened, common_borders, cut, module_of, opened_session, watched
+from mmcompress.runtime.probe import (
+    GIVEN,
+    Opened,
+    check_same_checkpoint,
+    common_borders,
+    cut,
+    module_of,
+    opened_session,
+    watched,
+)
 from mmcompress.runtime.session import Session, Tower, available_backends, default_backend, graph_for
 from mmcompress.runtime.tokenize import load_tokenizer, text_processing, tokenize
 
@@ -189,6 +198,7 @@ class Probe:
         reference, candidate = (Opened.read(file, tower) for file in files)
         self.tower, self.feed = tower, graphs[0].inputs[0].name
         self._backend, self._folder, self._stack = backend, folder, stack
+        check_same_checkpoint(reference, candidate)
         self._borders = common_borders(reference, candidate)
         self._products = candidate.products
         makers = {node.output[0]: node for node in reference.proto.graph.node}

@@ -97,6 +97,21 @@ class Opened:
         return found
 
 
+def check_same_checkpoint(reference: Opened, candidate: Opened) -> None:
+    """Raise UsageError where half of the LayerNorms have other gains: one broken module does not look like that."""
+    gains = [
+        name for name in reference.constants if re.search(r"norm\d?\.weight$", name) and name in candidate.constants
+    ]
+    different = [n for n in gains if not np.allclose(reference.constant(n), candidate.constant(n), rtol=1e-3)]
+    if gains and len(different) >= len(gains) / 2:
+        raise UsageError(
+            f"{len(different)} of {len(gains)} LayerNorms of the {reference.tower} tower differ in their gains, so the "
+            "two are not exports of one checkpoint",
+            "INT8 may have been smoothed: export its FP32 from the same checkpoint, "
+            "mmcompress export QUANTIZED --precision fp32",
+        )
+
+
 @dataclass(frozen=True)
 class Product:
     """A quantized Linear: what it reads, and in which integers."""

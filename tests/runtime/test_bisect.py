@@ -272,3 +272,12 @@ def test_what_is_kept_stands_out() -> None:
     modules = [entry("a", 9, 0.1), entry("b", 7, 0.1), entry("c", 1, 0.5), *(entry(str(i), 0, 0.05) for i in range(6))]
     assert kept(modules) == ["a", "b", "c"]
     assert kept([entry("quiet", 9, 1.0, sqnr=75.0)]) == []
+
+
+def test_a_smoothed_candidate_is_not_taken_for_a_broken_one(
+    report: Callable[..., dict[str, Any]], model: tuple[Tensors, Ranges]
+) -> None:
+    gains = {name: 2 * values for name, values in model[0].items() if "layer_norm" in name and name.endswith("weight")}
+    with pytest.raises(UsageError, match="LayerNorms of the image tower differ in their gains") as caught:
+        report("fp32", tensors=gains)
+    assert "export QUANTIZED --precision fp32" in caught.value.hint and caught.value.exit_code == 2
