@@ -35,9 +35,7 @@ KINDS = ("range x0.25", "range x8", "weights x1.3", "range shifted")
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--run", type=Path, default=Path("runs/demo"), help="a finished run with `recovered` and `int8`"
-    )
+    parser.add_argument("--run", type=Path, default=Path("runs/demo"), help="a finished run with `quantize` and `int8`")
     parser.add_argument("--clip-benchmark", type=Path, help="folder that holds clip_benchmark/metrics")
     parser.add_argument("--tries", type=int, default=10)
     parser.add_argument("--measure", nargs=2, type=int, metavar=("IMAGES", "TEXTS"), help=argparse.SUPPRESS)
@@ -171,14 +169,16 @@ def named(run: Path, tries: int) -> list[Claim]:
     """How often the module that was scaled wrongly is the first of the list, and how often it is to be kept."""
     if not (run / "int8" / "manifest.json").is_file():
         return [("bisect", f"not measured: {run} holds no finished run", "first in all", None)]
+    from mmcompress import standalone
     from mmcompress.export.towers import linear_modules
     from mmcompress.runtime.bisect import bisect_report
 
-    reference, healthy = Artifact.open(run / "recovered"), Artifact.open(run / "int8")
+    healthy = Artifact.open(run / "int8")
     config = BisectConfig(data=DataConfig(test="demo:val"), samples=32)
     modules, rng = linear_modules(healthy.model), np.random.default_rng(0)
     first, kept, slowest, missed = 0, 0, 0.0, []
     with tempfile.TemporaryDirectory() as temporary:
+        reference = standalone.export(str(run / "quantize"), Path(temporary) / "fp32", ("fp32",))
         for number in range(tries):
             tower = ("image", "text")[number % 2]
             module = str(rng.choice([name for name in modules if name.startswith(tower)]))
