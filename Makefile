@@ -25,8 +25,15 @@ lint: $(READY)
 type: $(READY)
 	$(BIN)/mypy -p mmcompress
 
-bench: $(READY) demo
-	@set -e; for script in benchmarks/*.py; do test -e "$$script" || continue; echo "== $$script"; $(BIN)/python "$$script"; done
+bench: $(READY) .venv-peers/.ready demo
+	@failed=0; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script" || failed=1; done; exit $$failed
+
+# The tools that the benchmarks compare with, in an environment of their own.
+.venv-peers/.ready: constraints.txt
+	$(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/python -m pip install --disable-pip-version-check --quiet -c constraints.txt torch onnx onnxruntime openvino nncf
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps torch-pruning
+	touch $@
 
 dist: $(READY)
 	rm -rf build dist
@@ -34,7 +41,7 @@ dist: $(READY)
 	$(BIN)/python tests/check_wheel.py dist/*.whl
 
 clean:
-	rm -rf $(VENV) build dist runs .mypy_cache .ruff_cache .pytest_cache src/mmcompress.egg-info
+	rm -rf $(VENV) .venv-peers build dist runs .mypy_cache .ruff_cache .pytest_cache src/mmcompress.egg-info
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "mmcompress needs Python 3.10 or later; try: make PYTHON=python3.12")'

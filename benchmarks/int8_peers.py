@@ -16,12 +16,15 @@ import argparse
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+PEERS_PYTHON = Path(".venv-peers/bin/python")
+"""Where `make bench` installs them."""
 PEERS = {"ort": "ONNX Runtime static", "nncf": "NNCF default", "nncf-transformer": "NNCF transformer"}
 TOWERS = ("image", "text")
 Floats = NDArray[np.float32]
@@ -65,33 +68,34 @@ def embedded(graph: Path, inputs: NDArray[Any]) -> Floats:
     return np.concatenate([compiled([inputs[i : i + 32]])[0] for i in range(0, len(inputs), 32)])
 
 
-def compared(pairs: Any, reference: tuple[Floats, Floats], found: tuple[Floats, Floats]) -> dict[str, float]:
-    from mmcompress.runtime.drift import agreement, flip_rate, recalls, retrieval_ranks
+def compared(pairs: Any, reference: Any, found: tuple[Floats, Floats]) -> dict[str, float]:
+    """Image and text embeddings against those of FP32, by drift's own figures."""
+    from mmcompress.runtime.figures import distance, measured
 
-    def r10(images: Floats, texts: Floats) -> float:
-        return recalls(*retrieval_ranks(images, texts, pairs.image_group, pairs.text_group))["i2t_r10"]
-
-    cosines = agreement(reference[0], found[0])
+    every = np.arange(len(pairs.keys))
+    before = measured(pairs, reference, every)
+    after = measured(pairs, replace(reference, images=found[0], texts=found[1]), every)
+    figures, _ = distance(after, before)
     return {
-        "flips": flip_rate(*reference, *found),
-        "p01 cosine": cosines["cosine_p01"],
-        "mean cosine": cosines["cosine_mean"],
-        "R@10 drop": r10(*reference) - r10(*found),
+        "flips": figures["flip_rate"],
+        "p01 cosine": figures["cosine_p01"],
+        "mean cosine": figures["cosine_mean"],
+        "R@10 drop": -figures["r10_change"]["i2t"],
     }
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("checkpoint", type=Path, nargs="?", default=Path("runs/demo/recover"))
     parser.add_argument("--train", default="demo:train")
     parser.add_argument("--data", default="demo:test")
     parser.add_argument("--labels", default="demo:names")
     parser.add_argument("--samples", type=int, default=512)
-    parser.add_argument("--peers", default=sys.executable)
+    parser.add_argument("--peers", default=str(PEERS_PYTHON if PEERS_PYTHON.exists() else sys.executable))
     parser.add_argument("--quantized", type=Path, help="what `mmcompress quantize` made, if it is there already")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
-        rows = measured(asked, Path(temporary))
+        rows = table(asked, Path(temporary))
     print(f"{'':22} {'towers':>7} {'flips':>8} {'p01 cosine':>11} {'mean cosine':>12} {'R@10 drop':>10}")
     for name, towers, figures in rows:
         if figures is None:
@@ -104,11 +108,11 @@ def main() -> int:
     return 0
 
 
-def measured(asked: Any, folder: Path) -> list[tuple[str, str, dict[str, float] | None]]:
+def table(asked: Any, folder: Path) -> list[tuple[str, str, dict[str, float] | None]]:
     from mmcompress import standalone
     from mmcompress.compress.calibrate import _samples
     from mmcompress.config import DataConfig, QuantizeConfig
-    from mmcompress.runtime.drift import embed_row
+    from mmcompress.runtime.testset import embed_row
 
     fp32 = standalone.export(str(asked.checkpoint), folder / "fp32", ("fp32",))
     quantized = asked.quantized or folder / "quantized"
@@ -117,11 +121,10 @@ def measured(asked: Any, folder: Path) -> list[tuple[str, str, dict[str, float] 
     int8 = standalone.export(str(quantized), folder / "int8", ("int8",))
     data = DataConfig(train=asked.train, test=asked.data, labels=asked.labels)
     pairs, row = embed_row(fp32, data, "openvino", 32, None)
-    reference = (row.images, row.texts)
     _, ours = embed_row(int8, data, "openvino", 32, pairs)
     rows: list[tuple[str, str, dict[str, float] | None]] = [
-        ("mmcompress", "image", compared(pairs, reference, (ours.images, reference[1]))),
-        ("mmcompress", "both", compared(pairs, reference, (ours.images, ours.texts))),
+        ("mmcompress", "image", compared(pairs, row, (ours.images, row.texts))),
+        ("mmcompress", "both", compared(pairs, row, (ours.images, ours.texts))),
     ]
     shown = list(_samples(fp32, QuantizeConfig(data=data, samples=asked.samples)))
     inputs = inputs_of(fp32, data, pairs.texts)
@@ -141,9 +144,9 @@ def measured(asked: Any, folder: Path) -> list[tuple[str, str, dict[str, float] 
             made = out if out.is_file() else out.with_suffix(".xml")
             if done and made.is_file():
                 found[tower] = embedded(made, inputs[tower])
-        for towers, texts in (("image", reference[1]), ("both", found.get("text"))):
+        for towers, texts in (("image", row.texts), ("both", found.get("text"))):
             whole = "image" in found and texts is not None
-            rows.append((name, towers, compared(pairs, reference, (found["image"], texts)) if whole else None))
+            rows.append((name, towers, compared(pairs, row, (found["image"], texts)) if whole else None))
     return rows
 
 
