@@ -100,12 +100,13 @@ def calibration_error(confidence: Floats, right: Bools, bins: int = BINS) -> flo
 
 
 def class_changes(
-    labels: Ints, names: Sequence[str], was_right: Bools, is_right: Bools, most: int = 20
+    labels: Ints, names: Sequence[str], was_right: Bools, is_right: Bools, most: int = 20, fewest: int = 1
 ) -> list[dict[str, Any]]:
-    """(N,) class of each image -> the classes whose share of right answers fell most."""
+    """(N,) class of each image -> the classes of `fewest` images or more whose share of right answers fell most."""
     classes, images = np.unique(labels, return_counts=True)
     before, after = shares_by_class(was_right, labels), shares_by_class(is_right, labels)
-    worst = [place for place in np.lexsort((classes, -images, after - before)) if after[place] < before[place]]
+    order = np.lexsort((classes, -images, after - before))
+    worst = [place for place in order if after[place] < before[place] and images[place] >= fewest]
     return [
         {
             "label": names[classes[place]],

@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 
 __all__ = ["drift", "drift_report", "retrieval"]
 
+CLASS_IMAGES = 5
+"""Of a class with fewer images one flip is all there is to see."""
+
 
 def drift(job: Job[DriftConfig]) -> None:
     """Stage: write drift.json over every gathered ONNX artifact, and the gallery; the first is the teacher."""
@@ -129,4 +132,5 @@ def _int8_against_fp32(row: Measured, fp32: MeasuredRow) -> Document:
 
 def _per_class(pairs: Pairs, row: Measured, first: Measured) -> list[Document]:
     answered = row.i2t.answerable
-    return class_changes(row.group[answered], pairs.texts, first.right[answered], row.right[answered])
+    right = first.right[answered], row.right[answered]
+    return class_changes(row.group[answered], pairs.texts, *right, fewest=CLASS_IMAGES)
