@@ -288,9 +288,9 @@ class BenchConfig(StageConfig):
     """Thread counts of the CPU runtimes; all cores if not given. Ratios are at the last one."""
     streams: tuple[int, ...] = ()
     """Numbers of concurrent requests to measure beside single ones, such as [2, 4]; they share the threads."""
-    seconds: float = Field(default=1.5, gt=0)
+    seconds: float = Field(default=2.0, gt=0)
     """Measured time of each combination."""
-    rounds: int = Field(default=15, ge=4)
+    rounds: int = Field(default=20, ge=4)
     """In how many rounds: in each, every session is opened anew. Intervals are over rounds."""
     priority: bool = True
     """Run in the real-time class while measuring, where the system permits it, so that other programs do not count."""
