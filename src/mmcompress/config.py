@@ -376,7 +376,9 @@ def validated(model: type[C], values: Mapping[str, Any], where: str) -> C:
             known = _fields_at(model, path[:-1])
             raise UsageError(f"{where}: unknown key {key!r}", suggestion(path[-1], known)) from error
         got = "" if first["type"] == "missing" else f" (got {first['input']!r})"
-        raise UsageError(f"{where}: {key}: {first['msg'].removeprefix('Value error, ')}{got}", _docstring(model, path)) from error
+        raise UsageError(
+            f"{where}: {key}: {first['msg'].removeprefix('Value error, ')}{got}", _docstring(model, path)
+        ) from error
 
 
 def _fields_at(model: type[BaseModel], path: Sequence[str]) -> list[str]:
