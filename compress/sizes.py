@@ -24,19 +24,23 @@ BlockErrors = tuple[Levels, Levels, float]
 """Of fewer heads, of fewer MLP units, and of the removal of the whole block."""
 
 
-def static_cost(config: DualEncoderConfig, name: TowerName, kind: str) -> tuple[Callable[[Size], float], float, float]:
-    """The cost of a block by its size, of all that is no block, and of the whole tower; `kind` is macs or params."""
+Cost = Callable[[Size, int], float]
+"""Of a block, by its size and its place in the tower."""
+
+
+def static_cost(config: DualEncoderConfig, name: TowerName, kind: str) -> tuple[Cost, float, float]:
+    """The cost of a block, of all that is no block, and of the whole tower; `kind` is macs or params."""
     tower: ImageConfig | TextConfig = getattr(config, name)
     tokens = tower.tokens if isinstance(tower, ImageConfig) else tower.context
 
-    def cost(size: Size) -> float:
+    def cost(size: Size, _: int) -> float:
         if size is None:
             return 0.0
         block = tower.model_copy(update={"heads": size[:1], "mlp": size[1:]})
         return block.block_macs(tokens) if kind == "macs" else block.block_params()
 
     full = tower.macs(config.embed_dim) if kind == "macs" else tower.params(config.embed_dim)
-    return cost, full - sum(map(cost, sizes_of(tower))), full
+    return cost, full - sum(cost(size, index) for index, size in enumerate(sizes_of(tower))), full
 
 
 def sizes_within(blocks: Sequence[Sequence[Choice]], share: float, base: float, full: float, what: str) -> list[Size]:
@@ -65,7 +69,7 @@ def block_choices(
     tower: TowerConfig,
     measured: Sequence[BlockErrors],
     mlp_multiple: int,
-    cost: Callable[[Size], float],
+    cost: Cost,
 ) -> list[list[Choice]]:
     """All sizes of each block: `measured` has the errors of heads, of MLP units and of the whole block's removal.
 
@@ -78,11 +82,11 @@ def block_choices(
         heads = range(1, tower.heads[index] + 1)
         head_errors, unit_errors = _interpolated(by_heads, heads), _interpolated(by_units, units)
         choices = [
-            Choice((h, m), cost((h, m)), head_error + unit_error)
+            Choice((h, m), cost((h, m), index), head_error + unit_error)
             for h, head_error in zip(heads, head_errors, strict=True)
             for m, unit_error in zip(units, unit_errors, strict=True)
         ]
-        blocks.append(choices if index == worst else [*choices, Choice(None, cost(None), removed)])
+        blocks.append(choices if index == worst else [*choices, Choice(None, cost(None, index), removed)])
     return blocks
 
 

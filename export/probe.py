@@ -7,6 +7,7 @@ to it. The graphs are those of `towers.py`, which is what ships.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,23 +15,30 @@ import numpy as np
 
 from mmcompress.architecture import DualEncoderConfig, ImageConfig
 from mmcompress.artifact import Artifact, Kind, hash_json
+from mmcompress.config import Precision
 from mmcompress.export.graph import Array
 from mmcompress.export.onnx import VARIANTS, described, save_graph
-from mmcompress.export.towers import image_graph
+from mmcompress.export.towers import image_graph, linear_modules
 
 OPSET = 18
+RANGE = {"low": -4.0, "high": 4.0, "absmax": 4.0}
+"""Of every activation: a LayerNorm's output is rarely beyond."""
 
 
-def write_probes(model: DualEncoderConfig, towers: Sequence[ImageConfig], folder: Path) -> Artifact:
-    """An ONNX artifact in `folder` with one FP32 image graph for each of the towers, in their order."""
-    key = hash_json([tower.model_dump(mode="json") for tower in towers])
+def write_probes(
+    model: DualEncoderConfig, towers: Sequence[ImageConfig], folder: Path, precision: Precision = "fp32"
+) -> Artifact:
+    """An ONNX artifact in `folder` with one image graph for each of the towers, in their order, as CPUs get it."""
+    key = hash_json([precision, *(tower.model_dump(mode="json") for tower in towers)])
+    variant = next(v for v in VARIANTS if v.precision == precision and v.numerics.activations != "signed")
     with Artifact.create(folder, kind=Kind.ONNX, stage="probe", key=key) as draft:
         for index, tower in enumerate(towers):
             config = model.model_copy(update={"image": tower})
-            proto: Any = image_graph(config, random_tensors(config, index), VARIANTS[0].numerics, OPSET)
+            numerics = replace(variant.numerics, ranges=dict.fromkeys(linear_modules(config), RANGE))
+            proto: Any = image_graph(config, random_tensors(config, index), numerics, OPSET)
             path = draft.path / f"image-{index:03d}.onnx"
             save_graph(proto, path)
-            draft.graphs.append(described(proto, path.name, "image", VARIANTS[0]))
+            draft.graphs.append(described(proto, path.name, "image", variant))
     return Artifact.open(folder)
 
 

@@ -194,6 +194,8 @@ class PruneConfig(StageConfig):
     """Share of the image tower's latency at batch 1 to keep, measured on `backend`; the text tower stays."""
     backend: Literal["openvino", "onnxruntime"] = "openvino"
     """The runtime of `target_latency`; TensorRT would need an engine built for every size that is timed."""
+    precision: Literal["fp32", "int8"] = "fp32"
+    """Of the graphs that `target_latency` times: `int8` where INT8 is what will be delivered."""
     threads: int | None = Field(default=None, ge=1)
     """Threads of that runtime; all cores if not given."""
     mlp_multiple: int = Field(default=32, ge=1)
