@@ -25,14 +25,23 @@ lint: $(READY)
 type: $(READY)
 	$(BIN)/mypy -p mmcompress
 
-bench: $(READY) .venv-peers/.ready demo
+bench: $(READY) .venv-peers/.ready .venv-modelopt/.ready demo
 	@failed=0; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script" || failed=1; done; exit $$failed
 
-# The tools that the benchmarks compare with, in an environment of their own.
+# The tools that the benchmarks compare with, in environments of their own. Model Optimizer asks for older ONNX packages,
+# and for onnxruntime-gpu, in whose place the CPU build does.
 .venv-peers/.ready: constraints.txt
 	$(PYTHON) -m venv .venv-peers
 	.venv-peers/bin/python -m pip install --disable-pip-version-check --quiet -c constraints.txt torch onnx onnxruntime openvino nncf
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps torch-pruning
+	touch $@
+
+.venv-modelopt/.ready:
+	$(PYTHON) -m venv .venv-modelopt
+	.venv-modelopt/bin/python -m pip install --disable-pip-version-check --quiet torch==2.13.0 'onnx~=1.21.0' 'onnxruntime~=1.24.2' \
+		onnx-graphsurgeon 'onnxconverter-common~=1.16.0' cppimport lief ml_dtypes onnxscript onnxslim polygraphy ninja \
+		nvidia-ml-py omegaconf 'pulp<4' regex safetensors scipy tqdm PyYAML rich pydantic 'setuptools>=80'
+	.venv-modelopt/bin/python -m pip install --disable-pip-version-check --quiet --no-deps nvidia-modelopt==0.47.0
 	touch $@
 
 dist: $(READY)
@@ -41,7 +50,7 @@ dist: $(READY)
 	$(BIN)/python tests/check_wheel.py dist/*.whl
 
 clean:
-	rm -rf $(VENV) .venv-peers build dist runs .mypy_cache .ruff_cache .pytest_cache src/mmcompress.egg-info
+	rm -rf $(VENV) .venv-peers .venv-modelopt build dist runs .mypy_cache .ruff_cache .pytest_cache src/mmcompress.egg-info
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "mmcompress needs Python 3.10 or later; try: make PYTHON=python3.12")'
