@@ -38,7 +38,7 @@ from mmcompress.pipeline import Job
 from mmcompress.progress import say, track
 from mmcompress.runtime.tokenize import load_tokenizer, tokenize
 
-_SHUFFLED = 4096
+SHUFFLED = 4096
 """Encoded samples that are held for shuffling."""
 
 
@@ -186,7 +186,7 @@ def _samples(source: Artifact, config: QuantizeConfig, what: str | None = None) 
         workers=config.data.workers,
         max_bad_fraction=config.data.max_bad_fraction,
         shuffle_seed=config.seed,
-        buffer=_SHUFFLED,
+        buffer=SHUFFLED,
     )
     steps = -(-config.samples // config.batch)
     shown = islice(stream, steps)

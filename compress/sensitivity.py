@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 
 from mmcompress.compress.quantize import Linears, Signedness
@@ -22,9 +21,7 @@ from mmcompress.compress.ranges import Range
 from mmcompress.compress.simulate import TOWERS, Feeds, distance, embedded, quantized
 from mmcompress.model import DualEncoder
 from mmcompress.progress import track
-from mmcompress.runtime.retrieval import KS, Matches, hits
-
-_R10 = KS.index(10)
+from mmcompress.runtime import agreement
 
 
 def sensitivities(
@@ -60,9 +57,6 @@ def fewest_kept(ranking: Sequence[str], holds: Callable[[frozenset[str]], bool])
 def lost_matches(reference: tuple[Tensor, Tensor], found: tuple[Tensor, Tensor]) -> float:
     """Images and texts (N, D), row by row pairs, before and after -> share of queries that lost their R@10 hit."""
 
-    def found_at_10(images: Tensor, texts: Tensor) -> NDArray[np.bool_]:
-        a, b, own = images.cpu().numpy(), texts.cpu().numpy(), np.arange(len(images))
-        matches = Matches.of(own, own)
-        return np.concatenate([hits(a, b, matches)[:, _R10], hits(b, a, matches)[:, _R10]])
-
-    return float((found_at_10(*reference) & ~found_at_10(*found)).mean())
+    own = np.arange(len(reference[0]))
+    before, after = (tuple(side.cpu().numpy() for side in pair) for pair in (reference, found))
+    return agreement.lost_matches((before[0], before[1]), (after[0], after[1]), own, own)

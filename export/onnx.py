@@ -73,10 +73,10 @@ def export(job: Job[ExportConfig]) -> None:
     for tower in ("image", "text"):
         for variant in (v for v in VARIANTS if v.precision in config.precisions):
             numerics = int8.get(variant.numerics.activations, variant.numerics)
-            proto = _BUILDERS[tower](model, tensors, numerics, config.opset)
             path = job.draft.path / variant.file(tower)
-            save_graph(proto, path)
-            job.draft.graphs.append(described(proto, path.name, tower, variant))
+            job.draft.graphs.append(
+                write_graph(path, model, tensors, tower, replace(variant, numerics=numerics), config.opset)
+            )
             differences[path.name] = reference.compare(path, tower)
             if variant.precision == "fp32" and differences[path.name]["max_abs"] > TOLERANCE:
                 raise GateFailedError(
@@ -95,6 +95,15 @@ def export(job: Job[ExportConfig]) -> None:
     teacher = source.manifest.config.get("teacher") or {}
     card = export_card(job.draft.graphs, sizes, job.draft.facts, teacher.get("source"), job.name)
     (job.draft.path / "README.md").write_text(card, encoding="utf-8")
+
+
+def write_graph(
+    path: Path, model: DualEncoderConfig, tensors: Mapping[str, Array], tower: Tower, variant: Variant, opset: int
+) -> Graph:
+    """Write and check one graph; return the manifest's entry of it."""
+    proto = _BUILDERS[tower](model, tensors, variant.numerics, opset)
+    save_graph(proto, path)
+    return described(proto, path.name, tower, variant)
 
 
 def read_int8(source: Artifact) -> dict[str, Numerics]:

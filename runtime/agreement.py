@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mmcompress.runtime.retrieval import Bools, Floats, Ints, shares_by_class
+from mmcompress.runtime.retrieval import KS, Bools, Floats, Ints, Matches, hits, shares_by_class
 
 _ROWS = 4096
 """Rows that are float64 at once."""
@@ -87,6 +87,19 @@ def flip_shares(before: Ints, after: Ints, was_right: Bools, is_right: Bools) ->
         "flips_gained": ~was_right & is_right,
         "flips_lost": was_right & ~is_right,
     }
+
+
+def lost_matches(
+    before: tuple[Floats, Floats], after: tuple[Floats, Floats], image_group: Ints, text_group: Ints
+) -> float:
+    """Images (N, D) and texts (M, D), before and after -> share of the queries that lost their hit at 10.
+
+    Queries are images and texts alike, and what is gained elsewhere does not offset a loss.
+    """
+    ways = ((0, 1, Matches.of(image_group, text_group)), (1, 0, Matches.of(text_group, image_group)))
+    r10 = KS.index(10)
+    lost = [hits(before[q], before[c], m)[:, r10] & ~hits(after[q], after[c], m)[:, r10] for q, c, m in ways]
+    return float(np.concatenate(lost).mean())
 
 
 def calibration_error(confidence: Floats, right: Bools, bins: int = BINS) -> float:

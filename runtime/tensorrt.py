@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import Any
 
@@ -100,8 +101,12 @@ def open_engine(artifact: Artifact, graph: Graph, backend: Backend) -> TensorRTS
     """Check the passport, then deserialize."""
     machine = this_machine(backend)
     check_passport(artifact, graph, machine)
-    plan = artifact.file(graph.file).read_bytes()
-    return TensorRTSession(tensorrt_module(backend), plan, graph, open_cuda())
+    return open_plan(artifact.file(graph.file), graph, backend)
+
+
+def open_plan(path: Path, graph: Graph, backend: Backend) -> TensorRTSession:
+    """Deserialize an engine that this machine has built itself."""
+    return TensorRTSession(tensorrt_module(backend), path.read_bytes(), graph, open_cuda())
 
 
 class TensorRTSession:

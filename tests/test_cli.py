@@ -22,7 +22,7 @@ from mmcompress.errors import CorruptInputError, GateFailedError, MissingRequire
 
 Cli = Callable[..., Any]
 COMMANDS = (
-    *("run", "train", "embed", "distill", "prune", "quantize", "export", "build"),
+    *("run", "train", "embed", "distill", "prune", "quantize", "verdict", "export", "build"),
     *("bench", "compare", "drift", "bisect", "report", "check"),
     *("classify", "search", "inspect", "doctor"),
 )

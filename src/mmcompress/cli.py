@@ -37,6 +37,8 @@ Data = Annotated[
 Backend = Annotated[
     str | None, typer.Option(help="openvino, onnxruntime, tensorrt or tensorrt-rtx; the first that works if not given.")
 ]
+MaxDrop = Annotated[float | None, typer.Option(help="Share of R@10 hits that INT8 may lose: 0.005.")]
+Strict = Annotated[bool, typer.Option("--strict", help="Exit with 1 where INT8 is not recommended.")]
 Embeddings = Annotated[Path | None, typer.Option(help="The teacher's cached embeddings, as `embed` wrote them.")]
 LIMIT = "METRIC=NUMBER"
 MODEL, MEASURE, USE = "Compress", "Measure", "Use and look"
@@ -134,15 +136,42 @@ def quantize(
     artifact: Folder,
     out: Out,
     data: Data = None,
-    max_drop: Annotated[float | None, typer.Option(help="Share of R@10 hits that INT8 may lose: 0.005.")] = None,
+    max_drop: MaxDrop = None,
+    backend: Annotated[str | None, typer.Option(help="Give the verdict on this runtime too, into OUT-verdict.")] = None,
+    strict: Strict = False,
     set_: Set = None,
     json: Json = False,
 ) -> None:
     """Fit INT8 to a checkpoint, from real samples; what would lose too much stays in float."""
     from mmcompress import console, standalone
+    from mmcompress.export import ruling
 
     made = standalone.quantize(artifact, out, data=data, max_drop=max_drop, overrides=set_ or ())
-    console.show(*console.artifact_summary(made), json)
+    judged = standalone.verdict_beside(made, backend, max_drop) if backend or strict else None
+    console.show(*console.quantize_summary(made, judged), json)
+    ruling.enforce(judged, strict)
+
+
+@app.command(rich_help_panel=MODEL)
+def verdict(
+    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="As `quantize` wrote it.")],
+    out: Out,
+    backend: Backend = None,
+    data: Annotated[str | None, typer.Option(help="Pairs to measure drift on, no test set; demo:val, say.")] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Images a call; 1 if not given.")] = None,
+    max_drop: MaxDrop = None,
+    strict: Strict = False,
+    set_: Set = None,
+    json: Json = False,
+) -> None:
+    """Measure FP32, FP16 and INT8 on a backend, choose the fastest INT8 graph, and say which file to ship."""
+    from mmcompress import console, standalone
+    from mmcompress.export import ruling
+
+    given = {"backend": backend, "data": data, "batch": batch, "max_drop": max_drop}
+    made = standalone.verdict(checkpoint, out, **cast(Any, given), overrides=set_ or ())
+    console.show(*console.verdict_summary(made), json)
+    ruling.enforce(made, strict)
 
 
 @app.command(rich_help_panel=MODEL)

@@ -271,6 +271,27 @@ class ExportConfig(StageConfig):
     opset: int = Field(default=18, ge=17)
 
 
+class VerdictConfig(StageConfig):
+    """FP32, FP16 and INT8 graphs of a quantized checkpoint, side by side on one backend: which to ship."""
+
+    data: DataConfig
+    """Choices are made on the validation pairs; without any, on training pairs that calibration has not seen."""
+    backend: Backend | None = None
+    """The runtime that is judged; the first CPU runtime that works here if not given."""
+    batch: int = Field(default=1, ge=1)
+    """Images a call, and texts a call."""
+    threads: int | None = Field(default=None, ge=1)
+    """Of a CPU runtime; all cores if not given."""
+    max_drop: float = Field(default=0.005, ge=0, le=1)
+    """Share of FP32's R@10 hits that a graph may lose."""
+    samples: int = Field(default=512, ge=20)
+    """Pairs that the drift is measured on."""
+    seconds: float = Field(default=4.0, gt=0)
+    """Longest measured time of each graph in the final race."""
+    strict: bool = False
+    """Stop the run where INT8 is not recommended, after the artifact is written."""
+
+
 class BuildConfig(StageConfig):
     """Build TensorRT engines from the exported graphs, with an audit of layers and precisions."""
 

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from mmcompress.artifact import Artifact, TensorSpec
 from mmcompress.report.formats import (
+    BACKENDS,
     compact,
     cosine,
     count,
@@ -22,6 +23,7 @@ from mmcompress.report.formats import (
     milliseconds,
     percent,
     percent_interval,
+    times,
 )
 
 LINE = 120
@@ -116,6 +118,43 @@ def bisect_summary(artifact: Artifact, most: int = 12) -> Summary:
     return {**cast(dict[str, Any], made), "bisect": document}, Group(
         table, Text(f"keep in higher precision: {names}"), Text(str(artifact.path))
     )
+
+
+def verdict_summary(artifact: Artifact) -> Summary:
+    """FP32, FP16 and INT8 side by side, and which to ship."""
+    document = json.loads(artifact.file("verdict.json").read_text(encoding="utf-8"))
+    table = _table(
+        "precision", "on", ">size", ">image, p50", ">speed-up", "95%", ">text, p50", ">speed-up", ">R@10 lost", ">flips"
+    )
+    for row in document["rows"]:
+        ratios = [row[tower]["against_fastest_float"] for tower in ("image", "text")]
+        moved = row["drift"] or {}
+        table.add_row(
+            row["precision"].upper(),
+            BACKENDS[row["backend"]],
+            megabytes(row["bytes"]),
+            milliseconds(row["image"]["p50_ms"]),
+            times(ratios[0] and ratios[0]["speedup"]),
+            "–".join(f"{end:.2f}" for end in ratios[0]["ci95"]) if ratios[0] else "",
+            milliseconds(row["text"]["p50_ms"]),
+            times(ratios[1] and ratios[1]["speedup"]),
+            percent(moved.get("r10_lost")),
+            percent(moved.get("flip_rate")),
+        )
+    notes = [f"not measured: {what}: {reason}" for what, reason in document["missing"].items()]
+    notes += [f"note: {text}" for text in document["environment"]["warnings"]]
+    made, about = artifact_summary(artifact)
+    said = document["recommendation"]["sentence"]
+    return {**cast(dict[str, Any], made), "verdict": document}, Group(table, Text(said), *map(Text, notes), about)
+
+
+def quantize_summary(artifact: Artifact, judged: Artifact | None) -> Summary:
+    """A quantized checkpoint, and the verdict on it where one was asked for."""
+    document, view = artifact_summary(artifact)
+    if judged is None:
+        return document, view
+    verdict, found = verdict_summary(judged)
+    return {**cast(dict[str, Any], document), "judged": verdict}, Group(view, found)
 
 
 def report_summary(artifact: Artifact) -> tuple[dict[str, Any], RenderableType]:
@@ -225,7 +264,8 @@ def report_view(report: Mapping[str, Any]) -> RenderableType:
             milliseconds(best["p50_ms"] if best else None),
             f"{best['backend']} {best['precision']}" if best else "not measured",
         )
-    return Group(table, *(Text(line) for line in report["headlines"]))
+    verdicts = [f"{found['name']}: {found['recommendation']['sentence']}" for found in report["verdicts"]]
+    return Group(table, *(Text(line) for line in [*report["headlines"], *verdicts]))
 
 
 def comparison_summary(found: Mapping[str, Any]) -> Summary:

@@ -28,6 +28,8 @@ C = TypeVar("C", bound=Config)
 SHARED_TABLES = ("data", "teacher", "student")
 DATA_FIELDS = ("train", "validation", "test", "labels", "templates")
 """The specifications in a data table."""
+STRICT = "strict"
+"""A key that says what follows from an artifact and not what is in it: it is no part of the artifact's own key."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,8 @@ class Stage:
     gathers: tuple[Kind, ...] = ()
     reads: tuple[str, ...] = ()
     """The fields of the data table that it depends on."""
+    enforce: str = ""
+    """`module:function` of a finished artifact and `strict` that raises where a strict run must not go on."""
 
     def function(self) -> _StageFunction:
         module, _, name = self.run.partition(":")
@@ -124,6 +128,15 @@ STAGES: Mapping[str, Stage] = {
             Kind.ONNX,
             "mmcompress.export.onnx:export",
             {"checkpoint": Kind.CHECKPOINT},
+        ),
+        Stage(
+            "verdict",
+            config.VerdictConfig,
+            Kind.ONNX,
+            "mmcompress.export.verdict:verdict",
+            {"checkpoint": Kind.CHECKPOINT},
+            reads=("train", "validation"),
+            enforce="mmcompress.export.ruling:enforce",
         ),
         Stage(
             "build",
@@ -292,11 +305,25 @@ def run_stage(
     gathered: tuple[Artifact, ...],
     out: Path,
 ) -> Artifact:
-    """Reuse the artifact at `out` if it has the right key and is undamaged, else make it."""
+    """Reuse the artifact at `out` if it has the right key and is undamaged, else make it; then enforce what it says."""
+    artifact = _made_or_reused(stage, built, sources, gathered, out)
+    if stage.enforce:
+        module, _, name = stage.enforce.partition(":")
+        getattr(importlib.import_module(module), name)(artifact, getattr(built, STRICT))
+    return artifact
+
+
+def _made_or_reused(
+    stage: Stage,
+    built: config.StageConfig,
+    sources: Mapping[str, Artifact],
+    gathered: tuple[Artifact, ...],
+    out: Path,
+) -> Artifact:
     parents = {role: artifact.digest for role, artifact in sources.items()}
     parents |= {f"{i:02d}-{artifact.path.name}": artifact.digest for i, artifact in enumerate(gathered)}
     parents |= _outside(built)
-    values = built.model_dump(mode="json")
+    values = built.model_dump(mode="json", exclude={STRICT})
     key = hash_json([stage.name, values, parents, __version__])
     check_replaceable(out)
     if (reused := _reusable(out, key)) is not None:

@@ -137,6 +137,29 @@ def quantize(
     return run_single("quantize", values, {"checkpoint": source}, out, overrides)
 
 
+def verdict(
+    checkpoint: Path,
+    out: Path,
+    *,
+    backend: str | None = None,
+    data: str | None = None,
+    batch: int | None = None,
+    max_drop: float | None = None,
+    overrides: Sequence[str] = (),
+) -> Artifact:
+    """Without `data`, on training pairs that the checkpoint was not calibrated on."""
+    source = Artifact.open(checkpoint, Kind.CHECKPOINT)
+    table = {"validation": data} if data is not None else recorded_data(source, None)
+    values = {"data": table, "backend": backend, "batch": batch, "max_drop": max_drop}
+    return run_single("verdict", values, {"checkpoint": source}, out, overrides)
+
+
+def verdict_beside(checkpoint: Artifact, backend: str | None, max_drop: float | None) -> Artifact:
+    """The verdict on a checkpoint that was just quantized, into its OUT-verdict."""
+    out = checkpoint.path.with_name(f"{checkpoint.path.name}-verdict")
+    return verdict(checkpoint.path, out, backend=backend, max_drop=max_drop)
+
+
 def export(source: str, out: Path, precisions: Sequence[str] = (), overrides: Sequence[str] = ()) -> Artifact:
     """A checkpoint as ONNX; anything that is no artifact is a teacher, which goes through optimum as it is."""
     if not (Path(source) / MANIFEST).is_file():

@@ -83,6 +83,7 @@ def joined(title: str, gathered: Sequence[Artifact], folder: Path) -> Document:
         "engines": [engine_of(artifact, folder) for artifact in kept if artifact.manifest.kind is Kind.ENGINE],
         "sensitivity": measured.sensitivity(kept),
         "bisect": measured.bisects(kept),
+        "verdicts": measured.verdicts(kept),
         "gallery": list((main or {}).get("gallery") or []),
         "machines": machines,
         "gates": [],

@@ -157,6 +157,15 @@ def bisects(gathered: Iterable[Artifact]) -> list[Document]:
     ]
 
 
+def verdicts(gathered: Iterable[Artifact]) -> list[Document]:
+    """What each verdict measured and recommends."""
+    return [
+        {"name": artifact.path.name, **read_document(artifact.file("verdict.json"), "rows", "run verdict again")}
+        for artifact in gathered
+        if artifact.manifest.stage == "verdict"
+    ]
+
+
 def gallery_images(document: Mapping[str, Any]) -> dict[str, bytes]:
     """The pictures of a drift document's gallery by file name; those that are not there are left out."""
     folder = Path(document["folder"])

@@ -31,6 +31,7 @@ SECTIONS: tuple[Section, ...] = (
     ("pareto", "Accuracy against latency", lambda d: any(d["charts"]["pareto"].values())),
     ("steps", "What each step cost and bought", lambda d: d["steps"]),
     ("gates", "Gates", lambda d: d["gates"]),
+    ("verdict", "The verdict on INT8", lambda d: d["verdicts"]),
     ("machines", "Machines", lambda d: len(d["machines"]) > 1),
     ("latency", "Latency", lambda d: any(row["latency"] for row in d["rows"])),
     ("retrieval", "Accuracy", lambda d: d["test"]["images"] is not None),
