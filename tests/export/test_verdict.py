@@ -22,12 +22,15 @@ from mmcompress.data import batches
 from mmcompress.errors import CorruptInputError, GateFailedError, MissingRequirementError, UsageError
 from mmcompress.export import contestants, ruling, verdict
 from mmcompress.export.candidates import CANDIDATES, candidates_for
+from mmcompress.export.findings import Findings
 from mmcompress.export.heldout import Held, held_out
 from mmcompress.export.onnx import read_int8
 from mmcompress.export.towers import linear_modules
 from mmcompress.pipeline import STAGES, run_stage
 from mmcompress.runtime import contest
+from mmcompress.runtime.contest import Pair
 from mmcompress.runtime.encoder import Encoder
+from mmcompress.runtime.interleave import Record
 from mmcompress.runtime.preprocess import normalize
 from mmcompress.runtime.session import graph_for, open_file, open_session
 
@@ -141,7 +144,70 @@ def test_drift_is_that_of_the_delivered_graphs(made: Artifact, world: Path) -> N
     assert moved["cosine_mean"] == pytest.approx((a * c).sum(axis=1).mean(), abs=1e-5)
 
 
-def test_strict_stops_after_the_artifact_is_written_and_again_on_a_rerun(world: Path, tmp_path: Path) -> None:
+def pair(name: str) -> Pair:
+    return Pair(name, "int8", {})
+
+
+def test_drift_is_measured_from_the_fastest_on_until_two_are_within_the_budget() -> None:
+    lost = {pair("a"): 0.02, pair("b"): 0.004, pair("c"): 0.01, pair("d"): 0.0, pair("e"): 0.0}
+    a, b, c, d, e = lost
+    asked: list[Pair] = []
+
+    def drift_of(one: Pair) -> dict[str, float]:
+        asked.append(one)
+        return {"r10_lost": lost[one]}
+
+    assert verdict.within_budget([a, b, c, d, e], drift_of, 0.005)[0] == [b, d] and asked == [a, b, c, d]
+    finalists, drifts = verdict.within_budget([a, b, c], drift_of, 0.001)
+    assert finalists == [b] and set(drifts) == {a, b, c}, "the one that loses least stands for INT8"
+
+
+def test_of_equally_fast_finalists_the_one_that_drifts_least_is_taken() -> None:
+    """Rounds of two that differ by 0.2%, less than any interval tells apart, and then by 20%."""
+    near, far, fp32 = pair("near"), pair("far"), pair("fp32")
+    drifts = {
+        near: {"cosine_mean": 0.9999, "text_cosine_mean": 0.9998},
+        far: {"cosine_mean": 0.99995, "text_cosine_mean": 0.9991},
+    }
+
+    def chosen(far_ms: float) -> Pair:
+        times = {near: 1.0, far: far_ms, fp32: 2.0}
+        measured: Any = {
+            (one, "image"): Record([[np.full(3, ms * (1 + 0.001 * i))] for i in range(6)]) for one, ms in times.items()
+        }
+        held: Any = None
+        return Findings([fp32], {}, [], [near, far], {}, measured, drifts, held, []).int8
+
+    assert chosen(0.998) is near
+    assert chosen(0.8) is far
+
+
+def test_a_race_ends_when_it_is_decided(world: Path, tmp_path: Path) -> None:
+    source = Artifact.open(world / "quantized")
+    tensors = verdict.read_tensors(source.file("model.safetensors"))
+    variant = contestants.Variant("fp32", contestants.Numerics())
+    asked = VerdictConfig(data=DataConfig())
+    one = contestants.written(source, tensors, tmp_path, asked, "fp32", variant, "onnxruntime")
+    seen: list[int] = []
+
+    def decided(measured: Any) -> bool:
+        seen.append(len(measured[one, "text"].rounds))
+        return seen[-1] == 5
+
+    measured = contest.race([one], contest.TOWERS, 1, (4, 9), 0, decided)
+    assert seen == [4, 5] and len(measured[one, "image"].rounds) == 5
+    assert len(contest.race([one], ("image",), 2, (1, 3), 0)[one, "image"].rounds) == 3
+
+
+@pytest.fixture(scope="module")
+def refused(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """A verdict against INT8, for its drift."""
+    return judge(world, tmp_path_factory.mktemp("refused") / "int8", max_drop=0.0)
+
+
+def test_strict_stops_after_the_artifact_is_written_and_again_on_a_rerun(
+    world: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     stage, out = STAGES["verdict"], tmp_path / "int8"
     config = VerdictConfig(
         data=DataConfig(validation=str(world)), backend="onnxruntime", max_drop=0, samples=48, seconds=0.01, strict=True
@@ -155,17 +221,18 @@ def test_strict_stops_after_the_artifact_is_written_and_again_on_a_rerun(world: 
         assert str(out) in caught.value.hint and "of the R@10 hits, and 0.00% were allowed" in caught.value.what
         digests.append(Artifact.open(out).digest)
     assert digests[0] == digests[1], "the second run reused it"
+    assert "warning: Do not ship INT8" in " ".join(capfd.readouterr().err.split())
     lenient = run_stage(stage, config.model_copy(update={"strict": False}), source, (), out)
     assert lenient.digest == digests[0], "strict is no part of the key"
 
 
 def test_the_command_prints_the_table_and_fails_only_where_strict(
-    cli: Callable[..., Any], world: Path, tmp_path: Path
+    cli: Callable[..., Any], world: Path, refused: Artifact
 ) -> None:
-    asked = ("verdict", world / "quantized", "--out", tmp_path / "v", "--backend", "onnxruntime", "--max-drop", "0")
-    asked += ("--data", world, *(part for one in QUICK for part in ("--set", one)))
+    asked = ("verdict", world / "quantized", "--out", refused.path, "--backend", "onnxruntime", "--max-drop", "0")
+    asked += ("--data", world / "squares-00000.tar", *(part for one in QUICK for part in ("--set", one)))
     done = cli(*asked)
-    assert done.code == 0 and "FP16" in done.out and "Do not ship INT8" in done.out and "warning: " in done.err
+    assert done.code == 0 and "FP16" in done.out and "Do not ship INT8" in done.out and "reused" in done.err
     done = cli(*asked, "--strict", "--json")
     assert done.code == 1 and "error: INT8 is not recommended: Do not ship INT8" in done.err
     found = json.loads(done.out.splitlines()[-1])
@@ -173,13 +240,13 @@ def test_the_command_prints_the_table_and_fails_only_where_strict(
 
 
 def test_quantize_gives_the_verdict_beside_its_own_artifact(
-    cli: Callable[..., Any], world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cli: Callable[..., Any], world: Path, refused: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     quantized, asked = Artifact.open(world / "quantized"), []
 
     def beside(made: Artifact, backend: str | None, max_drop: float | None) -> Artifact:
         asked.append((made.path, backend, max_drop))
-        return judge(world, tmp_path / "q-verdict", max_drop=0.0)
+        return refused
 
     monkeypatch.setattr(standalone, "quantize", lambda *_, **__: replace(quantized, path=tmp_path / "q"))
     monkeypatch.setattr(standalone, "verdict_beside", beside)
