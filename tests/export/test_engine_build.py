@@ -19,6 +19,7 @@ from mmcompress.artifact import Artifact, TensorSpec
 from mmcompress.config import BuildConfig, ExportConfig
 from mmcompress.errors import MissingRequirementError, UsageError
 from mmcompress.export import tensorrt as builder
+from mmcompress.export.candidates import CANDIDATES, LINEARS, candidates_for
 from mmcompress.export.graph import Numerics
 from mmcompress.export.onnx import save_graph
 from mmcompress.export.towers import image_graph, linear_modules, text_graph
@@ -46,6 +47,17 @@ def signed(**changes: Any) -> Numerics:
 
 def built(path: Path, inputs: Any = PIXELS, target: str = "sm86") -> builder.Engine:
     return builder.engine_from_onnx(trt, path, inputs, target=target, batches=(1, 4, 8))
+
+
+@pytest.mark.parametrize("name", [one.name for one in CANDIDATES if "tensorrt-rtx" in one.backends])
+def test_a_candidate_of_a_verdict_compiles_to_what_it_says(name: str, tmp_path: Path) -> None:
+    int8 = {"signed": signed(), "unsigned": signed()}
+    found = {one.name: (one, numerics) for one, numerics in candidates_for("tensorrt-rtx", config_of(), int8)}
+    candidate, numerics = found[name]
+    audit = built(graph_file(tmp_path, image_graph, numerics)).audit
+    kinds = {linear: "int8" if linear in candidate.linears else "fp16" for linear in LINEARS}
+    assert audit.modules == {f"image.blocks.{i}.{linear}": kind for i in (0, 1) for linear, kind in kinds.items()}
+    assert audit.attention == {"fp16": 2}, "the fusion stays"
 
 
 @pytest.mark.parametrize("target", ALL)

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from report_run import ROWS, graph, make_run, onnx_artifact
+from report_run import ROWS, bench_document, graph, make_run, measurement, onnx_artifact
 from rich.console import Console
 
 from mmcompress import console, standalone
 from mmcompress.artifact import Artifact, Kind
 from mmcompress.errors import CorruptInputError
+from mmcompress.report import joined
 
 SAID = "Ship INT8 on ONNX Runtime (all): it is 1.10 times as fast as FP32 <b>here</b>."
 
@@ -89,6 +90,17 @@ def test_the_verdict_has_a_section_a_table_and_its_sentence(tmp_path: Path) -> N
     assert "the MLP only" in page and "not loaded" in page and "The machine was noisy." in page
     assert f"verdict: {SAID}" in markdown and "| INT8 | 22.1 MB | 1.31 ms | 1.10× (1.08× to 1.12×) |" in markdown
     assert f"verdict: {SAID}" in text_of(view)
+
+
+def test_a_verdict_is_a_row_only_where_it_was_measured(tmp_path: Path) -> None:
+    artifacts = make_run(tmp_path)
+    made = verdict_artifact(tmp_path / "verdict", VERDICT)
+    names = [found["stage"] for found in joined("t", [*artifacts, made], tmp_path)["rows"]]
+    assert names == list(ROWS), "the headlines are about the last row, which must not be one without figures"
+    bench = measurement(tmp_path / "bench-2", "bench", {**bench_document(), "rows": []}, [made])
+    document = joined("t", [*artifacts, made, bench], tmp_path)
+    assert [found["stage"] for found in document["rows"]] == [*ROWS, "verdict"]
+    assert [found["name"] for found in document["verdicts"]] == ["verdict"]
 
 
 def test_without_a_verdict_there_is_no_section(tmp_path: Path) -> None:

@@ -66,7 +66,10 @@ def joined(title: str, gathered: Sequence[Artifact], folder: Path) -> Document:
     main = drifts[0] if drifts else None
     first = {(a.manifest.kind, a.path.name): a for a in reversed(gathered)}
     kept = [a for a in gathered if first[a.manifest.kind, a.path.name] is a]
-    rows = [row_of(a, main, benches, ids, folder) for a in kept if a.manifest.kind is Kind.ONNX]
+    seen = {digest for found in (*benches, *drifts) for digest in found["digests"].values()}
+    # a verdict is a row where it stands for an export in bench and drift, else a section of its own
+    delivered = [a for a in kept if a.manifest.stage != "verdict" or a.digest in seen]
+    rows = [row_of(a, main, benches, ids, folder) for a in delivered if a.manifest.kind is Kind.ONNX]
     document: Document = {
         "schema": 1,
         "title": title,
