@@ -182,7 +182,7 @@ def main() -> int:
 
 def table(asked: Any, folder: Path) -> tuple[list[tuple[str, str, dict[str, float] | None]], dict[str, File]]:
     from mmcompress import standalone
-    from mmcompress.compress.calibrate import _samples
+    from mmcompress.compress.calibrate import plain_pairs
     from mmcompress.config import DataConfig, QuantizeConfig
     from mmcompress.runtime.testset import embed_row
 
@@ -206,7 +206,7 @@ def table(asked: Any, folder: Path) -> tuple[list[tuple[str, str, dict[str, floa
         ("mmcompress", "image", compared(pairs, row, (ours.images, row.texts))),
         ("mmcompress", "both", compared(pairs, row, (ours.images, ours.texts))),
     ]
-    shown = list(_samples(fp32, QuantizeConfig(data=data, samples=asked.samples)))
+    shown = list(plain_pairs(fp32, asked.train, QuantizeConfig(data=data, samples=asked.samples)))
     inputs = inputs_of(fp32, data, pairs.texts)
     context = inputs["text"].shape[1]
     calibration = {

@@ -6,14 +6,15 @@ between runs, and `integers.safetensors` the int8 weights, scales and biases of 
 TensorRT, unsigned for x86 CPUs. A Linear that is in neither stays in float.
 
 Two passes over the data. The first batches are held in memory, to fit and to judge; all samples go through the
-histograms. So memory does not grow with the number of samples.
+histograms. So memory does not grow with the number of samples. What INT8 loses is judged on validation pairs where
+there are any: a model is surer of what it was trained on, and loses less there.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -27,7 +28,7 @@ from mmcompress.compress.fit import JUDGED, chosen_ranges, chosen_smoothing, cho
 from mmcompress.compress.pairs import trimmed
 from mmcompress.compress.quantize import INTEGERS, IntegerLinear, Linears, Signedness, tensors_from_linears
 from mmcompress.compress.ranges import Histogram, Range
-from mmcompress.compress.sensitivity import fewest_kept, lost_matches, sensitivities
+from mmcompress.compress.sensitivity import fewest_kept, flips, lost_matches, sensitivities
 from mmcompress.compress.simulate import TOWERS, Feeds, embedded, quantized, watched
 from mmcompress.config import QuantizeConfig
 from mmcompress.data import batches
@@ -64,17 +65,20 @@ class Fitted:
 
 def quantize(job: Job[QuantizeConfig]) -> None:
     """Stage: calibrate a checkpoint and fit its integers."""
-    config, source = job.config, job.sources["checkpoint"]
-    if config.data.train is None:
+    config, source, spec = job.config, job.sources["checkpoint"], job.config.data.train
+    if spec is None:
         raise UsageError("quantize needs samples to calibrate on", "set data.train, or give --data")
     model = dual_encoder_from_checkpoint(source.path, source.model)
     check_names(model, config.keep)
     with world(config.device) as here:
         model = model.to(here.device)
-        held = list(islice(_samples(source, config), -(-min(config.held, config.samples) // config.batch)))
+        held = held_pairs(source, spec, config)
         fitting, judging = held[::2], held[1::2] or held
-        fitted = fit(model, feeds(fitting), feeds(judging), lambda: _samples(source, config, "calibrating"), config)
-        ranking, kept, lost = keep_sensitive(fitted, judging, config)
+        fitted = fit(
+            model, feeds(fitting), feeds(judging), lambda: plain_pairs(source, spec, config, "calibrating"), config
+        )
+        unseen = held_pairs(source, config.data.validation, config) if config.data.validation else judging
+        ranking, kept, lost = keep_sensitive(fitted, judging, unseen, held, config)
         linears = {kind: without(found, kept) for kind, found in fitted.linears.items()}
         drift = drift_of_both(fitted.model, feeds(judging), linears, fitted.ranges)
     for name in source.manifest.files:
@@ -96,7 +100,7 @@ def quantize(job: Job[QuantizeConfig]) -> None:
         ],
         "budget": config.max_drop,
     }
-    job.draft.metrics = {"calibration": {"drift": drift, "r10_lost": lost}}
+    job.draft.metrics = {"calibration": {"drift": drift, **lost}}
 
 
 def fit(
@@ -136,26 +140,37 @@ def calibrate(model: DualEncoder, samples: Iterable[Captioned]) -> dict[str, His
 
 
 def keep_sensitive(
-    fitted: Fitted, judging: list[Captioned], config: QuantizeConfig
-) -> tuple[dict[str, float], frozenset[str], float | None]:
-    """The ranking of the Linears, those that stay in float, and the share of R@10 hits that is still lost."""
+    fitted: Fitted,
+    ranked: Sequence[Captioned],
+    judged: Sequence[Captioned],
+    others: Sequence[Captioned],
+    config: QuantizeConfig,
+) -> tuple[dict[str, float], frozenset[str], dict[str, float]]:
+    """The ranking of the Linears, those that stay in float, and what INT8 loses all the same.
+
+    Images that are `judged` are answered with their captions and those of the others.
+    """
     model, ranges, asked = fitted.model, fitted.ranges, frozenset(config.keep)
     if not config.sensitivity:
-        return {}, asked, None
-    linears = fitted.linears[JUDGED]
-    fed = feeds(judging)
-    ranking = sensitivities(model, feeds(judging[::2]), linears, ranges, JUDGED)
-    reference = embedded(model, "image", fed.image), embedded(model, "text", fed.text)
+        return {}, asked, {}
+    linears, fed, offered = fitted.linears[JUDGED], feeds(judged), feeds([*judged, *others])
+    ranking = sensitivities(model, feeds(ranked[::2]), linears, ranges, JUDGED)
+    reference = embedded(model, "image", fed.image), embedded(model, "text", offered.text)
 
-    def lost(kept: frozenset[str]) -> float:
+    def lost(kept: frozenset[str]) -> dict[str, float]:
         with quantized(model, without(linears, asked | kept), ranges, JUDGED):
-            found = embedded(model, "image", fed.image), embedded(model, "text", fed.text)
-        return lost_matches(reference, found)
+            found = embedded(model, "image", fed.image), embedded(model, "text", offered.text)
+        return {"r10_lost": lost_matches(reference, found), "flips": flips(reference, found)}
 
-    limit = 1.0 if config.max_drop is None else config.max_drop
-    kept = asked | fewest_kept([name for name in ranking if name not in asked], lambda kept: lost(kept) <= limit)
+    budget = {"r10_lost": config.max_drop, "flips": config.max_flips}
+
+    def holds(kept: frozenset[str]) -> bool:
+        found = lost(kept)
+        return all(limit is None or found[name] <= limit for name, limit in budget.items())
+
+    kept = asked | fewest_kept([name for name in ranking if name not in asked], holds)
     for name in sorted(kept - asked):
-        say("", name, f"stays in float: INT8 would lose more than {limit} of the R@10 hits")
+        say("", name, "stays in float: INT8 would lose more than the budget")
     return ranking, kept, lost(kept)
 
 
@@ -170,17 +185,22 @@ def without(linears: Linears, kept: frozenset[str]) -> Linears:
     return {name: linear for name, linear in linears.items() if name not in kept}
 
 
-def feeds(pairs: list[Captioned]) -> Feeds:
+def feeds(pairs: Sequence[Captioned]) -> Feeds:
     return Feeds([one.pixels for one in pairs], [one.tokens for one in pairs])
 
 
-def _samples(source: Artifact, config: QuantizeConfig, what: str | None = None) -> Iterator[Captioned]:
+def held_pairs(source: Artifact, spec: str, config: QuantizeConfig) -> list[Captioned]:
+    """The first batches, which are held in memory."""
+    return list(islice(plain_pairs(source, spec, config), -(-min(config.held, config.samples) // config.batch)))
+
+
+def plain_pairs(source: Artifact, spec: str, config: QuantizeConfig, what: str | None = None) -> Iterator[Captioned]:
     """`config.samples` plain images, each with one of its captions in turn, shuffled over the shards."""
     preprocessing, text = source.preprocessing, source.tokenizer
-    assert config.data.train is not None and preprocessing is not None and text is not None
+    assert preprocessing is not None and text is not None
     tokenizer = load_tokenizer(source.file(text.file))
     stream = batches(
-        config.data.train,
+        spec,
         preprocessing,
         batch=config.batch,
         workers=config.data.workers,

@@ -5,8 +5,9 @@ how sensitive it is. The worst go back to float, one by one, until INT8 in both 
 then those are given up again without which the budget holds as well, since a ranking of single Linears says little of
 how their errors add up.
 
-The budget is of R@10 on calibration pairs: the share of queries, images and texts alike, whose match was among the ten
-best and is not any more. What INT8 gains elsewhere by chance does not offset it.
+There are two budgets, of what a user sees, on calibration pairs. One is of R@10: the share of queries, images and texts
+alike, whose match was among the ten best and is not any more; what INT8 gains elsewhere by chance does not offset it.
+The other is of flips: the share of images whose best caption is another one than before.
 """
 
 from __future__ import annotations
@@ -22,6 +23,9 @@ from mmcompress.compress.simulate import TOWERS, Feeds, distance, embedded, quan
 from mmcompress.model import DualEncoder
 from mmcompress.progress import track
 from mmcompress.runtime import agreement
+
+ALIKE = 1e-6
+"""Cosines that differ by less are the same answer: the same caption twice, say."""
 
 
 def sensitivities(
@@ -55,8 +59,16 @@ def fewest_kept(ranking: Sequence[str], holds: Callable[[frozenset[str]], bool])
 
 
 def lost_matches(reference: tuple[Tensor, Tensor], found: tuple[Tensor, Tensor]) -> float:
-    """Images and texts (N, D), row by row pairs, before and after -> share of queries that lost their R@10 hit."""
-
+    """Images (N, D) and texts (M, D), the first N of them row by row the images', before and after -> share of queries
+    that lost their R@10 hit among the N.
+    """
     own = np.arange(len(reference[0]))
-    before, after = (tuple(side.cpu().numpy() for side in pair) for pair in (reference, found))
+    before, after = (tuple(side[: len(own)].cpu().numpy() for side in pair) for pair in (reference, found))
     return agreement.lost_matches((before[0], before[1]), (after[0], after[1]), own, own)
+
+
+def flips(reference: tuple[Tensor, Tensor], found: tuple[Tensor, Tensor]) -> float:
+    """Images (N, D) and texts (M, D), before and after -> share of the images whose best text is another one after."""
+    before, after = (images @ texts.T for images, texts in (reference, found))
+    answers = before.gather(1, after.argmax(dim=1, keepdim=True)).squeeze(1)
+    return float((answers < before.amax(dim=1) - ALIKE).double().mean())

@@ -252,6 +252,8 @@ class QuantizeConfig(StageConfig):
     """Measure the drift of each Linear by itself, which the ranking and `max_drop` need."""
     max_drop: float | None = Field(default=0.005, ge=0, le=1)
     """Share of R@10 hits that INT8 may lose on calibration pairs; as few Linears as possible stay in float for that."""
+    max_flips: float | None = Field(default=0.02, ge=0, le=1)
+    """Share of calibration images that INT8 may answer with another caption than FP32; kept in float as above."""
     keep: tuple[str, ...] = ()
     """Linears that stay in float in any case: `image.blocks.0.fc2`."""
     batch: int = Field(default=32, ge=1)

@@ -119,7 +119,7 @@ STAGES: Mapping[str, Stage] = {
             Kind.CHECKPOINT,
             "mmcompress.compress.calibrate:quantize",
             {"checkpoint": Kind.CHECKPOINT},
-            reads=("train",),
+            reads=("train", "validation"),
         ),
         Stage("baseline", config.BaselineConfig, Kind.ONNX, "mmcompress.export.baseline:baseline", {}),
         Stage(

@@ -40,7 +40,7 @@ def quantize(world: Path, out: Path, *overrides: str) -> Artifact:
 
 
 def test_the_artifact_is_a_checkpoint_with_ranges_integers_and_a_record_of_choices(world: Path, tmp_path: Path) -> None:
-    found = quantize(world, tmp_path / "q")
+    found = quantize(world, tmp_path / "q", "max_flips=1")
     facts, linears = found.manifest.facts, 4 * 4 * 2
     ranges = json.loads(found.file("ranges.json").read_text())
     assert len(ranges) == linears == facts["linears"] and facts["kept"] == []
@@ -54,7 +54,7 @@ def test_the_artifact_is_a_checkpoint_with_ranges_integers_and_a_record_of_choic
     assert drifts == sorted(drifts, reverse=True) and facts["budget"] == 0.005
     for tower in ("image", "text"):
         assert {"smooth", "ranges", "rounding", "bias"} == set(facts["choices"][tower])
-    assert quantize(world, tmp_path / "again" / "q").digest == found.digest
+    assert quantize(world, tmp_path / "again" / "q", "max_flips=1").digest == found.digest
     graphs = standalone.export(str(found.path), tmp_path / "onnx", ("fp32", "int8"))
     assert graphs.manifest.facts["kept"] == []
 
@@ -89,6 +89,26 @@ def test_a_budget_that_cannot_hold_keeps_linears_in_float(
 
     monkeypatch.setattr(calibrate, "without", counted)
     monkeypatch.setattr(calibrate, "lost_matches", lambda *_: quantized_now[0] / 100)
-    found = quantize(world, tmp_path / "q", "max_drop=0.295", "rounding=nearest", "smooth=[]")
+    found = quantize(world, tmp_path / "q", "max_drop=0.295", "max_flips=1", "rounding=nearest", "smooth=[]")
     ranking = [row["module"] for row in found.manifest.facts["sensitivity"]]
     assert found.manifest.facts["kept"] == sorted(ranking[:3])
+
+
+def test_flips_have_a_budget_of_their_own_on_validation_pairs(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mmcompress.compress import calibrate
+
+    seen: list[str] = []
+    original = calibrate.held_pairs
+
+    def held(source: object, spec: str, config: object) -> object:
+        seen.append(spec)
+        return original(source, spec, config)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(calibrate, "held_pairs", held)
+    monkeypatch.setattr(calibrate, "flips", lambda *_: 0.5)
+    settings = ("max_drop=1", "max_flips=0.4", "rounding=nearest", "smooth=[]")
+    found = quantize(world, tmp_path / "q", f"data.validation={world}", *settings)
+    assert seen == [str(world), str(world)], "one to fit, one to judge"
+    assert len(found.manifest.facts["kept"]) == 32 and found.manifest.metrics["calibration"]["flips"] == 0.5

@@ -10,7 +10,7 @@ from mmcompress.compress.calibrate import calibrate, feeds
 from mmcompress.compress.fit import plain
 from mmcompress.compress.quantize import fake_quantize_weight
 from mmcompress.compress.ranges import ranges_of
-from mmcompress.compress.sensitivity import fewest_kept, lost_matches, sensitivities
+from mmcompress.compress.sensitivity import fewest_kept, flips, lost_matches, sensitivities
 from mmcompress.compress.simulate import TOWERS, distance, embedded
 
 
@@ -67,3 +67,16 @@ def test_distance_is_one_minus_cosine() -> None:
     for tower in TOWERS:
         first, second = (embedded(model, tower, feeds([one]).of(tower)) for one in pairs)
         assert abs(distance(first, second) - float(1 - (first * second).sum(dim=1).mean())) < 1e-6
+
+
+def test_an_image_flips_where_its_answer_is_another_caption_and_not_the_same_one_twice() -> None:
+    texts = torch.eye(4)[[0, 1, 2, 0]]
+    before = torch.eye(4)[[0, 1, 2, 3]] + torch.tensor([1e-3, 0, 0, 0])
+    after = before.clone()
+    after[0] = torch.tensor([0.0, 1.0, 0.0, 0.0])
+    assert flips((before, texts), (before, texts)) == 0
+    assert flips((before, texts), (after, texts)) == 0.25
+    twice = texts.clone()
+    twice[3, 0] += 1e-7
+    assert flips((before, texts), (before, twice)) == 0, "texts 0 and 3 are one caption"
+    assert flips((before, texts), (before, texts.roll(1, dims=0))) == 0.5, "the text tower counts too"
