@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import mmcompress.demo
+from mmcompress.architecture import DualEncoderConfig
 from mmcompress.artifact import Preprocessing
 from mmcompress.compress.augment import normalized
 from mmcompress.compress.harm import measured_errors
@@ -34,9 +35,11 @@ from mmcompress.compress.prune import uniform_sizes
 from mmcompress.compress.shrink import shrunk
 from mmcompress.compress.sizes import block_choices, sizes_within, static_cost
 from mmcompress.compress.teacher import save_image_processing, save_text_processing
+from mmcompress.compress.width import narrowed
 from mmcompress.data import Batch, batches
 from mmcompress.model import DualEncoder, dual_encoder_from_hugging_face
-from mmcompress.runtime.drift import read_labels, recalls, retrieval_ranks
+from mmcompress.runtime.retrieval import Matches, hits, recalls
+from mmcompress.runtime.testset import read_labels
 from mmcompress.runtime.tokenize import load_tokenizer, tokenize
 
 TEACHER = Path(mmcompress.demo.__file__).parent / "teacher"
@@ -81,8 +84,8 @@ class World:
     def r10(self, encode: Callable[[Tensor], Tensor]) -> float:
         """Share of the images whose name is among the ten best of all names."""
         images = torch.cat([F.normalize(encode(part), dim=-1) for part in self.images]).numpy()
-        ranks = retrieval_ranks(images, self.candidates, self.groups, np.arange(len(self.candidates)))
-        return recalls(*ranks)["i2t_r10"]
+        matches = Matches.of(self.groups, np.arange(len(self.candidates)))
+        return recalls("i2t", hits(images, self.candidates, matches)[matches.answerable])["i2t_r10"]
 
 
 def contrastive_taylor(world: World) -> dict[str, Tensor]:
@@ -169,6 +172,18 @@ def ours(world: World, share: float) -> Iterator[tuple[str, DualEncoder]]:
     )
     within = sizes_within(blocks, target.config.macs / full, base, full, "it")
     yield "activation, refitted, by block", shrunk(model, "image", within, inputs, {}, True)
+    yield "width", narrowed(model, "image", width_at(model.config, share), inputs, False)
+    yield "width, refitted", narrowed(model, "image", width_at(model.config, share), inputs, True)
+
+
+def width_at(config: DualEncoderConfig, share: float) -> int:
+    """The multiple of 8 channels that comes nearest to this share of the image tower's MACs."""
+    tower, step = config.image, 8
+    macs = {
+        width: tower.model_copy(update={"width": width}).macs(config.embed_dim)
+        for width in range(step, tower.width, step)
+    }
+    return min(macs, key=lambda width: abs(macs[width] - share * config.macs))
 
 
 def main() -> int:

@@ -1,11 +1,12 @@
-"""Structured pruning: whole attention heads, MLP units and blocks, so that what is left is a smaller config, no mask.
+"""Structured pruning: whole heads, MLP units, blocks and channels, so that what is left is a smaller config, no mask.
 
 Three questions, a file each. Which units go: `importance.py`, or by what the next Linear would miss (`reconstruct.py`).
 What the rest must weigh then: a least-squares refit from the first block to the last (`shrink.py`), so that the model
 is good before any training. How much of each block goes: the same share everywhere, or under a budget of MACs,
 parameters or measured latency what harms least (`harm.py`, `sizes.py`, `budget.py`, `latency_target.py`).
+The width of the residual stream goes first where it is asked for (`width.py`), by the same share in the whole tower.
 
-Left out: the width of the residual stream, which every Linear would have to be rotated for.
+Left out: a budget that weighs width against heads and MLP units; prune twice for that.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from mmcompress.compress.latency_target import sizes_at_latency
 from mmcompress.compress.pairs import Pairs, training_pairs
 from mmcompress.compress.shrink import Scores, Size, TowerName, shrunk, sizes_of
 from mmcompress.compress.sizes import block_choices, sizes_within, static_cost
+from mmcompress.compress.width import narrowed, rounded_width
 from mmcompress.config import PruneConfig
 from mmcompress.distributed import world
 from mmcompress.model import FOLDER_FILES, DualEncoder, dual_encoder_from_checkpoint, save_checkpoint
@@ -45,6 +47,8 @@ def prune(job: Job[PruneConfig]) -> None:
         pruned, found = model, {}
         for tower in config.towers:
             inputs = [pair.pixels if tower == "image" else pair.tokens for pair in samples]
+            width = rounded_width(getattr(model.config, tower), config.width, config.width_multiple)
+            pruned = narrowed(pruned, tower, width, inputs, config.refit)
             sizes, found[tower] = block_sizes(model, tower, inputs, scores, config)
             pruned = shrunk(pruned, tower, sizes, inputs, scores, config.refit)
     save_checkpoint(pruned.cpu(), job.draft.path)

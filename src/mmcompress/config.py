@@ -186,6 +186,10 @@ class PruneConfig(StageConfig):
     """Share of the heads kept in each block."""
     mlp: float = Field(default=0.5, gt=0, le=1)
     """Share of the MLP units kept in each block."""
+    width: float = Field(default=1.0, gt=0, le=1)
+    """Share of the channels of each tower's residual stream that is kept; heads and MLP units go after them."""
+    width_multiple: int | None = Field(default=None, ge=1)
+    """Channels are kept in multiples of this; of one head's if not given, which heads of the same share fill."""
     target_macs: Share | None = None
     """Share of each tower's multiply-accumulates to keep, `0.5` or `0.5x`; blocks get what they need most."""
     target_params: Share | None = None
@@ -221,6 +225,8 @@ class PruneConfig(StageConfig):
             raise ValueError(f"{' and '.join(targets)} exclude each other: give one")
         if self.target_latency is not None and "image" not in self.towers:
             raise ValueError("target_latency is of the image tower, which is not among the towers")
+        if targets and self.width < 1:
+            raise ValueError(f"width and {targets[0]} exclude each other: prune twice, the width first")
         return self
 
     @property
