@@ -5,9 +5,12 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from mmcompress import pipeline, standalone
 from mmcompress.config import parse_assignments
 from mmcompress.errors import MMCompressError, UsageError
 from mmcompress.pipeline import STAGES, load_recipe, locked, run_recipe
@@ -99,3 +102,18 @@ def test_two_runs_in_one_folder_are_refused(tmp_path: Path) -> None:
 def test_exit_codes_are_those_of_the_design() -> None:
     codes = {error.__name__: error.exit_code for error in MMCompressError.__subclasses__()}
     assert codes == {"GateFailedError": 1, "UsageError": 2, "MissingRequirementError": 3, "CorruptInputError": 4}
+
+
+def test_the_iterative_recipe_prunes_what_was_recovered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    starts: dict[str, str | None] = {}
+
+    def made(stage: Any, _: object, sources: Any, __: object, out: Path) -> Any:
+        starts[out.name] = sources["checkpoint"].path.name if "checkpoint" in sources else None
+        return SimpleNamespace(path=out, manifest=SimpleNamespace(kind=stage.produces))
+
+    monkeypatch.setattr(pipeline, "run_stage", made)
+    given = parse_assignments(["data.train=demo:train", "data.test=demo:test"])
+    run_recipe(load_recipe(standalone.recipe_path("iterative"), given), tmp_path / "run")
+    assert [name for name, start in starts.items() if start == "recover-1"] == ["prune-2"]
+    assert starts["prune-1"] == "distill" and starts["recover-2"] == "prune-2" and starts["quantize"] == "recover-2"
+    assert starts["verdict"] == starts["int8"] == "quantize"
