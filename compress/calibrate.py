@@ -16,6 +16,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 
 import torch
@@ -30,7 +31,7 @@ from mmcompress.compress.quantize import INTEGERS, IntegerLinear, Linears, Signe
 from mmcompress.compress.ranges import Histogram, Range
 from mmcompress.compress.sensitivity import fewest_kept, flips, lost_matches, sensitivities
 from mmcompress.compress.simulate import TOWERS, Feeds, embedded, quantized, watched
-from mmcompress.config import QuantizeConfig
+from mmcompress.config import QatConfig, QuantizeConfig
 from mmcompress.data import batches
 from mmcompress.distributed import world
 from mmcompress.errors import UsageError, suggestion
@@ -74,9 +75,8 @@ def quantize(job: Job[QuantizeConfig]) -> None:
         model = model.to(here.device)
         held = held_pairs(source, spec, config)
         fitting, judging = held[::2], held[1::2] or held
-        fitted = fit(
-            model, feeds(fitting), feeds(judging), lambda: plain_pairs(source, spec, config, "calibrating"), config
-        )
+        pairs = partial(plain_pairs, source, spec, config, "calibrating")
+        fitted = fit(model, feeds(fitting), feeds(judging), pairs, config)
         unseen = held_pairs(source, config.data.validation, config) if config.data.validation else judging
         ranking, kept, lost = keep_sensitive(fitted, judging, unseen, held, config)
         linears = {kind: without(found, kept) for kind, found in fitted.linears.items()}
@@ -194,7 +194,9 @@ def held_pairs(source: Artifact, spec: str, config: QuantizeConfig) -> list[Capt
     return list(islice(plain_pairs(source, spec, config), -(-min(config.held, config.samples) // config.batch)))
 
 
-def plain_pairs(source: Artifact, spec: str, config: QuantizeConfig, what: str | None = None) -> Iterator[Captioned]:
+def plain_pairs(
+    source: Artifact, spec: str, config: QuantizeConfig | QatConfig, what: str | None = None
+) -> Iterator[Captioned]:
     """`config.samples` plain images, each with one of its captions in turn, shuffled over the shards."""
     preprocessing, text = source.preprocessing, source.tokenizer
     assert preprocessing is not None and text is not None

@@ -23,7 +23,7 @@ from mmcompress.compress.quantize import SCALE_TYPES, WEIGHT_LIMIT, Floats, Sign
 
 PAIR_LIMIT = 128
 """Largest sum of two neighbouring weights of one sign: 128 * 255 fits into 16 bits."""
-_BELOW = PAIR_LIMIT - 2**-10  # rounding noise must not lift a pair over the limit
+BELOW = PAIR_LIMIT - 2**-10  # rounding noise must not lift a pair over the limit
 _SHARES = np.linspace(1, 0.5, 21)
 _BLOCK = 128
 Real = NDArray[np.float64]
@@ -31,17 +31,17 @@ Real = NDArray[np.float64]
 
 def nearest(weight: Floats, scales: Floats, kind: Signedness) -> NDArray[np.int8]:
     """(in, out), (out,) -> int8 (in, out): each weight at its nearest step, pairs within their limit."""
-    return np.rint(_allowed(weight.astype(np.float64) / scales.astype(np.float64), kind)).astype(np.int8)
+    return np.rint(allowed(weight.astype(np.float64) / scales.astype(np.float64), kind)).astype(np.int8)
 
 
-def _allowed(steps: Real, kind: Signedness) -> Real:
+def allowed(steps: Real, kind: Signedness) -> Real:
     """(in, out) -> (in, out): the closest that a file of this kind may hold before rounding."""
     steps = np.clip(steps, -WEIGHT_LIMIT, WEIGHT_LIMIT)
     if kind == "signed":
         return steps
     even = len(steps) // 2 * 2
     first, second = steps[0:even:2], steps[1:even:2]
-    excess = np.where(first * second > 0, np.maximum(np.abs(first) + np.abs(second) - _BELOW, 0), 0) / 2
+    excess = np.where(first * second > 0, np.maximum(np.abs(first) + np.abs(second) - BELOW, 0), 0) / 2
     steps[0:even:2] = first - np.sign(first) * excess
     steps[1:even:2] = second - np.sign(second) * excess
     return steps
@@ -92,7 +92,7 @@ def _rounded(steps: Real, integers: Real, i: int, kind: Signedness) -> Real:
     if kind == "signed" or (i % 2 == 0 and i + 1 == len(steps)):
         rounded: Real = np.rint(np.clip(steps[i], -WEIGHT_LIMIT, WEIGHT_LIMIT))
     elif i % 2 == 0:
-        rounded = np.rint(_allowed(steps[i : i + 2].copy(), kind)[0])
+        rounded = np.rint(allowed(steps[i : i + 2].copy(), kind)[0])
     else:
         high = np.minimum(WEIGHT_LIMIT, PAIR_LIMIT - np.maximum(integers[i - 1], 0))
         low = np.maximum(-WEIGHT_LIMIT, -PAIR_LIMIT - np.minimum(integers[i - 1], 0))

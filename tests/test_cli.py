@@ -22,7 +22,7 @@ from mmcompress.errors import CorruptInputError, GateFailedError, MissingRequire
 
 Cli = Callable[..., Any]
 COMMANDS = (
-    *("run", "train", "embed", "distill", "prune", "quantize", "verdict", "export", "build"),
+    *("run", "train", "embed", "distill", "prune", "quantize", "qat", "verdict", "export", "build"),
     *("bench", "compare", "drift", "bisect", "report", "check"),
     *("classify", "search", "inspect", "doctor"),
 )
@@ -284,6 +284,13 @@ def test_stage_commands_follow_one_another(
     assert both.code == 2 and "target_macs and target_latency exclude each other: give one" in both.err
     made("distill", "--from", tmp_path / "pruned", "--out", tmp_path / "recovered", *few)
     made("quantize", tmp_path / "recovered", "--out", tmp_path / "ranges", "--set", "batch=8", "--json")
+    within = cli("qat", tmp_path / "ranges", "--max-drop", "1", "--out", tmp_path / "within")
+    assert within.code == 0 and "not trained: INT8 loses" in within.out
+    trained = cli("qat", tmp_path / "ranges", "--out", tmp_path / "qat", *few[:-1], "--set", "max_drop=null")
+    assert trained.code == 0 and "drift before" in trained.out
+    unfit = cli("qat", tmp_path / "recovered", "--out", tmp_path / "unfit")
+    assert unfit.code == 2 and "so it is no quantized checkpoint" in unfit.err
+    assert "image-int8-signed.onnx" in made("export", tmp_path / "qat", "--out", tmp_path / "q8", "--json")["files"]
     int8 = made("export", tmp_path / "ranges", "--out", tmp_path / "int8", "--json")
     assert {"image-int8-unsigned.onnx", "image-int8-signed.onnx"} <= set(int8["files"])
     image = coloured_squares / "00.png"

@@ -175,6 +175,22 @@ def verdict(
 
 
 @app.command(rich_help_panel=MODEL)
+def qat(
+    artifact: Folder,
+    out: Out,
+    data: Data = None,
+    max_drop: Annotated[float | None, typer.Option(help="Share of R@10 hits that INT8 may lose untrained.")] = None,
+    set_: Set = None,
+    json: Json = False,
+) -> None:
+    """Train the integers of a quantized checkpoint towards its float weights, where INT8 loses more than it may."""
+    from mmcompress import console, standalone
+
+    made = standalone.qat(artifact, out, data=data, max_drop=max_drop, overrides=set_ or ())
+    console.show(*console.qat_summary(made), json)
+
+
+@app.command(rich_help_panel=MODEL)
 def export(
     source: Annotated[str, typer.Argument(metavar="ARTIFACT|TEACHER", help="A checkpoint, or an unmodified teacher.")],
     out: Out,

@@ -266,6 +266,39 @@ class QuantizeConfig(StageConfig):
     device: str = "auto"
 
 
+class QatOptimizerConfig(OptimizerConfig):
+    """As `OptimizerConfig`, for integers: weights move in units of their step."""
+
+    steps: int | None = Field(default=300, ge=1)
+    """Optimizer steps; null for `epochs`."""
+    batch: int = Field(default=64, ge=2)
+    """Pairs a step, one half for each kind of graph."""
+    lr: float = Field(default=0.03, gt=0)
+    """Peak learning rate, in steps of the integers."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """Nothing is decayed, as a small integer is no better than a large one."""
+    ema: float = Field(default=0.95, ge=0, lt=1)
+    """Decay of the averaged weights that are rounded; 0 rounds the last ones."""
+    precision: Literal["auto", "float32", "bfloat16"] = "float32"
+    """Of the arithmetic; bfloat16 has no more digits than INT8 has levels."""
+
+
+class QatConfig(StageConfig):
+    """Train the integers of a quantized checkpoint towards its own float weights, where INT8 misses its budget."""
+
+    data: DataConfig
+    """Pairs to train on; those to judge on are `validation`, or without one the training pairs, not augmented."""
+    optimizer: QatOptimizerConfig = QatOptimizerConfig()
+    max_drop: float | None = Field(default=0.005, ge=0, le=1)
+    """Share of R@10 hits that INT8 may lose; where it loses no more, nothing is trained. null trains in any case."""
+    augment: Augmentation = "photo"
+    """How the images are varied in training."""
+    samples: int = Field(default=384, ge=1)
+    """Pairs that judge, in whole batches."""
+    batch: int = Field(default=32, ge=1)
+    device: str = "auto"
+
+
 class BaselineConfig(StageConfig):
     """The unmodified teacher as ONNX, through optimum: the report's baseline."""
 

@@ -70,6 +70,21 @@ def prune_summary(artifact: Artifact) -> Summary:
     return document, Group(made, *map(Text, lines))
 
 
+def qat_summary(artifact: Artifact) -> Summary:
+    """What training brought, by graph and tower."""
+    document, made = artifact_summary(artifact)
+    facts = artifact.manifest.facts["qat"]
+    lost = percent(facts["r10_lost_before"])
+    if not facts["trained"]:
+        return document, Group(made, Text(f"not trained: INT8 loses {lost} of the R@10 hits"))
+    table = _table("activations", "tower", ">drift before", ">trained", "")
+    for kind, towers in facts["parts"].items():
+        for tower, taken in towers.items():
+            figures = (compact(facts[when][kind][tower], 3) for when in ("drift_before", "drift_after"))
+            table.add_row(kind, tower, *figures, "taken" if taken else "not closer, left as it was")
+    return document, Group(table, made)
+
+
 def run_summary(artifacts: Mapping[str, Artifact]) -> Summary:
     """The artifacts of a recipe, and the report where it made one."""
     made = {

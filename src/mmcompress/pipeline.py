@@ -121,6 +121,14 @@ STAGES: Mapping[str, Stage] = {
             {"checkpoint": Kind.CHECKPOINT},
             reads=("train", "validation"),
         ),
+        Stage(
+            "qat",
+            config.QatConfig,
+            Kind.CHECKPOINT,
+            "mmcompress.compress.qat:qat",
+            {"checkpoint": Kind.CHECKPOINT},
+            reads=("train", "validation"),
+        ),
         Stage("baseline", config.BaselineConfig, Kind.ONNX, "mmcompress.export.baseline:baseline", {}),
         Stage(
             "export",

@@ -137,6 +137,19 @@ def quantize(
     return run_single("quantize", values, {"checkpoint": source}, out, overrides)
 
 
+def qat(
+    checkpoint: Path,
+    out: Path,
+    *,
+    data: str | None = None,
+    max_drop: float | None = None,
+    overrides: Sequence[str] = (),
+) -> Artifact:
+    source = Artifact.open(checkpoint, Kind.CHECKPOINT)
+    values = {"data": recorded_data(source, data), "max_drop": max_drop}
+    return run_single("qat", values, {"checkpoint": source}, out, overrides)
+
+
 def verdict(
     checkpoint: Path,
     out: Path,
@@ -165,7 +178,7 @@ def export(source: str, out: Path, precisions: Sequence[str] = (), overrides: Se
     if not (Path(source) / MANIFEST).is_file():
         return run_single("baseline", {"teacher": {"source": source}}, {}, out, overrides)
     checkpoint = Artifact.open(source, Kind.CHECKPOINT)
-    natural = ("int8",) if checkpoint.manifest.stage == "quantize" else ("fp32",)
+    natural = ("int8",) if checkpoint.manifest.stage in ("quantize", "qat") else ("fp32",)
     values = {"precisions": tuple(precisions) or natural}
     return run_single("export", values, {"checkpoint": checkpoint}, out, overrides)
 

@@ -144,7 +144,8 @@ def sensitivity(gathered: Iterable[Artifact]) -> list[Document]:
     return [
         {"name": artifact.path.name, **{key: artifact.manifest.facts.get(key) for key in ("sensitivity", "budget")}}
         for artifact in gathered
-        if artifact.manifest.stage == "quantize" and artifact.manifest.facts.get("sensitivity")
+        if artifact.manifest.facts.get("sensitivity")
+        and (artifact.manifest.stage == "quantize" or artifact.manifest.facts.get("qat", {}).get("accepted"))
     ]
 
 
