@@ -37,7 +37,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         draft.model = model.config
         draft.preprocessing = image_processing(source)
         draft.tokenizer = save_text_processing(source, draft.path)
-    overrides = [*PLAIN, "samples=40", "batch=20", f'keep=["{KEPT}"]']
+    overrides = [*PLAIN, "samples=40", "batch=20", "max_flips=1", f'keep=["{KEPT}"]']
     plain = standalone.quantize(folder / "checkpoint", folder / "plain", data=str(folder), overrides=overrides)
     with Artifact.create(
         folder / "bad",
