@@ -29,6 +29,7 @@ from mmcompress.compress.fit import JUDGED, chosen_ranges, chosen_smoothing, cho
 from mmcompress.compress.pairs import trimmed
 from mmcompress.compress.quantize import INTEGERS, IntegerLinear, Linears, Signedness, tensors_from_linears
 from mmcompress.compress.ranges import Histogram, Range
+from mmcompress.compress.semistructured import SPARSE
 from mmcompress.compress.sensitivity import fewest_kept, flips, lost_matches, sensitivities
 from mmcompress.compress.simulate import TOWERS, Feeds, embedded, quantized, watched
 from mmcompress.config import QatConfig, QuantizeConfig
@@ -99,6 +100,7 @@ def quantize(job: Job[QuantizeConfig]) -> None:
             {"module": name, "drift": float(f"{found:.4g}"), "kept": name in kept} for name, found in ranking.items()
         ],
         "budget": config.max_drop,
+        **{name: fact for name, fact in source.manifest.facts.items() if name == SPARSE},
     }
     job.draft.metrics = {"calibration": {"drift": drift, **lost}}
 

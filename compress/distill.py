@@ -18,6 +18,7 @@ from mmcompress.compress.embed import load_embeddings
 from mmcompress.compress.losses import cosine_distance, relational
 from mmcompress.compress.optimize import fit
 from mmcompress.compress.pairs import Pairs, training_pairs
+from mmcompress.compress.semistructured import SPARSE, keep_zeros
 from mmcompress.compress.student import inherited_share, student_from_preset, student_from_teacher
 from mmcompress.compress.teacher import resolve, save_image_processing, save_text_processing
 from mmcompress.config import DistillConfig
@@ -38,15 +39,18 @@ def distill(job: Job[DistillConfig]) -> None:
     """Stage: train a student, or recover a pruned one, against cached teacher embeddings."""
     config, draft = job.config, job.draft
     embeddings = load_embeddings(job.sources["embeddings"])
+    sparse: list[str] = []
     with world(config.device) as here:
         if "checkpoint" in job.sources:
             source = job.sources["checkpoint"]
             draft.inherit(source, *FOLDER_FILES)
             model = dual_encoder_from_checkpoint(source.path, source.model)
+            sparse = source.manifest.facts.get(SPARSE, [])
         else:
             model = _new_student(config, embeddings.dim, draft)
         model.logit_scale.requires_grad_(False)
         model = model.to(here.device).train()
+        keep_zeros(model, sparse)
         if config.text == "keep":
             model.text.requires_grad_(False)
         pairs = training_pairs(
@@ -83,7 +87,7 @@ def distill(job: Job[DistillConfig]) -> None:
     save_checkpoint(model.cpu(), draft.path)
     draft.model = model.config
     draft.metrics = {"training": metrics}
-    draft.facts = {"params": model.config.params, "macs": model.config.macs}
+    draft.facts = {"params": model.config.params, "macs": model.config.macs, **({SPARSE: sparse} if sparse else {})}
 
 
 def _embeddings(model: DualEncoder, batch: Pairs, text: Literal["distill", "keep"]) -> tuple[Tensor, Tensor]:

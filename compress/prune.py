@@ -22,6 +22,7 @@ from mmcompress.compress.harm import measured_errors
 from mmcompress.compress.importance import magnitudes, taylor
 from mmcompress.compress.latency_target import sizes_at_latency
 from mmcompress.compress.pairs import Pairs, training_pairs
+from mmcompress.compress.semistructured import SPARSE, is_two_four, sparsified
 from mmcompress.compress.shrink import Scores, Size, TowerName, shrunk, sizes_of
 from mmcompress.compress.sizes import block_choices, sizes_within, static_cost
 from mmcompress.compress.width import narrowed, rounded_width
@@ -51,6 +52,8 @@ def prune(job: Job[PruneConfig]) -> None:
             pruned = narrowed(pruned, tower, width, inputs, config.refit)
             sizes, found[tower] = block_sizes(model, tower, inputs, scores, config)
             pruned = shrunk(pruned, tower, sizes, inputs, scores, config.refit)
+            pruned = sparsified(pruned, tower, inputs) if config.sparsity else pruned
+    sparse, dense = two_four_modules(pruned) if config.sparsity else ([], [])
     save_checkpoint(pruned.cpu(), job.draft.path)
     job.draft.inherit(source, *FOLDER_FILES)
     job.draft.model = pruned.config
@@ -60,8 +63,15 @@ def prune(job: Job[PruneConfig]) -> None:
         "macs": after.macs,
         "macs_share": after.macs / before.macs,
         "params_share": after.params / before.params,
+        **({SPARSE: sparse, "not_two_four": dense} if config.sparsity else {}),
     }
     job.draft.metrics = {"towers": {tower: facts for tower, facts in found.items() if facts}}
+
+
+def two_four_modules(model: DualEncoder) -> tuple[list[str], list[str]]:
+    """The Linears that are 2:4 sparse, and the others: of a tower left out, or whose inputs are no multiple of four."""
+    found = {name: is_two_four(linear.weight) for name, linear in model.linears()}
+    return [name for name, sparse in found.items() if sparse], [name for name, sparse in found.items() if not sparse]
 
 
 def unit_scores(

@@ -32,6 +32,7 @@ from mmcompress.compress.optimize import fit
 from mmcompress.compress.pairs import Pairs, TrainingPairs, training_pairs
 from mmcompress.compress.quantize import INTEGERS, Linears, Signedness, linears_from_tensors, tensors_from_linears
 from mmcompress.compress.ranges import Range
+from mmcompress.compress.semistructured import SPARSE
 from mmcompress.compress.sensitivity import lost_matches, sensitivities
 from mmcompress.compress.simulate import TOWERS, Feeds, embedded, quantized
 from mmcompress.config import QatConfig
@@ -75,6 +76,8 @@ def qat(job: Job[QatConfig]) -> None:
     spec = config.data.validation or config.data.train
     if spec is None or config.data.train is None:
         raise UsageError("qat needs pairs to train on", "set data.train, or give --data")
+    if SPARSE in source.manifest.facts:
+        raise UsageError(f"{source.path} is 2:4 sparse, and qat would fill its zeros", "leave qat out, or sparsity")
     with world(config.device) as here:
         model = dual_encoder_from_checkpoint(source.path, source.model).requires_grad_(False).to(here.device)
         held = list(islice(plain_pairs(source, spec, config), -(-config.samples // config.batch)))

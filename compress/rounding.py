@@ -69,8 +69,9 @@ def gptq(weight: Floats, scales: Floats, kind: Signedness, gram: Real, damping: 
 
     Frantar et al. 2023, algorithm 1: with U^T U the inverse of the damped Gram matrix, round input by input, and
     subtract U[i, i+1:] (w_i - q_i) / U[i, i] from the inputs that are still to come; in blocks, so that most of it is
-    one matrix product.
+    one matrix product. A weight of zero stays zero, so that 2:4 sparsity does.
     """
+    zero = weight == 0
     steps = weight.astype(np.float64) / scales.astype(np.float64)
     inputs = len(steps)
     mean = gram.diagonal().mean() or 1.0
@@ -80,7 +81,7 @@ def gptq(weight: Floats, scales: Floats, kind: Signedness, gram: Real, damping: 
         end = min(start + _BLOCK, inputs)
         errors = np.empty((end - start, steps.shape[1]))
         for i in range(start, end):
-            integers[i] = _rounded(steps, integers, i, kind)
+            integers[i] = np.where(zero[i], 0, _rounded(steps, integers, i, kind))
             errors[i - start] = (steps[i] - integers[i]) / upper[i, i]
             steps[i + 1 : end] -= np.outer(upper[i, i + 1 : end], errors[i - start])
         steps[end:] -= upper[start:end, end:].T @ errors

@@ -26,6 +26,7 @@ from mmcompress.artifact import Artifact, Graph, TensorSpec
 from mmcompress.config import Backend, BuildConfig
 from mmcompress.errors import CorruptInputError, MissingRequirementError, UsageError
 from mmcompress.export.audit import Audit, audit_log
+from mmcompress.export.sparsity import two_four_weights
 from mmcompress.pipeline import Job
 from mmcompress.progress import say
 from mmcompress.runtime.tensorrt import tensorrt_module, this_machine
@@ -43,6 +44,8 @@ class Engine:
     plan: bytes
     audit: Audit
     warnings: tuple[str, ...]
+    sparsity: tuple[str, ...] = ()
+    """Its lines on sparse kernels; TensorRT-RTX 1.7 writes none, and gives the same engine with and without them."""
 
 
 def build(job: Job[BuildConfig]) -> None:
@@ -50,18 +53,29 @@ def build(job: Job[BuildConfig]) -> None:
     source, config = job.sources["graphs"], job.config
     trt = tensorrt_module(config.backend)
     targets = checked_targets(trt, config.backend, config.targets)
+    eligible = sparse_weights(source) if config.sparse else {}
     audits: dict[str, Audit] = {}
+    said: dict[str, list[str]] = {}
     for graph in chosen_graphs(source):
         for target in targets:
-            engine = engine_from_onnx(trt, source.file(graph.file), graph.inputs, target=target, batches=config.batches)
+            engine = engine_from_onnx(
+                trt,
+                source.file(graph.file),
+                graph.inputs,
+                target=target,
+                batches=config.batches,
+                sparse=config.sparse,
+            )
             # a native engine's passport states the GPU that it was built on
             place = this_machine(config.backend).target if target == NATIVE else target
             file = f"{graph.tower}-{graph.precision}-{place}.engine"
             (job.draft.path / file).write_bytes(engine.plan)
-            audits[file] = engine.audit
+            audits[file], said[file] = engine.audit, list(engine.sparsity)
             job.draft.graphs.append(graph.model_copy(update={"file": file, "target": place}))
             for warning in engine.warnings:
                 say("build", file, warning)
+            if config.sparse and not engine.sparsity:
+                say("build", file, "the builder does not say whether it took a sparse kernel")
     job.draft.inherit(source, *([source.tokenizer.file] if source.tokenizer else []))
     text = json.dumps({file: asdict(audit) for file, audit in audits.items()}, indent=1)
     (job.draft.path / AUDIT).write_text(text, encoding="utf-8")
@@ -73,6 +87,7 @@ def build(job: Job[BuildConfig]) -> None:
         "tensorrt_version": str(trt.__version__),
         "targets": [graph.target for graph in job.draft.graphs if graph.tower == job.draft.graphs[0].tower],
         "batches": list(config.batches),
+        **({"two_four": eligible, "sparsity_log": said} if config.sparse else {}),
         "audit": {file: audit.summary() for file, audit in audits.items()},
     }
 
@@ -90,6 +105,17 @@ def chosen_graphs(source: Artifact) -> list[Graph]:
         raise UsageError(
             f"{source.path} has no graph that TensorRT builds; it holds: {held}",
             'export it in "int8", "fp16" or "fp32"; the unsigned INT8 file is for CPUs',
+        )
+    return found
+
+
+def sparse_weights(source: Artifact) -> dict[str, list[str]]:
+    """Of each graph that is built, the Linears whose weights sparse kernels could take; at least one in all."""
+    found = {graph.file: two_four_weights(source.file(graph.file)) for graph in chosen_graphs(source)}
+    if not any(found.values()):
+        raise UsageError(
+            f"no Linear of {source.path} is 2:4 sparse, and sparse = true was asked for",
+            'prune with sparsity = "2:4" first, or leave `sparse` out',
         )
     return found
 
@@ -116,7 +142,13 @@ def checked_targets(trt: ModuleType, backend: Backend, targets: Sequence[str]) -
 
 
 def engine_from_onnx(
-    trt: ModuleType, path: Path, inputs: Sequence[TensorSpec], *, target: str, batches: tuple[int, int, int]
+    trt: ModuleType,
+    path: Path,
+    inputs: Sequence[TensorSpec],
+    *,
+    target: str,
+    batches: tuple[int, int, int],
+    sparse: bool = False,
 ) -> Engine:
     """Build one engine. `inputs` says which axes are dynamic: they take the smallest, usual and largest batch.
 
@@ -135,6 +167,8 @@ def engine_from_onnx(
     _parse(trt, network, log, path)
     config = builder.create_builder_config()
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    if sparse:
+        config.set_flag(trt.BuilderFlag.SPARSE_WEIGHTS)
     if hasattr(config, "num_compute_capabilities"):
         capability = trt.ComputeCapability.CURRENT if target == NATIVE else supported_targets(trt)[target]
         config.num_compute_capabilities = 1
@@ -156,7 +190,8 @@ def engine_from_onnx(
         raise UsageError(f"{trt.__name__} built no engine for {target} from {path}: {reason}", "try another target")
     messages = [text for _, text in log.lines]
     warnings = tuple(dict.fromkeys(text for severity, text in log.lines if severity == "WARNING"))
-    return Engine(bytes(plan), audit_log(messages), warnings)
+    sparsity = tuple(text.strip() for text in messages if "(Sparsity)" in text)
+    return Engine(bytes(plan), audit_log(messages), warnings, sparsity)
 
 
 def _strongly_typed(trt: ModuleType) -> int:

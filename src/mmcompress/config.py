@@ -209,6 +209,8 @@ class PruneConfig(StageConfig):
     """What goes first: what the next Linear misses least, what the loss misses least, or the smallest weights."""
     refit: bool = True
     """Fit out-projection and FC2 again, to give what the dense model gives."""
+    sparsity: Literal["2:4"] | None = None
+    """`2:4` zeroes two of every four inputs of each Linear, for TensorRT's sparse kernels: see `build.sparse`."""
     samples: int = Field(default=512, ge=1)
     """Pairs that importance, fit and errors are computed on."""
     anchors: int = Field(default=4096, ge=2)
@@ -341,6 +343,8 @@ class BuildConfig(StageConfig):
     """Compute capabilities; `native` is the GPU of this machine."""
     batches: tuple[int, int, int] = (1, 8, 32)
     """Smallest, usual and largest batch of the optimization profile."""
+    sparse: bool = False
+    """Let the builder take sparse kernels for weights that are 2:4; the audit lists them."""
 
 
 class BenchConfig(StageConfig):

@@ -156,6 +156,37 @@ def test_the_stage_builds_the_signed_graphs_with_a_passport(checkpoint: Make, tm
     assert builder.module_precisions(first)["image-int8-sm86.engine"]["image.blocks.0.out"] == "int8"
 
 
+def test_sparse_lists_what_is_eligible_and_claims_nothing(
+    checkpoint: Make, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A dense model is refused; of one whose image Linears are 2:4 they are listed, and it says what is not known."""
+    import numpy as np
+    from safetensors.numpy import load_file, save_file
+
+    export, config = ExportConfig(precisions=("int8",)), BuildConfig(targets=("sm86",), batches=(1, 4, 8), sparse=True)
+    dense = run_stage(STAGES["export"], export, {"checkpoint": checkpoint()}, (), tmp_path / "dense")
+    with pytest.raises(UsageError, match=r"no Linear of .* is 2:4 sparse, and sparse = true was asked for"):
+        run_stage(STAGES["build"], config, {"graphs": dense}, (), tmp_path / "refused")
+
+    source = checkpoint()
+    tensors = load_file(source.file("model.safetensors"))
+    for name, weight in tensors.items():
+        if name.startswith("vision_model.encoder.layers.") and weight.ndim == 2:
+            groups = weight.reshape(len(weight), -1, 4).copy()
+            np.put_along_axis(groups, np.abs(groups).argsort(axis=-1)[..., :2], 0, axis=-1)
+            tensors[name] = groups.reshape(weight.shape)
+    with Artifact.create(tmp_path / "sparse", kind=source.manifest.kind, stage="quantize", key="s") as draft:
+        draft.inherit(source, *(name for name in source.manifest.files if name != "model.safetensors"))
+        save_file(tensors, draft.path / "model.safetensors")
+    graphs = run_stage(STAGES["export"], export, {"checkpoint": Artifact.open(tmp_path / "sparse")}, (), tmp_path / "s")
+    facts = run_stage(STAGES["build"], config, {"graphs": graphs}, (), tmp_path / "engines").manifest.facts
+    linears = [f"image.blocks.{i}.{linear}" for i in (0, 1) for linear in ("qkv", "out", "fc1", "fc2")]
+    assert facts["two_four"] == {"image-int8-signed.onnx": linears, "text-int8-signed.onnx": []}
+    assert facts["audit"]["image-int8-sm86.engine"]["modules"] == {"int8": 8}
+    assert facts["sparsity_log"] == {"image-int8-sm86.engine": [], "text-int8-sm86.engine": []}
+    assert "does not say whether it took a sparse kernel" in " ".join(capfd.readouterr().err.split())
+
+
 def test_float_artifacts_build_from_fp16_then_fp32(checkpoint: Make, tmp_path: Path) -> None:
     source = checkpoint()
     for precisions, chosen in ((("fp32", "fp16"), "fp16"), (("fp32",), "fp32")):
