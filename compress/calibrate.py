@@ -16,7 +16,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from itertools import islice
 
 import torch
@@ -31,7 +31,7 @@ from mmcompress.compress.quantize import INTEGERS, IntegerLinear, Linears, Signe
 from mmcompress.compress.ranges import Histogram, Range
 from mmcompress.compress.semistructured import SPARSE
 from mmcompress.compress.sensitivity import fewest_kept, flips, lost_matches, sensitivities
-from mmcompress.compress.simulate import TOWERS, Feeds, embedded, quantized, watched
+from mmcompress.compress.simulate import TOWERS, Batches, Feeds, embedded, quantized, watched
 from mmcompress.config import QatConfig, QuantizeConfig
 from mmcompress.data import batches
 from mmcompress.distributed import world
@@ -39,6 +39,7 @@ from mmcompress.errors import UsageError, suggestion
 from mmcompress.model import DualEncoder, dual_encoder_from_checkpoint, save_checkpoint
 from mmcompress.pipeline import Job
 from mmcompress.progress import say, track
+from mmcompress.runtime.testset import read_labels
 from mmcompress.runtime.tokenize import load_tokenizer, tokenize
 
 SHUFFLED = 4096
@@ -79,7 +80,8 @@ def quantize(job: Job[QuantizeConfig]) -> None:
         pairs = partial(plain_pairs, source, spec, config, "calibrating")
         fitted = fit(model, feeds(fitting), feeds(judging), pairs, config)
         unseen = held_pairs(source, config.data.validation, config) if config.data.validation else judging
-        ranking, kept, lost = keep_sensitive(fitted, judging, unseen, held, config)
+        answers = possible_answers(source, config, held)
+        ranking, kept, lost = keep_sensitive(fitted, judging, unseen, answers, config)
         linears = {kind: without(found, kept) for kind, found in fitted.linears.items()}
         drift = drift_of_both(fitted.model, feeds(judging), linears, fitted.ranges)
     for name in source.manifest.files:
@@ -142,26 +144,33 @@ def calibrate(model: DualEncoder, samples: Iterable[Captioned]) -> dict[str, His
 
 
 def keep_sensitive(
-    fitted: Fitted,
-    ranked: Sequence[Captioned],
-    judged: Sequence[Captioned],
-    others: Sequence[Captioned],
-    config: QuantizeConfig,
+    fitted: Fitted, ranked: Sequence[Captioned], judged: Sequence[Captioned], answers: Batches, config: QuantizeConfig
 ) -> tuple[dict[str, float], frozenset[str], dict[str, float]]:
     """The ranking of the Linears, those that stay in float, and what INT8 loses all the same.
 
-    Images that are `judged` are answered with their captions and those of the others.
+    Images that are `judged` choose between their captions and the answers, which are batches of tokens.
     """
     model, ranges, asked = fitted.model, fitted.ranges, frozenset(config.keep)
     if not config.sensitivity:
         return {}, asked, {}
-    linears, fed, offered = fitted.linears[JUDGED], feeds(judged), feeds([*judged, *others])
+    linears = fitted.linears[JUDGED]
     ranking = sensitivities(model, feeds(ranked[::2]), linears, ranges, JUDGED)
-    reference = embedded(model, "image", fed.image), embedded(model, "text", offered.text)
+    fed = Feeds(feeds(judged).image, [*feeds(judged).text, *answers])
+
+    @cache
+    def embeddings(tower: str, kept: frozenset[str]) -> Tensor:
+        own = {name: linear for name, linear in linears.items() if name.startswith(f"{tower}.")}
+        with quantized(model, without(own, kept), ranges, JUDGED):
+            return embedded(model, tower, fed.of(tower))
+
+    def of_both(kept: frozenset[str]) -> tuple[Tensor, Tensor]:
+        image, text = (frozenset(name for name in kept if name.startswith(f"{tower}.")) for tower in TOWERS)
+        return embeddings("image", image), embeddings("text", text)
+
+    reference = of_both(frozenset(linears))
 
     def lost(kept: frozenset[str]) -> dict[str, float]:
-        with quantized(model, without(linears, asked | kept), ranges, JUDGED):
-            found = embedded(model, "image", fed.image), embedded(model, "text", offered.text)
+        found = of_both(asked | kept)
         return {"r10_lost": lost_matches(reference, found), "flips": flips(reference, found)}
 
     budget = {"r10_lost": config.max_drop, "flips": config.max_flips}
@@ -174,6 +183,18 @@ def keep_sensitive(
     for name in sorted(kept - asked):
         say("", name, "stays in float: INT8 would lose more than the budget")
     return ranking, kept, lost(kept)
+
+
+def possible_answers(source: Artifact, config: QuantizeConfig, held: Sequence[Captioned]) -> Batches:
+    """Tokens of the labels where there are any, as drift offers them, else of the captions of held samples."""
+    if config.data.labels is None:
+        return feeds(held).text
+    text = source.tokenizer
+    assert text is not None
+    tokens: Tensor = torch.from_numpy(
+        tokenize(load_tokenizer(source.file(text.file)), read_labels(config.data.labels), text)
+    )
+    return list(tokens.split(config.batch))
 
 
 def check_names(model: DualEncoder, names: Iterable[str]) -> None:

@@ -261,7 +261,7 @@ class QuantizeConfig(StageConfig):
     max_drop: float | None = Field(default=0.005, ge=0, le=1)
     """Share of R@10 hits that INT8 may lose on calibration pairs; as few Linears as possible stay in float for that."""
     max_flips: float | None = Field(default=0.02, ge=0, le=1)
-    """Share of calibration images that INT8 may answer with another caption than FP32; kept in float as above."""
+    """Share of images that INT8 may answer with another label, or without labels caption, than FP32; kept as above."""
     keep: tuple[str, ...] = ()
     """Linears that stay in float in any case: `image.blocks.0.fc2`."""
     batch: int = Field(default=32, ge=1)

@@ -119,7 +119,7 @@ STAGES: Mapping[str, Stage] = {
             Kind.CHECKPOINT,
             "mmcompress.compress.calibrate:quantize",
             {"checkpoint": Kind.CHECKPOINT},
-            reads=("train", "validation"),
+            reads=("train", "validation", "labels"),
         ),
         Stage(
             "qat",

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from clip_world import write_squares, write_teacher
 from safetensors.numpy import load_file
+from torch import Tensor
 
 from mmcompress import standalone
 from mmcompress.artifact import Artifact, Kind
@@ -77,18 +78,11 @@ def test_what_is_to_be_kept_is_kept_and_a_typo_is_named(world: Path, tmp_path: P
 def test_a_budget_that_cannot_hold_keeps_linears_in_float(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With a loss of 0.01 for each Linear as integers, a budget of 0.295 leaves 29 of the 32."""
+    """A loss of 0.01 for each of 32 Linears as integers: a budget of 0.295 leaves 29, and gives none of three back."""
     from mmcompress.compress import calibrate
 
-    quantized_now: list[int] = []
-    original = calibrate.without
-
-    def counted(linears: object, kept: frozenset[str]) -> object:
-        quantized_now[:] = [32 - len(kept)]
-        return original(linears, kept)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(calibrate, "without", counted)
-    monkeypatch.setattr(calibrate, "lost_matches", lambda *_: quantized_now[0] / 100)
+    losses = iter([0.32, 0.31, 0.30, 0.29, 0.30, 0.30, 0.29])
+    monkeypatch.setattr(calibrate, "lost_matches", lambda *_: next(losses))
     found = quantize(world, tmp_path / "q", "max_drop=0.295", "max_flips=1", "rounding=nearest", "smooth=[]")
     ranking = [row["module"] for row in found.manifest.facts["sensitivity"]]
     assert found.manifest.facts["kept"] == sorted(ranking[:3])
@@ -112,3 +106,20 @@ def test_flips_have_a_budget_of_their_own_on_validation_pairs(
     found = quantize(world, tmp_path / "q", f"data.validation={world}", *settings)
     assert seen == [str(world), str(world)], "one to fit, one to judge"
     assert len(found.manifest.facts["kept"]) == 32 and found.manifest.metrics["calibration"]["flips"] == 0.5
+
+
+def test_images_choose_between_the_labels(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mmcompress.compress import calibrate
+
+    labels = tmp_path / "labels.txt"
+    labels.write_text("\n".join(f"a square of red {r}" for r in range(8)))
+    texts: list[int] = []
+    original = calibrate.flips
+
+    def counted(reference: tuple[Tensor, Tensor], found: tuple[Tensor, Tensor]) -> float:
+        texts[:] = [len(reference[1]), len(found[1])]
+        return original(reference, found)
+
+    monkeypatch.setattr(calibrate, "flips", counted)
+    quantize(world, tmp_path / "q", f"data.labels={labels}", "max_flips=1", "rounding=nearest", "smooth=[]")
+    assert texts == [24 + 8, 24 + 8], "half of the 48 samples judge, with their captions beside the labels"
