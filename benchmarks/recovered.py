@@ -104,7 +104,7 @@ def main() -> int:
             for name, found in zip(chosen, r10(recovered, asked.data, folder), strict=True):
                 after[name].append(found)
     print(f"{asked.target}x asked, {asked.data}, {asked.epochs:g} epochs, {usable_cores()} threads on {asked.backend}")
-    print(f"{'':10} {'latency':>8} {'untrained':>10} {'recovered':>10}  by seed")
+    print(f"{'':16} {'latency':>8} {'untrained':>10} {'recovered':>10}  by seed")
     for name, (path, share, untrained) in chosen.items():
         label = name if name == "ours" else path.name
         by_seed = " ".join(f"{value:.4f}" for value in after[name])
