@@ -35,6 +35,8 @@ from mmcompress.model import DualEncoder
 
 _STRETCH = 0.1
 """Logarithm of a range's growth for each unit of its parameter."""
+_FURTHEST = 2.0
+"""A range ends within exp(2) of its start, either way: a run that diverges must not overflow a half-precision scale."""
 
 
 class FakeQuantize(torch.autograd.Function):
@@ -110,7 +112,7 @@ class TrainedLinear(nn.Module):
 
     def ends(self) -> Tensor:
         """(2,) float64: low and high."""
-        return self.start_ends * torch.exp(_STRETCH * self.range_moves.double())
+        return self.start_ends * torch.exp((_STRETCH * self.range_moves.double()).clamp(-_FURTHEST, _FURTHEST))
 
     def entering(self, x: Tensor) -> Tensor:
         """An input (..., in) as the graph quantizes and restores it."""
