@@ -15,7 +15,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 import torch
@@ -80,8 +79,7 @@ def qat(job: Job[QatConfig]) -> None:
         raise UsageError(f"{source.path} is 2:4 sparse, and qat would fill its zeros", "leave qat out, or sparsity")
     with world(config.device) as here:
         model = dual_encoder_from_checkpoint(source.path, source.model).requires_grad_(False).to(here.device)
-        held = list(islice(plain_pairs(source, spec, config), -(-config.samples // config.batch)))
-        judging = feeds(held)
+        judging = feeds(list(plain_pairs(source, spec, config)))
         before = measured(model, given, judging)
         after, chosen, parts = None, given, Parts()
         if not needed(before, config.max_drop):
@@ -93,7 +91,7 @@ def qat(job: Job[QatConfig]) -> None:
             )
             after = measured(model, trained, judging)
             chosen, parts = closer(given, trained, before.drift, after.drift)
-        result = measured(model, chosen, judging)
+        result = before if after is None else measured(model, chosen, judging)
         accepted = gained(parts, before, result, config.max_drop)
         result = result if accepted else before
         ranking = ranked(model, chosen, judging, source) if accepted else source.manifest.facts.get("sensitivity", [])

@@ -22,9 +22,10 @@ from torch import Tensor, nn
 from mmcompress.compress.reconstruct import RIDGE
 from mmcompress.compress.shrink import TowerName, counted
 from mmcompress.errors import UsageError
+from mmcompress.export import sparsity
+from mmcompress.export.sparsity import GROUP, KEPT
 from mmcompress.model import Block, DualEncoder, ImageTower, TextTower
 
-GROUP, KEPT = 4, 2
 SPARSE = "two_four"
 """The fact of a checkpoint that lists its sparse Linears."""
 
@@ -95,9 +96,7 @@ def _second_moment(entering: Callable[[Tensor], Tensor], streams: Sequence[Tenso
 
 def is_two_four(weight: Tensor) -> bool:
     """Whether of every four neighbouring inputs of (out, in) two are zero."""
-    if weight.shape[1] % GROUP:
-        return False
-    return bool(((weight.unflatten(1, (-1, GROUP)) != 0).sum(dim=-1) <= KEPT).all())
+    return sparsity.is_two_four(weight.detach().cpu().numpy().T)
 
 
 def keep_zeros(model: DualEncoder, modules: Iterable[str]) -> None:

@@ -14,6 +14,9 @@ from mmcompress.errors import require
 from mmcompress.export.audit import module_of
 from mmcompress.export.graph import Array
 
+GROUP, KEPT = 4, 2
+"""Of every four neighbouring inputs two are read."""
+
 
 def two_four_weights(path: Path) -> list[str]:
     """Modules of an ONNX file whose matrix products all have 2:4 weights, in order of execution."""
@@ -31,6 +34,6 @@ def two_four_weights(path: Path) -> list[str]:
 
 def is_two_four(weight: Array) -> bool:
     """(in, out): whether of every four neighbouring inputs each output reads two at most."""
-    if len(weight) % 4:
+    if len(weight) % GROUP:
         return False
-    return bool((np.count_nonzero(weight.reshape(-1, 4, weight.shape[1]), axis=1) <= 2).all())
+    return bool((np.count_nonzero(weight.reshape(-1, GROUP, weight.shape[1]), axis=1) <= KEPT).all())

@@ -16,11 +16,10 @@ from typing import Any
 from mmcompress.artifact import MANIFEST, Artifact, Kind
 from mmcompress.config import Backend, Precision
 from mmcompress.errors import CorruptInputError, UsageError
-from mmcompress.progress import track
 from mmcompress.runtime.ceiling import ceilings
 from mmcompress.runtime.conditions import Conditions, snapshot
 from mmcompress.runtime.estimate import FEWEST_ROUNDS, Ratio, paired_speedup, round_medians, spread, unpaired_speedup
-from mmcompress.runtime.interleave import Contender, Record, add_round
+from mmcompress.runtime.interleave import Contender, Record, add_rounds
 from mmcompress.runtime.latency import Measured, entry_document
 from mmcompress.runtime.machine import machine, usable_cores
 from mmcompress.runtime.nvml import open_gpu
@@ -106,13 +105,16 @@ def race(a: Contender, b: Contender, batch: int, seconds: float, seed: int = 0) 
     combinations = [(a, batch), (b, batch)]
     records = [Record(), Record()]
     most = max(FEWEST_ROUNDS, int(seconds / ROUND_S))
-    for done in track(range(1, most + 1), "compare", total=most):
-        add_round(records, combinations, ROUND_S, seed + done)
-        if done >= min(ROUNDS, most):
-            ratio = paired_speedup(records[1].rounds, records[0].rounds, seed)
-            if ratio.width <= NARROW * ratio.speedup:
-                break
-    return records, ratio
+
+    def ratio() -> Ratio:
+        return paired_speedup(records[1].rounds, records[0].rounds, seed)
+
+    def narrow() -> bool:
+        found = ratio()
+        return found.width <= NARROW * found.speedup
+
+    add_rounds(records, combinations, ROUND_S, (min(ROUNDS, most), most), seed, "compare", narrow)
+    return records, ratio()
 
 
 def stored_report(path: Path) -> Document | None:

@@ -17,10 +17,9 @@ from numpy.typing import NDArray
 
 from mmcompress.artifact import Graph
 from mmcompress.config import Backend
-from mmcompress.progress import track
 from mmcompress.runtime.agreement import cosines, lost_matches
 from mmcompress.runtime.estimate import Ratio, paired_speedup, round_medians, summary
-from mmcompress.runtime.interleave import Record, add_round
+from mmcompress.runtime.interleave import Record, add_rounds
 from mmcompress.runtime.retrieval import Floats, Ints
 from mmcompress.runtime.session import CPU_BACKENDS, Session, Tower, open_file
 
@@ -92,11 +91,7 @@ def race(
     """Records of every pair's towers: between the fewest and the most rounds, until it is `decided`."""
     found = {(pair, tower): Record() for pair in pairs for tower in towers}
     combinations = [(pair.towers[tower], batch) for pair, tower in found]
-    fewest, most = rounds
-    for done in track(range(1, most + 1), "race", total=most):
-        add_round(list(found.values()), combinations, ROUND_S, seed + done)
-        if done >= fewest and decided(found):
-            break
+    add_rounds(list(found.values()), combinations, ROUND_S, rounds, seed, "race", lambda: decided(found))
     return found
 
 

@@ -26,6 +26,7 @@ from typing import Protocol
 import numpy as np
 from typing_extensions import Self
 
+from mmcompress.progress import track
 from mmcompress.runtime.estimate import Times
 from mmcompress.runtime.machine import memory_budget_bytes
 from mmcompress.runtime.peak import random_call
@@ -93,6 +94,23 @@ def add_round(found: Sequence[Record], combinations: Sequence[Combination], seco
         for record, times, (contender, batch) in zip(found, passes, combinations, strict=True):
             record.rounds.append(times)
             record.starts.append(pool.start(contender, batch))
+
+
+def add_rounds(
+    found: Sequence[Record],
+    combinations: Sequence[Combination],
+    seconds: float,
+    rounds: tuple[int, int],
+    seed: int,
+    what: str,
+    decided: Callable[[], bool] = lambda: False,
+) -> None:
+    """Measure rounds, between the fewest and the most, until it is `decided`."""
+    fewest, most = rounds
+    for done in track(range(1, most + 1), what, total=most):
+        add_round(found, combinations, seconds, seed + done)
+        if done >= fewest and decided():
+            break
 
 
 def _visits(members: list[int], rng: np.random.Generator, duration_s: float, many: bool) -> Iterator[int]:

@@ -132,9 +132,7 @@ def quantize(
     max_drop: float | None = None,
     overrides: Sequence[str] = (),
 ) -> Artifact:
-    source = Artifact.open(checkpoint, Kind.CHECKPOINT)
-    values = {"data": recorded_data(source, data), "max_drop": max_drop}
-    return run_single("quantize", values, {"checkpoint": source}, out, overrides)
+    return _within_budget("quantize", checkpoint, out, data, max_drop, overrides)
 
 
 def qat(
@@ -145,9 +143,16 @@ def qat(
     max_drop: float | None = None,
     overrides: Sequence[str] = (),
 ) -> Artifact:
+    return _within_budget("qat", checkpoint, out, data, max_drop, overrides)
+
+
+def _within_budget(
+    stage: str, checkpoint: Path, out: Path, data: str | None, max_drop: float | None, overrides: Sequence[str]
+) -> Artifact:
+    """A stage that makes a checkpoint's integers, on the data that it was made from unless others are given."""
     source = Artifact.open(checkpoint, Kind.CHECKPOINT)
     values = {"data": recorded_data(source, data), "max_drop": max_drop}
-    return run_single("qat", values, {"checkpoint": source}, out, overrides)
+    return run_single(stage, values, {"checkpoint": source}, out, overrides)
 
 
 def verdict(
