@@ -3,7 +3,8 @@
 The weights that are saved stay float, with SmoothQuant folded in where it helps, so the checkpoint is what it was to
 everything that reads one. Beside them `ranges.json` has the activation range of every Linear, which can be compared
 between runs, and `integers.safetensors` the int8 weights, scales and biases of both kinds of graph: signed for
-TensorRT, unsigned for x86 CPUs. A Linear that is in neither stays in float.
+TensorRT, unsigned for x86 CPUs. A Linear that is in neither stays in float. The ranges of what the attention products
+multiply are there too, for `verdict`, which tries those products in INT8; `export` leaves them in float.
 
 Two passes over the data. The first batches are held in memory, to fit and to judge; all samples go through the
 histograms. So memory does not grow with the number of samples. What INT8 loses is judged on validation pairs where
@@ -28,10 +29,10 @@ from mmcompress.compress.augment import normalized
 from mmcompress.compress.fit import JUDGED, chosen_ranges, chosen_smoothing, chosen_weights, drift_of_both
 from mmcompress.compress.pairs import trimmed
 from mmcompress.compress.quantize import INTEGERS, IntegerLinear, Linears, Signedness, tensors_from_linears
-from mmcompress.compress.ranges import Histogram, Range
+from mmcompress.compress.ranges import NOTHING, Histogram, Range, widened
 from mmcompress.compress.semistructured import SPARSE
 from mmcompress.compress.sensitivity import fewest_kept, flips, lost_matches, sensitivities
-from mmcompress.compress.simulate import TOWERS, Batches, Feeds, embedded, quantized, watched
+from mmcompress.compress.simulate import TOWERS, Batches, Feeds, attention_watched, embedded, quantized, watched
 from mmcompress.config import QatConfig, QuantizeConfig
 from mmcompress.data import batches
 from mmcompress.distributed import world
@@ -95,7 +96,7 @@ def quantize(job: Job[QuantizeConfig]) -> None:
     job.draft.facts = {
         "params": source.model.params,
         "macs": source.model.macs,
-        "linears": len(ranges),
+        "linears": len(linears[JUDGED]),
         "kept": sorted(kept),
         "choices": fitted.choices,
         "sensitivity": [
@@ -120,8 +121,7 @@ def fit(
         if config.smooth:
             fed = fitting.of(tower)[::2], judging.of(tower)[::2]  # half will do to rank four strengths
             model, choices[tower]["smooth"] = chosen_smoothing(model, tower, *fed, config)
-    histograms = calibrate(model, samples())
-    ranges: dict[str, Range] = {}
+    histograms, ranges = calibrate(model, samples())
     linears: dict[Signedness, dict[str, IntegerLinear]] = {"signed": {}, "unsigned": {}}
     for tower in TOWERS:
         found, methods = chosen_ranges(model, histograms, tower, fitting.of(tower), config)
@@ -133,14 +133,21 @@ def fit(
     return Fitted(model, ranges, linears, choices)
 
 
-def calibrate(model: DualEncoder, samples: Iterable[Captioned]) -> dict[str, Histogram]:
-    """Run pairs through both towers; return a histogram for each Linear's input."""
+def calibrate(model: DualEncoder, samples: Iterable[Captioned]) -> tuple[dict[str, Histogram], dict[str, Range]]:
+    """Run pairs through both towers; return a histogram of each Linear's input and the range of each operand of the
+    attention products.
+    """
     histograms = {name: Histogram() for name, _ in model.linears()}
-    with watched(model, lambda name, x: histograms[name].add(x)):
+    operands: dict[str, Range] = {}
+
+    def widen(name: str, x: Tensor) -> None:
+        operands[name] = widened(operands.get(name, NOTHING), x)
+
+    with watched(model, lambda name, x: histograms[name].add(x)), attention_watched(model, widen):
         for pairs in samples:
             embedded(model, "image", [pairs.pixels])
             embedded(model, "text", [pairs.tokens])
-    return histograms
+    return histograms, operands
 
 
 def keep_sensitive(

@@ -29,7 +29,14 @@ from mmcompress.compress.fit import JUDGED, KINDS, drift_of_both
 from mmcompress.compress.losses import cosine_distance
 from mmcompress.compress.optimize import fit
 from mmcompress.compress.pairs import Pairs, TrainingPairs, training_pairs
-from mmcompress.compress.quantize import INTEGERS, Linears, Signedness, linears_from_tensors, tensors_from_linears
+from mmcompress.compress.quantize import (
+    INTEGERS,
+    OPERANDS,
+    Linears,
+    Signedness,
+    linears_from_tensors,
+    tensors_from_linears,
+)
 from mmcompress.compress.ranges import Range
 from mmcompress.compress.semistructured import SPARSE
 from mmcompress.compress.sensitivity import lost_matches, sensitivities
@@ -135,7 +142,8 @@ def read_fit(source: Artifact) -> Fit:
         raise CorruptInputError(f"{source.path}: its integers cannot be read: {error}", "quantize it again") from error
     linears = {kind: linears_from_tensors(tensors, kind) for kind in KINDS}
     for kind, named in linears.items():
-        if differing := sorted(set(named) ^ set(ranges)):
+        ranged = {name for name in ranges if name.rpartition(".")[2] not in OPERANDS}
+        if differing := sorted(set(named) ^ ranged):
             raise CorruptInputError(
                 f"{source.path}: {differing[0]} is not in both {RANGES} and the {kind} {INTEGERS}", "quantize it again"
             )
@@ -226,7 +234,7 @@ def closer(
     ranges = {name: dict(found) for name, found in given.ranges.items()}
     linears: dict[Signedness, Linears] = {}
     for kind, towers in parts.items():
-        taken = {name for name in given.ranges if towers[name.partition(".")[0]]}
+        taken = {name for name in given.linears[kind] if towers[name.partition(".")[0]]}
         linears[kind] = {
             name: (trained if name in taken else given).linears[kind][name] for name in given.linears[kind]
         }

@@ -55,6 +55,8 @@ class IntegerLinear:
     bias: Floats
 
 
+OPERANDS = ("query", "keys", "probabilities", "values")
+"""What the two attention products multiply, the first two and the last two: names below `image.blocks.0.attention`."""
 Linears = Mapping[str, IntegerLinear]
 """By module: `image.blocks.0.qkv`, …"""
 

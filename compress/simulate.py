@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from mmcompress.compress.quantize import (
     LIMITS,
+    OPERANDS,
     SCALE_TYPES,
     ActivationQuantizer,
     Linears,
@@ -101,6 +103,36 @@ def watched(model: DualEncoder, see: Callable[[str, Tensor], None]) -> Iterator[
         return lambda _, arguments: see(name, arguments[0].flatten(0, 1))
 
     handles = [linear.register_forward_pre_hook(watch(name)) for name, linear in model.linears()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def attention_watched(model: DualEncoder, see: Callable[[str, Tensor], None]) -> Iterator[None]:
+    """Show the operands of the attention products as graphs multiply them, `image.blocks.0.attention.query` and so on.
+
+    Of the probabilities only the largest is shown, as all that a range needs; where attention is causal it is 1.
+    """
+
+    def watch(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        def hook(_: nn.Module, arguments: tuple[Any, ...]) -> None:
+            query, keys, values, mask, causal = arguments
+            query = query * query.shape[-1] ** -0.5
+            image_by_image = zip(query, keys.transpose(-1, -2), strict=True)
+            largest = (
+                [query.new_ones(())]
+                if causal or mask is not None
+                else [(q @ k).softmax(dim=-1).max() for q, k in image_by_image]
+            )
+            for operand, seen in zip(OPERANDS, (query, keys, torch.stack(largest), values), strict=True):
+                see(f"{name}.{operand}", seen)
+
+        return hook
+
+    handles = [attention.register_forward_pre_hook(watch(name)) for name, attention in model.attentions()]
     try:
         yield
     finally:

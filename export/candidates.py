@@ -3,8 +3,9 @@
 Which products are integers, and how activations are stored, is all that the writer can still choose: the rest of the
 graph was settled by measuring (docs/decisions.md), as runtimes fuse LayerNorm, GELU and the joint QKV as it is written.
 A Linear that costs accuracy or, on a processor without integer instructions, time can stay in float in every block;
-Linears that `quantize` left in float stay so in each candidate. Those for GPUs compile as they say, by the audit of
-TensorRT-RTX; no GPU has timed them.
+Linears that `quantize` left in float stay so in each candidate. Attention products are integers where a runtime gains
+by it and the drift allows it, which is seldom for the second of them. Graphs for GPUs compile as they say, by the audit
+of TensorRT-RTX; no GPU has timed them.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import numpy as np
 
 from mmcompress.architecture import DualEncoderConfig
 from mmcompress.config import Backend
-from mmcompress.export.graph import Numerics
+from mmcompress.export.graph import AttentionProduct, Numerics
 from mmcompress.export.towers import linear_modules
 from mmcompress.runtime.session import CPU_BACKENDS, GPU_BACKENDS
 
@@ -36,11 +37,15 @@ class Candidate:
     """Of everything that is not an INT8 product."""
     linears: tuple[str, ...] = LINEARS
     """Those that are INT8, in every block."""
+    attention: tuple[AttentionProduct, ...] = ()
+    """Attention products that are INT8, in every block."""
 
 
 CANDIDATES = (
     Candidate("all", "all Linears", CPU_BACKENDS, "unsigned"),
     Candidate("signed", "all Linears, signed activations", CPU_BACKENDS, "signed"),
+    Candidate("scores", "all Linears and the attention's scores", CPU_BACKENDS, "unsigned", attention=("scores",)),
+    Candidate("attention", "all Linears and attention", CPU_BACKENDS, "unsigned", attention=("scores", "mixed")),
     Candidate("no-out", "all but the out-projections", CPU_BACKENDS, "unsigned", linears=("qkv", "fc1", "fc2")),
     Candidate("qkv-fc1", "what reads a LayerNorm: QKV and FC1", CPU_BACKENDS, "unsigned", linears=("qkv", "fc1")),
     Candidate("mlp", "the MLP only", CPU_BACKENDS, "unsigned", linears=("fc1", "fc2")),
@@ -61,7 +66,7 @@ def candidates_for(
         base = int8[candidate.activations]
         others = {name for name in linear_modules(model) if name.rpartition(".")[2] not in candidate.linears}
         kept = base.kept | others
-        kind = (candidate.activations, candidate.dtype, kept)
+        kind = (candidate.activations, candidate.dtype, kept, candidate.attention)
         if kind not in known and len(kept) < len(linear_modules(model)):
             known.add(kind)
-            yield candidate, replace(base, dtype=candidate.dtype, kept=kept)
+            yield candidate, replace(base, dtype=candidate.dtype, kept=kept, attention=candidate.attention)

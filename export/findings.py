@@ -10,7 +10,7 @@ from typing import Any
 from mmcompress.config import VerdictConfig
 from mmcompress.export.contestants import Tried
 from mmcompress.export.heldout import Held
-from mmcompress.export.ruling import Ruling, ruled, sentence
+from mmcompress.export.ruling import Budget, Ruling, ruled, sentence
 from mmcompress.runtime.contest import TOWERS, Measured, Pair, latency, speedup
 from mmcompress.runtime.estimate import Ratio
 from mmcompress.runtime.sanity import Check
@@ -51,27 +51,28 @@ class Findings:
         return min(self.drifts[pair]["cosine_mean"], self.drifts[pair]["text_cosine_mean"])
 
 
-def ruling_of(found: Findings, max_drop: float) -> Ruling:
+def ruling_of(found: Findings, budget: Budget) -> Ruling:
     """A float graph that leaves the budget is no alternative."""
-    floats = [one for one in found.floats if one is found.floats[0] or found.drifts[one]["r10_lost"] <= max_drop]
-    return ruled(found.int8, found.drifts[found.int8]["r10_lost"], floats, found.faster, max_drop)
+    floats = [one for one in found.floats if one is found.floats[0] or budget.holds(found.drifts[one])]
+    return ruled(found.int8, found.drifts[found.int8], floats, found.faster, budget)
 
 
-def recommendation(found: Findings, ruling: Ruling, max_drop: float) -> Document:
+def recommendation(found: Findings, ruling: Ruling, budget: Budget) -> Document:
     """What the manifest's facts say."""
-    lost, pairs = found.drifts[found.int8]["r10_lost"], len(found.held.image_group)
+    drift, pairs = found.drifts[found.int8], len(found.held.image_group)
     return {
         "int8": ruling.int8,
         "precision": ruling.ship.precision,
         "backend": ruling.ship.backend,
         "files": [ruling.ship.towers[tower].graph.file for tower in TOWERS],
         "candidate": found.int8.name,
-        "sentence": sentence(ruling, found.int8, lost, found.faster, max_drop, pairs),
+        "sentence": sentence(ruling, found.int8, drift, found.faster, budget, pairs),
     }
 
 
 def document(found: Findings, ruling: Ruling, config: VerdictConfig, environment: Mapping[str, Any]) -> Document:
     """verdict.json."""
+    budget = Budget(config.max_drop, config.max_flips)
     image = found.floats[0].towers["image"]
     row = partial(_row, found, ruling, config.batch)
     return {
@@ -83,12 +84,13 @@ def document(found: Findings, ruling: Ruling, config: VerdictConfig, environment
         "pairs": len(found.held.image_group),
         "texts": len(found.held.tokens),
         "max_drop": config.max_drop,
+        "max_flips": config.max_flips,
         "sanity": list(found.sanity),
         "rows": [row(pair) for pair in (*found.floats, found.int8)],
         "missing": dict(found.missing),
-        "candidates": [_candidate(found, one, config) for one in found.tried],
+        "candidates": [_candidate(found, one, config.batch, budget) for one in found.tried],
         "recommendation": {
-            **recommendation(found, ruling, config.max_drop),
+            **recommendation(found, ruling, budget),
             "to_beat": {"precision": ruling.to_beat.precision, "backend": ruling.to_beat.backend},
             "obstacles": list(ruling.obstacles),
         },
@@ -117,7 +119,7 @@ def _row(found: Findings, ruling: Ruling, batch: int, pair: Pair) -> Document:
     }
 
 
-def _candidate(found: Findings, one: Tried, config: VerdictConfig) -> Document:
+def _candidate(found: Findings, one: Tried, batch: int, budget: Budget) -> Document:
     """A candidate as it was screened; drift is None where faster ones within the budget made it needless."""
     pair = one.pair
     moved = found.drifts.get(pair) if pair else None
@@ -127,10 +129,10 @@ def _candidate(found: Findings, one: Tried, config: VerdictConfig) -> Document:
         "says": one.candidate.says,
         "activations": one.candidate.activations,
         "kept": sorted(one.numerics.kept),
-        "image_p50_ms": latency(screened[pair, "image"], config.batch)["p50_ms"] if pair else None,
+        "image_p50_ms": latency(screened[pair, "image"], batch)["p50_ms"] if pair else None,
         "against_fp32": speedup(screened, pair, found.floats[0]).document() if pair else None,
         "drift": dict(moved) if moved else None,
-        "within_budget": moved["r10_lost"] <= config.max_drop if moved else None,
+        "within_budget": budget.holds(moved) if moved else None,
         "finalist": pair in found.finalists,
         "failed": one.failed,
     }

@@ -6,9 +6,10 @@ and no torch is needed. The trade-off is that the architecture is spelled twice 
 export stage pays for by comparing the two on every export.
 
 Precision is a property of the writer. `dtype` is the type of the residual stream and of all that is not quantized;
-with `activations` set, the input and the weight of each Linear get QuantizeLinear/DequantizeLinear pairs, and nothing
-else does: Q/DQ on residuals, LayerNorm inputs and attention products ruins a CLIP ViT. Integers that were fitted to
-data are stored as they are; a Linear without any is rounded to nearest, and one that is kept stays in `dtype`.
+with `activations` set, the input and the weight of each Linear get QuantizeLinear/DequantizeLinear pairs, and the
+attention products do where they are asked for; Q/DQ on residuals and LayerNorm inputs ruins a CLIP ViT. Integers that
+were fitted to data are stored as they are; a Linear without any is rounded to nearest, and one that is kept stays in
+`dtype`.
 """
 
 from __future__ import annotations
@@ -21,11 +22,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmcompress import __version__
-from mmcompress.compress.quantize import Linears, activation_quantizer, quantize_weight
+from mmcompress.compress.quantize import OPERANDS, Linears, Signedness, activation_quantizer, quantize_weight
 from mmcompress.errors import UsageError, require
 
 Array = NDArray[Any]
 Ranges = Mapping[str, Mapping[str, float]]
+AttentionProduct = Literal["scores", "mixed"]
+"""q k^T, and the probabilities times v."""
 HALF_SCALES_OPSET = 19
 """First opset whose QuantizeLinear takes half-precision tensors."""
 
@@ -39,11 +42,13 @@ class Numerics:
     activations: Literal["float", "signed", "unsigned"] = "float"
     """How the inputs of the Linears are quantized; `float` is not at all."""
     ranges: Ranges = field(default_factory=dict)
-    """Calibrated range of the input of each Linear."""
+    """Calibrated range of the input of each Linear, and of each operand of the attention products."""
     integers: Linears = field(default_factory=dict)
     """Fitted weights, scales and biases of Linears, for this kind of activation."""
     kept: frozenset[str] = frozenset()
     """Linears that are not quantized."""
+    attention: tuple[AttentionProduct, ...] = ()
+    """Attention products that are quantized, in every block."""
 
 
 class GraphWriter:
@@ -121,21 +126,37 @@ class GraphWriter:
 
     def _quantized_product(self, name: str, x: str, integers: Array, scales: Array, module: str) -> str:
         """DQ(Q(x)) @ DQ(int8 weight): runtimes compile the three into one integer product."""
-        numerics = self.numerics
-        if numerics.activations == "float" or module not in numerics.ranges:
-            raise UsageError(
-                f"there is no calibrated range for {module!r}", "calibrate the checkpoint again: mmcompress quantize"
-            )
-        quantizer = activation_quantizer(numerics.ranges[module], numerics.activations, numerics.dtype)
-        scale = self.constant(f"{name}.input.scale", np.asarray(quantizer.scale))
-        zero = self.constant(f"{name}.input.zero_point", np.asarray(quantizer.zero_point, dtype=quantizer.dtype))
-        quantized = self.node("QuantizeLinear", f"{name}.input.quantize", x, scale, zero)
-        x = self.node("DequantizeLinear", f"{name}.input.dequantize", quantized, scale, zero)
+        x = self._through_integers(f"{name}.input", x, module)
         stored = self.constant(f"{name}.weight", integers)
         scale = self.constant(f"{name}.weight.scale", scales)
         zero = self.constant(f"{name}.weight.zero_point", np.zeros(scales.shape, np.int8))
         matrix = self.node("DequantizeLinear", f"{name}.weight.dequantize", stored, scale, zero, axis=1)
         return self.node("MatMul", name, x, matrix)
+
+    def attention_product(self, product: AttentionProduct, name: str, left: str, right: str) -> str:
+        """`{name}.{product}`: left @ right, as integers where the graph's numerics say so.
+
+        Their ranges are `{name}.query` and so on. The right operand is signed in every kind of graph, as weights are.
+        """
+        if product in self.numerics.attention:
+            operands = OPERANDS[:2] if product == "scores" else OPERANDS[2:]
+            names = [f"{name}.{operand}" for operand in operands]
+            left = self._through_integers(names[0], left, names[0])
+            right = self._through_integers(names[1], right, names[1], "signed")
+        return self.node("MatMul", f"{name}.{product}", left, right)
+
+    def _through_integers(self, name: str, x: str, ranged: str, kind: Signedness | None = None) -> str:
+        """DQ(Q(x)) by the calibrated range `ranged`; of the graph's own kind if none is given."""
+        numerics = self.numerics
+        if numerics.activations == "float" or ranged not in numerics.ranges:
+            raise UsageError(
+                f"there is no calibrated range for {ranged!r}", "calibrate the checkpoint again: mmcompress quantize"
+            )
+        quantizer = activation_quantizer(numerics.ranges[ranged], kind or numerics.activations, numerics.dtype)
+        scale = self.constant(f"{name}.scale", np.asarray(quantizer.scale))
+        zero = self.constant(f"{name}.zero_point", np.asarray(quantizer.zero_point, dtype=quantizer.dtype))
+        quantized = self.node("QuantizeLinear", f"{name}.quantize", x, scale, zero)
+        return self.node("DequantizeLinear", f"{name}.dequantize", quantized, scale, zero)
 
     def activation(self, name: str, x: str, kind: str) -> str:
         """`quick_gelu` is x sigmoid(1.702 x); `gelu` is 0.5 x (1 + erf(x / sqrt 2)), in the form that runtimes fuse.

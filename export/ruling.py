@@ -1,14 +1,14 @@
 """The ruling of a verdict: from ratios and drift to the file that should be shipped, and the words for it. Pure.
 
 INT8 costs accuracy and a calibration that has to be kept, so it has to earn its place: the whole 95% interval of its
-speed-up over the faster of FP32 and FP16 lies beyond 2%, and it loses no more of FP32's R@10 hits than the budget. Of
-the float graphs the plainer one stays unless another is faster by as much. The image tower decides, since texts are
-usually embedded once; what the text tower does is reported beside it.
+speed-up over the faster of FP32 and FP16 lies beyond 2%, and it loses no more of FP32's R@10 hits, and answers no more
+images otherwise, than the budget. Of the float graphs the plainer one stays unless another is faster by as much. The
+image tower decides, since texts are usually embedded once; what the text tower does is reported beside it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from mmcompress.artifact import Artifact
@@ -21,6 +21,38 @@ MARGIN = 1.02
 """Speed-up that the lower end of the interval has to reach."""
 Faster = Callable[[Pair, Pair], Ratio]
 """How many times as fast the first is as the second."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a graph may cost against FP32."""
+
+    max_drop: float
+    """Share of R@10 hits that may be lost."""
+    max_flips: float | None
+    """Share of images whose best text may be another one; None for any."""
+
+    def holds(self, drift: Mapping[str, float]) -> bool:
+        return not self.broken(drift)
+
+    def broken(self, drift: Mapping[str, float]) -> list[str]:
+        """In words, each limit that a drift passes."""
+        lost, flips, allowed = drift["r10_lost"], drift["flip_rate"], self.max_flips
+        found = []
+        if lost > self.max_drop:
+            found.append(f"it loses {percent(lost, 2)} of the R@10 hits, and {percent(self.max_drop, 2)} were allowed")
+        if allowed is not None and flips > allowed:
+            found.append(
+                f"it answers {percent(flips, 2)} of the images otherwise, and {percent(allowed, 2)} were allowed"
+            )
+        return found
+
+    def held(self, drift: Mapping[str, float]) -> str:
+        """In words, how far a drift is from the limits."""
+        lost, flips = percent(drift["r10_lost"], 2), percent(drift["flip_rate"], 2)
+        limit = "any" if self.max_flips is None else percent(self.max_flips, 2)
+        hits = f"loses {lost} of the R@10 hits ({percent(self.max_drop, 2)} were allowed)"
+        return f"{hits} and answers {flips} of the images otherwise ({limit} were allowed)"
 
 
 @dataclass(frozen=True)
@@ -51,27 +83,26 @@ def plainest(floats: Sequence[Pair], faster: Faster) -> Pair:
     return chosen
 
 
-def ruled(int8: Pair, lost: float, floats: Sequence[Pair], faster: Faster, max_drop: float) -> Ruling:
-    """`floats` in the order of preference: FP32 on the backend, FP32 elsewhere, FP16; `lost` is of INT8."""
+def ruled(int8: Pair, drift: Mapping[str, float], floats: Sequence[Pair], faster: Faster, budget: Budget) -> Ruling:
+    """`floats` in the order of preference: FP32 on the backend, FP32 elsewhere, FP16; `drift` is that of INT8."""
     to_beat = max(floats, key=lambda one: faster(one, floats[0]).speedup)
     ratio = faster(int8, to_beat)
     own = faster(int8, floats[0]) if to_beat.backend != int8.backend else None
     obstacles = []
     if ratio.low < MARGIN:
         obstacles.append(f"it is {pace(ratio, named(to_beat))}, and 2% faster beyond doubt was asked")
-    if lost > max_drop:
-        obstacles.append(f"it loses {percent(lost, 2)} of the R@10 hits, and {percent(max_drop, 2)} were allowed")
+    obstacles += budget.broken(drift)
     return Ruling(plainest(floats, faster) if obstacles else int8, to_beat, ratio, own, tuple(obstacles))
 
 
-def sentence(ruling: Ruling, int8: Pair, lost: float, faster: Faster, max_drop: float, pairs: int) -> str:
+def sentence(ruling: Ruling, int8: Pair, drift: Mapping[str, float], faster: Faster, budget: Budget, pairs: int) -> str:
     """The verdict in plain words."""
     on = BACKENDS[int8.backend]
     own = f" On {on} alone, it is {pace(ruling.own_speedup, 'FP32')}." if ruling.own_speedup else ""
     if ruling.int8:
-        allowed = f"{percent(lost, 2)} of the R@10 hits on {pairs} held-out pairs, {percent(max_drop, 2)} were allowed"
         fastest = f"{pace(ruling.speedup, named(ruling.to_beat))}, the fastest float graph"
-        return f"Ship {named(int8)} ({int8.name}): it is {fastest}, and it loses {allowed}.{own}"
+        within = f"and on {pairs} held-out pairs it {budget.held(drift)}"
+        return f"Ship {named(int8)} ({int8.name}): it is {fastest}, {within}.{own}"
     because = "; ".join(ruling.obstacles)
     found = f"Do not ship {named(int8)} ({int8.name}, the best of the candidates): {because}. Ship {named(ruling.ship)}"
     if ruling.ship is ruling.to_beat:

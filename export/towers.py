@@ -260,10 +260,10 @@ def _attention(
     Vaswani et al. 2017, "Attention Is All You Need", eq. 1; the scale is in the query's weights.
     """
     q, k, v = qkv
-    scores = g.node("MatMul", f"{name}.scores", q, g.node("Transpose", f"{name}.keys", k, perm=[0, 1, 3, 2]))
+    scores = g.attention_product("scores", name, q, g.node("Transpose", f"{name}.keys", k, perm=[0, 1, 3, 2]))
     if mask:
         scores = g.node("Add", f"{name}.masked", scores, mask)
-    mixed = g.node("MatMul", f"{name}.mixed", g.node("Softmax", f"{name}.softmax", scores, axis=-1), v)
+    mixed = g.attention_product("mixed", name, g.node("Softmax", f"{name}.softmax", scores, axis=-1), v)
     mixed = g.node("Transpose", f"{name}.joined", mixed, perm=[0, 2, 1, 3])
     return g.reshape(name, mixed, [0, rows, heads[0] * heads[1]])
 

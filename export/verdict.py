@@ -29,6 +29,7 @@ from mmcompress.export.findings import Findings, document, recommendation, rulin
 from mmcompress.export.graph import Array
 from mmcompress.export.heldout import Held, held_out
 from mmcompress.export.onnx import WEIGHTS, read_int8, read_tensors
+from mmcompress.export.ruling import Budget
 from mmcompress.model import dual_encoder_from_checkpoint
 from mmcompress.pipeline import Job
 from mmcompress.progress import say, track
@@ -68,16 +69,17 @@ def verdict(job: Job[VerdictConfig]) -> None:
     def drift_of(pair: Pair) -> dict[str, float]:
         return drift(reference, embedded(source, held, pair), held.image_group)
 
+    budget = Budget(config.max_drop, config.max_flips)
     tried = tried_candidates(write, backend, candidates_for(backend, source.model, int8))
     screened = screening(floats[0], [one.pair for one in tried if one.pair], config)
-    finalists, drifts = within_budget(fastest_first(screened, floats[0]), drift_of, config.max_drop)
+    finalists, drifts = within_budget(fastest_first(screened, floats[0]), drift_of, budget)
     drifts |= {pair: drift_of(pair) for pair in floats[1:]}
     measured, environment = final_race(floats, finalists, config)
     found = Findings(floats, missing, tried, finalists, screened, measured, drifts, held, sanity)
-    ruling = ruling_of(found, config.max_drop)
+    ruling = ruling_of(found, budget)
     chosen = next(one for one in tried if one.pair is found.int8)
     deliver(job, source, tensors, [*floats, found.int8], chosen)
-    said = recommendation(found, ruling, config.max_drop)
+    said = recommendation(found, ruling, budget)
     job.draft.facts |= {"candidate": found.int8.name, "recommendation": said}
     text = json.dumps(document(found, ruling, config, environment), indent=1, ensure_ascii=False, allow_nan=False)
     (job.draft.path / "verdict.json").write_text(text, encoding="utf-8")
@@ -117,18 +119,18 @@ def fastest_first(screened: Measured, fp32: Pair) -> list[Pair]:
 
 
 def within_budget(
-    ordered: Sequence[Pair], drift_of: Callable[[Pair], dict[str, float]], max_drop: float
+    ordered: Sequence[Pair], drift_of: Callable[[Pair], dict[str, float]], budget: Budget
 ) -> tuple[list[Pair], dict[Pair, dict[str, float]]]:
-    """The first pairs that lose no more than the budget, else the one that loses least; and what was measured."""
+    """The first pairs that are within the budget, else the one that loses and flips least; and what was measured."""
     drifts: dict[Pair, dict[str, float]] = {}
     finalists: list[Pair] = []
     for pair in track(ordered, "drift", total=len(ordered)):
         drifts[pair] = drift_of(pair)
-        if drifts[pair]["r10_lost"] <= max_drop:
+        if budget.holds(drifts[pair]):
             finalists.append(pair)
         if len(finalists) == FINALISTS:
             break
-    return finalists or [min(ordered, key=lambda one: drifts[one]["r10_lost"])], drifts
+    return finalists or [min(ordered, key=lambda one: (drifts[one]["r10_lost"], drifts[one]["flip_rate"]))], drifts
 
 
 def final_race(

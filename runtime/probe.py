@@ -85,12 +85,13 @@ class Opened:
 
     @cached_property
     def products(self) -> dict[str, Product]:
-        """The quantized matrix products, by the name of their output."""
+        """The quantized Linears, by the name of their output; attention products are no Linears."""
         makers = {node.output[0]: node for node in self.proto.graph.node}
         found = {}
         for name, node in makers.items():
             sides = [makers.get(side) for side in node.input]
-            if node.op_type == "MatMul" and all(s is not None and s.op_type == "DequantizeLinear" for s in sides):
+            restored = all(s is not None and s.op_type == "DequantizeLinear" for s in sides)
+            if node.op_type == "MatMul" and restored and sides[1].input[0] in self.constants:  # type: ignore[union-attr]
                 quantize = makers[sides[0].input[0]]  # type: ignore[union-attr]
                 signed = self.types[quantize.output[0]] == require("onnx", "compress").TensorProto.INT8
                 found[name] = Product(quantize.input[0], "signed" if signed else "unsigned")

@@ -147,7 +147,7 @@ def quantize(
     from mmcompress.export import ruling
 
     made = standalone.quantize(artifact, out, data=data, max_drop=max_drop, overrides=set_ or ())
-    judged = standalone.verdict_beside(made, backend, max_drop) if backend or strict else None
+    judged = standalone.verdict_beside(made, backend) if backend or strict else None
     console.show(*console.quantize_summary(made, judged), json)
     ruling.enforce(judged, strict)
 

@@ -327,6 +327,8 @@ class VerdictConfig(StageConfig):
     """Of a CPU runtime; all cores if not given."""
     max_drop: float = Field(default=0.005, ge=0, le=1)
     """Share of FP32's R@10 hits that a graph may lose."""
+    max_flips: float | None = Field(default=0.02, ge=0, le=1)
+    """Share of the images that a graph may give another best text than FP32 does; null for any."""
     samples: int = Field(default=512, ge=20)
     """Pairs that the drift is measured on."""
     seconds: float = Field(default=4.0, gt=0)

@@ -31,6 +31,14 @@ LEGACY_EOS = 2
 MAX_LOGIT_SCALE = math.log(100.0)  # Radford et al. 2021, section 2.5
 
 
+class Attention(nn.Module):
+    """softmax(q k^T / sqrt(d)) v; without parameters, and a module so that calibration sees what goes into it."""
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
+        """q (B, H, R, d), k and v (B, H, T, d) -> (B, H, R, d)"""
+        return F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal)
+
+
 class Block(nn.Module):
     """Pre-LayerNorm transformer block: x + attention(norm1(x)), then x + mlp(norm2(x))."""
 
@@ -41,6 +49,7 @@ class Block(nn.Module):
         inner = self.heads * config.head_dim
         self.norm1 = nn.LayerNorm(config.width, config.layer_norm_eps)
         self.qkv = nn.Linear(config.width, 3 * inner)
+        self.attention = Attention()
         self.out = nn.Linear(inner, config.width)
         self.norm2 = nn.LayerNorm(config.width, config.layer_norm_eps)
         self.fc1 = nn.Linear(config.width, config.mlp[index])
@@ -60,8 +69,8 @@ class Block(nn.Module):
             q = token_at(q.transpose(1, 2), pooled).transpose(1, 2)
             if causal:
                 mask = (torch.arange(x.shape[1], device=x.device) <= pooled[:, None])[:, None, None]
-        whole = causal and pooled is None
-        return F.scaled_dot_product_attention(q, k, v, mask, is_causal=whole).transpose(1, 2).flatten(2)
+        mixed: Tensor = self.attention(q, k, v, mask, causal and pooled is None)
+        return mixed.transpose(1, 2).flatten(2)
 
     def hidden(self, x: Tensor) -> Tensor:
         """(B, T, width) -> (B, T, mlp): what goes into FC2."""
@@ -170,6 +179,12 @@ class DualEncoder(nn.Module):
         """The Linear groups that INT8 may take: `image.blocks.0.qkv`, … in order."""
         for name, module in self.named_modules():
             if ".blocks." in name and isinstance(module, nn.Linear):
+                yield name, module
+
+    def attentions(self) -> Iterator[tuple[str, Attention]]:
+        """`image.blocks.0.attention`, … in order."""
+        for name, module in self.named_modules():
+            if isinstance(module, Attention):
                 yield name, module
 
 

@@ -165,17 +165,20 @@ def verdict(
     max_drop: float | None = None,
     overrides: Sequence[str] = (),
 ) -> Artifact:
-    """Without `data`, on training pairs that the checkpoint was not calibrated on."""
+    """Without `data`, on training pairs that the checkpoint was not calibrated on; within its budgets if it had any."""
     source = Artifact.open(checkpoint, Kind.CHECKPOINT)
     table = {"validation": data} if data is not None else recorded_data(source, None)
-    values = {"data": table, "backend": backend, "batch": batch, "max_drop": max_drop}
+    budgets = {name: source.manifest.config.get(name) for name in ("max_drop", "max_flips")}
+    values = {"data": table, "backend": backend, "batch": batch, **budgets}
+    if max_drop is not None:
+        values["max_drop"] = max_drop
     return run_single("verdict", values, {"checkpoint": source}, out, overrides)
 
 
-def verdict_beside(checkpoint: Artifact, backend: str | None, max_drop: float | None) -> Artifact:
+def verdict_beside(checkpoint: Artifact, backend: str | None) -> Artifact:
     """The verdict on a checkpoint that was just quantized, into its OUT-verdict."""
     out = checkpoint.path.with_name(f"{checkpoint.path.name}-verdict")
-    return verdict(checkpoint.path, out, backend=backend, max_drop=max_drop)
+    return verdict(checkpoint.path, out, backend=backend)
 
 
 def export(source: str, out: Path, precisions: Sequence[str] = (), overrides: Sequence[str] = ()) -> Artifact:

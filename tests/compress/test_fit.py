@@ -20,7 +20,7 @@ CONFIG = QuantizeConfig(data=DataConfig(train="none"))
 
 def test_every_linear_of_both_towers_is_seen_as_far_as_the_graphs_compute_it() -> None:
     model, pairs = encoder(depth=1), captioned(1)
-    found = calibrate(model, pairs)
+    found, _ = calibrate(model, pairs)
     assert set(found) == {f"{t}.blocks.0.{part}" for t in ("image", "text") for part in ("qkv", "out", "fc1", "fc2")}
     entering: dict[str, torch.Tensor] = {}
     for name, linear in model.linears():
@@ -37,7 +37,7 @@ def test_every_linear_of_both_towers_is_seen_as_far_as_the_graphs_compute_it() -
 
 def test_moments_equal_numpy_on_all_inputs_at_once() -> None:
     model, pairs = encoder(), captioned()
-    ranges = {name: ranges_of(found, "minmax", 100) for name, found in calibrate(model, pairs).items()}
+    ranges = {name: ranges_of(found, "minmax", 100) for name, found in calibrate(model, pairs)[0].items()}
     found = moments_of(model, ranges, "image", feeds(pairs).image)["image.blocks.0.fc1"]
     seen: list[torch.Tensor] = []
     model.image.blocks[0].fc1.register_forward_pre_hook(lambda _, x: seen.append(x[0].flatten(0, 1)))
@@ -57,7 +57,7 @@ def test_the_fit_drifts_no_more_than_plain_rounding_and_repeats_to_the_bit() -> 
         assert all(np.array_equal(first[name], second[name]) for name in first)
     assert found.ranges == again.ranges and found.choices == again.choices
     drift = drift_of_both(found.model, judging, found.linears, found.ranges)["unsigned"]
-    ranges = {name: ranges_of(one, "percentile", 99.99) for name, one in calibrate(model, pairs).items()}
+    ranges = {name: ranges_of(one, "percentile", 99.99) for name, one in calibrate(model, pairs)[0].items()}
     both = plain(model, "image", "unsigned") | plain(model, "text", "unsigned")
     before = drift_of_both(model, judging, {"signed": {}, "unsigned": both}, ranges)["unsigned"]
     for tower in ("image", "text"):
@@ -69,7 +69,7 @@ def test_the_fit_drifts_no_more_than_plain_rounding_and_repeats_to_the_bit() -> 
 
 def test_quantizing_nothing_is_the_identity_and_all_of_it_is_undone() -> None:
     model, pairs = encoder(), captioned(1)
-    ranges = {name: ranges_of(found, "minmax", 100) for name, found in calibrate(model, pairs).items()}
+    ranges = {name: ranges_of(found, "minmax", 100) for name, found in calibrate(model, pairs)[0].items()}
     before = embedded(model, "image", feeds(pairs).image)
     with quantized(model, {}, ranges, "unsigned"):
         assert torch.equal(embedded(model, "image", feeds(pairs).image), before)

@@ -39,7 +39,7 @@ def test_without_any_one_of_the_kept_the_budget_breaks() -> None:
 
 def test_the_ranking_finds_the_linear_that_was_made_bad() -> None:
     model, pairs = encoder(), captioned()
-    ranges = {name: ranges_of(found, "minmax", 100) for name, found in calibrate(model, pairs).items()}
+    ranges = {name: ranges_of(found, "minmax", 100) for name, found in calibrate(model, pairs)[0].items()}
     ranges["text.blocks.1.fc1"] = {name: 0.1 * value for name, value in ranges["text.blocks.1.fc1"].items()}
     linears = plain(model, "image", "unsigned") | plain(model, "text", "unsigned")
     ranking = sensitivities(model, feeds(pairs), linears, ranges, "unsigned")

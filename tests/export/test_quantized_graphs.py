@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,10 +16,12 @@ from tiny_clip import clip_of, config_of, tensors_of, wide_ranges
 from torch import nn
 from torch.nn.functional import normalize
 
+from mmcompress.compress.calibrate import Captioned, calibrate
 from mmcompress.compress.quantize import activation_quantizer, fake_quantize, fake_quantize_weight
 from mmcompress.errors import UsageError
 from mmcompress.export.graph import Numerics
 from mmcompress.export.towers import image_graph, linear_modules, text_graph
+from mmcompress.model import dual_encoder_from_hugging_face
 
 PARTS = {"qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), "out": ("self_attn.out_proj",)}
 PARTS |= {"fc1": ("mlp.fc1",), "fc2": ("mlp.fc2",)}
@@ -144,3 +148,52 @@ def test_a_linear_without_a_range_is_named() -> None:
     with pytest.raises(UsageError, match=r"no calibrated range for 'image.blocks.1.fc2'") as caught:
         image_graph(config, tensors_of(clip_of(config)), Numerics(activations="signed", ranges=ranges), 18)
     assert "mmcompress quantize" in caught.value.hint and caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize("kind", ["signed", "unsigned"])
+@pytest.mark.parametrize("products", [("scores",), ("scores", "mixed")])
+def test_quantized_attention_equals_our_arithmetic_inside_torch(
+    kind: Any, products: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Calibrated by the stage's own watcher; every Linear in float, so that only attention moves anything."""
+    config = config_of()
+    source = clip_of(config)
+    source.save_pretrained(tmp_path)
+    model = dual_encoder_from_hugging_face(tmp_path)
+    samples = [Captioned(torch.from_numpy(pixels(4)), torch.from_numpy(tokens(4))) for _ in range(2)]
+    _, ranges = calibrate(model, samples)
+    assert len(ranges) == 2 * 2 * 4
+    assert ranges["text.blocks.0.attention.probabilities"]["high"] == 1
+    assert 0.1 < ranges["image.blocks.0.attention.probabilities"]["high"] < 1
+    floats = {tower: embed(source, tower, inputs(4)) for tower, (_, _, inputs) in TOWERS.items()}
+
+    def quantized(x: torch.Tensor, name: str, as_kind: Any) -> torch.Tensor:
+        return torch.from_numpy(fake_quantize(x.numpy(), activation_quantizer(ranges[name], as_kind)))
+
+    def attend(name: str, q: Any, k: Any, v: Any, mask: Any, causal: bool) -> torch.Tensor:
+        q = quantized(q * q.shape[-1] ** -0.5, f"{name}.query", kind)
+        scores = q @ quantized(k, f"{name}.keys", "signed").transpose(-1, -2)
+        if causal:
+            mask = torch.ones(scores.shape[-2:], dtype=torch.bool).tril()
+        scores = scores if mask is None else scores.masked_fill(~mask, -torch.inf)
+        probabilities = scores.softmax(dim=-1)
+        if "mixed" in products:
+            probabilities = quantized(probabilities, f"{name}.probabilities", kind)
+            v = quantized(v, f"{name}.values", "signed")
+        return probabilities @ v
+
+    for tower in TOWERS:
+        for index, block in enumerate(getattr(model, tower).blocks):
+            monkeypatch.setattr(block.attention, "forward", partial(attend, f"{tower}.blocks.{index}.attention"))
+    kept = frozenset(linear_modules(config))
+    for tower, (_, graph, inputs) in TOWERS.items():
+        numerics = Numerics(activations=kind, ranges=ranges, kept=kept, attention=products)
+        proto = graph(config, tensors_of(source), numerics, 18)
+        onnx.checker.check_model(proto, full_check=True)
+        assert sum(node.op_type == "QuantizeLinear" for node in proto.graph.node) == 2 * 2 * len(products)
+        with torch.inference_mode():
+            encode = model.encode_image if tower == "image" else model.encode_text
+            expected = encode(torch.from_numpy(inputs(4))).numpy()
+        moved = np.abs(expected - floats[tower]).mean()
+        assert moved > 1e-5, "quantization must show"
+        assert np.abs(run(proto, inputs(4)) - expected).mean() < moved / 5

@@ -10,7 +10,7 @@ import pytest
 
 from mmcompress.artifact import Graph
 from mmcompress.config import Backend
-from mmcompress.export.ruling import MARGIN, named, ruled, sentence
+from mmcompress.export.ruling import MARGIN, Budget, named, ruled, sentence
 from mmcompress.runtime.contest import Entrant, Pair
 from mmcompress.runtime.estimate import Ratio
 
@@ -35,10 +35,20 @@ def faster_of(times_ms: dict[Pair, float], width: float = 0.01) -> Any:
     return faster
 
 
-def rule(int8: float, fp32: float, ort: float, fp16: float, lost: float = 0.0, width: float = 0.01) -> tuple[Any, str]:
+def rule(
+    int8: float,
+    fp32: float,
+    ort: float,
+    fp16: float,
+    lost: float = 0.0,
+    width: float = 0.01,
+    flips: float = 0.0,
+    max_flips: float | None = 0.02,
+) -> tuple[Any, str]:
     faster = faster_of({INT8: int8, FP32: fp32, ORT: ort, FP16: fp16}, width)
-    ruling = ruled(INT8, lost, [FP32, ORT, FP16], faster, 0.005)
-    return ruling, sentence(ruling, INT8, lost, faster, 0.005, 400)
+    drift, budget = {"r10_lost": lost, "flip_rate": flips}, Budget(0.005, max_flips)
+    ruling = ruled(INT8, drift, [FP32, ORT, FP16], faster, budget)
+    return ruling, sentence(ruling, INT8, drift, faster, budget, 400)
 
 
 def test_int8_has_to_beat_the_fastest_float_graph_of_any_precision_and_backend() -> None:
@@ -46,7 +56,8 @@ def test_int8_has_to_beat_the_fastest_float_graph_of_any_precision_and_backend()
     assert ruling.int8 and ruling.ship is INT8 and ruling.to_beat is ORT
     assert said == (
         "Ship INT8 on OpenVINO (all): it is 1.20 times as fast as FP32 on ONNX Runtime (95% interval 1.19 to 1.21), "
-        "the fastest float graph, and it loses 0.00% of the R@10 hits on 400 held-out pairs, 0.50% were allowed. "
+        "the fastest float graph, and on 400 held-out pairs it loses 0.00% of the R@10 hits (0.50% were allowed) and "
+        "answers 0.00% of the images otherwise (2.00% were allowed). "
         "On OpenVINO alone, it is 2.00 times as fast as FP32 (95% interval 1.99 to 2.01)."
     )
     ruling, said = rule(int8=1.0, fp32=2.0, ort=0.9, fp16=1.5)
@@ -69,6 +80,11 @@ def test_drift_beyond_the_budget_is_an_obstacle_however_fast() -> None:
     ruling, said = rule(1.0, 3.0, 3.1, 3.2, lost=0.0051)
     assert not ruling.int8 and ruling.ship is FP32
     assert "it loses 0.51% of the R@10 hits, and 0.50% were allowed" in said and "times as fast" not in said
+
+    ruling, said = rule(1.0, 3.0, 3.1, 3.2, flips=0.0201)
+    assert not ruling.int8 and "it answers 2.01% of the images otherwise, and 2.00% were allowed" in said
+    ruling, said = rule(1.0, 3.0, 3.1, 3.2, flips=0.5, max_flips=None)
+    assert ruling.int8 and "answers 50.00% of the images otherwise (any were allowed)" in said
 
 
 def test_the_plainer_float_graph_stays_unless_another_is_clearly_faster() -> None:

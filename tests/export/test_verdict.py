@@ -25,6 +25,7 @@ from mmcompress.export.candidates import CANDIDATES, candidates_for
 from mmcompress.export.findings import Findings
 from mmcompress.export.heldout import Held, held_out
 from mmcompress.export.onnx import read_int8
+from mmcompress.export.ruling import Budget
 from mmcompress.export.towers import linear_modules
 from mmcompress.pipeline import STAGES, run_stage
 from mmcompress.runtime import contest
@@ -34,7 +35,7 @@ from mmcompress.runtime.interleave import Record
 from mmcompress.runtime.preprocess import normalize
 from mmcompress.runtime.session import graph_for, open_file, open_session
 
-QUICK = ["seconds=0.01", "samples=48"]
+QUICK = ["seconds=0.01", "samples=48", "max_flips=1"]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -155,10 +156,12 @@ def test_drift_is_measured_from_the_fastest_on_until_two_are_within_the_budget()
 
     def drift_of(one: Pair) -> dict[str, float]:
         asked.append(one)
-        return {"r10_lost": lost[one]}
+        return {"r10_lost": lost[one], "flip_rate": 0.03 if one is d else 0.0}
 
-    assert verdict.within_budget([a, b, c, d, e], drift_of, 0.005)[0] == [b, d] and asked == [a, b, c, d]
-    finalists, drifts = verdict.within_budget([a, b, c], drift_of, 0.001)
+    drop = Budget(0.005, None)
+    assert verdict.within_budget([a, b, c, d, e], drift_of, drop)[0] == [b, d] and asked == [a, b, c, d]
+    assert verdict.within_budget([a, b, c, d, e], drift_of, replace(drop, max_flips=0.02))[0] == [b, e]
+    finalists, drifts = verdict.within_budget([a, b, c], drift_of, Budget(0.001, None))
     assert finalists == [b] and set(drifts) == {a, b, c}, "the one that loses least stands for INT8"
 
 
@@ -210,7 +213,13 @@ def test_strict_stops_after_the_artifact_is_written_and_again_on_a_rerun(
 ) -> None:
     stage, out = STAGES["verdict"], tmp_path / "int8"
     config = VerdictConfig(
-        data=DataConfig(validation=str(world)), backend="onnxruntime", max_drop=0, samples=48, seconds=0.01, strict=True
+        data=DataConfig(validation=str(world)),
+        backend="onnxruntime",
+        max_drop=0,
+        max_flips=None,
+        samples=48,
+        seconds=0.01,
+        strict=True,
     )
     source = {"checkpoint": Artifact.open(world / "quantized")}
     digests = []
@@ -244,8 +253,8 @@ def test_quantize_gives_the_verdict_beside_its_own_artifact(
 ) -> None:
     quantized, asked = Artifact.open(world / "quantized"), []
 
-    def beside(made: Artifact, backend: str | None, max_drop: float | None) -> Artifact:
-        asked.append((made.path, backend, max_drop))
+    def beside(made: Artifact, backend: str | None) -> Artifact:
+        asked.append((made.path, backend))
         return refused
 
     monkeypatch.setattr(standalone, "quantize", lambda *_, **__: replace(quantized, path=tmp_path / "q"))
@@ -253,7 +262,7 @@ def test_quantize_gives_the_verdict_beside_its_own_artifact(
     plain = cli("quantize", world / "quantized", "--out", tmp_path / "q")
     assert plain.code == 0 and not asked and "Ship" not in plain.out
     judged = cli("quantize", world / "quantized", "--out", tmp_path / "q", "--backend", "onnxruntime", "--strict")
-    assert judged.code == 1 and asked == [(tmp_path / "q", "onnxruntime", None)] and "Do not ship INT8" in judged.out
+    assert judged.code == 1 and asked == [(tmp_path / "q", "onnxruntime")] and "Do not ship INT8" in judged.out
 
 
 def test_a_broken_baseline_is_an_error_that_says_which_check_failed(

@@ -82,7 +82,7 @@ def model(tmp_path_factory: pytest.TempPathFactory, pairs: DataConfig) -> tuple[
     [batch] = batches(str(pairs.test), PREPROCESSING, batch=24)
     pixels = torch.from_numpy(normalize(batch.pixels, PREPROCESSING))
     texts = [torch.from_numpy(trimmed(tokenize(tokenizer, list(caption), TEXT), 2)) for caption in batch.captions]
-    histograms = calibrate(network, [Captioned(pixels, tokens) for tokens in texts])
+    histograms, _ = calibrate(network, [Captioned(pixels, tokens) for tokens in texts])
     ranges = {name: ranges_of(found, "minmax", 100) for name, found in histograms.items()}
     return load_file(folder / "model.safetensors"), ranges
 
