@@ -28,8 +28,17 @@ from mmcompress.artifact import Artifact
 from mmcompress.compress.augment import normalized
 from mmcompress.compress.fit import JUDGED, chosen_ranges, chosen_smoothing, chosen_weights, drift_of_both
 from mmcompress.compress.pairs import trimmed
-from mmcompress.compress.quantize import INTEGERS, IntegerLinear, Linears, Signedness, tensors_from_linears
-from mmcompress.compress.ranges import NOTHING, Histogram, Range, widened
+from mmcompress.compress.quantize import (
+    INTEGERS,
+    RANGES,
+    IntegerLinear,
+    Linears,
+    Range,
+    Signedness,
+    tensors_from_linears,
+)
+from mmcompress.compress.ranges import NOTHING, Histogram, widened
+from mmcompress.compress.recalibration import given_ranges
 from mmcompress.compress.semistructured import SPARSE
 from mmcompress.compress.sensitivity import fewest_kept, flips, lost_matches, sensitivities
 from mmcompress.compress.simulate import TOWERS, Batches, Feeds, attention_watched, embedded, quantized, watched
@@ -79,7 +88,9 @@ def quantize(job: Job[QuantizeConfig]) -> None:
         held = held_pairs(source, spec, config)
         fitting, judging = held[::2], held[1::2] or held
         pairs = partial(plain_pairs, source, spec, config, "calibrating")
-        fitted = fit(model, feeds(fitting), feeds(judging), pairs, config)
+        reused = job.sources.get("ranges")
+        given = None if reused is None else given_ranges(reused, source, [name for name, _ in model.linears()])
+        fitted = fit(model, feeds(fitting), feeds(judging), pairs, config, given)
         unseen = held_pairs(source, config.data.validation, config) if config.data.validation else judging
         answers = possible_answers(source, config, held)
         ranking, kept, lost = keep_sensitive(fitted, judging, unseen, answers, config)
@@ -91,7 +102,7 @@ def quantize(job: Job[QuantizeConfig]) -> None:
         save_checkpoint(fitted.model.cpu(), job.draft.path)
     job.draft.inherit(source)
     ranges = {name: found for name, found in fitted.ranges.items() if name not in kept}
-    (job.draft.path / "ranges.json").write_text(json.dumps(ranges, indent=1), encoding="utf-8")
+    (job.draft.path / RANGES).write_text(json.dumps(ranges, indent=1), encoding="utf-8")
     save_file(tensors_from_linears(linears), job.draft.path / INTEGERS)
     job.draft.facts = {
         "params": source.model.params,
@@ -114,22 +125,29 @@ def fit(
     judging: Feeds,
     samples: Callable[[], Iterable[Captioned]],
     config: QuantizeConfig,
+    given: Mapping[str, Range] | None = None,
 ) -> Fitted:
-    """Smooth, calibrate and round both towers, each technique where it lowers the drift."""
+    """Smooth, calibrate and round both towers, each technique where it lowers the drift.
+
+    With `given` ranges the model stays as it is, since they are of its activations unsmoothed, and is only rounded.
+    """
     choices: dict[str, dict[str, object]] = {tower: {} for tower in TOWERS}
     for tower in TOWERS:
-        if config.smooth:
+        if config.smooth and given is None:
             fed = fitting.of(tower)[::2], judging.of(tower)[::2]  # half will do to rank four strengths
             model, choices[tower]["smooth"] = chosen_smoothing(model, tower, *fed, config)
-    histograms, ranges = calibrate(model, samples())
+    ranges = dict(given or {})
+    if given is None:
+        histograms, ranges = calibrate(model, samples())
+        for tower in TOWERS:
+            found, choices[tower]["ranges"] = chosen_ranges(model, histograms, tower, fitting.of(tower), config)
+            ranges |= found
     linears: dict[Signedness, dict[str, IntegerLinear]] = {"signed": {}, "unsigned": {}}
     for tower in TOWERS:
-        found, methods = chosen_ranges(model, histograms, tower, fitting.of(tower), config)
-        ranges |= found
         rounded, chosen = chosen_weights(model, ranges, tower, fitting.of(tower), judging.of(tower), config)
         for kind, named in rounded.items():
             linears[kind] |= named
-        choices[tower] |= {**chosen, "ranges": methods}
+        choices[tower] |= chosen
     return Fitted(model, ranges, linears, choices)
 
 

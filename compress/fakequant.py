@@ -25,10 +25,10 @@ from mmcompress.compress.quantize import (
     WEIGHT_LIMIT,
     IntegerLinear,
     Linears,
+    Range,
     Signedness,
     activation_quantizer,
 )
-from mmcompress.compress.ranges import Range
 from mmcompress.compress.rounding import BELOW, nearest
 from mmcompress.compress.simulate import fake_quantized
 from mmcompress.model import DualEncoder

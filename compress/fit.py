@@ -22,12 +22,13 @@ from mmcompress.compress.quantize import (
     Floats,
     IntegerLinear,
     Linears,
+    Range,
     Signedness,
     activation_quantizer,
     dequantize_weight,
     quantize_weight,
 )
-from mmcompress.compress.ranges import METHODS, Histogram, Range, ranges_of
+from mmcompress.compress.ranges import METHODS, Histogram, ranges_of
 from mmcompress.compress.rounding import clipping_scales, corrected_bias, gptq, nearest
 from mmcompress.compress.simulate import Batches, Feeds, Moments, distance, embedded, fake_quantized, quantized, watched
 from mmcompress.compress.smooth import NORM_OF, smoothed

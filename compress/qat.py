@@ -32,12 +32,13 @@ from mmcompress.compress.pairs import Pairs, TrainingPairs, training_pairs
 from mmcompress.compress.quantize import (
     INTEGERS,
     OPERANDS,
+    RANGES,
     Linears,
+    Range,
     Signedness,
     linears_from_tensors,
     tensors_from_linears,
 )
-from mmcompress.compress.ranges import Range
 from mmcompress.compress.semistructured import SPARSE
 from mmcompress.compress.sensitivity import lost_matches, sensitivities
 from mmcompress.compress.simulate import TOWERS, Feeds, embedded, quantized
@@ -48,7 +49,6 @@ from mmcompress.model import DualEncoder, dual_encoder_from_checkpoint
 from mmcompress.pipeline import Job
 from mmcompress.progress import say
 
-RANGES = "ranges.json"
 ENDS: Mapping[Signedness, tuple[str, ...]] = {"signed": ("absmax",), "unsigned": ("low", "high")}
 """What of a range each kind of graph reads."""
 _VIEWS = 1_000_000

@@ -29,6 +29,10 @@ WEIGHT_LIMIT = 127
 """Weights use [-127, 127], so that negating one never overflows (Nagel et al. 2021, section 2.2.2)."""
 SCALE_TYPES: Mapping[Signedness, type[np.floating[Any]]] = {"signed": np.float16, "unsigned": np.float32}
 """The type that the graph of each kind multiplies scales in: TensorRT's is FP16 around the Linears, a CPU's FP32."""
+Range = dict[str, float]
+"""Of one activation, as calibrated: `absmax` for the signed quantizer, `low` and `high` for the unsigned one."""
+RANGES = "ranges.json"
+"""The file of a quantized checkpoint with its ranges by name."""
 INTEGERS = "integers.safetensors"
 """The file of a quantized checkpoint with the integers that were fitted; a Linear that is not in it stays in float."""
 

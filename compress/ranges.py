@@ -28,11 +28,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mmcompress.compress.quantize import ActivationQuantizer, fake_quantize, signed_from_absmax, unsigned_from_range
+from mmcompress.compress.quantize import (
+    ActivationQuantizer,
+    Range,
+    fake_quantize,
+    signed_from_absmax,
+    unsigned_from_range,
+)
 
 BINS = 8192
 METHODS = ("minmax", "percentile", "entropy", "mse")
-Range = dict[str, float]
 Counts = NDArray[np.float64]
 NOTHING: Range = {"low": 0.0, "high": 0.0, "absmax": 0.0}
 """The range before anything was seen."""

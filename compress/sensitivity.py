@@ -17,8 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from torch import Tensor
 
-from mmcompress.compress.quantize import Linears, Signedness
-from mmcompress.compress.ranges import Range
+from mmcompress.compress.quantize import Linears, Range, Signedness
 from mmcompress.compress.simulate import TOWERS, Feeds, distance, embedded, quantized
 from mmcompress.model import DualEncoder
 from mmcompress.progress import track

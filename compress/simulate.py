@@ -22,11 +22,11 @@ from mmcompress.compress.quantize import (
     SCALE_TYPES,
     ActivationQuantizer,
     Linears,
+    Range,
     Signedness,
     activation_quantizer,
     dequantize_weight,
 )
-from mmcompress.compress.ranges import Range
 from mmcompress.model import DualEncoder
 
 TOWERS = ("image", "text")

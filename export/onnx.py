@@ -11,7 +11,6 @@ FP16, since its fused attention exists in FP16 only; the unsigned one is for CPU
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -23,7 +22,8 @@ from numpy.typing import NDArray
 
 from mmcompress.architecture import DualEncoderConfig
 from mmcompress.artifact import Artifact, Graph, TensorSpec
-from mmcompress.compress.quantize import INTEGERS, linears_from_tensors
+from mmcompress.compress.quantize import INTEGERS, RANGES, linears_from_tensors
+from mmcompress.compress.recalibration import read_ranges
 from mmcompress.config import ExportConfig, Precision
 from mmcompress.errors import CorruptInputError, GateFailedError, UsageError, require
 from mmcompress.export.graph import Array, Numerics, Ranges
@@ -32,7 +32,6 @@ from mmcompress.pipeline import Job
 from mmcompress.report.card import export_card
 
 WEIGHTS = "model.safetensors"
-RANGES = "ranges.json"
 BATCHES = (1, 3, 8)
 TOLERANCE = 1e-4
 INLINE_LIMIT_BYTES = 1 << 31
@@ -109,7 +108,7 @@ def write_graph(
 def read_int8(source: Artifact) -> dict[str, Numerics]:
     """How the graphs of each kind compute: calibrated ranges, fitted integers, and what stays in float."""
     kept = frozenset(source.manifest.facts.get("kept", ()))
-    ranges = read_ranges(source, kept)
+    ranges = complete_ranges(source, kept)
     tensors = read_tensors(source.file(INTEGERS)) if INTEGERS in source.manifest.files else {}
     found: dict[str, Numerics] = {}
     for variant in VARIANTS:
@@ -120,14 +119,9 @@ def read_int8(source: Artifact) -> dict[str, Numerics]:
     return found
 
 
-def read_ranges(source: Artifact, kept: frozenset[str] = frozenset()) -> Ranges:
+def complete_ranges(source: Artifact, kept: frozenset[str] = frozenset()) -> Ranges:
     """The calibrated ranges of a checkpoint, for every Linear that is not kept in float."""
-    if RANGES not in source.manifest.files:
-        raise UsageError(
-            f"{source.path} has no {RANGES}, and INT8 graphs need calibrated ranges",
-            "calibrate it first: mmcompress quantize CHECKPOINT --data SHARDS --out DIR",
-        )
-    ranges: Ranges = json.loads(source.file(RANGES).read_text(encoding="utf-8"))
+    ranges = read_ranges(source)
     if missing := [name for name in linear_modules(source.model) if name not in ranges and name not in kept]:
         raise CorruptInputError(
             f"{source.path / RANGES} has no range for {missing[0]} ({len(missing)} missing)", "calibrate it again"

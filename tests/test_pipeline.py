@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from mmcompress import pipeline, standalone
+from mmcompress.artifact import Kind
 from mmcompress.config import parse_assignments
 from mmcompress.errors import MMCompressError, UsageError
 from mmcompress.pipeline import STAGES, load_recipe, locked, run_recipe
@@ -51,6 +52,17 @@ def test_a_wrong_recipe_says_what_and_what_to_do(tmp_path: Path, change: tuple[s
     with pytest.raises(UsageError) as caught:
         load_recipe(recipe(tmp_path, GOOD.replace(*change)))
     assert what in caught.value.what and hint in caught.value.hint and caught.value.exit_code == 2
+
+
+def test_ranges_are_those_that_a_recipe_names_and_no_others() -> None:
+    made: Any = {name: SimpleNamespace(manifest=SimpleNamespace(kind=Kind.CHECKPOINT)) for name in ("first", "second")}
+    table = pipeline.StageTable(run="quantize", name="quantize", sources={}, config={})
+    assert pipeline._sources(STAGES["quantize"], table, made, "recipe") == {"checkpoint": made["second"]}
+    table = pipeline.StageTable(run="quantize", name="quantize", sources={"ranges": "first"}, config={})
+    assert pipeline._sources(STAGES["quantize"], table, made, "recipe")["ranges"] is made["first"]
+    table = pipeline.StageTable(run="quantize", name="quantize", sources={"ranges": "frist"}, config={})
+    with pytest.raises(UsageError, match=r"ranges = 'frist' is no earlier stage that makes a checkpoint"):
+        pipeline._sources(STAGES["quantize"], table, made, "recipe")
 
 
 def test_missing_recipe_and_missing_source(tmp_path: Path) -> None:

@@ -137,6 +137,7 @@ def quantize(
     out: Out,
     data: Data = None,
     max_drop: MaxDrop = None,
+    ranges: Annotated[Path | None, typer.Option(help="A quantized checkpoint whose ranges to reuse.")] = None,
     backend: Annotated[str | None, typer.Option(help="Give the verdict on this runtime too, into OUT-verdict.")] = None,
     strict: Strict = False,
     set_: Set = None,
@@ -146,7 +147,7 @@ def quantize(
     from mmcompress import console, standalone
     from mmcompress.export import ruling
 
-    made = standalone.quantize(artifact, out, data=data, max_drop=max_drop, overrides=set_ or ())
+    made = standalone.quantize(artifact, out, data=data, max_drop=max_drop, ranges=ranges, overrides=set_ or ())
     judged = standalone.verdict_beside(made, backend) if backend or strict else None
     console.show(*console.quantize_summary(made, judged), json)
     ruling.enforce(judged, strict)
@@ -230,7 +231,7 @@ def bench(artifacts: Folders, out: Out, set_: Set = None, json: Json = False) ->
 
 @app.command(rich_help_panel=MEASURE)
 def compare(
-    a: Annotated[Path, typer.Argument(metavar="A", help="An ONNX or engine artifact; or a bench, or a report.json.")],
+    a: Annotated[Path, typer.Argument(metavar="A", help="ONNX, an engine, a bench, a report.json or an INT8 fit.")],
     b: Annotated[Path, typer.Argument(metavar="B", help="What to compare with it, of the same kind.")],
     backend: Backend = None,
     precision: Annotated[str | None, typer.Option(help="fp32, fp16 or int8; the smallest if not given.")] = None,
@@ -240,7 +241,10 @@ def compare(
     pin: Annotated[str | None, typer.Option(metavar="CORES", help="Cores to stay on: 0,1.")] = None,
     json: Json = False,
 ) -> None:
-    """Say whether B is faster than A, by how much, and whether that is more than noise."""
+    """Say whether B is faster than A, by how much, and whether that is more than noise.
+
+    Of two quantized checkpoints: where their calibrations differ.
+    """
     from mmcompress import console, standalone
 
     asked = {"backend": backend, "precision": precision, "batch": batch, "threads": threads, "seconds": seconds}

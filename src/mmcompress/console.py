@@ -14,6 +14,7 @@ from rich.text import Text
 
 from mmcompress.artifact import Artifact, TensorSpec
 from mmcompress.report.formats import (
+    ABSENT,
     BACKENDS,
     compact,
     cosine,
@@ -284,7 +285,9 @@ def report_view(report: Mapping[str, Any]) -> RenderableType:
 
 
 def comparison_summary(found: Mapping[str, Any]) -> Summary:
-    """What `compare` found: one line a pair of measurements, and what to know about it."""
+    """What `compare` found: one line a pair of measurements, and what to know about it; or one a range."""
+    if "ranges" in found:
+        return dict(found), _calibrations_view(found)
     table = _table("row", "on", ">batch", ">A", ">B", ">B is faster by", "95%", "", ">ceiling, A", ">B")
     for pair in found["comparisons"]:
         a, b = pair["a"], pair["b"]
@@ -306,6 +309,24 @@ def comparison_summary(found: Mapping[str, Any]) -> Summary:
         for c in found["ceiling"]
     ]
     return dict(found), Group(table, *map(Text, peaks), *(Text(f"note: {note}") for note in found["notes"]))
+
+
+def _calibrations_view(found: Mapping[str, Any]) -> RenderableType:
+    """The ranges of two calibrations, those that differ most first."""
+    table = _table("activation", ">A from", ">to", "by", ">B from", ">to", "by", ">B's step is")
+    for row in found["ranges"]:
+        cells = []
+        for side, method in zip((row["a"], row["b"]), row["methods"], strict=True):
+            cells += [f"{side['low']:.3g}", f"{side['high']:.3g}"] if side else [ABSENT, ABSENT]
+            cells.append(method or "")
+        table.add_row(row["module"], *cells, ABSENT if row["ratio"] is None else f"{row['ratio']:.3f} times")
+    drifts = [
+        f"drift of {letter}: "
+        + ", ".join(f"{kind} {tower} {value:.3g}" for kind, towers in drift.items() for tower, value in towers.items())
+        for letter, drift in zip("AB", found["drift"], strict=True)
+        if drift
+    ]
+    return Group(table, *map(Text, drifts))
 
 
 def bench_summary(artifact: Artifact) -> Summary:

@@ -59,6 +59,8 @@ class Stage:
     run: str
     consumes: Mapping[str, Kind]
     optional: frozenset[str] = frozenset()
+    named: frozenset[str] = frozenset()
+    """Optional sources that a recipe has to name; no earlier stage is taken for one."""
     gathers: tuple[Kind, ...] = ()
     reads: tuple[str, ...] = ()
     """The fields of the data table that it depends on."""
@@ -118,7 +120,9 @@ STAGES: Mapping[str, Stage] = {
             config.QuantizeConfig,
             Kind.CHECKPOINT,
             "mmcompress.compress.calibrate:quantize",
-            {"checkpoint": Kind.CHECKPOINT},
+            {"checkpoint": Kind.CHECKPOINT, "ranges": Kind.CHECKPOINT},
+            optional=frozenset({"ranges"}),
+            named=frozenset({"ranges"}),
             reads=("train", "validation", "labels"),
         ),
         Stage(
@@ -290,6 +294,8 @@ def _sources(stage: Stage, table: StageTable, made: Mapping[str, Artifact], wher
     for role, kind in stage.consumes.items():
         fitting = {name: artifact for name, artifact in made.items() if artifact.manifest.kind is kind}
         named = table.sources.get(role)
+        if named is None and role in stage.named:
+            continue
         if named is not None and named not in fitting:
             raise UsageError(
                 f"{where}: stage {table.name!r}: {role} = {named!r} is no earlier stage that makes a {kind.value}",

@@ -130,9 +130,11 @@ def quantize(
     *,
     data: str | None = None,
     max_drop: float | None = None,
+    ranges: Path | None = None,
     overrides: Sequence[str] = (),
 ) -> Artifact:
-    return _within_budget("quantize", checkpoint, out, data, max_drop, overrides)
+    """Fit integers, on the `ranges` of another quantized checkpoint if they are given."""
+    return _within_budget("quantize", checkpoint, out, data, max_drop, overrides, ranges)
 
 
 def qat(
@@ -147,12 +149,19 @@ def qat(
 
 
 def _within_budget(
-    stage: str, checkpoint: Path, out: Path, data: str | None, max_drop: float | None, overrides: Sequence[str]
+    stage: str,
+    checkpoint: Path,
+    out: Path,
+    data: str | None,
+    max_drop: float | None,
+    overrides: Sequence[str],
+    ranges: Path | None = None,
 ) -> Artifact:
     """A stage that makes a checkpoint's integers, on the data that it was made from unless others are given."""
     source = Artifact.open(checkpoint, Kind.CHECKPOINT)
     values = {"data": recorded_data(source, data), "max_drop": max_drop}
-    return run_single(stage, values, {"checkpoint": source}, out, overrides)
+    sources = {"checkpoint": source} | ({"ranges": Artifact.open(ranges, Kind.CHECKPOINT)} if ranges else {})
+    return run_single(stage, values, sources, out, overrides)
 
 
 def verdict(
@@ -204,9 +213,13 @@ def bench(artifacts: Sequence[Path], out: Path, overrides: Sequence[str] = ()) -
 
 
 def compare(a: Path, b: Path, asked: Mapping[str, Any], pin: str | None = None) -> dict[str, Any]:
-    """Two artifacts measured here, or two reports read; makes no artifact."""
+    """Two artifacts measured here, or two reports or calibrations read; makes no artifact."""
+    from mmcompress.compress.quantize import RANGES
+    from mmcompress.compress.recalibration import compare_calibrations
     from mmcompress.runtime.compare import compare as compare_paths
 
+    if all((path / RANGES).is_file() for path in (a, b)):
+        return compare_calibrations(a, b)
     if asked["precision"] not in (None, *get_args(Precision)):
         raise UsageError(
             f"there is no precision {asked['precision']!r}", suggestion(asked["precision"], get_args(Precision))

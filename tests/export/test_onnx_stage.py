@@ -67,7 +67,7 @@ def test_two_exports_have_one_digest(checkpoint: Make, tmp_path: Path) -> None:
 
 
 def test_int8_without_ranges_says_what_to_run(checkpoint: Make, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"has no ranges\.json, and INT8 graphs need") as caught:
+    with pytest.raises(UsageError, match=r"has no ranges\.json, so it is no quantized checkpoint") as caught:
         exported(checkpoint(calibrated=False), tmp_path / "out", precisions=("int8",))
     assert "mmcompress quantize" in caught.value.hint and caught.value.exit_code == 2
     assert not (tmp_path / "out").exists()
