@@ -1,10 +1,11 @@
 """Fitting INT8 to a model: every technique that can help is tried, and stays only if it lowers the measured drift.
 
 One after the other, for each tower: SmoothQuant at several strengths, against none; the ranges of the activations, for
-each Linear the method with the smallest error of its own output; the weights rounded to nearest, clipped, or by GPTQ;
-biases corrected or not. Samples that fit and samples that judge are apart. Judged is the distance of the tower's
-embeddings from its own in FP32, with all its Linears as integers for the CPU graph; the graph for TensorRT is fitted
-with the same choices, since the two differ in the grid and not in the model. Left out: trying all combinations.
+each Linear the method with the smallest error of its own output; the weights rounded to nearest, clipped, by GPTQ, or
+by GPTQ after a refit to quantized inputs; biases corrected or not. Samples that fit and samples that judge are apart.
+Judged is the distance of the tower's embeddings from its own in FP32, with all its Linears as integers for the CPU
+graph; the graph for TensorRT is fitted with the same choices, since the two differ in the grid and not in the model.
+Left out: trying all combinations.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from mmcompress.compress.quantize import (
     quantize_weight,
 )
 from mmcompress.compress.ranges import METHODS, Histogram, ranges_of
-from mmcompress.compress.rounding import clipping_scales, corrected_bias, gptq, nearest
+from mmcompress.compress.rounding import clipping_scales, corrected_bias, gptq, nearest, refitted
 from mmcompress.compress.simulate import Batches, Feeds, Moments, distance, embedded, fake_quantized, quantized, watched
 from mmcompress.compress.smooth import NORM_OF, smoothed
 from mmcompress.config import QuantizeConfig
@@ -37,7 +38,7 @@ from mmcompress.model import DualEncoder
 
 KINDS: tuple[Signedness, ...] = ("unsigned", "signed")
 JUDGED: Signedness = "unsigned"
-ROUNDINGS = ("nearest", "clipped", "gptq")
+ROUNDINGS = ("nearest", "clipped", "gptq", "refitted")
 _ROWS = 512
 """Inputs of a Linear, of each batch, that the methods of its range are compared on."""
 
@@ -139,7 +140,7 @@ def chosen_weights(
     rounding = _least(rounding_drifts)
     chosen = {kind: candidates[rounding] if kind == JUDGED else rounded_all(kind, rounding) for kind in KINDS}
     bias_drifts = {"off": rounding_drifts[rounding]}
-    if config.bias_correction:
+    if config.bias_correction and rounding != "refitted":
         bias_drifts["corrected"] = drift(corrected_all(JUDGED, chosen[JUDGED]))
         if _least(bias_drifts) == "corrected":
             chosen = {kind: corrected_all(kind, found) for kind, found in chosen.items()}
@@ -166,8 +167,13 @@ def plain(model: DualEncoder, tower: str, kind: Signedness) -> dict[str, Integer
 
 
 def rounded(linear: nn.Linear, moments: Moments, kind: Signedness, rounding: str) -> IntegerLinear:
-    """One Linear in the integers of one kind of graph, its bias as it is."""
+    """One Linear in the integers of one kind of graph, its bias as it is unless the weights were refitted."""
     weight, bias = _parameters(linear)
+    if rounding == "refitted":
+        noise = moments.noise(kind)
+        fitted, power = refitted(weight, moments.folds, noise), moments.gram + np.diag(noise)
+        scales = clipping_scales(fitted, kind, power.diagonal())
+        return corrected(IntegerLinear(gptq(fitted, scales, kind, power), scales, bias), linear, moments, kind)
     if rounding == "nearest":
         return IntegerLinear(*quantize_weight(weight, kind, SCALE_TYPES[kind]), bias)
     scales = clipping_scales(weight, kind, moments.gram.diagonal())

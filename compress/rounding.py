@@ -1,10 +1,11 @@
 """Integer weights and biases fitted to what a Linear gets to see, in numpy alone.
 
 Rounding each weight to its nearest step is best for the weight, not for the output: inputs are correlated, so the error
-of one weight can be cancelled by the next (Frantar et al. 2023, "GPTQ"). Scales may clip the rarest weights for a finer
-step, by the same output-minded measure. What is left as a mean error of an output channel goes into its bias (Nagel et
-al. 2019, "Data-Free Quantization Through Weight Equalization and Bias Correction", section 4.2, with the means taken
-from data).
+of one weight can be cancelled by the next (Frantar et al. 2023, "GPTQ"). Inputs are rounded as well, and a weight that
+reads little but the noise of that is better small, so weights may be refitted to noisy inputs before. Scales may clip
+the rarest weights for a finer step, by the same output-minded measure. What is left as a mean error of an output
+channel goes into its bias (Nagel et al. 2019, "Data-Free Quantization Through Weight Equalization and Bias Correction",
+section 4.2, with the means taken from data).
 
 All of it needs moments of the inputs, never the inputs. For unsigned activations two neighbours of one sign stay within
 128 in sum, since older x86 CPUs add their products in 16 bits (see `quantize.weight_scales`). There the widest weight
@@ -14,6 +15,7 @@ GPTQ's order by activation, which would tear the pairs apart, and learned roundi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -24,6 +26,8 @@ from mmcompress.compress.quantize import SCALE_TYPES, WEIGHT_LIMIT, Floats, Sign
 PAIR_LIMIT = 128
 """Largest sum of two neighbouring weights of one sign: 128 * 255 fits into 16 bits."""
 BELOW = PAIR_LIMIT - 2**-10  # rounding noise must not lift a pair over the limit
+REFIT_DAMPINGS = (0.001, 0.01, 0.1, 1.0)
+"""Of a refit, in mean variances of an input times inputs per row."""
 _SHARES = np.linspace(1, 0.5, 21)
 _BLOCK = 128
 Real = NDArray[np.float64]
@@ -62,6 +66,43 @@ def clipping_scales(weight: Floats, kind: Signedness, power: Floats) -> Floats:
         best, least = np.where(error < least, scales, best), np.minimum(error, least)
     found: Floats = best
     return found
+
+
+def refitted(weight: Floats, folds: Sequence[tuple[Real, int]], noise: Real) -> Real:
+    """(in, out), covariances (in, in) of the inputs x with their number of rows, (in,) mean square of the noise n that
+    quantizing puts on x -> (in, out): weights W' with the smallest error of (x + n) W' against x W, biases aside.
+
+    W' = (C + D)^-1 C W, with the noise in D: a Wiener filter, which is ridge regression with a penalty that is known.
+    What few rows did not show must not be taken for noise, so C gets a multiple of the identity; how large, is tried on
+    the fold that a solution has not seen, and W itself is tried as well. Li et al. 2025, "GPTAQ", also fit to quantized
+    inputs, with a matrix of moments between x and x + n that is not kept here. Weights of zero stay zero.
+    """
+    exact: Real = weight.astype(np.float64)
+    if len(folds) < 2:
+        return exact
+
+    def error(found: Real, covariance: Real) -> float:
+        lost = exact - found
+        return float((lost * (covariance @ lost)).sum() + noise @ (found**2).sum(axis=1))
+
+    def unseen(damping: float) -> float:
+        pairs = zip(folds, reversed(folds), strict=True)
+        return sum(error(_wiener(exact, *seen, noise, damping), other) for seen, (other, _) in pairs)
+
+    errors = {damping: unseen(damping) for damping in REFIT_DAMPINGS}
+    best = min(errors, key=lambda damping: errors[damping])
+    if errors[best] >= sum(error(exact, covariance) for covariance, _ in folds):
+        return exact
+    rows = [rows for _, rows in folds]
+    pooled = np.average([covariance for covariance, _ in folds], axis=0, weights=rows)
+    fitted: Real = np.where(weight == 0, 0.0, _wiener(exact, pooled, sum(rows), noise, best))
+    return fitted
+
+
+def _wiener(weight: Real, covariance: Real, rows: int, noise: Real, damping: float) -> Real:
+    """(C + D)^-1 C W, with C damped in proportion to inputs per row."""
+    known = covariance + damping * (covariance.trace() / rows or 1.0) * np.eye(len(covariance))
+    return np.asarray(np.linalg.solve(known + np.diag(noise), known @ weight), np.float64)
 
 
 def gptq(weight: Floats, scales: Floats, kind: Signedness, gram: Real, damping: float = 0.01) -> NDArray[np.int8]:

@@ -32,6 +32,8 @@ from mmcompress.model import DualEncoder
 TOWERS = ("image", "text")
 Batches = Sequence[Tensor]
 """What one tower is fed: pixels (B, 3, S, S), or tokens (B, T)."""
+Vector = np.ndarray[tuple[int], np.dtype[np.float64]]
+Matrix = np.ndarray[tuple[int, int], np.dtype[np.float64]]
 
 
 @dataclass(frozen=True)
@@ -141,31 +143,60 @@ def attention_watched(model: DualEncoder, see: Callable[[str, Tensor], None]) ->
 
 
 class Moments:
-    """Streaming sums over the inputs (rows, in) of a Linear, in float64: x x^T, x, and x as each kind quantizes it."""
+    """Streaming sums over the inputs (rows, in) of a Linear, in float64: x x^T and x, and of what each kind makes of x
+    its sum and its squared error. Every second batch is in a fold of its own: one tests what was fitted to the other.
+    """
 
     def __init__(self, quantizers: Mapping[Signedness, ActivationQuantizer]) -> None:
         self._quantizers = quantizers
-        self._rows = 0
-        self._gram = self._total = torch.zeros(())
+        self._batches = 0
+        self._rows, self._grams, self._sums = (
+            [0, 0],
+            [torch.zeros(()), torch.zeros(())],
+            [torch.zeros(()), torch.zeros(())],
+        )
         self._totals = {kind: torch.zeros(()) for kind in quantizers}
+        self._errors = {kind: torch.zeros(()) for kind in quantizers}
 
     def add(self, x: Tensor) -> None:
-        self._rows += len(x)
-        self._gram = self._gram + (x.T @ x).double().cpu()
-        self._total = self._total + x.double().sum(dim=0).cpu()
+        fold = self._batches % 2
+        self._batches += 1
+        self._rows[fold] += len(x)
+        self._grams[fold] = self._grams[fold] + (x.T @ x).double().cpu()
+        self._sums[fold] = self._sums[fold] + x.double().sum(dim=0).cpu()
         for kind, quantizer in self._quantizers.items():
-            self._totals[kind] = self._totals[kind] + fake_quantized(x, quantizer).double().sum(dim=0).cpu()
+            entering = fake_quantized(x, quantizer)
+            self._totals[kind] = self._totals[kind] + entering.double().sum(dim=0).cpu()
+            self._errors[kind] = self._errors[kind] + (entering - x).double().square().sum(dim=0).cpu()
 
     @property
-    def gram(self) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
+    def rows(self) -> int:
+        return sum(self._rows)
+
+    @property
+    def gram(self) -> Matrix:
         """(in, in) mean of x x^T."""
-        return (self._gram / self._rows).numpy()
+        return (sum(self._grams, torch.zeros(())) / self.rows).numpy()
 
     @property
-    def mean(self) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+    def mean(self) -> Vector:
         """(in,)"""
-        return (self._total / self._rows).numpy()
+        return (sum(self._sums, torch.zeros(())) / self.rows).numpy()
 
-    def mean_quantized(self, kind: Signedness) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+    @property
+    def folds(self) -> list[tuple[Matrix, int]]:
+        """Of each half the covariance (in, in) and its rows; one of them if there was one batch."""
+        found = []
+        for rows, gram, total in zip(self._rows, self._grams, self._sums, strict=True):
+            if rows:
+                mean = total / rows
+                found.append(((gram / rows - torch.outer(mean, mean)).numpy(), rows))
+        return found
+
+    def mean_quantized(self, kind: Signedness) -> Vector:
         """(in,)"""
-        return (self._totals[kind] / self._rows).numpy()
+        return (self._totals[kind] / self.rows).numpy()
+
+    def noise(self, kind: Signedness) -> Vector:
+        """(in,) mean square of what quantizing takes from each input."""
+        return (self._errors[kind] / self.rows).numpy()

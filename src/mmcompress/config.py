@@ -252,8 +252,8 @@ class QuantizeConfig(StageConfig):
     """Of those, the ones that are held in memory: one half fits weights and biases, the other judges what is chosen."""
     smooth: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (0.25, 0.5, 0.75)
     """Strengths of SmoothQuant to try beside none."""
-    rounding: Literal["auto", "nearest", "clipped", "gptq"] = "auto"
-    """How weights become integers; `auto` takes the one that drifts least."""
+    rounding: Literal["auto", "nearest", "clipped", "gptq", "refitted"] = "auto"
+    """How weights become integers, `refitted` by GPTQ after a refit to noisy inputs; `auto` takes what drifts least."""
     bias_correction: bool = True
     """Try to take the mean error of every output into its bias."""
     sensitivity: bool = True
