@@ -47,10 +47,10 @@ from mmcompress.data import batches
 from mmcompress.distributed import world
 from mmcompress.errors import UsageError, suggestion
 from mmcompress.model import DualEncoder, dual_encoder_from_checkpoint, save_checkpoint
-from mmcompress.pipeline import Job
 from mmcompress.progress import say, track
 from mmcompress.runtime.testset import read_labels
 from mmcompress.runtime.tokenize import load_tokenizer, tokenize
+from mmcompress.stages import Job
 
 SHUFFLED = 4096
 """Encoded samples that are held for shuffling."""

@@ -31,8 +31,8 @@ from mmcompress.model import (
     dual_encoder_from_hugging_face,
     save_checkpoint,
 )
-from mmcompress.pipeline import Job
 from mmcompress.runtime.tokenize import load_tokenizer
+from mmcompress.stages import Job
 
 
 def distill(job: Job[DistillConfig]) -> None:

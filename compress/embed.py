@@ -31,8 +31,8 @@ from mmcompress.config import EmbedConfig
 from mmcompress.data import Batch, batches, count
 from mmcompress.distributed import world
 from mmcompress.errors import CorruptInputError, UsageError
-from mmcompress.pipeline import Job
 from mmcompress.progress import track
+from mmcompress.stages import Job
 
 _CHUNK = 1024
 

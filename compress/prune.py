@@ -30,8 +30,8 @@ from mmcompress.compress.width import narrowed, rounded_width
 from mmcompress.config import PruneConfig
 from mmcompress.distributed import world
 from mmcompress.model import FOLDER_FILES, DualEncoder, dual_encoder_from_checkpoint, save_checkpoint
-from mmcompress.pipeline import Job
 from mmcompress.progress import track
+from mmcompress.stages import Job
 
 
 def prune(job: Job[PruneConfig]) -> None:

@@ -46,8 +46,8 @@ from mmcompress.config import QatConfig
 from mmcompress.distributed import World, world
 from mmcompress.errors import CorruptInputError, UsageError
 from mmcompress.model import DualEncoder, dual_encoder_from_checkpoint
-from mmcompress.pipeline import Job
 from mmcompress.progress import say
+from mmcompress.stages import Job
 
 ENDS: Mapping[Signedness, tuple[str, ...]] = {"signed": ("absmax",), "unsigned": ("low", "high")}
 """What of a range each kind of graph reads."""

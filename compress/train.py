@@ -24,8 +24,8 @@ from mmcompress.data import read
 from mmcompress.distributed import gathered, gathered_ids, world
 from mmcompress.errors import UsageError
 from mmcompress.model import MAX_LOGIT_SCALE, DualEncoder, save_checkpoint
-from mmcompress.pipeline import Job
 from mmcompress.runtime.tokenize import load_tokenizer
+from mmcompress.stages import Job
 
 _HALF = (0.5, 0.5, 0.5)
 

@@ -29,7 +29,7 @@ from mmcompress.config import BaselineConfig
 from mmcompress.errors import GateFailedError, MMCompressError, UsageError, require
 from mmcompress.export.onnx import save_graph, specs
 from mmcompress.model import config_from_hugging_face
-from mmcompress.pipeline import Job
+from mmcompress.stages import Job
 
 TASK = "zero-shot-image-classification"
 OPSET = 18

@@ -28,8 +28,8 @@ from mmcompress.config import ExportConfig, Precision
 from mmcompress.errors import CorruptInputError, GateFailedError, UsageError, require
 from mmcompress.export.graph import Array, Numerics, Ranges
 from mmcompress.export.towers import graph_integers, image_graph, linear_modules, text_graph
-from mmcompress.pipeline import Job
 from mmcompress.report.card import export_card
+from mmcompress.stages import Job
 
 WEIGHTS = "model.safetensors"
 BATCHES = (1, 3, 8)

@@ -27,9 +27,9 @@ from mmcompress.config import Backend, BuildConfig
 from mmcompress.errors import CorruptInputError, MissingRequirementError, UsageError
 from mmcompress.export.audit import Audit, audit_log
 from mmcompress.export.sparsity import two_four_weights
-from mmcompress.pipeline import Job
 from mmcompress.progress import say
 from mmcompress.runtime.tensorrt import tensorrt_module, this_machine
+from mmcompress.stages import Job
 
 NATIVE = "native"
 AUDIT = "audit.json"

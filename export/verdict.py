@@ -31,7 +31,6 @@ from mmcompress.export.heldout import Held, held_out
 from mmcompress.export.onnx import WEIGHTS, read_int8, read_tensors
 from mmcompress.export.ruling import Budget
 from mmcompress.model import dual_encoder_from_checkpoint
-from mmcompress.pipeline import Job
 from mmcompress.progress import say, track
 from mmcompress.report.card import export_card
 from mmcompress.runtime import contest
@@ -45,6 +44,7 @@ from mmcompress.runtime.retrieval import Floats
 from mmcompress.runtime.sanity import checks, enforce_checks
 from mmcompress.runtime.scheduling import realtime
 from mmcompress.runtime.session import GPU_BACKENDS
+from mmcompress.stages import Job
 
 FINALISTS = 2
 CHECKED = 32

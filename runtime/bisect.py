@@ -56,7 +56,7 @@ from mmcompress.runtime.session import Session, Tower, available_backends, defau
 from mmcompress.runtime.tokenize import load_tokenizer, text_processing, tokenize
 
 if TYPE_CHECKING:
-    from mmcompress.pipeline import Job
+    from mmcompress.stages import Job
 
 TOWERS: tuple[Tower, ...] = ("image", "text")
 FLOOR = 1e-7

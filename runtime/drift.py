@@ -30,7 +30,7 @@ from mmcompress.runtime.session import default_backend
 from mmcompress.runtime.testset import Pairs, Row, embed_row
 
 if TYPE_CHECKING:
-    from mmcompress.pipeline import Job
+    from mmcompress.stages import Job
 
 __all__ = ["drift", "drift_report", "retrieval"]
 

@@ -34,7 +34,7 @@ from mmcompress.runtime.streams import timed_streams
 from mmcompress.runtime.subjects import Subject, find_subjects, with_peaks
 
 if TYPE_CHECKING:
-    from mmcompress.pipeline import Job
+    from mmcompress.stages import Job
 
 ALONE_S = 0.2
 """Time of the input pipeline of a combination."""

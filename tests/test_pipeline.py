@@ -12,9 +12,10 @@ import pytest
 
 from mmcompress import pipeline, standalone
 from mmcompress.artifact import Kind
-from mmcompress.config import parse_assignments
 from mmcompress.errors import MMCompressError, UsageError
-from mmcompress.pipeline import STAGES, load_recipe, locked, run_recipe
+from mmcompress.pipeline import locked, run_recipe
+from mmcompress.recipe import StageTable, load_recipe, parse_assignments
+from mmcompress.stages import STAGES
 
 GOOD = """
 [data]
@@ -56,11 +57,11 @@ def test_a_wrong_recipe_says_what_and_what_to_do(tmp_path: Path, change: tuple[s
 
 def test_ranges_are_those_that_a_recipe_names_and_no_others() -> None:
     made: Any = {name: SimpleNamespace(manifest=SimpleNamespace(kind=Kind.CHECKPOINT)) for name in ("first", "second")}
-    table = pipeline.StageTable(run="quantize", name="quantize", sources={}, config={})
+    table = StageTable(run="quantize", name="quantize", sources={}, config={})
     assert pipeline._sources(STAGES["quantize"], table, made, "recipe") == {"checkpoint": made["second"]}
-    table = pipeline.StageTable(run="quantize", name="quantize", sources={"ranges": "first"}, config={})
+    table = StageTable(run="quantize", name="quantize", sources={"ranges": "first"}, config={})
     assert pipeline._sources(STAGES["quantize"], table, made, "recipe")["ranges"] is made["first"]
-    table = pipeline.StageTable(run="quantize", name="quantize", sources={"ranges": "frist"}, config={})
+    table = StageTable(run="quantize", name="quantize", sources={"ranges": "frist"}, config={})
     with pytest.raises(UsageError, match=r"ranges = 'frist' is no earlier stage that makes a checkpoint"):
         pipeline._sources(STAGES["quantize"], table, made, "recipe")
 
@@ -96,7 +97,7 @@ def test_every_stage_can_be_imported() -> None:
 def test_knowing_a_recipe_does_not_need_torch(tmp_path: Path) -> None:
     path = recipe(tmp_path, GOOD)
     code = (
-        "import sys; from pathlib import Path; from mmcompress.pipeline import load_recipe;"
+        "import sys; from pathlib import Path; from mmcompress.recipe import load_recipe;"
         f"load_recipe(Path({str(path)!r})); assert 'torch' not in sys.modules, 'torch was imported'"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

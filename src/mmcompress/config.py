@@ -7,10 +7,7 @@ its hash can serve as the cache key. Nothing here imports torch.
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
@@ -19,11 +16,6 @@ from typing_extensions import Self
 from mmcompress.architecture import Config
 from mmcompress.errors import UsageError, suggestion
 from mmcompress.gates import Gates
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 Precision = Literal["fp32", "fp16", "int8"]
 Backend = Literal["onnxruntime", "openvino", "tensorrt", "tensorrt-rtx"]
@@ -418,22 +410,6 @@ class ReportConfig(StageConfig):
     card: CardConfig = CardConfig()
 
 
-class StageTable(BaseModel):
-    """One `[[stage]]` table: which function, under which name, from which earlier artifacts."""
-
-    run: str
-    name: str
-    sources: dict[str, str]
-    config: dict[str, Any]
-
-
-class Recipe(BaseModel):
-    data: dict[str, Any] = {}
-    teacher: dict[str, Any] = {}
-    student: dict[str, Any] = {}
-    stages: tuple[StageTable, ...]
-
-
 def validated(model: type[C], values: Mapping[str, Any], where: str) -> C:
     """Build a config, or say which key of `where` is wrong, what was expected, and what is close to it."""
     try:
@@ -464,40 +440,3 @@ def _fields_at(model: type[BaseModel], path: Sequence[str]) -> list[str]:
 def _docstring(model: type[BaseModel], path: Sequence[str]) -> str:
     field = model.model_fields.get(path[0]) if path else None
     return f"{path[0]}: {field.description}" if field is not None and field.description else ""
-
-
-def parse_assignments(assignments: Sequence[str]) -> dict[str, Any]:
-    """`["prune.mlp=0.4"]` -> `{"prune.mlp": 0.4}`; a value that is no JSON is a string."""
-    parsed: dict[str, Any] = {}
-    for text in assignments:
-        key, equals, value = text.partition("=")
-        if not equals or not key.strip():
-            raise UsageError(f"--set {text!r} is not KEY=VALUE", "for example: --set prune.mlp=0.4")
-        try:
-            parsed[key.strip()] = json.loads(value)
-        except ValueError:
-            parsed[key.strip()] = value
-    return parsed
-
-
-def assign(table: dict[str, Any], path: Sequence[str], value: object) -> None:
-    """Set a nested key, making the tables on the way."""
-    for part in path[:-1]:
-        nested = table.setdefault(part, {})
-        if not isinstance(nested, dict):
-            raise UsageError(f"--set {'.'.join(path)}: {part!r} is a value, not a table", "name a key that exists")
-        table = nested
-    table[path[-1]] = value
-
-
-def read_recipe(path: Path) -> dict[str, Any]:
-    """The TOML of a recipe, unchecked."""
-    try:
-        with path.open("rb") as stream:
-            return tomllib.load(stream)
-    except FileNotFoundError as error:
-        raise UsageError(f"there is no recipe {path}", "give a .toml file, or `demo`") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, IsADirectoryError) as error:
-        raise UsageError(
-            f"{path} is not TOML: {error}", "a recipe has [data], [teacher], [student] and [[stage]] tables"
-        ) from error

@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any, get_args
 
 from mmcompress.artifact import MANIFEST, Artifact, Kind
-from mmcompress.config import Precision, assign, parse_assignments, validated
+from mmcompress.config import Precision, validated
 from mmcompress.errors import UsageError, suggestion
 from mmcompress.lock import locked
-from mmcompress.pipeline import STAGES, load_recipe, reduced, run_recipe, run_stage, run_stages
+from mmcompress.pipeline import run_recipe, run_stage, run_stages
+from mmcompress.recipe import assign, load_recipe, parse_assignments, reduced
+from mmcompress.stages import STAGES
 
 RECIPES = Path(__file__).parent / "recipes"
 

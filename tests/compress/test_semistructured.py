@@ -16,7 +16,8 @@ from mmcompress.compress.semistructured import is_two_four, keep_zeros, sparsifi
 from mmcompress.errors import UsageError
 from mmcompress.export.sparsity import two_four_weights
 from mmcompress.model import dual_encoder_from_checkpoint
-from mmcompress.pipeline import load_recipe, run_recipe
+from mmcompress.pipeline import run_recipe
+from mmcompress.recipe import load_recipe
 
 
 def correlated(inputs: int, rows: int = 400) -> Tensor:

@@ -18,7 +18,8 @@ from mmcompress.artifact import Artifact
 from mmcompress.config import BaselineConfig, TeacherConfig
 from mmcompress.errors import GateFailedError, UsageError
 from mmcompress.export import baseline as stage
-from mmcompress.pipeline import STAGES, run_stage
+from mmcompress.pipeline import run_stage
+from mmcompress.stages import STAGES
 
 
 def teacher_folder(folder: Path, model: Any) -> Path:

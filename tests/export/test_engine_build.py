@@ -23,7 +23,8 @@ from mmcompress.export.candidates import CANDIDATES, LINEARS, candidates_for
 from mmcompress.export.graph import Numerics
 from mmcompress.export.onnx import save_graph
 from mmcompress.export.towers import image_graph, linear_modules, text_graph
-from mmcompress.pipeline import STAGES, run_stage
+from mmcompress.pipeline import run_stage
+from mmcompress.stages import STAGES
 
 trt = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX has no wheel for this platform")
 Make = Callable[..., Artifact]

@@ -19,7 +19,8 @@ from mmcompress.errors import CorruptInputError, GateFailedError, MMCompressErro
 from mmcompress.export import onnx as stage
 from mmcompress.export.graph import Numerics
 from mmcompress.export.towers import image_graph
-from mmcompress.pipeline import STAGES, run_stage
+from mmcompress.pipeline import run_stage
+from mmcompress.stages import STAGES
 
 Make = Callable[..., Artifact]
 

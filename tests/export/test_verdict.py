@@ -27,13 +27,14 @@ from mmcompress.export.heldout import Held, held_out
 from mmcompress.export.onnx import read_int8
 from mmcompress.export.ruling import Budget
 from mmcompress.export.towers import linear_modules
-from mmcompress.pipeline import STAGES, run_stage
+from mmcompress.pipeline import run_stage
 from mmcompress.runtime import contest
 from mmcompress.runtime.contest import Pair
 from mmcompress.runtime.encoder import Encoder
 from mmcompress.runtime.interleave import Record
 from mmcompress.runtime.preprocess import normalize
 from mmcompress.runtime.session import graph_for, open_file, open_session
+from mmcompress.stages import STAGES
 
 QUICK = ["seconds=0.01", "samples=48", "max_flips=1"]
 

@@ -17,12 +17,12 @@ from mmcompress.artifact import Artifact, Kind, environment
 from mmcompress.config import ReportConfig
 from mmcompress.errors import UsageError
 from mmcompress.gates import Gates
-from mmcompress.pipeline import Job
 from mmcompress.report import measured
 from mmcompress.report.judging import Verdict, judged, unjudged
 from mmcompress.report.measured import Document
 from mmcompress.report.rows import engine_of, other_test, relative, row_of, step_of, test_of
 from mmcompress.report.sentences import headlines, highlights, machine_warnings, not_measured
+from mmcompress.stages import Job
 
 __all__ = ["joined", "report"]
 

@@ -1,0 +1,157 @@
+"""Recipes: TOML with `--set` on top becomes checked configs, before anything runs.
+
+The tables `[data]`, `[teacher]` and `[student]` are shared: each stage whose config has one of them inherits it, and
+what its own `[[stage]]` table says goes first. A stage keeps of the data only what it reads, so that changing a test
+set does not train again.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from mmcompress.config import DataConfig, StageConfig, validated
+from mmcompress.errors import UsageError, suggestion
+from mmcompress.stages import STAGES, Stage
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+SHARED_TABLES = ("data", "teacher", "student")
+DATA_FIELDS = ("train", "validation", "test", "labels", "templates")
+"""The specifications in a data table."""
+
+
+class StageTable(BaseModel):
+    """One `[[stage]]` table: which function, under which name, from which earlier artifacts."""
+
+    run: str
+    name: str
+    sources: dict[str, str]
+    config: dict[str, Any]
+
+
+class Recipe(BaseModel):
+    data: dict[str, Any] = {}
+    teacher: dict[str, Any] = {}
+    student: dict[str, Any] = {}
+    stages: tuple[StageTable, ...]
+
+
+def load_recipe(path: Path, assignments: Mapping[str, Any] | None = None) -> Recipe:
+    """Read, override and check a recipe; every stage's config is validated before the first one runs."""
+    tables = read_recipe(path)
+    known = {*SHARED_TABLES, "stage"}
+    for key in tables:
+        if key not in known:
+            raise UsageError(f"{path}: unknown table [{key}]", suggestion(key, known))
+    rows = tables.get("stage") or []
+    if not rows or not all(isinstance(row, dict) for row in rows):
+        raise UsageError(f"{path} has no [[stage]] tables", 'add at least one: [[stage]] with run = "distill"')
+    for key, value in (assignments or {}).items():
+        _override(tables, rows, key, value)
+    stages = tuple(_stage_table(row, path) for row in rows)
+    names = [stage.name for stage in stages]
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise UsageError(f"{path}: two stages are named {repeated[0]!r}", 'give one of them another `name = "…"`')
+    recipe = Recipe(
+        data=tables.get("data", {}),
+        teacher=tables.get("teacher", {}),
+        student=tables.get("student", {}),
+        stages=stages,
+    )
+    for stage in stages:
+        stage_config(recipe, stage, str(path))
+    return recipe
+
+
+def _override(tables: dict[str, Any], rows: Sequence[dict[str, Any]], key: str, value: object) -> None:
+    head, *rest = key.split(".")
+    named = [row for row in rows if head in (row.get("name", row.get("run")), row.get("run"))]
+    if head in SHARED_TABLES and rest:
+        assign(tables.setdefault(head, {}), rest, value)
+    elif named and rest:
+        for row in named:
+            assign(row, rest, value)
+    else:
+        heads = {*SHARED_TABLES, *(str(row.get("name", row.get("run"))) for row in rows)}
+        raise UsageError(f"--set {key}: no table or stage {head!r} in the recipe", suggestion(head, heads))
+
+
+def _stage_table(row: Mapping[str, Any], path: Path) -> StageTable:
+    run = row.get("run")
+    if not isinstance(run, str) or run not in STAGES:
+        raise UsageError(f"{path}: [[stage]] run = {run!r} is no stage", suggestion(str(run), STAGES))
+    roles = STAGES[run].consumes
+    return StageTable(
+        run=run,
+        name=row.get("name", run),
+        sources={role: row[role] for role in roles if role in row},
+        config={k: v for k, v in row.items() if k not in {"run", "name", *roles}},
+    )
+
+
+def stage_config(recipe: Recipe, table: StageTable, where: str) -> StageConfig:
+    """The stage's own config, completed by the shared tables and reduced to what it depends on."""
+    stage = STAGES[table.run]
+    values = dict(table.config)
+    for shared in SHARED_TABLES:
+        inherited = getattr(recipe, shared)
+        if shared in stage.config.model_fields and inherited:
+            values[shared] = {**inherited, **values.get(shared, {})}
+    built = validated(stage.config, values, f"{where}: stage {table.name!r}")
+    return reduced(built, stage)
+
+
+def reduced(built: StageConfig, stage: Stage) -> StageConfig:
+    """Blank the data fields that the stage does not read, so that changing them does not run it again."""
+    data = getattr(built, "data", None)
+    if not isinstance(data, DataConfig):
+        return built
+    unread = {*DATA_FIELDS} - set(stage.reads)
+    return built.model_copy(update={"data": data.model_copy(update=dict.fromkeys(unread))})
+
+
+def parse_assignments(assignments: Sequence[str]) -> dict[str, Any]:
+    """`["prune.mlp=0.4"]` -> `{"prune.mlp": 0.4}`; a value that is no JSON is a string."""
+    parsed: dict[str, Any] = {}
+    for text in assignments:
+        key, equals, value = text.partition("=")
+        if not equals or not key.strip():
+            raise UsageError(f"--set {text!r} is not KEY=VALUE", "for example: --set prune.mlp=0.4")
+        try:
+            parsed[key.strip()] = json.loads(value)
+        except ValueError:
+            parsed[key.strip()] = value
+    return parsed
+
+
+def assign(table: dict[str, Any], path: Sequence[str], value: object) -> None:
+    """Set a nested key, making the tables on the way."""
+    for part in path[:-1]:
+        nested = table.setdefault(part, {})
+        if not isinstance(nested, dict):
+            raise UsageError(f"--set {'.'.join(path)}: {part!r} is a value, not a table", "name a key that exists")
+        table = nested
+    table[path[-1]] = value
+
+
+def read_recipe(path: Path) -> dict[str, Any]:
+    """The TOML of a recipe, unchecked."""
+    try:
+        with path.open("rb") as stream:
+            return tomllib.load(stream)
+    except FileNotFoundError as error:
+        raise UsageError(f"there is no recipe {path}", "give a .toml file, or `demo`") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, IsADirectoryError) as error:
+        raise UsageError(
+            f"{path} is not TOML: {error}", "a recipe has [data], [teacher], [student] and [[stage]] tables"
+        ) from error

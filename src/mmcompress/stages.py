@@ -1,0 +1,182 @@
+"""The stages: what each is called, what it takes and makes, and where its function is. Data about functions.
+
+A stage is a function from a config and source artifacts to an artifact. It gets a `Job`, fills the job's draft, and
+never sees where its output will lie; `pipeline.py` runs it, and publishes the draft.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar, cast
+
+from mmcompress import config
+from mmcompress.architecture import Config
+from mmcompress.artifact import Artifact, Draft, Kind
+from mmcompress.errors import MissingRequirementError
+
+C = TypeVar("C", bound=Config)
+
+
+@dataclass(frozen=True)
+class Job(Generic[C]):
+    """What a stage is asked to do."""
+
+    config: C
+    sources: Mapping[str, Artifact]
+    """By role; an optional source that was not given is absent."""
+    gathered: tuple[Artifact, ...]
+    """Every earlier artifact of the kinds that the stage gathers, in the order of the recipe."""
+    draft: Draft
+    """What the stage fills in."""
+    name: str
+    """Of the artifact that is made."""
+    work: Path
+    """A folder for state to resume from; it survives a kill and is deleted when the artifact is complete."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Data about a function. `run` is `module:function`, imported when it is needed."""
+
+    name: str
+    config: type[config.StageConfig]
+    produces: Kind
+    run: str
+    consumes: Mapping[str, Kind]
+    optional: frozenset[str] = frozenset()
+    named: frozenset[str] = frozenset()
+    """Optional sources that a recipe has to name; no earlier stage is taken for one."""
+    gathers: tuple[Kind, ...] = ()
+    reads: tuple[str, ...] = ()
+    """The fields of the data table that it depends on."""
+    enforce: str = ""
+    """`module:function` of a finished artifact and `strict` that raises where a strict run must not go on."""
+
+    def function(self) -> _StageFunction:
+        module, _, name = self.run.partition(":")
+        try:
+            found = importlib.import_module(module)
+        except ModuleNotFoundError as error:
+            if (error.name or "").startswith("mmcompress"):
+                raise
+            raise MissingRequirementError(
+                f"the stage {self.name!r} needs the Python package {error.name!r}, which is not installed",
+                "pip install 'mmcompress[compress]'",
+            ) from error
+        return cast(_StageFunction, getattr(found, name))
+
+
+class _StageFunction(Protocol):
+    def __call__(self, job: Job[Any]) -> None: ...
+
+
+STAGES: Mapping[str, Stage] = {
+    stage.name: stage
+    for stage in (
+        Stage(
+            "train",
+            config.TrainConfig,
+            Kind.CHECKPOINT,
+            "mmcompress.compress.train:train",
+            {"embeddings": Kind.EMBEDDINGS},
+            optional=frozenset({"embeddings"}),
+            reads=("train",),
+        ),
+        Stage("embed", config.EmbedConfig, Kind.EMBEDDINGS, "mmcompress.compress.embed:embed", {}, reads=("train",)),
+        Stage(
+            "distill",
+            config.DistillConfig,
+            Kind.CHECKPOINT,
+            "mmcompress.compress.distill:distill",
+            {"embeddings": Kind.EMBEDDINGS, "checkpoint": Kind.CHECKPOINT},
+            optional=frozenset({"checkpoint"}),
+            reads=("train",),
+        ),
+        Stage(
+            "prune",
+            config.PruneConfig,
+            Kind.CHECKPOINT,
+            "mmcompress.compress.prune:prune",
+            {"checkpoint": Kind.CHECKPOINT, "embeddings": Kind.EMBEDDINGS},
+            reads=("train",),
+        ),
+        Stage(
+            "quantize",
+            config.QuantizeConfig,
+            Kind.CHECKPOINT,
+            "mmcompress.compress.calibrate:quantize",
+            {"checkpoint": Kind.CHECKPOINT, "ranges": Kind.CHECKPOINT},
+            optional=frozenset({"ranges"}),
+            named=frozenset({"ranges"}),
+            reads=("train", "validation", "labels"),
+        ),
+        Stage(
+            "qat",
+            config.QatConfig,
+            Kind.CHECKPOINT,
+            "mmcompress.compress.qat:qat",
+            {"checkpoint": Kind.CHECKPOINT},
+            reads=("train", "validation"),
+        ),
+        Stage("baseline", config.BaselineConfig, Kind.ONNX, "mmcompress.export.baseline:baseline", {}),
+        Stage(
+            "export",
+            config.ExportConfig,
+            Kind.ONNX,
+            "mmcompress.export.onnx:export",
+            {"checkpoint": Kind.CHECKPOINT},
+        ),
+        Stage(
+            "verdict",
+            config.VerdictConfig,
+            Kind.ONNX,
+            "mmcompress.export.verdict:verdict",
+            {"checkpoint": Kind.CHECKPOINT},
+            reads=("train", "validation"),
+            enforce="mmcompress.export.ruling:enforce",
+        ),
+        Stage(
+            "build",
+            config.BuildConfig,
+            Kind.ENGINE,
+            "mmcompress.export.tensorrt:build",
+            {"graphs": Kind.ONNX},
+        ),
+        Stage(
+            "bench",
+            config.BenchConfig,
+            Kind.REPORT,
+            "mmcompress.runtime.latency:bench",
+            {},
+            gathers=(Kind.ONNX,),
+        ),
+        Stage(
+            "drift",
+            config.DriftConfig,
+            Kind.REPORT,
+            "mmcompress.runtime.drift:drift",
+            {},
+            gathers=(Kind.ONNX,),
+            reads=("test", "labels", "templates"),
+        ),
+        Stage(
+            "bisect",
+            config.BisectConfig,
+            Kind.REPORT,
+            "mmcompress.runtime.bisect:bisect",
+            {"reference": Kind.ONNX, "candidate": Kind.ONNX},
+            reads=("test",),
+        ),
+        Stage(
+            "report",
+            config.ReportConfig,
+            Kind.REPORT,
+            "mmcompress.report:report",
+            {},
+            gathers=(Kind.CHECKPOINT, Kind.ONNX, Kind.ENGINE, Kind.REPORT),
+        ),
+    )
+}
