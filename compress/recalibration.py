@@ -50,8 +50,13 @@ def given_ranges(given: Artifact, checkpoint: Artifact, linears: Sequence[str]) 
 def _check_gains(given: Artifact, checkpoint: Artifact) -> None:
     with safe_open(given.file(WEIGHTS), "numpy") as a, safe_open(checkpoint.file(WEIGHTS), "numpy") as b:
         for name in (name for name in a.keys() if re.search(r"layer_norm\d\.weight$", name)):  # noqa: SIM118
-            gains = a.get_tensor(name)
-            moved = float(np.median(np.abs(b.get_tensor(name) - gains) / (np.abs(gains) + 1e-6)))
+            gains, own = a.get_tensor(name), b.get_tensor(name)
+            if gains.shape != own.shape:
+                raise UsageError(
+                    f"{given.path} is {len(gains)} channels wide at {name}, and {checkpoint.path} {len(own)}",
+                    "give --ranges of a checkpoint with the same blocks",
+                )
+            moved = float(np.median(np.abs(own - gains) / (np.abs(gains) + 1e-6)))
             if moved > SAME:
                 raise UsageError(
                     f"the ranges of {given.path} are of other activations: {name} differs from that of "

@@ -106,6 +106,13 @@ def test_ranges_of_a_model_that_was_smoothed_otherwise_are_refused(world: Path, 
     ) as caught:
         quantize(world, "other", tmp_path / "q", ranges=tmp_path / "smoothed")
     assert "smooth=[]" in caught.value.hint
+    with Artifact.create(tmp_path / "narrow", kind=Kind.CHECKPOINT, stage="quantize", key="n") as draft:
+        (draft.path / RANGES).write_bytes((world / "fit" / RANGES).read_bytes())
+        name = "vision_model.encoder.layers.0.layer_norm1.weight"
+        save_file({**tensors, name: tensors[name][:32]}, draft.path / "model.safetensors", {"format": "pt"})
+        draft.inherit(Artifact.open(world / "fit"))
+    with pytest.raises(UsageError, match=r"is 32 channels wide at .*, and .*other 64"):
+        quantize(world, "other", tmp_path / "q", ranges=tmp_path / "narrow")
     assert not (tmp_path / "q").exists()
 
 
