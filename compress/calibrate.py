@@ -89,7 +89,7 @@ def quantize(job: Job[QuantizeConfig]) -> None:
         fitting, judging = held[::2], held[1::2] or held
         pairs = partial(plain_pairs, source, spec, config, "calibrating")
         reused = job.sources.get("ranges")
-        given = None if reused is None else given_ranges(reused, source, [name for name, _ in model.linears()])
+        given = None if reused is None else given_ranges(reused, source)
         fitted = fit(model, feeds(fitting), feeds(judging), pairs, config, given)
         unseen = held_pairs(source, config.data.validation, config) if config.data.validation else judging
         answers = possible_answers(source, config, held)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +17,19 @@ import numpy as np
 from safetensors import safe_open
 
 from mmcompress.artifact import Artifact, Kind
-from mmcompress.compress.quantize import OPERANDS, RANGES, Range
+from mmcompress.compress.quantize import RANGES, Range
 from mmcompress.errors import UsageError
+from mmcompress.export.towers import attention_operands, linear_modules
 
 WEIGHTS = "model.safetensors"
 SAME = 0.1
 """Median difference of a LayerNorm's gains, as a share, from which on it is another one."""
 
 
-def given_ranges(given: Artifact, checkpoint: Artifact, linears: Sequence[str]) -> dict[str, Range]:
-    """The ranges of a quantized checkpoint, for another one whose Linears are these."""
+def given_ranges(given: Artifact, checkpoint: Artifact) -> dict[str, Range]:
+    """The ranges of a quantized checkpoint, for another one with the same blocks."""
     ranges = read_ranges(given)
-    blocks = dict.fromkeys(name.rpartition(".")[0] for name in linears)
-    wanted = {*linears, *(f"{block}.attention.{operand}" for block in blocks for operand in OPERANDS)}
+    wanted = {*linear_modules(checkpoint.model), *attention_operands(checkpoint.model)}
     for name in sorted(wanted ^ set(ranges)):
         if name in ranges:
             raise UsageError(

@@ -16,9 +16,9 @@ import numpy as np
 from mmcompress.architecture import DualEncoderConfig, ImageConfig
 from mmcompress.artifact import Artifact, Kind, hash_json
 from mmcompress.config import Precision
-from mmcompress.export.graph import Array
+from mmcompress.export.graph import Array, AttentionProduct
 from mmcompress.export.onnx import VARIANTS, described, save_graph
-from mmcompress.export.towers import image_graph, linear_modules
+from mmcompress.export.towers import attention_operands, image_graph, linear_modules
 
 OPSET = 18
 RANGE = {"low": -4.0, "high": 4.0, "absmax": 4.0}
@@ -26,15 +26,20 @@ RANGE = {"low": -4.0, "high": 4.0, "absmax": 4.0}
 
 
 def write_probes(
-    model: DualEncoderConfig, towers: Sequence[ImageConfig], folder: Path, precision: Precision = "fp32"
+    model: DualEncoderConfig,
+    towers: Sequence[ImageConfig],
+    folder: Path,
+    precision: Precision = "fp32",
+    attention: tuple[AttentionProduct, ...] = (),
 ) -> Artifact:
     """An ONNX artifact in `folder` with one image graph for each of the towers, in their order, as CPUs get it."""
-    key = hash_json([precision, *(tower.model_dump(mode="json") for tower in towers)])
+    key = hash_json([precision, attention, *(tower.model_dump(mode="json") for tower in towers)])
     variant = next(v for v in VARIANTS if v.precision == precision and v.numerics.activations != "signed")
     with Artifact.create(folder, kind=Kind.ONNX, stage="probe", key=key) as draft:
         for index, tower in enumerate(towers):
             config = model.model_copy(update={"image": tower})
-            numerics = replace(variant.numerics, ranges=dict.fromkeys(linear_modules(config), RANGE))
+            modules = (*linear_modules(config), *attention_operands(config))
+            numerics = replace(variant.numerics, ranges=dict.fromkeys(modules, RANGE), attention=attention)
             proto: Any = image_graph(config, random_tensors(config, index), numerics, OPSET)
             path = draft.path / f"image-{index:03d}.onnx"
             save_graph(proto, path)

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from mmcompress.architecture import DualEncoderConfig, ImageConfig, TextConfig, TowerConfig
-from mmcompress.compress.quantize import Linears
+from mmcompress.compress.quantize import OPERANDS, Linears
 from mmcompress.errors import CorruptInputError
 from mmcompress.export.graph import Array, GraphWriter, Numerics
 
@@ -71,6 +71,16 @@ def linear_modules(config: DualEncoderConfig) -> tuple[str, ...]:
         for name, tower in towers
         for i in range(tower.depth)
         for linear in ("qkv", "out", "fc1", "fc2")
+    )
+
+
+def attention_operands(config: DualEncoderConfig) -> tuple[str, ...]:
+    """Everything that the attention products multiply, by the names of its calibrated ranges."""
+    return tuple(
+        f"{name}.blocks.{i}.attention.{operand}"
+        for name, tower in (("image", config.image), ("text", config.text))
+        for i in range(tower.depth)
+        for operand in OPERANDS
     )
 
 
