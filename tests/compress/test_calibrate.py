@@ -41,7 +41,7 @@ def quantize(world: Path, out: Path, *overrides: str) -> Artifact:
 
 
 def test_the_artifact_is_a_checkpoint_with_ranges_integers_and_a_record_of_choices(world: Path, tmp_path: Path) -> None:
-    found = quantize(world, tmp_path / "q", "max_flips=1")
+    found = quantize(world, tmp_path / "q", "max_drop=1", "max_flips=1")
     facts, linears = found.manifest.facts, 4 * 4 * 2
     ranges = json.loads(found.file("ranges.json").read_text())
     operands = {name for name in ranges if ".attention." in name}
@@ -54,10 +54,10 @@ def test_the_artifact_is_a_checkpoint_with_ranges_integers_and_a_record_of_choic
         assert stored["image.blocks.0.qkv"].weight.shape == (64, 192)
     assert [set(row) for row in facts["sensitivity"]] == [{"module", "drift", "kept"}] * linears
     drifts = [row["drift"] for row in facts["sensitivity"]]
-    assert drifts == sorted(drifts, reverse=True) and facts["budget"] == 0.005
+    assert drifts == sorted(drifts, reverse=True) and facts["budget"] == 1
     for tower in ("image", "text"):
         assert {"smooth", "ranges", "rounding", "bias"} == set(facts["choices"][tower])
-    assert quantize(world, tmp_path / "again" / "q", "max_flips=1").digest == found.digest
+    assert quantize(world, tmp_path / "again" / "q", "max_drop=1", "max_flips=1").digest == found.digest
     graphs = standalone.export(str(found.path), tmp_path / "onnx", ("fp32", "int8"))
     assert graphs.manifest.facts["kept"] == []
 
