@@ -132,12 +132,12 @@ def fit(
     With `given` ranges the model stays as it is, since they are of its activations unsmoothed, and is only rounded.
     """
     choices: dict[str, dict[str, object]] = {tower: {} for tower in TOWERS}
-    for tower in TOWERS:
-        if config.smooth and given is None:
-            fed = fitting.of(tower)[::2], judging.of(tower)[::2]  # half will do to rank four strengths
-            model, choices[tower]["smooth"] = chosen_smoothing(model, tower, *fed, config)
     ranges = dict(given or {})
     if given is None:
+        for tower in TOWERS:
+            if config.smooth:
+                fed = fitting.of(tower)[::2], judging.of(tower)[::2]  # half will do to rank four strengths
+                model, choices[tower]["smooth"] = chosen_smoothing(model, tower, *fed, config)
         histograms, ranges = calibrate(model, samples())
         for tower in TOWERS:
             found, choices[tower]["ranges"] = chosen_ranges(model, histograms, tower, fitting.of(tower), config)

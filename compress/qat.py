@@ -39,6 +39,7 @@ from mmcompress.compress.quantize import (
     linears_from_tensors,
     tensors_from_linears,
 )
+from mmcompress.compress.recalibration import read_ranges
 from mmcompress.compress.semistructured import SPARSE
 from mmcompress.compress.sensitivity import lost_matches, sensitivities
 from mmcompress.compress.simulate import TOWERS, Feeds, embedded, quantized
@@ -137,7 +138,7 @@ def read_fit(source: Artifact) -> Fit:
             )
     try:
         tensors = load_file(source.file(INTEGERS))
-        ranges: dict[str, Range] = json.loads(source.file(RANGES).read_text(encoding="utf-8"))
+        ranges = read_ranges(source)
     except (SafetensorError, ValueError) as error:
         raise CorruptInputError(f"{source.path}: its integers cannot be read: {error}", "quantize it again") from error
     linears = {kind: linears_from_tensors(tensors, kind) for kind in KINDS}

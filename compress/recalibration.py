@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 from safetensors import safe_open
 
+from mmcompress.architecture import WEIGHTS
 from mmcompress.artifact import Artifact, Kind
 from mmcompress.compress.quantize import RANGES, Range
 from mmcompress.errors import UsageError
 from mmcompress.export.towers import attention_operands, linear_modules
 
-WEIGHTS = "model.safetensors"
 SAME = 0.1
 """Median difference of a LayerNorm's gains, as a share, from which on it is another one."""
 

@@ -7,14 +7,15 @@ pooled token only.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from mmcompress.compress.quantize import (
     LIMITS,
@@ -98,22 +99,26 @@ def _quantizing(quantizer: ActivationQuantizer) -> Callable[[nn.Module, tuple[Te
 
 
 @contextmanager
-def watched(model: DualEncoder, see: Callable[[str, Tensor], None]) -> Iterator[None]:
+def _attached(handles: Iterable[RemovableHandle]) -> Iterator[None]:
+    """Hooks that are there within."""
+    attached = list(handles)
+    try:
+        yield
+    finally:
+        for handle in attached:
+            handle.remove()
+
+
+def watched(model: DualEncoder, see: Callable[[str, Tensor], None]) -> AbstractContextManager[None]:
     """Show every Linear's input (rows, in)."""
 
     def watch(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         return lambda _, arguments: see(name, arguments[0].flatten(0, 1))
 
-    handles = [linear.register_forward_pre_hook(watch(name)) for name, linear in model.linears()]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    return _attached(linear.register_forward_pre_hook(watch(name)) for name, linear in model.linears())
 
 
-@contextmanager
-def attention_watched(model: DualEncoder, see: Callable[[str, Tensor], None]) -> Iterator[None]:
+def attention_watched(model: DualEncoder, see: Callable[[str, Tensor], None]) -> AbstractContextManager[None]:
     """Show the operands of the attention products as graphs multiply them, `image.blocks.0.attention.query` and so on.
 
     Of the probabilities only the largest is shown, as all that a range needs; where attention is causal it is 1.
@@ -134,12 +139,7 @@ def attention_watched(model: DualEncoder, see: Callable[[str, Tensor], None]) ->
 
         return hook
 
-    handles = [attention.register_forward_pre_hook(watch(name)) for name, attention in model.attentions()]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    return _attached(attention.register_forward_pre_hook(watch(name)) for name, attention in model.attentions())
 
 
 class Moments:

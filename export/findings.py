@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from mmcompress.config import VerdictConfig
 from mmcompress.export.contestants import Tried
 from mmcompress.export.heldout import Held
 from mmcompress.export.ruling import Budget, Ruling, ruled, sentence
@@ -70,25 +69,24 @@ def recommendation(found: Findings, ruling: Ruling, budget: Budget) -> Document:
     }
 
 
-def document(found: Findings, ruling: Ruling, config: VerdictConfig, environment: Mapping[str, Any]) -> Document:
+def document(found: Findings, ruling: Ruling, batch: int, budget: Budget, environment: Mapping[str, Any]) -> Document:
     """verdict.json."""
-    budget = Budget(config.max_drop, config.max_flips)
     image = found.floats[0].towers["image"]
-    row = partial(_row, found, ruling, config.batch)
+    row = partial(_row, found, ruling, batch)
     return {
         "schema": 1,
         "backend": image.backend,
-        "batch": config.batch,
+        "batch": batch,
         "threads": image.threads,
         "data": found.held.spec,
         "pairs": len(found.held.image_group),
         "texts": len(found.held.tokens),
-        "max_drop": config.max_drop,
-        "max_flips": config.max_flips,
+        "max_drop": budget.max_drop,
+        "max_flips": budget.max_flips,
         "sanity": list(found.sanity),
         "rows": [row(pair) for pair in (*found.floats, found.int8)],
         "missing": dict(found.missing),
-        "candidates": [_candidate(found, one, config.batch, budget) for one in found.tried],
+        "candidates": [_candidate(found, one, batch, budget) for one in found.tried],
         "recommendation": {
             **recommendation(found, ruling, budget),
             "to_beat": {"precision": ruling.to_beat.precision, "backend": ruling.to_beat.backend},

@@ -20,7 +20,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from mmcompress.architecture import DualEncoderConfig
+from mmcompress.architecture import WEIGHTS, DualEncoderConfig
 from mmcompress.artifact import Artifact, Graph, TensorSpec
 from mmcompress.compress.quantize import INTEGERS, RANGES, linears_from_tensors
 from mmcompress.compress.recalibration import read_ranges
@@ -31,7 +31,6 @@ from mmcompress.export.towers import graph_integers, image_graph, linear_modules
 from mmcompress.report.card import export_card
 from mmcompress.stages import Job
 
-WEIGHTS = "model.safetensors"
 BATCHES = (1, 3, 8)
 TOLERANCE = 1e-4
 INLINE_LIMIT_BYTES = 1 << 31

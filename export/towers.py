@@ -13,7 +13,7 @@ Tensor names are those of `transformers.CLIPModel`, so any CLIP checkpoint of th
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -65,23 +65,17 @@ class Weights:
 
 def linear_modules(config: DualEncoderConfig) -> tuple[str, ...]:
     """Every Linear that is quantized, in the order of execution."""
-    towers = (("image", config.image), ("text", config.text))
-    return tuple(
-        f"{name}.blocks.{i}.{linear}"
-        for name, tower in towers
-        for i in range(tower.depth)
-        for linear in ("qkv", "out", "fc1", "fc2")
-    )
+    return _in_every_block(config, ("qkv", "out", "fc1", "fc2"))
 
 
 def attention_operands(config: DualEncoderConfig) -> tuple[str, ...]:
     """Everything that the attention products multiply, by the names of its calibrated ranges."""
-    return tuple(
-        f"{name}.blocks.{i}.attention.{operand}"
-        for name, tower in (("image", config.image), ("text", config.text))
-        for i in range(tower.depth)
-        for operand in OPERANDS
-    )
+    return _in_every_block(config, [f"attention.{operand}" for operand in OPERANDS])
+
+
+def _in_every_block(config: DualEncoderConfig, parts: Sequence[str]) -> tuple[str, ...]:
+    towers = (("image", config.image), ("text", config.text))
+    return tuple(f"{name}.blocks.{i}.{part}" for name, tower in towers for i in range(tower.depth) for part in parts)
 
 
 def query_scale(tower: TowerConfig) -> float:

@@ -21,6 +21,7 @@ from functools import partial
 
 import torch
 
+from mmcompress.architecture import WEIGHTS
 from mmcompress.artifact import Artifact
 from mmcompress.config import VerdictConfig
 from mmcompress.export.candidates import candidates_for
@@ -28,7 +29,7 @@ from mmcompress.export.contestants import Tried, float_pairs, runnable, tried_ca
 from mmcompress.export.findings import Findings, document, recommendation, ruling_of
 from mmcompress.export.graph import Array
 from mmcompress.export.heldout import Held, held_out
-from mmcompress.export.onnx import WEIGHTS, read_int8, read_tensors
+from mmcompress.export.onnx import read_int8, read_tensors
 from mmcompress.export.ruling import Budget
 from mmcompress.model import dual_encoder_from_checkpoint
 from mmcompress.progress import say, track
@@ -81,7 +82,9 @@ def verdict(job: Job[VerdictConfig]) -> None:
     deliver(job, source, tensors, [*floats, found.int8], chosen)
     said = recommendation(found, ruling, budget)
     job.draft.facts |= {"candidate": found.int8.name, "recommendation": said}
-    text = json.dumps(document(found, ruling, config, environment), indent=1, ensure_ascii=False, allow_nan=False)
+    text = json.dumps(
+        document(found, ruling, config.batch, budget, environment), indent=1, ensure_ascii=False, allow_nan=False
+    )
     (job.draft.path / "verdict.json").write_text(text, encoding="utf-8")
     if not ruling.int8:
         say("verdict", job.name, f"warning: {said['sentence']}")

@@ -13,6 +13,8 @@ from pydantic import BaseModel, ConfigDict, model_validator
 from typing_extensions import Self
 
 Activation = Literal["quick_gelu", "gelu"]
+WEIGHTS = "model.safetensors"
+"""The file of a checkpoint that holds its tensors."""
 
 
 class Config(BaseModel):

@@ -21,10 +21,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmcompress.architecture import DualEncoderConfig, ImageConfig, TextConfig, TowerConfig
+from mmcompress.architecture import WEIGHTS, DualEncoderConfig, ImageConfig, TextConfig, TowerConfig
 from mmcompress.errors import CorruptInputError, UsageError
 
-WEIGHTS = "model.safetensors"
 FOLDER_FILES = ("tokenizer.json", "tokenizer_config.json", "preprocessor_config.json")
 """What a checkpoint takes over from the one it was made from."""
 LEGACY_EOS = 2
