@@ -13,7 +13,8 @@ import pytest
 from mmcompress import pipeline, standalone
 from mmcompress.artifact import Kind
 from mmcompress.errors import MMCompressError, UsageError
-from mmcompress.pipeline import locked, run_recipe
+from mmcompress.lock import locked
+from mmcompress.pipeline import run_recipe
 from mmcompress.recipe import StageTable, load_recipe, parse_assignments
 from mmcompress.stages import STAGES
 
@@ -103,13 +104,40 @@ def test_knowing_a_recipe_does_not_need_torch(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_two_runs_in_one_folder_are_refused(tmp_path: Path) -> None:
-    with (
-        locked(tmp_path / ".lock"),
-        pytest.raises(UsageError, match="another mmcompress is running"),
-        locked(tmp_path / ".lock"),
-    ):
-        pass
+def test_a_run_and_a_command_into_its_folder_exclude_each_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = load_recipe(recipe(tmp_path, GOOD))
+    (tmp_path / "run").mkdir()
+    busy = "another mmcompress is running in .*run"
+    with locked(tmp_path / "run" / "embed"), pytest.raises(UsageError, match=busy):
+        run_recipe(loaded, tmp_path / "run")
+
+    def command(*_: object) -> None:
+        with pytest.raises(UsageError, match="another mmcompress is running"), locked(tmp_path / "run" / "prune"):
+            pass
+        raise InterruptedError
+
+    monkeypatch.setattr(pipeline, "run_stage", command)
+    with pytest.raises(InterruptedError):
+        run_recipe(loaded, tmp_path / "run")
+    assert list((tmp_path / "run").iterdir()) == []
+
+
+def test_no_stage_runs_where_a_later_one_could_not_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "run" / "prune").mkdir(parents=True)
+    (tmp_path / "run" / "prune" / "notes.txt").write_text("mine")
+    monkeypatch.setattr(pipeline, "run_stage", lambda *_: pytest.fail("a stage ran"))
+    with pytest.raises(UsageError, match="prune exists and is not an artifact"):
+        run_recipe(load_recipe(recipe(tmp_path, GOOD)), tmp_path / "run")
+
+
+def test_a_work_folder_of_somebody_else_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / ".out.work").mkdir()
+    (tmp_path / ".out.work" / "mine").touch()
+    with pytest.raises(UsageError, match="mmcompress did not write it"):
+        pipeline._keep_work_of(tmp_path / ".out.work", "key")
+    assert (tmp_path / ".out.work" / "mine").exists()
 
 
 def test_exit_codes_are_those_of_the_design() -> None:

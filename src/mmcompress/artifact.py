@@ -26,8 +26,7 @@ from pydantic import Field, ValidationError
 from mmcompress import __version__
 from mmcompress.architecture import Config, DualEncoderConfig
 from mmcompress.errors import CorruptInputError, UsageError
-
-MANIFEST = "manifest.json"
+from mmcompress.places import MANIFEST, check_place, why_not_ours
 
 
 class Kind(str, Enum):
@@ -190,6 +189,11 @@ class Artifact:
             )
         return self.path / name
 
+    def check_unchanged(self) -> None:
+        """Raise CorruptInputError if another artifact stands at the path since this one was opened."""
+        if not (self.path / MANIFEST).is_file() or _read_manifest(self.path / MANIFEST).digest != self.digest:
+            raise CorruptInputError(f"{self.path} was replaced while it was being read", "run the command again")
+
     @staticmethod
     def open(path: str | Path, *kinds: Kind) -> Artifact:
         """Read and verify an artifact, of one of the given kinds if any are given.
@@ -230,10 +234,10 @@ class Artifact:
         An artifact that is there already is replaced; any other folder that is not empty is refused.
         """
         path = Path(path)
-        check_replaceable(path)
+        check_place(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.tmp")
-        shutil.rmtree(temporary, ignore_errors=True)
+        tidy(path)
+        temporary = _draft(path)
         temporary.mkdir()
         draft = Draft(temporary)
         try:
@@ -282,13 +286,27 @@ class Draft:
         self.tokenizer = source.manifest.tokenizer
 
 
-def check_replaceable(path: Path) -> None:
-    """Refuse to write over anything that mmcompress did not write."""
-    if path.is_file() or (path.is_dir() and any(path.iterdir()) and not (path / MANIFEST).is_file()):
-        raise UsageError(
-            f"{path} exists and is not an artifact of mmcompress, so it is not overwritten",
-            "give another --out, or move it away",
-        )
+def tidy(path: Path) -> None:
+    """Remove what a killed process left beside a place: its draft, and the artifact that it had moved aside.
+
+    That one is put back where the new one does not stand yet. The caller holds the place's lock.
+    """
+    shutil.rmtree(_draft(path), ignore_errors=True)
+    aside = _aside(path)
+    if not aside.is_dir() or why_not_ours(aside):
+        return
+    if path.exists():
+        shutil.rmtree(aside)
+    else:
+        aside.rename(path)
+
+
+def _draft(path: Path) -> Path:
+    return path.with_name(f".{path.name}.tmp")
+
+
+def _aside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.old")
 
 
 def _hash_files(folder: Path) -> dict[str, FileEntry]:
@@ -340,11 +358,14 @@ def _rename(temporary: Path, path: Path) -> None:
         _sync(item)
     _sync(temporary)
     if path.exists():
-        trash = path.with_name(f".{path.name}.old")
-        shutil.rmtree(trash, ignore_errors=True)
-        path.rename(trash)
-        temporary.rename(path)
-        shutil.rmtree(trash)
+        aside = _aside(path)
+        path.rename(aside)
+        try:
+            temporary.rename(path)
+        except OSError:
+            aside.rename(path)
+            raise
+        shutil.rmtree(aside)
     else:
         temporary.rename(path)
     _sync(path.parent)

@@ -14,11 +14,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from mmcompress import __version__
-from mmcompress.artifact import Artifact, check_replaceable, hash_json
+from mmcompress.artifact import Artifact, hash_json, tidy
 from mmcompress.config import DataConfig, StageConfig, TeacherConfig
 from mmcompress.data import fingerprint
 from mmcompress.errors import CorruptInputError, UsageError, suggestion
 from mmcompress.lock import locked
+from mmcompress.places import check_place
 from mmcompress.progress import say
 from mmcompress.recipe import DATA_FIELDS, Recipe, StageTable, stage_config
 from mmcompress.stages import STAGES, Job, Stage
@@ -30,13 +31,15 @@ STRICT = "strict"
 def run_recipe(recipe: Recipe, out: Path, where: str = "recipe") -> dict[str, Artifact]:
     """Run every stage whose output is not there yet, each into its folder of `out`; return the artifacts by name."""
     out.mkdir(parents=True, exist_ok=True)
-    return run_stages(recipe, {table.name: out / table.name for table in recipe.stages}, out / ".lock", where)
+    return run_stages(recipe, {table.name: out / table.name for table in recipe.stages}, where)
 
 
-def run_stages(recipe: Recipe, places: Mapping[str, Path], lock: Path, where: str) -> dict[str, Artifact]:
+def run_stages(recipe: Recipe, places: Mapping[str, Path], where: str) -> dict[str, Artifact]:
     """Run every stage whose output is not at its place yet; return the artifacts by name."""
     made: dict[str, Artifact] = {}
-    with locked(lock):
+    for place in places.values():
+        check_place(place)
+    with locked(*places.values()):
         for table in recipe.stages:
             stage = STAGES[table.run]
             sources = _sources(stage, table, made, where)
@@ -92,12 +95,13 @@ def _made_or_reused(
     gathered: tuple[Artifact, ...],
     out: Path,
 ) -> Artifact:
+    check_place(out, [*(artifact.path for artifact in (*sources.values(), *gathered)), *_local_inputs(built)])
     parents = {role: artifact.digest for role, artifact in sources.items()}
     parents |= {f"{i:02d}-{artifact.path.name}": artifact.digest for i, artifact in enumerate(gathered)}
     parents |= _outside(built)
     values = built.model_dump(mode="json", exclude={STRICT})
     key = hash_json([stage.name, values, parents, __version__])
-    check_replaceable(out)
+    tidy(out)
     if (reused := _reusable(out, key)) is not None:
         say(stage.name, out.name, "reused")
         return reused
@@ -126,6 +130,14 @@ def _outside(built: StageConfig) -> dict[str, str]:
     return found
 
 
+def _local_inputs(built: StageConfig) -> list[Path]:
+    """The files and folders that a config names as data or teacher."""
+    data, teacher = getattr(built, "data", None), getattr(built, "teacher", None)
+    named = [getattr(data, name) for name in DATA_FIELDS] if isinstance(data, DataConfig) else []
+    named += [teacher.source] if isinstance(teacher, TeacherConfig) else []
+    return [path for spec in named if spec and (path := Path(spec).expanduser()).exists()]
+
+
 def _reusable(out: Path, key: str) -> Artifact | None:
     if not out.is_dir():
         return None
@@ -140,9 +152,12 @@ def _reusable(out: Path, key: str) -> Artifact | None:
 
 
 def _keep_work_of(work: Path, key: str) -> None:
-    """Keep the resume state of the same key; drop any other."""
+    """Keep the resume state of the same key; drop any other. A folder of that name without a key is not ours."""
     mark = work / "key"
-    if not (mark.is_file() and mark.read_text() == key):
-        shutil.rmtree(work, ignore_errors=True)
-        work.mkdir(parents=True)
-        mark.write_text(key)
+    if mark.is_file() and mark.read_text() == key:
+        return
+    if work.exists() and not mark.is_file():
+        raise UsageError(f"{work} exists and mmcompress did not write it", "move it away, or give another --out")
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    mark.write_text(key)

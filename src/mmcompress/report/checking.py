@@ -36,9 +36,16 @@ def check(
             "into the recipe's report stage",
         )
     if junit is not None:
-        junit.absolute().parent.mkdir(parents=True, exist_ok=True)
-        junit.write_bytes(junit_xml(verdicts))
+        _write_junit(junit, verdicts)
     return verdicts
+
+
+def _write_junit(path: Path, verdicts: Sequence[Verdict]) -> None:
+    """Over nothing but an earlier JUnit file: `--junit report.json` must not cost the report."""
+    if path.exists() and not (path.is_file() and b"<testsuites" in path.read_bytes()[:256]):
+        raise UsageError(f"{path} exists and is no JUnit file, so it is not overwritten", "give another --junit")
+    path.absolute().parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(junit_xml(verdicts))
 
 
 def parsed(limits: Mapping[str, Sequence[str] | None]) -> dict[str, dict[str, float]]:

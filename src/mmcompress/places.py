@@ -1,0 +1,55 @@
+"""Where an artifact may be written: an empty place, or one that holds an artifact of ours and nothing else.
+
+Writing replaces what is there, so this decides what mmcompress may delete. It looks at what a folder holds and never at
+its name alone: many programs keep a `manifest.json`, and people put notes beside files that a program made. An input is
+never the place of an output, nor above or below it. All of this is known before a stage runs, and checked there.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from mmcompress.errors import UsageError
+
+MANIFEST = "manifest.json"
+_KEYS = frozenset({"schema", "kind", "stage", "key", "files", "digest", "seal"})
+_LEFT_BY_SYSTEMS = frozenset({".DS_Store", "Thumbs.db", "desktop.ini"})
+_ELSEWHERE = "give another --out, or move it away"
+
+
+def check_place(out: Path, inputs: Iterable[Path] = ()) -> None:
+    """Raise UsageError unless an artifact may be written to `out`, which is made from `inputs`."""
+    if out.is_symlink():
+        raise UsageError(f"{out} is a link, and an artifact replaces the whole of a folder", f"give {out.resolve()}")
+    if not out.name or out.name == "..":
+        raise UsageError(f"{str(out)!r} has no name that an artifact could get", "give a folder: --out NAME")
+    real = out.resolve()
+    for path in inputs:
+        source = path.resolve()
+        if real == source or real in source.parents or source in real.parents:
+            where = "is" if real == source else "lies above" if real in source.parents else "lies below"
+            raise UsageError(f"{out} {where} {path}, which is read to make it", "give another --out")
+    if out.is_dir() and any(out.iterdir()) and (why := why_not_ours(out)):
+        raise UsageError(f"{out} exists and {why}, so it is not overwritten", _ELSEWHERE)
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"{out} exists and is no folder, so it is not overwritten", _ELSEWHERE)
+
+
+def why_not_ours(folder: Path) -> str | None:
+    """None where a folder holds an artifact of ours and nothing else, damaged or not; else what speaks against it."""
+    try:
+        body = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return "is not an artifact of mmcompress"
+    except (OSError, ValueError):
+        return f"its {MANIFEST} cannot be read"
+    if not isinstance(body, dict) or not body.keys() >= _KEYS or not isinstance(body["files"], dict):
+        return f"its {MANIFEST} is not one that mmcompress wrote"
+    listed = {MANIFEST, *body["files"]}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if not path.is_dir() and name not in listed and path.name not in _LEFT_BY_SYSTEMS:
+            return f"holds {name!r}, which mmcompress did not write"
+    return None

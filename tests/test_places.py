@@ -1,0 +1,96 @@
+"""What may be written over: our own artifacts and nothing else, and never an input."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from mmcompress.artifact import Artifact, Kind, tidy
+from mmcompress.errors import UsageError
+from mmcompress.places import check_place
+
+
+def made(path: Path) -> Artifact:
+    with Artifact.create(path, kind=Kind.CHECKPOINT, stage="distill", key="k") as draft:
+        (draft.path / "weights").mkdir()
+        (draft.path / "weights" / "a.bin").write_bytes(b"12345")
+    return Artifact.open(path)
+
+
+@pytest.mark.parametrize(
+    "manifest",
+    [
+        json.dumps({"name": "My app", "icons": []}),
+        json.dumps({"schema": 1, "kind": "x", "files": [], "stage": "s", "key": "k", "digest": "d", "seal": "s"}),
+        "[]",
+        "{",
+        "\xff",
+    ],
+)
+def test_a_manifest_of_another_program_is_no_leave_to_replace(tmp_path: Path, manifest: str) -> None:
+    app = tmp_path / "app"
+    app.mkdir()
+    (app / "manifest.json").write_bytes(manifest.encode("latin-1"))
+    (app / "thesis.txt").write_text("precious")
+    with pytest.raises(UsageError, match="is not overwritten"):
+        made(app)
+    assert (app / "thesis.txt").read_text() == "precious" and len(list(app.iterdir())) == 2
+
+
+@pytest.mark.parametrize("stranger", ["notes.txt", "weights/mine.txt", ".hidden", "more/deep/file"])
+def test_a_file_put_into_an_artifact_is_not_deleted(tmp_path: Path, stranger: str) -> None:
+    artifact = made(tmp_path / "a")
+    file = artifact.path / stranger
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("mine")
+    with pytest.raises(UsageError, match=f"holds '{stranger}', which mmcompress did not write"):
+        made(tmp_path / "a")
+    assert file.read_text() == "mine"
+
+
+def test_a_damaged_artifact_of_ours_is_made_again(tmp_path: Path) -> None:
+    made(tmp_path / "a")
+    (tmp_path / "a" / "weights" / "a.bin").write_bytes(b"damaged")
+    (tmp_path / "a" / ".DS_Store").touch()
+    assert made(tmp_path / "a").digest
+
+
+@pytest.mark.parametrize(
+    ("out", "where"), [("a", "is"), ("a/b", "lies below"), (".", "lies above"), ("link/a", "is"), ("x/../a", "is")]
+)
+def test_an_input_is_no_place_for_an_output(tmp_path: Path, out: str, where: str) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "x").mkdir()
+    source = made(tmp_path / "run" / "a")
+    (tmp_path / "run" / "link").symlink_to(tmp_path / "run")
+    with pytest.raises(UsageError, match=f"{where} .*, which is read to make it"):
+        check_place(tmp_path / "run" / out, [source.path])
+    check_place(tmp_path / "run" / "ab", [source.path])
+
+
+@pytest.mark.parametrize("out", ["", ".", "..", "a/.."])
+def test_a_place_needs_a_name(out: str) -> None:
+    with pytest.raises(UsageError, match="has no name"):
+        check_place(Path(out))
+
+
+def test_a_link_is_no_place(tmp_path: Path) -> None:
+    made(tmp_path / "a")
+    (tmp_path / "link").symlink_to(tmp_path / "a")
+    with pytest.raises(UsageError, match="is a link") as caught:
+        check_place(tmp_path / "link")
+    assert str(tmp_path / "a") in caught.value.hint
+
+
+def test_the_old_artifact_comes_back_where_the_new_one_does_not_stand(tmp_path: Path) -> None:
+    digest = made(tmp_path / "a").digest
+    (tmp_path / "a").rename(tmp_path / ".a.old")
+    (tmp_path / ".a.tmp").mkdir()
+    tidy(tmp_path / "a")
+    assert [path.name for path in tmp_path.iterdir()] == ["a"] and Artifact.open(tmp_path / "a").digest == digest
+    (tmp_path / ".a.old").mkdir()
+    (tmp_path / ".a.old" / "mine").touch()
+    tidy(tmp_path / "a")
+    assert (tmp_path / ".a.old" / "mine").exists()
