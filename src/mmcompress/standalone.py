@@ -9,16 +9,19 @@ than a recipe does: both end in `pipeline.run_stage`.
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
 from mmcompress.artifact import MANIFEST, Artifact, Kind
 from mmcompress.config import Precision, validated
+from mmcompress.data.spec import is_stream
 from mmcompress.errors import UsageError, suggestion
 from mmcompress.lock import locked
 from mmcompress.pipeline import run_recipe, run_stage, run_stages
-from mmcompress.recipe import assign, load_recipe, parse_assignments, reduced
+from mmcompress.places import check_place
+from mmcompress.recipe import DATA_FIELDS, assign, load_recipe, parse_assignments, reduced
 from mmcompress.stages import STAGES
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -54,7 +57,7 @@ def train(recipe: str, out: Path, overrides: Sequence[str] = ()) -> Artifact:
         )
     places = {table.name: out.with_name(f"{out.name}-{table.name}") for table in loaded.stages} | {last.name: out}
     out.absolute().parent.mkdir(parents=True, exist_ok=True)
-    return run_stages(loaded, places, out.with_name(f".{out.name}.lock"), str(path))[last.name]
+    return run_stages(loaded, places, str(path))[last.name]
 
 
 def run_single(
@@ -73,8 +76,12 @@ def run_single(
         parts = key.split(".")
         assign(tables, parts[1:] if parts[0] == name and len(parts) > 1 else parts, value)
     built = reduced(validated(stage.config, tables, f"mmcompress {name}"), stage)
+    given = [*sources.values(), *gathered]
+    check_place(out, [artifact.path for artifact in given])
     out.absolute().parent.mkdir(parents=True, exist_ok=True)
-    with locked(out.with_name(f".{out.name}.lock")):
+    with locked(out, reading=[artifact.path for artifact in given]):
+        for artifact in given:
+            artifact.check_unchanged()
         return run_stage(stage, built, sources, tuple(gathered), out)
 
 
@@ -93,6 +100,7 @@ def distill(
     overrides: Sequence[str] = (),
 ) -> Artifact:
     """A new student, or with `checkpoint` that one recovered; the teacher is embedded first where it has not been."""
+    check_place(out)
     start = None if checkpoint is None else Artifact.open(checkpoint, Kind.CHECKPOINT)
     if start is None and student is None:
         raise UsageError(
@@ -100,8 +108,8 @@ def distill(
         )
     cached = teacher_embeddings(out, embeddings, teacher, data, start)
     values = {
-        "teacher": {"source": teacher} if teacher else cached.manifest.config["teacher"],
-        "data": {"train": data} if data else cached.manifest.config["data"],
+        "teacher": {"source": teacher} if teacher else recorded_teacher(cached),
+        "data": recorded_data(cached, data),
         "student": {"source": student} if student else None,
     }
     sources = {"embeddings": cached} | ({"checkpoint": start} if start else {})
@@ -121,8 +129,7 @@ def prune(
 ) -> Artifact:
     source = Artifact.open(checkpoint, Kind.CHECKPOINT)
     cached = teacher_embeddings(out, embeddings, teacher, data, source)
-    table = {"train": data} if data else cached.manifest.config["data"]
-    values = {"data": table, "backend": backend, **(targets or {})}
+    values = {"data": recorded_data(cached, data), "backend": backend, **(targets or {})}
     return run_single("prune", values, {"checkpoint": source, "embeddings": cached}, out, overrides)
 
 
@@ -312,13 +319,33 @@ def teacher_embeddings(
 
 
 def recorded_data(near: Artifact | None, data: str | None) -> dict[str, Any]:
-    """The data table: what the user gave, else what the artifact was made from."""
+    """The data table: what the user gave, else what the artifact was made from.
+
+    An artifact may come from anybody, so of what it records only paths count: a command, a URL or stdin is refused.
+    """
     recorded = None if near is None else near.manifest.config.get("data")
-    if data is None and recorded is None:
+    if data is not None:
+        return {"train": data}
+    if near is None or not isinstance(recorded, dict):
         raise UsageError(
             "no training data is given" + (f" or recorded in {near.path}" if near else ""), "give --data SHARDS"
         )
-    return {"train": data} if data is not None else dict(recorded or {})
+    for name in DATA_FIELDS:
+        if isinstance(spec := recorded.get(name), str) and is_stream(spec):
+            raise UsageError(
+                f"{near.path} was made from the stream data.{name} = {spec!r}, and nothing that an artifact records "
+                "is run or fetched",
+                f"if you trust it, name it yourself: --data {shlex.quote(spec)}",
+            )
+    return dict(recorded)
+
+
+def recorded_teacher(near: Artifact) -> dict[str, Any]:
+    """The teacher that an artifact was made from, without the leave to run code: only this user can give that."""
+    recorded = near.manifest.config.get("teacher")
+    if not isinstance(recorded, dict) or not isinstance(recorded.get("source"), str):
+        raise UsageError(f"{near.path} does not say which teacher it was made from", "give --teacher")
+    return {"source": recorded["source"]}
 
 
 def parent_beside(artifact: Artifact, role: str) -> Path | None:
