@@ -13,9 +13,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmcompress.artifact import MANIFEST, Artifact, Kind
+from mmcompress.artifact import Artifact, Kind
 from mmcompress.config import Backend, Precision
 from mmcompress.errors import CorruptInputError, UsageError
+from mmcompress.places import MANIFEST
 from mmcompress.runtime.ceiling import ceilings
 from mmcompress.runtime.conditions import Conditions, snapshot
 from mmcompress.runtime.estimate import FEWEST_ROUNDS, Ratio, paired_speedup, round_medians, spread, unpaired_speedup

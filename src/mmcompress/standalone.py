@@ -14,13 +14,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-from mmcompress.artifact import MANIFEST, Artifact, Kind
+from mmcompress.artifact import Artifact, Kind
 from mmcompress.config import Precision, validated
 from mmcompress.data.spec import is_stream
 from mmcompress.errors import UsageError, suggestion
 from mmcompress.lock import locked
 from mmcompress.pipeline import run_recipe, run_stage, run_stages
-from mmcompress.places import check_place
+from mmcompress.places import MANIFEST, check_place
 from mmcompress.recipe import DATA_FIELDS, assign, load_recipe, parse_assignments, reduced
 from mmcompress.stages import STAGES
 

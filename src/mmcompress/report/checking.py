@@ -9,10 +9,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmcompress.artifact import MANIFEST, Artifact, Kind
+from mmcompress.artifact import Artifact, Kind
 from mmcompress.config import validated
 from mmcompress.errors import CorruptInputError, GateFailedError, UsageError
 from mmcompress.gates import KNOWN, PARTS, Gates
+from mmcompress.places import MANIFEST
 from mmcompress.report.formats import compact
 from mmcompress.report.judging import Verdict, judged
 from mmcompress.report.measured import Document, read_document
