@@ -27,11 +27,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmcompress.artifact import Artifact
-from mmcompress.runtime.compare import race, subject
+from mmcompress.measure.compare import race, subject
+from mmcompress.measure.subjects import Subject
+from mmcompress.runtime.backends import CPU_BACKENDS
 from mmcompress.runtime.machine import cpu_model, usable_cores
 from mmcompress.runtime.scheduling import realtime
-from mmcompress.runtime.session import CPU_BACKENDS, Session
-from mmcompress.runtime.subjects import Subject
+from mmcompress.runtime.session import Session
 
 WIDEST = 0.06
 

@@ -14,7 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from mmcompress.data import count
+from mmcompress.data.batches import count
 
 DATA = Path("../shared/data/flickr8k-160")
 

@@ -63,7 +63,7 @@ def equality(package: Path | None) -> list[Claim]:
     bar = "1e-6, ties included"
     if package is None:
         return [("retrieval and zero-shot", "not measured: --clip-benchmark is not given", bar, None)]
-    from mmcompress.runtime.retrieval import classification, retrieval
+    from mmcompress.measure.retrieval import classification, retrieval
 
     recall_at_k, accuracy = theirs(package, "zeroshot_retrieval"), theirs(package, "zeroshot_classification")
     worst, cases = 0.0, 0
@@ -135,8 +135,8 @@ def timed(what: str, images: int, texts: int) -> Claim:
 
 def measure(images: int, texts: int) -> int:
     """Embeddings of a reference and of a copy with noise; print seconds, processor seconds and the peak in GB."""
-    from mmcompress.runtime.figures import measured, metrics
-    from mmcompress.runtime.testset import Pairs, Row
+    from mmcompress.measure.drift.figures import measured, metrics
+    from mmcompress.measure.drift.testset import Pairs, Row
 
     rng = np.random.default_rng(0)
     classes = images > texts
@@ -169,9 +169,9 @@ def named(run: Path, tries: int) -> list[Claim]:
     """How often the module that was scaled wrongly is the first of the list, and how often it is to be kept."""
     if not (run / "int8" / "manifest.json").is_file():
         return [("bisect", f"not measured: {run} holds no finished run", "first in all", None)]
-    from mmcompress import standalone
     from mmcompress.export.towers import linear_modules
-    from mmcompress.runtime.bisect import bisect_report
+    from mmcompress.measure.bisect.bisect import bisect_report
+    from mmcompress.pipeline import standalone
 
     healthy = Artifact.open(run / "int8")
     config = BisectConfig(data=DataConfig(test="demo:val"), samples=32)

@@ -21,8 +21,9 @@ import time
 from itertools import islice
 from pathlib import Path
 
-from mmcompress.artifact import Artifact, Preprocessing
-from mmcompress.data import read
+from mmcompress.artifact import Artifact
+from mmcompress.data.batches import read
+from mmcompress.manifest import Preprocessing
 
 PHOTOS = Path(__file__).resolve().parents[2] / "shared" / "data" / "flickr8k-160" / "val-00000.tar"
 
@@ -30,9 +31,10 @@ PHOTOS = Path(__file__).resolve().parents[2] / "shared" / "data" / "flickr8k-160
 def write_teacher(folder: Path, captions: list[str]) -> None:
     """OpenAI's ViT-L/14: 24 blocks of width 1024, text 12 of 768, 428 million parameters."""
     from mmcompress.architecture import DualEncoderConfig
-    from mmcompress.compress.teacher import save_preprocessing
-    from mmcompress.compress.vocabulary import save_tokenizer, tokenizer_from_captions
-    from mmcompress.model import DualEncoder, initialize, save_checkpoint
+    from mmcompress.compress.train.vocabulary import save_tokenizer, tokenizer_from_captions
+    from mmcompress.huggingface import save_checkpoint
+    from mmcompress.model import DualEncoder, initialize
+    from mmcompress.processing import save_preprocessing
 
     text = save_tokenizer(tokenizer_from_captions(captions, 4096), folder, 77)
     image_tower = {"width": 1024, "head_dim": 64, "heads": (16,) * 24, "mlp": (4096,) * 24}

@@ -99,7 +99,7 @@ def embedded(graph: Path, inputs: NDArray[Any]) -> tuple[Floats, bool]:
 
 def compared(pairs: Any, reference: Any, found: tuple[Floats, Floats]) -> dict[str, float]:
     """Image and text embeddings against those of FP32, by drift's own figures."""
-    from mmcompress.runtime.figures import distance, measured
+    from mmcompress.measure.drift.figures import distance, measured
 
     every = np.arange(len(pairs.keys))
     before = measured(pairs, reference, every)
@@ -126,15 +126,15 @@ class File:
         return 3 * sum(file.stat().st_size for file in self.path.parent.glob(f"{self.path.stem}*"))
 
     def open(self) -> Any:
-        from mmcompress.runtime.session import open_file
+        from mmcompress.runtime.backends import open_file
 
         return open_file(self.path, self.graph, "openvino", threads=self.threads)
 
 
 def raced(files: dict[str, File]) -> dict[str, tuple[float, Any]]:
     """Median milliseconds of each, and how many times as fast it is as the first."""
-    from mmcompress.runtime.estimate import paired_speedup
-    from mmcompress.runtime.interleave import Record, add_round
+    from mmcompress.measure.estimate import paired_speedup
+    from mmcompress.measure.interleave import Record, add_round
     from mmcompress.runtime.scheduling import realtime
 
     records = [Record() for _ in files]
@@ -181,10 +181,10 @@ def main() -> int:
 
 
 def table(asked: Any, folder: Path) -> tuple[list[tuple[str, str, dict[str, float] | None]], dict[str, File]]:
-    from mmcompress import standalone
-    from mmcompress.compress.calibrate import plain_pairs
+    from mmcompress.compress.int8.quantize import plain_pairs
     from mmcompress.config import DataConfig, QuantizeConfig
-    from mmcompress.runtime.testset import embed_row
+    from mmcompress.measure.drift.testset import embed_row
+    from mmcompress.pipeline import standalone
 
     fp32 = standalone.export(str(asked.checkpoint), folder / "fp32", ("fp32",))
     quantized = asked.quantized or folder / "quantized"
@@ -194,8 +194,8 @@ def table(asked: Any, folder: Path) -> tuple[list[tuple[str, str, dict[str, floa
     data = DataConfig(train=asked.train, test=asked.data, labels=asked.labels)
     pairs, row = embed_row(fp32, data, "openvino", 32, None)
     _, ours = embed_row(int8, data, "openvino", 32, pairs)
+    from mmcompress.runtime.backends import graph_for
     from mmcompress.runtime.machine import usable_cores
-    from mmcompress.runtime.session import graph_for
 
     graphs = [graph_for(artifact, "image", "openvino") for artifact in (int8, fp32)]
     files = {
@@ -237,8 +237,8 @@ def table(asked: Any, folder: Path) -> tuple[list[tuple[str, str, dict[str, floa
 
 def inputs_of(artifact: Any, data: Any, texts: list[str]) -> dict[str, NDArray[Any]]:
     """What the graphs are fed for the test pairs: normalized pixels, and the tokens of the candidates."""
-    from mmcompress.data import batches
-    from mmcompress.runtime.preprocess import normalize
+    from mmcompress.data.batches import batches
+    from mmcompress.data.preprocess import normalize
     from mmcompress.runtime.tokenize import load_tokenizer, tokenize
 
     stream = batches(data.test, artifact.preprocessing, batch=32)

@@ -18,17 +18,17 @@ from pathlib import Path
 
 import numpy as np
 
-from mmcompress.artifact import TextProcessing
-from mmcompress.compress.student import preset_config
+from mmcompress.compress.train.student import preset_config
 from mmcompress.config import Backend, Precision, StudentConfig
 from mmcompress.export.graph import AttentionProduct
-from mmcompress.export.probe import write_probes
-from mmcompress.runtime.ceiling import ceilings, share
-from mmcompress.runtime.estimate import paired_speedup
-from mmcompress.runtime.interleave import Record, add_round
+from mmcompress.export.sized import write_probes
+from mmcompress.manifest import TextProcessing
+from mmcompress.measure.ceiling import ceilings, share
+from mmcompress.measure.estimate import paired_speedup
+from mmcompress.measure.interleave import Record, add_round
+from mmcompress.measure.subjects import Subject
 from mmcompress.runtime.machine import cpu_model, usable_cores
 from mmcompress.runtime.scheduling import realtime
-from mmcompress.runtime.subjects import Subject
 
 GRAPHS: tuple[tuple[str, Precision, tuple[AttentionProduct, ...]], ...] = (
     ("FP32", "fp32", ()),

@@ -16,7 +16,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from mmcompress.artifact import Artifact, Kind
+from mmcompress.artifact import Artifact
+from mmcompress.manifest import Kind
 
 
 def artifacts(folder: Path) -> dict[str, Artifact]:

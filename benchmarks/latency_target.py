@@ -14,8 +14,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from mmcompress import standalone
-from mmcompress.runtime.compare import compare
+from mmcompress.measure.compare import compare
+from mmcompress.pipeline import standalone
 
 
 def main() -> int:

@@ -26,20 +26,21 @@ from torch.nn import functional as F
 
 import mmcompress.demo
 from mmcompress.architecture import DualEncoderConfig
-from mmcompress.artifact import Preprocessing
-from mmcompress.compress.augment import normalized
-from mmcompress.compress.harm import measured_errors
-from mmcompress.compress.importance import linear_inputs, magnitudes, summed_by_unit
-from mmcompress.compress.losses import info_nce
-from mmcompress.compress.prune import uniform_sizes
-from mmcompress.compress.shrink import shrunk
-from mmcompress.compress.sizes import block_choices, sizes_within, static_cost
-from mmcompress.compress.teacher import save_image_processing, save_text_processing
-from mmcompress.compress.width import narrowed
-from mmcompress.data import Batch, batches
-from mmcompress.model import DualEncoder, dual_encoder_from_hugging_face
-from mmcompress.runtime.retrieval import Matches, hits, recalls
-from mmcompress.runtime.testset import read_labels
+from mmcompress.compress.prune.harm import measured_errors
+from mmcompress.compress.prune.importance import linear_inputs, magnitudes, summed_by_unit
+from mmcompress.compress.prune.prune import uniform_sizes
+from mmcompress.compress.prune.shrink import shrunk
+from mmcompress.compress.prune.sizes import block_choices, sizes_within, static_cost
+from mmcompress.compress.prune.width import narrowed
+from mmcompress.compress.train.augment import normalized
+from mmcompress.compress.train.losses import info_nce
+from mmcompress.data.batches import Batch, batches
+from mmcompress.huggingface import dual_encoder_from_hugging_face
+from mmcompress.manifest import Preprocessing
+from mmcompress.measure.drift.testset import read_labels
+from mmcompress.measure.retrieval import Matches, hits, recalls
+from mmcompress.model import DualEncoder
+from mmcompress.processing import save_image_processing, save_text_processing
 from mmcompress.runtime.tokenize import load_tokenizer, tokenize
 
 TEACHER = Path(mmcompress.demo.__file__).parent / "teacher"

@@ -18,10 +18,10 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from mmcompress import standalone
 from mmcompress.artifact import Artifact
-from mmcompress.compress.latency_target import block_costs, measured_speedup
+from mmcompress.compress.prune.latency_target import block_costs, measured_speedup
 from mmcompress.config import Backend
+from mmcompress.pipeline import standalone
 from mmcompress.runtime.machine import usable_cores
 
 RECOVERY = ("text=keep", "optimizer.batch=64", "optimizer.lr=1.2e-3", "optimizer.ema=0.99")

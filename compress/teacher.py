@@ -10,7 +10,6 @@ A teacher of one's own is `file.py:function`; the function takes no argument and
 from __future__ import annotations
 
 import importlib.util
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,18 +20,11 @@ from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn import functional as F
 
-from mmcompress.artifact import Preprocessing, TextProcessing
-from mmcompress.compress.vocabulary import save_tokenizer_config
 from mmcompress.config import TeacherConfig
-from mmcompress.data import packaged
 from mmcompress.errors import CorruptInputError, MissingRequirementError, UsageError, require, suggestion
-from mmcompress.teachers import ALIASES
-
-_HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
-_INTERPOLATION = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
-_OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
-_OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
-_MAX_CONTEXT = 77
+from mmcompress.manifest import Preprocessing
+from mmcompress.processing import image_processing, text_context
+from mmcompress.teachers import resolve
 
 
 @dataclass(frozen=True)
@@ -58,48 +50,6 @@ def load_teacher(config: TeacherConfig, device: torch.device) -> Teacher:
     return _hugging_face_teacher(resolve(config), device, config.trust_remote_code)
 
 
-def resolve(config: TeacherConfig) -> Path:
-    """The local folder of a Hugging Face teacher, downloaded into the hub's own cache if need be.
-
-    Raises UsageError for what is no model folder, MissingRequirementError where the hub cannot be reached.
-    """
-    source = config.source
-    if source.startswith("demo:"):
-        return packaged(source)
-    path = Path(source)
-    if path.exists():
-        if not (path / "config.json").is_file():
-            raise UsageError(f"the teacher {source} is no model: it has no config.json", "give a Hugging Face folder")
-        return path
-    if source.startswith((".", "/", "~")):
-        raise UsageError(f"there is no teacher folder {source}", "give a folder in Hugging Face format")
-    hub_id = ALIASES.get(source, source)
-    if hub_id.count("/") != 1 or ":" in hub_id:
-        raise UsageError(
-            f"unknown teacher {source!r}",
-            f"{suggestion(source, ALIASES)}; or a hub id (owner/name), a local folder, or file.py:function",
-        )
-    return _download(hub_id, source)
-
-
-def _download(hub_id: str, source: str) -> Path:
-    hub = require("huggingface_hub", "compress")
-    patterns = _HUB_FILES
-    try:
-        try:
-            names = hub.list_repo_files(hub_id)
-            if not any(name.endswith(".safetensors") for name in names):
-                patterns = [*_HUB_FILES, "pytorch_model.bin"]
-            return Path(hub.snapshot_download(hub_id, allow_patterns=patterns))
-        except (OSError, hub.errors.HfHubHTTPError):
-            return Path(hub.snapshot_download(hub_id, allow_patterns=patterns, local_files_only=True))
-    except (OSError, ValueError, hub.errors.HfHubHTTPError) as error:
-        raise MissingRequirementError(
-            f"the teacher {source!r} ({hub_id}) is not cached here, and the hub cannot be reached or has no such model",
-            f"connect, or give a local folder: --teacher /path/to/{hub_id.split('/')[1]}",
-        ) from error
-
-
 def _hugging_face_teacher(folder: Path, device: torch.device, trust_remote_code: bool) -> Teacher:
     from transformers import AutoModel, AutoTokenizer
 
@@ -116,7 +66,7 @@ def _hugging_face_teacher(folder: Path, device: torch.device, trust_remote_code:
             "give a CLIP, SigLIP or Chinese-CLIP model",
         )
     model = model.eval().to(device)
-    context = _context(model.config)
+    context = text_context(model.config)
     inputs = ("input_ids", "attention_mask")
     padding = "max_length" if model.config.model_type.startswith("siglip") else True
 
@@ -196,109 +146,3 @@ def _own_teacher(file: Path, function: str) -> Teacher:
             "it must return a mmcompress.compress.teacher.Teacher",
         )
     return teacher
-
-
-def image_processing(folder: Path) -> Preprocessing:
-    """What `preprocessor_config.json` says; CLIP's own values where it says nothing."""
-    stated = _read_json(folder / "preprocessor_config.json", {})
-    size = _side(stated.get("size")) or _image_size(folder)
-    crops = stated.get("do_center_crop", True) and "crop_size" in stated
-    raw = stated.get("size")
-    squash = isinstance(raw, dict) and "height" in raw and not crops
-    return Preprocessing(
-        size=_side(stated["crop_size"]) or size if crops else size,
-        resize=size,
-        squash=squash,
-        interpolation=_INTERPOLATION.get(stated.get("resample", 3), "bicubic"),
-        mean=tuple(stated.get("image_mean", _OPENAI_MEAN)),
-        std=tuple(stated.get("image_std", _OPENAI_STD)),
-    )
-
-
-def save_image_processing(folder: Path, target: Path, size: int) -> Preprocessing:
-    """Write a `preprocessor_config.json` for a student of this input side, normalized as the teacher is."""
-    teacher = image_processing(folder)
-    scaled = max(size, round(teacher.resize * size / teacher.size))
-    student = teacher.model_copy(update={"size": size, "resize": scaled})
-    save_preprocessing(student, target)
-    return student
-
-
-def save_preprocessing(student: Preprocessing, target: Path) -> None:
-    """Write the `preprocessor_config.json` that transformers reads."""
-    written = {
-        "image_processor_type": "CLIPImageProcessor",
-        "do_resize": True,
-        "size": {"height": student.size, "width": student.size}
-        if student.squash
-        else {"shortest_edge": student.resize},
-        "do_center_crop": not student.squash,
-        "crop_size": {"height": student.size, "width": student.size},
-        "resample": next(k for k, v in _INTERPOLATION.items() if v == student.interpolation),
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": student.mean,
-        "image_std": student.std,
-        "do_convert_rgb": True,
-    }
-    (target / "preprocessor_config.json").write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
-
-
-def save_text_processing(folder: Path, target: Path) -> TextProcessing:
-    """Write the teacher's tokenizer as `tokenizer.json` into `target`, and say how texts become ids.
-
-    What ends a text is found by encoding one: the last id that the tokenizer itself appends.
-    """
-    from transformers import AutoConfig, AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(folder, use_fast=True)
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        raise UsageError(f"the tokenizer in {folder} has no fast form", "a student needs a tokenizer.json")
-    backend.no_padding()
-    backend.no_truncation()
-    backend.save(str(target / "tokenizer.json"))
-    plain = backend.encode("a", add_special_tokens=False).ids
-    ids = backend.encode("a").ids
-    if ids[-1] == plain[-1]:
-        raise UsageError(
-            f"the tokenizer in {folder} ends texts with no token of its own", "a student pools at that token"
-        )
-    config = AutoConfig.from_pretrained(folder)
-    context = _context(config)
-    names = [getattr(tokenizer, f"{x}_token") for x in ("bos", "eos", "pad")]
-    prefix = bool(getattr(tokenizer, "add_prefix_space", False))
-    save_tokenizer_config(target, context, bos=names[0], eos=names[1], pad=names[2], add_prefix_space=prefix)
-    pad = tokenizer.pad_token_id
-    return TextProcessing(
-        context=context,
-        pad_token_id=ids[-1] if pad is None else pad,
-        eos_token_id=ids[-1],
-        lowercase=config.model_type == "siglip",
-    )
-
-
-def _context(config: Any) -> int:
-    text = getattr(config, "text_config", config)
-    return min(int(getattr(text, "max_position_embeddings", _MAX_CONTEXT)), _MAX_CONTEXT)
-
-
-def _side(size: Any) -> int | None:
-    side = size.get("shortest_edge") or size.get("height") if isinstance(size, dict) else size
-    return None if side is None else int(side)
-
-
-def _image_size(folder: Path) -> int:
-    vision = _read_json(folder / "config.json", {}).get("vision_config", {})
-    return int(vision.get("image_size", 224))
-
-
-def _read_json(path: Path, default: dict[str, Any]) -> dict[str, Any]:
-    if not path.is_file():
-        return default
-    try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CorruptInputError(f"{path} is not JSON: {error}", "restore it from where it came") from error
-    return found

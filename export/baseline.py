@@ -23,13 +23,14 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from mmcompress.artifact import Graph
-from mmcompress.compress.teacher import image_processing, resolve, save_text_processing
 from mmcompress.config import BaselineConfig
 from mmcompress.errors import GateFailedError, MMCompressError, UsageError, require
-from mmcompress.export.onnx import save_graph, specs
-from mmcompress.model import config_from_hugging_face
+from mmcompress.export.export import save_graph, specs
+from mmcompress.huggingface import config_from_hugging_face
+from mmcompress.manifest import Graph
+from mmcompress.processing import image_processing, save_text_processing
 from mmcompress.stages import Job
+from mmcompress.teachers import resolve
 
 TASK = "zero-shot-image-classification"
 OPSET = 18

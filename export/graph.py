@@ -22,8 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmcompress import __version__
-from mmcompress.compress.quantize import OPERANDS, Linears, Signedness, activation_quantizer, quantize_weight
 from mmcompress.errors import UsageError, require
+from mmcompress.int8 import OPERANDS, Linears, Signedness, activation_quantizer, quantize_weight
 
 Array = NDArray[Any]
 Ranges = Mapping[str, Mapping[str, float]]

@@ -19,12 +19,11 @@ from typing import Any
 
 import numpy as np
 
-from mmcompress.architecture import DualEncoderConfig, ImageConfig, TextConfig, TowerConfig
-from mmcompress.compress.quantize import OPERANDS, Linears
+from mmcompress.architecture import LEGACY_EOS, DualEncoderConfig, ImageConfig, TextConfig, TowerConfig
 from mmcompress.errors import CorruptInputError
 from mmcompress.export.graph import Array, GraphWriter, Numerics
+from mmcompress.int8 import OPERANDS, Linears
 
-LEGACY_EOS = 2
 Pick = Callable[[str, str], str]
 """(name, (N, T, W)) -> (N, 1, W): the row that is read at the end."""
 

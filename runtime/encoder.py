@@ -16,12 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import Self
 
-from mmcompress.artifact import Artifact, Kind, Preprocessing
+from mmcompress.artifact import Artifact
 from mmcompress.config import Backend, Precision
+from mmcompress.data.preprocess import normalize
 from mmcompress.errors import CorruptInputError, UsageError
+from mmcompress.manifest import Kind, Preprocessing
 from mmcompress.progress import say
-from mmcompress.runtime.preprocess import normalize
-from mmcompress.runtime.session import Session, Tower, default_backend, graph_for, open_session
+from mmcompress.runtime.backends import default_backend, graph_for, open_session
+from mmcompress.runtime.session import Session, Tower
 from mmcompress.runtime.tokenize import attention_mask, load_tokenizer, text_processing, tokenize
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
@@ -158,7 +160,7 @@ def unit(embeddings: NDArray[Any]) -> NDArray[np.float32]:
 
 def read_pixels(path: Path, preprocessing: Preprocessing) -> NDArray[np.uint8]:
     """One image file -> (S, S, 3)."""
-    from mmcompress.data import decode
+    from mmcompress.data.batches import decode
 
     if not path.is_file():
         raise UsageError(f"there is no image {path}", f"give a file that ends in {', '.join(IMAGE_SUFFIXES)}")

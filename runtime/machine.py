@@ -9,7 +9,7 @@ from typing import Any
 
 import psutil
 
-from mmcompress.artifact import environment
+from mmcompress.manifest import environment
 from mmcompress.runtime.conditions import governor, power_mode
 
 

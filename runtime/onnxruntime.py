@@ -8,16 +8,14 @@ VNNI are not asked for, as the unsigned files are written so that 16 bits hold e
 from __future__ import annotations
 
 from pathlib import Path
-from types import ModuleType, TracebackType
+from types import ModuleType
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
-from typing_extensions import Self
 
-from mmcompress.artifact import Graph, TensorSpec
 from mmcompress.errors import CorruptInputError, require
-from mmcompress.runtime.session import Feeds, check_feeds
+from mmcompress.manifest import Graph
+from mmcompress.runtime.session import Session, check_interface
 
 _DTYPES = {
     "tensor(float)": "float32",
@@ -31,10 +29,8 @@ def onnxruntime_module() -> ModuleType:
     return require("onnxruntime", "onnxruntime")
 
 
-class OnnxRuntimeSession:
+class OnnxRuntimeSession(Session):
     """Owns its weights until closed. Inputs are read during `run` only; outputs are fresh arrays."""
-
-    max_batch: int | None = None
 
     def __init__(self, path: Path, graph: Graph, threads: int) -> None:
         ort = onnxruntime_module()
@@ -50,36 +46,21 @@ class OnnxRuntimeSession:
                 f"onnxruntime cannot load {path}: {_first_line(error)}",
                 "try another backend" + (", or precision fp32" if graph.precision != "fp32" else ""),
             ) from error
-        self.inputs = _agreed(graph.inputs, self._session.get_inputs(), path)
-        self.outputs = _agreed(graph.outputs, self._session.get_outputs(), path)
-        self.device = "CPU"
+        self.inputs, self.outputs = graph.inputs, graph.outputs
+        check_interface(graph.inputs, _dtypes(self._session.get_inputs()), path)
+        check_interface(graph.outputs, _dtypes(self._session.get_outputs()), path)
 
-    def run(self, feeds: Feeds) -> dict[str, NDArray[Any]]:
+    def _run(self, feeds: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         names = [spec.name for spec in self.outputs]
-        outputs = self._session.run(names, check_feeds(feeds, self.inputs))
+        outputs = self._session.run(names, feeds)
         return dict(zip(names, outputs, strict=True))
 
     def close(self) -> None:
         self._session = None
 
-    def __enter__(self) -> Self:
-        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-
-def _agreed(specs: tuple[TensorSpec, ...], found: list[Any], path: Path) -> tuple[TensorSpec, ...]:
-    """The manifest's specs, once the file turned out to have them."""
-    dtypes = {value.name: _DTYPES.get(value.type, value.type) for value in found}
-    for spec in specs:
-        if dtypes.get(spec.name) != np.dtype(spec.dtype).name:
-            raise CorruptInputError(
-                f"{path} has {dtypes}, and its manifest says {spec.name!r} of {spec.dtype}", "export the artifact again"
-            )
-    return specs
+def _dtypes(values: list[Any]) -> dict[str, str]:
+    return {value.name: _DTYPES.get(value.type, value.type) for value in values}
 
 
 def _first_line(error: Exception) -> str:

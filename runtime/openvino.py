@@ -13,16 +13,15 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from types import ModuleType, TracebackType
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from typing_extensions import Self
 
-from mmcompress.artifact import Graph, TensorSpec
 from mmcompress.errors import CorruptInputError, require
-from mmcompress.runtime.session import Feeds, check_feeds
+from mmcompress.manifest import Graph
+from mmcompress.runtime.session import Session, check_interface
 
 _TELEMETRY = "openvino_telemetry"
 
@@ -40,11 +39,9 @@ def openvino_module() -> ModuleType:
             modules.pop(_TELEMETRY, None)
 
 
-class OpenVINOSession:
+class OpenVINOSession(Session):
     """Owns its weights and its request until closed. Inputs are read in place, during `run` only; outputs are copies,
     since OpenVINO's own buffers are overwritten by the next run."""
-
-    max_batch: int | None = None
 
     def __init__(self, path: Path, graph: Graph, threads: int) -> None:
         ov = openvino_module()
@@ -63,35 +60,20 @@ class OpenVINOSession:
             ) from error
         self.precision: str = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
         self._request: Any = compiled.create_infer_request()
-        self.inputs = _agreed(graph.inputs, compiled.inputs, path)
-        self.outputs = _agreed(graph.outputs, compiled.outputs, path)
-        self.device = "CPU"
+        self.inputs, self.outputs = graph.inputs, graph.outputs
+        check_interface(graph.inputs, _dtypes(compiled.inputs), path)
+        check_interface(graph.outputs, _dtypes(compiled.outputs), path)
 
-    def run(self, feeds: Feeds) -> dict[str, NDArray[Any]]:
-        self._request.infer(check_feeds(feeds, self.inputs), share_inputs=True)
+    def _run(self, feeds: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        self._request.infer(feeds, share_inputs=True)
         return {spec.name: self._request.get_tensor(spec.name).data.copy() for spec in self.outputs}
 
     def close(self) -> None:
         self._request = None
 
-    def __enter__(self) -> Self:
-        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-
-def _agreed(specs: tuple[TensorSpec, ...], found: list[Any], path: Path) -> tuple[TensorSpec, ...]:
-    """The manifest's specs, once the file turned out to have them."""
-    dtypes = {name: np.dtype(port.get_element_type().to_dtype()).name for port in found for name in port.names}
-    for spec in specs:
-        if dtypes.get(spec.name) != np.dtype(spec.dtype).name:
-            raise CorruptInputError(
-                f"{path} has {dtypes}, and its manifest says {spec.name!r} of {spec.dtype}", "export the artifact again"
-            )
-    return specs
+def _dtypes(ports: list[Any]) -> dict[str, str]:
+    return {name: np.dtype(port.get_element_type().to_dtype()).name for port in ports for name in port.names}
 
 
 def _last_line(error: RuntimeError) -> str:

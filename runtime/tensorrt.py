@@ -14,18 +14,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType, TracebackType
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from typing_extensions import Self
 
-from mmcompress.artifact import Artifact, Graph, Manifest, TensorSpec
+from mmcompress.artifact import Artifact
 from mmcompress.config import Backend
 from mmcompress.errors import CorruptInputError, MissingRequirementError, UsageError, require
+from mmcompress.manifest import Graph, Manifest, TensorSpec
 from mmcompress.runtime.cuda import Cuda, open_cuda
-from mmcompress.runtime.session import Feeds, check_feeds
+from mmcompress.runtime.session import Session
 
 _MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 
@@ -109,7 +109,7 @@ def open_plan(path: Path, graph: Graph, backend: Backend) -> TensorRTSession:
     return TensorRTSession(tensorrt_module(backend), path.read_bytes(), graph, open_cuda())
 
 
-class TensorRTSession:
+class TensorRTSession(Session):
     """Owns the engine, a stream and one device buffer a tensor, which grow with the batch and are freed by `close`.
 
     Inputs are copied to the device before `run` returns; outputs are fresh host arrays.
@@ -142,9 +142,8 @@ class TensorRTSession:
         self.max_batch: int | None = int(largest[0])
         self._stream: Any = cuda.stream()
 
-    def run(self, feeds: Feeds) -> dict[str, NDArray[Any]]:
-        checked = check_feeds(feeds, self.inputs)
-        for name, array in checked.items():
+    def _run(self, feeds: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        for name, array in feeds.items():
             if not self._context.set_input_shape(name, array.shape):
                 smallest, _, largest = self._engine.get_tensor_profile_shape(name, 0)
                 raise UsageError(
@@ -183,11 +182,3 @@ class TensorRTSession:
         self._buffers.clear()
         self._cuda.close_stream(self._stream)
         self._context = self._engine = self._stream = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from mmcompress.artifact import Artifact, TextProcessing
+from mmcompress.artifact import Artifact
 from mmcompress.errors import CorruptInputError, UsageError
+from mmcompress.manifest import TextProcessing
 
 
 def load_tokenizer(path: Path) -> Tokenizer:

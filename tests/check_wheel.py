@@ -8,16 +8,9 @@ import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-SOURCES = {
-    "mmcompress": ROOT / "src/mmcompress",
-    "mmcompress/data": ROOT / "src/mmcompress/data",
-    "mmcompress/report": ROOT / "src/mmcompress/report",
-    "mmcompress/demo": ROOT / "src/mmcompress/demo",
-    "mmcompress/recipes": ROOT / "src/mmcompress/recipes",
-    "mmcompress/compress": ROOT / "compress",
-    "mmcompress/export": ROOT / "export",
-    "mmcompress/runtime": ROOT / "runtime",
-}
+ROOMS = ("compress", "export", "measure", "runtime")
+"""Packages whose folder stands at the top level."""
+SOURCES = {"mmcompress": ROOT / "src/mmcompress"} | {f"mmcompress/{room}": ROOT / room for room in ROOMS}
 
 
 def expected() -> set[str]:
@@ -29,7 +22,7 @@ def expected() -> set[str]:
         f"{package}/{path.relative_to(folder).as_posix()}"
         for package, folder in SOURCES.items()
         for path in folder.rglob("*")
-        if path in tracked and path.is_file() and (package != "mmcompress" or path.parent == folder)
+        if path in tracked and path.is_file()
     }
 
 

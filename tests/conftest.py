@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+pytest_plugins = ("tiny_checkpoint", "toy_artifact")
+
 WORDS = ("red", "green", "blue", "grey", "square", "of", "colour", "a")
 
 
@@ -25,7 +27,7 @@ class Outcome:
 @pytest.fixture
 def cli(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
     """Run `mmcompress ARGUMENTS` in this process, as its entry point does."""
-    from mmcompress.cli import main
+    from mmcompress.cli.commands import main
 
     def run(*arguments: object) -> Outcome:
         monkeypatch.setattr(sys, "argv", ["mmcompress", *map(str, arguments)])

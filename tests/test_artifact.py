@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from mmcompress.artifact import Artifact, Kind
+from mmcompress.artifact import Artifact
 from mmcompress.errors import CorruptInputError, UsageError
+from mmcompress.manifest import Kind
 
 
 def make(path: Path, text: str = "weights", **metrics: float) -> Artifact:

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from check_wheel import ROOT, SOURCES, differences
+from check_wheel import ROOMS, ROOT, SOURCES, differences
 
 PYPROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
 
@@ -28,11 +28,10 @@ def test_listed_packages_are_the_folders_on_disk() -> None:
         if not any(parent.is_symlink() for parent in init.parents)
     }
     assert sorted(on_disk) == sorted(_listed_packages())
-    assert {name.replace(".", "/") for name in _listed_packages()} == set(SOURCES)
 
 
 def test_symlinks_are_relative_and_point_at_the_sources() -> None:
-    for name in ("compress", "export", "runtime"):
+    for name in ROOMS:
         link = ROOT / "src/mmcompress" / name
         assert link.is_symlink() and link.readlink() == Path(f"../../{name}")
 

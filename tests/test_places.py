@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from mmcompress.artifact import Artifact, Kind, tidy
+from mmcompress.artifact import Artifact, tidy
 from mmcompress.errors import UsageError
+from mmcompress.manifest import Kind
 from mmcompress.places import check_place
 
 

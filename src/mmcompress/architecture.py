@@ -14,6 +14,8 @@ from typing_extensions import Self
 
 Activation = Literal["quick_gelu", "gelu"]
 WEIGHTS = "model.safetensors"
+LEGACY_EOS = 2
+"""The end token that old CLIP configs state while their tokenizer has another: texts are pooled at the largest id."""
 """The file of a checkpoint that holds its tensors."""
 
 

@@ -14,8 +14,9 @@ from typing import Any, Generic, Protocol, TypeVar, cast
 
 from mmcompress import config
 from mmcompress.architecture import Config
-from mmcompress.artifact import Artifact, Draft, Kind
+from mmcompress.artifact import Artifact, Draft
 from mmcompress.errors import MissingRequirementError
+from mmcompress.manifest import Kind
 
 C = TypeVar("C", bound=Config)
 
@@ -80,17 +81,19 @@ STAGES: Mapping[str, Stage] = {
             "train",
             config.TrainConfig,
             Kind.CHECKPOINT,
-            "mmcompress.compress.train:train",
+            "mmcompress.compress.train.train:train",
             {"embeddings": Kind.EMBEDDINGS},
             optional=frozenset({"embeddings"}),
             reads=("train",),
         ),
-        Stage("embed", config.EmbedConfig, Kind.EMBEDDINGS, "mmcompress.compress.embed:embed", {}, reads=("train",)),
+        Stage(
+            "embed", config.EmbedConfig, Kind.EMBEDDINGS, "mmcompress.compress.train.embed:embed", {}, reads=("train",)
+        ),
         Stage(
             "distill",
             config.DistillConfig,
             Kind.CHECKPOINT,
-            "mmcompress.compress.distill:distill",
+            "mmcompress.compress.train.distill:distill",
             {"embeddings": Kind.EMBEDDINGS, "checkpoint": Kind.CHECKPOINT},
             optional=frozenset({"checkpoint"}),
             reads=("train",),
@@ -99,7 +102,7 @@ STAGES: Mapping[str, Stage] = {
             "prune",
             config.PruneConfig,
             Kind.CHECKPOINT,
-            "mmcompress.compress.prune:prune",
+            "mmcompress.compress.prune.prune:prune",
             {"checkpoint": Kind.CHECKPOINT, "embeddings": Kind.EMBEDDINGS},
             reads=("train",),
         ),
@@ -107,7 +110,7 @@ STAGES: Mapping[str, Stage] = {
             "quantize",
             config.QuantizeConfig,
             Kind.CHECKPOINT,
-            "mmcompress.compress.calibrate:quantize",
+            "mmcompress.compress.int8.quantize:quantize",
             {"checkpoint": Kind.CHECKPOINT, "ranges": Kind.CHECKPOINT},
             optional=frozenset({"ranges"}),
             named=frozenset({"ranges"}),
@@ -117,7 +120,7 @@ STAGES: Mapping[str, Stage] = {
             "qat",
             config.QatConfig,
             Kind.CHECKPOINT,
-            "mmcompress.compress.qat:qat",
+            "mmcompress.compress.int8.qat:qat",
             {"checkpoint": Kind.CHECKPOINT},
             reads=("train", "validation"),
         ),
@@ -126,30 +129,30 @@ STAGES: Mapping[str, Stage] = {
             "export",
             config.ExportConfig,
             Kind.ONNX,
-            "mmcompress.export.onnx:export",
+            "mmcompress.export.export:export",
             {"checkpoint": Kind.CHECKPOINT},
         ),
         Stage(
             "verdict",
             config.VerdictConfig,
             Kind.ONNX,
-            "mmcompress.export.verdict:verdict",
+            "mmcompress.measure.verdict.verdict:verdict",
             {"checkpoint": Kind.CHECKPOINT},
             reads=("train", "validation"),
-            enforce="mmcompress.export.ruling:enforce",
+            enforce="mmcompress.measure.verdict.ruling:enforce",
         ),
         Stage(
             "build",
             config.BuildConfig,
             Kind.ENGINE,
-            "mmcompress.export.tensorrt:build",
+            "mmcompress.export.build:build",
             {"graphs": Kind.ONNX},
         ),
         Stage(
             "bench",
             config.BenchConfig,
             Kind.REPORT,
-            "mmcompress.runtime.latency:bench",
+            "mmcompress.measure.bench.bench:bench",
             {},
             gathers=(Kind.ONNX,),
         ),
@@ -157,7 +160,7 @@ STAGES: Mapping[str, Stage] = {
             "drift",
             config.DriftConfig,
             Kind.REPORT,
-            "mmcompress.runtime.drift:drift",
+            "mmcompress.measure.drift.drift:drift",
             {},
             gathers=(Kind.ONNX,),
             reads=("test", "labels", "templates"),
@@ -166,7 +169,7 @@ STAGES: Mapping[str, Stage] = {
             "bisect",
             config.BisectConfig,
             Kind.REPORT,
-            "mmcompress.runtime.bisect:bisect",
+            "mmcompress.measure.bisect.bisect:bisect",
             {"reference": Kind.ONNX, "candidate": Kind.ONNX},
             reads=("test",),
         ),

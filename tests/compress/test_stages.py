@@ -14,14 +14,14 @@ import torch
 from clip_world import CAPTIONS, write_squares, write_teacher
 
 from mmcompress.artifact import Artifact
-from mmcompress.compress import embed
-from mmcompress.compress.embed import load_embeddings
 from mmcompress.compress.teacher import Teacher, load_teacher
+from mmcompress.compress.train import embed
+from mmcompress.compress.train.embed import load_embeddings
 from mmcompress.config import TeacherConfig
 from mmcompress.errors import CorruptInputError, UsageError
-from mmcompress.model import dual_encoder_from_checkpoint
-from mmcompress.pipeline import run_recipe, run_stage
-from mmcompress.recipe import load_recipe
+from mmcompress.huggingface import dual_encoder_from_checkpoint
+from mmcompress.pipeline.recipe import load_recipe
+from mmcompress.pipeline.run import run_recipe, run_stage
 from mmcompress.stages import STAGES
 
 RECIPE = """
@@ -178,8 +178,8 @@ def test_a_damaged_artifact_is_made_again(world: Path, made: dict[str, Artifact]
 def test_killed_and_run_again_ends_with_the_same_digests(world: Path, made: dict[str, Artifact]) -> None:
     out = world / "killed"
     script = (
-        "import sys; from pathlib import Path; from mmcompress.pipeline import run_recipe;"
-        "from mmcompress.recipe import load_recipe;"
+        "import sys; from pathlib import Path; from mmcompress.pipeline.run import run_recipe;"
+        "from mmcompress.pipeline.recipe import load_recipe;"
         "run_recipe(load_recipe(Path(sys.argv[1])), Path(sys.argv[2]))"
     )
     command = [sys.executable, "-c", script, str(world / "recipe.toml"), str(out)]

@@ -17,18 +17,13 @@ from transformers import (
     SiglipModel,
 )
 
-from mmcompress.compress.teacher import (
-    image_processing,
-    load_teacher,
-    resolve,
-    save_image_processing,
-    save_text_processing,
-)
+from mmcompress.compress.teacher import load_teacher
 from mmcompress.config import TeacherConfig
 from mmcompress.errors import CorruptInputError, MissingRequirementError, UsageError
-from mmcompress.model import dual_encoder_from_hugging_face
+from mmcompress.huggingface import dual_encoder_from_hugging_face
+from mmcompress.processing import image_processing, save_image_processing, save_text_processing
 from mmcompress.runtime.tokenize import load_tokenizer, tokenize
-from mmcompress.teachers import ALIASES
+from mmcompress.teachers import ALIASES, resolve
 
 CPU = torch.device("cpu")
 SMALL = {"hidden_size": 32, "num_attention_heads": 2, "num_hidden_layers": 2, "intermediate_size": 64}

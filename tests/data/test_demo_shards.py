@@ -11,7 +11,9 @@ from types import ModuleType
 
 import pytest
 
-from mmcompress.data import Sample, packaged, read
+from mmcompress.data.batches import read
+from mmcompress.data.reading import Sample
+from mmcompress.packaged import packaged
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from shards import picture
 
-from mmcompress.data import expand, fingerprint, read
+from mmcompress.data.batches import read
 from mmcompress.data.layout import class_names, own_templates, prompts
+from mmcompress.data.spec import expand, fingerprint
 from mmcompress.errors import CorruptInputError, UsageError
 
 CLASSES = ["tench", "great white shark", "cock"]

@@ -19,8 +19,11 @@ from pathlib import Path
 import pytest
 from shards import pair, picture, png_of, shard, write_tar
 
-from mmcompress.data import Sample, count, packaged, read, reading
+from mmcompress.data import reading
+from mmcompress.data.batches import count, read
+from mmcompress.data.reading import Sample
 from mmcompress.errors import CorruptInputError, UsageError
+from mmcompress.packaged import packaged
 
 
 def readable(spec: object, log: Path | None = None, bad: float = 1.0) -> list[Sample]:

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from mmcompress.data import spec as dataspec
-from mmcompress.data.spec import ACCEPTED, expand, fingerprint, packaged
+from mmcompress.data.spec import ACCEPTED, expand, fingerprint
 from mmcompress.errors import UsageError
+from mmcompress.packaged import packaged
 
 
 @pytest.fixture

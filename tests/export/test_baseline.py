@@ -18,7 +18,7 @@ from mmcompress.artifact import Artifact
 from mmcompress.config import BaselineConfig, TeacherConfig
 from mmcompress.errors import GateFailedError, UsageError
 from mmcompress.export import baseline as stage
-from mmcompress.pipeline import run_stage
+from mmcompress.pipeline.run import run_stage
 from mmcompress.stages import STAGES
 
 

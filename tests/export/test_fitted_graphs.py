@@ -16,18 +16,13 @@ from tiny_clip import clip_of, config_of, tensors_of, wide_ranges, write_checkpo
 
 from mmcompress.architecture import DualEncoderConfig
 from mmcompress.artifact import Artifact
-from mmcompress.compress.quantize import (
-    INTEGERS,
-    SCALE_TYPES,
-    IntegerLinear,
-    quantize_weight,
-    tensors_from_linears,
-)
-from mmcompress.compress.simulate import embedded, quantized
+from mmcompress.compress.int8.simulate import embedded, quantized
+from mmcompress.export.export import VARIANTS, read_int8
 from mmcompress.export.graph import Numerics
-from mmcompress.export.onnx import VARIANTS, read_int8
 from mmcompress.export.towers import graph_integers, image_graph, text_graph
-from mmcompress.model import DualEncoder, state_from_hugging_face
+from mmcompress.huggingface import state_from_hugging_face
+from mmcompress.int8 import INTEGERS, SCALE_TYPES, IntegerLinear, quantize_weight, tensors_from_linears
+from mmcompress.model import DualEncoder
 
 TOWERS = {"image": (image_graph, pixels), "text": (text_graph, tokens)}
 RANGE = {"low": -3.0, "high": 5.0, "absmax": 127 / 32}

@@ -10,7 +10,7 @@ import browser
 import pytest
 from report_run import make_run
 
-from mmcompress import standalone
+from mmcompress.pipeline import standalone
 
 pytestmark = pytest.mark.skipif(browser.EXECUTABLE is None, reason="no chromium on the PATH (apt install chromium)")
 

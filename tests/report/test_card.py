@@ -8,9 +8,9 @@ import pytest
 from huggingface_hub import ModelCard
 from report_run import ROWS, graph, make_run
 
-from mmcompress import standalone
 from mmcompress.artifact import Artifact
-from mmcompress.report.card import export_card
+from mmcompress.card import export_card
+from mmcompress.pipeline import standalone
 from mmcompress.teachers import hub_id
 
 OPTIONS = ('card.license="apache-2.0"', 'card.language=["en","zh"]', "title=t: \"quoted\" <b> 'x' #1")

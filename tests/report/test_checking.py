@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from report_run import make_run
 
-from mmcompress import standalone
+from mmcompress.pipeline import standalone
 from mmcompress.report.checking import junit_xml
 
 Cli = Callable[..., Any]

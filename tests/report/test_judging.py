@@ -11,8 +11,8 @@ from report_run import make_run
 from mmcompress.config import validated
 from mmcompress.errors import UsageError
 from mmcompress.gates import Gates
-from mmcompress.report import joined
 from mmcompress.report.judging import judged
+from mmcompress.report.report import joined
 
 Report = dict[str, Any]
 

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from report_run import ROWS, bench_document, drift_document, graph, make_run, measurement, onnx_artifact
 
-from mmcompress import standalone
 from mmcompress.artifact import Artifact
 from mmcompress.errors import UsageError
 from mmcompress.gates import Gates
+from mmcompress.pipeline import standalone
 from mmcompress.report.judging import judged
 
 

@@ -18,9 +18,11 @@ import pytest
 from check_demo_report import failures
 from report_run import ROWS, bench_document, drift_document, graph, make_run, measurement, onnx_artifact
 
-from mmcompress import standalone
+from mmcompress import formats
 from mmcompress.artifact import Artifact
-from mmcompress.report import axes, formats, joined, latencies, pareto
+from mmcompress.pipeline import standalone
+from mmcompress.report import axes, latencies, pareto
+from mmcompress.report.report import joined
 from mmcompress.report.sentences import not_measured
 
 

@@ -11,10 +11,12 @@ import pytest
 from report_run import ROWS, bench_document, graph, make_run, measurement, onnx_artifact
 from rich.console import Console
 
-from mmcompress import console, standalone
-from mmcompress.artifact import Artifact, Kind
+from mmcompress.artifact import Artifact
+from mmcompress.cli import console
 from mmcompress.errors import CorruptInputError
-from mmcompress.report import joined
+from mmcompress.manifest import Kind
+from mmcompress.pipeline import standalone
+from mmcompress.report.report import joined
 
 SAID = "Ship INT8 on ONNX Runtime (all): it is 1.10 times as fast as FP32 <b>here</b>."
 

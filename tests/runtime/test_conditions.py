@@ -6,16 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from system_tree import write
 
 from mmcompress.runtime import conditions
 from mmcompress.runtime.conditions import Conditions, Snapshot, Ticks, noise, shares, snapshot, warnings
-
-
-def write(root: Path, files: dict[str, str]) -> Path:
-    for name, text in files.items():
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_text(text + "\n")
-    return root
 
 
 def test_a_pc(tmp_path: Path) -> None:

@@ -14,10 +14,11 @@ from onnx import TensorProto, helper
 from PIL import Image
 from toy_model import CONTEXT, DIM, EOS, PAD, SIDE, WORDS, make_model
 
-from mmcompress.artifact import Artifact, TensorSpec
+from mmcompress.artifact import Artifact
+from mmcompress.data.preprocess import normalize, to_array
 from mmcompress.errors import CorruptInputError, UsageError
+from mmcompress.manifest import TensorSpec
 from mmcompress.runtime.encoder import Encoder, classify, search
-from mmcompress.runtime.preprocess import normalize, to_array
 
 Make = Callable[..., Artifact]
 

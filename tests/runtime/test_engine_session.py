@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 from toy_model import SIDE
 
-from mmcompress.artifact import Artifact, Kind
+from mmcompress.artifact import Artifact
 from mmcompress.errors import CorruptInputError, MissingRequirementError
+from mmcompress.manifest import Kind
 from mmcompress.runtime import cuda, tensorrt
-from mmcompress.runtime.session import available_backends, graph_for
+from mmcompress.runtime.backends import available_backends, graph_for
 from mmcompress.runtime.tensorrt import Machine, check_passport, passport_differences
 
 Make = Callable[..., Artifact]
@@ -188,7 +189,7 @@ def test_copies_and_events_on_the_gpu() -> None:
 @pytest.mark.gpu
 def test_an_engine_answers_as_onnxruntime_does(make_artifact: Make, tmp_path: Any) -> None:
     """Built here with the same module that runs it; the image tower of the toy model in FP32."""
-    from mmcompress.runtime.session import open_session
+    from mmcompress.runtime.backends import open_session
 
     backend: Any = "tensorrt-rtx"
     module = tensorrt.tensorrt_module(backend)

@@ -14,11 +14,12 @@ import onnx
 import pytest
 from toy_model import CONTEXT, SIDE, make_model, unit_rows
 
-from mmcompress.artifact import Artifact, Kind
+from mmcompress.artifact import Artifact
 from mmcompress.config import Backend
 from mmcompress.errors import CorruptInputError, MissingRequirementError, UsageError
+from mmcompress.manifest import Kind
+from mmcompress.runtime.backends import available_backends, default_backend, graph_for, open_session
 from mmcompress.runtime.openvino import OpenVINOSession, openvino_module
-from mmcompress.runtime.session import available_backends, default_backend, graph_for, open_session
 
 CPU: tuple[Backend, ...] = ("onnxruntime", "openvino")
 Make = Callable[..., Artifact]

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mmcompress.artifact import TextProcessing
 from mmcompress.errors import CorruptInputError, UsageError
+from mmcompress.manifest import TextProcessing
 from mmcompress.runtime.tokenize import attention_mask, load_tokenizer, tokenize
 
 TEXTS = ["a cat", "A  CAT, and a hat!", "cat " * 40, "", "ça 猫 🐱 cat's"]

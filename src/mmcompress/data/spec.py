@@ -11,13 +11,13 @@ from __future__ import annotations
 import functools
 import glob
 import hashlib
-import importlib.resources
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from mmcompress.artifact import hash_file, hash_json
-from mmcompress.errors import UsageError, suggestion
+from mmcompress.errors import UsageError
+from mmcompress.manifest import hash_file, hash_json
+from mmcompress.packaged import packaged
 
 TABLE = "captions.tsv"
 CLASSNAMES = "classnames.txt"
@@ -26,14 +26,6 @@ DATASET_TYPE = "dataset_type.txt"
 SHARD_COUNT = "nshards.txt"
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
 SHARD_SUFFIXES = (".tar", ".tar.gz", ".tgz")
-PACKAGED = {
-    "train": "train-*.tar",
-    "val": "val-*.tar",
-    "test": "test-*.tar",
-    "names": "names.txt",
-    "names-zh": "names-zh.txt",
-    "teacher": "teacher",
-}
 ACCEPTED = (
     "give WebDataset shards ('shards/{00000..00005}.tar', a glob, or one .tar), a folder of .tar shards, "
     f"a folder with a {TABLE}, a folder of images by class (DIR/CLASS/*.jpg), a folder of CLIP_benchmark's "
@@ -41,14 +33,6 @@ ACCEPTED = (
 )
 _WHOLE = 64 * 2**20
 _END = 8 * 2**20
-
-
-def packaged(spec: str) -> Path:
-    """Where `demo:NAME` lies in the package: a file, a folder, or a pattern of shards."""
-    name = spec.removeprefix("demo:")
-    if name == spec or name not in PACKAGED:
-        raise UsageError(f"nothing that ships with mmcompress is called {spec!r}", suggestion(name, PACKAGED))
-    return Path(str(importlib.resources.files("mmcompress.demo"))) / PACKAGED[name]
 
 
 def is_stream(spec: str) -> bool:

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from mmcompress.report.formats import BACKENDS, significant
+from mmcompress.formats import BACKENDS, significant
 
 WIDTH = 760.0
 CHARACTER = 6.7

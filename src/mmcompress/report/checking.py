@@ -9,12 +9,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmcompress.artifact import Artifact, Kind
+from mmcompress.artifact import Artifact
 from mmcompress.config import validated
 from mmcompress.errors import CorruptInputError, GateFailedError, UsageError
+from mmcompress.formats import compact
 from mmcompress.gates import KNOWN, PARTS, Gates
+from mmcompress.manifest import Kind
 from mmcompress.places import MANIFEST
-from mmcompress.report.formats import compact
 from mmcompress.report.judging import Verdict, judged
 from mmcompress.report.measured import Document, read_document
 from mmcompress.report.rows import LATENCY, metrics_of

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+from mmcompress.formats import MINUS, cosine, percent, points
 from mmcompress.report.axes import CHARACTER, WIDTH, grid_x, linear_ticks, outline, svg, x_title
-from mmcompress.report.formats import MINUS, cosine, percent, points
 
 PANEL = (250.0, 120.0)
 

@@ -21,8 +21,8 @@ from typing import Any
 
 from mmcompress.errors import UsageError, suggestion
 from mmcompress.gates import LATENCY, SIZES, Gates
+from mmcompress.measure.estimate import FEWEST_ROUNDS, unpaired_speedup
 from mmcompress.report.rows import plain
-from mmcompress.runtime.estimate import FEWEST_ROUNDS, unpaired_speedup
 
 ROUNDING = 1e-9
 """A drop from 0.3 to 0.29 is one of 0.01, whatever floating point makes of it."""

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+from mmcompress.formats import BACKENDS, milliseconds, percent
 from mmcompress.report.axes import (
     CHARACTER,
     WIDTH,
@@ -18,7 +19,6 @@ from mmcompress.report.axes import (
     svg,
     x_title,
 )
-from mmcompress.report.formats import BACKENDS, milliseconds, percent
 from mmcompress.report.rows import plain
 
 PANEL = (250.0, 128.0)

@@ -13,8 +13,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmcompress.artifact import Artifact, Kind
+from mmcompress.artifact import Artifact
 from mmcompress.errors import CorruptInputError
+from mmcompress.manifest import Kind
 
 Document = dict[str, Any]
 _SAME_MACHINE = ("cpu", "gpu", "cores", "memory_bytes", "platform", "power_mode")

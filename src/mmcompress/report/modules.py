@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+from mmcompress.formats import compact
 from mmcompress.report.axes import (
     CHARACTER,
     WIDTH,
@@ -17,7 +18,6 @@ from mmcompress.report.axes import (
     x_title,
     y_title,
 )
-from mmcompress.report.formats import compact
 
 SHOWN = 16
 """Modules that a chart shows; the table has them all."""

@@ -13,17 +13,13 @@ import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment
 from markupsafe import Markup
 
-from mmcompress import __version__
-from mmcompress.report import axes, drifts, formats, latencies, modules, pareto
+from mmcompress.report import axes, drifts, latencies, modules, pareto
 from mmcompress.report.measured import Document
+from mmcompress.templates import template_environment
 
-FILTERS = (
-    *("percent", "percent_interval", "points", "count", "millions", "megabytes", "milliseconds", "times", "cosine"),
-    *("compact", "millijoules", "decibels", "p_value", "decimal", "fact", "cell"),
-)
 IMAGE_TYPES = {".webp": "image/webp", ".png": "image/png", ".jpg": "image/jpeg"}
 Section = tuple[str, str, Callable[[Document], object]]
 SECTIONS: tuple[Section, ...] = (
@@ -62,28 +58,14 @@ def html_page(document: Document, images: Mapping[str, bytes] | None = None) -> 
 
 def markdown_page(document: Document) -> str:
     """For a merge request: headlines, the ledger, the gates, the costs, what is missing."""
-    return render_text("report.md.j2", **document)
-
-
-def render_text(template: str, **values: object) -> str:
-    """A template of plain text or Markdown."""
-    return _templates(autoescape=False).get_template(template).render(**values)
+    return _templates(autoescape=False).get_template("report.md.j2").render(**document)
 
 
 @functools.cache
 def _templates(autoescape: bool) -> Environment:
-    """Markdown is no HTML; everything that goes into the page is escaped but the charts."""
-    templates = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=autoescape,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    templates.filters |= {name: getattr(formats, name) for name in FILTERS}
+    """Everything that goes into the page is escaped but the charts."""
+    templates = template_environment([Path(__file__).parent], autoescape)
     templates.filters["meter"] = lambda part, whole: Markup(axes.meter(part, whole))
-    templates.globals |= {"version": __version__, "backends": formats.BACKENDS, "absent": formats.ABSENT}
     return templates
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
+from mmcompress.formats import BACKENDS, milliseconds, percent
 from mmcompress.report.axes import (
     CHARACTER,
     WIDTH,
@@ -22,7 +23,6 @@ from mmcompress.report.axes import (
     x_title,
     y_title,
 )
-from mmcompress.report.formats import BACKENDS, milliseconds, percent
 from mmcompress.report.rows import ACCURACY, plain
 
 Box = tuple[float, float, float, float]

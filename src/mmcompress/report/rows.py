@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmcompress.artifact import Artifact, Graph
+from mmcompress.artifact import Artifact
+from mmcompress.manifest import Graph
 from mmcompress.report.measured import Document, latency_of, named
 
 METRICS = (

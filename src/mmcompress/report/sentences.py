@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from mmcompress.report.formats import BACKENDS, megabytes, percent, significant
+from mmcompress.formats import BACKENDS, megabytes, percent, significant
 from mmcompress.report.measured import Document
 from mmcompress.report.rows import ACCURACY, ratio
 

@@ -1,0 +1,226 @@
+"""Fitting INT8 to a model: every technique that can help is tried, and stays only if it lowers the measured drift.
+
+One after the other, for each tower: SmoothQuant at several strengths, against none; the ranges of the activations, for
+each Linear the method with the smallest error of its own output; the weights rounded to nearest, clipped, by GPTQ, or
+by GPTQ after a refit to quantized inputs; biases corrected or not. Samples that fit and samples that judge are apart.
+Judged is the distance of the tower's embeddings from its own in FP32, with all its Linears as integers for the CPU
+graph; the graph for TensorRT is fitted with the same choices, since the two differ in the grid and not in the model.
+Left out: trying all combinations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mmcompress.compress.int8.ranges import METHODS, Histogram, ranges_of
+from mmcompress.compress.int8.rounding import clipping_scales, corrected_bias, gptq, nearest, refitted
+from mmcompress.compress.int8.simulate import (
+    Batches,
+    Feeds,
+    Moments,
+    distance,
+    embedded,
+    fake_quantized,
+    quantized,
+    watched,
+)
+from mmcompress.compress.int8.smooth import NORM_OF, smoothed
+from mmcompress.config import QuantizeConfig
+from mmcompress.int8 import (
+    SCALE_TYPES,
+    Floats,
+    IntegerLinear,
+    Linears,
+    Range,
+    Signedness,
+    activation_quantizer,
+    dequantize_weight,
+    quantize_weight,
+)
+from mmcompress.model import DualEncoder
+
+KINDS: tuple[Signedness, ...] = ("unsigned", "signed")
+JUDGED: Signedness = "unsigned"
+ROUNDINGS = ("nearest", "clipped", "gptq", "refitted")
+_ROWS = 512
+"""Inputs of a Linear, of each batch, that the methods of its range are compared on."""
+
+
+def modules(model: DualEncoder, tower: str) -> dict[str, nn.Linear]:
+    """The Linears of one tower."""
+    return {name: linear for name, linear in model.linears() if name.startswith(f"{tower}.")}
+
+
+def chosen_smoothing(
+    model: DualEncoder, tower: str, fitting: Batches, judging: Batches, config: QuantizeConfig
+) -> tuple[DualEncoder, dict[str, Any]]:
+    """The model at the strength of SmoothQuant that drifts least, possibly none, and what each one cost."""
+    reference = embedded(model, tower, judging)
+    absmax: dict[str, Tensor] = {}
+
+    def see(name: str, x: Tensor) -> None:
+        if name.rpartition(".")[2] in NORM_OF:
+            found = x.abs().amax(dim=0)
+            absmax[name] = torch.maximum(absmax[name], found) if name in absmax else found
+
+    with watched(model, see):
+        embedded(model, tower, fitting)
+    candidates = {"off": model} | {str(alpha): smoothed(model, absmax, tower, alpha) for alpha in config.smooth}
+    method = "percentile" if config.method == "auto" else config.method
+    drifts = {}
+    for name, candidate in candidates.items():
+        histograms = histograms_of(candidate, tower, fitting)
+        ranges = {module: ranges_of(found, method, config.percentile) for module, found in histograms.items()}
+        linears = plain(candidate, tower, JUDGED)
+        with quantized(candidate, linears, ranges, JUDGED):
+            drifts[name] = distance(reference, embedded(candidate, tower, judging))
+    return candidates[_least(drifts)], _record(drifts)
+
+
+def histograms_of(model: DualEncoder, tower: str, batches: Batches) -> dict[str, Histogram]:
+    """What goes into every Linear of a tower."""
+    found = {name: Histogram() for name in modules(model, tower)}
+    with watched(model, lambda name, x: found[name].add(x)):
+        embedded(model, tower, batches)
+    return found
+
+
+def chosen_ranges(
+    model: DualEncoder, histograms: Mapping[str, Histogram], tower: str, fitting: Batches, config: QuantizeConfig
+) -> tuple[dict[str, Range], dict[str, str]]:
+    """For each Linear the range whose output error is smallest, over both kinds of graph; and which method it is."""
+    names = modules(model, tower)
+    methods = METHODS if config.method == "auto" else (config.method,)
+    candidates = {
+        name: {method: ranges_of(histograms[name], method, config.percentile) for method in methods} for name in names
+    }
+    if len(methods) == 1:
+        return {name: found[methods[0]] for name, found in candidates.items()}, dict.fromkeys(names, methods[0])
+    weights = {kind: plain(model, tower, kind) for kind in KINDS}
+    errors = {name: dict.fromkeys(methods, 0.0) for name in names}
+
+    def see(name: str, x: Tensor) -> None:
+        rows = x[:: max(1, len(x) // _ROWS)]
+        exact = rows @ names[name].weight.T
+        for kind in KINDS:
+            stored = weights[kind][name]
+            weight = torch.from_numpy(dequantize_weight(stored.weight, stored.scales).astype(np.float32)).to(x)
+            for method, found in candidates[name].items():
+                entering = fake_quantized(rows, activation_quantizer(found, kind, SCALE_TYPES[kind]))
+                errors[name][method] += float((entering @ weight - exact).double().square().mean())
+
+    with watched(model, see):
+        embedded(model, tower, fitting)
+    best = {name: _least(found) for name, found in errors.items()}
+    return {name: candidates[name][method] for name, method in best.items()}, best
+
+
+def chosen_weights(
+    model: DualEncoder,
+    ranges: Mapping[str, Range],
+    tower: str,
+    fitting: Batches,
+    judging: Batches,
+    config: QuantizeConfig,
+) -> tuple[dict[Signedness, dict[str, IntegerLinear]], dict[str, Any]]:
+    """The integers and biases of a tower for each kind of graph, by the rounding and correction that drift least."""
+    names, reference = modules(model, tower), embedded(model, tower, judging)
+    moments = moments_of(model, ranges, tower, fitting)
+
+    def drift(linears: Linears) -> float:
+        with quantized(model, linears, ranges, JUDGED):
+            return distance(reference, embedded(model, tower, judging))
+
+    def rounded_all(kind: Signedness, rounding: str) -> dict[str, IntegerLinear]:
+        return {name: rounded(linear, moments[name], kind, rounding) for name, linear in names.items()}
+
+    def corrected_all(kind: Signedness, linears: Linears) -> dict[str, IntegerLinear]:
+        return {name: corrected(linears[name], linear, moments[name], kind) for name, linear in names.items()}
+
+    roundings = ROUNDINGS if config.rounding == "auto" else (config.rounding,)
+    candidates = {rounding: rounded_all(JUDGED, rounding) for rounding in roundings}
+    rounding_drifts = {rounding: drift(found) for rounding, found in candidates.items()}
+    rounding = _least(rounding_drifts)
+    chosen = {kind: candidates[rounding] if kind == JUDGED else rounded_all(kind, rounding) for kind in KINDS}
+    bias_drifts = {"off": rounding_drifts[rounding]}
+    if config.bias_correction and rounding != "refitted":
+        bias_drifts["corrected"] = drift(corrected_all(JUDGED, chosen[JUDGED]))
+        if _least(bias_drifts) == "corrected":
+            chosen = {kind: corrected_all(kind, found) for kind, found in chosen.items()}
+    return chosen, {"rounding": _record(rounding_drifts), "bias": _record(bias_drifts)}
+
+
+def moments_of(model: DualEncoder, ranges: Mapping[str, Range], tower: str, batches: Batches) -> dict[str, Moments]:
+    """What the Linears of a tower get to see, and what quantizing it leaves."""
+    found = {
+        name: Moments({kind: activation_quantizer(ranges[name], kind, SCALE_TYPES[kind]) for kind in KINDS})
+        for name in modules(model, tower)
+    }
+    with watched(model, lambda name, x: found[name].add(x)):
+        embedded(model, tower, batches)
+    return found
+
+
+def plain(model: DualEncoder, tower: str, kind: Signedness) -> dict[str, IntegerLinear]:
+    """Every weight at its nearest step, biases as they are."""
+    return {
+        name: IntegerLinear(*quantize_weight(weight, kind, SCALE_TYPES[kind]), bias)
+        for name, (weight, bias) in ((n, _parameters(linear)) for n, linear in modules(model, tower).items())
+    }
+
+
+def rounded(linear: nn.Linear, moments: Moments, kind: Signedness, rounding: str) -> IntegerLinear:
+    """One Linear in the integers of one kind of graph, its bias as it is unless the weights were refitted."""
+    weight, bias = _parameters(linear)
+    if rounding == "refitted":
+        noise = moments.noise(kind)
+        fitted, power = refitted(weight, moments.folds, noise), moments.gram + np.diag(noise)
+        scales = clipping_scales(fitted, kind, power.diagonal())
+        return corrected(IntegerLinear(gptq(fitted, scales, kind, power), scales, bias), linear, moments, kind)
+    if rounding == "nearest":
+        return IntegerLinear(*quantize_weight(weight, kind, SCALE_TYPES[kind]), bias)
+    scales = clipping_scales(weight, kind, moments.gram.diagonal())
+    if rounding == "clipped":
+        return IntegerLinear(nearest(weight, scales, kind), scales, bias)
+    return IntegerLinear(gptq(weight, scales, kind, moments.gram), scales, bias)
+
+
+def corrected(stored: IntegerLinear, linear: nn.Linear, moments: Moments, kind: Signedness) -> IntegerLinear:
+    """The same integers with a bias that leaves no mean error on what was seen."""
+    weight, bias = _parameters(linear)
+    restored = dequantize_weight(stored.weight, stored.scales)
+    return replace(stored, bias=corrected_bias(weight, bias, moments.mean, restored, moments.mean_quantized(kind)))
+
+
+def drift_of_both(
+    model: DualEncoder, judging: Feeds, linears: Mapping[Signedness, Linears], ranges: Mapping[str, Range]
+) -> dict[str, dict[str, float]]:
+    """How far each kind of graph moves each tower's embeddings."""
+    found: dict[str, dict[str, float]] = {}
+    for kind in KINDS:
+        found[kind] = {}
+        for tower in ("image", "text"):
+            reference = embedded(model, tower, judging.of(tower))
+            with quantized(model, linears[kind], ranges, kind):
+                found[kind][tower] = distance(reference, embedded(model, tower, judging.of(tower)))
+    return found
+
+
+def _parameters(linear: nn.Linear) -> tuple[Floats, Floats]:
+    """(in, out) and (out,)."""
+    return linear.weight.detach().cpu().numpy().T, linear.bias.detach().cpu().numpy()
+
+
+def _least(figures: Mapping[str, float]) -> str:
+    """The name with the smallest figure, the first of equal ones."""
+    return min(figures, key=lambda name: figures[name])
+
+
+def _record(drifts: Mapping[str, float]) -> dict[str, Any]:
+    return {"chosen": _least(drifts), "drift": {name: float(f"{drift:.4g}") for name, drift in drifts.items()}}

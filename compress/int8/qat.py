@@ -1,0 +1,280 @@
+"""The qat stage: train the integers of a quantized checkpoint, for when fitting them alone loses too much.
+
+The model teaches itself: the float weights of the checkpoint, which are those that quantization started from, say where
+augmented images and captions belong, and the integers learn to put them there. Trained is what a graph stores of its
+Linears and nothing else: weights, biases, activation ranges. So the float weights stay the file that they were, the
+FP32 export is still the reference that drift is against, and what stays in float is not touched. LayerNorms could be
+trained too, but then every INT8 graph would have an FP32 twin of its own.
+
+Both kinds of graph learn in one run: their integers are apart, and each takes one half of every batch. Every tower of
+either kind is taken over only where it came closer to FP32 on samples that judge; else the fit's own integers stay.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+from torch import Tensor, nn
+
+from mmcompress.artifact import Artifact
+from mmcompress.compress.int8.fakequant import TrainedLinears
+from mmcompress.compress.int8.fit import JUDGED, KINDS, drift_of_both
+from mmcompress.compress.int8.quantize import SHUFFLED, feeds, plain_pairs
+from mmcompress.compress.int8.sensitivity import lost_matches, sensitivities
+from mmcompress.compress.int8.simulate import TOWERS, Feeds, embedded, quantized
+from mmcompress.compress.prune.semistructured import SPARSE
+from mmcompress.compress.train.losses import cosine_distance
+from mmcompress.compress.train.optimize import fit
+from mmcompress.compress.train.pairs import Pairs, TrainingPairs, training_pairs
+from mmcompress.config import QatConfig
+from mmcompress.distributed import World, world
+from mmcompress.errors import CorruptInputError, UsageError
+from mmcompress.huggingface import dual_encoder_from_checkpoint
+from mmcompress.int8 import (
+    INTEGERS,
+    OPERANDS,
+    RANGES,
+    SEEN,
+    Linears,
+    Range,
+    Seen,
+    Signedness,
+    linears_from_tensors,
+    read_ranges,
+    tensors_from_linears,
+)
+from mmcompress.model import DualEncoder
+from mmcompress.progress import say
+from mmcompress.stages import Job
+
+ENDS: Mapping[Signedness, tuple[str, ...]] = {"signed": ("absmax",), "unsigned": ("low", "high")}
+"""What of a range each kind of graph reads."""
+_VIEWS = 1_000_000
+"""Augmented views of an image: never the same twice."""
+Parts = dict[Signedness, dict[str, bool]]
+"""By kind and tower."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """The INT8 of both kinds of graph."""
+
+    ranges: Mapping[str, Range]
+    linears: Mapping[Signedness, Linears]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a fit costs on the samples that judge."""
+
+    drift: dict[str, dict[str, float]]
+    """Mean of 1 - cosine to FP32, by kind and tower."""
+    lost: float
+    """Share of the R@10 hits that are lost, by the kind that loses more."""
+
+
+def qat(job: Job[QatConfig]) -> None:
+    """Stage: train the integers of a quantized checkpoint towards its own float weights."""
+    config, source, draft = job.config, job.sources["checkpoint"], job.draft
+    given = read_fit(source)
+    spec = config.data.validation or config.data.train
+    if spec is None or config.data.train is None:
+        raise UsageError("qat needs pairs to train on", "set data.train, or give --data")
+    if SPARSE in source.manifest.facts:
+        raise UsageError(f"{source.path} is 2:4 sparse, and qat would fill its zeros", "leave qat out, or sparsity")
+    with world(config.device) as here:
+        model = dual_encoder_from_checkpoint(source.path, source.model).requires_grad_(False).to(here.device)
+        judging = feeds(list(plain_pairs(source, spec, config)))
+        before = measured(model, given, judging)
+        after, chosen, parts = None, given, Parts()
+        if not needed(before, config.max_drop):
+            limit = "any" if config.max_drop is None else f"{config.max_drop:.2%}"
+            say("", job.name, f"not trained: INT8 loses {before.lost:.2%} of the R@10 hits, and may lose {limit}")
+        else:
+            trained, draft.metrics["training"] = train(
+                model, given, before.drift, _pairs(source, config, here), config, here, job
+            )
+            after = measured(model, trained, judging)
+            chosen, parts = closer(given, trained, before.drift, after.drift)
+        result = before if after is None else measured(model, chosen, judging)
+        accepted = gained(parts, before, result, config.max_drop)
+        result = result if accepted else before
+        ranking = ranked(model, chosen, judging, source) if accepted else source.manifest.facts.get("sensitivity", [])
+    draft.inherit(source, *source.manifest.files)
+    if accepted:
+        (draft.path / RANGES).write_text(json.dumps(chosen.ranges, indent=1), encoding="utf-8")
+        save_file(tensors_from_linears(chosen.linears), draft.path / INTEGERS)
+    elif after is not None:
+        say("", job.name, "training brought INT8 no closer to FP32, or lost more R@10 hits: passed through as it was")
+    draft.facts = {
+        **source.manifest.facts,
+        "sensitivity": ranking,
+        "budget": config.max_drop,
+        **({SEEN: Seen(pairs=None, seed=config.seed, buffer=SHUFFLED).model_dump()} if accepted else {}),
+        "qat": {
+            "trained": after is not None,
+            "accepted": accepted,
+            "parts": parts,
+            "drift_before": _rounded(before.drift),
+            "drift_after": None if after is None else _rounded(after.drift),
+            "r10_lost_before": before.lost,
+            "r10_lost_after": result.lost,
+            "judged_on": {"spec": spec, "pairs": sum(map(len, judging.image))},
+            "reference": reference_of(source),
+        },
+    }
+    draft.metrics["calibration"] = {"drift": result.drift, "r10_lost": result.lost}
+
+
+def read_fit(source: Artifact) -> Fit:
+    """The ranges and integers of a quantized checkpoint."""
+    for name in (RANGES, INTEGERS):
+        if name not in source.manifest.files:
+            raise UsageError(
+                f"{source.path} has no {name}, so it is no quantized checkpoint, and qat trains the integers of one",
+                "quantize it first: mmcompress quantize CHECKPOINT --data SHARDS --out DIR",
+            )
+    try:
+        tensors = load_file(source.file(INTEGERS))
+        ranges = read_ranges(source)
+    except (SafetensorError, ValueError) as error:
+        raise CorruptInputError(f"{source.path}: its integers cannot be read: {error}", "quantize it again") from error
+    linears = {kind: linears_from_tensors(tensors, kind) for kind in KINDS}
+    for kind, named in linears.items():
+        ranged = {name for name in ranges if name.rpartition(".")[2] not in OPERANDS}
+        if differing := sorted(set(named) ^ ranged):
+            raise CorruptInputError(
+                f"{source.path}: {differing[0]} is not in both {RANGES} and the {kind} {INTEGERS}", "quantize it again"
+            )
+    return Fit(ranges, linears)
+
+
+def needed(before: Measured, max_drop: float | None) -> bool:
+    """Whether there is something to train for: a budget that does not hold, or, without one, any drift at all."""
+    drifts = any(drift > 0 for towers in before.drift.values() for drift in towers.values())
+    return drifts and (max_drop is None or before.lost > max_drop)
+
+
+def gained(parts: Parts, before: Measured, result: Measured, max_drop: float | None) -> bool:
+    """Whether some part came closer and, where hits are budgeted, no more of them are lost."""
+    closer_somewhere = any(taken for towers in parts.values() for taken in towers.values())
+    return closer_somewhere and (max_drop is None or result.lost <= before.lost)
+
+
+def measured(model: DualEncoder, fitted: Fit, judging: Feeds) -> Measured:
+    """Drift and lost hits of both kinds of graph."""
+    reference = embedded(model, "image", judging.image), embedded(model, "text", judging.text)
+    lost = []
+    for kind in KINDS:
+        with quantized(model, fitted.linears[kind], fitted.ranges, kind):
+            found = embedded(model, "image", judging.image), embedded(model, "text", judging.text)
+        lost.append(lost_matches(reference, found))
+    return Measured(drift_of_both(model, judging, fitted.linears, fitted.ranges), max(lost))
+
+
+def train(
+    model: DualEncoder,
+    given: Fit,
+    drift: Mapping[str, Mapping[str, float]],
+    pairs: TrainingPairs,
+    config: QatConfig,
+    here: World,
+    job: Job[QatConfig],
+) -> tuple[Fit, dict[str, float]]:
+    """The trained fit, and what training took. `drift` is what the loss is in units of, so that it starts at 1."""
+    learners = nn.ModuleDict({kind: TrainedLinears(given.linears[kind], given.ranges, kind) for kind in KINDS})
+    learners = learners.to(here.device)
+
+    def loss_of(batch: Pairs, _: int) -> Tensor:
+        with torch.no_grad():
+            reference: tuple[Tensor, Tensor] = model(batch.pixels, batch.tokens)
+        losses = []
+        for at, kind in enumerate(KINDS):  # each kind has every second pair
+            learner = learners[kind]
+            assert isinstance(learner, TrainedLinears)
+            found = learner.embed(model, batch.pixels[at::2], batch.tokens[at::2])
+            for tower, ours, exact in zip(TOWERS, found, reference, strict=True):
+                if drift[kind][tower]:
+                    losses.append(cosine_distance(ours, exact[at::2]) / drift[kind][tower])
+        return torch.stack(losses).mean()
+
+    training = fit(
+        learners,
+        loss_of,
+        pairs.stream,
+        config=config.optimizer,
+        pairs=pairs.count,
+        world=here,
+        work=job.work,
+        what=f"training {job.name}",
+    )
+    return rounded(learners, given), training
+
+
+def rounded(learners: nn.ModuleDict, given: Fit) -> Fit:
+    """What the learners have become, at the nearest steps."""
+    ranges = {name: dict(found) for name, found in given.ranges.items()}
+    linears: dict[Signedness, Linears] = {}
+    for kind in KINDS:
+        learner = learners[kind]
+        assert isinstance(learner, TrainedLinears)
+        found = learner.stored()
+        linears[kind] = {name: linear for name, (linear, _) in found.items()}
+        for name, (_, ends) in found.items():
+            ranges[name] |= {end: ends[end] for end in ENDS[kind]}
+    return Fit(ranges, linears)
+
+
+def closer(
+    given: Fit, trained: Fit, before: Mapping[str, Mapping[str, float]], after: Mapping[str, Mapping[str, float]]
+) -> tuple[Fit, Parts]:
+    """For each kind and tower the fit that drifts less, and whether it is the trained one."""
+    parts: Parts = {kind: {tower: after[kind][tower] < before[kind][tower] for tower in TOWERS} for kind in KINDS}
+    ranges = {name: dict(found) for name, found in given.ranges.items()}
+    linears: dict[Signedness, Linears] = {}
+    for kind, towers in parts.items():
+        taken = {name for name in given.linears[kind] if towers[name.partition(".")[0]]}
+        linears[kind] = {
+            name: (trained if name in taken else given).linears[kind][name] for name in given.linears[kind]
+        }
+        for name in taken:
+            ranges[name] |= {end: trained.ranges[name][end] for end in ENDS[kind]}
+    return Fit(ranges, linears), parts
+
+
+def ranked(model: DualEncoder, chosen: Fit, judging: Feeds, source: Artifact) -> list[dict[str, Any]]:
+    """The ranking of the Linears, measured again; of those that stay in float what was known of them."""
+    half = Feeds(judging.image[::2], judging.text[::2])
+    found = sensitivities(model, half, chosen.linears[JUDGED], chosen.ranges, JUDGED)
+    rows = [{"module": name, "drift": float(f"{drift:.4g}"), "kept": False} for name, drift in found.items()]
+    rows += [dict(row) for row in source.manifest.facts.get("sensitivity", ()) if row["kept"]]
+    return sorted(rows, key=lambda row: (-row["drift"], row["module"]))
+
+
+def reference_of(source: Artifact) -> str:
+    """Digest of the checkpoint in float that all drift is from."""
+    earlier = source.manifest.facts.get("qat")
+    return str(earlier["reference"] if earlier else source.manifest.parents.get("checkpoint", source.digest))
+
+
+def _pairs(source: Artifact, config: QatConfig, here: World) -> TrainingPairs:
+    return training_pairs(
+        source,
+        config.data,
+        batch=config.optimizer.batch,
+        seed=config.seed,
+        here=here,
+        embeddings=None,
+        views=_VIEWS,
+        augment=config.augment,
+    )
+
+
+def _rounded(drift: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
+    return {kind: {tower: float(f"{found:.4g}") for tower, found in towers.items()} for kind, towers in drift.items()}

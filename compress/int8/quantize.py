@@ -1,0 +1,273 @@
+"""The quantize stage: from a checkpoint in float to one that says how it is computed in integers.
+
+The weights that are saved stay float, with SmoothQuant folded in where it helps, so the checkpoint is what it was to
+everything that reads one. Beside them `ranges.json` has the activation range of every Linear, which can be compared
+between runs, and `integers.safetensors` the int8 weights, scales and biases of both kinds of graph: signed for
+TensorRT, unsigned for x86 CPUs. A Linear that is in neither stays in float. The ranges of what the attention products
+multiply are there too, for `verdict`, which tries those products in INT8; `export` leaves them in float.
+
+Two passes over the data. The first batches are held in memory, to fit and to judge; all samples go through the
+histograms. So memory does not grow with the number of samples. What INT8 loses is judged on validation pairs where
+there are any: a model is surer of what it was trained on, and loses less there.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
+from itertools import islice
+
+import torch
+from safetensors.numpy import save_file
+from torch import Tensor
+
+from mmcompress.artifact import Artifact
+from mmcompress.compress.int8.fit import JUDGED, chosen_ranges, chosen_smoothing, chosen_weights, drift_of_both
+from mmcompress.compress.int8.ranges import NOTHING, Histogram, widened
+from mmcompress.compress.int8.recalibration import given_ranges
+from mmcompress.compress.int8.sensitivity import fewest_kept, flips, lost_matches, sensitivities
+from mmcompress.compress.int8.simulate import TOWERS, Batches, Feeds, attention_watched, embedded, quantized, watched
+from mmcompress.compress.prune.semistructured import SPARSE
+from mmcompress.compress.train.augment import normalized
+from mmcompress.compress.train.pairs import trimmed
+from mmcompress.config import QatConfig, QuantizeConfig
+from mmcompress.data.batches import batches
+from mmcompress.distributed import world
+from mmcompress.errors import UsageError, suggestion
+from mmcompress.huggingface import dual_encoder_from_checkpoint, save_checkpoint
+from mmcompress.int8 import (
+    INTEGERS,
+    RANGES,
+    SEEN,
+    IntegerLinear,
+    Linears,
+    Range,
+    Seen,
+    Signedness,
+    tensors_from_linears,
+)
+from mmcompress.measure.drift.testset import read_labels
+from mmcompress.model import DualEncoder
+from mmcompress.progress import say, track
+from mmcompress.runtime.tokenize import load_tokenizer, tokenize
+from mmcompress.stages import Job
+
+SHUFFLED = 4096
+"""Encoded samples that are held for shuffling."""
+
+
+@dataclass(frozen=True)
+class Captioned:
+    """One batch of plain images, each with one of its captions."""
+
+    pixels: Tensor
+    """(B, 3, S, S) normalized"""
+    tokens: Tensor
+    """(B, T)"""
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """Everything that a checkpoint needs to become INT8."""
+
+    model: DualEncoder
+    ranges: Mapping[str, Range]
+    linears: Mapping[Signedness, Linears]
+    choices: Mapping[str, object]
+
+
+def quantize(job: Job[QuantizeConfig]) -> None:
+    """Stage: calibrate a checkpoint and fit its integers."""
+    config, source, spec = job.config, job.sources["checkpoint"], job.config.data.train
+    if spec is None:
+        raise UsageError("quantize needs samples to calibrate on", "set data.train, or give --data")
+    model = dual_encoder_from_checkpoint(source.path, source.model)
+    check_names(model, config.keep)
+    with world(config.device) as here:
+        model = model.to(here.device)
+        held = held_pairs(source, spec, config)
+        fitting, judging = held[::2], held[1::2] or held
+        pairs = partial(plain_pairs, source, spec, config, "calibrating")
+        reused = job.sources.get("ranges")
+        given = None if reused is None else given_ranges(reused, source)
+        fitted = fit(model, feeds(fitting), feeds(judging), pairs, config, given)
+        unseen = held_pairs(source, config.data.validation, config) if config.data.validation else judging
+        answers = possible_answers(source, config, held)
+        ranking, kept, lost = keep_sensitive(fitted, judging, unseen, answers, config)
+        linears = {kind: without(found, kept) for kind, found in fitted.linears.items()}
+        drift = drift_of_both(fitted.model, feeds(judging), linears, fitted.ranges)
+    for name in source.manifest.files:
+        shutil.copyfile(source.file(name), job.draft.path / name)
+    if fitted.model is not model:
+        save_checkpoint(fitted.model.cpu(), job.draft.path)
+    job.draft.inherit(source)
+    ranges = {name: found for name, found in fitted.ranges.items() if name not in kept}
+    (job.draft.path / RANGES).write_text(json.dumps(ranges, indent=1), encoding="utf-8")
+    save_file(tensors_from_linears(linears), job.draft.path / INTEGERS)
+    job.draft.facts = {
+        "params": source.model.params,
+        "macs": source.model.macs,
+        "linears": len(linears[JUDGED]),
+        "kept": sorted(kept),
+        "choices": fitted.choices,
+        "sensitivity": [
+            {"module": name, "drift": float(f"{found:.4g}"), "kept": name in kept} for name, found in ranking.items()
+        ],
+        "budget": config.max_drop,
+        SEEN: Seen(
+            pairs=-(-config.samples // config.batch) * config.batch, seed=config.seed, buffer=SHUFFLED
+        ).model_dump(),
+        **{name: fact for name, fact in source.manifest.facts.items() if name == SPARSE},
+    }
+    job.draft.metrics = {"calibration": {"drift": drift, **lost}}
+
+
+def fit(
+    model: DualEncoder,
+    fitting: Feeds,
+    judging: Feeds,
+    samples: Callable[[], Iterable[Captioned]],
+    config: QuantizeConfig,
+    given: Mapping[str, Range] | None = None,
+) -> Fitted:
+    """Smooth, calibrate and round both towers, each technique where it lowers the drift.
+
+    With `given` ranges the model stays as it is, since they are of its activations unsmoothed, and is only rounded.
+    """
+    choices: dict[str, dict[str, object]] = {tower: {} for tower in TOWERS}
+    ranges = dict(given or {})
+    if given is None:
+        for tower in TOWERS:
+            if config.smooth:
+                fed = fitting.of(tower)[::2], judging.of(tower)[::2]  # half will do to rank four strengths
+                model, choices[tower]["smooth"] = chosen_smoothing(model, tower, *fed, config)
+        histograms, ranges = calibrate(model, samples())
+        for tower in TOWERS:
+            found, choices[tower]["ranges"] = chosen_ranges(model, histograms, tower, fitting.of(tower), config)
+            ranges |= found
+    linears: dict[Signedness, dict[str, IntegerLinear]] = {"signed": {}, "unsigned": {}}
+    for tower in TOWERS:
+        rounded, chosen = chosen_weights(model, ranges, tower, fitting.of(tower), judging.of(tower), config)
+        for kind, named in rounded.items():
+            linears[kind] |= named
+        choices[tower] |= chosen
+    return Fitted(model, ranges, linears, choices)
+
+
+def calibrate(model: DualEncoder, samples: Iterable[Captioned]) -> tuple[dict[str, Histogram], dict[str, Range]]:
+    """Run pairs through both towers; return a histogram of each Linear's input and the range of each operand of the
+    attention products.
+    """
+    histograms = {name: Histogram() for name, _ in model.linears()}
+    operands: dict[str, Range] = {}
+
+    def widen(name: str, x: Tensor) -> None:
+        operands[name] = widened(operands.get(name, NOTHING), x)
+
+    with watched(model, lambda name, x: histograms[name].add(x)), attention_watched(model, widen):
+        for pairs in samples:
+            embedded(model, "image", [pairs.pixels])
+            embedded(model, "text", [pairs.tokens])
+    return histograms, operands
+
+
+def keep_sensitive(
+    fitted: Fitted, ranked: Sequence[Captioned], judged: Sequence[Captioned], answers: Batches, config: QuantizeConfig
+) -> tuple[dict[str, float], frozenset[str], dict[str, float]]:
+    """The ranking of the Linears, those that stay in float, and what INT8 loses all the same.
+
+    Images that are `judged` choose between their captions and the answers, which are batches of tokens.
+    """
+    model, ranges, asked = fitted.model, fitted.ranges, frozenset(config.keep)
+    if not config.sensitivity:
+        return {}, asked, {}
+    linears = fitted.linears[JUDGED]
+    ranking = sensitivities(model, feeds(ranked[::2]), linears, ranges, JUDGED)
+    fed = Feeds(feeds(judged).image, [*feeds(judged).text, *answers])
+
+    @cache
+    def embeddings(tower: str, kept: frozenset[str]) -> Tensor:
+        own = {name: linear for name, linear in linears.items() if name.startswith(f"{tower}.")}
+        with quantized(model, without(own, kept), ranges, JUDGED):
+            return embedded(model, tower, fed.of(tower))
+
+    def of_both(kept: frozenset[str]) -> tuple[Tensor, Tensor]:
+        image, text = (frozenset(name for name in kept if name.startswith(f"{tower}.")) for tower in TOWERS)
+        return embeddings("image", image), embeddings("text", text)
+
+    reference = of_both(frozenset(linears))
+
+    def lost(kept: frozenset[str]) -> dict[str, float]:
+        found = of_both(asked | kept)
+        return {"r10_lost": lost_matches(reference, found), "flips": flips(reference, found)}
+
+    budget = {"r10_lost": config.max_drop, "flips": config.max_flips}
+
+    def holds(kept: frozenset[str]) -> bool:
+        found = lost(kept)
+        return all(limit is None or found[name] <= limit for name, limit in budget.items())
+
+    kept = asked | fewest_kept([name for name in ranking if name not in asked], holds)
+    for name in sorted(kept - asked):
+        say("", name, "stays in float: INT8 would lose more than the budget")
+    return ranking, kept, lost(kept)
+
+
+def possible_answers(source: Artifact, config: QuantizeConfig, held: Sequence[Captioned]) -> Batches:
+    """Tokens of the labels where there are any, as drift offers them, else of the captions of held samples."""
+    if config.data.labels is None:
+        return feeds(held).text
+    text = source.tokenizer
+    assert text is not None
+    tokens: Tensor = torch.from_numpy(
+        tokenize(load_tokenizer(source.file(text.file)), read_labels(config.data.labels), text)
+    )
+    return list(tokens.split(config.batch))
+
+
+def check_names(model: DualEncoder, names: Iterable[str]) -> None:
+    known = [name for name, _ in model.linears()]
+    for name in names:
+        if name not in known:
+            raise UsageError(f"quantize.keep: there is no Linear {name!r} in this model", suggestion(name, known))
+
+
+def without(linears: Linears, kept: frozenset[str]) -> Linears:
+    return {name: linear for name, linear in linears.items() if name not in kept}
+
+
+def feeds(pairs: Sequence[Captioned]) -> Feeds:
+    return Feeds([one.pixels for one in pairs], [one.tokens for one in pairs])
+
+
+def held_pairs(source: Artifact, spec: str, config: QuantizeConfig) -> list[Captioned]:
+    """The first batches, which are held in memory."""
+    return list(islice(plain_pairs(source, spec, config), -(-min(config.held, config.samples) // config.batch)))
+
+
+def plain_pairs(
+    source: Artifact, spec: str, config: QuantizeConfig | QatConfig, what: str | None = None
+) -> Iterator[Captioned]:
+    """`config.samples` plain images, each with one of its captions in turn, shuffled over the shards."""
+    preprocessing, text = source.preprocessing, source.tokenizer
+    assert preprocessing is not None and text is not None
+    tokenizer = load_tokenizer(source.file(text.file))
+    stream = batches(
+        spec,
+        preprocessing,
+        batch=config.batch,
+        workers=config.data.workers,
+        max_bad_fraction=config.data.max_bad_fraction,
+        shuffle_seed=config.seed,
+        buffer=SHUFFLED,
+    )
+    steps = -(-config.samples // config.batch)
+    shown = islice(stream, steps)
+    for batch in track(shown, what, steps) if what else shown:
+        pixels = torch.from_numpy(batch.pixels).permute(0, 3, 1, 2).float() / 255
+        texts = [captions[index % len(captions)] for index, captions in enumerate(batch.captions)]
+        tokens = trimmed(tokenize(tokenizer, texts, text), text.eos_token_id)
+        yield Captioned(normalized(pixels, preprocessing), torch.from_numpy(tokens))

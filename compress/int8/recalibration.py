@@ -1,0 +1,97 @@
+"""Calibrations that outlive their run: ranges given to another checkpoint, and two calibrations side by side.
+
+Ranges belong to a model with certain blocks and to a strength of SmoothQuant, which is folded into its LayerNorms. So
+they are given to a checkpoint as it is, a quantized one that is rounded anew or one that was trained on a little, and
+are refused where the gains of its LayerNorms are others.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import safe_open
+
+from mmcompress.architecture import WEIGHTS
+from mmcompress.artifact import Artifact
+from mmcompress.errors import UsageError
+from mmcompress.export.towers import attention_operands, linear_modules
+from mmcompress.int8 import Range, read_ranges
+from mmcompress.manifest import Kind
+
+SAME = 0.1
+"""Median difference of a LayerNorm's gains, as a share, from which on it is another one."""
+
+
+def given_ranges(given: Artifact, checkpoint: Artifact) -> dict[str, Range]:
+    """The ranges of a quantized checkpoint, for another one with the same blocks."""
+    ranges = read_ranges(given)
+    wanted = {*linear_modules(checkpoint.model), *attention_operands(checkpoint.model)}
+    for name in sorted(wanted ^ set(ranges)):
+        if name in ranges:
+            raise UsageError(
+                f"{given.path} has a range of {name}, which this model has not",
+                "give --ranges of a checkpoint with the same blocks",
+            )
+        if name in given.manifest.facts.get("kept", ()):
+            raise UsageError(
+                f"{given.path} has no range of {name}, since it stays in float there",
+                "quantize that one without its budgets: --set max_drop=null --set max_flips=null",
+            )
+        raise UsageError(f"{given.path} has no range of {name}", "give --ranges of a checkpoint with the same blocks")
+    _check_gains(given, checkpoint)
+    return ranges
+
+
+def _check_gains(given: Artifact, checkpoint: Artifact) -> None:
+    with safe_open(given.file(WEIGHTS), "numpy") as a, safe_open(checkpoint.file(WEIGHTS), "numpy") as b:
+        for name in (name for name in a.keys() if re.search(r"layer_norm\d\.weight$", name)):  # noqa: SIM118
+            gains, own = a.get_tensor(name), b.get_tensor(name)
+            if gains.shape != own.shape:
+                raise UsageError(
+                    f"{given.path} is {len(gains)} channels wide at {name}, and {checkpoint.path} {len(own)}",
+                    "give --ranges of a checkpoint with the same blocks",
+                )
+            moved = float(np.median(np.abs(own - gains) / (np.abs(gains) + 1e-6)))
+            if moved > SAME:
+                raise UsageError(
+                    f"the ranges of {given.path} are of other activations: {name} differs from that of "
+                    f"{checkpoint.path} by {moved:.0%}",
+                    "SmoothQuant is folded into those weights: give ranges that were found with --set smooth=[], or "
+                    f"quantize {given.path} itself again",
+                )
+
+
+def compare_calibrations(a: Path, b: Path) -> dict[str, Any]:
+    """Every range of two quantized checkpoints, those that differ most first.
+
+    `ratio` is how many times as long B's step is as A's where activations are unsigned, `high` minus `low`.
+    """
+    sides = [Artifact.open(path, Kind.CHECKPOINT) for path in (a, b)]
+    ranges = [read_ranges(side) for side in sides]
+    methods = [_methods(side) for side in sides]
+    rows: list[dict[str, Any]] = []
+    for name in dict.fromkeys((*ranges[0], *ranges[1])):
+        found = [one.get(name) for one in ranges]
+        spans = [one["high"] - one["low"] if one else 0.0 for one in found]
+        rows.append(
+            {
+                "module": name,
+                "a": found[0],
+                "b": found[1],
+                "methods": [one.get(name) for one in methods],
+                "ratio": spans[1] / spans[0] if all(spans) else None,
+            }
+        )
+    rows.sort(key=lambda row: -math.inf if row["ratio"] is None else -abs(math.log(row["ratio"])))
+    drifts = [side.manifest.metrics.get("calibration", {}).get("drift") for side in sides]
+    return {"schema": 1, "a": str(a), "b": str(b), "ranges": rows, "drift": drifts}
+
+
+def _methods(quantized: Artifact) -> dict[str, str]:
+    """How each Linear's range was found, as far as the run says it."""
+    choices = quantized.manifest.facts.get("choices", {})
+    return {name: method for tower in choices.values() for name, method in tower.get("ranges", {}).items()}

@@ -1,0 +1,202 @@
+"""The quantized model in torch: what goes into its Linears, what they compute as integers, how far that carries.
+
+The simulation quantizes and restores inputs and weights as the graphs do, and computes in FP32 between, so it equals a
+runtime up to values on the edge between two steps. As in the graphs, the last block's out-projection and MLP see the
+pooled token only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from mmcompress.int8 import (
+    LIMITS,
+    OPERANDS,
+    SCALE_TYPES,
+    ActivationQuantizer,
+    Linears,
+    Range,
+    Signedness,
+    activation_quantizer,
+    dequantize_weight,
+)
+from mmcompress.model import DualEncoder
+
+TOWERS = ("image", "text")
+Batches = Sequence[Tensor]
+"""What one tower is fed: pixels (B, 3, S, S), or tokens (B, T)."""
+Vector = np.ndarray[tuple[int], np.dtype[np.float64]]
+Matrix = np.ndarray[tuple[int, int], np.dtype[np.float64]]
+
+
+@dataclass(frozen=True)
+class Feeds:
+    """Samples of both towers that are held in memory."""
+
+    image: Batches
+    text: Batches
+
+    def of(self, tower: str) -> Batches:
+        return self.image if tower == "image" else self.text
+
+
+def embedded(model: DualEncoder, tower: str, batches: Batches) -> Tensor:
+    """Embeddings (N, D) of one tower, of unit norm."""
+    device = model.logit_scale.device
+    encode = model.encode_image if tower == "image" else model.encode_text
+    with torch.inference_mode():
+        return torch.cat([encode(batch.to(device)) for batch in batches])
+
+
+def distance(reference: Tensor, found: Tensor) -> float:
+    """(N, D), (N, D) of unit norm -> mean of 1 - cosine, as half the squared distance, which loses no digits."""
+    return float((reference.double() - found.double()).square().sum(dim=1).mean() / 2)
+
+
+def fake_quantized(x: Tensor, quantizer: ActivationQuantizer) -> Tensor:
+    """What is left of x after quantizing and restoring it; any shape."""
+    return torch.fake_quantize_per_tensor_affine(
+        x, float(quantizer.scale), quantizer.zero_point, *LIMITS[quantizer.kind]
+    )
+
+
+@contextmanager
+def quantized(
+    model: DualEncoder, linears: Linears, ranges: Mapping[str, Range], kind: Signedness
+) -> Iterator[DualEncoder]:
+    """Within, the Linears that are named compute what the graph of that kind does; the others stay in float."""
+    originals: list[tuple[nn.Linear, Tensor, Tensor]] = []
+    handles = []
+    for name, linear in model.linears():
+        if name not in linears:
+            continue
+        originals.append((linear, linear.weight.data, linear.bias.data))
+        weight = dequantize_weight(linears[name].weight, linears[name].scales).astype(np.float32)
+        linear.weight.data = torch.from_numpy(weight.T).to(linear.weight.data)
+        linear.bias.data = torch.from_numpy(linears[name].bias).to(linear.bias.data)
+        handles.append(
+            linear.register_forward_pre_hook(_quantizing(activation_quantizer(ranges[name], kind, SCALE_TYPES[kind])))
+        )
+    try:
+        yield model
+    finally:
+        for handle in handles:
+            handle.remove()
+        for linear, weight_before, bias_before in originals:
+            linear.weight.data, linear.bias.data = weight_before, bias_before
+
+
+def _quantizing(quantizer: ActivationQuantizer) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor]]:
+    return lambda _, arguments: (fake_quantized(arguments[0], quantizer),)
+
+
+@contextmanager
+def _attached(handles: Iterable[RemovableHandle]) -> Iterator[None]:
+    """Hooks that are there within."""
+    attached = list(handles)
+    try:
+        yield
+    finally:
+        for handle in attached:
+            handle.remove()
+
+
+def watched(model: DualEncoder, see: Callable[[str, Tensor], None]) -> AbstractContextManager[None]:
+    """Show every Linear's input (rows, in)."""
+
+    def watch(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        return lambda _, arguments: see(name, arguments[0].flatten(0, 1))
+
+    return _attached(linear.register_forward_pre_hook(watch(name)) for name, linear in model.linears())
+
+
+def attention_watched(model: DualEncoder, see: Callable[[str, Tensor], None]) -> AbstractContextManager[None]:
+    """Show the operands of the attention products as graphs multiply them, `image.blocks.0.attention.query` and so on.
+
+    Of the probabilities only the largest is shown, as all that a range needs; where attention is causal it is 1.
+    """
+
+    def watch(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        def hook(_: nn.Module, arguments: tuple[Any, ...]) -> None:
+            query, keys, values, mask, causal = arguments
+            query = query * query.shape[-1] ** -0.5
+            image_by_image = zip(query, keys.transpose(-1, -2), strict=True)
+            largest = (
+                [query.new_ones(())]
+                if causal or mask is not None
+                else [(q @ k).softmax(dim=-1).max() for q, k in image_by_image]
+            )
+            for operand, seen in zip(OPERANDS, (query, keys, torch.stack(largest), values), strict=True):
+                see(f"{name}.{operand}", seen)
+
+        return hook
+
+    return _attached(attention.register_forward_pre_hook(watch(name)) for name, attention in model.attentions())
+
+
+class Moments:
+    """Streaming sums over the inputs (rows, in) of a Linear, in float64: x x^T and x, and of what each kind makes of x
+    its sum and its squared error. Every second batch is in a fold of its own: one tests what was fitted to the other.
+    """
+
+    def __init__(self, quantizers: Mapping[Signedness, ActivationQuantizer]) -> None:
+        self._quantizers = quantizers
+        self._batches = 0
+        self._rows, self._grams, self._sums = (
+            [0, 0],
+            [torch.zeros(()), torch.zeros(())],
+            [torch.zeros(()), torch.zeros(())],
+        )
+        self._totals = {kind: torch.zeros(()) for kind in quantizers}
+        self._errors = {kind: torch.zeros(()) for kind in quantizers}
+
+    def add(self, x: Tensor) -> None:
+        fold = self._batches % 2
+        self._batches += 1
+        self._rows[fold] += len(x)
+        self._grams[fold] = self._grams[fold] + (x.T @ x).double().cpu()
+        self._sums[fold] = self._sums[fold] + x.double().sum(dim=0).cpu()
+        for kind, quantizer in self._quantizers.items():
+            entering = fake_quantized(x, quantizer)
+            self._totals[kind] = self._totals[kind] + entering.double().sum(dim=0).cpu()
+            self._errors[kind] = self._errors[kind] + (entering - x).double().square().sum(dim=0).cpu()
+
+    @property
+    def rows(self) -> int:
+        return sum(self._rows)
+
+    @property
+    def gram(self) -> Matrix:
+        """(in, in) mean of x x^T."""
+        return (sum(self._grams, torch.zeros(())) / self.rows).numpy()
+
+    @property
+    def mean(self) -> Vector:
+        """(in,)"""
+        return (sum(self._sums, torch.zeros(())) / self.rows).numpy()
+
+    @property
+    def folds(self) -> list[tuple[Matrix, int]]:
+        """Of each half the covariance (in, in) and its rows; one of them if there was one batch."""
+        found = []
+        for rows, gram, total in zip(self._rows, self._grams, self._sums, strict=True):
+            if rows:
+                mean = total / rows
+                found.append(((gram / rows - torch.outer(mean, mean)).numpy(), rows))
+        return found
+
+    def mean_quantized(self, kind: Signedness) -> Vector:
+        """(in,)"""
+        return (self._totals[kind] / self.rows).numpy()
+
+    def noise(self, kind: Signedness) -> Vector:
+        """(in,) mean square of what quantizing takes from each input."""
+        return (self._errors[kind] / self.rows).numpy()

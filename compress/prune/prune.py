@@ -1,0 +1,113 @@
+"""Structured pruning: whole heads, MLP units, blocks and channels, so that what is left is a smaller config, no mask.
+
+Three questions, a file each. Which units go: `importance.py`, or by what the next Linear would miss (`reconstruct.py`).
+What the rest must weigh then: a least-squares refit from the first block to the last (`shrink.py`), so that the model
+is good before any training. How much of each block goes: the same share everywhere, or under a budget of MACs,
+parameters or measured latency what harms least (`harm.py`, `sizes.py`, `budget.py`, `latency_target.py`).
+The width of the residual stream goes first where it is asked for (`width.py`), by the same share in the whole tower;
+2:4 sparsity of what is left comes last (`semistructured.py`).
+
+Left out: a budget that weighs width against heads and MLP units; prune twice for that.
+"""
+
+from __future__ import annotations
+
+from itertools import islice
+from typing import Any
+
+from torch import Tensor
+
+from mmcompress.architecture import TowerConfig
+from mmcompress.compress.prune.harm import measured_errors
+from mmcompress.compress.prune.importance import magnitudes, taylor
+from mmcompress.compress.prune.latency_target import sizes_at_latency
+from mmcompress.compress.prune.semistructured import SPARSE, is_two_four, sparsified
+from mmcompress.compress.prune.shrink import Scores, Size, TowerName, shrunk, sizes_of
+from mmcompress.compress.prune.sizes import block_choices, sizes_within, static_cost
+from mmcompress.compress.prune.width import narrowed, rounded_width
+from mmcompress.compress.train.embed import load_embeddings
+from mmcompress.compress.train.pairs import Pairs, training_pairs
+from mmcompress.config import PruneConfig
+from mmcompress.distributed import world
+from mmcompress.huggingface import FOLDER_FILES, dual_encoder_from_checkpoint, save_checkpoint
+from mmcompress.model import DualEncoder
+from mmcompress.progress import track
+from mmcompress.stages import Job
+
+
+def prune(job: Job[PruneConfig]) -> None:
+    """Stage: remove what a checkpoint needs least, and fit what is left."""
+    config, source = job.config, job.sources["checkpoint"]
+    embeddings = load_embeddings(job.sources["embeddings"])
+    with world(config.device) as here:
+        model = dual_encoder_from_checkpoint(source.path, source.model).to(here.device)
+        pairs = training_pairs(
+            source, config.data, batch=config.batch, seed=config.seed, here=here, embeddings=embeddings
+        )
+        steps = max(1, min(config.samples, pairs.count) // config.batch)
+        samples = list(track(islice(pairs.stream(0, 0), steps), "samples", steps))
+        scores = unit_scores(model, samples, embeddings.anchors(config.anchors, here.device), config)
+        pruned, found = model, {}
+        for tower in config.towers:
+            inputs = [pair.pixels if tower == "image" else pair.tokens for pair in samples]
+            width = rounded_width(getattr(model.config, tower), config.width, config.width_multiple)
+            pruned = narrowed(pruned, tower, width, inputs, config.refit)
+            sizes, found[tower] = block_sizes(model, tower, inputs, scores, config)
+            pruned = shrunk(pruned, tower, sizes, inputs, scores, config.refit)
+            pruned = sparsified(pruned, tower, inputs) if config.sparsity else pruned
+    sparse, dense = two_four_modules(pruned) if config.sparsity else ([], [])
+    save_checkpoint(pruned.cpu(), job.draft.path)
+    job.draft.inherit(source, *FOLDER_FILES)
+    job.draft.model = pruned.config
+    before, after = model.config, pruned.config
+    job.draft.facts = {
+        "params": after.params,
+        "macs": after.macs,
+        "macs_share": after.macs / before.macs,
+        "params_share": after.params / before.params,
+        **({SPARSE: sparse, "not_two_four": dense} if config.sparsity else {}),
+    }
+    job.draft.metrics = {"towers": {tower: facts for tower, facts in found.items() if facts}}
+
+
+def two_four_modules(model: DualEncoder) -> tuple[list[str], list[str]]:
+    """The Linears that are 2:4 sparse, and the others: of a tower left out, or whose inputs are no multiple of four."""
+    found = {name: is_two_four(linear.weight) for name, linear in model.linears()}
+    return [name for name, sparse in found.items() if sparse], [name for name, sparse in found.items() if not sparse]
+
+
+def unit_scores(
+    model: DualEncoder, samples: list[Pairs], anchors: tuple[Tensor, Tensor], config: PruneConfig
+) -> Scores:
+    """The importance of every unit; nothing where activations decide."""
+    if config.importance == "activation":
+        return {}
+    return magnitudes(model) if config.importance == "magnitude" else taylor(model, samples, anchors)
+
+
+def block_sizes(
+    model: DualEncoder, name: TowerName, inputs: list[Tensor], scores: Scores, config: PruneConfig
+) -> tuple[list[Size], dict[str, Any]]:
+    """What each block of a tower keeps, and what was measured to find it out."""
+    tower: TowerConfig = getattr(model.config, name)
+    if config.target is None:
+        return uniform_sizes(tower, config.heads, config.mlp, config.mlp_multiple), {}
+    kind, share = config.target
+    if kind == "latency" and name == "text":
+        return sizes_of(tower), {}
+    errors = measured_errors(model, name, inputs, scores, config.mlp_multiple, config.refit)
+    if kind == "latency":
+        return sizes_at_latency(model.config, errors, share, config)
+    cost, base, full = static_cost(model.config, name, kind)
+    blocks = block_choices(tower, errors, config.mlp_multiple, cost)
+    return sizes_within(blocks, share, base, full, f"the {kind} of the {name} tower"), {}
+
+
+def uniform_sizes(tower: TowerConfig, heads: float, mlp: float, mlp_multiple: int) -> list[Size]:
+    """The same shares of heads and MLP units in every block, one head and one multiple at least."""
+
+    def kept_units(units: int) -> int:
+        rounded = round(units * mlp / mlp_multiple) * mlp_multiple
+        return min(units, max(rounded, min(mlp_multiple, units))) if mlp < 1 else units
+
+    return [(max(1, round(h * heads)), kept_units(m)) for h, m in zip(tower.heads, tower.mlp, strict=True)]

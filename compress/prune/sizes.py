@@ -1,0 +1,98 @@
+"""The sizes of a tower's blocks under a budget: what every size of every block costs, and what it harms.
+
+A few sizes of each sub-block are measured (`harm.py`), those between interpolated. A block's choices are all pairs of
+heads and MLP units, with errors and costs that add up, and its whole removal; `budget.py` selects. Left out:
+interactions between blocks, which the walk of `shrink.py` mends in part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from mmcompress.architecture import DualEncoderConfig, ImageConfig, TextConfig, TowerConfig
+from mmcompress.compress.prune.budget import Choice, best_choices, floor_cost
+from mmcompress.compress.prune.shrink import Size, TowerName, sizes_of
+from mmcompress.errors import UsageError
+
+LEVELS = 6
+"""Sizes of each sub-block that are measured, at most."""
+Levels = dict[int, float]
+"""Kept heads or units -> error."""
+BlockErrors = tuple[Levels, Levels, float]
+"""Of fewer heads, of fewer MLP units, and of the removal of the whole block."""
+
+
+Cost = Callable[[Size, int], float]
+"""Of a block, by its size and its place in the tower."""
+
+
+def static_cost(config: DualEncoderConfig, name: TowerName, kind: str) -> tuple[Cost, float, float]:
+    """The cost of a block, of all that is no block, and of the whole tower; `kind` is macs or params."""
+    tower: ImageConfig | TextConfig = getattr(config, name)
+    tokens = tower.tokens if isinstance(tower, ImageConfig) else tower.context
+
+    def cost(size: Size, _: int) -> float:
+        if size is None:
+            return 0.0
+        block = tower.model_copy(update={"heads": size[:1], "mlp": size[1:]})
+        return block.block_macs(tokens) if kind == "macs" else block.block_params()
+
+    full = tower.macs(config.embed_dim) if kind == "macs" else tower.params(config.embed_dim)
+    return cost, full - sum(cost(size, index) for index, size in enumerate(sizes_of(tower))), full
+
+
+def sizes_within(blocks: Sequence[Sequence[Choice]], share: float, base: float, full: float, what: str) -> list[Size]:
+    """The sizes that harm least at `share` of the full cost, of which `base` is no block's.
+
+    Raises UsageError, with the floor, if nothing costs so little.
+    """
+    chosen = best_choices(blocks, share * full - base)
+    if chosen is None:
+        floor = (base + floor_cost(blocks)) / full
+        raise UsageError(
+            f"{what} cannot be pruned to {share:g}x: the floor is {floor:.3f}x",
+            f"ask for {floor + 0.001:.3f}x or more, or prune a smaller model",
+        )
+    return [choice.size for choice in chosen]
+
+
+def levels(full: int, multiple: int) -> list[int]:
+    """The sizes that are measured: multiples from the smallest to just below the full one, evenly spaced."""
+    sizes = list(range(multiple, full, multiple))
+    chosen = np.linspace(0, len(sizes) - 1, min(len(sizes), LEVELS)).round().astype(int)
+    return [sizes[index] for index in dict.fromkeys(chosen.tolist())]
+
+
+def block_choices(
+    tower: TowerConfig,
+    measured: Sequence[BlockErrors],
+    mlp_multiple: int,
+    cost: Cost,
+) -> list[list[Choice]]:
+    """All sizes of each block: `measured` has the errors of heads, of MLP units and of the whole block's removal.
+
+    The block whose removal harms most is never offered for it, so that one remains.
+    """
+    worst = max(range(tower.depth), key=lambda index: measured[index][2])
+    blocks = []
+    for index, (by_heads, by_units, removed) in enumerate(measured):
+        units = [*range(mlp_multiple, tower.mlp[index], mlp_multiple), tower.mlp[index]]
+        heads = range(1, tower.heads[index] + 1)
+        head_errors, unit_errors = _interpolated(by_heads, heads), _interpolated(by_units, units)
+        choices = [
+            Choice((h, m), cost((h, m), index), head_error + unit_error)
+            for h, head_error in zip(heads, head_errors, strict=True)
+            for m, unit_error in zip(units, unit_errors, strict=True)
+        ]
+        blocks.append(choices if index == worst else [*choices, Choice(None, cost(None, index), removed)])
+    return blocks
+
+
+def _interpolated(measured: Levels, sizes: Sequence[int]) -> list[float]:
+    """Errors at all sizes; more kept never counts as worse, whatever the noise of the measurement."""
+    known = sorted(measured)
+    falling = np.minimum.accumulate([measured[size] for size in known])
+    found: list[float] = np.interp(sizes, known, falling).tolist()
+    return found

@@ -1,0 +1,157 @@
+"""Distillation: fit the student's embeddings to the cached ones of the teacher.
+
+Two terms: the cosine distance of each tower to the teacher's embedding of the same view (feature distillation, which
+CLIP-KD, Yang et al. 2024, finds the strongest single loss), and the relations in both directions: images among the
+teacher's texts, texts among its images (TinyCLIP, Wu et al. 2023). Both are means over the batch, so several processes
+need no more than averaged gradients. Recovery after pruning is this stage again, from the pruned checkpoint.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from torch import Tensor
+
+from mmcompress.artifact import Draft
+from mmcompress.compress.prune.semistructured import SPARSE, keep_zeros
+from mmcompress.compress.train.embed import load_embeddings
+from mmcompress.compress.train.losses import cosine_distance, relational
+from mmcompress.compress.train.optimize import fit
+from mmcompress.compress.train.pairs import Pairs, training_pairs
+from mmcompress.compress.train.student import inherited_share, student_from_preset, student_from_teacher
+from mmcompress.config import DistillConfig
+from mmcompress.distributed import world
+from mmcompress.errors import UsageError
+from mmcompress.huggingface import (
+    FOLDER_FILES,
+    dual_encoder_from_checkpoint,
+    dual_encoder_from_hugging_face,
+    save_checkpoint,
+)
+from mmcompress.model import DualEncoder
+from mmcompress.processing import save_image_processing, save_text_processing
+from mmcompress.runtime.tokenize import load_tokenizer
+from mmcompress.stages import Job
+from mmcompress.teachers import resolve
+
+
+def distill(job: Job[DistillConfig]) -> None:
+    """Stage: train a student, or recover a pruned one, against cached teacher embeddings."""
+    config, draft = job.config, job.draft
+    embeddings = load_embeddings(job.sources["embeddings"])
+    sparse: list[str] = []
+    with world(config.device) as here:
+        if "checkpoint" in job.sources:
+            source = job.sources["checkpoint"]
+            draft.inherit(source, *FOLDER_FILES)
+            model = dual_encoder_from_checkpoint(source.path, source.model)
+            sparse = source.manifest.facts.get(SPARSE, [])
+        else:
+            model = _new_student(config, embeddings.dim, draft)
+        model.logit_scale.requires_grad_(False)
+        model = model.to(here.device).train()
+        keep_zeros(model, sparse)
+        if config.text == "keep":
+            model.text.requires_grad_(False)
+        pairs = training_pairs(
+            draft,
+            config.data,
+            batch=config.optimizer.batch,
+            seed=config.seed,
+            here=here,
+            embeddings=embeddings,
+        )
+        anchors = embeddings.anchors(config.anchors, here.device)
+
+        def loss_of(batch: Pairs, _: int) -> Tensor:
+            assert batch.teacher is not None
+            return distillation_loss(
+                _embeddings(model, batch, config.text),
+                batch.teacher,
+                anchors,
+                config.cosine,
+                config.relational,
+                config.temperature,
+            )
+
+        metrics = fit(
+            model,
+            loss_of,
+            pairs.stream,
+            config=config.optimizer,
+            pairs=pairs.count,
+            world=here,
+            work=job.work,
+            what=f"distilling {job.name}",
+        )
+    save_checkpoint(model.cpu(), draft.path)
+    draft.model = model.config
+    draft.metrics = {"training": metrics}
+    draft.facts = {"params": model.config.params, "macs": model.config.macs, **({SPARSE: sparse} if sparse else {})}
+
+
+def _embeddings(model: DualEncoder, batch: Pairs, text: Literal["distill", "keep"]) -> tuple[Tensor, Tensor]:
+    """The student's images and texts. A text tower that stays as it is costs nothing: the teacher's texts stand in."""
+    assert batch.teacher is not None
+    if text == "keep":
+        return model.encode_image(batch.pixels), batch.teacher[1]
+    embedded: tuple[Tensor, Tensor] = model(batch.pixels, batch.tokens)
+    return embedded
+
+
+def distillation_loss(
+    student: tuple[Tensor, Tensor],
+    teacher: tuple[Tensor, Tensor],
+    anchors: tuple[Tensor, Tensor],
+    cosine: float = 1.0,
+    relation: float = 1.0,
+    temperature: float = 0.05,
+) -> Tensor:
+    """The weighted terms; each side is (images (B, D), texts (B, D)), the anchors (images (K, D), texts (K, D))."""
+    loss = student[0].new_zeros(())
+    for ours, theirs, others in zip(student, teacher, reversed(anchors), strict=True):
+        if cosine:
+            loss = loss + cosine * cosine_distance(ours, theirs)
+        if relation:
+            loss = loss + relation * relational(ours, theirs, others, temperature)
+    return loss
+
+
+def _new_student(config: DistillConfig, embed_dim: int, draft: Draft) -> DualEncoder:
+    """Build the student that the config names, with the teacher's tokenizer and normalization."""
+    if config.student is None:
+        raise UsageError("distill needs a student to start from", "set student.source, or give --student")
+    folder = _teacher_folder(config)
+    draft.tokenizer = save_text_processing(folder, draft.path)
+    share = inherited_share(config.student.source)
+    if share is not None:
+        model = student_from_teacher(folder, share)
+    else:
+        vocab = load_tokenizer(draft.path / draft.tokenizer.file).get_vocab_size()
+        model = student_from_preset(config.student, embed_dim, draft.tokenizer, vocab, config.seed)
+    if config.text == "keep":
+        model = _with_text_tower(model, dual_encoder_from_hugging_face(folder))
+    draft.preprocessing = save_image_processing(folder, draft.path, model.config.image.image_size)
+    return model
+
+
+def _with_text_tower(model: DualEncoder, teacher: DualEncoder) -> DualEncoder:
+    """The student's image tower beside the teacher's own text tower."""
+    joined = DualEncoder(model.config.model_copy(update={"text": teacher.config.text}))
+    joined.image, joined.text = model.image, teacher.text
+    joined.logit_scale = teacher.logit_scale
+    return joined
+
+
+def _teacher_folder(config: DistillConfig) -> Path:
+    """The folder that a tokenizer, and perhaps weights, are taken from."""
+    source = config.teacher.source
+    if source.startswith("open_clip:") or ".py:" in source:
+        if config.student is not None and config.student.tokenizer:
+            return resolve(config.teacher.model_copy(update={"source": config.student.tokenizer}))
+        raise UsageError(
+            f"the teacher {source!r} has no Hugging Face folder to take a tokenizer from",
+            "set student.tokenizer to a folder or hub id with one",
+        )
+    return resolve(config.teacher)

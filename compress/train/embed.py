@@ -1,0 +1,177 @@
+"""Teacher embeddings, computed once.
+
+A large teacher costs many times its student, so each training pair is embedded once and every later stage reads the
+result. Augmentation and caching do not exclude each other: a view is a function of (seed, key, view number), so the
+student can be shown exactly the pixels that the teacher saw (Wu et al. 2022, TinyViT, section 3.1; Beyer et al. 2022,
+"a good teacher is patient and consistent").
+
+Layout: chunks of `images (n, V, D)` and `texts (m, D)` in FP16, with the keys and the number of captions of each.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from mmcompress.artifact import Artifact
+from mmcompress.compress.teacher import Teacher, load_teacher
+from mmcompress.compress.train.augment import normalized, pixels_of_views
+from mmcompress.config import EmbedConfig
+from mmcompress.data.batches import Batch, batches, count
+from mmcompress.distributed import world
+from mmcompress.errors import CorruptInputError, UsageError
+from mmcompress.progress import track
+from mmcompress.stages import Job
+
+_CHUNK = 1024
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """A teacher's embeddings by sample key."""
+
+    images: Tensor
+    """(N, V, D) of unit norm"""
+    texts: Tensor
+    """(M, D) of unit norm, the captions of each sample in a row"""
+    rows: dict[str, tuple[int, int, int]]
+    """Key -> (row of its images, first caption, captions)."""
+    views: int
+    augment: str
+    seed: int
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def dim(self) -> int:
+        return self.images.shape[-1]
+
+    def lookup(self, keys: Sequence[str], views: NDArray[np.int64], captions: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """The images (B, D) in the given views and the texts (B, D) of the given captions, in FP32."""
+        missing = next((key for key in keys if key not in self.rows), None)
+        if missing is not None:
+            raise CorruptInputError(
+                f"the sample {missing!r} has no teacher embedding", "embed the same data that the student learns from"
+            )
+        rows = torch.tensor([self.rows[key][0] for key in keys])
+        texts = torch.tensor([self.rows[key][1] + caption for key, caption in zip(keys, captions, strict=True)])
+        return self.images[rows, torch.from_numpy(views)].float(), self.texts[texts].float()
+
+    def anchors(self, count: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Plain images (K, D) and texts (K', D), up to `count` different ones of each, evenly spaced over the data."""
+
+        def spread(rows: Tensor) -> Tensor:
+            chosen = rows[torch.linspace(0, len(rows) - 1, min(len(rows), 2 * count)).round().long()]
+            different: Tensor = chosen.float().unique(dim=0)
+            return different[:count].to(device)
+
+        return spread(self.images[:, 0]), spread(self.texts)
+
+
+def embed(job: Job[EmbedConfig]) -> None:
+    """Stage: embed every training pair with the teacher, a chunk at a time; a killed run goes on at its last chunk."""
+    config, data = job.config, job.config.data
+    if data.train is None:
+        raise UsageError("embed needs training data", "set data.train, or give --data")
+    a_chunk = max(1, _CHUNK // config.batch)
+    done = len(list(job.work.glob("keys-*.json")))
+    start = time.monotonic()
+    with world(config.device) as here:
+        teacher = load_teacher(config.teacher, here.device)
+        stream = batches(
+            data.train,
+            teacher.preprocessing,
+            batch=config.batch,
+            workers=data.workers,
+            max_bad_fraction=data.max_bad_fraction,
+            skip=done * a_chunk,
+        )
+        total = -(-count(data.train, data.max_bad_fraction) // config.batch)
+        shown = track(stream, "embedding", total, min(total, done * a_chunk))
+        embedded = _embedded(shown, teacher, config)
+        pairs = 0
+        for index in itertools.count(done):
+            chunk = list(itertools.islice(embedded, a_chunk))
+            if not chunk:
+                break
+            pairs += sum(len(batch.keys) for batch, _ in chunk)
+            _write_chunk(job.work, index, chunk, teacher, config)
+    for path in sorted(job.work.glob("*-*[0-9].*")):
+        shutil.copyfile(path, job.draft.path / path.name)
+    seconds = time.monotonic() - start
+    speed = {"pairs": pairs, "seconds": seconds, "images_per_s": pairs * config.views / seconds}
+    job.draft.metrics = {"embedding": speed}
+    job.draft.facts = {"dim": teacher.embed_dim, "views": config.views, "augment": config.augment, "seed": config.seed}
+
+
+def _embedded(stream: Iterator[Batch], teacher: Teacher, config: EmbedConfig) -> Iterator[tuple[Batch, Tensor]]:
+    """Each batch with its images (B, V, D) in FP16."""
+    for batch in stream:
+        views = []
+        for view in range(config.views):
+            same = np.full(len(batch.keys), view)
+            pixels = pixels_of_views(batch, same, config.seed, config.augment, torch.device("cpu"))
+            views.append(teacher.encode_image(normalized(pixels, teacher.preprocessing)))
+        yield batch, torch.stack(views, dim=1).half()
+
+
+def _write_chunk(
+    folder: Path, index: int, chunk: Sequence[tuple[Batch, Tensor]], teacher: Teacher, config: EmbedConfig
+) -> None:
+    """The tensors first, then the keys under their final name: where these are, the chunk is whole."""
+    captions = [own for batch, _ in chunk for own in batch.captions]
+    keys = [key for batch, _ in chunk for key in batch.keys]
+    texts = embedded_texts(teacher, [caption for own in captions for caption in own], 4 * config.batch)
+    images = torch.cat([embedded for _, embedded in chunk])
+    save_file({"images": images, "texts": texts}, folder / f"embeddings-{index:05d}.safetensors")
+    numbers = [[key, len(own)] for key, own in zip(keys, captions, strict=True)]
+    partial = folder / "keys.tmp"
+    partial.write_text(json.dumps(numbers, ensure_ascii=False), encoding="utf-8")
+    partial.replace(folder / f"keys-{index:05d}.json")
+
+
+def embedded_texts(teacher: Teacher, captions: Sequence[str], batch: int) -> Tensor:
+    """(M, D) in FP16. Equal captions are embedded once, and captions of like length together, as padding costs time."""
+    different = sorted(dict.fromkeys(captions), key=len)
+    starts = range(0, len(different), batch)
+    found = torch.cat(
+        [teacher.encode_text(different[i : i + batch]).half() for i in track(starts, "captions", len(starts))]
+    )
+    row = {caption: i for i, caption in enumerate(different)}
+    return found[torch.tensor([row[caption] for caption in captions])]
+
+
+def load_embeddings(artifact: Artifact) -> Embeddings:
+    """Read an embeddings artifact; the tensors are mapped into memory as FP16."""
+    images: list[Tensor] = []
+    texts: list[Tensor] = []
+    rows: dict[str, tuple[int, int, int]] = {}
+    captions = 0
+    for name in sorted(n for n in artifact.manifest.files if n.startswith("keys-")):
+        tensors = load_file(artifact.file(name.replace("keys-", "embeddings-").replace(".json", ".safetensors")))
+        images.append(tensors["images"])
+        texts.append(tensors["texts"])
+        for key, number in json.loads(artifact.file(name).read_text(encoding="utf-8")):
+            rows[key] = (len(rows), captions, number)
+            captions += number
+    facts = artifact.manifest.facts
+    return Embeddings(
+        torch.cat(images) if len(images) > 1 else images[0],
+        torch.cat(texts) if len(texts) > 1 else texts[0],
+        rows,
+        facts["views"],
+        facts["augment"],
+        facts["seed"],
+    )

@@ -1,0 +1,117 @@
+"""Training pairs on the device: pixels and tokens, with the teacher's embedding of the same view and caption.
+
+Which view and which caption a sample shows in an epoch is a function of (seed, epoch, key), so every process and every
+resumed run sees the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mmcompress.artifact import Artifact, Draft
+from mmcompress.compress.train.augment import choices, normalized, pixels_of_views
+from mmcompress.compress.train.embed import Embeddings
+from mmcompress.config import DataConfig
+from mmcompress.data.batches import Batch, batches, count
+from mmcompress.distributed import World
+from mmcompress.errors import UsageError
+from mmcompress.runtime.tokenize import load_tokenizer, tokenize
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """One batch on the device."""
+
+    pixels: Tensor
+    """(B, 3, S, S) normalized"""
+    tokens: Tensor
+    """(B, T)"""
+    groups: Tensor
+    """(B,) int: equal for pairs that match each other, by label or, without one, by caption"""
+    teacher: tuple[Tensor, Tensor] | None
+    """The teacher's images (B, D) and texts (B, D), of unit norm"""
+
+
+@dataclass(frozen=True)
+class TrainingPairs:
+    count: int
+    stream: Callable[[int, int], Iterator[Pairs]]
+    """(epoch, batches to skip) -> the rest of the epoch"""
+
+
+def training_pairs(
+    student: Draft | Artifact,
+    data: DataConfig,
+    *,
+    batch: int,
+    seed: int,
+    here: World,
+    embeddings: Embeddings | None,
+    views: int = 1,
+    augment: str = "none",
+) -> TrainingPairs:
+    """The training data as the student sees it, in batches of `batch` over all ranks.
+
+    With embeddings the views are those that were embedded; without, `views` augmented ones, never the plain image.
+    """
+    preprocessing, text = student.preprocessing, student.tokenizer
+    if data.train is None:
+        raise UsageError("this stage needs training data", "set data.train, or give --data")
+    assert preprocessing is not None and text is not None
+    spec, tokenizer = data.train, load_tokenizer(student.path / text.file)
+
+    def pairs(decoded: Batch, epoch: int) -> Pairs:
+        view_of, caption_of = choices(seed, epoch, decoded.keys).T
+        chosen = [int(u * len(own)) for u, own in zip(caption_of, decoded.captions, strict=True)]
+        texts = [own[i] for own, i in zip(decoded.captions, chosen, strict=True)]
+        if embeddings is None:
+            shown, teacher = 1 + (view_of * views).astype(np.int64), None
+            pixels = pixels_of_views(decoded, shown, seed, augment, here.device)
+        else:
+            shown = (view_of * embeddings.views).astype(np.int64)
+            pixels = pixels_of_views(decoded, shown, embeddings.seed, embeddings.augment, here.device)
+            found = embeddings.lookup(decoded.keys, shown, chosen)
+            teacher = found[0].to(here.device), found[1].to(here.device)
+        names = [label or caption for label, caption in zip(decoded.labels, texts, strict=True)]
+        return Pairs(
+            normalized(pixels, preprocessing),
+            torch.from_numpy(trimmed(tokenize(tokenizer, texts, text), text.eos_token_id)).to(here.device),
+            torch.tensor([_group(name) for name in names], device=here.device),
+            teacher,
+        )
+
+    def stream(epoch: int, skip: int) -> Iterator[Pairs]:
+        decoded = batches(
+            spec,
+            preprocessing,
+            batch=batch // here.size,
+            workers=data.workers,
+            max_bad_fraction=data.max_bad_fraction,
+            shuffle_seed=seed,
+            epoch=epoch,
+            skip=skip,
+            drop_last=True,
+            rank=here.rank,
+            world=here.size,
+        )
+        return (pairs(one, epoch) for one in decoded)
+
+    return TrainingPairs(len(embeddings) if embeddings else count(spec, data.max_bad_fraction), stream)
+
+
+def trimmed(tokens: NDArray[np.int32], eos_token_id: int) -> NDArray[np.int32]:
+    """(B, T) -> (B, T'): cut behind the last end token of the batch, which a causal tower cannot see anyway."""
+    ends = np.where(tokens == eos_token_id, 1, 0)
+    last = int(ends.argmax(axis=1).max()) if ends.any(axis=1).all() else tokens.shape[1] - 1
+    return tokens[:, : last + 1]
+
+
+def _group(name: str) -> int:
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little", signed=True)

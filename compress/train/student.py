@@ -1,0 +1,173 @@
+"""Where a student starts: a preset from scratch, or the best parts of a CLIP teacher.
+
+`inherit:F` keeps evenly spaced blocks and, in each, the heads and MLP units of the largest weight norm, so that the
+image tower has at most F of the teacher's MACs (weight inheritance, Wu et al. 2023, TinyCLIP, section 3.2). Width,
+patches, tokenizer and projection stay the teacher's, so a student starts near the teacher's space, not from noise.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from mmcompress.architecture import DualEncoderConfig, ImageConfig, TextConfig, TowerConfig
+from mmcompress.config import StudentConfig
+from mmcompress.errors import UsageError, suggestion
+from mmcompress.huggingface import dual_encoder_from_hugging_face
+from mmcompress.manifest import TextProcessing
+from mmcompress.model import Block, DualEncoder, initialize
+
+T = TypeVar("T", bound=TowerConfig)
+
+PRESETS: dict[str, tuple[int, int, int, int, int, int]] = {
+    # name: image width, image blocks, patch, image size, text width, text blocks
+    "vit-t8-64": (192, 6, 8, 64, 192, 4),
+    "vit-m8-64": (256, 6, 8, 64, 256, 4),
+    "vit-t16": (192, 12, 16, 224, 256, 6),
+    "vit-s32": (384, 12, 32, 224, 384, 6),
+    "vit-s16": (384, 12, 16, 224, 384, 6),
+    "vit-b32": (768, 12, 32, 224, 512, 12),
+    "vit-b16": (768, 12, 16, 224, 512, 12),
+    "vit-l14": (1024, 24, 14, 224, 768, 12),
+}
+_HEAD_DIM = 64
+_MLP_RATIO = 4
+
+
+def preset_config(student: StudentConfig, embed_dim: int, text: TextProcessing, vocab: int) -> DualEncoderConfig:
+    """The sizes of a preset, for a given shared space and tokenizer. Heads have 64 channels (32 at width 192)."""
+    if student.source not in PRESETS:
+        known = [*PRESETS, "inherit:0.25"]
+        raise UsageError(f"unknown student {student.source!r}", suggestion(student.source, known))
+    width, blocks, patch, size, text_width, text_blocks = PRESETS[student.source]
+    size = student.image_size or size
+    if size % patch:
+        raise UsageError(f"image_size {size} is not a multiple of the {patch}-pixel patches", "choose another size")
+    return DualEncoderConfig(
+        embed_dim=embed_dim,
+        image=ImageConfig(**_uniform(width, blocks), image_size=size, patch=patch),
+        text=TextConfig(
+            **_uniform(text_width, text_blocks),
+            vocab=vocab,
+            context=text.context,
+            eos_token_id=text.eos_token_id,
+            pad_token_id=text.pad_token_id,
+        ),
+    )
+
+
+def _uniform(width: int, blocks: int) -> dict[str, object]:
+    head_dim = _HEAD_DIM if width % (4 * _HEAD_DIM) == 0 or width >= 384 else _HEAD_DIM // 2
+    return {
+        "width": width,
+        "head_dim": head_dim,
+        "heads": (width // head_dim,) * blocks,
+        "mlp": (_MLP_RATIO * width,) * blocks,
+    }
+
+
+def student_from_preset(
+    student: StudentConfig, embed_dim: int, text: TextProcessing, vocab: int, seed: int
+) -> DualEncoder:
+    return initialize(DualEncoder(preset_config(student, embed_dim, text, vocab)), seed)
+
+
+def inherited_share(source: str) -> float | None:
+    """The F of `inherit:F`; None for anything else."""
+    if not source.startswith("inherit:"):
+        return None
+    try:
+        share = float(source.removeprefix("inherit:"))
+    except ValueError:
+        share = math.nan
+    if not 0 < share <= 1:
+        raise UsageError(
+            f"student {source!r}: the share must be a number above 0 and up to 1", "for example inherit:0.25"
+        )
+    return share
+
+
+def student_from_teacher(folder: Path, share: float) -> DualEncoder:
+    """Inherit at most `share` of the image MACs of the CLIP model in `folder`, and of its text MACs."""
+    teacher = dual_encoder_from_hugging_face(folder)
+    config = teacher.config
+    limit = share * config.macs
+    depth = max(1, round(config.image.depth * math.sqrt(share)))
+    image = _fitting(config.image, depth, lambda c: c.macs(config.embed_dim) <= limit)
+    text_limit = share * config.text.macs(config.embed_dim)
+    text_depth = max(1, round(config.text.depth * math.sqrt(share)))
+    text = _fitting(config.text, text_depth, lambda c: c.macs(config.embed_dim) <= text_limit)
+    student = DualEncoder(config.model_copy(update={"image": image, "text": text}))
+    state = student.state_dict()
+    source = teacher.state_dict()
+    for name in state:
+        if ".blocks." not in name:
+            state[name] = source[name]
+    student.load_state_dict(state)
+    for tower, kept in ((student.image, teacher.image), (student.text, teacher.text)):
+        for block, i in zip(tower.blocks, evenly_spaced(len(kept.blocks), len(tower.blocks)), strict=True):
+            original = kept.blocks[i]
+            assert isinstance(block, Block) and isinstance(original, Block)
+            heads = largest(head_norms(original), block.heads)
+            units = largest(unit_norms(original), block.fc1.out_features)
+            copy_block(block, original, heads, units)
+    return student
+
+
+def evenly_spaced(blocks: int, kept: int) -> list[int]:
+    """Indices of `kept` of `blocks`, the first and the last among them (the last alone where one is kept)."""
+    if kept == 1:
+        return [blocks - 1]
+    return [round(i * (blocks - 1) / (kept - 1)) for i in range(kept)]
+
+
+def _fitting(tower: T, depth: int, fits: Callable[[T], bool]) -> T:
+    """The widest blocks that fit at this depth, MLP units at half to all of the share of heads; else fewer blocks."""
+    for blocks in range(depth, 0, -1):
+        for heads in range(tower.heads[0], 0, -1):
+            units = tower.mlp[0] * heads // tower.heads[0]
+            for mlp in range(units // 32 * 32, max(31, units // 2), -32):
+                smaller = tower.model_copy(update={"heads": (heads,) * blocks, "mlp": (mlp,) * blocks})
+                if fits(smaller):
+                    return smaller
+    raise UsageError("the teacher is too small to inherit so little of it", "ask for a larger share, inherit:0.5 say")
+
+
+def head_norms(block: Block) -> Tensor:
+    """(heads,) Frobenius norm of the value and output weights of each head."""
+    values = block.qkv.weight.unflatten(0, (3, block.heads, -1))[2].flatten(1).norm(dim=1)
+    outputs = block.out.weight.unflatten(1, (block.heads, -1)).transpose(0, 1).flatten(1).norm(dim=1)
+    return torch.mul(values, outputs)
+
+
+def unit_norms(block: Block) -> Tensor:
+    """(mlp,) norm of the incoming times the outgoing weights of each hidden unit."""
+    return torch.mul(block.fc1.weight.norm(dim=1), block.fc2.weight.norm(dim=0))
+
+
+def largest(scores: Tensor, count: int) -> list[int]:
+    """Indices of the `count` largest scores, in their original order."""
+    order = torch.argsort(scores, descending=True, stable=True)[:count]
+    return sorted(order.tolist())
+
+
+@torch.no_grad()
+def copy_block(target: Block, source: Block, heads: Sequence[int], units: Sequence[int]) -> None:
+    """Copy the given heads and MLP units of a block into a smaller one."""
+    h, u = torch.tensor(heads), torch.tensor(units)
+    for norm, original in ((target.norm1, source.norm1), (target.norm2, source.norm2)):
+        norm.load_state_dict(original.state_dict())
+    for leaf in ("weight", "bias"):
+        grouped = getattr(source.qkv, leaf).unflatten(0, (3, source.heads, -1))
+        getattr(target.qkv, leaf).copy_(grouped[:, h].flatten(0, 2))
+    target.out.weight.copy_(source.out.weight.unflatten(1, (source.heads, -1))[:, h].flatten(1))
+    target.out.bias.copy_(source.out.bias)
+    target.fc1.weight.copy_(source.fc1.weight[u])
+    target.fc1.bias.copy_(source.fc1.bias[u])
+    target.fc2.weight.copy_(source.fc2.weight[:, u])
+    target.fc2.bias.copy_(source.fc2.bias)

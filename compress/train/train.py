@@ -1,0 +1,99 @@
+"""Contrastive training of a dual encoder from image-text pairs (Radford et al. 2021).
+
+Symmetric InfoNCE with a learned temperature; pairs with equal labels count as matches. Where an embeddings artifact
+stands before this stage, its teacher is a guide: any network, of any architecture, whose embeddings the new model is
+also drawn to. That is how a small data set can borrow what a pretrained network has seen.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mmcompress.artifact import Draft
+from mmcompress.compress.train.distill import distillation_loss
+from mmcompress.compress.train.embed import Embeddings, load_embeddings
+from mmcompress.compress.train.losses import info_nce
+from mmcompress.compress.train.optimize import fit
+from mmcompress.compress.train.pairs import Pairs, training_pairs
+from mmcompress.compress.train.student import student_from_preset
+from mmcompress.compress.train.vocabulary import save_tokenizer, tokenizer_from_captions
+from mmcompress.config import TeacherConfig, TrainConfig
+from mmcompress.data.batches import read
+from mmcompress.distributed import gathered, gathered_ids, world
+from mmcompress.errors import UsageError
+from mmcompress.huggingface import save_checkpoint
+from mmcompress.manifest import Preprocessing
+from mmcompress.model import MAX_LOGIT_SCALE, DualEncoder
+from mmcompress.processing import save_preprocessing, save_text_processing
+from mmcompress.runtime.tokenize import load_tokenizer
+from mmcompress.stages import Job
+from mmcompress.teachers import resolve
+
+_HALF = (0.5, 0.5, 0.5)
+
+
+def train(job: Job[TrainConfig]) -> None:
+    """Stage: train a dual encoder from scratch."""
+    config, draft = job.config, job.draft
+    guide = load_embeddings(job.sources["embeddings"]) if "embeddings" in job.sources else None
+    with world(config.device) as here:
+        model = _new_model(config, guide, draft).to(here.device).train()
+        pairs = training_pairs(
+            draft,
+            config.data,
+            batch=config.optimizer.batch,
+            seed=config.seed,
+            here=here,
+            embeddings=guide,
+            views=config.views,
+            augment=config.augment,
+        )
+        anchors = guide.anchors(config.anchors, here.device) if guide is not None else None
+
+        def loss_of(batch: Pairs, _: int) -> Tensor:
+            student = model(batch.pixels, batch.tokens)
+            images, texts = gathered(student, here)
+            groups = gathered_ids(batch.groups, here)
+            scale = model.logit_scale.clamp(max=MAX_LOGIT_SCALE)
+            same = groups[:, None] == groups[None, :]
+            loss = config.contrastive * info_nce(images, texts, scale, same, config.smoothing)
+            if batch.teacher is not None and anchors is not None:
+                loss = loss + distillation_loss(
+                    student, batch.teacher, anchors, config.cosine, config.relational, config.temperature
+                )
+            return loss
+
+        metrics = fit(
+            model,
+            loss_of,
+            pairs.stream,
+            config=config.optimizer,
+            pairs=pairs.count,
+            world=here,
+            work=job.work,
+            what=f"training {job.name}",
+        )
+    save_checkpoint(model.cpu(), draft.path, getattr(torch, config.save_dtype))
+    draft.model = model.config
+    draft.metrics = {"training": metrics}
+    draft.facts = {"params": model.config.params, "macs": model.config.macs}
+
+
+def _new_model(config: TrainConfig, guide: Embeddings | None, draft: Draft) -> DualEncoder:
+    """Random weights of the preset's sizes, with a tokenizer that is taken over or trained."""
+    if config.data.train is None:
+        raise UsageError("train needs image-text pairs", "set data.train, or give --data")
+    if config.student.tokenizer is not None:
+        folder = resolve(TeacherConfig(source=config.student.tokenizer))
+        draft.tokenizer = save_text_processing(folder, draft.path)
+    else:
+        captions = (c for sample in read(config.data.train) for c in sample.captions)
+        draft.tokenizer = save_tokenizer(tokenizer_from_captions(captions, config.vocab), draft.path, config.context)
+    vocab = load_tokenizer(draft.path / draft.tokenizer.file).get_vocab_size()
+    embed_dim = guide.dim if guide is not None else config.embed_dim
+    model = student_from_preset(config.student, embed_dim, draft.tokenizer, vocab, config.seed)
+    size = model.config.image.image_size
+    draft.preprocessing = Preprocessing(size=size, resize=size, mean=_HALF, std=_HALF)
+    save_preprocessing(draft.preprocessing, draft.path)
+    return model

@@ -1,0 +1,233 @@
+"""The export stage: a checkpoint becomes two ONNX graphs, one a tower, in each precision that was asked for.
+
+Every export runs the FP32 graphs on ONNX Runtime against the torch model, at three batch sizes, and fails where they
+differ; the architecture is written twice (`towers.py`, `model.py`), and this is what keeps the two the same. What FP16
+and INT8 do to the same random inputs is measured too, but it is no gate: random pixels say little about accuracy, the
+drift stage says it on data.
+
+INT8 comes as two files of one calibration. The signed one is for TensorRT, with everything that is not quantized in
+FP16, since its fused attention exists in FP16 only; the unsigned one is for CPUs, with the rest in FP32.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmcompress.architecture import WEIGHTS, DualEncoderConfig
+from mmcompress.artifact import Artifact
+from mmcompress.card import export_card
+from mmcompress.config import ExportConfig, Precision
+from mmcompress.errors import CorruptInputError, GateFailedError, UsageError, require
+from mmcompress.export.graph import Array, Numerics, Ranges
+from mmcompress.export.towers import graph_integers, image_graph, linear_modules, text_graph
+from mmcompress.int8 import INTEGERS, RANGES, linears_from_tensors, read_ranges
+from mmcompress.manifest import Graph, TensorSpec
+from mmcompress.stages import Job
+
+BATCHES = (1, 3, 8)
+TOLERANCE = 1e-4
+INLINE_LIMIT_BYTES = 1 << 31
+"""A protobuf ends here; weights beyond it go into a file beside the graph."""
+_BUILDERS = {"image": image_graph, "text": text_graph}
+Tower = Literal["image", "text"]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One file a tower."""
+
+    precision: Precision
+    numerics: Numerics
+
+    def file(self, tower: Tower) -> str:
+        kind = self.numerics.activations
+        return f"{tower}-{self.precision}.onnx" if kind == "float" else f"{tower}-{self.precision}-{kind}.onnx"
+
+
+VARIANTS = (
+    Variant("fp32", Numerics()),
+    Variant("fp16", Numerics(np.float16)),
+    Variant("int8", Numerics(np.float16, "signed")),
+    Variant("int8", Numerics(np.float32, "unsigned")),
+)
+
+
+def export(job: Job[ExportConfig]) -> None:
+    """Stage: write, check and describe the graphs of a checkpoint."""
+    source, config = job.sources["checkpoint"], job.config
+    model = source.model
+    int8 = read_int8(source) if "int8" in config.precisions else {}
+    tensors = read_tensors(source.path / WEIGHTS)
+    reference = Reference.of(source.path, model)
+    job.draft.inherit(source, *([source.tokenizer.file] if source.tokenizer else []))
+    differences: dict[str, dict[str, float]] = {}
+    for tower in ("image", "text"):
+        for variant in (v for v in VARIANTS if v.precision in config.precisions):
+            numerics = int8.get(variant.numerics.activations, variant.numerics)
+            path = job.draft.path / variant.file(tower)
+            job.draft.graphs.append(
+                write_graph(path, model, tensors, tower, replace(variant, numerics=numerics), config.opset)
+            )
+            differences[path.name] = reference.compare(path, tower)
+            if variant.precision == "fp32" and differences[path.name]["max_abs"] > TOLERANCE:
+                raise GateFailedError(
+                    f"{path.name} is {differences[path.name]['max_abs']:.2e} from torch, the limit is {TOLERANCE}",
+                    "this is a fault of the exporter or of the runtime: please report it with the checkpoint's config",
+                )
+    job.draft.facts = {
+        "params": model.params,
+        "macs": model.macs,
+        "logit_scale": math.exp(float(tensors["logit_scale"])),
+        "ranges_source": _ranges_source(source) if int8 else None,
+        "kept": sorted(source.manifest.facts.get("kept", ())) if int8 else [],
+    }
+    job.draft.metrics = {"against_torch": differences}
+    sizes = {file.name: file.stat().st_size for file in job.draft.path.iterdir()}
+    teacher = source.manifest.config.get("teacher") or {}
+    card = export_card(job.draft.graphs, sizes, job.draft.facts, teacher.get("source"), job.name)
+    (job.draft.path / "README.md").write_text(card, encoding="utf-8")
+
+
+def write_graph(
+    path: Path, model: DualEncoderConfig, tensors: Mapping[str, Array], tower: Tower, variant: Variant, opset: int
+) -> Graph:
+    """Write and check one graph; return the manifest's entry of it."""
+    proto = _BUILDERS[tower](model, tensors, variant.numerics, opset)
+    save_graph(proto, path)
+    return described(proto, path.name, tower, variant)
+
+
+def read_int8(source: Artifact) -> dict[str, Numerics]:
+    """How the graphs of each kind compute: calibrated ranges, fitted integers, and what stays in float."""
+    kept = frozenset(source.manifest.facts.get("kept", ()))
+    ranges = complete_ranges(source, kept)
+    tensors = read_tensors(source.file(INTEGERS)) if INTEGERS in source.manifest.files else {}
+    found: dict[str, Numerics] = {}
+    for variant in VARIANTS:
+        kind = variant.numerics.activations
+        if kind != "float":
+            integers = graph_integers(source.model, linears_from_tensors(tensors, kind))
+            found[kind] = replace(variant.numerics, ranges=ranges, integers=integers, kept=kept)
+    return found
+
+
+def complete_ranges(source: Artifact, kept: frozenset[str] = frozenset()) -> Ranges:
+    """The calibrated ranges of a checkpoint, for every Linear that is not kept in float."""
+    ranges = read_ranges(source)
+    if missing := [name for name in linear_modules(source.model) if name not in ranges and name not in kept]:
+        raise CorruptInputError(
+            f"{source.path / RANGES} has no range for {missing[0]} ({len(missing)} missing)", "calibrate it again"
+        )
+    return ranges
+
+
+def _ranges_source(source: Artifact) -> dict[str, Any]:
+    """How the ranges were found, as far as the source says it."""
+    known = ("method", "percentile", "samples", "seed")
+    found = source.manifest.config
+    return {"stage": source.manifest.stage, **{key: found[key] for key in known if key in found}}
+
+
+def read_tensors(path: Path) -> Mapping[str, Array]:
+    """Every tensor of a safetensors file."""
+    safetensors = require("safetensors.numpy", "compress")
+    try:
+        tensors: Mapping[str, Array] = safetensors.load_file(path)
+    except FileNotFoundError as error:
+        raise UsageError(f"{path.parent} has no {path.name}", "give a checkpoint that a stage wrote") from error
+    except Exception as error:  # safetensors raises its own type, which has no common base
+        raise CorruptInputError(f"{path} is no readable safetensors file: {error}", "make it again") from error
+    return tensors
+
+
+def save_graph(model: Any, path: Path, limit_bytes: int = INLINE_LIMIT_BYTES) -> None:
+    """Write a ModelProto and check it fully; weights go into `NAME.onnx.data` where they pass the limit."""
+    onnx = require("onnx", "compress")
+    weights = sum(len(tensor.raw_data) for tensor in model.graph.initializer)
+    slack = 1 << 20  # nodes and names
+    if weights + slack < limit_bytes:
+        onnx.save_model(model, str(path))
+    else:
+        place = {"all_tensors_to_one_file": True, "location": f"{path.name}.data", "size_threshold": 1024}
+        onnx.save_model(model, str(path), save_as_external_data=True, **place)
+    onnx.checker.check_model(str(path), full_check=True)
+
+
+def specs(values: Any) -> tuple[TensorSpec, ...]:
+    """Inputs or outputs of a GraphProto; a named axis is dynamic."""
+    onnx = require("onnx", "compress")
+    return tuple(
+        TensorSpec(
+            name=value.name,
+            shape=tuple(d.dim_value if d.HasField("dim_value") else None for d in value.type.tensor_type.shape.dim),
+            dtype=onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type).name,
+        )
+        for value in values
+    )
+
+
+def described(model: Any, file: str, tower: Tower, variant: Variant) -> Graph:
+    """The manifest's entry of a graph."""
+    return Graph(
+        file=file,
+        tower=tower,
+        precision=variant.precision,
+        activations=variant.numerics.activations,
+        inputs=specs(model.graph.input),
+        outputs=specs(model.graph.output),
+    )
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Random inputs and what torch makes of them, for each tower and batch size."""
+
+    cases: Mapping[str, tuple[tuple[NDArray[Any], NDArray[np.float32]], ...]]
+
+    @staticmethod
+    def of(folder: Path, config: DualEncoderConfig) -> Reference:
+        torch = require("torch", "compress")
+        from mmcompress.huggingface import dual_encoder_from_checkpoint
+
+        model = dual_encoder_from_checkpoint(folder, config)
+        cases = {}
+        for tower, encode in (("image", model.encode_image), ("text", model.encode_text)):
+            inputs = [random_inputs(config, tower, batch) for batch in BATCHES]
+            with torch.inference_mode():
+                cases[tower] = tuple((x, encode(torch.from_numpy(x)).numpy()) for x in inputs)
+        return Reference(cases)
+
+    def compare(self, path: Path, tower: str) -> dict[str, float]:
+        """Run a graph on ONNX Runtime: largest difference and smallest cosine over all batch sizes."""
+        runtime = require("onnxruntime", "onnxruntime")
+        session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        (name,) = (value.name for value in session.get_inputs())
+        worst, cosine = 0.0, 1.0
+        for inputs, expected in self.cases[tower]:
+            (found,) = session.run(None, {name: inputs})
+            worst = max(worst, float(np.abs(found - expected).max()))
+            cosine = min(cosine, float((found * expected).sum(axis=1).min()))
+        return {"max_abs": worst, "min_cosine": cosine}
+
+
+def random_inputs(config: DualEncoderConfig, tower: str, batch: int, seed: int = 0) -> NDArray[Any]:
+    """Normal pixels (B, 3, S, S), or token ids (B, T) that end at different places."""
+    rng = np.random.default_rng([seed, batch])
+    if tower == "image":
+        side = config.image.image_size
+        return rng.standard_normal((batch, 3, side, side), dtype=np.float32)
+    text = config.text
+    tokens = rng.integers(0, text.vocab, (batch, text.context), dtype=np.int32)
+    end = text.vocab - 1 if text.eos_token_id == 2 else text.eos_token_id
+    tokens[tokens == end] = 0
+    for row, place in enumerate(rng.integers(1, text.context, batch)):
+        tokens[row, place] = end
+        tokens[row, place + 1 :] = text.pad_token_id
+    return tokens

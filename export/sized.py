@@ -1,0 +1,76 @@
+"""Image towers of chosen sizes with random weights, as ONNX: what a latency is measured on before a model is pruned.
+
+A graph's time depends on its sizes and not on its weights, so a size can be timed before anything is trained or fitted
+to it. The graphs are those of `towers.py`, which is what ships.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmcompress.architecture import DualEncoderConfig, ImageConfig
+from mmcompress.artifact import Artifact
+from mmcompress.config import Precision
+from mmcompress.export.export import VARIANTS, described, save_graph
+from mmcompress.export.graph import Array, AttentionProduct
+from mmcompress.export.towers import attention_operands, image_graph, linear_modules
+from mmcompress.manifest import Kind, hash_json
+
+OPSET = 18
+RANGE = {"low": -4.0, "high": 4.0, "absmax": 4.0}
+"""Of every activation: a LayerNorm's output is rarely beyond."""
+
+
+def write_probes(
+    model: DualEncoderConfig,
+    towers: Sequence[ImageConfig],
+    folder: Path,
+    precision: Precision = "fp32",
+    attention: tuple[AttentionProduct, ...] = (),
+) -> Artifact:
+    """An ONNX artifact in `folder` with one image graph for each of the towers, in their order, as CPUs get it."""
+    key = hash_json([precision, attention, *(tower.model_dump(mode="json") for tower in towers)])
+    variant = next(v for v in VARIANTS if v.precision == precision and v.numerics.activations != "signed")
+    with Artifact.create(folder, kind=Kind.ONNX, stage="probe", key=key) as draft:
+        for index, tower in enumerate(towers):
+            config = model.model_copy(update={"image": tower})
+            modules = (*linear_modules(config), *attention_operands(config))
+            numerics = replace(variant.numerics, ranges=dict.fromkeys(modules, RANGE), attention=attention)
+            proto: Any = image_graph(config, random_tensors(config, index), numerics, OPSET)
+            path = draft.path / f"image-{index:03d}.onnx"
+            save_graph(proto, path)
+            draft.graphs.append(described(proto, path.name, "image", variant))
+    return Artifact.open(folder)
+
+
+def random_tensors(config: DualEncoderConfig, seed: int) -> dict[str, Array]:
+    """The image tower's tensors under Hugging Face names: small normal weights, LayerNorms that change nothing."""
+    rng, tower = np.random.default_rng(seed), config.image
+    width, prefix = tower.width, "vision_model"
+
+    def normal(*shape: int) -> Array:
+        values: Array = rng.standard_normal(shape, dtype=np.float32) * np.float32(0.02)
+        return values
+
+    tensors = {
+        f"{prefix}.embeddings.class_embedding": normal(width),
+        f"{prefix}.embeddings.patch_embedding.weight": normal(width, 3, tower.patch, tower.patch),
+        f"{prefix}.embeddings.position_embedding.weight": normal(tower.tokens, width),
+        "visual_projection.weight": normal(config.embed_dim, width),
+    }
+    norms = [f"{prefix}.pre_layrnorm", f"{prefix}.post_layernorm"]
+    for index, (heads, mlp) in enumerate(zip(tower.heads, tower.mlp, strict=True)):
+        layer, inner = f"{prefix}.encoder.layers.{index}", heads * tower.head_dim
+        norms += [f"{layer}.layer_norm1", f"{layer}.layer_norm2"]
+        linears = {f"self_attn.{part}_proj": (inner, width) for part in "qkv"}
+        linears |= {"self_attn.out_proj": (width, inner), "mlp.fc1": (mlp, width), "mlp.fc2": (width, mlp)}
+        for name, shape in linears.items():
+            tensors |= {f"{layer}.{name}.weight": normal(*shape), f"{layer}.{name}.bias": normal(shape[0])}
+    for name in norms:
+        tensors |= {f"{name}.weight": np.ones(width, np.float32), f"{name}.bias": np.zeros(width, np.float32)}
+    return tensors

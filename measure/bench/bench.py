@@ -1,0 +1,216 @@
+"""The bench stage: how fast the delivered files are here, with what a reader needs to believe it.
+
+Every row, backend, precision, thread count and batch is measured in one interleaved run (`interleave.py`), in the
+real-time class where that is permitted (`scheduling.py`), and ratios are taken pass by pass (`estimate.py`). What
+cannot be interleaved has a phase of its own: concurrent streams, the input pipeline, energy, the ceiling. Peak memory
+cannot be told apart in a shared process: a child process a graph reports its own. What the machine did meanwhile is
+recorded, and a noisy or throttled run says so (`conditions.py`). The inputs are random, since no graph's time depends
+on their values.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mmcompress.artifact import Artifact
+from mmcompress.config import BenchConfig
+from mmcompress.measure.bench.energy import energy_mj, find_meter
+from mmcompress.measure.bench.photos import timed_pipeline
+from mmcompress.measure.bench.streams import timed_streams
+from mmcompress.measure.ceiling import ceilings, share
+from mmcompress.measure.estimate import paired_speedup, round_medians, spread, summary
+from mmcompress.measure.interleave import Record, Start, add_round
+from mmcompress.measure.peak import Peak, random_call
+from mmcompress.measure.subjects import Subject, find_subjects, with_peaks
+from mmcompress.progress import say, track
+from mmcompress.runtime.conditions import NOISY_SPREAD, Conditions, snapshot
+from mmcompress.runtime.machine import cpu_model, machine, usable_cores
+from mmcompress.runtime.nvml import Gpu, open_gpu
+from mmcompress.runtime.scheduling import pinned, realtime
+
+if TYPE_CHECKING:
+    from mmcompress.stages import Job
+
+ALONE_S = 0.2
+"""Time of the input pipeline of a combination."""
+ENERGY_S = 1.5
+"""Time over which energy is counted; the counters are updated several times a second at worst."""
+
+
+@dataclass(eq=False)
+class Measured:
+    """One entry of the report."""
+
+    subject: Subject
+    batch: int
+    streams: int
+    record: Record
+    throughput_ips: float | None = None
+    """Where it is not what a single stream's mean time says."""
+    pipeline: dict[str, float] | None = None
+    energy_mj: float | None = None
+    energy_source: str | None = None
+
+
+def bench(job: Job[BenchConfig]) -> None:
+    """Stage: write bench.json over every gathered ONNX artifact; the first is the teacher."""
+    report = bench_report(job.gathered, job.config)
+    (job.draft.path / "bench.json").write_text(json.dumps(report, indent=1, allow_nan=False), encoding="utf-8")
+
+
+def bench_report(artifacts: Sequence[Artifact], config: BenchConfig) -> dict[str, Any]:
+    """Measure the image towers, and describe the machine that they were measured on."""
+    with pinned(config.pin):
+        threads = config.threads or (usable_cores(),)
+        subjects = with_peaks(find_subjects(artifacts, config.backends, threads), config.batches)
+        gpu = open_gpu() if any(subject.threads is None for subject in subjects) else None
+        slowdowns: set[str] = set()
+        with realtime(config.priority and max(threads) <= usable_cores()) as priority:
+            before = snapshot(gpu)
+            measured = interleaved(subjects, config, gpu, slowdowns)
+            conditions = Conditions(before, snapshot(gpu), priority, config.pin, tuple(sorted(slowdowns)))
+            measured += [entry for count in config.streams for entry in concurrent(subjects, count, config)]
+            for entry in measured:
+                entry.pipeline = pipeline_of(entry, config)
+            found, no_ceiling = ceilings(subject.kernel for subject in subjects) if config.ceiling else ([], [])
+        for entry in measured:
+            entry.energy_source, entry.energy_mj = energy_of(entry, gpu)
+        recorded = conditions.document([spread(round_medians(e.record.rounds)) for e in measured], usable_cores())
+    for sentence in recorded["warnings"]:
+        say("bench", "bench", sentence)
+    common = {"noisy": recorded["noise"]["noisy"], "throttled": conditions.throttled}
+    return {
+        "rows": [
+            {
+                "row": artifact.path.name,
+                "latency": [
+                    entry_document(entry, found, **common) for entry in measured if entry.subject.artifact is artifact
+                ],
+            }
+            for artifact in artifacts
+        ],
+        "ratios": ratios(measured, threads[-1], config.seed),
+        "ceiling": found,
+        "environment": {
+            **machine(),
+            **recorded,
+            "gpu_power_limit": gpu.power_limit() if gpu else None,
+            "warnings": recorded["warnings"] + no_ceiling,
+            "seconds": config.seconds,
+            "rounds": config.rounds,
+        },
+    }
+
+
+def interleaved(
+    subjects: Sequence[Subject], config: BenchConfig, gpu: Gpu | None, slowdowns: set[str]
+) -> list[Measured]:
+    """Every subject and batch; why a GPU held its clocks down is added to `slowdowns`."""
+    combinations = [(subject, batch) for subject in subjects for batch in config.batches]
+    records = [Record() for _ in combinations]
+    for number in track(range(config.rounds), "latency", total=config.rounds):
+        add_round(records, combinations, config.seconds / config.rounds, config.seed + number)
+        slowdowns.update(gpu.slowdowns() if gpu else ())
+    return [Measured(subject, batch, 1, record) for (subject, batch), record in zip(combinations, records, strict=True)]
+
+
+def concurrent(subjects: Sequence[Subject], streams: int, config: BenchConfig) -> Iterator[Measured]:
+    """Every subject and batch under so many streams; fewer threads than streams cannot be divided."""
+    divisible = [subject for subject in subjects if subject.threads is None or subject.threads >= streams]
+    for subject in track(divisible, f"{streams} streams", total=len(divisible)):
+        for batch in config.batches:
+            opener = subject.divided(streams).open
+            rounds, batches_per_s, device = timed_streams(
+                opener, streams, batch, config.seconds, config.rounds, config.seed
+            )
+            record = Record(rounds, [Start(None, None, device)])
+            yield Measured(subject, batch, streams, record, throughput_ips=batches_per_s * batch)
+
+
+def pipeline_of(entry: Measured, config: BenchConfig) -> dict[str, float] | None:
+    """The input pipeline of a single stream, where the artifact says how images are prepared."""
+    preprocessing = entry.subject.artifact.preprocessing
+    if entry.streams > 1 or preprocessing is None or config.photo is None:
+        return None
+    with entry.subject.open() as session:
+        return timed_pipeline(session, preprocessing, entry.batch, config.photo, ALONE_S)
+
+
+def energy_of(entry: Measured, gpu: Gpu | None) -> tuple[str | None, float | None]:
+    """Its source and the millijoules of an image; nothing where no sensor can be read."""
+    meter = find_meter(gpu, entry.subject.threads is None)
+    if meter is None or entry.streams > 1:
+        return None, None
+    with entry.subject.open() as session:
+        found = energy_mj(meter, random_call(session, entry.batch), entry.batch, ENERGY_S)
+    return (None if found is None else meter.source), found
+
+
+def entry_document(
+    entry: Measured, found: Sequence[dict[str, Any]], noisy: bool, throttled: bool | None
+) -> dict[str, Any]:
+    """What bench.json says of one combination."""
+    subject, rounds, starts = entry.subject, entry.record.rounds, entry.record.starts
+    medians = round_medians(rounds)
+    figures = summary(entry.record.calls, entry.batch)
+    figures["throughput_ips"] = entry.throughput_ips or figures["throughput_ips"]
+    peak = subject.peaks.get(entry.batch, Peak()) if entry.streams == 1 else Peak()
+    single = 1000 * entry.batch / figures["p50_ms"]
+    device = starts[0].device
+    return {
+        "backend": subject.backend,
+        "device": cpu_model() if device == "CPU" else device,
+        "precision": subject.graph.precision,
+        "activations": subject.graph.activations,
+        "batch": entry.batch,
+        "threads": subject.threads,
+        "streams": entry.streams,
+        **figures,
+        "load_ms": _median([start.load_ms for start in starts]),
+        "first_ms": _median([start.first_ms for start in starts]),
+        "rounds_ms": medians,
+        "peak_bytes": peak.process,
+        "device_peak_bytes": peak.device,
+        "energy_mj": entry.energy_mj,
+        "energy_source": entry.energy_source,
+        "ceiling_share": share(found, subject.kernel, subject.macs, entry.throughput_ips or single),
+        "pipeline": entry.pipeline,
+        "noisy": noisy or spread(medians) > NOISY_SPREAD,
+        "throttled": throttled,
+    }
+
+
+def _median(times_ms: Sequence[float | None]) -> float | None:
+    known = [time_ms for time_ms in times_ms if time_ms is not None]
+    return float(np.median(known)) if known else None
+
+
+def ratios(measured: Sequence[Measured], threads: int, seed: int) -> list[dict[str, Any]]:
+    """Pairs that a reader asks for, at each batch.
+
+    Each INT8 graph against the teacher in FP32 on ONNX Runtime, and against the FP32 row before it on the same backend;
+    and each row against the one before it, on the same backend and in the same precision.
+    """
+    single = [entry for entry in measured if entry.streams == 1 and entry.subject.threads in (None, threads)]
+    found = []
+    for index, entry in enumerate(single):
+        mine, first = entry.subject, single[0].subject.artifact
+        earlier = [
+            one for one in single[:index] if one.batch == entry.batch and one.subject.artifact is not mine.artifact
+        ]
+        fp32 = [one for one in earlier if one.subject.graph.precision == "fp32"]
+        teacher = [one for one in fp32 if one.subject.backend == "onnxruntime" and one.subject.artifact is first]
+        same = [one for one in earlier if one.subject.backend == mine.backend]
+        pairs = [one for one in same if one.subject.graph.precision == mine.graph.precision][-1:]
+        if mine.graph.precision == "int8":
+            pairs = [*teacher[:1], *[one for one in same if one in fp32][-1:], *pairs]
+        for slower in {id(one): one for one in pairs}.values():
+            ratio = paired_speedup(entry.record.rounds, slower.record.rounds, seed)
+            ends = {"numerator": mine.name(), "denominator": slower.subject.name(), "batch": entry.batch}
+            found.append({**ends, **ratio.document()})
+    return found

@@ -1,0 +1,340 @@
+"""Where does a quantized or half-precision model leave its FP32 reference? Module by module, on real samples.
+
+Errors add up on their way through a network, so a tensor deep inside is wrong for the sins of all that came before it.
+Therefore every module is judged by itself: it is fed what the FP32 graph feeds it, as the candidate's file computes it,
+Q/DQ included, and its output is compared with FP32's. That is its local error. The error that had accumulated there in
+the whole candidate is reported beside it.
+
+A module is not bad because it is noisy: 8 bits cost a tensor with outliers more than one without. So the local noise is
+divided by the noise that 8 bits have to make there, quantizing FP32's own weights and inputs with our own arithmetic
+and the best of a few ranges. What is left, `excess_db`, is 0 for a module that is as good as its numbers allow, and
+orders the list: a wrong scale anywhere stands out, whatever the module's nature.
+
+Signal and noise are summed over the samples, so memory does not depend on their number. The padding behind the end of a
+text is left out: nothing reads it and nobody calibrated it. Left out too: how much a module's noise matters for the
+embedding, which is the sensitivity that `quantize` measures.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmcompress.artifact import Artifact
+from mmcompress.config import Backend, BisectConfig
+from mmcompress.data.preprocess import normalize
+from mmcompress.errors import UsageError
+from mmcompress.int8 import Signedness, fake_quantize, fake_quantize_weight, signed_from_absmax, unsigned_from_range
+from mmcompress.manifest import Graph
+from mmcompress.measure.bisect.cuts import (
+    GIVEN,
+    Opened,
+    check_same_checkpoint,
+    common_borders,
+    cut,
+    module_of,
+    opened_session,
+    watched,
+)
+from mmcompress.progress import track
+from mmcompress.runtime.backends import available_backends, default_backend, graph_for
+from mmcompress.runtime.session import Session, Tower
+from mmcompress.runtime.tokenize import load_tokenizer, text_processing, tokenize
+
+if TYPE_CHECKING:
+    from mmcompress.stages import Job
+
+TOWERS: tuple[Tower, ...] = ("image", "text")
+FLOOR = 1e-7
+"""Noise to signal (70 dB) that a module in floating point may have: what half precision makes of one tensor."""
+LIMIT_DB = 200.0
+"""Stands for no noise at all, and with a minus for noise without bounds, since JSON has no infinity."""
+STANDS_OUT_DB = 6.0
+"""A module twice as far off as it has to be, in amplitude, is kept in higher precision."""
+FAIR_SHARES = 3.0
+"""So is one that makes more than this many times its fair share of its tower's noise."""
+RANGES = (1.0, 0.7, 0.5, 0.35, 0.25)
+"""Parts of the full range of a tensor among which the best is the one that 8 bits are measured by."""
+PRODUCT_ROWS = 256
+"""Rows of a batch that the product is computed for."""
+Array = NDArray[Any]
+
+
+def bisect(job: Job[BisectConfig]) -> None:
+    """Stage: write bisect.json for a candidate against its FP32 reference."""
+    report = bisect_report(job.sources["reference"], job.sources["candidate"], job.config)
+    (job.draft.path / "bisect.json").write_text(json.dumps(report, indent=1, allow_nan=False), encoding="utf-8")
+
+
+def bisect_report(reference: Artifact, candidate: Artifact, config: BisectConfig) -> dict[str, Any]:
+    """The modules of both towers, the worst first, and which of them to keep in higher precision."""
+    if config.data.test is None:
+        raise UsageError("there are no samples: data.test is not set", "set [data] test, or give --data")
+    if reference.manifest.model != candidate.manifest.model:
+        raise UsageError(
+            f"{reference.path} and {candidate.path} are models of different sizes",
+            "bisect compares two exports of one checkpoint, in FP32 and in another precision",
+        )
+    backend = config.backend or first_backend()
+    graphs = {
+        tower: (
+            graph_for(reference, tower, backend, "fp32"),
+            graph_for(candidate, tower, backend, config.precision),
+        )
+        for tower in TOWERS
+    }
+    modules: list[dict[str, Any]] = []
+    blocks: list[dict[str, Any]] = []
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        probes = {}
+        for tower, (full, other) in graphs.items():
+            files = reference.file(full.file), candidate.file(other.file)
+            probes[tower] = Probe(tower, files, (full, other), backend, folder, stack)
+        samples = 0
+        for pixels, tokens, mask in _samples(reference, config):
+            probes["image"].add({probes["image"].feed: pixels}, None)
+            probes["text"].add({probes["text"].feed: tokens}, mask)
+            samples += len(pixels)
+    for probe in probes.values():
+        modules += probe.modules()
+        blocks += probe.blocks()
+    modules.sort(key=lambda found: (not _audible(found), -found["excess_db"], found["local_sqnr_db"]))
+    return {
+        "schema": 1,
+        "reference": {"row": reference.path.name, "precision": "fp32"},
+        "candidate": {"row": candidate.path.name, "precision": graphs["image"][1].precision},
+        "backend": backend,
+        "samples": samples,
+        "modules": modules,
+        "blocks": blocks,
+        "keep": kept(modules),
+    }
+
+
+def first_backend() -> Backend:
+    """ONNX Runtime where it is installed: it takes graphs of many inputs and outputs at once."""
+    return "onnxruntime" if available_backends()["onnxruntime"] is None else default_backend()
+
+
+def kept(modules: Iterable[Mapping[str, Any]]) -> list[str]:
+    """What to keep in higher precision, worst first: what stands out by its excess, then by its share of the noise."""
+    noisy = [found for found in modules if _audible(found)]
+    fair = {tower: 1 / max(1, sum(found["tower"] == tower for found in noisy)) for tower in TOWERS}
+    wrong = [found for found in noisy if found["excess_db"] > STANDS_OUT_DB]
+    noisy = [found for found in noisy if found not in wrong and found["share"] > FAIR_SHARES * fair[found["tower"]]]
+    return [found["module"] for found in (*wrong, *sorted(noisy, key=lambda found: -found["share"]))]
+
+
+def _audible(found: Mapping[str, Any]) -> bool:
+    """Whether there is more noise than half precision would make anyway."""
+    return bool(found["local_sqnr_db"] < decibels(1, FLOOR))
+
+
+@dataclass
+class Sums:
+    """Signal and noise of one tensor or module, over all samples so far."""
+
+    signal: float = 0.0
+    noise: float = 0.0
+    cosines: float = 0.0
+    rows: int = 0
+
+    def add(self, reference: Array, other: Array) -> None:
+        """(R, F), (R, F)"""
+        a, b = reference.astype(np.float64), other.astype(np.float64)
+        with np.errstate(invalid="ignore", over="ignore"):
+            noise = float(((b - a) ** 2).sum())
+            norms = np.sqrt((a * a).sum(axis=1) * (b * b).sum(axis=1))
+            cosines = np.where(norms > 0, (a * b).sum(axis=1) / np.maximum(norms, np.finfo(np.float64).tiny), 1.0)
+        self.signal += float((a * a).sum())
+        self.noise += noise if math.isfinite(noise) else math.inf
+        self.cosines += float(np.nan_to_num(cosines, nan=0.0, posinf=0.0, neginf=0.0).sum())
+        self.rows += len(a)
+
+    @property
+    def ratio(self) -> float:
+        """Noise to signal."""
+        return self.noise / self.signal if self.signal else math.inf if self.noise else 0.0
+
+    @property
+    def cosine(self) -> float:
+        return self.cosines / self.rows if self.rows else 1.0
+
+
+def decibels(signal: float, noise: float) -> float:
+    """10 log10(signal / noise), within the limits that stand for infinity."""
+    if not noise or math.isinf(signal):
+        return LIMIT_DB
+    return max(-LIMIT_DB, min(LIMIT_DB, 10 * math.log10(signal / noise))) if signal and noise < math.inf else -LIMIT_DB
+
+
+class Probe:
+    """One tower: three sessions on the same samples, and what came of them. The stack that it is given closes them."""
+
+    def __init__(
+        self,
+        tower: Tower,
+        files: tuple[Path, Path],
+        graphs: tuple[Graph, Graph],
+        backend: Backend,
+        folder: Path,
+        stack: ExitStack,
+    ) -> None:
+        reference, candidate = (Opened.read(file, tower) for file in files)
+        self.tower, self.feed = tower, graphs[0].inputs[0].name
+        self._backend, self._folder, self._stack = backend, folder, stack
+        check_same_checkpoint(reference, candidate)
+        self._borders = common_borders(reference, candidate)
+        self._products = candidate.products
+        makers = {node.output[0]: node for node in reference.proto.graph.node}
+        self._weights = {name: reference.constant(makers[name].input[1]) for name in self._products if name in makers}
+        self._fitted = {n: fake_quantize_weight(w, self._products[n].kind) for n, w in self._weights.items()}
+        self._full = stack.enter_context(self._session(watched(reference, self._borders), graphs[0], "full"))
+        self._whole = stack.enter_context(self._session(watched(candidate, self._borders), graphs[1], "whole"))
+        self._cut: Session | None = None
+        self._candidate, self._graph = candidate, graphs[1]
+        self._modules = [module_of(name, tower) or "" for name in self._borders]
+        self._local = {module: Sums() for module in self._modules}
+        self._carried = {module: Sums() for module in self._local}
+        self._needed = dict.fromkeys(self._local, 0.0)
+
+    def _session(self, proto: Any, like: Graph, name: str, ranks: Mapping[str, int] | None = None) -> Session:
+        file = self._folder / f"{self.tower}-{name}.onnx"
+        return opened_session(proto, file, like, self._backend, ranks or {}, self._borders)
+
+    def _cut_session(self, reference: Mapping[str, Array]) -> Session:
+        """Opened with the first batch, which says how many axes each tensor has."""
+        if self._cut is None:
+            ranks = {name: reference[name].ndim for name in self._borders}
+            cut_graph = cut(self._candidate, ranks)
+            self._cut = self._stack.enter_context(self._session(cut_graph, self._graph, "cut", ranks))
+        return self._cut
+
+    def add(self, feeds: Mapping[str, Array], mask: NDArray[np.bool_] | None) -> None:
+        """One batch; of the tokens of a text only those that `mask` (N, T) names."""
+        reference = self._full.run(feeds)
+        whole = self._whole.run(feeds)
+        session = self._cut_session(reference)
+        types = {spec.name: spec.dtype for spec in session.inputs}
+        with np.errstate(over="ignore"):  # what does not fit into FP16 is infinite, as in the candidate itself
+            given = {GIVEN + name: reference[name].astype(types[GIVEN + name]) for name in self._borders}
+        local = session.run({**feeds, **given})
+        for name, module in zip(self._borders, self._modules, strict=True):
+            if np.issubdtype(reference[name].dtype, np.floating):
+                truth = rows_of(reference[name], mask)
+                self._local[module].add(truth, rows_of(local[name], mask))
+                self._carried[module].add(truth, rows_of(whole[name], mask))
+        for name, weight in self._weights.items():
+            inputs = rows_of(reference[self._products[name].reads], mask)
+            self._needed[module_of(name, self.tower) or ""] += needed_noise(
+                inputs, weight, self._fitted[name], self._products[name].kind
+            )
+
+    def modules(self) -> list[dict[str, Any]]:
+        """A row for each module, in order of execution."""
+        total = sum(min(sums.ratio, 1 / FLOOR) for sums in self._local.values())
+        return [
+            {
+                "module": module,
+                "tower": self.tower,
+                "local_sqnr_db": decibels(1, sums.ratio),
+                "local_cosine_mean": sums.cosine,
+                "excess_db": self._excess(module, sums),
+                "carried_sqnr_db": decibels(1, self._carried[module].ratio),
+                "share": min(sums.ratio, 1 / FLOOR) / total if total else 0.0,
+            }
+            for module, sums in self._local.items()
+        ]
+
+    def _excess(self, module: str, sums: Sums) -> float:
+        """Noise over the noise that is needed, in decibels; neither counts below what half precision makes."""
+        needed = self._needed[module] / sums.signal if sums.signal else 0.0
+        return decibels(max(sums.ratio, FLOOR), max(needed, FLOOR))
+
+    def blocks(self) -> list[dict[str, Any]]:
+        """The error that the candidate carries at the end of each block."""
+        ends = {module.rpartition(".")[0]: sums for module, sums in self._carried.items() if ".blocks." in module}
+        return [
+            {
+                "block": block,
+                "tower": self.tower,
+                "carried_cosine_mean": sums.cosine,
+                "carried_sqnr_db": decibels(1, sums.ratio),
+            }
+            for block, sums in ends.items()
+        ]
+
+
+def rows_of(tensor: Array, mask: NDArray[np.bool_] | None) -> Array:
+    """(N, D), (N, T, W) or (N, H, T, d) -> a row for each token (R, F), of those that the mask (N, T) names."""
+    if tensor.ndim == 4:
+        tensor = np.moveaxis(tensor, 2, 1)
+    if mask is not None and tensor.ndim > 2 and tensor.shape[1] == mask.shape[1]:
+        tensor = tensor[mask]
+        return tensor.reshape(len(tensor), -1)
+    tokens = tensor.shape[0] * (tensor.shape[1] if tensor.ndim > 2 else 1)
+    return tensor.reshape(tokens, -1)
+
+
+def needed_noise(inputs: Array, weight: Array, fitted: Array, kind: Signedness) -> float:
+    """(R, in), (in, out) and the same from integers -> energy of the error that 8 bits make of the product.
+
+    The range of the inputs is the part of their full range that leaves the least error, as a calibration would choose.
+    The products are those of some of the rows.
+    """
+    low, high = float(min(inputs.min(), 0)), float(max(inputs.max(), 0))
+    tried = []
+    for part in RANGES:
+        signed = kind == "signed"
+        quantizer = (
+            signed_from_absmax(max(-low, high) * part) if signed else unsigned_from_range(low * part, high * part)
+        )
+        tried.append(fake_quantize(inputs, quantizer))
+    best = min(tried, key=lambda found: float(((found - inputs) ** 2).sum()))
+    every = -(-len(inputs) // PRODUCT_ROWS)
+    error = (best[::every] @ fitted - inputs[::every] @ weight).astype(np.float64)
+    return float((error**2).sum() * len(inputs) / len(error))
+
+
+def _samples(
+    reference: Artifact, config: BisectConfig
+) -> Iterator[tuple[NDArray[np.float32], NDArray[Any], NDArray[np.bool_]]]:
+    """Pixels (B, 3, S, S), tokens (B, T) of the first caption of each image, and which of them count (B, T)."""
+    from mmcompress.data.batches import batches
+
+    preprocessing, text = reference.manifest.preprocessing, text_processing(reference)
+    if preprocessing is None:
+        raise UsageError(f"{reference.path} does not say how images are prepared", "export the artifact again")
+    assert config.data.test is not None
+    tokenizer = load_tokenizer(reference.file(text.file))
+    stream = batches(
+        config.data.test,
+        preprocessing,
+        batch=config.batch,
+        workers=config.data.workers,
+        max_bad_fraction=config.data.max_bad_fraction,
+        shuffle_seed=config.seed,
+    )
+    steps = -(-config.samples // config.batch)
+    for batch in track(islice(stream, steps), "bisect", steps):
+        tokens = tokenize(tokenizer, [captions[0] for captions in batch.captions], text)
+        yield normalize(batch.pixels, preprocessing), tokens, up_to_the_end(tokens, text.eos_token_id)
+
+
+def up_to_the_end(tokens: NDArray[np.integer[Any]], end: int) -> NDArray[np.bool_]:
+    """(B, T) -> (B, T): true up to the first end token; all of a text that has none."""
+    ends = tokens == end
+    last = np.where(ends.any(axis=1), ends.argmax(axis=1), tokens.shape[1] - 1)
+    found: NDArray[np.bool_] = np.arange(tokens.shape[1]) <= last[:, None]
+    return found

@@ -1,0 +1,207 @@
+"""The figures of one row of the drift table: what it finds, and how far it is from another row, each with its interval.
+
+Most figures are means over images, so a figure is a pair of columns here, a value and a weight for each image, and the
+mean and its interval come from the same two columns. With captions, a text-to-image recall is such a mean too: an image
+brings the hits of all its captions. With classes, its queries are the classes, and they are what is resampled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmcompress.measure.agreement import agreement, calibration_error, cosines, flip_shares, ranked_images, unit_ranks
+from mmcompress.measure.drift.significance import (
+    Interval,
+    bootstrap_ci,
+    interval,
+    mcnemar_p,
+    paired_change,
+    resample_counts,
+    resampled_means,
+)
+from mmcompress.measure.drift.testset import Pairs, Row
+from mmcompress.measure.retrieval import (
+    KS,
+    RECALLS,
+    Answers,
+    Bools,
+    Floats,
+    Ints,
+    Matches,
+    answer,
+    cuts_for,
+    hits,
+    shares_by_class,
+)
+
+Columns = Mapping[str, tuple[NDArray[Any], NDArray[Any]]]
+"""(N,) sum and (N,) weight of each image, by the name of the figure."""
+Document = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One row's embeddings of N of the images and of all M texts, and what they answer."""
+
+    images: Floats
+    """(N, D)"""
+    texts: Floats
+    """(M, D)"""
+    group: Ints
+    """(N,) the group of each image, in which its texts are"""
+    i2t: Matches
+    t2i: Matches
+    classes: bool
+    answers: Answers
+    text_hits: Bools
+    """(M, 3)"""
+    right: Bools
+    """(N,): the best text, the first of equal ones, belongs to the image"""
+    counts: NDArray[np.uint8]
+    """(R, N) resamples of the images, the same for every row"""
+
+    @cached_property
+    def ranks(self) -> NDArray[np.float32]:
+        """(n, M) of some of the images, for the rank correlation."""
+        some = ranked_images(len(self.images), len(self.texts))
+        return unit_ranks(self.images[some], self.texts)
+
+    @cached_property
+    def r10_resampled(self) -> NDArray[np.float64]:
+        """(R,) recall at 10 of the images in each resample."""
+        answered = self.i2t.answerable[:, None]
+        return resampled_means(self.answers.hits[:, 2:3] & answered, self.counts, answered)[:, 0]
+
+
+def measured(pairs: Pairs, row: Row, chosen: Ints, seed: int = 0) -> Measured:
+    """Everything about one row that needs no other row, over some of the images: two passes over the scores."""
+    images = row.images if len(chosen) == len(row.images) else row.images[chosen]
+    group = pairs.image_group[chosen]
+    i2t, t2i = Matches.of(group, pairs.text_group), Matches.of(pairs.text_group, group)
+    cuts = (*RECALLS, *cuts_for(len(row.texts)))
+    answers = answer(images, row.texts, i2t, cuts, row.logit_scale if pairs.classes else None)
+    right = (pairs.text_group[answers.best] == group) & i2t.answerable
+    text_hits = hits(row.texts, images, t2i)
+    counts = resample_counts(len(images), seed)
+    return Measured(images, row.texts, group, i2t, t2i, pairs.classes, answers, text_hits, right, counts)
+
+
+def metrics(row: Measured, reference: Measured) -> Document:
+    """Every figure of a row, alone and against the reference, with `ci95` of those that have an interval."""
+    columns: dict[str, tuple[NDArray[Any], NDArray[Any]]] = {
+        **_recalls(row, row.answers.hits, row.text_hits),
+        "margin_mean": _each(row.answers.margin),
+        **_accuracies(row),
+    }
+    class_means, class_intervals = _class_queries(row, row.text_hits)
+    figures: Document = {"top1": None, "top5": None, **_means(columns), **class_means}
+    figures["mean_per_class_recall"] = figures["ece"] = None
+    if row.classes and (answered := row.i2t.answerable).any():
+        figures["mean_per_class_recall"] = float(shares_by_class(row.right[answered], row.group[answered]).mean())
+        if np.isfinite(row.answers.confidence).all():
+            figures["ece"] = calibration_error(row.answers.confidence[answered], row.right[answered])
+    texts = cosines(reference.texts, row.texts) if same_space(row, reference) else None
+    figures["text_cosine_mean"] = None if texts is None else float(texts.mean())
+    figures["text_cosine_p01"] = None if texts is None else float(np.quantile(texts, 0.01))
+    moved, moved_intervals = distance(row, reference)
+    old, old_intervals = _old_index(row, reference)
+    intervals = _intervals(columns, row.counts) | class_intervals | moved_intervals | old_intervals
+    return {**figures, **moved, "old_index": old, "ci95": {k: v for k, v in intervals.items() if v is not None}}
+
+
+def distance(row: Measured, other: Measured) -> tuple[Document, dict[str, Interval | None]]:
+    """How far a row is from another one, and the intervals of what is a mean over images. Of a row from itself, the
+    change has no interval."""
+    flips = flip_shares(other.answers.best, row.answers.best, other.right, row.right)
+    columns = {name: _each(values) for name, values in flips.items()}
+    figures: Document = {"cosine_mean": None, "cosine_p01": None, "cosine_worst": None, **_means(columns)}
+    if same_space(row, other):
+        similarity = cosines(other.images, row.images)
+        figures |= agreement(similarity)
+        columns["cosine_mean"] = _each(similarity)
+    gained, lost = int(flips["flips_gained"].sum()), int(flips["flips_lost"].sum())
+    correlations = (row.ranks * other.ranks).sum(axis=1, dtype=np.float64)
+    figures |= {"mcnemar_p": mcnemar_p(gained, lost), "rank_correlation": float(correlations.mean())}
+    figures["r10_change"] = None if row is other else r10_change(row, other)
+    return figures, {**_intervals(columns, row.counts), "rank_correlation": bootstrap_ci(correlations)}
+
+
+def r10_change(row: Measured, other: Measured) -> Document:
+    """Recall at 10 of the row minus that of the other, over the same resamples."""
+    change = {"i2t": _r10(row) - _r10(other)}
+    found, significant = paired_change(other.r10_resampled, row.r10_resampled)
+    return {**change, "ci95": found, "significant": significant}
+
+
+def _r10(row: Measured) -> float:
+    return float(row.answers.hits[row.i2t.answerable, 2].mean())
+
+
+def same_space(row: Measured, other: Measured) -> bool:
+    """Whether the embeddings of two rows can be compared; a student may have fewer dimensions than its teacher."""
+    return bool(row.images.shape[1] == other.images.shape[1])
+
+
+def _old_index(row: Measured, reference: Measured) -> tuple[Document | None, dict[str, Interval | None]]:
+    """Recall of the row's queries among the reference's embeddings; None for the reference itself and where the two
+    differ in dimension."""
+    if row is reference or not same_space(row, reference):
+        return None, {}
+    images, texts = hits(row.images, reference.texts, row.i2t), hits(row.texts, reference.images, row.t2i)
+    columns = _recalls(row, images, texts)
+    class_means, class_intervals = _class_queries(row, texts)
+    intervals = _intervals(columns, row.counts) | class_intervals
+    return _means(columns) | class_means, {f"old_index_{name}": bounds for name, bounds in intervals.items()}
+
+
+def _each(values: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+    return values, np.ones(len(values))
+
+
+def _recalls(row: Measured, image_hits: Bools, text_hits: Bools) -> dict[str, tuple[NDArray[Any], NDArray[Any]]]:
+    """Columns of the recalls; (N, 3 or more), (M, 3)."""
+    answered = row.i2t.answerable
+    found: dict[str, tuple[NDArray[Any], NDArray[Any]]]
+    found = {f"i2t_r{k}": (image_hits[:, place] & answered, answered) for place, k in enumerate(KS)}
+    if row.classes:
+        return found
+    captions = np.diff(row.i2t.starts)
+    owner = np.repeat(np.arange(len(captions)), captions)
+    for place, k in enumerate(KS):
+        sums = np.bincount(owner, weights=text_hits[row.i2t.columns, place], minlength=len(captions))
+        found[f"t2i_r{k}"] = (sums, captions)
+    return found
+
+
+def _accuracies(row: Measured) -> dict[str, tuple[NDArray[Any], NDArray[Any]]]:
+    """Columns of the zero-shot accuracies; of fewer than five classes there is no top-5."""
+    if not row.classes:
+        return {}
+    answered = row.i2t.answerable
+    places = {"top1": 3, "top5": 4} if len(row.texts) >= 5 else {"top1": 3}
+    return {name: (row.answers.hits[:, place] & answered, answered) for name, place in places.items()}
+
+
+def _means(columns: Columns) -> dict[str, float]:
+    return {name: float(values.sum() / weights.sum()) for name, (values, weights) in columns.items()}
+
+
+def _intervals(columns: Columns, counts: NDArray[np.uint8]) -> dict[str, Interval | None]:
+    values, weights = (np.stack([column[side] for column in columns.values()], axis=1) for side in (0, 1))
+    return dict(zip(columns, map(interval, resampled_means(values, counts, weights).T), strict=True))
+
+
+def _class_queries(row: Measured, text_hits: Bools) -> tuple[dict[str, float], dict[str, Interval | None]]:
+    """Text-to-image recalls and their intervals where the queries are classes; captions are columns of the images."""
+    if not row.classes:
+        return {}, {}
+    asked = {f"t2i_r{k}": text_hits[row.t2i.answerable, place] for place, k in enumerate(KS)}
+    return {name: float(found.mean()) for name, found in asked.items()}, {
+        name: bootstrap_ci(found) for name, found in asked.items()
+    }

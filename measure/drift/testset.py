@@ -1,0 +1,152 @@
+"""The evaluated images, their candidate texts, and what an artifact makes of both.
+
+There are two kinds of sets. Pairs: the captions of all images are the candidates, each belongs to its image. Classes:
+the candidates are labels, from a file (`data.labels`) or from the data itself where it has classes, and an image
+belongs to the one that it is labelled with. Prompt templates stand around labels: a label is then the mean of the
+embeddings of all its prompts, normalized again (Radford et al. 2021, section 3.1.4), so a row costs as many texts as
+there are labels times templates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from mmcompress.artifact import Artifact
+from mmcompress.config import Backend, DataConfig
+from mmcompress.errors import CorruptInputError, UsageError
+from mmcompress.measure.retrieval import Bools, Floats, Ints
+from mmcompress.runtime.encoder import Encoder, unit
+
+_PROMPTS = 512
+"""Prompts that are embedded at once."""
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """The evaluated images and the candidate texts."""
+
+    keys: list[str]
+    seen: Bools
+    """(N,)"""
+    texts: list[str]
+    templates: tuple[str, ...]
+    """Prompts around the texts; none are the texts themselves."""
+    image_group: Ints
+    """(N,) an image and a text of the same group match; -1 matches nothing"""
+    text_group: Ints
+    """(M,)"""
+    classes: bool
+    """The candidates are labels, so there is a top-1 accuracy."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One artifact's embeddings of the pairs."""
+
+    name: str
+    precision: str
+    logit_scale: float | None
+    images: Floats
+    """(N, D)"""
+    texts: Floats
+    """(M, D)"""
+
+
+def embed_row(
+    artifact: Artifact, data: DataConfig, backend: Backend | None, batch: int, pairs: Pairs | None
+) -> tuple[Pairs, Row]:
+    """Run both towers over the test set; the first row also says which pairs there are."""
+    from mmcompress.data.batches import batches
+
+    assert data.test is not None
+    keys: list[str] = []
+    seen: list[bool] = []
+    labels: list[str | None] = []
+    captions: list[tuple[str, ...]] = []
+    images: list[Floats] = []
+    with Encoder.open(artifact, backend) as encoder:
+        stream = batches(
+            data.test,
+            encoder.preprocessing,
+            batch=batch,
+            workers=data.workers,
+            max_bad_fraction=data.max_bad_fraction,
+        )
+        for part in stream:
+            keys += part.keys
+            seen += part.seen
+            labels += part.labels
+            captions += part.captions
+            images.append(encoder.pixels(part.pixels))
+        if pairs is None:
+            pairs = _pairs(keys, seen, labels, captions, data)
+        elif pairs.keys != keys:
+            raise CorruptInputError(f"{data.test} changed while it was read", "run drift again")
+        texts = prompt_embeddings(encoder, pairs.texts, pairs.templates)
+    scale = artifact.manifest.facts.get("logit_scale")
+    scale = float(scale) if isinstance(scale, (int, float)) else None
+    return pairs, Row(artifact.path.name, encoder.precisions["image"], scale, np.concatenate(images), texts)
+
+
+def prompt_embeddings(encoder: Encoder, texts: Sequence[str], templates: Sequence[str] = ()) -> Floats:
+    """M texts -> (M, D): each text's own embedding, or the normalized mean of its prompts'."""
+    from mmcompress.data.layout import prompts
+
+    if not templates:
+        return encoder.texts(texts)
+    step = max(1, _PROMPTS // len(templates))
+    parts = []
+    for start in range(0, len(texts), step):
+        some = texts[start : start + step]
+        embedded = encoder.texts(prompts(some, templates))
+        parts.append(unit(embedded.reshape(len(some), len(templates), -1).mean(axis=1)))
+    return np.concatenate(parts)
+
+
+def _pairs(
+    keys: list[str], seen: list[bool], labels: list[str | None], captions: list[tuple[str, ...]], data: DataConfig
+) -> Pairs:
+    from mmcompress.data.layout import class_names, own_templates
+
+    assert data.test is not None
+    natural = class_names(data.test)
+    if data.labels is None and natural is None:
+        if data.templates is not None:
+            raise UsageError(
+                f"data.templates is {data.templates}, and {data.test} has captions, not classes",
+                "give --labels with the names of the classes, or leave the templates out",
+            )
+        owner = [index for index, texts in enumerate(captions) for _ in texts]
+        texts = [text for group in captions for text in group]
+        return Pairs(keys, np.array(seen), texts, (), np.arange(len(keys)), np.array(owner), classes=False)
+    texts = read_labels(data.labels) if data.labels is not None else list(natural or ())
+    templates = read_templates(data.templates) if data.templates is not None else own_templates(data.test)
+    place = {text: index for index, text in enumerate(texts)}
+    groups = np.array([place.get(label or "", -1) for label in labels])
+    if (groups < 0).all():
+        raise UsageError(
+            f"no image of {data.test} has a label that is in {data.labels}",
+            f'labels are a sample\'s class, or the "label" of its json; the first image has {labels[0]!r}',
+        )
+    return Pairs(keys, np.array(seen), texts, tuple(templates), groups, np.arange(len(texts)), classes=True)
+
+
+def read_labels(spec: str) -> list[str]:
+    """Candidate texts, one a line, each once; `demo:names` are those that ship."""
+    from mmcompress.data.layout import read_lines
+    from mmcompress.data.spec import expand
+
+    path = Path(expand(spec)[0])
+    return list(dict.fromkeys(read_lines(path, "labels", "one label a line")))
+
+
+def read_templates(spec: str) -> list[str]:
+    """Prompt templates, one a line, each with a place for the label."""
+    from mmcompress.data.layout import checked_templates
+    from mmcompress.data.spec import expand
+
+    return checked_templates(Path(expand(spec)[0]))

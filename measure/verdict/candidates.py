@@ -1,0 +1,72 @@
+"""The INT8 graphs that a verdict tries: one entry a degree of freedom that paid on some backend when it was measured.
+
+Which products are integers, and how activations are stored, is all that the writer can still choose: the rest of the
+graph was settled by measuring (docs/decisions.md), as runtimes fuse LayerNorm, GELU and the joint QKV as it is written.
+A Linear that costs accuracy or, on a processor without integer instructions, time can stay in float in every block;
+Linears that `quantize` left in float stay so in each candidate. Attention products are integers where a runtime gains
+by it and the drift allows it, which is seldom for the second of them. Graphs for GPUs compile as they say, by the audit
+of TensorRT-RTX; no GPU has timed them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+
+from mmcompress.architecture import DualEncoderConfig
+from mmcompress.config import Backend
+from mmcompress.export.graph import AttentionProduct, Numerics
+from mmcompress.export.towers import linear_modules
+from mmcompress.runtime.backends import CPU_BACKENDS, GPU_BACKENDS
+
+LINEARS = ("qkv", "out", "fc1", "fc2")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way to write the INT8 graphs."""
+
+    name: str
+    says: str
+    backends: tuple[Backend, ...]
+    activations: Literal["signed", "unsigned"]
+    dtype: type[np.float32] | type[np.float16] = np.float32
+    """Of everything that is not an INT8 product."""
+    linears: tuple[str, ...] = LINEARS
+    """Those that are INT8, in every block."""
+    attention: tuple[AttentionProduct, ...] = ()
+    """Attention products that are INT8, in every block."""
+
+
+CANDIDATES = (
+    Candidate("all", "all Linears", CPU_BACKENDS, "unsigned"),
+    Candidate("signed", "all Linears, signed activations", CPU_BACKENDS, "signed"),
+    Candidate("scores", "all Linears and the attention's scores", CPU_BACKENDS, "unsigned", attention=("scores",)),
+    Candidate("attention", "all Linears and attention", CPU_BACKENDS, "unsigned", attention=("scores", "mixed")),
+    Candidate("no-out", "all but the out-projections", CPU_BACKENDS, "unsigned", linears=("qkv", "fc1", "fc2")),
+    Candidate("qkv-fc1", "what reads a LayerNorm: QKV and FC1", CPU_BACKENDS, "unsigned", linears=("qkv", "fc1")),
+    Candidate("mlp", "the MLP only", CPU_BACKENDS, "unsigned", linears=("fc1", "fc2")),
+    Candidate("all", "all Linears, FP16 around them", GPU_BACKENDS, "signed", np.float16),
+    Candidate("qkv-fc1", "QKV and FC1, FP16 elsewhere", GPU_BACKENDS, "signed", np.float16, ("qkv", "fc1")),
+    Candidate("mlp", "the MLP only, FP16 elsewhere", GPU_BACKENDS, "signed", np.float16, ("fc1", "fc2")),
+)
+
+
+def candidates_for(
+    backend: Backend, model: DualEncoderConfig, int8: Mapping[str, Numerics]
+) -> Iterator[tuple[Candidate, Numerics]]:
+    """Those that make sense on a backend with their numerics, each different graph once."""
+    known = set()
+    for candidate in CANDIDATES:
+        if backend not in candidate.backends:
+            continue
+        base = int8[candidate.activations]
+        others = {name for name in linear_modules(model) if name.rpartition(".")[2] not in candidate.linears}
+        kept = base.kept | others
+        kind = (candidate.activations, candidate.dtype, kept, candidate.attention)
+        if kind not in known and len(kept) < len(linear_modules(model)):
+            known.add(kind)
+            yield candidate, replace(base, dtype=candidate.dtype, kept=kept, attention=candidate.attention)

@@ -1,0 +1,140 @@
+"""The measuring of a verdict: graphs that are not yet delivered, raced in one interleaved run and embedded with.
+
+What is raced are files of a work folder, on a CPU runtime or as an engine that was built here, through the same
+sessions that run the delivered ones. All of them are in one run (`interleave.py`), so every ratio is of paired visits,
+and the run ends early once the ratio that decides is known well enough.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmcompress.config import Backend
+from mmcompress.manifest import Graph
+from mmcompress.measure.agreement import cosines, lost_matches
+from mmcompress.measure.estimate import Ratio, paired_speedup, round_medians, summary
+from mmcompress.measure.interleave import Record, add_rounds
+from mmcompress.measure.retrieval import Floats, Ints
+from mmcompress.runtime.backends import CPU_BACKENDS, open_file
+from mmcompress.runtime.session import Session, Tower
+
+TOWERS: tuple[Tower, ...] = ("image", "text")
+ROUND_S = 0.2
+"""Measured time of each graph in a round."""
+SCREENING_ROUNDS = 5
+ROUNDS = 10
+"""Fewest of the final race."""
+NARROW = 0.03
+"""Width of the interval at which the race ends, of which 0.02 are there in any case."""
+EMBED_BATCH = 32
+Embedded = tuple[Floats, Floats]
+"""Images (N, D) and texts (M, D)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Entrant:
+    """One graph, as a file, on one backend."""
+
+    path: Path
+    graph: Graph
+    backend: Backend
+    threads: int | None
+    """None on a GPU."""
+
+    def open(self) -> Session:
+        if self.backend in CPU_BACKENDS:
+            return open_file(self.path, self.graph, self.backend, threads=self.threads)
+        from mmcompress.runtime.tensorrt import open_plan
+
+        return open_plan(self.path, self.graph, self.backend)
+
+    @property
+    def file_bytes(self) -> int:
+        """Of the graph, and of the weights that lie beside it in a file of their own."""
+        return sum(file.stat().st_size for file in self.path.parent.glob(f"{self.path.name}*"))
+
+    @property
+    def memory_bytes(self) -> int:
+        return 3 * self.file_bytes
+
+
+@dataclass(frozen=True, eq=False)
+class Pair:
+    """Both towers of a model in one precision on one backend."""
+
+    name: str
+    """The candidate of INT8 graphs, else the precision."""
+    precision: str
+    towers: Mapping[Tower, Entrant]
+
+    @property
+    def backend(self) -> Backend:
+        return self.towers["image"].backend
+
+
+Measured = Mapping[tuple[Pair, Tower], Record]
+
+
+def race(
+    pairs: Sequence[Pair],
+    towers: Sequence[Tower],
+    batch: int,
+    rounds: tuple[int, int],
+    seed: int,
+    decided: Callable[[Measured], bool] = lambda _: False,
+) -> Measured:
+    """Records of every pair's towers: between the fewest and the most rounds, until it is `decided`."""
+    found = {(pair, tower): Record() for pair in pairs for tower in towers}
+    combinations = [(pair.towers[tower], batch) for pair, tower in found]
+    add_rounds(list(found.values()), combinations, ROUND_S, rounds, seed, "race", lambda: decided(found))
+    return found
+
+
+def speedup(measured: Measured, fast: Pair, slow: Pair, tower: Tower = "image", seed: int = 0) -> Ratio:
+    """How many times as fast the first is as the second."""
+    return paired_speedup(measured[fast, tower].rounds, measured[slow, tower].rounds, seed)
+
+
+def latency(record: Record, batch: int) -> dict[str, Any]:
+    """Figures of one graph, without its histogram."""
+    figures = summary(record.calls, batch)
+    kept = ("samples", "p50_ms", "p90_ms", "p99_ms", "throughput_ips")
+    return {**{key: figures[key] for key in kept}, "rounds_ms": round_medians(record.rounds)}
+
+
+def outputs(entrant: Entrant, inputs: NDArray[Any], prepare: Callable[[NDArray[Any]], NDArray[Any]]) -> Floats:
+    """(N, …) inputs as they are stored, each batch prepared -> (N, D), exactly as the graph gives them."""
+    with entrant.open() as session:
+        step = min(EMBED_BATCH, session.max_batch or EMBED_BATCH)
+        name, output = session.inputs[0].name, session.outputs[0].name
+        parts = [
+            session.run({name: prepare(inputs[start : start + step])})[output] for start in range(0, len(inputs), step)
+        ]
+    return np.concatenate(parts)
+
+
+def drift(reference: Embedded, found: Embedded, image_group: Ints) -> dict[str, float]:
+    """How far a model moved from FP32 on pairs; image_group (N,) is the text that belongs to each image."""
+    texts = np.arange(len(reference[1]))
+    images, text = (cosines(a, b) for a, b in zip(reference, found, strict=True))
+    return {
+        "flip_rate": float((best(*reference) != best(*found)).mean()),
+        "text_flip_rate": float((best(*reference[::-1]) != best(*found[::-1])).mean()),
+        "cosine_mean": float(images.mean()),
+        "cosine_p01": float(np.quantile(images, 0.01)),
+        "text_cosine_mean": float(text.mean()),
+        "text_cosine_p01": float(np.quantile(text, 0.01)),
+        "r10_lost": lost_matches(reference, found, image_group, texts),
+    }
+
+
+def best(queries: Floats, candidates: Floats) -> Ints:
+    """(Q, D), (C, D) -> (Q,): the best candidate of each query."""
+    found: Ints = (queries @ candidates.T).argmax(axis=1)
+    return found

@@ -1,0 +1,136 @@
+"""Who takes part in a verdict: the float graphs and the INT8 candidates, written and opened on the backend.
+
+Each pair of graphs lies in a folder of its own, under the names that it is delivered with. A graph that the backend
+does not load is left out with the reason, unless it is FP32, without which there is nothing to compare with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from mmcompress.artifact import Artifact
+from mmcompress.config import Backend, ExportConfig, VerdictConfig
+from mmcompress.errors import CorruptInputError, MissingRequirementError, UsageError
+from mmcompress.export.export import Variant, write_graph
+from mmcompress.export.graph import Array, Numerics
+from mmcompress.manifest import Graph
+from mmcompress.measure.verdict.candidates import Candidate
+from mmcompress.measure.verdict.contest import EMBED_BATCH, TOWERS, Entrant, Pair
+from mmcompress.runtime.backends import CPU_BACKENDS, GPU_BACKENDS, available_backends, default_backend
+from mmcompress.runtime.machine import usable_cores
+from mmcompress.runtime.session import Tower
+
+OPSET = int(ExportConfig.model_fields["opset"].default)
+Write = Callable[[str, Variant, Backend], Pair]
+"""(name, variant, backend) -> both towers' graphs of it."""
+
+
+@dataclass(frozen=True)
+class Tried:
+    """A candidate: its graphs, or why the backend does not take them."""
+
+    candidate: Candidate
+    numerics: Numerics
+    pair: Pair | None
+    failed: str | None = None
+
+
+def runnable(asked: Backend | None) -> Backend:
+    """The backend, or MissingRequirementError with the reason that it cannot run here."""
+    backend = asked or default_backend()
+    reason = available_backends()[backend]
+    if reason is None:
+        return backend
+    hint = f"pip install 'mmcompress[{backend}]'"
+    if backend in GPU_BACKENDS:
+        hint = "run this on the machine with the GPU, or judge a CPU runtime: --backend openvino"
+    if backend == "tensorrt-rtx":
+        hint += "; `mmcompress build` makes its engines here, with an audit, but cannot say how fast they are"
+    raise MissingRequirementError(f"a verdict on {backend} has to run there, and it does not run here: {reason}", hint)
+
+
+def written(
+    source: Artifact,
+    tensors: Mapping[str, Array],
+    folder: Path,
+    config: VerdictConfig,
+    name: str,
+    variant: Variant,
+    backend: Backend,
+) -> Pair:
+    """Both towers as `variant`, in a folder of their own; on a GPU as engines that are built from them here."""
+    entrants: dict[Tower, Entrant] = {}
+    threads = None if backend in GPU_BACKENDS else config.threads or usable_cores()
+    place = folder / name
+    place.mkdir(parents=True, exist_ok=True)
+    for tower in TOWERS:
+        path = place / variant.file(tower)
+        graph = write_graph(path, source.model, tensors, tower, variant, OPSET)
+        if backend in GPU_BACKENDS:
+            path = _engine(path, graph, backend, config.batch)
+        entrants[tower] = Entrant(path, graph, backend, threads)
+    return Pair(name, variant.precision, entrants)
+
+
+def _engine(path: Path, graph: Graph, backend: Backend, batch: int) -> Path:
+    from mmcompress.export.build import NATIVE, engine_from_onnx
+    from mmcompress.runtime.tensorrt import tensorrt_module
+
+    batches = (1, batch, max(batch, EMBED_BATCH))
+    engine = engine_from_onnx(tensorrt_module(backend), path, graph.inputs, target=NATIVE, batches=batches)
+    place = path.with_suffix(".engine")
+    place.write_bytes(engine.plan)
+    return place
+
+
+def float_pairs(write: Write, backend: Backend) -> tuple[list[Pair], dict[str, str]]:
+    """FP32 on the backend, on CPUs also on ONNX Runtime, and FP16; and of those that do not run, why."""
+    found = [write("fp32", Variant("fp32", Numerics()), backend)]
+    missing: dict[str, str] = {}
+    if backend in CPU_BACKENDS and backend != "onnxruntime":
+        reason = available_backends()["onnxruntime"]
+        if reason is None:
+            reference: Backend = "onnxruntime"
+            towers = {tower: replace(entrant, backend=reference) for tower, entrant in found[0].towers.items()}
+            found.append(Pair("fp32", "fp32", towers))
+        else:
+            missing["fp32 on onnxruntime"] = reason
+    half, reason = _opened(write, "fp16", Variant("fp16", Numerics(np.float16)), backend)
+    if half is not None:
+        found.append(half)
+    else:
+        missing[f"fp16 on {backend}"] = str(reason)
+    return found, missing
+
+
+def tried_candidates(write: Write, backend: Backend, candidates: Iterable[tuple[Candidate, Numerics]]) -> list[Tried]:
+    """Each candidate as graphs that the backend runs, or the reason that it does not; one has to run."""
+    tried = []
+    for candidate, numerics in candidates:
+        pair, reason = _opened(write, candidate.name, Variant("int8", numerics), backend)
+        tried.append(Tried(candidate, numerics, pair, reason))
+    failed = [one.failed for one in tried if one.failed]
+    if len(failed) == len(tried):
+        raise UsageError(
+            f"{backend} runs none of the INT8 graphs: {failed[0]}"
+            if failed
+            else "every Linear of this checkpoint stays in float, so there is no INT8 to judge",
+            "quantize it again with a larger --max-drop, or ship FP16: mmcompress export --precision fp16",
+        )
+    return tried
+
+
+def _opened(write: Write, name: str, variant: Variant, backend: Backend) -> tuple[Pair | None, str | None]:
+    """The pair if the backend loads both of its graphs, else why not."""
+    try:
+        pair = write(name, variant, backend)
+        for tower in TOWERS:
+            with pair.towers[tower].open():
+                pass
+    except (CorruptInputError, UsageError) as error:
+        return None, error.what
+    return pair, None

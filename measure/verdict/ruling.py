@@ -1,0 +1,131 @@
+"""The ruling of a verdict: from ratios and drift to the file that should be shipped, and the words for it. Pure.
+
+INT8 costs accuracy and a calibration that has to be kept, so it has to earn its place: the whole 95% interval of its
+speed-up over the faster of FP32 and FP16 lies beyond 2%, and it loses no more of FP32's R@10 hits, and answers no more
+images otherwise, than the budget. Of the float graphs the plainer one stays unless another is faster by as much. The
+image tower decides, since texts are usually embedded once; what the text tower does is reported beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from mmcompress.artifact import Artifact
+from mmcompress.errors import GateFailedError
+from mmcompress.formats import BACKENDS, percent
+from mmcompress.measure.estimate import Ratio
+from mmcompress.measure.verdict.contest import Pair
+
+MARGIN = 1.02
+"""Speed-up that the lower end of the interval has to reach."""
+Faster = Callable[[Pair, Pair], Ratio]
+"""How many times as fast the first is as the second."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a graph may cost against FP32."""
+
+    max_drop: float
+    """Share of R@10 hits that may be lost."""
+    max_flips: float | None
+    """Share of images whose best text may be another one; None for any."""
+
+    def holds(self, drift: Mapping[str, float]) -> bool:
+        return not self.broken(drift)
+
+    def broken(self, drift: Mapping[str, float]) -> list[str]:
+        """In words, each limit that a drift passes."""
+        lost, flips, allowed = drift["r10_lost"], drift["flip_rate"], self.max_flips
+        found = []
+        if lost > self.max_drop:
+            found.append(f"it loses {percent(lost, 2)} of the R@10 hits, and {percent(self.max_drop, 2)} were allowed")
+        if allowed is not None and flips > allowed:
+            found.append(
+                f"it answers {percent(flips, 2)} of the images otherwise, and {percent(allowed, 2)} were allowed"
+            )
+        return found
+
+    def held(self, drift: Mapping[str, float]) -> str:
+        """In words, how far a drift is from the limits."""
+        lost, flips = percent(drift["r10_lost"], 2), percent(drift["flip_rate"], 2)
+        limit = "any" if self.max_flips is None else percent(self.max_flips, 2)
+        hits = f"loses {lost} of the R@10 hits ({percent(self.max_drop, 2)} were allowed)"
+        return f"{hits} and answers {flips} of the images otherwise ({limit} were allowed)"
+
+
+@dataclass(frozen=True)
+class Ruling:
+    """What to ship, and why."""
+
+    ship: Pair
+    to_beat: Pair
+    """The fastest float graph."""
+    speedup: Ratio
+    """Of INT8 over it."""
+    own_speedup: Ratio | None
+    """Of INT8 over FP32 on the same backend, where the fastest float graph is on another one."""
+    obstacles: tuple[str, ...]
+    """What speaks against INT8; nothing does where it is recommended."""
+
+    @property
+    def int8(self) -> bool:
+        return not self.obstacles
+
+
+def plainest(floats: Sequence[Pair], faster: Faster) -> Pair:
+    """The first, unless a later one is faster by the margin."""
+    chosen = floats[0]
+    for other in floats[1:]:
+        if faster(other, chosen).low >= MARGIN:
+            chosen = other
+    return chosen
+
+
+def ruled(int8: Pair, drift: Mapping[str, float], floats: Sequence[Pair], faster: Faster, budget: Budget) -> Ruling:
+    """`floats` in the order of preference: FP32 on the backend, FP32 elsewhere, FP16; `drift` is that of INT8."""
+    to_beat = max(floats, key=lambda one: faster(one, floats[0]).speedup)
+    ratio = faster(int8, to_beat)
+    own = faster(int8, floats[0]) if to_beat.backend != int8.backend else None
+    obstacles = []
+    if ratio.low < MARGIN:
+        obstacles.append(f"it is {pace(ratio, named(to_beat))}, and 2% faster beyond doubt was asked")
+    obstacles += budget.broken(drift)
+    return Ruling(plainest(floats, faster) if obstacles else int8, to_beat, ratio, own, tuple(obstacles))
+
+
+def sentence(ruling: Ruling, int8: Pair, drift: Mapping[str, float], faster: Faster, budget: Budget, pairs: int) -> str:
+    """The verdict in plain words."""
+    on = BACKENDS[int8.backend]
+    own = f" On {on} alone, it is {pace(ruling.own_speedup, 'FP32')}." if ruling.own_speedup else ""
+    if ruling.int8:
+        fastest = f"{pace(ruling.speedup, named(ruling.to_beat))}, the fastest float graph"
+        within = f"and on {pairs} held-out pairs it {budget.held(drift)}"
+        return f"Ship {named(int8)} ({int8.name}): it is {fastest}, {within}.{own}"
+    because = "; ".join(ruling.obstacles)
+    found = f"Do not ship {named(int8)} ({int8.name}, the best of the candidates): {because}. Ship {named(ruling.ship)}"
+    if ruling.ship is ruling.to_beat:
+        return f"{found}, the fastest float graph.{own}"
+    small = pace(faster(ruling.to_beat, ruling.ship), "it")
+    return f"{found}: {named(ruling.to_beat)} is not clearly faster ({small}).{own}"
+
+
+def pace(ratio: Ratio, than: str) -> str:
+    """`1.11 times as fast as FP32 on OpenVINO (95% interval 1.09 to 1.13)`"""
+    return f"{ratio.speedup:.2f} times as fast as {than} (95% interval {ratio.low:.2f} to {ratio.high:.2f})"
+
+
+def named(pair: Pair) -> str:
+    """`INT8 on OpenVINO`"""
+    return f"{pair.precision.upper()} on {BACKENDS[pair.backend]}"
+
+
+def enforce(artifact: Artifact | None, strict: bool) -> None:
+    """Raise GateFailedError where a verdict was given, does not recommend INT8, and that is not to be accepted."""
+    found = artifact.manifest.facts["recommendation"] if artifact else None
+    if artifact and found and strict and not found["int8"]:
+        raise GateFailedError(
+            f"INT8 is not recommended: {found['sentence']}",
+            f"{artifact.path} holds all graphs; leave --strict (or `strict`) out to go on with them",
+        )

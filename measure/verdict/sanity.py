@@ -1,0 +1,75 @@
+"""Is the FP32 baseline worth comparing with? What INT8 is held against must itself be right.
+
+A ratio to a broken baseline says nothing, and the breaks are silent: a graph that a runtime compiled wrongly, weights
+that collapsed in training, data whose captions lie beside the wrong images. So its embeddings on the held-out pairs
+are looked at before anything is timed, both towers, as the backend computes them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from mmcompress.errors import GateFailedError
+from mmcompress.measure.retrieval import KS, Floats, Ints, Matches, hits
+
+Check = dict[str, Any]
+"""{"check", "passed", "value", "limit", "says"}; the value is None where it cannot be computed."""
+NORM_ERROR = 1e-3
+SPREAD = 1e-4
+"""Smallest mean of 1 - cosine between an embedding and the mean of all: below it the answers are one answer."""
+DEVIATIONS = 3.0
+"""Of the binomial distribution, by which retrieval has to be better than chance."""
+
+
+def checks(
+    images: Floats, texts: Floats, image_group: Ints, reference: Mapping[str, Floats], tolerance: float
+) -> list[Check]:
+    """Embeddings (N, D), (M, D) as the backend gave them; image_group (N,) is each image's text.
+
+    `reference` has the first embeddings of each tower as an independent implementation computes them.
+    """
+    finite = float(min(np.isfinite(side).mean() for side in (images, texts)))
+    found = [_check("finite", finite == 1, finite, 1.0, "share of numbers that are neither NaN nor infinite")]
+    if finite < 1:
+        return found
+    sides = {"image": images, "text": texts}
+    norm = max(float(np.abs(np.linalg.norm(side, axis=1) - 1).max()) for side in sides.values())
+    spread = min(1 - float(np.linalg.norm(side.astype(np.float64).mean(axis=0))) for side in sides.values())
+    apart = max(float(np.abs(sides[name][: len(rows)] - rows).max()) for name, rows in reference.items())
+    right, chance = above_chance(images, texts, image_group)
+    return [
+        *found,
+        _check("unit norm", norm <= NORM_ERROR, norm, NORM_ERROR, "largest distance of a norm from 1"),
+        _check("not constant", spread >= SPREAD, spread, SPREAD, "1 minus the length of the mean embedding"),
+        _check("equal to torch", apart <= tolerance, apart, tolerance, "largest difference of a number"),
+        _check("better than chance", right > chance, right, chance, "share of images whose text is among the best"),
+    ]
+
+
+def above_chance(images: Floats, texts: Floats, image_group: Ints) -> tuple[float, float]:
+    """Recall of the images at the largest k that leaves out half of the texts, and what chance hardly reaches."""
+    k = max((k for k in KS if 2 * k <= len(texts)), default=1)
+    found = hits(images, texts, Matches.of(image_group, np.arange(len(texts))))[:, KS.index(k)]
+    p = k / len(texts)
+    return float(found.mean()), p + DEVIATIONS * math.sqrt(p * (1 - p) / len(images))
+
+
+def _check(name: str, passed: bool, value: float, limit: float, says: str) -> Check:
+    return {"check": name, "passed": passed, "value": value, "limit": limit, "says": says}
+
+
+def enforce_checks(found: Sequence[Check], backend: str) -> None:
+    """Raise GateFailedError with every check that failed."""
+    failed = [
+        f"{c['check']} ({c['says']}: {c['value']:.4g}, the limit is {c['limit']:.4g})" for c in found if not c["passed"]
+    ]
+    if failed:
+        raise GateFailedError(
+            f"the FP32 baseline on {backend} fails its sanity check: {'; '.join(failed)}",
+            "nothing can be compared with it: check the checkpoint with `mmcompress export` and `drift`, and that the "
+            "captions of the data belong to its images",
+        )

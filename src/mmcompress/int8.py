@@ -1,0 +1,217 @@
+"""The arithmetic of 8-bit quantization, in numpy alone: scales, zero points, integer weights.
+
+A real value r stands for an integer q as r = S (q - Z) (Jacob et al. 2018, "Quantization and Training of Neural
+Networks for Efficient Integer-Arithmetic-Only Inference", eq. 1). Weights are symmetric with one scale per output
+channel, activations have one scale per tensor (Nagel et al. 2021, "A White Paper on Neural Network Quantization",
+sections 2.2 and 2.4: a zero point on the weights would cost a data-dependent sum at run time, one on the activations
+folds into the bias). Rounding is half to even and saturating, as ONNX QuantizeLinear defines it, so the integers
+stored in a graph are the ones that the runtime itself would compute.
+
+One calibrated range gives both kinds of activation: signed and symmetric for TensorRT, which refuses zero points;
+unsigned and asymmetric for x86 CPUs, whose dot-product instructions take an unsigned left operand. Left out:
+per-group scales and 4-bit weights, which the runtimes at hand do not multiply as integers.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmcompress.architecture import Config
+from mmcompress.artifact import Artifact
+from mmcompress.errors import UsageError
+
+Signedness = Literal["signed", "unsigned"]
+Integers = NDArray[np.int8] | NDArray[np.uint8]
+Floats = NDArray[np.floating[Any]]
+LIMITS: Mapping[Signedness, tuple[int, int]] = {"signed": (-128, 127), "unsigned": (0, 255)}
+WEIGHT_LIMIT = 127
+"""Weights use [-127, 127], so that negating one never overflows (Nagel et al. 2021, section 2.2.2)."""
+SCALE_TYPES: Mapping[Signedness, type[np.floating[Any]]] = {"signed": np.float16, "unsigned": np.float32}
+"""The type that the graph of each kind multiplies scales in: TensorRT's is FP16 around the Linears, a CPU's FP32."""
+Range = dict[str, float]
+"""Of one activation, as calibrated: `absmax` for the signed quantizer, `low` and `high` for the unsigned one."""
+RANGES = "ranges.json"
+"""The file of a quantized checkpoint with its ranges by name."""
+INTEGERS = "integers.safetensors"
+"""The file of a quantized checkpoint with the integers that were fitted; a Linear that is not in it stays in float."""
+
+
+SEEN = "seen"
+"""The fact of a quantized checkpoint that says which training pairs it has seen."""
+
+
+class Seen(Config):
+    """The training pairs that calibration or training of integers saw: the first ones of a shuffled order."""
+
+    pairs: int | None
+    """How many; null for all."""
+    seed: int
+    """Of the order."""
+    buffer: int
+    """Encoded samples that the order is shuffled through."""
+
+
+@dataclass(frozen=True)
+class ActivationQuantizer:
+    """S and Z of one tensor, and the integer type they are meant for."""
+
+    scale: np.floating[Any]
+    zero_point: int
+    kind: Signedness
+
+    @property
+    def dtype(self) -> type[np.int8] | type[np.uint8]:
+        return np.int8 if self.kind == "signed" else np.uint8
+
+
+@dataclass(frozen=True)
+class IntegerLinear:
+    """A Linear as a graph stores it: int8 (in, out), its scales (out,), and the bias (out,) that is added."""
+
+    weight: NDArray[np.int8]
+    scales: Floats
+    bias: Floats
+
+
+OPERANDS = ("query", "keys", "probabilities", "values")
+"""What the two attention products multiply, the first two and the last two: names below `image.blocks.0.attention`."""
+Linears = Mapping[str, IntegerLinear]
+"""By module: `image.blocks.0.qkv`, …"""
+
+
+def tensors_from_linears(linears: Mapping[Signedness, Linears]) -> dict[str, NDArray[Any]]:
+    """Flat names for a file: `unsigned/image.blocks.0.qkv/weight`."""
+    return {
+        f"{kind}/{module}/{part}": np.ascontiguousarray(getattr(linear, part))
+        for kind, named in linears.items()
+        for module, linear in named.items()
+        for part in ("weight", "scales", "bias")
+    }
+
+
+def linears_from_tensors(tensors: Mapping[str, NDArray[Any]], kind: Signedness) -> Linears:
+    """The inverse of `tensors_from_linears`, for one kind."""
+    modules = sorted({name.split("/")[1] for name in tensors if name.startswith(f"{kind}/")})
+    parts = ("weight", "scales", "bias")
+    return {module: IntegerLinear(*(tensors[f"{kind}/{module}/{part}"] for part in parts)) for module in modules}
+
+
+def signed_from_absmax(absmax: float, dtype: type[np.floating[Any]] = np.float32) -> ActivationQuantizer:
+    """Symmetric int8 that covers [-absmax, absmax]: S = absmax / 127, Z = 0."""
+    return ActivationQuantizer(_scale(abs(absmax) / WEIGHT_LIMIT, dtype), 0, "signed")
+
+
+def unsigned_from_range(low: float, high: float, dtype: type[np.floating[Any]] = np.float32) -> ActivationQuantizer:
+    """Asymmetric uint8 that covers [low, high] and 0: S = (high - low) / 255, Z = round(-low / S).
+
+    Zero must be exact, since padding and masked values are zero (Jacob et al. 2018, section 2.1).
+    """
+    if low > high:
+        raise ValueError(f"an activation range needs low <= high, got [{low}, {high}]")
+    low, high = min(low, 0.0), max(high, 0.0)
+    scale = _scale((high - low) / 255, dtype)
+    zero_point = int(np.clip(np.rint(np.float64(-low) / np.float64(scale)), 0, 255))
+    return ActivationQuantizer(scale, zero_point, "unsigned")
+
+
+def _scale(value: float, dtype: type[np.floating[Any]]) -> np.floating[Any]:
+    """A scale that is a positive normal number of its type; a tensor that is always 0 gets 1."""
+    if not np.isfinite(value):
+        raise ValueError(f"an activation range must be finite, got a scale of {value}")
+    scale = dtype(value) if value > 0 else dtype(1)
+    return max(scale, np.finfo(dtype).smallest_normal)
+
+
+def weight_scales(weight: Floats, kind: Signedness, dtype: type[np.floating[Any]] = np.float32) -> Floats:
+    """(in, out) -> (out,): reach / 127 of each output channel; an all-zero channel gets 1.
+
+    The reach is the largest magnitude, for unsigned activations (x86 CPUs) also of the sum of two neighbours of one
+    sign. Before VNNI these CPUs add neighbouring products in 16 bits (VPMADDUBSW), saturating at 32,767: two weights
+    of 127 and two activations of 255 are twice that, while 128 * 255 fits. The price is a step about a third longer.
+    """
+    reach = np.abs(weight).max(axis=0)
+    if kind == "unsigned":
+        pairs = np.pad(weight, ((0, len(weight) % 2), (0, 0))).reshape(-1, 2, weight.shape[1])
+        for half in (np.maximum(pairs, 0), np.maximum(-pairs, 0)):
+            reach = np.maximum(reach, half.sum(axis=1).max(axis=0))
+    scales = np.where(reach > 0, reach.astype(np.float32) / np.float32(WEIGHT_LIMIT), np.float32(1)).astype(dtype)
+    found: Floats = np.maximum(scales, np.finfo(dtype).smallest_normal)
+    return found
+
+
+def quantize_weight(
+    weight: Floats, kind: Signedness, dtype: type[np.floating[Any]] = np.float32
+) -> tuple[NDArray[np.int8], Floats]:
+    """(in, out) -> int8 (in, out) and the scales (out,), in the type that the graph multiplies them in.
+
+    `kind` is that of the activations it will be multiplied with.
+    """
+    scales = weight_scales(weight, kind, dtype)
+    steps = np.rint(weight.astype(np.float32) / scales.astype(np.float32))
+    return np.clip(steps, -WEIGHT_LIMIT, WEIGHT_LIMIT).astype(np.int8), scales
+
+
+def dequantize_weight(weight: NDArray[np.int8], scales: Floats) -> Floats:
+    """int8 (in, out), (out,) -> (in, out)."""
+    found: Floats = weight.astype(scales.dtype) * scales
+    return found
+
+
+def quantize(values: Floats, quantizer: ActivationQuantizer) -> Integers:
+    """ONNX QuantizeLinear: saturate(round_half_to_even(x / S) + Z); any shape."""
+    low, high = LIMITS[quantizer.kind]
+    steps = np.rint(values.astype(np.float32) / np.float32(quantizer.scale)) + quantizer.zero_point
+    found: Integers = np.clip(steps, low, high).astype(quantizer.dtype)
+    return found
+
+
+def dequantize(integers: Integers, quantizer: ActivationQuantizer) -> Floats:
+    """ONNX DequantizeLinear: (q - Z) S; any shape."""
+    found: Floats = (integers.astype(np.int32) - quantizer.zero_point).astype(quantizer.scale.dtype) * quantizer.scale
+    return found
+
+
+def fake_quantize(values: Floats, quantizer: ActivationQuantizer) -> Floats:
+    """What is left of the values after quantizing and dequantizing them; any shape."""
+    return dequantize(quantize(values, quantizer), quantizer)
+
+
+def fake_quantize_weight(weight: Floats, kind: Signedness) -> Floats:
+    """(in, out) -> (in, out): the weight that the integer product stands for."""
+    return dequantize_weight(*quantize_weight(weight, kind))
+
+
+def activation_quantizer(
+    entry: Mapping[str, float], kind: Signedness, dtype: type[np.floating[Any]] = np.float32
+) -> ActivationQuantizer:
+    """From one entry of `ranges.json`: `absmax` makes the signed one, `low` and `high` the unsigned one."""
+    if kind == "signed":
+        return signed_from_absmax(entry["absmax"], dtype)
+    return unsigned_from_range(entry["low"], entry["high"], dtype)
+
+
+def seen_pairs(quantized: Artifact) -> Seen:
+    """Which training pairs a quantized checkpoint has seen. Raises UsageError if it does not say."""
+    if SEEN not in quantized.manifest.facts:
+        raise UsageError(
+            f"{quantized.path} does not say which training pairs it was calibrated on",
+            "give others: --data PAIRS, or quantize it again",
+        )
+    return Seen.model_validate(quantized.manifest.facts[SEEN])
+
+
+def read_ranges(quantized: Artifact) -> dict[str, Range]:
+    """By module, as the stage `quantize` wrote them."""
+    if RANGES not in quantized.manifest.files:
+        raise UsageError(
+            f"{quantized.path} has no {RANGES}, so it is no quantized checkpoint",
+            "quantize it first: mmcompress quantize CHECKPOINT --data SHARDS --out DIR",
+        )
+    ranges: dict[str, Range] = json.loads(quantized.file(RANGES).read_text(encoding="utf-8"))
+    return ranges

@@ -1,0 +1,145 @@
+"""What an artifact says of itself: the manifest, its models, and the hashes that it is made of.
+
+The digest covers what an artifact is, the seal everything that its manifest says. The models here are the documents
+that every room reads; `artifact.py` writes and verifies folders of them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from enum import Enum
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from mmcompress import __version__
+from mmcompress.architecture import Config, DualEncoderConfig
+
+
+class Kind(str, Enum):
+    CHECKPOINT = "checkpoint"
+    EMBEDDINGS = "embeddings"
+    ONNX = "onnx"
+    ENGINE = "engine"
+    REPORT = "report"
+
+
+class FileEntry(Config):
+    sha256: str
+    bytes: int
+
+
+class TensorSpec(Config):
+    """Name, shape (None for a dynamic axis) and numpy dtype of a graph's input or output."""
+
+    name: str
+    shape: tuple[int | None, ...]
+    dtype: str
+
+
+class Graph(Config):
+    """One delivered graph: the tower it computes, its precision and its interface."""
+
+    file: str
+    tower: Literal["image", "text"]
+    precision: Literal["fp32", "fp16", "int8"]
+    activations: Literal["float", "signed", "unsigned"] = "float"
+    """Type of the quantized activations: TensorRT takes signed ones only, x86 CPUs are faster with unsigned ones."""
+    target: str | None = None
+    """What an engine was built for, `sm86` say; None for a portable graph."""
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+class Preprocessing(Config):
+    """Image to tensor: resize the shorter side, crop the centre, scale to [0, 1], normalize."""
+
+    size: int
+    """Side of the square crop, in pixels."""
+    resize: int
+    """Shorter side after resizing, in pixels."""
+    squash: bool = False
+    """Resize to a square without regard to the aspect ratio (SigLIP) instead of cropping."""
+    interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bicubic"
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+class TextProcessing(Config):
+    """Text to token ids, by a `tokenizer.json`."""
+
+    file: str = "tokenizer.json"
+    context: int
+    pad_token_id: int
+    eos_token_id: int
+    lowercase: bool = False
+
+
+class Manifest(Config):
+    schema_version: Literal[1] = Field(default=1, alias="schema")
+    kind: Kind
+    stage: str
+    """The function that made it."""
+    name: str
+    """Its row or step in the recipe."""
+    key: str
+    """Hash of (stage, config, parents' digests, version): the same key means the same content."""
+    config: dict[str, Any]
+    parents: dict[str, str]
+    """Digest of each source artifact, by the role it had."""
+    files: dict[str, FileEntry]
+    model: DualEncoderConfig | None = None
+    graphs: tuple[Graph, ...] = ()
+    preprocessing: Preprocessing | None = None
+    tokenizer: TextProcessing | None = None
+    facts: dict[str, Any] = Field(default_factory=dict)
+    """What the stage found out and a rerun would find again: params, macs, ranges, audits."""
+    metrics: dict[str, Any] = Field(default_factory=dict)
+    """What was measured; differs from run to run, so the digest leaves it out."""
+    environment: dict[str, str] = Field(default_factory=dict)
+    digest: str = ""
+
+    def compute_digest(self) -> str:
+        body = self.model_dump(mode="json", by_alias=True, exclude={"metrics", "environment", "digest"})
+        return hash_json(body)
+
+    def compute_seal(self) -> str:
+        """Guards the whole manifest, measurements included, against a flipped byte."""
+        return hash_json(self.model_dump(mode="json", by_alias=True))
+
+
+def hash_json(value: object) -> str:
+    """SHA-256 of the canonical JSON text of a value."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def hash_file(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def environment() -> dict[str, str]:
+    """Versions and platform that an artifact was made with."""
+    found = {"python": platform.python_version(), "platform": platform.platform(), "mmcompress": __version__}
+    for package in (
+        "torch",
+        "transformers",
+        "onnx",
+        "onnxruntime",
+        "openvino",
+        "tensorrt",
+        "tensorrt-rtx-cu12",
+        "numpy",
+    ):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,164 @@
+"""A pipeline is a list of stages; a stage is a function from a config and source artifacts to an artifact.
+
+Resume and caching are one rule. The key of a stage's output is the hash of (stage, config, digests of its parents and
+of the data it reads, version); a valid artifact with that key is reused, anything else is made again. A stage that is
+killed leaves no artifact, at most a hidden `.NAME.work` folder that it resumes from.
+"""
+
+from __future__ import annotations
+
+import importlib
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from mmcompress import __version__
+from mmcompress.artifact import Artifact, tidy
+from mmcompress.config import DataConfig, StageConfig, TeacherConfig
+from mmcompress.data.spec import fingerprint
+from mmcompress.errors import CorruptInputError, UsageError, suggestion
+from mmcompress.lock import locked
+from mmcompress.manifest import hash_json
+from mmcompress.pipeline.recipe import DATA_FIELDS, Recipe, StageTable, stage_config
+from mmcompress.places import check_place
+from mmcompress.progress import say
+from mmcompress.stages import STAGES, Job, Stage
+
+STRICT = "strict"
+"""A key that says what follows from an artifact and not what is in it: it is no part of the artifact's own key."""
+
+
+def run_recipe(recipe: Recipe, out: Path, where: str = "recipe") -> dict[str, Artifact]:
+    """Run every stage whose output is not there yet, each into its folder of `out`; return the artifacts by name."""
+    out.mkdir(parents=True, exist_ok=True)
+    return run_stages(recipe, {table.name: out / table.name for table in recipe.stages}, where)
+
+
+def run_stages(recipe: Recipe, places: Mapping[str, Path], where: str) -> dict[str, Artifact]:
+    """Run every stage whose output is not at its place yet; return the artifacts by name."""
+    made: dict[str, Artifact] = {}
+    for place in places.values():
+        check_place(place)
+    with locked(*places.values()):
+        for table in recipe.stages:
+            stage = STAGES[table.run]
+            sources = _sources(stage, table, made, where)
+            gathered = tuple(a for a in made.values() if a.manifest.kind in stage.gathers)
+            built = stage_config(recipe, table, where)
+            made[table.name] = run_stage(stage, built, sources, gathered, places[table.name])
+    return made
+
+
+def _sources(stage: Stage, table: StageTable, made: Mapping[str, Artifact], where: str) -> dict[str, Artifact]:
+    """Each source is the one that the table names, or the latest earlier artifact of its kind."""
+    sources: dict[str, Artifact] = {}
+    for role, kind in stage.consumes.items():
+        fitting = {name: artifact for name, artifact in made.items() if artifact.manifest.kind is kind}
+        named = table.sources.get(role)
+        if named is None and role in stage.named:
+            continue
+        if named is not None and named not in fitting:
+            raise UsageError(
+                f"{where}: stage {table.name!r}: {role} = {named!r} is no earlier stage that makes a {kind.value}",
+                suggestion(named, fitting),
+            )
+        if fitting:
+            sources[role] = fitting[named] if named is not None else list(fitting.values())[-1]
+        elif role not in stage.optional:
+            makers = ", ".join(s.name for s in STAGES.values() if s.produces is kind)
+            raise UsageError(
+                f"{where}: stage {table.name!r} needs a {kind.value} artifact and no stage before it makes one",
+                f"put a stage that makes one before it: {makers}",
+            )
+    return sources
+
+
+def run_stage(
+    stage: Stage,
+    built: StageConfig,
+    sources: Mapping[str, Artifact],
+    gathered: tuple[Artifact, ...],
+    out: Path,
+) -> Artifact:
+    """Reuse the artifact at `out` if it has the right key and is undamaged, else make it; then enforce what it says."""
+    artifact = _made_or_reused(stage, built, sources, gathered, out)
+    if stage.enforce:
+        module, _, name = stage.enforce.partition(":")
+        getattr(importlib.import_module(module), name)(artifact, getattr(built, STRICT))
+    return artifact
+
+
+def _made_or_reused(
+    stage: Stage,
+    built: StageConfig,
+    sources: Mapping[str, Artifact],
+    gathered: tuple[Artifact, ...],
+    out: Path,
+) -> Artifact:
+    check_place(out, [*(artifact.path for artifact in (*sources.values(), *gathered)), *_local_inputs(built)])
+    parents = {role: artifact.digest for role, artifact in sources.items()}
+    parents |= {f"{i:02d}-{artifact.path.name}": artifact.digest for i, artifact in enumerate(gathered)}
+    parents |= _outside(built)
+    values = built.model_dump(mode="json", exclude={STRICT})
+    key = hash_json([stage.name, values, parents, __version__])
+    tidy(out)
+    if (reused := _reusable(out, key)) is not None:
+        say(stage.name, out.name, "reused")
+        return reused
+    work = out.with_name(f".{out.name}.work")
+    _keep_work_of(work, key)
+    say(stage.name, out.name, "running")
+    start = time.monotonic()
+    with Artifact.create(out, kind=stage.produces, stage=stage.name, key=key, config=values, parents=parents) as draft:
+        stage.function()(Job(built, sources, gathered, draft, out.name, work))
+    shutil.rmtree(work, ignore_errors=True)
+    say(stage.name, out.name, f"done in {time.monotonic() - start:.1f} s")
+    return Artifact.open(out)
+
+
+def _outside(built: StageConfig) -> dict[str, str]:
+    """Fingerprints of what a stage reads beside artifacts: shards, label files, the teacher's folder."""
+    found: dict[str, str] = {}
+    data = getattr(built, "data", None)
+    if isinstance(data, DataConfig):
+        for name in DATA_FIELDS:
+            if (spec := getattr(data, name)) is not None:
+                found[f"data.{name}"] = fingerprint(spec)
+    teacher = getattr(built, "teacher", None)
+    if isinstance(teacher, TeacherConfig):
+        found["teacher"] = fingerprint(teacher.source)
+    return found
+
+
+def _local_inputs(built: StageConfig) -> list[Path]:
+    """The files and folders that a config names as data or teacher."""
+    data, teacher = getattr(built, "data", None), getattr(built, "teacher", None)
+    named = [getattr(data, name) for name in DATA_FIELDS] if isinstance(data, DataConfig) else []
+    named += [teacher.source] if isinstance(teacher, TeacherConfig) else []
+    return [path for spec in named if spec and (path := Path(spec).expanduser()).exists()]
+
+
+def _reusable(out: Path, key: str) -> Artifact | None:
+    if not out.is_dir():
+        return None
+    try:
+        found = Artifact.open(out)
+    except CorruptInputError as error:
+        say("", out.name, f"damaged, made again: {error.what}")
+        return None
+    except UsageError:
+        return None
+    return found if found.manifest.key == key else None
+
+
+def _keep_work_of(work: Path, key: str) -> None:
+    """Keep the resume state of the same key; drop any other. A folder of that name without a key is not ours."""
+    mark = work / "key"
+    if mark.is_file() and mark.read_text() == key:
+        return
+    if work.exists() and not mark.is_file():
+        raise UsageError(f"{work} exists and mmcompress did not write it", "move it away, or give another --out")
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    mark.write_text(key)

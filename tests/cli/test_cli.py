@@ -1,0 +1,313 @@
+"""The command line: what it prints, and the message and exit code of every mistake a user can make."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from report_run import make_run
+
+from mmcompress.artifact import Artifact
+from mmcompress.cli import commands as cli_module
+from mmcompress.cli import doctor
+from mmcompress.errors import CorruptInputError, GateFailedError, MissingRequirementError, UsageError
+from mmcompress.manifest import Kind
+from mmcompress.pipeline import standalone
+
+Cli = Callable[..., Any]
+COMMANDS = (
+    *("run", "train", "embed", "distill", "prune", "quantize", "qat", "verdict", "export", "build"),
+    *("bench", "compare", "drift", "bisect", "report", "check"),
+    *("classify", "search", "inspect", "doctor"),
+)
+ENTRY = [sys.executable, "-m", "mmcompress"]
+
+
+def test_help_lists_every_command(cli: Cli) -> None:
+    done = cli("--help")
+    assert done.code == 0
+    for command in COMMANDS:
+        assert f" {command} " in done.out
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(cli: Cli, command: str) -> None:
+    done = cli(command, "--help")
+    assert done.code == 0 and "Usage: mmcompress" in done.out
+
+
+def test_help_starts_fast() -> None:
+    """At most 0.4 s for the whole process; the best of five, since the machine does other things too."""
+    times = []
+    for _ in range(5):
+        start = time.monotonic()
+        subprocess.run([*ENTRY, "--help"], check=True, capture_output=True)
+        times.append(time.monotonic() - start)
+    assert min(times) <= 0.4, times
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys, mmcompress.cli as c\n"
+        "try: c.app(['--help'])\n"
+        "except SystemExit: pass\n"
+        "print(sorted({'torch', 'numpy', 'pydantic', 'transformers', 'PIL', 'jinja2'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_version(cli: Cli) -> None:
+    from mmcompress import __version__
+
+    assert cli("--version").out.strip() == __version__
+
+
+@pytest.mark.parametrize(
+    ("error", "code"), [(GateFailedError, 1), (UsageError, 2), (MissingRequirementError, 3), (CorruptInputError, 4)]
+)
+def test_errors_are_two_lines_and_an_exit_code(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, error: type[UsageError], code: int
+) -> None:
+    def fail(*_: object) -> None:
+        raise error("it broke", "mend it")
+
+    monkeypatch.setattr(standalone, "run", fail)
+    done = cli("run", "demo", "--out", "x")
+    assert (done.code, done.out, done.err) == (code, "", "error: it broke\nhint: mend it\n")
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(standalone, "run", fail)
+    monkeypatch.setattr(sys, "argv", ["mmcompress", "run", "demo", "--out", "x"])
+    with pytest.raises(ZeroDivisionError):
+        cli_module.main()
+
+
+def test_control_c_ends_with_130(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(standalone, "run", interrupt)
+    assert cli("run", "demo", "--out", "x").code == 130
+
+
+def test_wrong_usage_ends_with_2(cli: Cli) -> None:
+    assert cli("run").code == 2
+    assert cli("runn").code == 2
+    assert "No such option" in cli("doctor", "--jsn").err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "what", "hint"),
+    [
+        (("inspect", "nowhere"), "nowhere is not an artifact: there is no such folder", "folder that mmcompress wrote"),
+        (("run", "demoo", "--out", "x"), "there is no recipe 'demoo'", "did you mean 'demo'?"),
+        (("run", "no.toml", "--out", "x"), "there is no recipe no.toml", "give a .toml file, or `demo`"),
+        (("run", "demo", "--out", "x", "--set", "prune.mlpp=1"), "unknown key 'mlpp'", "did you mean 'mlp'?"),
+        (("run", "demo", "--out", "x", "--set", "prun.mlp=1"), "no table or stage 'prun'", "did you mean 'prune'?"),
+        (("run", "demo", "--out", "x", "--set", "prune.mlp"), "'prune.mlp' is not KEY=VALUE", "--set prune.mlp=0.4"),
+        (("run", "demo", "--out", "x", "--set", "prune.mlp=2"), "less than or equal to 1 (got 2)", "Share of the MLP"),
+        (("train", "demo", "--out", "x"), "ends with a stage that runs 'report'", "at the end"),
+        (("distill", "--out", "x"), "distill needs a student", "--student vit-s16"),
+        (("distill", "--student", "vit-s16", "--out", "x"), "embeddings are not known", "give --embeddings ARTIFACT"),
+        (("embed", "--teacher", "nope", "--data", "nowhere/*.tar", "--out", "x"), "nowhere/*.tar", "WebDataset shards"),
+        (("compare", "nowhere", "there"), "nowhere is not an artifact: there is no such folder", "mmcompress wrote"),
+        (("compare", "a", "b", "--precision", "int4"), "there is no precision 'int4'", "did you mean 'int8'?"),
+        (("compare", "a", "b", "--pin", "0-3"), "--pin '0-3' is no list of cores", "--pin 0,1"),
+        (("report", "."), "nothing to report on", "give a folder of `mmcompress run`"),
+        (("classify", "nowhere", "cat.png", "--labels", "cat,dog"), "nowhere is not an artifact", "mmcompress wrote"),
+    ],
+)
+def test_user_errors(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], what: str, hint: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = cli(*arguments)
+    assert done.code == 2, done.err
+    error, _, advice = done.err.partition("\nhint: ")
+    assert error.startswith("error: ") and what in error
+    assert hint in advice
+    assert done.out == ""
+
+
+def test_a_missing_extra_is_named_with_its_pip_command(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run(tmp_path)
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
+    done = cli("build", run[4].path, "--out", tmp_path / "engine")
+    assert done.code == 3
+    assert "'tensorrt_rtx'" in done.err and "hint: pip install 'mmcompress[tensorrt-rtx]'" in done.err
+    assert not (tmp_path / "engine").exists()
+
+
+def test_a_flipped_byte_is_found(cli: Cli, tmp_path: Path) -> None:
+    file = make_run(tmp_path)[0].file("image-fp32.onnx")
+    content = bytearray(file.read_bytes())
+    content[100] ^= 1
+    file.write_bytes(content)
+    done = cli("inspect", tmp_path / "teacher")
+    assert done.code == 4
+    assert "image-fp32.onnx is damaged" in done.err and "hint: delete" in done.err
+
+
+def test_an_artifact_of_another_kind_is_refused(cli: Cli, tmp_path: Path) -> None:
+    make_run(tmp_path)
+    done = cli("bench", tmp_path / "drift", "--out", tmp_path / "b")
+    assert done.code == 2 and "is an artifact of kind 'report'" in done.err and "'onnx'" in done.err
+
+
+def test_inspect_shows_the_manifest(cli: Cli, tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    done = cli("inspect", tmp_path / "int8")
+    assert done.code == 0
+    for text in (run[4].digest, "image-int8-unsigned.onnx", "pixels (N,3,64,64) float32", "params"):
+        assert text in done.out
+    assert json.loads(cli("inspect", tmp_path / "int8", "--json").out)["digest"] == run[4].digest
+
+
+def test_report_prints_the_ledger_or_json(cli: Cli, tmp_path: Path) -> None:
+    make_run(tmp_path)
+    shown = cli("report", tmp_path)
+    assert shown.code == 0
+    assert "14,212,097" in shown.out and "8.29 times as fast" in shown.out and "report.html" in shown.out
+    last = cli("report", tmp_path, "--json").out.splitlines()[-1]
+    assert json.loads(last)["rows"][0]["stage"] == "teacher"
+    assert ", " not in last.split('"headlines"')[0][:200]
+
+
+def test_report_is_reused(cli: Cli, tmp_path: Path) -> None:
+    make_run(tmp_path)
+    cli("report", tmp_path)
+    before = (tmp_path / "report" / "report.html").stat().st_mtime_ns
+    assert "reused" in cli("report", tmp_path).err
+    assert (tmp_path / "report" / "report.html").stat().st_mtime_ns == before
+
+
+def test_doctor_names_what_is_missing(cli: Cli) -> None:
+    found = json.loads(cli("doctor", "--json").out)
+    assert {backend["name"] for backend in found["backends"]} == {"openvino", "onnxruntime", "tensorrt", "tensorrt-rtx"}
+    assert all((backend["reason"] is None) == backend["usable"] for backend in found["backends"])
+    assert {"compress", "openvino", "tensorrt-rtx", "pycuda"} <= {extra["name"] for extra in found["extras"]}
+    shown = cli("doctor").out
+    assert "pip install 'mmcompress[" in shown or all(not extra["missing"] for extra in found["extras"])
+
+
+def test_doctor_reads_requirements_and_processor(tmp_path: Path) -> None:
+    found = doctor.extras(
+        [
+            "numpy>=1.26",
+            'no-such-package>=1; extra == "toy"',
+            'no-such-engine; (platform_machine == "x86_64") and extra == "toy"',
+            'pytest>=8; extra == "toy"',
+            'mmcompress[toy]; extra == "all"',
+        ]
+    )
+    assert [extra["name"] for extra in found] == ["toy"]
+    assert found[0]["missing"] == [
+        {"package": "no-such-package", "only": None},
+        {"package": "no-such-engine", "only": 'platform_machine == "x86_64"'},
+    ]
+    assert list(found[0]["installed"]) == ["pytest"]
+    assert found[0]["command"] == "pip install 'mmcompress[toy]'"
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text("model name\t: X\nflags\t\t: fpu avx2 avx512f avx512_vnni amx_int8\n")
+    assert doctor.int8_instructions(cpuinfo) == ["AVX2", "AVX-512", "AVX-512 VNNI", "AMX INT8"]
+    assert doctor.int8_instructions(tmp_path / "none") is None
+
+
+def test_commands_are_short() -> None:
+    """Parse, call one function, print: at most ten lines each."""
+    import ast
+
+    tree = ast.parse(Path(cli_module.__file__).read_text(encoding="utf-8"))
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef):
+            statements = node.body[1:] if ast.get_docstring(node) else node.body
+            lines = statements[-1].end_lineno - statements[0].lineno + 1 if statements else 0
+            assert lines <= 10 or node.name == "main", node.name
+
+
+def test_sources_are_found_beside_the_artifact_by_digest(tmp_path: Path) -> None:
+    with Artifact.create(tmp_path / "cache", kind=Kind.EMBEDDINGS, stage="embed", key="e") as draft:
+        (draft.path / "x.bin").write_bytes(b"1")
+    cache = Artifact.open(tmp_path / "cache")
+    parents = {"embeddings": cache.digest}
+    data = {"data": {"train": "shards"}}
+    with Artifact.create(
+        tmp_path / "student", kind=Kind.CHECKPOINT, stage="distill", key="s", config=data, parents=parents
+    ):
+        pass
+    student = Artifact.open(tmp_path / "student")
+    assert standalone.parent_beside(student, "embeddings") == cache.path
+    assert standalone.parent_beside(student, "checkpoint") is None
+    assert standalone.recorded_data(student, None) == {"train": "shards"}
+    assert standalone.recorded_data(student, "other") == {"train": "other"}
+    shutil.rmtree(cache.path)
+    with pytest.raises(UsageError, match="they are not beside"):
+        standalone.prune(student.path, tmp_path / "pruned")
+
+
+def test_stage_commands_follow_one_another(
+    cli: Cli, tmp_path: Path, tiny_clip_folder: Path, coloured_squares: Path
+) -> None:
+    """From a teacher to INT8 files and back to a person, each stage by its own command."""
+    few = ("--set", "optimizer.steps=2", "--set", "optimizer.batch=8", "--json")
+
+    def made(*arguments: object) -> dict[str, Any]:
+        done = cli(*arguments)
+        assert done.code == 0, done.err
+        return dict(json.loads(done.out.splitlines()[-1]))
+
+    student = tmp_path / "student"
+    teacher = ("--teacher", tiny_clip_folder, "--data", coloured_squares)
+    first = made("distill", *teacher, "--student", "inherit:0.5", "--out", student, *few)
+    assert first["kind"] == "checkpoint" and (tmp_path / "student-embeddings" / "manifest.json").is_file()
+    assert "reused" in cli("distill", *teacher, "--student", "inherit:0.5", "--out", student, *few).err
+    made("prune", student, "--out", tmp_path / "pruned", "--set", "prune.mlp=0.5", "--set", "batch=8", "--json")
+    tight = ("--out", tmp_path / "tight", "--set", "batch=8", "--set", "samples=8")
+    halved = cli("prune", student, *tight, "--target-macs", "0.9x")
+    assert halved.code == 0 and "of the MACs" in halved.out
+    floor = cli("prune", student, *tight, "--target-macs", "0.001x")
+    assert floor.code == 2 and "the macs of the image tower cannot be pruned to 0.001x: the floor is 0." in floor.err
+    both = cli("prune", student, *tight, "--target-macs", "0.5x", "--target-latency", "0.5x")
+    assert both.code == 2 and "target_macs and target_latency exclude each other: give one" in both.err
+    made("distill", "--from", tmp_path / "pruned", "--out", tmp_path / "recovered", *few)
+    made("quantize", tmp_path / "recovered", "--out", tmp_path / "ranges", "--set", "batch=8", "--json")
+    within = cli("qat", tmp_path / "ranges", "--max-drop", "1", "--out", tmp_path / "within")
+    assert within.code == 0 and "not trained: INT8 loses" in within.out
+    trained = cli("qat", tmp_path / "ranges", "--out", tmp_path / "qat", *few[:-1], "--set", "max_drop=null")
+    assert trained.code == 0 and "drift before" in trained.out
+    unfit = cli("qat", tmp_path / "recovered", "--out", tmp_path / "unfit")
+    assert unfit.code == 2 and "so it is no quantized checkpoint" in unfit.err
+    assert "image-int8-signed.onnx" in made("export", tmp_path / "qat", "--out", tmp_path / "q8", "--json")["files"]
+    int8 = made("export", tmp_path / "ranges", "--out", tmp_path / "int8", "--json")
+    assert {"image-int8-unsigned.onnx", "image-int8-signed.onnx"} <= set(int8["files"])
+    image = coloured_squares / "00.png"
+    shares = json.loads(cli("classify", tmp_path / "int8", image, "--labels", "red,blue", "--json").out)
+    assert sum(answer["share"] for answer in shares) == pytest.approx(1)
+    assert "%" in cli("classify", tmp_path / "int8", image, "--labels", "red,blue").out
+    found = cli("search", tmp_path / "int8", "a red square", "--images", coloured_squares, "--top", "3").out
+    assert len(found.splitlines()) == 3 and ".png" in found
+
+
+def test_json_is_alone_on_stdout_in_a_new_process(tmp_path: Path) -> None:
+    make_run(tmp_path)
+    environment = {**os.environ, "COLUMNS": "40"}
+    done = subprocess.run(
+        [*ENTRY, "report", str(tmp_path), "--json"], capture_output=True, text=True, check=True, env=environment
+    )
+    assert json.loads(done.stdout)["schema"] == 1
+    assert "done in" in done.stderr

@@ -1,0 +1,91 @@
+"""The whole fit on a small encoder: what is watched, what is chosen, and that what is chosen was measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from tiny_encoder import captioned, encoder
+
+from mmcompress.compress.int8.fit import drift_of_both, moments_of, plain
+from mmcompress.compress.int8.quantize import calibrate, feeds, fit
+from mmcompress.compress.int8.ranges import ranges_of
+from mmcompress.compress.int8.simulate import embedded, quantized
+from mmcompress.config import DataConfig, QuantizeConfig
+from mmcompress.int8 import linears_from_tensors, tensors_from_linears
+
+CONFIG = QuantizeConfig(data=DataConfig(train="none"))
+
+
+def test_every_linear_of_both_towers_is_seen_as_far_as_the_graphs_compute_it() -> None:
+    model, pairs = encoder(depth=1), captioned(1)
+    found, _ = calibrate(model, pairs)
+    assert set(found) == {f"{t}.blocks.0.{part}" for t in ("image", "text") for part in ("qkv", "out", "fc1", "fc2")}
+    entering: dict[str, torch.Tensor] = {}
+    for name, linear in model.linears():
+        linear.register_forward_pre_hook(lambda _, x, name=name: entering.__setitem__(name, x[0]))
+    with torch.no_grad():
+        model(pairs[0].pixels, pairs[0].tokens)
+    for tower in ("image", "text"):
+        assert found[f"{tower}.blocks.0.qkv"].high == entering[f"{tower}.blocks.0.qkv"].max()
+        x = entering[f"{tower}.blocks.0.fc2"]
+        assert x.shape[1] == 1, "of the last block, the token that is read"
+        assert found[f"{tower}.blocks.0.fc2"].high == x.max()
+        assert found[f"{tower}.blocks.0.fc2"].counts.sum() == x.numel()
+
+
+def test_moments_equal_numpy_on_all_inputs_at_once() -> None:
+    model, pairs = encoder(), captioned()
+    ranges = {name: ranges_of(found, "minmax", 100) for name, found in calibrate(model, pairs)[0].items()}
+    found = moments_of(model, ranges, "image", feeds(pairs).image)["image.blocks.0.fc1"]
+    seen: list[torch.Tensor] = []
+    model.image.blocks[0].fc1.register_forward_pre_hook(lambda _, x: seen.append(x[0].flatten(0, 1)))
+    embedded(model, "image", feeds(pairs).image)
+    x = torch.cat(seen).double().numpy()
+    np.testing.assert_allclose(found.gram, x.T @ x / len(x), atol=1e-5)
+    np.testing.assert_allclose(found.mean, x.mean(axis=0), atol=1e-6)
+    assert 0 < np.abs(found.mean_quantized("unsigned") - found.mean).max() < 1e-2
+
+
+def test_the_fit_drifts_no_more_than_plain_rounding_and_repeats_to_the_bit() -> None:
+    model, pairs = encoder(), captioned(8)
+    fitting, judging = feeds(pairs[::2]), feeds(pairs[1::2])
+    found, again = (fit(model, fitting, judging, lambda: pairs, CONFIG) for _ in range(2))
+    for kind in ("signed", "unsigned"):
+        first, second = (tensors_from_linears({kind: one.linears[kind]}) for one in (found, again))  # type: ignore
+        assert all(np.array_equal(first[name], second[name]) for name in first)
+    assert found.ranges == again.ranges and found.choices == again.choices
+    drift = drift_of_both(found.model, judging, found.linears, found.ranges)["unsigned"]
+    ranges = {name: ranges_of(one, "percentile", 99.99) for name, one in calibrate(model, pairs)[0].items()}
+    both = plain(model, "image", "unsigned") | plain(model, "text", "unsigned")
+    before = drift_of_both(model, judging, {"signed": {}, "unsigned": both}, ranges)["unsigned"]
+    for tower in ("image", "text"):
+        assert 0 < drift[tower] < before[tower]
+        for technique in ("smooth", "rounding", "bias"):
+            record = found.choices[tower][technique]  # type: ignore[index]
+            assert record["drift"][record["chosen"]] == min(record["drift"].values())
+
+
+def test_quantizing_nothing_is_the_identity_and_all_of_it_is_undone() -> None:
+    model, pairs = encoder(), captioned(1)
+    ranges = {name: ranges_of(found, "minmax", 100) for name, found in calibrate(model, pairs)[0].items()}
+    before = embedded(model, "image", feeds(pairs).image)
+    with quantized(model, {}, ranges, "unsigned"):
+        assert torch.equal(embedded(model, "image", feeds(pairs).image), before)
+    with quantized(model, plain(model, "image", "unsigned"), ranges, "unsigned"):
+        assert not torch.equal(embedded(model, "image", feeds(pairs).image), before)
+    assert torch.equal(embedded(model, "image", feeds(pairs).image), before)
+
+
+def test_integers_survive_a_file(tmp_path: Path) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    model = encoder()
+    linears = plain(model, "image", "signed")
+    save_file(tensors_from_linears({"signed": linears}), tmp_path / "x.safetensors")
+    found = linears_from_tensors(load_file(tmp_path / "x.safetensors"), "signed")
+    assert set(found) == set(linears)
+    for name, linear in linears.items():
+        for part in ("weight", "scales", "bias"):
+            np.testing.assert_array_equal(getattr(found[name], part), getattr(linear, part))

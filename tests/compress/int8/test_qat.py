@@ -1,0 +1,197 @@
+"""The qat stage on a small world: what it trains, what it leaves alone, when it does nothing, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from clip_world import write_squares, write_teacher
+from safetensors.numpy import load_file, save_file
+
+from mmcompress.artifact import Artifact
+from mmcompress.compress.int8.qat import Fit, Measured, closer, gained, needed
+from mmcompress.compress.train import optimize
+from mmcompress.errors import CorruptInputError, UsageError
+from mmcompress.huggingface import dual_encoder_from_hugging_face, save_checkpoint
+from mmcompress.int8 import INTEGERS, IntegerLinear, linears_from_tensors
+from mmcompress.manifest import Kind
+from mmcompress.pipeline import standalone
+from mmcompress.processing import image_processing, save_text_processing
+
+KEPT = "text.blocks.1.fc2"
+PLAIN = ("method=minmax", "smooth=[]", "rounding=nearest", "bias_correction=false", "max_drop=null")
+FEW = ("optimizer.steps=60", "optimizer.batch=20", "optimizer.lr=0.1", "samples=40", "max_drop=null")
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint, its data, and its INT8 made bad: ranges four times too wide, of everything but one Linear."""
+    folder = tmp_path_factory.mktemp("world")
+    write_squares(folder)
+    source = write_teacher(folder / "teacher")
+    with Artifact.create(folder / "checkpoint", kind=Kind.CHECKPOINT, stage="distill", key="k") as draft:
+        model = dual_encoder_from_hugging_face(source)
+        save_checkpoint(model, draft.path)
+        draft.model = model.config
+        draft.preprocessing = image_processing(source)
+        draft.tokenizer = save_text_processing(source, draft.path)
+    overrides = [*PLAIN, "samples=40", "batch=20", "max_flips=1", f'keep=["{KEPT}"]']
+    plain = standalone.quantize(folder / "checkpoint", folder / "plain", data=str(folder), overrides=overrides)
+    with Artifact.create(
+        folder / "bad",
+        kind=Kind.CHECKPOINT,
+        stage="quantize",
+        key="k",
+        config=plain.manifest.config,
+        parents=plain.manifest.parents,
+    ) as draft:
+        draft.inherit(plain, *plain.manifest.files)
+        ranges = json.loads(plain.file("ranges.json").read_text())
+        wide = {name: {end: 4 * value for end, value in found.items()} for name, found in ranges.items()}
+        (draft.path / "ranges.json").write_text(json.dumps(wide))
+        draft.facts = plain.manifest.facts
+    return folder
+
+
+def qat(world: Path, out: Path, *overrides: str, source: str = "bad") -> Artifact:
+    return standalone.qat(world / source, out, overrides=[*FEW, *overrides])
+
+
+@pytest.fixture(scope="module")
+def trained(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    return qat(world, tmp_path_factory.mktemp("trained") / "qat")
+
+
+def test_training_lowers_the_drift_of_a_bad_fit(world: Path, trained: Artifact) -> None:
+    facts = trained.manifest.facts["qat"]
+    assert facts["trained"] and facts["accepted"]
+    left = [
+        facts["drift_after"][kind][tower] / drift
+        for kind, towers in facts["drift_before"].items()
+        for tower, drift in towers.items()
+    ]
+    assert len(left) == 4 and max(left) < 1 and np.mean(left) < 0.8
+    measured = trained.manifest.metrics["calibration"]["drift"]["unsigned"]["image"]
+    assert measured == pytest.approx(facts["drift_after"]["unsigned"]["image"], rel=1e-3)
+    assert facts["judged_on"] == {"spec": str(world), "pairs": 60}
+
+
+def test_float_weights_stay_the_reference_and_what_was_kept_stays_kept(world: Path, trained: Artifact) -> None:
+    bad, checkpoint = Artifact.open(world / "bad"), Artifact.open(world / "checkpoint")
+    changed = {name for name in bad.manifest.files if trained.manifest.files[name] != bad.manifest.files[name]}
+    assert changed == {"ranges.json", INTEGERS} and set(trained.manifest.files) == set(bad.manifest.files)
+    assert trained.manifest.facts["qat"]["reference"] == checkpoint.digest
+    assert trained.manifest.facts["kept"] == [KEPT]
+    assert not any(KEPT in name for name in load_file(trained.file(INTEGERS)))
+    rows = {row["module"]: row for row in trained.manifest.facts["sensitivity"]}
+    before = {row["module"]: row for row in bad.manifest.facts["sensitivity"]}
+    assert rows[KEPT] == before[KEPT] and set(rows) == set(before)
+    drifts = [row["drift"] for row in trained.manifest.facts["sensitivity"]]
+    assert drifts == sorted(drifts, reverse=True) and drifts != [row["drift"] for row in before.values()]
+
+
+def test_it_exports_as_a_quantized_checkpoint_does(world: Path, trained: Artifact, tmp_path: Path) -> None:
+    ours = standalone.export(str(trained.path), tmp_path / "ours")
+    theirs = standalone.export(str(world / "bad"), tmp_path / "theirs")
+    assert set(ours.manifest.files) == set(theirs.manifest.files)
+    assert {graph.precision for graph in ours.manifest.graphs} == {"int8"} and ours.manifest.facts["kept"] == [KEPT]
+    twins = [standalone.export(str(p), tmp_path / p.name, ("fp32",)) for p in (trained.path, world / "bad")]
+    assert len({one.manifest.files["image-fp32.onnx"].sha256 for one in twins}) == 1
+
+
+def test_pairs_stay_within_16_bits(trained: Artifact) -> None:
+    for linear in linears_from_tensors(load_file(trained.file(INTEGERS)), "unsigned").values():
+        first, second = linear.weight[0::2].astype(int), linear.weight[1::2].astype(int)
+        assert (np.abs(first + second)[first * second > 0] <= 128).all()
+
+
+def test_killed_and_run_again_ends_with_the_same_digest(
+    world: Path, trained: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved, original = 0, optimize._save
+
+    def dying(*arguments: Any) -> None:
+        nonlocal saved
+        original(*arguments)
+        saved += 1
+        if saved == 12:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(optimize, "_save", dying)
+    every = "optimizer.save_minutes=1e-9"
+    with pytest.raises(KeyboardInterrupt):
+        qat(world, tmp_path / "qat", every)
+    assert not (tmp_path / "qat").exists() and (tmp_path / ".qat.work" / "state.safetensors").is_file()
+    found = qat(world, tmp_path / "qat", every)
+    assert saved == 60, "of 60 steps 48 were left to do"
+    for name in ("ranges.json", INTEGERS):
+        assert found.manifest.files[name] == trained.manifest.files[name]
+
+
+def test_a_budget_that_holds_passes_the_fit_through(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mmcompress.compress.int8.qat.fit", None)
+    found = qat(world, tmp_path / "qat", "max_drop=1.0")
+    bad = Artifact.open(world / "bad")
+    assert found.manifest.files == bad.manifest.files
+    facts = dict(found.manifest.facts)
+    about = facts.pop("qat")
+    assert {**facts, "budget": None} == {**bad.manifest.facts, "budget": None} and facts["budget"] == 1.0
+    assert (about["trained"], about["accepted"], about["drift_after"], about["parts"]) == (False, False, None, {})
+
+
+def test_what_comes_no_closer_is_passed_through(world: Path, tmp_path: Path) -> None:
+    found = qat(world, tmp_path / "qat", "optimizer.lr=30", source="plain")
+    assert found.manifest.files == Artifact.open(world / "plain").manifest.files
+    about = found.manifest.facts["qat"]
+    assert about["trained"] and not about["accepted"] and about["r10_lost_before"] == about["r10_lost_after"]
+    assert about["drift_after"]["signed"]["text"] > about["drift_before"]["signed"]["text"]
+
+
+def test_every_part_is_taken_only_where_it_is_closer() -> None:
+    def fit_of(value: int) -> Fit:
+        one = IntegerLinear(np.full((2, 2), value, np.int8), np.ones(2, np.float32), np.zeros(2, np.float32))
+        names = ("image.blocks.0.qkv", "text.blocks.0.qkv")
+        ranges = {name: {"low": -value, "high": value, "absmax": value} for name in names}
+        return Fit(ranges, {kind: dict.fromkeys(names, one) for kind in ("signed", "unsigned")})  # type: ignore
+
+    before = {kind: {"image": 1.0, "text": 1.0} for kind in ("signed", "unsigned")}
+    after = {"signed": {"image": 0.5, "text": 1.0}, "unsigned": {"image": 2.0, "text": 0.5}}
+    chosen, parts = closer(fit_of(1), fit_of(2), before, after)
+    assert parts == {"signed": {"image": True, "text": False}, "unsigned": {"image": False, "text": True}}
+    assert chosen.linears["signed"]["image.blocks.0.qkv"].weight[0, 0] == 2
+    assert chosen.linears["unsigned"]["image.blocks.0.qkv"].weight[0, 0] == 1
+    assert chosen.ranges["image.blocks.0.qkv"] == {"low": -1, "high": 1, "absmax": 2}
+    assert chosen.ranges["text.blocks.0.qkv"] == {"low": -2, "high": 2, "absmax": 1}
+
+
+def test_what_is_needed_and_what_counts_as_gained() -> None:
+    drift = {"signed": {"image": 1e-4, "text": 0.0}}
+    before, worse, none = Measured(drift, 0.01), Measured(drift, 0.02), Measured({"signed": {"image": 0.0}}, 0.0)
+    assert needed(before, 0.005) and not needed(before, 0.01) and needed(before, None) and not needed(none, None)
+    some, nothing = {"signed": {"image": True}}, {"signed": {"image": False}}
+    assert gained(some, before, before, 0.005) and not gained(nothing, before, before, 0.005)  # type: ignore[arg-type]
+    assert not gained(some, before, worse, 0.005), "closer, and further from the budget"  # type: ignore[arg-type]
+    assert gained(some, before, worse, None)  # type: ignore[arg-type]
+
+
+def test_a_checkpoint_in_float_is_refused(world: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"checkpoint has no ranges\.json, so it is no quantized checkpoint") as caught:
+        standalone.qat(world / "checkpoint", tmp_path / "x", data=str(world))
+    assert caught.value.exit_code == 2 and "mmcompress quantize" in caught.value.hint
+    assert not (tmp_path / "x").exists()
+
+
+def test_ranges_and_integers_that_do_not_belong_together_are_refused(world: Path, tmp_path: Path) -> None:
+    bad = Artifact.open(world / "bad")
+    with Artifact.create(tmp_path / "mixed", kind=Kind.CHECKPOINT, stage="quantize", key="k") as draft:
+        draft.inherit(bad, *bad.manifest.files)
+        tensors = load_file(bad.file(INTEGERS))
+        gone = "signed/image.blocks.0.out"
+        save_file({n: t for n, t in tensors.items() if not n.startswith(gone)}, draft.path / INTEGERS)
+    with pytest.raises(CorruptInputError, match=r"image\.blocks\.0\.out is not in both"):
+        standalone.qat(tmp_path / "mixed", tmp_path / "x", data=str(world))

@@ -1,0 +1,128 @@
+"""The quantize stage on a small world: what its artifact holds and says, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from clip_world import write_squares, write_teacher
+from safetensors.numpy import load_file
+from torch import Tensor
+
+from mmcompress.artifact import Artifact
+from mmcompress.errors import UsageError
+from mmcompress.huggingface import dual_encoder_from_hugging_face, save_checkpoint
+from mmcompress.int8 import INTEGERS, linears_from_tensors
+from mmcompress.manifest import Kind
+from mmcompress.pipeline import standalone
+from mmcompress.processing import image_processing, save_text_processing
+
+SMALL = ["samples=48", "held=48", "batch=8", "smooth=[0.5]"]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint and its data."""
+    folder = tmp_path_factory.mktemp("world")
+    write_squares(folder)
+    source = write_teacher(folder / "teacher")
+    with Artifact.create(folder / "checkpoint", kind=Kind.CHECKPOINT, stage="distill", key="k") as draft:
+        model = dual_encoder_from_hugging_face(source)
+        save_checkpoint(model, draft.path)
+        draft.model = model.config
+        draft.preprocessing = image_processing(source)
+        draft.tokenizer = save_text_processing(source, draft.path)
+    return folder
+
+
+def quantize(world: Path, out: Path, *overrides: str) -> Artifact:
+    return standalone.quantize(world / "checkpoint", out, data=str(world), overrides=[*SMALL, *overrides])
+
+
+def test_the_artifact_is_a_checkpoint_with_ranges_integers_and_a_record_of_choices(world: Path, tmp_path: Path) -> None:
+    found = quantize(world, tmp_path / "q", "max_drop=1", "max_flips=1")
+    facts, linears = found.manifest.facts, 4 * 4 * 2
+    ranges = json.loads(found.file("ranges.json").read_text())
+    operands = {name for name in ranges if ".attention." in name}
+    assert len(operands) == 4 * 4 * 2 and len(ranges) == linears + len(operands)
+    assert facts["linears"] == linears and facts["kept"] == []
+    assert all(set(entry) == {"low", "high", "absmax"} for entry in ranges.values())
+    for kind in ("signed", "unsigned"):
+        stored = linears_from_tensors(load_file(found.file(INTEGERS)), kind)  # type: ignore[arg-type]
+        assert set(stored) == set(ranges) - operands
+        assert stored["image.blocks.0.qkv"].weight.shape == (64, 192)
+    assert [set(row) for row in facts["sensitivity"]] == [{"module", "drift", "kept"}] * linears
+    drifts = [row["drift"] for row in facts["sensitivity"]]
+    assert drifts == sorted(drifts, reverse=True) and facts["budget"] == 1
+    for tower in ("image", "text"):
+        assert {"smooth", "ranges", "rounding", "bias"} == set(facts["choices"][tower])
+    assert quantize(world, tmp_path / "again" / "q", "max_drop=1", "max_flips=1").digest == found.digest
+    graphs = standalone.export(str(found.path), tmp_path / "onnx", ("fp32", "int8"))
+    assert graphs.manifest.facts["kept"] == []
+
+
+def test_what_is_to_be_kept_is_kept_and_a_typo_is_named(world: Path, tmp_path: Path) -> None:
+    kept = "text.blocks.1.fc2"
+    found = quantize(world, tmp_path / "q", f'keep=["{kept}"]', "rounding=nearest", "smooth=[]", "sensitivity=false")
+    assert found.manifest.facts["kept"] == [kept] and found.manifest.facts["sensitivity"] == []
+    assert kept not in json.loads(found.file("ranges.json").read_text())
+    assert not any(kept in name for name in load_file(found.file(INTEGERS)))
+    same = load_file(found.file("model.safetensors"))
+    for name, values in load_file(world / "checkpoint" / "model.safetensors").items():
+        np.testing.assert_array_equal(same[name], values)
+    with pytest.raises(UsageError, match=r"there is no Linear 'text\.blocks\.1\.fc3' in this model") as caught:
+        quantize(world, tmp_path / "x", 'keep=["text.blocks.1.fc3"]')
+    assert "text.blocks.1.fc" in caught.value.hint and caught.value.exit_code == 2
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_budget_that_cannot_hold_keeps_linears_in_float(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A loss of 0.01 for each of 32 Linears as integers: a budget of 0.295 leaves 29, and gives none of three back."""
+    from mmcompress.compress.int8 import quantize as calibrate
+
+    losses = iter([0.32, 0.31, 0.30, 0.29, 0.30, 0.30, 0.29])
+    monkeypatch.setattr(calibrate, "lost_matches", lambda *_: next(losses))
+    found = quantize(world, tmp_path / "q", "max_drop=0.295", "max_flips=1", "rounding=nearest", "smooth=[]")
+    ranking = [row["module"] for row in found.manifest.facts["sensitivity"]]
+    assert found.manifest.facts["kept"] == sorted(ranking[:3])
+
+
+def test_flips_have_a_budget_of_their_own_on_validation_pairs(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mmcompress.compress.int8 import quantize as calibrate
+
+    seen: list[str] = []
+    original = calibrate.held_pairs
+
+    def held(source: object, spec: str, config: object) -> object:
+        seen.append(spec)
+        return original(source, spec, config)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(calibrate, "held_pairs", held)
+    monkeypatch.setattr(calibrate, "flips", lambda *_: 0.5)
+    settings = ("max_drop=1", "max_flips=0.4", "rounding=nearest", "smooth=[]")
+    found = quantize(world, tmp_path / "q", f"data.validation={world}", *settings)
+    assert seen == [str(world), str(world)], "one to fit, one to judge"
+    assert len(found.manifest.facts["kept"]) == 32 and found.manifest.metrics["calibration"]["flips"] == 0.5
+
+
+def test_images_choose_between_the_labels(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mmcompress.compress.int8 import quantize as calibrate
+
+    labels = tmp_path / "labels.txt"
+    labels.write_text("\n".join(f"a square of red {r}" for r in range(8)))
+    texts: list[int] = []
+    original = calibrate.flips
+
+    def counted(reference: tuple[Tensor, Tensor], found: tuple[Tensor, Tensor]) -> float:
+        texts[:] = [len(reference[1]), len(found[1])]
+        return original(reference, found)
+
+    monkeypatch.setattr(calibrate, "flips", counted)
+    quantize(world, tmp_path / "q", f"data.labels={labels}", "max_flips=1", "rounding=nearest", "smooth=[]")
+    assert texts == [24 + 8, 24 + 8], "half of the 48 samples judge, with their captions beside the labels"

@@ -1,0 +1,223 @@
+"""The stage on a toy data set, against numpy's own answers."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import clip_benchmark_reference as clip_benchmark
+import numpy as np
+import pytest
+from PIL import Image
+from toy_model import SIDE, WORDS, make_model
+
+from mmcompress.artifact import Artifact
+from mmcompress.config import DataConfig, DriftConfig
+from mmcompress.errors import CorruptInputError, UsageError
+from mmcompress.measure.drift.drift import drift, drift_report
+from mmcompress.measure.drift.testset import prompt_embeddings
+from mmcompress.runtime.encoder import Encoder
+
+Make = Callable[..., Artifact]
+
+
+def report_of(artifacts: list[Artifact], **data: Any) -> dict[str, Any]:
+    return drift_report(artifacts, DriftConfig(data=DataConfig(**data)))
+
+
+@pytest.fixture
+def shard(tmp_path: Path) -> Path:
+    """24 images of 6 classes, the last class unseen; each with one caption, its label."""
+    files: list[tuple[str, bytes]] = []
+    for index in range(24):
+        label = WORDS[index % 6]
+        pixels = np.random.default_rng(index).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
+        path = tmp_path / "one.png"
+        Image.fromarray(pixels).save(path)
+        about = {"label": label, "seen": index % 6 != 5}
+        files += [(f"{index:03d}.png", path.read_bytes()), (f"{index:03d}.txt", label.encode())]
+        files += [(f"{index:03d}.json", json.dumps(about).encode())]
+    with tarfile.open(tmp_path / "test.tar", "w") as archive:
+        for name, content in files:
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    return tmp_path / "test.tar"
+
+
+def run_stage(artifacts: tuple[Artifact, ...], folder: Path, **data: Any) -> dict[str, Any]:
+    config = DriftConfig(data=DataConfig(**data), gallery=3)
+    drift(cast(Any, SimpleNamespace(config=config, gathered=artifacts, draft=SimpleNamespace(path=folder))))
+    report: dict[str, Any] = json.loads((folder / "drift.json").read_text())
+    return report
+
+
+def test_the_stage_measures_every_row(make_artifact: Make, shard: Path, tmp_path: Path) -> None:
+    labels = tmp_path / "labels.txt"
+    labels.write_text("\n".join([*WORDS, "", "red"]))
+    artifacts = (
+        make_artifact("teacher", make_model(1, dim=20)),
+        make_artifact("student"),
+        make_artifact("int8", precisions=("int8",)),
+    )
+    report = run_stage(artifacts, tmp_path, test=str(shard), labels=str(labels))
+    assert report["backend"] == "openvino"
+    assert [row["row"] for row in report["rows"]] == ["teacher", "student", "int8"]
+    teacher, student, int8 = report["rows"]
+    assert (teacher["images"], teacher["candidates"], teacher["unseen_images"]) == (20, 6, 4)
+    assert teacher["metrics"]["cosine_mean"] == pytest.approx(1)
+    assert teacher["metrics"]["flip_rate"] == 0
+    assert student["metrics"]["cosine_mean"] is None
+    assert student["metrics"]["top1"] == student["metrics"]["i2t_r1"]
+    assert student["int8_against_fp32"] is None
+    against = int8["int8_against_fp32"]
+    assert against["row"] == "student"
+    assert 0.99 < against["cosine_mean"] < 1
+    assert against["text_cosine_mean"] == pytest.approx(1)
+    assert against["r10_drop"] == student["metrics"]["i2t_r10"] - int8["metrics"]["i2t_r10"]
+    low, high = student["metrics"]["ci95"]["i2t_r1"]
+    assert low <= student["metrics"]["i2t_r1"] <= high
+
+    model, preprocessing = make_model(), artifacts[1].manifest.preprocessing
+    assert preprocessing is not None
+    from mmcompress.data.batches import batches
+    from mmcompress.data.preprocess import normalize
+
+    [batch] = batches(str(shard), preprocessing, batch=64)
+    texts = model.texts(np.array([[0, 4 + i, 2, 1, 1, 1] for i in range(6)]))
+    best = (model.images(normalize(batch.pixels, preprocessing)) @ texts.T).argmax(axis=1)
+    right = best == np.arange(24) % 6
+    seen = np.arange(24) % 6 != 5
+    assert student["metrics"]["top1"] == right[seen].mean()
+    assert student["unseen"]["top1"] == right[~seen].mean()
+    assert student["metrics"]["mean_per_class_recall"] == pytest.approx(
+        np.mean([right[np.arange(24) % 6 == label].mean() for label in range(5)])
+    )
+
+    reference, other = make_model(1, dim=20), model
+    pixels = normalize(batch.pixels, preprocessing)
+    tokens = np.array([[0, 4 + i, 2, 1, 1, 1] for i in range(6)])
+    was = (reference.images(pixels) @ reference.texts(tokens).T).argmax(axis=1)[seen]
+    truth, now = (np.arange(24) % 6)[seen], best[seen]
+    moved = student["metrics"]
+    assert moved["flip_rate"] == (was != now).mean()
+    assert moved["flips_gained"] == ((was != truth) & (now == truth)).mean()
+    assert moved["flips_lost"] == ((was == truth) & (now != truth)).mean()
+    assert moved["old_index"] is None and student["cosine_histogram"] is None  # 20 dimensions against 16
+    assert 0 <= moved["ece"] <= 1 and moved["margin_mean"] > 0
+
+    index = other.texts(tokens)  # the student's, which INT8 differs from by little
+    assert int8["previous"]["row"] == "student" and int8["previous"]["cosine_mean"] == against["cosine_mean"]
+    assert int8["previous"]["r10_change"]["i2t"] == -against["r10_drop"]
+    assert student["previous"]["cosine_mean"] is None and teacher["previous"] is None
+    assert index.shape == (6, 16)
+
+
+def test_the_old_index_answers_the_new_models_queries(make_artifact: Make, shard: Path, tmp_path: Path) -> None:
+    labels = tmp_path / "labels.txt"
+    labels.write_text("\n".join(WORDS))
+    artifacts = [make_artifact("old", make_model(0)), make_artifact("new", make_model(3))]
+    old, new = report_of(artifacts, test=str(shard), labels=str(labels))["rows"]
+    assert old["metrics"]["old_index"] is None and old["metrics"]["r10_change"] is None
+    found = new["metrics"]["old_index"]
+    vectors = []
+    for artifact in artifacts:
+        with Encoder.open(artifact, "openvino") as encoder:
+            from mmcompress.data.batches import batches
+
+            [batch] = batches(str(shard), encoder.preprocessing, batch=64)
+            vectors.append((encoder.pixels(batch.pixels), encoder.texts(WORDS)))
+    seen = np.arange(24) % 6 != 5
+    scores = vectors[1][0][seen] @ vectors[0][1].T
+    truth = (np.arange(24) % 6)[seen]
+    order = np.argsort(-scores, axis=1)
+    for k in (1, 5):
+        assert found[f"i2t_r{k}"] == (order[:, :k] == truth[:, None]).any(axis=1).mean()
+    queries = vectors[1][1][:5] @ vectors[0][0][seen].T
+    assert found["t2i_r1"] == (truth[queries.argmax(axis=1)] == np.arange(5)).mean()
+    low, high = new["metrics"]["ci95"]["old_index_i2t_r1"]
+    assert low <= found["i2t_r1"] <= high
+    assert sum(new["cosine_histogram"]["counts"]) == 20
+
+
+def test_the_gallery_shows_what_flipped(make_artifact: Make, shard: Path, tmp_path: Path) -> None:
+    labels = tmp_path / "labels.txt"
+    labels.write_text("\n".join(WORDS))
+    artifacts = (make_artifact("old", make_model(0)), make_artifact("new", make_model(3)))
+    shown = run_stage(artifacts, tmp_path, test=str(shard), labels=str(labels))["gallery"]
+    assert [entry["file"] for entry in shown] == [f"gallery/{i:03d}.webp" for i in range(3)]
+    for entry in shown:
+        assert entry["row"] == "new" and entry["teacher"]["text"] != entry["answer"]["text"]
+        number = int(entry["key"].rpartition("/")[2])
+        assert entry["truth"] == [WORDS[number % 6]]
+        with Image.open(tmp_path / entry["file"]) as image:
+            assert image.format == "WEBP" and image.size == (SIDE, SIDE)
+    assert run_stage((artifacts[0], artifacts[0]), tmp_path, test=str(shard), labels=str(labels))["gallery"] == []
+
+
+def test_templates_are_averaged_as_in_clip_benchmark(make_artifact: Make, tmp_path: Path, shard: Path) -> None:
+    templates = ["{c}", "red {c}", "a {} circle"]
+    with Encoder.open(make_artifact(), "onnxruntime") as encoder:
+        found = prompt_embeddings(encoder, WORDS, templates)
+        texts = [[t.replace("{c}", word).replace("{}", word) for t in templates] for word in WORDS]
+        prompts = np.stack([encoder.texts(group) for group in texts])
+    np.testing.assert_allclose(found, clip_benchmark.zero_shot_weights(prompts), atol=1e-6)
+    (tmp_path / "templates.txt").write_text("{c}\nred {c}\n")
+    (tmp_path / "labels.txt").write_text("\n".join(WORDS))
+    data = {"test": str(shard), "labels": str(tmp_path / "labels.txt")}
+    plain = report_of([make_artifact("plain")], **data)
+    shaped = report_of([make_artifact("shaped")], **data, templates=str(tmp_path / "templates.txt"))
+    assert plain["rows"][0]["metrics"]["margin_mean"] != shaped["rows"][0]["metrics"]["margin_mean"]
+
+
+def test_a_folder_of_classes_is_a_test_set(make_artifact: Make, tmp_path: Path) -> None:
+    for index in range(12):
+        folder = tmp_path / "set" / WORDS[index % 3]
+        folder.mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(index).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{index}.png")
+    [row] = report_of([make_artifact()], test=str(tmp_path / "set"))["rows"]
+    assert (row["images"], row["candidates"]) == (12, 3)
+    assert row["metrics"]["top1"] is not None and row["metrics"]["top5"] is None
+
+
+def test_captions_are_the_candidates_without_labels(make_artifact: Make, shard: Path) -> None:
+    report = drift_report([make_artifact()], DriftConfig(data=DataConfig(test=str(shard)), backend="onnxruntime"))
+    [row] = report["rows"]
+    assert row["candidates"] == 24
+    assert row["metrics"]["top1"] is None
+    assert report["backend"] == "onnxruntime"
+
+
+def test_wrong_labels_and_no_data_are_named(make_artifact: Make, shard: Path, tmp_path: Path) -> None:
+    artifact = make_artifact()
+    wrong = tmp_path / "wrong.txt"
+    wrong.write_text("elephant\n")
+    with pytest.raises(UsageError, match=r"no image of .* has a label that is in .*wrong.txt") as caught:
+        report_of([artifact], test=str(shard), labels=str(wrong))
+    assert "'red'" in caught.value.hint
+    wrong.write_text("\n \n")
+    with pytest.raises(UsageError, match=r"wrong.txt lists no labels"):
+        report_of([artifact], test=str(shard), labels=str(wrong))
+    wrong.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(CorruptInputError, match=r"wrong.txt is no text file"):
+        report_of([artifact], test=str(shard), labels=str(wrong))
+    with pytest.raises(UsageError, match=r"absent.txt"):
+        report_of([artifact], test=str(shard), labels=str(tmp_path / "absent.txt"))
+    with pytest.raises(UsageError, match=r"data.test is not set"):
+        report_of([artifact])
+    with pytest.raises(UsageError, match="there is no artifact"):
+        report_of([], test=str(shard))
+    (tmp_path / "templates.txt").write_text("a photo\n")
+    (tmp_path / "labels.txt").write_text("\n".join(WORDS))
+    given = {"test": str(shard), "templates": str(tmp_path / "templates.txt")}
+    with pytest.raises(UsageError, match=r"the template 'a photo' has no place for the label") as caught:
+        report_of([artifact], **given, labels=str(tmp_path / "labels.txt"))
+    assert "{c}" in caught.value.hint and caught.value.exit_code == 2
+    with pytest.raises(UsageError, match=r"data.templates is .*templates.txt, and .* has captions, not classes"):
+        report_of([artifact], **given)

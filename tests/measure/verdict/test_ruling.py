@@ -1,0 +1,103 @@
+"""The ruling: which file is recommended for which ratios and losses, and in which words."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from mmcompress.config import Backend
+from mmcompress.manifest import Graph
+from mmcompress.measure.estimate import Ratio
+from mmcompress.measure.verdict.contest import Entrant, Pair
+from mmcompress.measure.verdict.ruling import MARGIN, Budget, named, ruled, sentence
+
+GRAPH = Graph(file="image-fp32.onnx", tower="image", precision="fp32", inputs=(), outputs=())
+
+
+def pair(name: str, precision: str, backend: Backend) -> Pair:
+    return Pair(name, precision, {"image": Entrant(Path("image-fp32.onnx"), GRAPH, backend, 2)})
+
+
+FP32, FP16, INT8 = pair("fp32", "fp32", "openvino"), pair("fp16", "fp16", "openvino"), pair("all", "int8", "openvino")
+ORT = pair("fp32", "fp32", "onnxruntime")
+
+
+def faster_of(times_ms: dict[Pair, float], width: float = 0.01) -> Any:
+    """Ratios as a run would give them whose interval is `width` to each side."""
+
+    def faster(fast: Pair, slow: Pair) -> Ratio:
+        speedup = times_ms[slow] / times_ms[fast]
+        return Ratio(speedup, speedup - width, speedup + width)
+
+    return faster
+
+
+def rule(
+    int8: float,
+    fp32: float,
+    ort: float,
+    fp16: float,
+    lost: float = 0.0,
+    width: float = 0.01,
+    flips: float = 0.0,
+    max_flips: float | None = 0.02,
+) -> tuple[Any, str]:
+    faster = faster_of({INT8: int8, FP32: fp32, ORT: ort, FP16: fp16}, width)
+    drift, budget = {"r10_lost": lost, "flip_rate": flips}, Budget(0.005, max_flips)
+    ruling = ruled(INT8, drift, [FP32, ORT, FP16], faster, budget)
+    return ruling, sentence(ruling, INT8, drift, faster, budget, 400)
+
+
+def test_int8_has_to_beat_the_fastest_float_graph_of_any_precision_and_backend() -> None:
+    ruling, said = rule(int8=1.0, fp32=2.0, ort=1.2, fp16=1.5)
+    assert ruling.int8 and ruling.ship is INT8 and ruling.to_beat is ORT
+    assert said == (
+        "Ship INT8 on OpenVINO (all): it is 1.20 times as fast as FP32 on ONNX Runtime (95% interval 1.19 to 1.21), "
+        "the fastest float graph, and on 400 held-out pairs it loses 0.00% of the R@10 hits (0.50% were allowed) and "
+        "answers 0.00% of the images otherwise (2.00% were allowed). "
+        "On OpenVINO alone, it is 2.00 times as fast as FP32 (95% interval 1.99 to 2.01)."
+    )
+    ruling, said = rule(int8=1.0, fp32=2.0, ort=0.9, fp16=1.5)
+    assert not ruling.int8 and ruling.ship is ruling.to_beat is ORT
+    assert said.startswith("Do not ship INT8 on OpenVINO (all, the best of the candidates): it is 0.90 times as fast")
+    assert "Ship FP32 on ONNX Runtime, the fastest float graph." in said
+
+
+@pytest.mark.parametrize(
+    ("speedup", "width", "recommended"),
+    [(1.04, 0.019, True), (1.04, 0.03, False), (1.019, 0.001, False), (1.3, 0.1, True), (0.98, 0.01, False)],
+)
+def test_the_whole_interval_has_to_lie_beyond_two_percent(speedup: float, width: float, recommended: bool) -> None:
+    ruling, _ = rule(int8=1 / speedup, fp32=1.0, ort=5, fp16=5, width=width)
+    assert ruling.int8 == recommended == (ruling.speedup.low >= MARGIN)
+
+
+def test_drift_beyond_the_budget_is_an_obstacle_however_fast() -> None:
+    assert rule(1.0, 3.0, 3.1, 3.2, lost=0.005)[0].int8
+    ruling, said = rule(1.0, 3.0, 3.1, 3.2, lost=0.0051)
+    assert not ruling.int8 and ruling.ship is FP32
+    assert "it loses 0.51% of the R@10 hits, and 0.50% were allowed" in said and "times as fast" not in said
+
+    ruling, said = rule(1.0, 3.0, 3.1, 3.2, flips=0.0201)
+    assert not ruling.int8 and "it answers 2.01% of the images otherwise, and 2.00% were allowed" in said
+    ruling, said = rule(1.0, 3.0, 3.1, 3.2, flips=0.5, max_flips=None)
+    assert ruling.int8 and "answers 50.00% of the images otherwise (any were allowed)" in said
+
+
+def test_the_plainer_float_graph_stays_unless_another_is_clearly_faster() -> None:
+    ruling, said = rule(int8=1.0, fp32=1.0, ort=1.5, fp16=0.99)
+    assert ruling.ship is FP32 and ruling.to_beat is FP16
+    assert f"{named(FP16)} is not clearly faster (1.01 times as fast" in said
+    assert rule(int8=1.0, fp32=1.0, ort=1.5, fp16=0.9)[0].ship is FP16
+
+
+def test_both_obstacles_are_named_in_every_order_of_speed() -> None:
+    for times in itertools.permutations((1.0, 1.3, 1.7, 2.2)):
+        ruling, said = rule(*times, lost=0.02)
+        slower = times[0] > min(times[1:])
+        assert len(ruling.obstacles) == 1 + slower and not ruling.int8
+        assert ruling.to_beat is (FP32, ORT, FP16)[times[1:].index(min(times[1:]))]
+        assert all(obstacle in said for obstacle in cast(tuple[str, ...], ruling.obstacles))

@@ -1,0 +1,70 @@
+"""Every way in which a baseline can be broken is told apart."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from mmcompress.errors import GateFailedError
+from mmcompress.measure.verdict.sanity import above_chance, checks, enforce_checks
+
+Rows = NDArray[np.float32]
+GROUP = np.arange(64)
+
+
+def unit(rows: NDArray[Any]) -> Rows:
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+
+def sound(seed: int = 0) -> tuple[Rows, Rows]:
+    """Images near their texts."""
+    rng = np.random.default_rng(seed)
+    texts = rng.standard_normal((64, 16))
+    return unit(texts + 0.3 * rng.standard_normal((64, 16))), unit(texts)
+
+
+def failed(images: Rows, texts: Rows, reference: Rows | None = None) -> list[str]:
+    known = {"image": images[:8] if reference is None else reference, "text": texts[:8]}
+    return [one["check"] for one in checks(images, texts, GROUP, known, 1e-4) if not one["passed"]]
+
+
+def test_a_sound_baseline_passes() -> None:
+    assert failed(*sound()) == []
+
+
+def test_what_is_not_finite_stops_the_others() -> None:
+    images, texts = sound()
+    images[3, 2] = np.nan
+    assert failed(images, texts) == ["finite"]
+
+
+def test_a_norm_of_two_a_constant_and_another_model_are_told_apart() -> None:
+    images, texts = sound()
+    assert failed(2 * images, texts) == ["unit norm"]
+    assert failed(np.repeat(images[:1], 64, axis=0), texts) == ["not constant", "better than chance"]
+    assert failed(images, texts, images[:8] + np.float32(2e-4)) == ["equal to torch"]
+
+
+def test_captions_beside_the_wrong_images_are_no_better_than_chance() -> None:
+    images, texts = sound()
+    assert failed(np.roll(images, 7, axis=0), texts) == ["better than chance"]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_random_embeddings_are_not_above_chance(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    right, limit = above_chance(unit(rng.standard_normal((64, 16))), unit(rng.standard_normal((64, 16))), GROUP)
+    assert right <= limit
+
+
+def test_the_error_names_what_failed_with_its_figures() -> None:
+    images, texts = sound()
+    known = {"image": images[:8], "text": texts[:8]}
+    with pytest.raises(GateFailedError) as caught:
+        enforce_checks(checks(2 * images, texts, GROUP, known, 1e-4), "openvino")
+    assert "the FP32 baseline on openvino fails its sanity check: unit norm" in caught.value.what
+    assert ": 1, the limit is 0.001" in caught.value.what and caught.value.exit_code == 1
+    assert "captions of the data belong to its images" in caught.value.hint

@@ -1,0 +1,87 @@
+"""A package imports only from packages nearer the ground, inside functions too; devices never meet torch."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+from collections.abc import Iterator
+from pathlib import Path
+
+from check_wheel import SOURCES
+
+GROUND_UP = ("core", "data", "runtime", "export", "measure", "compress", "report", "pipeline", "cli")
+"""`core` is what lies directly in `src/mmcompress`."""
+DATA_ONLY = {"demo", "recipes"}
+
+
+def modules() -> Iterator[tuple[str, Path]]:
+    for package, folder in SOURCES.items():
+        for path in folder.rglob("*.py"):
+            if not any(parent.is_symlink() for parent in path.parents):
+                parts = (*package.split("/"), *path.relative_to(folder).with_suffix("").parts)
+                yield ".".join(part for part in parts if part != "__init__"), path
+
+
+def room(module: str) -> str:
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 and parts[1] in {*GROUND_UP[1:], *DATA_ONLY} else "core"
+
+
+def imported(path: Path) -> Iterator[tuple[int, str]]:
+    """Every module that a file imports anywhere, `from package import module` counted as that module."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: relative import"
+            yield from ((node.lineno, f"{node.module}.{alias.name}") for alias in node.names)
+
+
+def test_no_import_points_upwards() -> None:
+    upwards = [
+        f"{path}:{line}: {room(module)} imports {name}"
+        for module, path in modules()
+        if room(module) not in DATA_ONLY and module != "mmcompress.__main__"
+        for line, name in imported(path)
+        if name.split(".")[0] == "mmcompress" and room(name) not in DATA_ONLY
+        if GROUND_UP.index(room(name)) > GROUND_UP.index(room(module))
+    ]
+    assert upwards == []
+
+
+def test_no_circle_within_a_room() -> None:
+    """Nor is one hidden in a function: the graph of all imports has none."""
+    known = dict(modules())
+    edges = {
+        module: {
+            target
+            for _, name in imported(path)
+            for target in (name, name.rpartition(".")[0])
+            if target in known and target not in ("mmcompress", module)
+        }
+        for module, path in known.items()
+    }
+    for target in edges.values():
+        target -= {name for name in target if known[name].name == "__init__.py"}
+    while ready := [module for module, targets in edges.items() if not targets & edges.keys()]:
+        for module in ready:
+            del edges[module]
+    assert edges == {}
+
+
+def test_the_runtime_never_imports_torch() -> None:
+    found = [
+        f"{path}:{line}: {name}"
+        for module, path in modules()
+        if room(module) in ("data", "runtime") or (room(module) == "measure" and ".verdict" not in module)
+        for line, name in imported(path)
+        if name.split(".")[0] in ("torch", "transformers", "safetensors")
+    ]
+    assert found == []
+
+
+def test_every_package_is_found_where_its_room_is() -> None:
+    for package, folder in SOURCES.items():
+        spec = importlib.util.find_spec(package.replace("/", "."))
+        assert spec is not None and spec.origin is not None
+        assert Path(spec.origin).resolve() == folder / "__init__.py"
