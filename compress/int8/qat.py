@@ -27,11 +27,11 @@ from mmcompress.compress.int8.fakequant import TrainedLinears
 from mmcompress.compress.int8.fit import JUDGED, KINDS, drift_of_both
 from mmcompress.compress.int8.quantize import SHUFFLED, feeds, plain_pairs
 from mmcompress.compress.int8.sensitivity import lost_matches, sensitivities
-from mmcompress.compress.int8.simulate import TOWERS, Feeds, embedded, quantized
+from mmcompress.compress.int8.simulate import TOWERS, Feeds, embedded, quantizing
 from mmcompress.compress.prune.semistructured import SPARSE
 from mmcompress.compress.train.losses import cosine_distance
-from mmcompress.compress.train.optimize import fit
-from mmcompress.compress.train.pairs import Pairs, TrainingPairs, training_pairs
+from mmcompress.compress.train.optimize import optimize
+from mmcompress.compress.train.pairs import TrainingBatch, TrainingPairs, training_pairs
 from mmcompress.config import QatConfig
 from mmcompress.distributed import World, world
 from mmcompress.errors import CorruptInputError, UsageError
@@ -70,7 +70,7 @@ class Fit:
 
 
 @dataclass(frozen=True)
-class Measured:
+class FitCost:
     """What a fit costs on the samples that judge."""
 
     drift: dict[str, dict[str, float]]
@@ -155,27 +155,27 @@ def read_fit(source: Artifact) -> Fit:
     return Fit(ranges, linears)
 
 
-def needed(before: Measured, max_drop: float | None) -> bool:
+def needed(before: FitCost, max_drop: float | None) -> bool:
     """Whether there is something to train for: a budget that does not hold, or, without one, any drift at all."""
     drifts = any(drift > 0 for towers in before.drift.values() for drift in towers.values())
     return drifts and (max_drop is None or before.lost > max_drop)
 
 
-def gained(parts: Parts, before: Measured, result: Measured, max_drop: float | None) -> bool:
+def gained(parts: Parts, before: FitCost, result: FitCost, max_drop: float | None) -> bool:
     """Whether some part came closer and, where hits are budgeted, no more of them are lost."""
     closer_somewhere = any(taken for towers in parts.values() for taken in towers.values())
     return closer_somewhere and (max_drop is None or result.lost <= before.lost)
 
 
-def measured(model: DualEncoder, fitted: Fit, judging: Feeds) -> Measured:
+def measured(model: DualEncoder, fitted: Fit, judging: Feeds) -> FitCost:
     """Drift and lost hits of both kinds of graph."""
     reference = embedded(model, "image", judging.image), embedded(model, "text", judging.text)
     lost = []
     for kind in KINDS:
-        with quantized(model, fitted.linears[kind], fitted.ranges, kind):
+        with quantizing(model, fitted.linears[kind], fitted.ranges, kind):
             found = embedded(model, "image", judging.image), embedded(model, "text", judging.text)
         lost.append(lost_matches(reference, found))
-    return Measured(drift_of_both(model, judging, fitted.linears, fitted.ranges), max(lost))
+    return FitCost(drift_of_both(model, judging, fitted.linears, fitted.ranges), max(lost))
 
 
 def train(
@@ -191,7 +191,7 @@ def train(
     learners = nn.ModuleDict({kind: TrainedLinears(given.linears[kind], given.ranges, kind) for kind in KINDS})
     learners = learners.to(here.device)
 
-    def loss_of(batch: Pairs, _: int) -> Tensor:
+    def loss_of(batch: TrainingBatch, _: int) -> Tensor:
         with torch.no_grad():
             reference: tuple[Tensor, Tensor] = model(batch.pixels, batch.tokens)
         losses = []
@@ -204,7 +204,7 @@ def train(
                     losses.append(cosine_distance(ours, exact[at::2]) / drift[kind][tower])
         return torch.stack(losses).mean()
 
-    training = fit(
+    training = optimize(
         learners,
         loss_of,
         pairs.stream,

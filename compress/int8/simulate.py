@@ -69,7 +69,7 @@ def fake_quantized(x: Tensor, quantizer: ActivationQuantizer) -> Tensor:
 
 
 @contextmanager
-def quantized(
+def quantizing(
     model: DualEncoder, linears: Linears, ranges: Mapping[str, Range], kind: Signedness
 ) -> Iterator[DualEncoder]:
     """Within, the Linears that are named compute what the graph of that kind does; the others stay in float."""
@@ -109,7 +109,7 @@ def _attached(handles: Iterable[RemovableHandle]) -> Iterator[None]:
             handle.remove()
 
 
-def watched(model: DualEncoder, see: Callable[[str, Tensor], None]) -> AbstractContextManager[None]:
+def observing(model: DualEncoder, see: Callable[[str, Tensor], None]) -> AbstractContextManager[None]:
     """Show every Linear's input (rows, in)."""
 
     def watch(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
@@ -118,7 +118,7 @@ def watched(model: DualEncoder, see: Callable[[str, Tensor], None]) -> AbstractC
     return _attached(linear.register_forward_pre_hook(watch(name)) for name, linear in model.linears())
 
 
-def attention_watched(model: DualEncoder, see: Callable[[str, Tensor], None]) -> AbstractContextManager[None]:
+def observing_attention(model: DualEncoder, see: Callable[[str, Tensor], None]) -> AbstractContextManager[None]:
     """Show the operands of the attention products as graphs multiply them, `image.blocks.0.attention.query` and so on.
 
     Of the probabilities only the largest is shown, as all that a range needs; where attention is causal it is 1.

@@ -26,7 +26,7 @@ from mmcompress.compress.prune.shrink import Scores, Size, TowerName, shrunk, si
 from mmcompress.compress.prune.sizes import block_choices, sizes_within, static_cost
 from mmcompress.compress.prune.width import narrowed, rounded_width
 from mmcompress.compress.train.embed import load_embeddings
-from mmcompress.compress.train.pairs import Pairs, training_pairs
+from mmcompress.compress.train.pairs import TrainingBatch, training_pairs
 from mmcompress.config import PruneConfig
 from mmcompress.distributed import world
 from mmcompress.huggingface import FOLDER_FILES, dual_encoder_from_checkpoint, save_checkpoint
@@ -77,7 +77,7 @@ def two_four_modules(model: DualEncoder) -> tuple[list[str], list[str]]:
 
 
 def unit_scores(
-    model: DualEncoder, samples: list[Pairs], anchors: tuple[Tensor, Tensor], config: PruneConfig
+    model: DualEncoder, samples: list[TrainingBatch], anchors: tuple[Tensor, Tensor], config: PruneConfig
 ) -> Scores:
     """The importance of every unit; nothing where activations decide."""
     if config.importance == "activation":

@@ -163,7 +163,7 @@ def dequantize_weight(weight: NDArray[np.int8], scales: Floats) -> Floats:
     return found
 
 
-def quantize(values: Floats, quantizer: ActivationQuantizer) -> Integers:
+def quantize_activation(values: Floats, quantizer: ActivationQuantizer) -> Integers:
     """ONNX QuantizeLinear: saturate(round_half_to_even(x / S) + Z); any shape."""
     low, high = LIMITS[quantizer.kind]
     steps = np.rint(values.astype(np.float32) / np.float32(quantizer.scale)) + quantizer.zero_point
@@ -171,7 +171,7 @@ def quantize(values: Floats, quantizer: ActivationQuantizer) -> Integers:
     return found
 
 
-def dequantize(integers: Integers, quantizer: ActivationQuantizer) -> Floats:
+def dequantize_activation(integers: Integers, quantizer: ActivationQuantizer) -> Floats:
     """ONNX DequantizeLinear: (q - Z) S; any shape."""
     found: Floats = (integers.astype(np.int32) - quantizer.zero_point).astype(quantizer.scale.dtype) * quantizer.scale
     return found
@@ -179,7 +179,7 @@ def dequantize(integers: Integers, quantizer: ActivationQuantizer) -> Floats:
 
 def fake_quantize(values: Floats, quantizer: ActivationQuantizer) -> Floats:
     """What is left of the values after quantizing and dequantizing them; any shape."""
-    return dequantize(quantize(values, quantizer), quantizer)
+    return dequantize_activation(quantize_activation(values, quantizer), quantizer)
 
 
 def fake_quantize_weight(weight: Floats, kind: Signedness) -> Floats:

@@ -43,7 +43,7 @@ def embed(model: Any, tower: str, inputs: np.ndarray[Any, Any]) -> np.ndarray[An
 
 
 def calibrated(model: Any, config: Any) -> dict[str, dict[str, float]]:
-    """Min-max ranges of the inputs of every Linear, watched in transformers."""
+    """Min-max ranges of the inputs of every Linear, as seen in transformers."""
     ranges: dict[str, dict[str, float]] = {}
     handles = []
     for module in linear_modules(config):
