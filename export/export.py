@@ -26,8 +26,8 @@ from mmcompress.card import export_card
 from mmcompress.config import ExportConfig, Precision
 from mmcompress.errors import CorruptInputError, GateFailedError, UsageError, require
 from mmcompress.export.graph import Array, Numerics, Ranges
-from mmcompress.export.towers import graph_integers, image_graph, linear_modules, text_graph
-from mmcompress.int8 import INTEGERS, RANGES, linears_from_tensors, read_ranges
+from mmcompress.export.towers import graph_integers, image_graph, text_graph
+from mmcompress.int8 import INTEGERS, RANGES, linear_modules, linears_from_tensors, read_ranges
 from mmcompress.manifest import Graph, TensorSpec
 from mmcompress.stages import Job
 

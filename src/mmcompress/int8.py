@@ -15,14 +15,14 @@ per-group scales and 4-bit weights, which the runtimes at hand do not multiply a
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mmcompress.architecture import Config
+from mmcompress.architecture import Config, DualEncoderConfig
 from mmcompress.artifact import Artifact
 from mmcompress.errors import UsageError
 
@@ -215,3 +215,18 @@ def read_ranges(quantized: Artifact) -> dict[str, Range]:
         )
     ranges: dict[str, Range] = json.loads(quantized.file(RANGES).read_text(encoding="utf-8"))
     return ranges
+
+
+def linear_modules(config: DualEncoderConfig) -> tuple[str, ...]:
+    """Every Linear that is quantized, in the order of execution."""
+    return _in_every_block(config, ("qkv", "out", "fc1", "fc2"))
+
+
+def attention_operands(config: DualEncoderConfig) -> tuple[str, ...]:
+    """Everything that the attention products multiply, by the names of its calibrated ranges."""
+    return _in_every_block(config, [f"attention.{operand}" for operand in OPERANDS])
+
+
+def _in_every_block(config: DualEncoderConfig, parts: Sequence[str]) -> tuple[str, ...]:
+    towers = (("image", config.image), ("text", config.text))
+    return tuple(f"{name}.blocks.{i}.{part}" for name, tower in towers for i in range(tower.depth) for part in parts)

@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 from shards import pair, picture, png_of, shard, write_tar
 
-from mmcompress.data import reading
+from mmcompress.data import shards
 from mmcompress.data.batches import count, read
 from mmcompress.data.reading import Sample
 from mmcompress.errors import CorruptInputError, UsageError
@@ -118,7 +118,7 @@ def test_bad_samples_are_named_and_skipped(tmp_path: Path, files: list[tuple[str
 
 
 def test_large_members_are_refused_unread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reading, "MEMBER_BYTES", 2**20)
+    monkeypatch.setattr(shards, "MEMBER_BYTES", 2**20)
     assert reason(tmp_path, [("k.jpg", bytes(2**20 + 1)), ("k.txt", b"x")]) == "k: a file has more than 1 MiB"
 
 

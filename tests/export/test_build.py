@@ -21,7 +21,8 @@ from mmcompress.errors import MissingRequirementError, UsageError
 from mmcompress.export import build as builder
 from mmcompress.export.export import save_graph
 from mmcompress.export.graph import Numerics
-from mmcompress.export.towers import image_graph, linear_modules, text_graph
+from mmcompress.export.towers import image_graph, text_graph
+from mmcompress.int8 import linear_modules
 from mmcompress.manifest import TensorSpec
 from mmcompress.measure.verdict.candidates import CANDIDATES, LINEARS, candidates_for
 from mmcompress.pipeline.run import run_stage

@@ -21,7 +21,7 @@ from mmcompress.data.batches import batches
 from mmcompress.data.preprocess import normalize
 from mmcompress.errors import CorruptInputError, GateFailedError, MissingRequirementError, UsageError
 from mmcompress.export.export import read_int8
-from mmcompress.export.towers import linear_modules
+from mmcompress.int8 import linear_modules
 from mmcompress.measure.interleave import Record
 from mmcompress.measure.verdict import contest, contestants, ruling, verdict
 from mmcompress.measure.verdict.candidates import CANDIDATES, candidates_for
