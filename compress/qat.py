@@ -12,7 +12,6 @@ either kind is taken over only where it came closer to FP32 on samples that judg
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -49,6 +48,7 @@ from mmcompress.errors import CorruptInputError, UsageError
 from mmcompress.model import DualEncoder, dual_encoder_from_checkpoint
 from mmcompress.progress import say
 from mmcompress.stages import Job
+from mmcompress.strictjson import write_json
 
 ENDS: Mapping[Signedness, tuple[str, ...]] = {"signed": ("absmax",), "unsigned": ("low", "high")}
 """What of a range each kind of graph reads."""
@@ -105,7 +105,7 @@ def qat(job: Job[QatConfig]) -> None:
         ranking = ranked(model, chosen, judging, source) if accepted else source.manifest.facts.get("sensitivity", [])
     draft.inherit(source, *source.manifest.files)
     if accepted:
-        (draft.path / RANGES).write_text(json.dumps(chosen.ranges, indent=1), encoding="utf-8")
+        write_json(draft.path / RANGES, chosen.ranges)
         save_file(tensors_from_linears(chosen.linears), draft.path / INTEGERS)
     elif after is not None:
         say("", job.name, "training brought INT8 no closer to FP32, or lost more R@10 hits: passed through as it was")

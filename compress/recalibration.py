@@ -7,7 +7,6 @@ are refused where the gains of its LayerNorms are others.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from pathlib import Path
@@ -21,6 +20,7 @@ from mmcompress.artifact import Artifact, Kind
 from mmcompress.compress.quantize import RANGES, Range
 from mmcompress.errors import UsageError
 from mmcompress.export.towers import attention_operands, linear_modules
+from mmcompress.strictjson import read_json
 
 SAME = 0.1
 """Median difference of a LayerNorm's gains, as a share, from which on it is another one."""
@@ -72,7 +72,7 @@ def read_ranges(quantized: Artifact) -> dict[str, Range]:
             f"{quantized.path} has no {RANGES}, so it is no quantized checkpoint",
             "quantize it first: mmcompress quantize CHECKPOINT --data SHARDS --out DIR",
         )
-    ranges: dict[str, Range] = json.loads(quantized.file(RANGES).read_text(encoding="utf-8"))
+    ranges: dict[str, Range] = read_json(quantized.file(RANGES), "quantize the checkpoint again")
     return ranges
 
 

@@ -10,7 +10,6 @@ A teacher of one's own is `file.py:function`; the function takes no argument and
 from __future__ import annotations
 
 import importlib.util
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ from mmcompress.compress.vocabulary import save_tokenizer_config
 from mmcompress.config import TeacherConfig
 from mmcompress.data import packaged
 from mmcompress.errors import CorruptInputError, MissingRequirementError, UsageError, require, suggestion
+from mmcompress.strictjson import read_json, text_from_json
 from mmcompress.teachers import ALIASES
 
 _HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
@@ -242,7 +242,7 @@ def save_preprocessing(student: Preprocessing, target: Path) -> None:
         "image_std": student.std,
         "do_convert_rgb": True,
     }
-    (target / "preprocessor_config.json").write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
+    (target / "preprocessor_config.json").write_text(text_from_json(written, indent=2) + "\n", encoding="utf-8")
 
 
 def save_text_processing(folder: Path, target: Path) -> TextProcessing:
@@ -297,8 +297,5 @@ def _image_size(folder: Path) -> int:
 def _read_json(path: Path, default: dict[str, Any]) -> dict[str, Any]:
     if not path.is_file():
         return default
-    try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CorruptInputError(f"{path} is not JSON: {error}", "restore it from where it came") from error
+    found: dict[str, Any] = read_json(path, "restore it from where it came")
     return found

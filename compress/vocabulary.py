@@ -5,13 +5,13 @@ CLIP's own vocabulary has 49,408 entries, most of a small model's parameters; a 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from mmcompress.artifact import TextProcessing
+from mmcompress.strictjson import text_from_json
 
 BEGIN, END = "<|startoftext|>", "<|endoftext|>"
 
@@ -57,4 +57,4 @@ def save_tokenizer_config(
         "add_prefix_space": add_prefix_space,
         "model_input_names": ["input_ids", "attention_mask"],
     }
-    (folder / "tokenizer_config.json").write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
+    (folder / "tokenizer_config.json").write_text(text_from_json(written, indent=2) + "\n", encoding="utf-8")

@@ -13,7 +13,6 @@ be measured, and the ONNX graphs are what is delivered; that path has never been
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -46,6 +45,7 @@ from mmcompress.runtime.sanity import checks, enforce_checks
 from mmcompress.runtime.scheduling import realtime
 from mmcompress.runtime.session import GPU_BACKENDS
 from mmcompress.stages import Job
+from mmcompress.strictjson import write_json
 
 FINALISTS = 2
 CHECKED = 32
@@ -82,10 +82,7 @@ def verdict(job: Job[VerdictConfig]) -> None:
     deliver(job, source, tensors, [*floats, found.int8], chosen)
     said = recommendation(found, ruling, budget)
     job.draft.facts |= {"candidate": found.int8.name, "recommendation": said}
-    text = json.dumps(
-        document(found, ruling, config.batch, budget, environment), indent=1, ensure_ascii=False, allow_nan=False
-    )
-    (job.draft.path / "verdict.json").write_text(text, encoding="utf-8")
+    write_json(job.draft.path / "verdict.json", document(found, ruling, config.batch, budget, environment))
     if not ruling.int8:
         say("verdict", job.name, f"warning: {said['sentence']}")
 

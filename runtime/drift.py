@@ -10,7 +10,6 @@ they are joined. One row's embeddings are in memory beside the teacher's, the pr
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +27,7 @@ from mmcompress.runtime.gallery import gallery, write_thumbnails
 from mmcompress.runtime.retrieval import Ints, retrieval
 from mmcompress.runtime.session import default_backend
 from mmcompress.runtime.testset import Pairs, Row, embed_row
+from mmcompress.strictjson import write_json
 
 if TYPE_CHECKING:
     from mmcompress.stages import Job
@@ -41,8 +41,7 @@ CLASS_IMAGES = 5
 def drift(job: Job[DriftConfig]) -> None:
     """Stage: write drift.json over every gathered ONNX artifact, and the gallery; the first is the teacher."""
     report = drift_report(job.gathered, job.config, job.draft.path)
-    text = json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False)
-    (job.draft.path / "drift.json").write_text(text, encoding="utf-8")
+    write_json(job.draft.path / "drift.json", report)
 
 
 def drift_report(artifacts: Sequence[Artifact], config: DriftConfig, folder: Path | None = None) -> Document:

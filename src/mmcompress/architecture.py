@@ -18,9 +18,9 @@ WEIGHTS = "model.safetensors"
 
 
 class Config(BaseModel):
-    """A frozen set of values that refuses unknown keys; each field's docstring says what it means."""
+    """A frozen set of values that refuses unknown keys, NaN and infinity; each field's docstring says what it means."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class TowerConfig(Config):

@@ -9,7 +9,6 @@ or where it was made, so two runs of the same recipe can be compared by digest.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import platform
 import shutil
@@ -26,6 +25,7 @@ from pydantic import Field, ValidationError
 from mmcompress import __version__
 from mmcompress.architecture import Config, DualEncoderConfig
 from mmcompress.errors import CorruptInputError, UsageError
+from mmcompress.strictjson import check_finite, json_from_text, text_from_json, write_json
 
 MANIFEST = "manifest.json"
 
@@ -124,7 +124,7 @@ class Manifest(Config):
 
 def hash_json(value: object) -> str:
     """SHA-256 of the canonical JSON text of a value."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    return hashlib.sha256(text_from_json(value, canonical=True).encode()).hexdigest()
 
 
 def hash_file(path: Path) -> str:
@@ -238,6 +238,7 @@ class Artifact:
         draft = Draft(temporary)
         try:
             yield draft
+            check_finite({"facts": draft.facts, "metrics": draft.metrics})  # pydantic would write null
             manifest = Manifest(
                 kind=kind,
                 stage=stage,
@@ -298,15 +299,13 @@ def _hash_files(folder: Path) -> dict[str, FileEntry]:
 
 def _write_manifest(path: Path, manifest: Manifest) -> None:
     body = manifest.model_dump(mode="json", by_alias=True)
-    path.write_text(
-        json.dumps({**body, "seal": manifest.compute_seal()}, indent=1, ensure_ascii=False), encoding="utf-8"
-    )
+    write_json(path, {**body, "seal": manifest.compute_seal()})
 
 
 def _read_manifest(path: Path) -> Manifest:
     again = "make the artifact again: delete the folder and rerun the command that wrote it"
     try:
-        body = json.loads(path.read_text(encoding="utf-8"))
+        body = json_from_text(path.read_bytes())
         seal = body.pop("seal", None)
         manifest = Manifest.model_validate(body)
     except (ValueError, AttributeError, ValidationError) as error:

@@ -10,7 +10,6 @@ token, so what follows that token cannot reach the output).
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -23,6 +22,7 @@ from torch.nn import functional as F
 
 from mmcompress.architecture import WEIGHTS, DualEncoderConfig, ImageConfig, TextConfig, TowerConfig
 from mmcompress.errors import CorruptInputError, UsageError
+from mmcompress.strictjson import json_from_text, read_json, text_from_json
 
 FOLDER_FILES = ("tokenizer.json", "tokenizer_config.json", "preprocessor_config.json")
 """What a checkpoint takes over from the one it was made from."""
@@ -218,7 +218,7 @@ def config_from_hugging_face(folder: Path) -> DualEncoderConfig:
 
     path = folder / "config.json"
     try:
-        family = json.loads(path.read_text(encoding="utf-8")).get("model_type")
+        family = json_from_text(path.read_bytes()).get("model_type")
     except FileNotFoundError as error:
         raise UsageError(f"{folder} has no config.json", "give a folder in Hugging Face format") from error
     except (ValueError, AttributeError) as error:
@@ -293,7 +293,7 @@ def save_checkpoint(model: DualEncoder, folder: Path, dtype: torch.dtype = torch
     tensors = hugging_face_from_state(model.state_dict(), model.config)
     save_file({k: v.detach().to("cpu", dtype).contiguous() for k, v in tensors.items()}, folder / WEIGHTS)
     if model.config.image.uniform and model.config.text.uniform:
-        text = json.dumps(hugging_face_config(model.config, dtype), indent=2)
+        text = text_from_json(hugging_face_config(model.config, dtype), indent=2)
         (folder / "config.json").write_text(text + "\n", encoding="utf-8")
 
 
@@ -390,7 +390,8 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
     index = folder / f"{WEIGHTS}.index.json"
     files = [WEIGHTS]
     if index.is_file():
-        files = sorted({Path(name).name for name in json.loads(index.read_text())["weight_map"].values()})
+        listed = read_json(index, "restore it from where it came")
+        files = sorted({Path(name).name for name in listed["weight_map"].values()})
     tensors: dict[str, Tensor] = {}
     for name in files:
         path = folder / name

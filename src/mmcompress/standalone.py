@@ -8,7 +8,6 @@ than a recipe does: both end in `pipeline.run_stage`.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -20,6 +19,7 @@ from mmcompress.lock import locked
 from mmcompress.pipeline import run_recipe, run_stage, run_stages
 from mmcompress.recipe import assign, load_recipe, parse_assignments, reduced
 from mmcompress.stages import STAGES
+from mmcompress.strictjson import json_from_text
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -326,7 +326,7 @@ def parent_beside(artifact: Artifact, role: str) -> Path | None:
     digest = artifact.manifest.parents.get(role)
     for manifest in sorted(artifact.path.absolute().parent.glob(f"*/{MANIFEST}")):
         try:
-            if digest is not None and json.loads(manifest.read_text(encoding="utf-8")).get("digest") == digest:
+            if digest is not None and json_from_text(manifest.read_bytes()).get("digest") == digest:
                 return manifest.parent
         except (ValueError, AttributeError):
             continue

@@ -175,7 +175,7 @@ def test_a_disturbed_latency_says_so(report: Report) -> None:
         ({"max_drop": {"i2t_r100": 0.1}}, "there is no metric 'i2t_r100'; did you mean 'i2t_r10'?"),
         ({"max_drop": {"p99_ms": 0.1}}, "'p99_ms' does not drop, it is better when lower: give a limit with max"),
         ({"max": {"p99": 5}}, "there is no metric 'p99'; did you mean 'p99_ms'?"),
-        ({"max": {"p99_ms": float("nan")}}, "the limit of 'p99_ms' is nan"),
+        ({"max": {"p99_ms": float("nan")}}, "max.p99_ms: Input should be a finite number"),
         ({"maxx": {}}, "unknown key 'maxx'"),
     ],
 )
