@@ -29,6 +29,7 @@ from mmcompress.compress.sizes import block_choices, sizes_within, static_cost
 from mmcompress.compress.width import narrowed, rounded_width
 from mmcompress.config import PruneConfig
 from mmcompress.distributed import world
+from mmcompress.errors import finite
 from mmcompress.model import FOLDER_FILES, DualEncoder, dual_encoder_from_checkpoint, save_checkpoint
 from mmcompress.progress import track
 from mmcompress.stages import Job
@@ -81,7 +82,10 @@ def unit_scores(
     """The importance of every unit; nothing where activations decide."""
     if config.importance == "activation":
         return {}
-    return magnitudes(model) if config.importance == "magnitude" else taylor(model, samples, anchors)
+    scores = magnitudes(model) if config.importance == "magnitude" else taylor(model, samples, anchors)
+    for name, found in scores.items():
+        finite(float(found.sum()), f"the importance of a unit of {name}")
+    return scores
 
 
 def block_sizes(

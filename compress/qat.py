@@ -35,6 +35,7 @@ from mmcompress.compress.quantize import (
     Linears,
     Range,
     Signedness,
+    check_tensors,
     linears_from_tensors,
     tensors_from_linears,
 )
@@ -141,6 +142,7 @@ def read_fit(source: Artifact) -> Fit:
         ranges = read_ranges(source)
     except (SafetensorError, ValueError) as error:
         raise CorruptInputError(f"{source.path}: its integers cannot be read: {error}", "quantize it again") from error
+    check_tensors(source.file(INTEGERS), tensors)
     linears = {kind: linears_from_tensors(tensors, kind) for kind in KINDS}
     for kind, named in linears.items():
         ranged = {name for name in ranges if name.rpartition(".")[2] not in OPERANDS}
@@ -154,7 +156,7 @@ def read_fit(source: Artifact) -> Fit:
 def needed(before: Measured, max_drop: float | None) -> bool:
     """Whether there is something to train for: a budget that does not hold, or, without one, any drift at all."""
     drifts = any(drift > 0 for towers in before.drift.values() for drift in towers.values())
-    return drifts and (max_drop is None or before.lost > max_drop)
+    return drifts and (max_drop is None or not before.lost <= max_drop)
 
 
 def gained(parts: Parts, before: Measured, result: Measured, max_drop: float | None) -> bool:

@@ -16,10 +16,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+from mmcompress.errors import CorruptInputError
 
 Signedness = Literal["signed", "unsigned"]
 Integers = NDArray[np.int8] | NDArray[np.uint8]
@@ -73,6 +76,13 @@ def tensors_from_linears(linears: Mapping[Signedness, Linears]) -> dict[str, NDA
         for module, linear in named.items()
         for part in ("weight", "scales", "bias")
     }
+
+
+def check_tensors(path: Path, tensors: Mapping[str, NDArray[Any]]) -> None:
+    """Refuse a file with a scale, a bias or a weight that is NaN or infinite."""
+    for name, tensor in tensors.items():
+        if not np.isfinite(tensor).all():
+            raise CorruptInputError(f"{path}: tensor {name!r} has numbers that are NaN or infinite", "make it again")
 
 
 def linears_from_tensors(tensors: Mapping[str, NDArray[Any]], kind: Signedness) -> Linears:

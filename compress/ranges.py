@@ -35,6 +35,7 @@ from mmcompress.compress.quantize import (
     signed_from_absmax,
     unsigned_from_range,
 )
+from mmcompress.errors import finite
 
 BINS = 8192
 METHODS = ("minmax", "percentile", "entropy", "mse")
@@ -59,7 +60,7 @@ class Histogram:
 
     def add(self, values: Tensor) -> None:
         values = values.detach().float().flatten()
-        low, high = (v.item() for v in torch.aminmax(values))
+        low, high = (finite(v.item(), "an activation") for v in torch.aminmax(values))
         self.low, self.high = min(self.low, low), max(self.high, high)
         self._reach(max(-low, high))
         if self.limit:

@@ -39,7 +39,7 @@ def checks(
     sides = {"image": images, "text": texts}
     norm = max(float(np.abs(np.linalg.norm(side, axis=1) - 1).max()) for side in sides.values())
     spread = min(1 - float(np.linalg.norm(side.astype(np.float64).mean(axis=0))) for side in sides.values())
-    apart = max(float(np.abs(sides[name][: len(rows)] - rows).max()) for name, rows in reference.items())
+    apart = float(np.max([np.abs(sides[name][: len(rows)] - rows).max() for name, rows in reference.items()]))
     right, chance = above_chance(images, texts, image_group)
     return [
         *found,

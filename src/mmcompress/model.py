@@ -281,6 +281,12 @@ def dual_encoder_from_checkpoint(folder: str | Path, config: DualEncoderConfig) 
             )
         if not tensors[name].is_floating_point():
             raise CorruptInputError(f"{folder}: tensor {name!r} is {tensors[name].dtype}", "expected a float type")
+    broken = _first_not_finite({name: tensors[name] for name in expected})
+    if broken is not None:
+        raise CorruptInputError(
+            f"{folder}: tensor {broken!r} has numbers that are NaN or infinite",
+            "restore it from where it came, or train it again with a lower learning rate",
+        )
     for name in tensors:
         if name not in expected and not name.endswith("position_ids"):
             raise CorruptInputError(f"{folder}: unexpected tensor {name!r}", "the weights do not belong to this config")
@@ -289,9 +295,19 @@ def dual_encoder_from_checkpoint(folder: str | Path, config: DualEncoderConfig) 
 
 
 def save_checkpoint(model: DualEncoder, folder: Path, dtype: torch.dtype = torch.float32) -> None:
-    """Write `model.safetensors` with Hugging Face names and, while the towers are uniform, `config.json`."""
-    tensors = hugging_face_from_state(model.state_dict(), model.config)
-    save_file({k: v.detach().to("cpu", dtype).contiguous() for k, v in tensors.items()}, folder / WEIGHTS)
+    """Write `model.safetensors` with Hugging Face names and, while the towers are uniform, `config.json`.
+
+    Raises UsageError, and writes nothing, for weights that are NaN or that the type cannot hold.
+    """
+    state = hugging_face_from_state(model.state_dict(), model.config)
+    tensors = {k: v.detach().to("cpu", dtype).contiguous() for k, v in state.items()}
+    broken = _first_not_finite(tensors)
+    if broken is not None:
+        raise UsageError(
+            f"the model is broken: {broken!r} became NaN or infinite, so no checkpoint is written",
+            "lower the learning rate; weights that float16 cannot hold are saved in float32",
+        )
+    save_file(tensors, folder / WEIGHTS)
     if model.config.image.uniform and model.config.text.uniform:
         text = text_from_json(hugging_face_config(model.config, dtype), indent=2)
         (folder / "config.json").write_text(text + "\n", encoding="utf-8")
@@ -383,6 +399,10 @@ def state_from_hugging_face(tensors: Mapping[str, Tensor], config: DualEncoderCo
         ours: torch.cat([tensors[n] for n in theirs]) if len(theirs) > 1 else tensors[theirs[0]]
         for ours, theirs in _tensor_names(config)
     }
+
+
+def _first_not_finite(tensors: Mapping[str, Tensor]) -> str | None:
+    return next((name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()), None)
 
 
 def _read_tensors(folder: Path) -> dict[str, Tensor]:
