@@ -28,7 +28,9 @@ from mmcompress.config import ExportConfig, Precision
 from mmcompress.errors import CorruptInputError, GateFailedError, UsageError, require
 from mmcompress.export.graph import Array, Numerics, Ranges
 from mmcompress.export.towers import graph_integers, image_graph, linear_modules, text_graph
+from mmcompress.progress import say
 from mmcompress.report.card import export_card
+from mmcompress.runtime.sanity import SPREAD, always_the_same, spread
 from mmcompress.stages import Job
 
 BATCHES = (1, 3, 8)
@@ -88,6 +90,10 @@ def export(job: Job[ExportConfig]) -> None:
         "ranges_source": _ranges_source(source) if int8 else None,
         "kept": sorted(source.manifest.facts.get("kept", ())) if int8 else [],
     }
+    constant = sorted({graph.tower for graph in job.draft.graphs if differences[graph.file]["spread"] < SPREAD})
+    if constant:
+        job.draft.facts["constant"] = constant
+        say("export", job.name, f"warning: {always_the_same(constant)}")
     job.draft.metrics = {"against_torch": differences}
     sizes = {file.name: file.stat().st_size for file in job.draft.path.iterdir()}
     teacher = source.manifest.config.get("teacher") or {}
@@ -206,7 +212,7 @@ class Reference:
         return Reference(cases)
 
     def compare(self, path: Path, tower: str) -> dict[str, float]:
-        """Run a graph on ONNX Runtime: largest difference and smallest cosine over all batch sizes."""
+        """Run a graph on ONNX Runtime: difference, cosine and how far answers are apart, over all batch sizes."""
         runtime = require("onnxruntime", "onnxruntime")
         session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
         (name,) = (value.name for value in session.get_inputs())
@@ -219,7 +225,8 @@ class Reference:
                 "FP16 overflows in some models: export the other precisions; FP32 that does is a broken checkpoint",
             )
         cosine = float((found * wanted).sum(axis=1).min())
-        return {"max_abs": float(np.abs(found - wanted).max()), "min_cosine": min(cosine, 1.0)}
+        apart = float(np.abs(found - wanted).max())
+        return {"max_abs": apart, "min_cosine": min(cosine, 1.0), "spread": spread(found)}
 
 
 def random_inputs(config: DualEncoderConfig, tower: str, batch: int, seed: int = 0) -> NDArray[Any]:

@@ -20,11 +20,12 @@ import numpy as np
 from mmcompress.artifact import Artifact, Kind
 from mmcompress.config import DriftConfig
 from mmcompress.errors import UsageError
-from mmcompress.progress import track
+from mmcompress.progress import say, track
 from mmcompress.runtime.agreement import class_changes, cosines, histogram
 from mmcompress.runtime.figures import Document, Measured, distance, measured, metrics, same_space
 from mmcompress.runtime.gallery import gallery, write_thumbnails
 from mmcompress.runtime.retrieval import Ints, retrieval
+from mmcompress.runtime.sanity import collapsed
 from mmcompress.runtime.session import default_backend
 from mmcompress.runtime.testset import Pairs, Row, embed_row
 from mmcompress.strictjson import write_json
@@ -65,6 +66,8 @@ def drift_report(artifacts: Sequence[Artifact], config: DriftConfig, folder: Pat
         row = measured_row(pairs, embedded, config.seed)
         first = first or row
         rows.append(_table_row(pairs, row, first, before, fp32 if embedded.precision == "int8" else None))
+        if rows[-1]["collapsed"]:
+            say("drift", row.name, f"warning: {rows[-1]['collapsed']}, so its figures say nothing")
         before, fp32 = row, row if embedded.precision == "fp32" else fp32
     assert pairs is not None and first is not None and before is not None
     answers = (first.main.answers, before.main.answers)
@@ -107,6 +110,7 @@ def _table_row(
         "images": len(row.main.images),
         "candidates": len(pairs.texts),
         "metrics": metrics(row.main, first.main),
+        "collapsed": _collapsed(row.main),
         "against": first.name,
         "previous": {"row": before.name, **distance(row.main, before.main)[0]} if before else None,
         "unseen_images": len(pairs.keys) - len(row.main.images),
@@ -115,6 +119,10 @@ def _table_row(
         "cosine_histogram": histogram(cosines(first.main.images, row.main.images)) if comparable else None,
         "per_class": _per_class(pairs, row.main, first.main) if pairs.classes else [],
     }
+
+
+def _collapsed(row: Measured) -> str | None:
+    return collapsed(row.images, row.texts, row.group, row.i2t, row.answers.hits)
 
 
 def _int8_against_fp32(row: Measured, fp32: MeasuredRow) -> Document:

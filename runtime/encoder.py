@@ -21,6 +21,7 @@ from mmcompress.config import Backend, Precision
 from mmcompress.errors import CorruptInputError, UsageError
 from mmcompress.progress import say
 from mmcompress.runtime.preprocess import normalize
+from mmcompress.runtime.sanity import always_the_same
 from mmcompress.runtime.session import Session, Tower, default_backend, graph_for, open_session
 from mmcompress.runtime.tokenize import attention_mask, load_tokenizer, text_processing, tokenize
 
@@ -55,6 +56,8 @@ class Encoder:
         if backend is None:
             engine = artifact.manifest.kind is Kind.ENGINE
             backend = cast(Backend, artifact.manifest.facts.get("backend", "tensorrt")) if engine else default_backend()
+        if constant := [tower for tower in towers if tower in artifact.manifest.facts.get("constant", ())]:
+            say("", artifact.path.name, f"warning: {always_the_same(constant)}")
         graphs = {tower: graph_for(artifact, tower, backend, precision) for tower in towers}
         encoder = Encoder(artifact, backend, {tower: graph.precision for tower, graph in graphs.items()})
         try:

@@ -118,9 +118,12 @@ def drift_summary(artifact: Artifact) -> Summary:
             percent(metrics["flips_lost"]),
             percent(old["i2t_r10"] if old else None),
         )
+    notes = [
+        f"{r['row']}: {r['collapsed']}, so its figures say nothing" for r in document["rows"] if r.get("collapsed")
+    ]
     about = f"{artifact.path}  against {document['rows'][0]['row']}, {count(document['rows'][0]['images'])} images"
     made, _ = artifact_summary(artifact)
-    return {**cast(dict[str, Any], made), "drift": document}, Group(table, Text(about))
+    return {**cast(dict[str, Any], made), "drift": document}, Group(table, *map(Text, notes), Text(about))
 
 
 def bisect_summary(artifact: Artifact, most: int = 12) -> Summary:

@@ -20,6 +20,7 @@ from mmcompress.export import onnx as stage
 from mmcompress.export.graph import Numerics
 from mmcompress.export.towers import image_graph
 from mmcompress.pipeline import run_stage
+from mmcompress.runtime.encoder import Encoder
 from mmcompress.stages import STAGES
 
 Make = Callable[..., Artifact]
@@ -158,3 +159,17 @@ def test_weights_that_are_nan_are_named(tmp_path: Path) -> None:
     source = write_checkpoint(tmp_path / "broken", config, tensors, None)
     with pytest.raises(CorruptInputError, match=r"tensor 'visual_projection\.weight' has numbers that are NaN"):
         exported(source, tmp_path / "out", precisions=("fp32",))
+
+
+def test_a_tower_that_answers_always_the_same_is_recorded_and_told_by_the_encoder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = config_of()
+    tensors = dict(tensors_of(clip_of(config)))
+    tensors["vision_model.post_layernorm.weight"] = np.zeros_like(tensors["vision_model.post_layernorm.weight"])
+    tensors["vision_model.post_layernorm.bias"] = np.ones_like(tensors["vision_model.post_layernorm.bias"])
+    made = exported(write_checkpoint(tmp_path / "same", config, tensors, None), tmp_path / "out", precisions=("fp32",))
+    assert made.manifest.facts["constant"] == ["image"]
+    capsys.readouterr()
+    Encoder.open(made, "onnxruntime", towers=("image",)).close()
+    assert "the image tower gives the same answer to everything" in " ".join(capsys.readouterr().err.split())

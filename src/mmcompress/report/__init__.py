@@ -20,7 +20,7 @@ from mmcompress.report import measured
 from mmcompress.report.judging import Verdict, judged, unjudged
 from mmcompress.report.measured import Document
 from mmcompress.report.rows import engine_of, other_test, relative, row_of, step_of, test_of
-from mmcompress.report.sentences import headlines, highlights, machine_warnings, not_measured
+from mmcompress.report.sentences import collapse_warnings, headlines, highlights, machine_warnings, not_measured
 from mmcompress.stages import Job
 from mmcompress.strictjson import text_from_json
 
@@ -93,6 +93,10 @@ def joined(title: str, gathered: Sequence[Artifact], folder: Path) -> Document:
         "environment": {**environment(), **(machines[0]["environment"] if machines else {})},
     }
     graphs = [artifact for artifact in gathered if artifact.manifest.kind is Kind.ONNX]
-    warnings = [*measured.mismatches(graphs, [*benches, *drifts]), *machine_warnings(document)]
+    warnings = [
+        *measured.mismatches(graphs, [*benches, *drifts]),
+        *collapse_warnings(rows),
+        *machine_warnings(document),
+    ]
     said = {"headlines": headlines(document), "highlights": highlights(document)}
     return {**document, **said, "warnings": warnings, "not_measured": not_measured(document)}
