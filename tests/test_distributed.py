@@ -15,7 +15,7 @@ SCRIPT = """
 import sys, torch
 from safetensors.torch import save_file
 from mmcompress.architecture import DualEncoderConfig
-from mmcompress.compress.losses import info_nce
+from mmcompress.compress.train.losses import info_nce
 from mmcompress.compress.train.optimize import optimize
 from mmcompress.config import OptimizerConfig
 from mmcompress.distributed import gathered, gathered_ids, world

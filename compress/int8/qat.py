@@ -12,7 +12,6 @@ either kind is taken over only where it came closer to FP32 on samples that judg
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -45,6 +44,7 @@ from mmcompress.int8 import (
     Range,
     Seen,
     Signedness,
+    check_tensors,
     linears_from_tensors,
     read_ranges,
     tensors_from_linears,
@@ -52,6 +52,7 @@ from mmcompress.int8 import (
 from mmcompress.model import DualEncoder
 from mmcompress.progress import say
 from mmcompress.stages import Job
+from mmcompress.strictjson import write_json
 
 ENDS: Mapping[Signedness, tuple[str, ...]] = {"signed": ("absmax",), "unsigned": ("low", "high")}
 """What of a range each kind of graph reads."""
@@ -108,7 +109,7 @@ def qat(job: Job[QatConfig]) -> None:
         ranking = ranked(model, chosen, judging, source) if accepted else source.manifest.facts.get("sensitivity", [])
     draft.inherit(source, *source.manifest.files)
     if accepted:
-        (draft.path / RANGES).write_text(json.dumps(chosen.ranges, indent=1), encoding="utf-8")
+        write_json(draft.path / RANGES, chosen.ranges)
         save_file(tensors_from_linears(chosen.linears), draft.path / INTEGERS)
     elif after is not None:
         say("", job.name, "training brought INT8 no closer to FP32, or lost more R@10 hits: passed through as it was")
@@ -145,6 +146,7 @@ def read_fit(source: Artifact) -> Fit:
         ranges = read_ranges(source)
     except (SafetensorError, ValueError) as error:
         raise CorruptInputError(f"{source.path}: its integers cannot be read: {error}", "quantize it again") from error
+    check_tensors(source.file(INTEGERS), tensors)
     linears = {kind: linears_from_tensors(tensors, kind) for kind in KINDS}
     for kind, named in linears.items():
         ranged = {name for name in ranges if name.rpartition(".")[2] not in OPERANDS}
@@ -158,7 +160,7 @@ def read_fit(source: Artifact) -> Fit:
 def needed(before: FitCost, max_drop: float | None) -> bool:
     """Whether there is something to train for: a budget that does not hold, or, without one, any drift at all."""
     drifts = any(drift > 0 for towers in before.drift.values() for drift in towers.values())
-    return drifts and (max_drop is None or before.lost > max_drop)
+    return drifts and (max_drop is None or not before.lost <= max_drop)
 
 
 def gained(parts: Parts, before: FitCost, result: FitCost, max_drop: float | None) -> bool:

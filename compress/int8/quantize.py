@@ -13,7 +13,6 @@ there are any: a model is surer of what it was trained on, and loses less there.
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -62,6 +61,7 @@ from mmcompress.model import DualEncoder
 from mmcompress.progress import say, track
 from mmcompress.runtime.tokenize import load_tokenizer, tokenize
 from mmcompress.stages import Job
+from mmcompress.strictjson import write_json
 
 SHUFFLED = 4096
 """Encoded samples that are held for shuffling."""
@@ -113,7 +113,7 @@ def quantize(job: Job[QuantizeConfig]) -> None:
         save_checkpoint(fitted.model.cpu(), job.draft.path)
     job.draft.inherit(source)
     ranges = {name: found for name, found in fitted.ranges.items() if name not in kept}
-    (job.draft.path / RANGES).write_text(json.dumps(ranges, indent=1), encoding="utf-8")
+    write_json(job.draft.path / RANGES, ranges)
     save_file(tensors_from_linears(linears), job.draft.path / INTEGERS)
     job.draft.facts = {
         "params": source.model.params,

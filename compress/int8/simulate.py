@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from mmcompress.errors import CorruptInputError
 from mmcompress.int8 import (
     LIMITS,
     OPERANDS,
@@ -49,11 +50,17 @@ class Feeds:
 
 
 def embedded(model: DualEncoder, tower: str, batches: Batches) -> Tensor:
-    """Embeddings (N, D) of one tower, of unit norm."""
+    """Embeddings (N, D) of one tower, of unit norm. NaN would pass every budget, so it is refused here."""
     device = model.logit_scale.device
     encode = model.encode_image if tower == "image" else model.encode_text
     with torch.inference_mode():
-        return torch.cat([encode(batch.to(device)) for batch in batches])
+        found = torch.cat([encode(batch.to(device)) for batch in batches])
+    if not torch.isfinite(found).all():
+        raise CorruptInputError(
+            f"the {tower} tower answers calibration samples with NaN or infinity",
+            "its activations overflow: check the checkpoint with `mmcompress export` and `drift`",
+        )
+    return found
 
 
 def distance(reference: Tensor, found: Tensor) -> float:

@@ -29,6 +29,7 @@ from mmcompress.compress.train.embed import load_embeddings
 from mmcompress.compress.train.pairs import TrainingBatch, training_pairs
 from mmcompress.config import PruneConfig
 from mmcompress.distributed import world
+from mmcompress.errors import finite
 from mmcompress.huggingface import FOLDER_FILES, dual_encoder_from_checkpoint, save_checkpoint
 from mmcompress.model import DualEncoder
 from mmcompress.progress import track
@@ -82,7 +83,10 @@ def unit_scores(
     """The importance of every unit; nothing where activations decide."""
     if config.importance == "activation":
         return {}
-    return magnitudes(model) if config.importance == "magnitude" else taylor(model, samples, anchors)
+    scores = magnitudes(model) if config.importance == "magnitude" else taylor(model, samples, anchors)
+    for name, found in scores.items():
+        finite(float(found.sum()), f"the importance of a unit of {name}")
+    return scores
 
 
 def block_sizes(

@@ -14,9 +14,9 @@ per-group scales and 4-bit weights, which the runtimes at hand do not multiply a
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 
 from mmcompress.architecture import Config, DualEncoderConfig
 from mmcompress.artifact import Artifact
-from mmcompress.errors import UsageError
+from mmcompress.errors import CorruptInputError, UsageError
+from mmcompress.strictjson import read_json
 
 Signedness = Literal["signed", "unsigned"]
 Integers = NDArray[np.int8] | NDArray[np.uint8]
@@ -93,6 +94,13 @@ def tensors_from_linears(linears: Mapping[Signedness, Linears]) -> dict[str, NDA
         for module, linear in named.items()
         for part in ("weight", "scales", "bias")
     }
+
+
+def check_tensors(path: Path, tensors: Mapping[str, NDArray[Any]]) -> None:
+    """Refuse a file with a scale, a bias or a weight that is NaN or infinite."""
+    for name, tensor in tensors.items():
+        if not np.isfinite(tensor).all():
+            raise CorruptInputError(f"{path}: tensor {name!r} has numbers that are NaN or infinite", "make it again")
 
 
 def linears_from_tensors(tensors: Mapping[str, NDArray[Any]], kind: Signedness) -> Linears:
@@ -213,7 +221,7 @@ def read_ranges(quantized: Artifact) -> dict[str, Range]:
             f"{quantized.path} has no {RANGES}, so it is no quantized checkpoint",
             "quantize it first: mmcompress quantize CHECKPOINT --data SHARDS --out DIR",
         )
-    ranges: dict[str, Range] = json.loads(quantized.file(RANGES).read_text(encoding="utf-8"))
+    ranges: dict[str, Range] = read_json(quantized.file(RANGES), "quantize the checkpoint again")
     return ranges
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -27,8 +26,10 @@ from mmcompress.formats import (
     times,
 )
 from mmcompress.manifest import TensorSpec
+from mmcompress.strictjson import read_json, text_from_json
 
 LINE = 120
+_AGAIN = "make it again: delete the folder and rerun the command that wrote it"
 Summary = tuple[object, RenderableType]
 """What `--json` prints, and what people see."""
 
@@ -36,7 +37,7 @@ Summary = tuple[object, RenderableType]
 def show(document: object, view: RenderableType, as_json: bool) -> None:
     """Print the document as JSON, or else its view."""
     if as_json:
-        print(json.dumps(document, ensure_ascii=False, separators=(",", ":")))
+        print(text_from_json(document, compact=True))
     else:
         out = Console(highlight=False, markup=False)
         if not out.is_terminal:
@@ -101,7 +102,7 @@ def run_summary(artifacts: Mapping[str, Artifact]) -> Summary:
 
 def drift_summary(artifact: Artifact) -> Summary:
     """What drift measured, a line for each row."""
-    document = json.loads(artifact.file("drift.json").read_text(encoding="utf-8"))
+    document = read_json(artifact.file("drift.json"), _AGAIN)
     table = _table("row", ">top-1", ">R@10", "95%", ">change", ">cosine", ">worst", ">flips", ">lost", ">old index")
     for row in document["rows"]:
         metrics, old = row["metrics"], row["metrics"]["old_index"]
@@ -118,14 +119,17 @@ def drift_summary(artifact: Artifact) -> Summary:
             percent(metrics["flips_lost"]),
             percent(old["i2t_r10"] if old else None),
         )
+    notes = [
+        f"{r['row']}: {r['collapsed']}, so its figures say nothing" for r in document["rows"] if r.get("collapsed")
+    ]
     about = f"{artifact.path}  against {document['rows'][0]['row']}, {count(document['rows'][0]['images'])} images"
     made, _ = artifact_summary(artifact)
-    return {**cast(dict[str, Any], made), "drift": document}, Group(table, Text(about))
+    return {**cast(dict[str, Any], made), "drift": document}, Group(table, *map(Text, notes), Text(about))
 
 
 def bisect_summary(artifact: Artifact, most: int = 12) -> Summary:
     """The worst modules, and which to keep."""
-    document = json.loads(artifact.file("bisect.json").read_text(encoding="utf-8"))
+    document = read_json(artifact.file("bisect.json"), _AGAIN)
     table = _table("module", ">excess, dB", ">local SQNR, dB", ">carried, dB", ">share of noise")
     for found in document["modules"][:most]:
         figures = [f"{found[key]:.1f}" for key in ("excess_db", "local_sqnr_db", "carried_sqnr_db")]
@@ -139,7 +143,7 @@ def bisect_summary(artifact: Artifact, most: int = 12) -> Summary:
 
 def verdict_summary(artifact: Artifact) -> Summary:
     """FP32, FP16 and INT8 side by side, and which to ship."""
-    document = json.loads(artifact.file("verdict.json").read_text(encoding="utf-8"))
+    document = read_json(artifact.file("verdict.json"), _AGAIN)
     table = _table(
         "precision", "on", ">size", ">image, p50", ">speed-up", "95%", ">text, p50", ">speed-up", ">R@10 lost", ">flips"
     )
@@ -176,7 +180,7 @@ def quantize_summary(artifact: Artifact, judged: Artifact | None) -> Summary:
 
 def report_summary(artifact: Artifact) -> tuple[dict[str, Any], RenderableType]:
     """The report's document, and its ledger with the place of the page."""
-    document = json.loads(artifact.file("report.json").read_text(encoding="utf-8"))
+    document = read_json(artifact.file("report.json"), _AGAIN)
     return document, Group(report_view(document), Text(f"report: {artifact.file('report.html')}"))
 
 
@@ -208,7 +212,7 @@ def manifest_view(artifact: Artifact) -> RenderableType:
             "digest": artifact.digest,
             **_model_lines(artifact),
             **{f"parent {role}": digest for role, digest in manifest.parents.items()},
-            "config": json.dumps(manifest.config, ensure_ascii=False),
+            "config": text_from_json(manifest.config),
             **{key: _short(value) for key, value in {**manifest.facts, **manifest.metrics}.items()},
             "made with": made,
         }
@@ -333,7 +337,7 @@ def _calibrations_view(found: Mapping[str, Any]) -> RenderableType:
 def bench_summary(artifact: Artifact) -> Summary:
     """Latencies of a bench, with what the machine did to them."""
     document, view = artifact_summary(artifact)
-    found = json.loads(artifact.file("bench.json").read_text(encoding="utf-8"))
+    found = read_json(artifact.file("bench.json"), _AGAIN)
     table = _table(
         "row", "on", ">batch", ">threads", ">streams", ">p50", ">p95", ">p99", ">cv", ">images/s", ">ceiling", ""
     )
@@ -393,5 +397,5 @@ def _spec(spec: TensorSpec) -> str:
 
 
 def _short(value: object, limit: int = 300) -> str:
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    text = value if isinstance(value, str) else text_from_json(value)
     return text if len(text) <= limit else f"{text[:limit]}… ({count(len(text))} characters)"
