@@ -181,7 +181,7 @@ def main() -> int:
 
 
 def table(asked: Any, folder: Path) -> tuple[list[tuple[str, str, dict[str, float] | None]], dict[str, File]]:
-    from mmcompress.compress.int8.quantize import plain_pairs
+    from mmcompress.compress.int8.samples import plain_pairs
     from mmcompress.config import DataConfig, QuantizeConfig
     from mmcompress.measure.drift.testset import embed_row
     from mmcompress.pipeline import standalone

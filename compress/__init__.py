@@ -1,0 +1,1 @@
+"""Teacher -> student: everything that changes weights."""

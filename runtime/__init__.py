@@ -1,1 +1,1 @@
-"""From delivered files to answers: sessions, the encoder, and what is measured with them. Never imports torch."""
+"""Files -> answers: sessions on each backend, the encoder, and what the machine is. Never torch."""

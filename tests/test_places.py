@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from mmcompress.artifact import Artifact, tidy
+from mmcompress.artifact import Artifact
 from mmcompress.errors import UsageError
 from mmcompress.manifest import Kind
 from mmcompress.places import check_place
+from mmcompress.publish import tidy
 
 
 def made(path: Path) -> Artifact:

@@ -13,7 +13,6 @@ either kind is taken over only where it came closer to FP32 on samples that judg
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,11 +21,12 @@ from safetensors.numpy import load_file, save_file
 from torch import Tensor, nn
 
 from mmcompress.artifact import Artifact
+from mmcompress.compress.int8.acceptance import ENDS, Fit, Parts, closer, fit_cost, gained, needed
 from mmcompress.compress.int8.fakequant import TrainedLinears
-from mmcompress.compress.int8.fit import JUDGED, KINDS, drift_of_both
-from mmcompress.compress.int8.quantize import SHUFFLED, feeds, plain_pairs
-from mmcompress.compress.int8.sensitivity import lost_matches, sensitivities
-from mmcompress.compress.int8.simulate import TOWERS, Feeds, embedded, quantizing
+from mmcompress.compress.int8.fit import JUDGED, KINDS
+from mmcompress.compress.int8.samples import SHUFFLED, feeds, plain_pairs
+from mmcompress.compress.int8.sensitivity import sensitivities
+from mmcompress.compress.int8.simulate import TOWERS, Feeds
 from mmcompress.compress.prune.semistructured import SPARSE
 from mmcompress.compress.train.losses import cosine_distance
 from mmcompress.compress.train.optimize import optimize
@@ -41,7 +41,6 @@ from mmcompress.int8 import (
     RANGES,
     SEEN,
     Linears,
-    Range,
     Seen,
     Signedness,
     check_tensors,
@@ -54,30 +53,8 @@ from mmcompress.progress import say
 from mmcompress.stages import Job
 from mmcompress.strictjson import write_json
 
-ENDS: Mapping[Signedness, tuple[str, ...]] = {"signed": ("absmax",), "unsigned": ("low", "high")}
-"""What of a range each kind of graph reads."""
 _VIEWS = 1_000_000
 """Augmented views of an image: never the same twice."""
-Parts = dict[Signedness, dict[str, bool]]
-"""By kind and tower."""
-
-
-@dataclass(frozen=True)
-class Fit:
-    """The INT8 of both kinds of graph."""
-
-    ranges: Mapping[str, Range]
-    linears: Mapping[Signedness, Linears]
-
-
-@dataclass(frozen=True)
-class FitCost:
-    """What a fit costs on the samples that judge."""
-
-    drift: dict[str, dict[str, float]]
-    """Mean of 1 - cosine to FP32, by kind and tower."""
-    lost: float
-    """Share of the R@10 hits that are lost, by the kind that loses more."""
 
 
 def qat(job: Job[QatConfig]) -> None:
@@ -92,7 +69,7 @@ def qat(job: Job[QatConfig]) -> None:
     with world(config.device) as here:
         model = dual_encoder_from_checkpoint(source.path, source.model).requires_grad_(False).to(here.device)
         judging = feeds(list(plain_pairs(source, spec, config)))
-        before = measured(model, given, judging)
+        before = fit_cost(model, given, judging)
         after, chosen, parts = None, given, Parts()
         if not needed(before, config.max_drop):
             limit = "any" if config.max_drop is None else f"{config.max_drop:.2%}"
@@ -101,9 +78,9 @@ def qat(job: Job[QatConfig]) -> None:
             trained, draft.metrics["training"] = train(
                 model, given, before.drift, _pairs(source, config, here), config, here, job
             )
-            after = measured(model, trained, judging)
+            after = fit_cost(model, trained, judging)
             chosen, parts = closer(given, trained, before.drift, after.drift)
-        result = before if after is None else measured(model, chosen, judging)
+        result = before if after is None else fit_cost(model, chosen, judging)
         accepted = gained(parts, before, result, config.max_drop)
         result = result if accepted else before
         ranking = ranked(model, chosen, judging, source) if accepted else source.manifest.facts.get("sensitivity", [])
@@ -157,29 +134,6 @@ def read_fit(source: Artifact) -> Fit:
     return Fit(ranges, linears)
 
 
-def needed(before: FitCost, max_drop: float | None) -> bool:
-    """Whether there is something to train for: a budget that does not hold, or, without one, any drift at all."""
-    drifts = any(drift > 0 for towers in before.drift.values() for drift in towers.values())
-    return drifts and (max_drop is None or not before.lost <= max_drop)
-
-
-def gained(parts: Parts, before: FitCost, result: FitCost, max_drop: float | None) -> bool:
-    """Whether some part came closer and, where hits are budgeted, no more of them are lost."""
-    closer_somewhere = any(taken for towers in parts.values() for taken in towers.values())
-    return closer_somewhere and (max_drop is None or result.lost <= before.lost)
-
-
-def measured(model: DualEncoder, fitted: Fit, judging: Feeds) -> FitCost:
-    """Drift and lost hits of both kinds of graph."""
-    reference = embedded(model, "image", judging.image), embedded(model, "text", judging.text)
-    lost = []
-    for kind in KINDS:
-        with quantizing(model, fitted.linears[kind], fitted.ranges, kind):
-            found = embedded(model, "image", judging.image), embedded(model, "text", judging.text)
-        lost.append(lost_matches(reference, found))
-    return FitCost(drift_of_both(model, judging, fitted.linears, fitted.ranges), max(lost))
-
-
 def train(
     model: DualEncoder,
     given: Fit,
@@ -231,23 +185,6 @@ def rounded(learners: nn.ModuleDict, given: Fit) -> Fit:
         for name, (_, ends) in found.items():
             ranges[name] |= {end: ends[end] for end in ENDS[kind]}
     return Fit(ranges, linears)
-
-
-def closer(
-    given: Fit, trained: Fit, before: Mapping[str, Mapping[str, float]], after: Mapping[str, Mapping[str, float]]
-) -> tuple[Fit, Parts]:
-    """For each kind and tower the fit that drifts less, and whether it is the trained one."""
-    parts: Parts = {kind: {tower: after[kind][tower] < before[kind][tower] for tower in TOWERS} for kind in KINDS}
-    ranges = {name: dict(found) for name, found in given.ranges.items()}
-    linears: dict[Signedness, Linears] = {}
-    for kind, towers in parts.items():
-        taken = {name for name in given.linears[kind] if towers[name.partition(".")[0]]}
-        linears[kind] = {
-            name: (trained if name in taken else given).linears[kind][name] for name in given.linears[kind]
-        }
-        for name in taken:
-            ranges[name] |= {end: trained.ranges[name][end] for end in ENDS[kind]}
-    return Fit(ranges, linears), parts
 
 
 def ranked(model: DualEncoder, chosen: Fit, judging: Feeds, source: Artifact) -> list[dict[str, Any]]:

@@ -14,19 +14,17 @@ there are any: a model is surer of what it was trained on, and loses less there.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
-from itertools import islice
 
-import torch
 from safetensors.numpy import save_file
 from torch import Tensor
 
-from mmcompress.artifact import Artifact
 from mmcompress.compress.int8.fit import JUDGED, chosen_ranges, chosen_smoothing, chosen_weights, drift_of_both
 from mmcompress.compress.int8.ranges import NOTHING, Histogram, widened
 from mmcompress.compress.int8.recalibration import given_ranges
+from mmcompress.compress.int8.samples import SHUFFLED, Captioned, feeds, held_pairs, plain_pairs, possible_answers
 from mmcompress.compress.int8.sensitivity import fewest_kept, flips, lost_matches, sensitivities
 from mmcompress.compress.int8.simulate import (
     TOWERS,
@@ -38,10 +36,7 @@ from mmcompress.compress.int8.simulate import (
     quantizing,
 )
 from mmcompress.compress.prune.semistructured import SPARSE
-from mmcompress.compress.train.augment import normalized
-from mmcompress.compress.train.pairs import trimmed
-from mmcompress.config import QatConfig, QuantizeConfig
-from mmcompress.data.batches import batches
+from mmcompress.config import QuantizeConfig
 from mmcompress.distributed import world
 from mmcompress.errors import UsageError, suggestion
 from mmcompress.huggingface import dual_encoder_from_checkpoint, save_checkpoint
@@ -56,25 +51,10 @@ from mmcompress.int8 import (
     Signedness,
     tensors_from_linears,
 )
-from mmcompress.measure.drift.testset import read_labels
 from mmcompress.model import DualEncoder
-from mmcompress.progress import say, track
-from mmcompress.runtime.tokenize import load_tokenizer, tokenize
+from mmcompress.progress import say
 from mmcompress.stages import Job
 from mmcompress.strictjson import write_json
-
-SHUFFLED = 4096
-"""Encoded samples that are held for shuffling."""
-
-
-@dataclass(frozen=True)
-class Captioned:
-    """One batch of plain images, each with one of its captions."""
-
-    pixels: Tensor
-    """(B, 3, S, S) normalized"""
-    tokens: Tensor
-    """(B, T)"""
 
 
 @dataclass(frozen=True)
@@ -224,18 +204,6 @@ def keep_sensitive(
     return ranking, kept, lost(kept)
 
 
-def possible_answers(source: Artifact, config: QuantizeConfig, held: Sequence[Captioned]) -> Batches:
-    """Tokens of the labels where there are any, as drift offers them, else of the captions of held samples."""
-    if config.data.labels is None:
-        return feeds(held).text
-    text = source.tokenizer
-    assert text is not None
-    tokens: Tensor = torch.from_numpy(
-        tokenize(load_tokenizer(source.file(text.file)), read_labels(config.data.labels), text)
-    )
-    return list(tokens.split(config.batch))
-
-
 def check_names(model: DualEncoder, names: Iterable[str]) -> None:
     known = [name for name, _ in model.linears()]
     for name in names:
@@ -245,37 +213,3 @@ def check_names(model: DualEncoder, names: Iterable[str]) -> None:
 
 def without(linears: Linears, kept: frozenset[str]) -> Linears:
     return {name: linear for name, linear in linears.items() if name not in kept}
-
-
-def feeds(pairs: Sequence[Captioned]) -> Feeds:
-    return Feeds([one.pixels for one in pairs], [one.tokens for one in pairs])
-
-
-def held_pairs(source: Artifact, spec: str, config: QuantizeConfig) -> list[Captioned]:
-    """The first batches, which are held in memory."""
-    return list(islice(plain_pairs(source, spec, config), -(-min(config.held, config.samples) // config.batch)))
-
-
-def plain_pairs(
-    source: Artifact, spec: str, config: QuantizeConfig | QatConfig, what: str | None = None
-) -> Iterator[Captioned]:
-    """`config.samples` plain images, each with one of its captions in turn, shuffled over the shards."""
-    preprocessing, text = source.preprocessing, source.tokenizer
-    assert preprocessing is not None and text is not None
-    tokenizer = load_tokenizer(source.file(text.file))
-    stream = batches(
-        spec,
-        preprocessing,
-        batch=config.batch,
-        workers=config.data.workers,
-        max_bad_fraction=config.data.max_bad_fraction,
-        shuffle_seed=config.seed,
-        buffer=SHUFFLED,
-    )
-    steps = -(-config.samples // config.batch)
-    shown = islice(stream, steps)
-    for batch in track(shown, what, steps) if what else shown:
-        pixels = torch.from_numpy(batch.pixels).permute(0, 3, 1, 2).float() / 255
-        texts = [captions[index % len(captions)] for index, captions in enumerate(batch.captions)]
-        tokens = trimmed(tokenize(tokenizer, texts, text), text.eos_token_id)
-        yield Captioned(normalized(pixels, preprocessing), torch.from_numpy(tokens))

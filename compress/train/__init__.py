@@ -1,0 +1,1 @@
+"""Embeddings, distillation and contrastive training."""

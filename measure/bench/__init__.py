@@ -1,0 +1,1 @@
+"""How fast: latency, memory, energy and load, interleaved in one run."""

@@ -1,0 +1,1 @@
+"""Where it leaves FP32: module by module."""

@@ -77,7 +77,7 @@ def written(
 
 
 def _engine(path: Path, graph: Graph, backend: Backend, batch: int) -> Path:
-    from mmcompress.export.build import NATIVE, engine_from_onnx
+    from mmcompress.export.engine import NATIVE, engine_from_onnx
     from mmcompress.runtime.tensorrt import tensorrt_module
 
     batches = (1, batch, max(batch, EMBED_BATCH))

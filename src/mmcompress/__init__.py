@@ -1,3 +1,3 @@
-"""mmcompress: from a large CLIP teacher to a small INT8 engine, with a report of what each step cost and bought."""
+"""The core, which all rooms share; mmcompress takes a large CLIP teacher to a small INT8 engine."""
 
 __version__ = "0.1.0"

@@ -8,7 +8,6 @@ or where it was made, so two runs of the same recipe can be compared by digest.
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -21,7 +20,8 @@ from pydantic import ValidationError
 from mmcompress.architecture import DualEncoderConfig
 from mmcompress.errors import CorruptInputError, UsageError
 from mmcompress.manifest import FileEntry, Graph, Kind, Manifest, Preprocessing, TextProcessing, environment, hash_file
-from mmcompress.places import MANIFEST, check_place, why_not_ours
+from mmcompress.places import MANIFEST, check_place
+from mmcompress.publish import draft_of, swap_in, tidy
 from mmcompress.strictjson import check_finite, json_from_text, write_json
 
 
@@ -108,7 +108,7 @@ class Artifact:
         check_place(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         tidy(path)
-        temporary = _draft(path)
+        temporary = draft_of(path)
         temporary.mkdir()
         draft = Draft(temporary)
         try:
@@ -132,7 +132,7 @@ class Artifact:
             )
             manifest = manifest.model_copy(update={"digest": manifest.compute_digest()})
             _write_manifest(temporary / MANIFEST, manifest)
-            _rename(temporary, path)
+            swap_in(temporary, path)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
@@ -156,29 +156,6 @@ class Draft:
         self.model = source.manifest.model
         self.preprocessing = source.manifest.preprocessing
         self.tokenizer = source.manifest.tokenizer
-
-
-def tidy(path: Path) -> None:
-    """Remove what a killed process left beside a place: its draft, and the artifact that it had moved aside.
-
-    That one is put back where the new one does not stand yet. The caller holds the place's lock.
-    """
-    shutil.rmtree(_draft(path), ignore_errors=True)
-    aside = _aside(path)
-    if not aside.is_dir() or why_not_ours(aside):
-        return
-    if path.exists():
-        shutil.rmtree(aside)
-    else:
-        aside.rename(path)
-
-
-def _draft(path: Path) -> Path:
-    return path.with_name(f".{path.name}.tmp")
-
-
-def _aside(path: Path) -> Path:
-    return path.with_name(f".{path.name}.old")
 
 
 def _hash_files(folder: Path) -> dict[str, FileEntry]:
@@ -220,32 +197,3 @@ def _verify_files(folder: Path, manifest: Manifest) -> None:
                 f"{file} is damaged: expected {entry.bytes} bytes with SHA-256 {entry.sha256[:12]}…",
                 f"delete {folder} and make it again, or restore it from a copy",
             )
-
-
-def _rename(temporary: Path, path: Path) -> None:
-    """Sync the folder, then swap it in: at any moment `path` is the old artifact, nothing, or the new one."""
-    for item in temporary.rglob("*"):
-        _sync(item)
-    _sync(temporary)
-    if path.exists():
-        aside = _aside(path)
-        path.rename(aside)
-        try:
-            temporary.rename(path)
-        except OSError:
-            aside.rename(path)
-            raise
-        shutil.rmtree(aside)
-    else:
-        temporary.rename(path)
-    _sync(path.parent)
-
-
-def _sync(path: Path) -> None:
-    if os.name == "nt" and path.is_dir():
-        return
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -16,7 +16,8 @@ from tiny_clip import clip_of, config_of, tensors_of, wide_ranges
 from torch import nn
 from torch.nn.functional import normalize
 
-from mmcompress.compress.int8.quantize import Captioned, calibrate
+from mmcompress.compress.int8.quantize import calibrate
+from mmcompress.compress.int8.samples import Captioned
 from mmcompress.errors import UsageError
 from mmcompress.export.graph import Numerics
 from mmcompress.export.towers import image_graph, text_graph

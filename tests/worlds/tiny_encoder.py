@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from mmcompress.architecture import DualEncoderConfig
-from mmcompress.compress.int8.quantize import Captioned
+from mmcompress.compress.int8.samples import Captioned
 from mmcompress.model import DualEncoder, initialize
 
 

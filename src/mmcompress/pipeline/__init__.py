@@ -1,0 +1,1 @@
+"""Stages in order: recipes, reuse and resume, and single stages."""

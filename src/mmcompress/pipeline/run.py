@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from mmcompress import __version__
-from mmcompress.artifact import Artifact, tidy
+from mmcompress.artifact import Artifact
 from mmcompress.config import DataConfig, StageConfig, TeacherConfig
 from mmcompress.data.spec import expand, fingerprint, is_stream
 from mmcompress.errors import CorruptInputError, UsageError, suggestion
@@ -23,6 +23,7 @@ from mmcompress.manifest import hash_json
 from mmcompress.pipeline.recipe import DATA_FIELDS, Recipe, StageTable, stage_config
 from mmcompress.places import check_place
 from mmcompress.progress import say
+from mmcompress.publish import tidy
 from mmcompress.stages import STAGES, Job, Stage
 
 STRICT = "strict"

@@ -1,0 +1,1 @@
+"""Figures -> page: one document of all that was measured, and its views."""

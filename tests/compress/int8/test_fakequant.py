@@ -14,9 +14,10 @@ from torch import Tensor
 
 from mmcompress.compress.int8.fakequant import FakeQuantize, TrainedLinear, TrainedLinears, allowed
 from mmcompress.compress.int8.fit import plain
-from mmcompress.compress.int8.quantize import calibrate, feeds
+from mmcompress.compress.int8.quantize import calibrate
 from mmcompress.compress.int8.ranges import Range, ranges_of
 from mmcompress.compress.int8.rounding import nearest
+from mmcompress.compress.int8.samples import feeds
 from mmcompress.compress.int8.simulate import embedded, quantizing
 from mmcompress.export.graph import Numerics
 from mmcompress.export.towers import graph_integers, image_graph, text_graph

@@ -9,8 +9,9 @@ import torch
 from tiny_encoder import captioned, encoder
 
 from mmcompress.compress.int8.fit import drift_of_both, moments_of, plain
-from mmcompress.compress.int8.quantize import calibrate, feeds, fit_integers
+from mmcompress.compress.int8.quantize import calibrate, fit_integers
 from mmcompress.compress.int8.ranges import ranges_of
+from mmcompress.compress.int8.samples import feeds
 from mmcompress.compress.int8.simulate import embedded, quantizing
 from mmcompress.config import DataConfig, QuantizeConfig
 from mmcompress.int8 import linears_from_tensors, tensors_from_linears

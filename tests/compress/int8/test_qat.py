@@ -12,7 +12,7 @@ from clip_world import write_squares, write_teacher
 from safetensors.numpy import load_file, save_file
 
 from mmcompress.artifact import Artifact
-from mmcompress.compress.int8.qat import Fit, FitCost, closer, gained, needed
+from mmcompress.compress.int8.acceptance import Fit, FitCost, closer, gained, needed
 from mmcompress.compress.train import optimize
 from mmcompress.errors import CorruptInputError, UsageError
 from mmcompress.huggingface import dual_encoder_from_hugging_face, save_checkpoint

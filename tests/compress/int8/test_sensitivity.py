@@ -7,8 +7,9 @@ import torch
 from tiny_encoder import captioned, encoder
 
 from mmcompress.compress.int8.fit import plain
-from mmcompress.compress.int8.quantize import calibrate, feeds
+from mmcompress.compress.int8.quantize import calibrate
 from mmcompress.compress.int8.ranges import ranges_of
+from mmcompress.compress.int8.samples import feeds
 from mmcompress.compress.int8.sensitivity import fewest_kept, flips, lost_matches, sensitivities
 from mmcompress.compress.int8.simulate import TOWERS, distance, embedded
 from mmcompress.int8 import fake_quantize_weight

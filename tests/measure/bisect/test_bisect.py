@@ -17,8 +17,9 @@ from toy_model import WORDS, write_tokenizer
 
 from mmcompress.architecture import DualEncoderConfig, ImageConfig, TextConfig
 from mmcompress.artifact import Artifact
-from mmcompress.compress.int8.quantize import Captioned, calibrate
+from mmcompress.compress.int8.quantize import calibrate
 from mmcompress.compress.int8.ranges import ranges_of
+from mmcompress.compress.int8.samples import Captioned
 from mmcompress.compress.train.pairs import trimmed
 from mmcompress.config import BisectConfig, DataConfig
 from mmcompress.data.batches import batches

@@ -15,7 +15,7 @@ from matched_clip import CAPTIONS, write_matched, write_squares
 from numpy.typing import NDArray
 
 from mmcompress.artifact import Artifact
-from mmcompress.compress.int8.quantize import SHUFFLED
+from mmcompress.compress.int8.samples import SHUFFLED
 from mmcompress.config import DataConfig, VerdictConfig
 from mmcompress.data.batches import batches
 from mmcompress.data.preprocess import normalize

@@ -1,0 +1,79 @@
+"""The pairs that integers are fitted to and judged on: plain images, each with one of its captions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+import torch
+from torch import Tensor
+
+from mmcompress.artifact import Artifact
+from mmcompress.compress.int8.simulate import Batches, Feeds
+from mmcompress.compress.train.augment import normalized
+from mmcompress.compress.train.pairs import trimmed
+from mmcompress.config import QatConfig, QuantizeConfig
+from mmcompress.data.batches import batches
+from mmcompress.measure.drift.testset import read_labels
+from mmcompress.progress import track
+from mmcompress.runtime.tokenize import load_tokenizer, tokenize
+
+SHUFFLED = 4096
+"""Encoded samples that are held for shuffling."""
+
+
+@dataclass(frozen=True)
+class Captioned:
+    """One batch of plain images, each with one of its captions."""
+
+    pixels: Tensor
+    """(B, 3, S, S) normalized"""
+    tokens: Tensor
+    """(B, T)"""
+
+
+def possible_answers(source: Artifact, config: QuantizeConfig, held: Sequence[Captioned]) -> Batches:
+    """Tokens of the labels where there are any, as drift offers them, else of the captions of held samples."""
+    if config.data.labels is None:
+        return feeds(held).text
+    text = source.tokenizer
+    assert text is not None
+    tokens: Tensor = torch.from_numpy(
+        tokenize(load_tokenizer(source.file(text.file)), read_labels(config.data.labels), text)
+    )
+    return list(tokens.split(config.batch))
+
+
+def feeds(pairs: Sequence[Captioned]) -> Feeds:
+    return Feeds([one.pixels for one in pairs], [one.tokens for one in pairs])
+
+
+def held_pairs(source: Artifact, spec: str, config: QuantizeConfig) -> list[Captioned]:
+    """The first batches, which are held in memory."""
+    return list(islice(plain_pairs(source, spec, config), -(-min(config.held, config.samples) // config.batch)))
+
+
+def plain_pairs(
+    source: Artifact, spec: str, config: QuantizeConfig | QatConfig, what: str | None = None
+) -> Iterator[Captioned]:
+    """`config.samples` plain images, each with one of its captions in turn, shuffled over the shards."""
+    preprocessing, text = source.preprocessing, source.tokenizer
+    assert preprocessing is not None and text is not None
+    tokenizer = load_tokenizer(source.file(text.file))
+    stream = batches(
+        spec,
+        preprocessing,
+        batch=config.batch,
+        workers=config.data.workers,
+        max_bad_fraction=config.data.max_bad_fraction,
+        shuffle_seed=config.seed,
+        buffer=SHUFFLED,
+    )
+    steps = -(-config.samples // config.batch)
+    shown = islice(stream, steps)
+    for batch in track(shown, what, steps) if what else shown:
+        pixels = torch.from_numpy(batch.pixels).permute(0, 3, 1, 2).float() / 255
+        texts = [captions[index % len(captions)] for index, captions in enumerate(batch.captions)]
+        tokens = trimmed(tokenize(tokenizer, texts, text), text.eos_token_id)
+        yield Captioned(normalized(pixels, preprocessing), torch.from_numpy(tokens))

@@ -1,0 +1,160 @@
+"""One engine from one ONNX graph: targets, profiles, the builder's log, and its errors in our words.
+
+The module is an argument, `tensorrt` or `tensorrt_rtx`, and only names that exist in both are used, so what is built
+without a GPU is what is built on one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from mmcompress.config import Backend
+from mmcompress.errors import CorruptInputError, MissingRequirementError, UsageError
+from mmcompress.export.audit import Audit, audit_log
+from mmcompress.manifest import TensorSpec
+
+NATIVE = "native"
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A serialized engine and what the builder said of it."""
+
+    plan: bytes
+    audit: Audit
+    warnings: tuple[str, ...]
+    sparsity: tuple[str, ...] = ()
+    """Its lines on sparse kernels; TensorRT-RTX 1.7 writes none, and gives the same engine with and without them."""
+
+
+def supported_targets(trt: ModuleType) -> dict[str, Any]:
+    """`sm86` -> the module's own constant; empty for a TensorRT that builds for its own GPU only."""
+    capability = getattr(trt, "ComputeCapability", None)
+    names = [name for name in dir(capability) if name.startswith("SM") and name[2:].isdigit()]
+    return {name.lower(): getattr(capability, name) for name in sorted(names, key=lambda n: int(n[2:]))}
+
+
+def checked_targets(trt: ModuleType, backend: Backend, targets: Sequence[str]) -> tuple[str, ...]:
+    """The targets, or UsageError for one that this TensorRT does not build for."""
+    known = supported_targets(trt)
+    for target in targets:
+        if target != NATIVE and target not in known:
+            listed = (
+                f"{', '.join(known)} and {NATIVE}" if known else f"{NATIVE} only, the GPU of the machine it runs on"
+            )
+            raise UsageError(f"{backend} does not build for {target!r}", f"it builds for {listed}")
+    if not targets:
+        raise UsageError("there is no target to build for", f"give one of {', '.join((*known, NATIVE))}")
+    return tuple(dict.fromkeys(targets))
+
+
+def engine_from_onnx(
+    trt: ModuleType,
+    path: Path,
+    inputs: Sequence[TensorSpec],
+    *,
+    target: str,
+    batches: tuple[int, int, int],
+    sparse: bool = False,
+) -> Engine:
+    """Build one engine. `inputs` says which axes are dynamic: they take the smallest, usual and largest batch.
+
+    Raises UsageError with the node where TensorRT does not take the graph, MissingRequirementError where it needs a GPU
+    that is not there.
+    """
+    log = _log_of(trt)
+    try:
+        builder = trt.Builder(log)
+    except TypeError as error:  # pybind11 got a null pointer: no driver
+        raise MissingRequirementError(
+            f"{trt.__name__} cannot build here: {_last_error(log) or error}",
+            "run this on a machine with an NVIDIA GPU and its driver, or build with --backend tensorrt-rtx",
+        ) from error
+    network = builder.create_network(_strongly_typed(trt))
+    _parse(trt, network, log, path)
+    config = builder.create_builder_config()
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    if sparse:
+        config.set_flag(trt.BuilderFlag.SPARSE_WEIGHTS)
+    if hasattr(config, "num_compute_capabilities"):
+        capability = trt.ComputeCapability.CURRENT if target == NATIVE else supported_targets(trt)[target]
+        config.num_compute_capabilities = 1
+        config.set_compute_capability(capability, 0)
+    profile = builder.create_optimization_profile()
+    dynamic = [spec for spec in inputs if None in spec.shape]
+    for spec in dynamic:
+        profile.set_shape(spec.name, *_profile_shapes(spec, batches, path))
+    if dynamic:
+        config.add_optimization_profile(profile)
+    plan = builder.build_serialized_network(network, config)
+    if plan is None:
+        reason = _last_error(log) or "it gave no reason"
+        if target == NATIVE:
+            raise MissingRequirementError(
+                f"no engine for {path.name}: {reason}",
+                "run this on a machine with an NVIDIA GPU and its driver, or name the targets: --target sm86",
+            )
+        raise UsageError(f"{trt.__name__} built no engine for {target} from {path}: {reason}", "try another target")
+    messages = [text for _, text in log.lines]
+    warnings = tuple(dict.fromkeys(text for severity, text in log.lines if severity == "WARNING"))
+    sparsity = tuple(text.strip() for text in messages if "(Sparsity)" in text)
+    return Engine(bytes(plan), audit_log(messages), warnings, sparsity)
+
+
+def _strongly_typed(trt: ModuleType) -> int:
+    """The creation flag of TensorRT 10; later ones know nothing else and may drop it."""
+    flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
+    return 0 if flag is None else 1 << int(flag)
+
+
+def _parse(trt: ModuleType, network: Any, log: Any, path: Path) -> None:
+    parser = trt.OnnxParser(network, log)
+    if parser.parse_from_file(str(path)):
+        return
+    if not parser.num_errors:
+        raise CorruptInputError(f"{trt.__name__} cannot read {path}", "export it again")
+    error = parser.get_error(0)
+    raise UsageError(
+        f"{trt.__name__} does not take {path} ({parser.num_errors} errors): node {_node(error)}: {error.desc()}",
+        "export the checkpoint with mmcompress; TensorRT takes no zero points other than 0 and no QOperator nodes",
+    )
+
+
+def _node(error: Any) -> str:
+    """Name and operator of the node that a parser error is about."""
+    name = error.node_name() if hasattr(error, "node_name") else ""
+    operator = error.node_operator() if hasattr(error, "node_operator") else ""
+    return f"{name or error.node()!r}{f' ({operator})' if operator else ''}"
+
+
+def _profile_shapes(spec: TensorSpec, batches: tuple[int, int, int], path: Path) -> list[tuple[int, ...]]:
+    """(None, 3, 64, 64) -> (1, 3, 64, 64), (8, 3, 64, 64), (32, 3, 64, 64)."""
+    first, *rest = spec.shape
+    if first is not None or None in rest:
+        raise UsageError(f"{path}: input {spec.name!r} is {spec.shape}", "only the first axis may be dynamic")
+    if not 1 <= batches[0] <= batches[1] <= batches[2]:
+        raise UsageError(f"batches {list(batches)} do not rise", "give smallest, usual and largest, [1, 8, 32] say")
+    return [(batch, *(side or 1 for side in rest)) for batch in batches]
+
+
+def _log_of(trt: ModuleType) -> Any:
+    """A logger that keeps every line; the module's base class is only known at run time."""
+
+    class Log(trt.ILogger):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.lines: list[tuple[str, str]] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            self.lines.append((severity.name, message))
+
+    return Log()
+
+
+def _last_error(log: Any) -> str:
+    severe: list[str] = [text for severity, text in log.lines if severity in ("ERROR", "INTERNAL_ERROR")]
+    return severe[-1].strip() if severe else ""
