@@ -20,6 +20,8 @@ _ROWS = 4096
 """Rows that are float64 at once."""
 _RANKED = 1 << 21
 """Scores of the images that ranks are compared on."""
+ALIKE = 1e-6
+"""Cosines that differ by less are the same answer."""
 BINS = 15
 """Of the calibration error, as in Guo et al. 2017."""
 
@@ -87,6 +89,25 @@ def flip_shares(before: Ints, after: Ints, was_right: Bools, is_right: Bools) ->
         "flips_gained": ~was_right & is_right,
         "flips_lost": was_right & ~is_right,
     }
+
+
+def best(queries: Floats, candidates: Floats) -> Ints:
+    """(N, D), (M, D) -> (N,): the best candidate of each query, the first of equal ones."""
+    answers: Ints = (queries @ candidates.T).argmax(axis=1)
+    return answers
+
+
+def flipped(queries: Floats, candidates: Floats, before: Ints, after: Ints) -> Bools:
+    """(N, D) and (M, D) of the model before, (N,) its best candidates and those after -> (N,): a flip.
+
+    The one definition of a flip, for figures and for budgets. A candidate that was as good as the best before, to
+    within `ALIKE`, is no other answer: the same caption twice, or two classes of one name.
+    """
+    changed = np.flatnonzero(before != after)
+    lead = ((candidates[before[changed]] - candidates[after[changed]]) * queries[changed]).sum(axis=1)
+    flips = np.zeros(len(before), dtype=np.bool_)
+    flips[changed] = lead > ALIKE
+    return flips
 
 
 def lost_matches(

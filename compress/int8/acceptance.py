@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
+import numpy as np
+
+from mmcompress.budget import Budget, Cost
 from mmcompress.compress.int8.fit import KINDS, drift_of_both
-from mmcompress.compress.int8.sensitivity import lost_matches
+from mmcompress.compress.int8.sensitivity import cost
 from mmcompress.compress.int8.simulate import TOWERS, Feeds, embedded, quantizing
 from mmcompress.int8 import Linears, Range, Signedness
 from mmcompress.model import DualEncoder
 
+ENDS: Mapping[Signedness, tuple[str, ...]] = {"signed": ("absmax",), "unsigned": ("low", "high")}
+"""What of a range each kind of graph reads."""
 Parts = dict[Signedness, dict[str, bool]]
 """By kind and tower."""
 
@@ -29,31 +34,33 @@ class FitCost:
 
     drift: dict[str, dict[str, float]]
     """Mean of 1 - cosine to FP32, by kind and tower."""
-    lost: float
-    """Share of the R@10 hits that are lost, by the kind that loses more."""
+    cost: Cost
+    """What a user sees of it, each figure by the kind that loses more."""
 
 
-def needed(before: FitCost, max_drop: float | None) -> bool:
+def needed(before: FitCost, budget: Budget) -> bool:
     """Whether there is something to train for: a budget that does not hold, or, without one, any drift at all."""
     drifts = any(drift > 0 for towers in before.drift.values() for drift in towers.values())
-    return drifts and (max_drop is None or not before.lost <= max_drop)
+    return drifts and not (budget.limited and budget.holds(before.cost))
 
 
-def gained(parts: Parts, before: FitCost, result: FitCost, max_drop: float | None) -> bool:
-    """Whether some part came closer and, where hits are budgeted, no more of them are lost."""
+def gained(parts: Parts, before: FitCost, result: FitCost, budget: Budget) -> bool:
+    """Whether some part came closer, and what has a limit costs no more than before."""
     closer_somewhere = any(taken for towers in parts.values() for taken in towers.values())
-    return closer_somewhere and (max_drop is None or result.lost <= before.lost)
+    hits = budget.max_drop is None or result.cost.r10_lost <= before.cost.r10_lost
+    return closer_somewhere and hits and (budget.max_flips is None or result.cost.flips <= before.cost.flips)
 
 
 def fit_cost(model: DualEncoder, fitted: Fit, judging: Feeds) -> FitCost:
-    """Drift and lost hits of both kinds of graph."""
+    """Drift and cost of both kinds of graph."""
     reference = embedded(model, "image", judging.image), embedded(model, "text", judging.text)
-    lost = []
+    costs = []
     for kind in KINDS:
         with quantizing(model, fitted.linears[kind], fitted.ranges, kind):
             found = embedded(model, "image", judging.image), embedded(model, "text", judging.text)
-        lost.append(lost_matches(reference, found))
-    return FitCost(drift_of_both(model, judging, fitted.linears, fitted.ranges), max(lost))
+        costs.append(cost(reference, found))
+    worst = Cost(*(float(np.max(figures)) for figures in zip(*map(astuple, costs), strict=True)))
+    return FitCost(drift_of_both(model, judging, fitted.linears, fitted.ranges), worst)
 
 
 def closer(
@@ -71,7 +78,3 @@ def closer(
         for name in taken:
             ranges[name] |= {end: trained.ranges[name][end] for end in ENDS[kind]}
     return Fit(ranges, linears), parts
-
-
-ENDS: Mapping[Signedness, tuple[str, ...]] = {"signed": ("absmax",), "unsigned": ("low", "high")}
-"""What of a range each kind of graph reads."""

@@ -13,6 +13,7 @@ either kind is taken over only where it came closer to FP32 on samples that judg
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from safetensors.numpy import load_file, save_file
 from torch import Tensor, nn
 
 from mmcompress.artifact import Artifact
+from mmcompress.budget import Budget
 from mmcompress.compress.int8.acceptance import ENDS, Fit, Parts, closer, fit_cost, gained, needed
 from mmcompress.compress.int8.fakequant import TrainedLinears
 from mmcompress.compress.int8.fit import JUDGED, KINDS
@@ -60,6 +62,7 @@ _VIEWS = 1_000_000
 def qat(job: Job[QatConfig]) -> None:
     """Stage: train the integers of a quantized checkpoint towards its own float weights."""
     config, source, draft = job.config, job.sources["checkpoint"], job.draft
+    budget = Budget.of(config)
     given = read_fit(source)
     spec = config.data.validation or config.data.train
     if spec is None or config.data.train is None:
@@ -71,9 +74,8 @@ def qat(job: Job[QatConfig]) -> None:
         judging = feeds(list(plain_pairs(source, spec, config)))
         before = fit_cost(model, given, judging)
         after, chosen, parts = None, given, Parts()
-        if not needed(before, config.max_drop):
-            limit = "any" if config.max_drop is None else f"{config.max_drop:.2%}"
-            say("", job.name, f"not trained: INT8 loses {before.lost:.2%} of the R@10 hits, and may lose {limit}")
+        if not needed(before, budget):
+            say("", job.name, f"not trained: INT8 {budget.told(before.cost)}")
         else:
             trained, draft.metrics["training"] = train(
                 model, given, before.drift, _pairs(source, config, here), config, here, job
@@ -81,7 +83,7 @@ def qat(job: Job[QatConfig]) -> None:
             after = fit_cost(model, trained, judging)
             chosen, parts = closer(given, trained, before.drift, after.drift)
         result = before if after is None else fit_cost(model, chosen, judging)
-        accepted = gained(parts, before, result, config.max_drop)
+        accepted = gained(parts, before, result, budget)
         result = result if accepted else before
         ranking = ranked(model, chosen, judging, source) if accepted else source.manifest.facts.get("sensitivity", [])
     draft.inherit(source, *source.manifest.files)
@@ -101,13 +103,13 @@ def qat(job: Job[QatConfig]) -> None:
             "parts": parts,
             "drift_before": _rounded(before.drift),
             "drift_after": None if after is None else _rounded(after.drift),
-            "r10_lost_before": before.lost,
-            "r10_lost_after": result.lost,
+            "r10_lost_before": before.cost.r10_lost,
+            "r10_lost_after": result.cost.r10_lost,
             "judged_on": {"spec": spec, "pairs": sum(map(len, judging.image))},
             "reference": reference_of(source),
         },
     }
-    draft.metrics["calibration"] = {"drift": result.drift, "r10_lost": result.lost}
+    draft.metrics["calibration"] = {"drift": result.drift, **asdict(result.cost)}
 
 
 def read_fit(source: Artifact) -> Fit:

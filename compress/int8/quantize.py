@@ -15,17 +15,18 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache, partial
 
 from safetensors.numpy import save_file
 from torch import Tensor
 
+from mmcompress.budget import Budget, Cost
 from mmcompress.compress.int8.fit import JUDGED, chosen_ranges, chosen_smoothing, chosen_weights, drift_of_both
 from mmcompress.compress.int8.ranges import NOTHING, Histogram, widened
 from mmcompress.compress.int8.recalibration import given_ranges
 from mmcompress.compress.int8.samples import SHUFFLED, Captioned, feeds, held_pairs, plain_pairs, possible_answers
-from mmcompress.compress.int8.sensitivity import fewest_kept, flips, lost_matches, sensitivities
+from mmcompress.compress.int8.sensitivity import cost, fewest_kept, sensitivities
 from mmcompress.compress.int8.simulate import (
     TOWERS,
     Batches,
@@ -84,7 +85,7 @@ def quantize(job: Job[QuantizeConfig]) -> None:
         fitted = fit_integers(model, feeds(fitting), feeds(judging), pairs, config, given)
         unseen = held_pairs(source, config.data.validation, config) if config.data.validation else judging
         answers = possible_answers(source, config, held)
-        ranking, kept, lost = keep_sensitive(fitted, judging, unseen, answers, config)
+        ranking, kept, left = keep_sensitive(fitted, judging, unseen, answers, config)
         linears = {kind: without(found, kept) for kind, found in fitted.linears.items()}
         drift = drift_of_both(fitted.model, feeds(judging), linears, fitted.ranges)
     for name in source.manifest.files:
@@ -110,7 +111,7 @@ def quantize(job: Job[QuantizeConfig]) -> None:
         ).model_dump(),
         **{name: fact for name, fact in source.manifest.facts.items() if name == SPARSE},
     }
-    job.draft.metrics = {"calibration": {"drift": drift, **lost}}
+    job.draft.metrics = {"calibration": {"drift": drift, **(asdict(left) if left else {})}}
 
 
 def fit_integers(
@@ -164,14 +165,14 @@ def calibrate(model: DualEncoder, samples: Iterable[Captioned]) -> tuple[dict[st
 
 def keep_sensitive(
     fitted: Fitted, ranked: Sequence[Captioned], judged: Sequence[Captioned], answers: Batches, config: QuantizeConfig
-) -> tuple[dict[str, float], frozenset[str], dict[str, float]]:
-    """The ranking of the Linears, those that stay in float, and what INT8 loses all the same.
+) -> tuple[dict[str, float], frozenset[str], Cost | None]:
+    """The ranking of the Linears, those that stay in float, and what INT8 costs all the same.
 
     Images that are `judged` choose between their captions and the answers, which are batches of tokens.
     """
     model, ranges, asked = fitted.model, fitted.ranges, frozenset(config.keep)
     if not config.sensitivity:
-        return {}, asked, {}
+        return {}, asked, None
     linears = fitted.linears[JUDGED]
     ranking = sensitivities(model, feeds(ranked[::2]), linears, ranges, JUDGED)
     fed = Feeds(feeds(judged).image, [*feeds(judged).text, *answers])
@@ -188,20 +189,18 @@ def keep_sensitive(
 
     reference = of_both(frozenset(linears))
 
-    def lost(kept: frozenset[str]) -> dict[str, float]:
-        found = of_both(asked | kept)
-        return {"r10_lost": lost_matches(reference, found), "flips": flips(reference, found)}
+    def cost_of(kept: frozenset[str]) -> Cost:
+        return cost(reference, of_both(asked | kept))
 
-    budget = {"r10_lost": config.max_drop, "flips": config.max_flips}
+    budget = Budget.of(config)
 
     def holds(kept: frozenset[str]) -> bool:
-        found = lost(kept)
-        return all(limit is None or found[name] <= limit for name, limit in budget.items())
+        return budget.holds(cost_of(kept))
 
     kept = asked | fewest_kept([name for name in ranking if name not in asked], holds)
     for name in sorted(kept - asked):
         say("", name, "stays in float: INT8 would lose more than the budget")
-    return ranking, kept, lost(kept)
+    return ranking, kept, cost_of(kept)
 
 
 def check_names(model: DualEncoder, names: Iterable[str]) -> None:

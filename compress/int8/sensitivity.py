@@ -5,9 +5,7 @@ how sensitive it is. The worst go back to float, one by one, until INT8 in both 
 then those are given up again without which the budget holds as well, since a ranking of single Linears says little of
 how their errors add up.
 
-There are two budgets, of what a user sees, on calibration pairs. One is of R@10: the share of queries, images and texts
-alike, whose match was among the ten best and is not any more; what INT8 gains elsewhere by chance does not offset it.
-The other is of flips: the share of images whose best caption is another one than before.
+The budget (`budget.py`) is of what a user sees: R@10 hits that are lost and images that flip.
 """
 
 from __future__ import annotations
@@ -17,14 +15,12 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from torch import Tensor
 
+from mmcompress.budget import Cost
 from mmcompress.compress.int8.simulate import TOWERS, Feeds, distance, embedded, quantizing
 from mmcompress.int8 import Linears, Range, Signedness
 from mmcompress.measure import agreement
 from mmcompress.model import DualEncoder
 from mmcompress.progress import track
-
-ALIKE = 1e-6
-"""Cosines that differ by less are the same answer: the same caption twice, say."""
 
 
 def sensitivities(
@@ -57,17 +53,13 @@ def fewest_kept(ranking: Sequence[str], holds: Callable[[frozenset[str]], bool])
     return frozenset(kept)
 
 
-def lost_matches(reference: tuple[Tensor, Tensor], found: tuple[Tensor, Tensor]) -> float:
-    """Images (N, D) and texts (M, D), the first N of them row by row the images', before and after -> share of queries
-    that lost their R@10 hit among the N.
+def cost(reference: tuple[Tensor, Tensor], found: tuple[Tensor, Tensor]) -> Cost:
+    """Images (N, D) and texts (M, D), the first N of them row by row the images', before and after.
+
+    Hits are counted among the N, flips among all M.
     """
-    own = np.arange(len(reference[0]))
-    before, after = (tuple(side[: len(own)].cpu().numpy() for side in pair) for pair in (reference, found))
-    return agreement.lost_matches((before[0], before[1]), (after[0], after[1]), own, own)
-
-
-def flips(reference: tuple[Tensor, Tensor], found: tuple[Tensor, Tensor]) -> float:
-    """Images (N, D) and texts (M, D), before and after -> share of the images whose best text is another one after."""
-    before, after = (images @ texts.T for images, texts in (reference, found))
-    answers = before.gather(1, after.argmax(dim=1, keepdim=True)).squeeze(1)
-    return float((answers < before.amax(dim=1) - ALIKE).double().mean())
+    (images, texts), after = ((side[0].cpu().numpy(), side[1].cpu().numpy()) for side in (reference, found))
+    own = np.arange(len(images))
+    lost = agreement.lost_matches((images, texts[: len(own)]), (after[0], after[1][: len(own)]), own, own)
+    answers = agreement.best(images, texts), agreement.best(*after)
+    return Cost(lost, float(agreement.flipped(images, texts, *answers).mean()))

@@ -19,7 +19,7 @@ from typing import Any
 
 from mmcompress.architecture import DualEncoderConfig, ImageConfig
 from mmcompress.artifact import Artifact
-from mmcompress.compress.prune.budget import floor_cost
+from mmcompress.compress.prune.allocation import floor_cost
 from mmcompress.compress.prune.shrink import Size, resized
 from mmcompress.compress.prune.sizes import BlockErrors, block_choices, levels, sizes_within
 from mmcompress.config import Backend, Precision, PruneConfig

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from mmcompress.architecture import DualEncoderConfig, ImageConfig, TextConfig, TowerConfig
-from mmcompress.compress.prune.budget import Choice, best_choices, floor_cost
+from mmcompress.compress.prune.allocation import Choice, best_choices, floor_cost
 from mmcompress.compress.prune.shrink import Size, TowerName, sizes_of
 from mmcompress.errors import UsageError
 

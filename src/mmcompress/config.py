@@ -299,14 +299,15 @@ class QatOptimizerConfig(OptimizerConfig):
     """Of the arithmetic; bfloat16 has no more digits than INT8 has levels."""
 
 
-class QatConfig(StageConfig):
-    """Train the integers of a quantized checkpoint towards its own float weights, where INT8 misses its budget."""
+class QatConfig(BudgetConfig):
+    """Train the integers of a quantized checkpoint towards its own float weights, where INT8 misses its budget.
+
+    Within the budget nothing is trained; without one, integers are trained in any case.
+    """
 
     data: DataConfig
     """Pairs to train on; those to judge on are `validation`, or without one the training pairs, not augmented."""
     optimizer: QatOptimizerConfig = QatOptimizerConfig()
-    max_drop: float | None = Field(default=0.005, ge=0, le=1)
-    """Largest loss that is accepted, as a share of the R@10 hits of FP32: within it nothing is trained; null trains."""
     augment: Augmentation = "photo"
     """How the images are varied in training."""
     samples: int = Field(default=384, ge=1)

@@ -12,6 +12,7 @@ from clip_world import write_squares, write_teacher
 from safetensors.numpy import load_file, save_file
 
 from mmcompress.artifact import Artifact
+from mmcompress.budget import Budget, Cost
 from mmcompress.compress.int8.acceptance import Fit, FitCost, closer, gained, needed
 from mmcompress.compress.train import optimize
 from mmcompress.errors import CorruptInputError, UsageError
@@ -24,7 +25,7 @@ from mmcompress.processing import image_processing, save_text_processing
 
 KEPT = "text.blocks.1.fc2"
 PLAIN = ("method=minmax", "smooth=[]", "rounding=nearest", "bias_correction=false", "max_drop=null")
-FEW = ("optimizer.steps=60", "optimizer.batch=20", "optimizer.lr=0.1", "samples=40", "max_drop=null")
+FEW = ("optimizer.steps=60", "optimizer.batch=20", "optimizer.lr=0.1", "samples=40", "max_drop=null", "max_flips=null")
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +139,7 @@ def test_a_budget_that_holds_passes_the_fit_through(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mmcompress.compress.int8.qat.fit", None)
-    found = qat(world, tmp_path / "qat", "max_drop=1.0")
+    found = qat(world, tmp_path / "qat", "max_drop=1.0", "max_flips=1.0")
     bad = Artifact.open(world / "bad")
     assert found.manifest.files == bad.manifest.files
     facts = dict(found.manifest.facts)
@@ -174,12 +175,17 @@ def test_every_part_is_taken_only_where_it_is_closer() -> None:
 
 def test_what_is_needed_and_what_counts_as_gained() -> None:
     drift = {"signed": {"image": 1e-4, "text": 0.0}}
-    before, worse, none = FitCost(drift, 0.01), FitCost(drift, 0.02), FitCost({"signed": {"image": 0.0}}, 0.0)
-    assert needed(before, 0.005) and not needed(before, 0.01) and needed(before, None) and not needed(none, None)
+    before, worse, more = (FitCost(drift, Cost(*figures)) for figures in ((0.01, 0.1), (0.02, 0.1), (0.01, 0.2)))
+    none, anything = FitCost({"signed": {"image": 0.0}}, Cost(0.0, 0.0)), Budget(None, None)
+    assert needed(before, Budget(0.005, None)) and not needed(before, Budget(0.01, None))
+    assert needed(before, Budget(0.01, 0.09)) and not needed(before, Budget(None, 0.1))
+    assert needed(before, anything) and not needed(none, anything)
     some, nothing = {"signed": {"image": True}}, {"signed": {"image": False}}
-    assert gained(some, before, before, 0.005) and not gained(nothing, before, before, 0.005)  # type: ignore[arg-type]
-    assert not gained(some, before, worse, 0.005), "closer, and further from the budget"  # type: ignore[arg-type]
-    assert gained(some, before, worse, None)  # type: ignore[arg-type]
+    both = Budget(0.005, 0.005)
+    assert gained(some, before, before, both) and not gained(nothing, before, before, both)  # type: ignore[arg-type]
+    assert not gained(some, before, worse, both), "closer, and further from the budget"  # type: ignore[arg-type]
+    assert not gained(some, before, more, both)  # type: ignore[arg-type]
+    assert gained(some, before, worse, anything) and gained(some, before, more, Budget(0.005, None))  # type: ignore[arg-type]
 
 
 def test_a_checkpoint_in_float_is_refused(world: Path, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from safetensors.numpy import load_file
 from torch import Tensor
 
 from mmcompress.artifact import Artifact
+from mmcompress.budget import Cost
 from mmcompress.errors import UsageError
 from mmcompress.huggingface import dual_encoder_from_hugging_face, save_checkpoint
 from mmcompress.int8 import INTEGERS, linears_from_tensors
@@ -88,7 +89,7 @@ def test_a_budget_that_cannot_hold_keeps_linears_in_float(
     from mmcompress.compress.int8 import quantize as calibrate
 
     losses = iter([0.32, 0.31, 0.30, 0.29, 0.30, 0.30, 0.29])
-    monkeypatch.setattr(calibrate, "lost_matches", lambda *_: next(losses))
+    monkeypatch.setattr(calibrate, "cost", lambda *_: Cost(next(losses), 0.0))
     found = quantize(world, tmp_path / "q", "max_drop=0.295", "max_flips=1", "rounding=nearest", "smooth=[]")
     ranking = [row["module"] for row in found.manifest.facts["sensitivity"]]
     assert found.manifest.facts["kept"] == sorted(ranking[:3])
@@ -107,7 +108,7 @@ def test_flips_have_a_budget_of_their_own_on_validation_pairs(
         return original(source, spec, config)  # type: ignore[arg-type]
 
     monkeypatch.setattr(calibrate, "held_pairs", held)
-    monkeypatch.setattr(calibrate, "flips", lambda *_: 0.5)
+    monkeypatch.setattr(calibrate, "cost", lambda *_: Cost(0.0, 0.5))
     settings = ("max_drop=1", "max_flips=0.4", "rounding=nearest", "smooth=[]")
     found = quantize(world, tmp_path / "q", f"data.validation={world}", *settings)
     assert seen == [str(world), str(world)], "one to fit, one to judge"
@@ -120,12 +121,12 @@ def test_images_choose_between_the_labels(world: Path, tmp_path: Path, monkeypat
     labels = tmp_path / "labels.txt"
     labels.write_text("\n".join(f"a square of red {r}" for r in range(8)))
     texts: list[int] = []
-    original = calibrate.flips
+    original = calibrate.cost
 
-    def counted(reference: tuple[Tensor, Tensor], found: tuple[Tensor, Tensor]) -> float:
+    def counted(reference: tuple[Tensor, Tensor], found: tuple[Tensor, Tensor]) -> Cost:
         texts[:] = [len(reference[1]), len(found[1])]
         return original(reference, found)
 
-    monkeypatch.setattr(calibrate, "flips", counted)
+    monkeypatch.setattr(calibrate, "cost", counted)
     quantize(world, tmp_path / "q", f"data.labels={labels}", "max_flips=1", "rounding=nearest", "smooth=[]")
     assert texts == [24 + 8, 24 + 8], "half of the 48 samples judge, with their captions beside the labels"

@@ -10,7 +10,7 @@ from mmcompress.compress.int8.fit import plain
 from mmcompress.compress.int8.quantize import calibrate
 from mmcompress.compress.int8.ranges import ranges_of
 from mmcompress.compress.int8.samples import feeds
-from mmcompress.compress.int8.sensitivity import fewest_kept, flips, lost_matches, sensitivities
+from mmcompress.compress.int8.sensitivity import cost, fewest_kept, sensitivities
 from mmcompress.compress.int8.simulate import TOWERS, distance, embedded
 from mmcompress.int8 import fake_quantize_weight
 
@@ -55,12 +55,12 @@ def test_the_ranking_finds_the_linear_that_was_made_bad() -> None:
 def test_only_hits_that_are_lost_count() -> None:
     rng = torch.Generator().manual_seed(0)
     texts = torch.nn.functional.normalize(torch.randn(40, 64, generator=rng), dim=1)
-    assert lost_matches((texts, texts), (texts, texts)) == 0
+    assert cost((texts, texts), (texts, texts)).r10_lost == 0
     broken = texts.clone()
     broken[:4] = -texts[:4]
-    lost = lost_matches((texts, texts), (broken, texts))
+    lost = cost((texts, texts), (broken, texts)).r10_lost
     assert lost >= 8 / 80, "four images lost their text, and four texts their image"
-    assert lost_matches((broken, texts), (texts, texts)) == 0, "gains do not count"
+    assert cost((broken, texts), (texts, texts)).r10_lost == 0, "gains do not count"
 
 
 def test_distance_is_one_minus_cosine() -> None:
@@ -75,9 +75,9 @@ def test_an_image_flips_where_its_answer_is_another_caption_and_not_the_same_one
     before = torch.eye(4)[[0, 1, 2, 3]] + torch.tensor([1e-3, 0, 0, 0])
     after = before.clone()
     after[0] = torch.tensor([0.0, 1.0, 0.0, 0.0])
-    assert flips((before, texts), (before, texts)) == 0
-    assert flips((before, texts), (after, texts)) == 0.25
+    assert cost((before, texts), (before, texts)).flips == 0
+    assert cost((before, texts), (after, texts)).flips == 0.25
     twice = texts.clone()
     twice[3, 0] += 1e-7
-    assert flips((before, texts), (before, twice)) == 0, "texts 0 and 3 are one caption"
-    assert flips((before, texts), (before, texts.roll(1, dims=0))) == 0.5, "the text tower counts too"
+    assert cost((before, texts), (before, twice)).flips == 0, "texts 0 and 3 are one caption"
+    assert cost((before, texts), (before, texts.roll(1, dims=0))).flips == 0.5, "the text tower counts too"

@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from mmcompress.compress.prune.budget import Choice, best_choices, floor_cost, pareto_front
+from mmcompress.compress.prune.allocation import Choice, best_choices, floor_cost, pareto_front
 
 
 def random_blocks(seed: int) -> list[list[Choice]]:
