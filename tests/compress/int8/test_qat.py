@@ -138,7 +138,7 @@ def test_killed_and_run_again_ends_with_the_same_digest(
 def test_a_budget_that_holds_passes_the_fit_through(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mmcompress.compress.int8.qat.fit", None)
+    monkeypatch.setattr("mmcompress.compress.int8.qat.optimize", None)
     found = qat(world, tmp_path / "qat", "max_drop=1.0", "max_flips=1.0")
     bad = Artifact.open(world / "bad")
     assert found.manifest.files == bad.manifest.files
