@@ -35,3 +35,34 @@ def test_every_file_that_is_named_is_there(page: Path) -> None:
     for name in re.findall(r"`([\w/]+\.py)`", text):
         places = [ROOT / name, ROOT / "src/mmcompress" / name]
         assert any(place.exists() for place in places) or list(ROOT.rglob(f"*/{name}")), f"{page.name} names {name}"
+
+
+DECISIONS, _, MEASUREMENTS = (ROOT / "docs/decisions.md").read_text(encoding="utf-8").partition("\n## Measurements\n")
+
+
+def decisions() -> list[tuple[str, str]]:
+    """The id and the text of every decision: an item of a list, with the lines that are indented below it."""
+    items = re.findall(r"^- .*(?:\n  .*)*", DECISIONS, re.MULTILINE)
+    found = [(re.match(r"- \*\*([A-Z]\d+) ", item), item) for item in items]
+    assert found and all(number for number, _ in found), "a decision begins with its id: - **S1 …**"
+    return [(number[1], item) for number, item in found if number]
+
+
+def test_every_decision_is_short_and_names_a_file_that_is_there() -> None:
+    numbers = [number for number, _ in decisions()]
+    assert len(numbers) == len(set(numbers))
+    for number, item in decisions():
+        lines = item.splitlines()
+        assert len(lines) <= 3 and max(map(len, lines)) <= 120, number
+        files = re.findall(r"`([\w/]+\.(?:py|toml|txt))`", item)
+        assert files, f"{number} names no file"
+        for name in files:
+            assert any((root / name).is_file() for root in (ROOT, ROOT / "src/mmcompress")), f"{number} names {name}"
+
+
+def test_every_table_of_measurements_belongs_to_a_decision_that_leads_to_it() -> None:
+    tables = re.findall(r"^### (\w+) ", MEASUREMENTS, re.MULTILINE)
+    texts = dict(decisions())
+    assert len(tables) == len(set(tables))
+    assert [table for table in tables if f"Table {table}." not in " ".join(texts[table].split())] == []
+    assert set(re.findall(r"Table (\w+)\.", " ".join(DECISIONS.split()))) == set(tables)
