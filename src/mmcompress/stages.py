@@ -177,7 +177,7 @@ STAGES: Mapping[str, Stage] = {
             "report",
             config.ReportConfig,
             Kind.REPORT,
-            "mmcompress.report:report",
+            "mmcompress.report.report:report",
             {},
             gathers=(Kind.CHECKPOINT, Kind.ONNX, Kind.ENGINE, Kind.REPORT),
         ),
