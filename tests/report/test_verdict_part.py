@@ -12,7 +12,7 @@ from report_run import ROWS, bench_document, graph, make_run, measurement, onnx_
 from rich.console import Console
 
 from mmcompress.artifact import Artifact
-from mmcompress.cli import console
+from mmcompress.cli import show_measure, show_report
 from mmcompress.errors import CorruptInputError
 from mmcompress.manifest import Kind
 from mmcompress.pipeline import standalone
@@ -83,7 +83,7 @@ def test_the_verdict_has_a_section_a_table_and_its_sentence(tmp_path: Path) -> N
     verdict_artifact(tmp_path / "verdict", VERDICT)
     made = standalone.report([tmp_path])
     page, markdown = (made.file(name).read_text(encoding="utf-8") for name in ("report.html", "report.md"))
-    document, view = console.report_summary(made)
+    document, view = show_report.report_summary(made)
     assert [found["name"] for found in document["verdicts"]] == ["verdict"]
     assert '<section id="verdict"' in page and "INT8 is recommended on ONNX Runtime" in page
     assert SAID.replace("<", "&lt;").replace(">", "&gt;") in page and "<b>here</b>" not in page
@@ -120,7 +120,7 @@ def test_a_damaged_document_is_named(tmp_path: Path) -> None:
 
 
 def test_the_console_shows_what_the_document_says(tmp_path: Path) -> None:
-    document, view = console.verdict_summary(verdict_artifact(tmp_path / "verdict", VERDICT))
+    document, view = show_measure.verdict_summary(verdict_artifact(tmp_path / "verdict", VERDICT))
     assert isinstance(document, dict) and document["verdict"]["recommendation"]["sentence"] == SAID
     shown = text_of(view)
     for text in ("INT8", "1.08–1.12", "0.5%", SAID, "not measured: fp16 on openvino: no such kernel", "noisy"):
