@@ -169,7 +169,7 @@ def named(run: Path, tries: int) -> list[Claim]:
     """How often the module that was scaled wrongly is the first of the list, and how often it is to be kept."""
     if not (run / "int8" / "manifest.json").is_file():
         return [("bisect", f"not measured: {run} holds no finished run", "first in all", None)]
-    from mmcompress.export.towers import linear_modules
+    from mmcompress.int8 import linear_modules
     from mmcompress.measure.bisect.bisect import bisect_report
     from mmcompress.pipeline import standalone
 

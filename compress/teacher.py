@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +42,29 @@ class Teacher:
 def load_teacher(config: TeacherConfig, device: torch.device) -> Teacher:
     """Build the teacher that `--teacher` names, in evaluation mode on the device."""
     source = config.source
-    if source.startswith("open_clip:"):
-        return _open_clip_teacher(source.removeprefix("open_clip:"), device)
     file, colon, function = source.rpartition(":")
-    if colon and file.endswith(".py"):
-        return _own_teacher(Path(file), function)
-    return _hugging_face_teacher(resolve(config), device, config.trust_remote_code)
+    if source.startswith("open_clip:"):
+        found = _open_clip_teacher(source.removeprefix("open_clip:"), device)
+    elif colon and file.endswith(".py"):
+        found = _own_teacher(Path(file), function)
+    else:
+        found = _hugging_face_teacher(resolve(config), device, config.trust_remote_code)
+    image, text = found.encode_image, found.encode_text
+    return replace(
+        found,
+        encode_image=lambda pixels: _checked(image(pixels), source, "an image"),
+        encode_text=lambda texts: _checked(text(texts), source, "a text"),
+    )
+
+
+def _checked(embeddings: Tensor, source: str, what: str) -> Tensor:
+    """(B, D) of which each row has a direction: a student cannot be taught NaN or zeros."""
+    norms = embeddings.norm(dim=-1)
+    if not (torch.isfinite(norms) & (norms > 0)).all():
+        raise CorruptInputError(
+            f"the teacher {source} embeds {what} as NaN, infinity or zeros only", "its weights are broken: check them"
+        )
+    return embeddings
 
 
 def _hugging_face_teacher(folder: Path, device: torch.device, trust_remote_code: bool) -> Teacher:

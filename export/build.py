@@ -15,7 +15,6 @@ VERSION_COMPATIBLE, which fail without a GPU.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -31,6 +30,7 @@ from mmcompress.manifest import Graph, TensorSpec
 from mmcompress.progress import say
 from mmcompress.runtime.tensorrt import tensorrt_module, this_machine
 from mmcompress.stages import Job
+from mmcompress.strictjson import read_json, write_json
 
 NATIVE = "native"
 AUDIT = "audit.json"
@@ -78,8 +78,7 @@ def build(job: Job[BuildConfig]) -> None:
             if config.sparse and not engine.sparsity:
                 say("build", file, "the builder does not say whether it took a sparse kernel")
     job.draft.inherit(source, *([source.tokenizer.file] if source.tokenizer else []))
-    text = json.dumps({file: asdict(audit) for file, audit in audits.items()}, indent=1)
-    (job.draft.path / AUDIT).write_text(text, encoding="utf-8")
+    write_json(job.draft.path / AUDIT, {file: asdict(audit) for file, audit in audits.items()})
     job.draft.facts = {
         **{
             key: source.manifest.facts[key] for key in ("params", "macs", "logit_scale") if key in source.manifest.facts
@@ -252,5 +251,5 @@ def _last_error(log: Any) -> str:
 
 def module_precisions(artifact: Artifact) -> Mapping[str, Mapping[str, str]]:
     """Of an engine artifact: file -> module -> precision."""
-    audits = json.loads(artifact.file(AUDIT).read_text(encoding="utf-8"))
+    audits = read_json(artifact.file(AUDIT), "build the engine again")
     return {file: audit["modules"] for file, audit in audits.items()}

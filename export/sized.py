@@ -18,7 +18,8 @@ from mmcompress.artifact import Artifact
 from mmcompress.config import Precision
 from mmcompress.export.export import VARIANTS, described, save_graph
 from mmcompress.export.graph import Array, AttentionProduct
-from mmcompress.export.towers import attention_operands, image_graph, linear_modules
+from mmcompress.export.towers import image_graph
+from mmcompress.int8 import attention_operands, linear_modules
 from mmcompress.manifest import Kind, hash_json
 
 OPSET = 18

@@ -13,7 +13,7 @@ Tensor names are those of `transformers.CLIPModel`, so any CLIP checkpoint of th
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -22,7 +22,7 @@ import numpy as np
 from mmcompress.architecture import LEGACY_EOS, DualEncoderConfig, ImageConfig, TextConfig, TowerConfig
 from mmcompress.errors import CorruptInputError
 from mmcompress.export.graph import Array, GraphWriter, Numerics
-from mmcompress.int8 import OPERANDS, Linears
+from mmcompress.int8 import Linears
 
 Pick = Callable[[str, str], str]
 """(name, (N, T, W)) -> (N, 1, W): the row that is read at the end."""
@@ -60,21 +60,6 @@ class Weights:
 
     def norm(self, name: str, width: int) -> tuple[Array, Array]:
         return self.take(f"{name}.weight", width), self.take(f"{name}.bias", width)
-
-
-def linear_modules(config: DualEncoderConfig) -> tuple[str, ...]:
-    """Every Linear that is quantized, in the order of execution."""
-    return _in_every_block(config, ("qkv", "out", "fc1", "fc2"))
-
-
-def attention_operands(config: DualEncoderConfig) -> tuple[str, ...]:
-    """Everything that the attention products multiply, by the names of its calibrated ranges."""
-    return _in_every_block(config, [f"attention.{operand}" for operand in OPERANDS])
-
-
-def _in_every_block(config: DualEncoderConfig, parts: Sequence[str]) -> tuple[str, ...]:
-    towers = (("image", config.image), ("text", config.text))
-    return tuple(f"{name}.blocks.{i}.{part}" for name, tower in towers for i in range(tower.depth) for part in parts)
 
 
 def query_scale(tower: TowerConfig) -> float:

@@ -8,7 +8,6 @@ more where the machines are different ones.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from mmcompress.runtime.conditions import Conditions, snapshot
 from mmcompress.runtime.machine import machine, usable_cores
 from mmcompress.runtime.nvml import open_gpu
 from mmcompress.runtime.scheduling import pinned, realtime
+from mmcompress.strictjson import read_json
 
 ROUNDS = 10
 ROUND_S = 0.4
@@ -137,10 +137,7 @@ def stored_report(path: Path) -> Document | None:
 
 
 def _document(path: Path) -> Document:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CorruptInputError(f"{path} is no JSON: {error}", "give a report.json or a bench.json") from error
+    found = read_json(path, "give a report.json or a bench.json")
     if not isinstance(found, dict) or not isinstance(found.get("rows"), list):
         raise CorruptInputError(f"{path} has no list of rows", "give a report.json or a bench.json")
     return found

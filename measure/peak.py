@@ -7,7 +7,6 @@ reads by how much the used memory grew, which is right while nothing else starts
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -24,6 +23,7 @@ from mmcompress.progress import say
 from mmcompress.runtime.backends import GPU_BACKENDS, open_session
 from mmcompress.runtime.nvml import open_gpu
 from mmcompress.runtime.session import Session
+from mmcompress.strictjson import json_from_text, text_from_json
 
 TIMEOUT_S = 600
 
@@ -44,7 +44,7 @@ def peaks(artifact: Path, file: str, backend: Backend, threads: int, batches: Se
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S)
         if done.returncode == 0:
-            return {int(batch): Peak(*peak) for batch, peak in json.loads(done.stdout.splitlines()[-1]).items()}
+            return {int(batch): Peak(*peak) for batch, peak in json_from_text(done.stdout.splitlines()[-1]).items()}
         reason = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
     except (subprocess.SubprocessError, OSError, ValueError, IndexError) as error:
         reason = str(error)
@@ -101,6 +101,7 @@ def random_call(session: Session, batch: int, seed: int = 0) -> Callable[[], obj
 if __name__ == "__main__":
     path, file, backend, threads, *batches = sys.argv[1:]
     try:
-        print(json.dumps(_own_peaks(path, file, cast(Backend, backend), int(threads), [int(b) for b in batches])))
+        found = _own_peaks(path, file, cast(Backend, backend), int(threads), [int(b) for b in batches])
+        print(text_from_json(found))
     except MMCompressError as error:
         raise SystemExit(f"error: {error.what}") from error

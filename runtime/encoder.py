@@ -19,6 +19,7 @@ from typing_extensions import Self
 from mmcompress.artifact import Artifact
 from mmcompress.config import Backend, Precision
 from mmcompress.data.preprocess import normalize
+from mmcompress.embedding import always_the_same
 from mmcompress.errors import CorruptInputError, UsageError
 from mmcompress.manifest import Kind, Preprocessing
 from mmcompress.progress import say
@@ -57,6 +58,8 @@ class Encoder:
         if backend is None:
             engine = artifact.manifest.kind is Kind.ENGINE
             backend = cast(Backend, artifact.manifest.facts.get("backend", "tensorrt")) if engine else default_backend()
+        if constant := [tower for tower in towers if tower in artifact.manifest.facts.get("constant", ())]:
+            say("", artifact.path.name, f"warning: {always_the_same(constant)}")
         graphs = {tower: graph_for(artifact, tower, backend, precision) for tower in towers}
         encoder = Encoder(artifact, backend, {tower: graph.precision for tower, graph in graphs.items()})
         try:
@@ -87,31 +90,31 @@ class Encoder:
             )
         return float(scale)
 
-    def images(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
-        """(B, 3, S, S) normalized -> (B, D)."""
-        return self._embed("image", pixels)
+    def images(self, pixels: NDArray[np.float32], names: Sequence[object] = ()) -> NDArray[np.float32]:
+        """(B, 3, S, S) normalized -> (B, D). An error calls the images by their `names`."""
+        return self._embed("image", pixels, names)
 
-    def pixels(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def pixels(self, pixels: NDArray[np.uint8], names: Sequence[object] = ()) -> NDArray[np.float32]:
         """(B, S, S, 3) -> (B, D)."""
-        return self.images(normalize(pixels, self.preprocessing))
+        return self.images(normalize(pixels, self.preprocessing), names)
 
     def texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """B texts -> (B, D)."""
         if self._tokenizer is None:
             raise UsageError("this encoder was opened without its text tower", 'open it with towers=("image", "text")')
-        return self._embed("text", tokenize(self._tokenizer, texts, text_processing(self.artifact)))
+        tokens = tokenize(self._tokenizer, texts, text_processing(self.artifact))
+        return self._embed("text", tokens, [repr(text) for text in texts])
 
     def image_files(self, paths: Sequence[Path | str]) -> NDArray[np.float32]:
         """B files -> (B, D); UsageError for a path that is no file, CorruptInputError for one that is no image."""
         parts = [
-            self.pixels(
-                np.stack([read_pixels(Path(path), self.preprocessing) for path in paths[start : start + BATCH]])
-            )
-            for start in range(0, len(paths), BATCH)
+            self.pixels(np.stack([read_pixels(Path(path), self.preprocessing) for path in some]), some)
+            for some in (paths[start : start + BATCH] for start in range(0, len(paths), BATCH))
         ]
         return np.concatenate(parts) if parts else self.images(np.empty((0, 3, *[self.preprocessing.size] * 2), "f4"))
 
-    def _embed(self, tower: Tower, inputs: NDArray[Any]) -> NDArray[np.float32]:
+    def _embed(self, tower: Tower, inputs: NDArray[Any], names: Sequence[object] = ()) -> NDArray[np.float32]:
+        """`names` are what an error calls the inputs."""
         if tower not in self._sessions:
             raise UsageError(f"this encoder was opened without its {tower} tower", "open it with both towers")
         session = self._sessions[tower]
@@ -120,8 +123,21 @@ class Encoder:
         parts = [np.empty((0, width or 0), dtype=np.float32)] if not len(inputs) else []
         for start in range(0, len(inputs), step):
             outputs = session.run(self._feeds(session, inputs[start : start + step]))
-            parts.append(unit(outputs[session.outputs[0].name]))
+            found = outputs[session.outputs[0].name]
+            self._check(tower, found, names[start : start + step] or [f"input {start + i}" for i in range(len(found))])
+            parts.append(unit(found))
         return np.concatenate(parts)
+
+    def _check(self, tower: Tower, found: NDArray[Any], names: Sequence[object]) -> None:
+        """Refuse what has no direction: NaN, infinity or only zeros. (B, D), and what the inputs are called."""
+        norms = np.linalg.norm(found.astype(np.float64), axis=-1)
+        broken = np.flatnonzero(~(np.isfinite(norms) & (norms > 0)))
+        if len(broken):
+            what = "zeros only" if norms[broken[0]] == 0 else "numbers that are NaN or infinite"
+            raise CorruptInputError(
+                f"{self.artifact.path}: the {tower} tower on {self.backend} answers {names[broken[0]]} with {what}",
+                "the model is broken, or overflows in this precision: try another one, or export its checkpoint again",
+            )
 
     def _feeds(self, session: Session, inputs: NDArray[Any]) -> dict[str, NDArray[Any]]:
         """The first input is the tower's; an exporter may add an attention mask as another."""
@@ -220,7 +236,7 @@ def embed_folder(encoder: Encoder, folder: Path) -> tuple[list[Path], NDArray[np
             except (CorruptInputError, OSError) as error:
                 say("search", path.name, f"skipped: {error}")
         if pixels:
-            parts.append(encoder.pixels(np.stack(pixels)))
+            parts.append(encoder.pixels(np.stack(pixels), paths[-len(pixels) :]))
     if not parts:
         raise UsageError(
             f"{folder} has no image that can be read ({len(found)} files tried)",

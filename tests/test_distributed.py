@@ -15,8 +15,8 @@ SCRIPT = """
 import sys, torch
 from safetensors.torch import save_file
 from mmcompress.architecture import DualEncoderConfig
-from mmcompress.compress.losses import info_nce
-from mmcompress.compress.optimize import fit
+from mmcompress.compress.train.losses import info_nce
+from mmcompress.compress.train.optimize import optimize
 from mmcompress.config import OptimizerConfig
 from mmcompress.distributed import gathered, gathered_ids, world
 from mmcompress.model import DualEncoder, initialize
@@ -47,7 +47,7 @@ with world("cpu") as here:
         return info_nce(images, texts, model.logit_scale, groups[:, None] == groups[None])
 
     optimizer = OptimizerConfig(steps=4, batch=8, lr=1e-3, precision="float32")
-    fit(model, loss_of, stream, config=optimizer, pairs=32, world=here, work=out, what="test")
+    optimize(model, loss_of, stream, config=optimizer, pairs=32, world=here, work=out, what="test")
     if here.rank == 0:
         save_file(model.state_dict(), out / f"{here.size}.safetensors")
 threads = [task.read_text().strip() for task in Path("/proc/self/task").glob("*/comm")]

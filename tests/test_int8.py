@@ -54,19 +54,19 @@ def test_activations_equal_onnx_runtime(kind: Any, low: float, high: float, dtyp
     quantizer = q.activation_quantizer(entry, kind, dtype)
     values = spread(dtype)
     integers, restored = runtime_round_trip(values, quantizer.scale, quantizer.dtype(quantizer.zero_point))
-    ours = q.quantize(values, quantizer)
+    ours = q.quantize_activation(values, quantizer)
     assert ours.dtype == integers.dtype
     # ONNX Runtime may multiply by 1 / scale: a value within an ulp of a tie then falls to the other side
     apart = np.abs(ours.astype(int) - integers.astype(int))
     assert apart.max() <= 1
     assert (apart > 0).mean() < (0.002 if dtype is np.float32 else 0.02)
-    np.testing.assert_array_equal(q.dequantize(integers, quantizer), restored)
+    np.testing.assert_array_equal(q.dequantize_activation(integers, quantizer), restored)
 
 
 def test_ties_go_to_even_and_the_ends_saturate() -> None:
     quantizer = q.ActivationQuantizer(np.float32(0.5), 0, "signed")
     values = np.array([0.25, 0.75, -0.25, -0.75, 1.25, 1000, -1000], dtype=np.float32)
-    assert q.quantize(values, quantizer).tolist() == [0, 2, 0, -2, 2, 127, -128]
+    assert q.quantize_activation(values, quantizer).tolist() == [0, 2, 0, -2, 2, 127, -128]
     integers, _ = runtime_round_trip(values[None], quantizer.scale, np.int8(0))
     assert integers[0].tolist() == [0, 2, 0, -2, 2, 127, -128]
 

@@ -162,3 +162,29 @@ def test_a_block_for_one_token_equals_that_token_of_the_whole(causal: bool) -> N
     with torch.inference_mode():
         whole = block(x, causal)
         torch.testing.assert_close(block(x, causal, ends)[:, 0], whole[torch.arange(3), ends], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_neither_written_nor_read(tmp_path: Path, value: float) -> None:
+    sizes = tiny()
+    model = initialize(DualEncoder(sizes), 0)
+    save_checkpoint(model, tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors["visual_projection.weight"][1, 2] = value
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(CorruptInputError, match=r"tensor 'visual_projection\.weight' has numbers that are NaN or inf"):
+        dual_encoder_from_checkpoint(tmp_path, sizes)
+    with torch.no_grad():
+        model.image.projection.weight[1, 2] = value
+    (tmp_path / "new").mkdir()
+    with pytest.raises(UsageError, match=r"'visual_projection\.weight' became NaN or infinite"):
+        save_checkpoint(model, tmp_path / "new")
+    assert not list((tmp_path / "new").iterdir())
+
+
+def test_weights_that_float16_cannot_hold_are_not_written(tmp_path: Path) -> None:
+    model = initialize(DualEncoder(tiny()), 0)
+    with torch.no_grad():
+        model.logit_scale.fill_(1e5)
+    with pytest.raises(UsageError, match="'logit_scale' became NaN or infinite"):
+        save_checkpoint(model, tmp_path, torch.float16)

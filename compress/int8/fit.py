@@ -27,8 +27,8 @@ from mmcompress.compress.int8.simulate import (
     distance,
     embedded,
     fake_quantized,
-    quantized,
-    watched,
+    observing,
+    quantizing,
 )
 from mmcompress.compress.int8.smooth import NORM_OF, smoothed
 from mmcompress.config import QuantizeConfig
@@ -69,7 +69,7 @@ def chosen_smoothing(
             found = x.abs().amax(dim=0)
             absmax[name] = torch.maximum(absmax[name], found) if name in absmax else found
 
-    with watched(model, see):
+    with observing(model, see):
         embedded(model, tower, fitting)
     candidates = {"off": model} | {str(alpha): smoothed(model, absmax, tower, alpha) for alpha in config.smooth}
     method = "percentile" if config.method == "auto" else config.method
@@ -78,7 +78,7 @@ def chosen_smoothing(
         histograms = histograms_of(candidate, tower, fitting)
         ranges = {module: ranges_of(found, method, config.percentile) for module, found in histograms.items()}
         linears = plain(candidate, tower, JUDGED)
-        with quantized(candidate, linears, ranges, JUDGED):
+        with quantizing(candidate, linears, ranges, JUDGED):
             drifts[name] = distance(reference, embedded(candidate, tower, judging))
     return candidates[_least(drifts)], _record(drifts)
 
@@ -86,7 +86,7 @@ def chosen_smoothing(
 def histograms_of(model: DualEncoder, tower: str, batches: Batches) -> dict[str, Histogram]:
     """What goes into every Linear of a tower."""
     found = {name: Histogram() for name in modules(model, tower)}
-    with watched(model, lambda name, x: found[name].add(x)):
+    with observing(model, lambda name, x: found[name].add(x)):
         embedded(model, tower, batches)
     return found
 
@@ -115,7 +115,7 @@ def chosen_ranges(
                 entering = fake_quantized(rows, activation_quantizer(found, kind, SCALE_TYPES[kind]))
                 errors[name][method] += float((entering @ weight - exact).double().square().mean())
 
-    with watched(model, see):
+    with observing(model, see):
         embedded(model, tower, fitting)
     best = {name: _least(found) for name, found in errors.items()}
     return {name: candidates[name][method] for name, method in best.items()}, best
@@ -134,7 +134,7 @@ def chosen_weights(
     moments = moments_of(model, ranges, tower, fitting)
 
     def drift(linears: Linears) -> float:
-        with quantized(model, linears, ranges, JUDGED):
+        with quantizing(model, linears, ranges, JUDGED):
             return distance(reference, embedded(model, tower, judging))
 
     def rounded_all(kind: Signedness, rounding: str) -> dict[str, IntegerLinear]:
@@ -162,7 +162,7 @@ def moments_of(model: DualEncoder, ranges: Mapping[str, Range], tower: str, batc
         name: Moments({kind: activation_quantizer(ranges[name], kind, SCALE_TYPES[kind]) for kind in KINDS})
         for name in modules(model, tower)
     }
-    with watched(model, lambda name, x: found[name].add(x)):
+    with observing(model, lambda name, x: found[name].add(x)):
         embedded(model, tower, batches)
     return found
 
@@ -207,7 +207,7 @@ def drift_of_both(
         found[kind] = {}
         for tower in ("image", "text"):
             reference = embedded(model, tower, judging.of(tower))
-            with quantized(model, linears[kind], ranges, kind):
+            with quantizing(model, linears[kind], ranges, kind):
                 found[kind][tower] = distance(reference, embedded(model, tower, judging.of(tower)))
     return found
 

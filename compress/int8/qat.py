@@ -12,7 +12,6 @@ either kind is taken over only where it came closer to FP32 on samples that judg
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -27,11 +26,11 @@ from mmcompress.compress.int8.fakequant import TrainedLinears
 from mmcompress.compress.int8.fit import JUDGED, KINDS, drift_of_both
 from mmcompress.compress.int8.quantize import SHUFFLED, feeds, plain_pairs
 from mmcompress.compress.int8.sensitivity import lost_matches, sensitivities
-from mmcompress.compress.int8.simulate import TOWERS, Feeds, embedded, quantized
+from mmcompress.compress.int8.simulate import TOWERS, Feeds, embedded, quantizing
 from mmcompress.compress.prune.semistructured import SPARSE
 from mmcompress.compress.train.losses import cosine_distance
-from mmcompress.compress.train.optimize import fit
-from mmcompress.compress.train.pairs import Pairs, TrainingPairs, training_pairs
+from mmcompress.compress.train.optimize import optimize
+from mmcompress.compress.train.pairs import TrainingBatch, TrainingPairs, training_pairs
 from mmcompress.config import QatConfig
 from mmcompress.distributed import World, world
 from mmcompress.errors import CorruptInputError, UsageError
@@ -45,6 +44,7 @@ from mmcompress.int8 import (
     Range,
     Seen,
     Signedness,
+    check_tensors,
     linears_from_tensors,
     read_ranges,
     tensors_from_linears,
@@ -52,6 +52,7 @@ from mmcompress.int8 import (
 from mmcompress.model import DualEncoder
 from mmcompress.progress import say
 from mmcompress.stages import Job
+from mmcompress.strictjson import write_json
 
 ENDS: Mapping[Signedness, tuple[str, ...]] = {"signed": ("absmax",), "unsigned": ("low", "high")}
 """What of a range each kind of graph reads."""
@@ -70,7 +71,7 @@ class Fit:
 
 
 @dataclass(frozen=True)
-class Measured:
+class FitCost:
     """What a fit costs on the samples that judge."""
 
     drift: dict[str, dict[str, float]]
@@ -108,7 +109,7 @@ def qat(job: Job[QatConfig]) -> None:
         ranking = ranked(model, chosen, judging, source) if accepted else source.manifest.facts.get("sensitivity", [])
     draft.inherit(source, *source.manifest.files)
     if accepted:
-        (draft.path / RANGES).write_text(json.dumps(chosen.ranges, indent=1), encoding="utf-8")
+        write_json(draft.path / RANGES, chosen.ranges)
         save_file(tensors_from_linears(chosen.linears), draft.path / INTEGERS)
     elif after is not None:
         say("", job.name, "training brought INT8 no closer to FP32, or lost more R@10 hits: passed through as it was")
@@ -145,6 +146,7 @@ def read_fit(source: Artifact) -> Fit:
         ranges = read_ranges(source)
     except (SafetensorError, ValueError) as error:
         raise CorruptInputError(f"{source.path}: its integers cannot be read: {error}", "quantize it again") from error
+    check_tensors(source.file(INTEGERS), tensors)
     linears = {kind: linears_from_tensors(tensors, kind) for kind in KINDS}
     for kind, named in linears.items():
         ranged = {name for name in ranges if name.rpartition(".")[2] not in OPERANDS}
@@ -155,27 +157,27 @@ def read_fit(source: Artifact) -> Fit:
     return Fit(ranges, linears)
 
 
-def needed(before: Measured, max_drop: float | None) -> bool:
+def needed(before: FitCost, max_drop: float | None) -> bool:
     """Whether there is something to train for: a budget that does not hold, or, without one, any drift at all."""
     drifts = any(drift > 0 for towers in before.drift.values() for drift in towers.values())
-    return drifts and (max_drop is None or before.lost > max_drop)
+    return drifts and (max_drop is None or not before.lost <= max_drop)
 
 
-def gained(parts: Parts, before: Measured, result: Measured, max_drop: float | None) -> bool:
+def gained(parts: Parts, before: FitCost, result: FitCost, max_drop: float | None) -> bool:
     """Whether some part came closer and, where hits are budgeted, no more of them are lost."""
     closer_somewhere = any(taken for towers in parts.values() for taken in towers.values())
     return closer_somewhere and (max_drop is None or result.lost <= before.lost)
 
 
-def measured(model: DualEncoder, fitted: Fit, judging: Feeds) -> Measured:
+def measured(model: DualEncoder, fitted: Fit, judging: Feeds) -> FitCost:
     """Drift and lost hits of both kinds of graph."""
     reference = embedded(model, "image", judging.image), embedded(model, "text", judging.text)
     lost = []
     for kind in KINDS:
-        with quantized(model, fitted.linears[kind], fitted.ranges, kind):
+        with quantizing(model, fitted.linears[kind], fitted.ranges, kind):
             found = embedded(model, "image", judging.image), embedded(model, "text", judging.text)
         lost.append(lost_matches(reference, found))
-    return Measured(drift_of_both(model, judging, fitted.linears, fitted.ranges), max(lost))
+    return FitCost(drift_of_both(model, judging, fitted.linears, fitted.ranges), max(lost))
 
 
 def train(
@@ -191,7 +193,7 @@ def train(
     learners = nn.ModuleDict({kind: TrainedLinears(given.linears[kind], given.ranges, kind) for kind in KINDS})
     learners = learners.to(here.device)
 
-    def loss_of(batch: Pairs, _: int) -> Tensor:
+    def loss_of(batch: TrainingBatch, _: int) -> Tensor:
         with torch.no_grad():
             reference: tuple[Tensor, Tensor] = model(batch.pixels, batch.tokens)
         losses = []
@@ -204,7 +206,7 @@ def train(
                     losses.append(cosine_distance(ours, exact[at::2]) / drift[kind][tower])
         return torch.stack(losses).mean()
 
-    training = fit(
+    training = optimize(
         learners,
         loss_of,
         pairs.stream,

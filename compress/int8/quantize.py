@@ -13,7 +13,6 @@ there are any: a model is surer of what it was trained on, and loses less there.
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,7 +28,15 @@ from mmcompress.compress.int8.fit import JUDGED, chosen_ranges, chosen_smoothing
 from mmcompress.compress.int8.ranges import NOTHING, Histogram, widened
 from mmcompress.compress.int8.recalibration import given_ranges
 from mmcompress.compress.int8.sensitivity import fewest_kept, flips, lost_matches, sensitivities
-from mmcompress.compress.int8.simulate import TOWERS, Batches, Feeds, attention_watched, embedded, quantized, watched
+from mmcompress.compress.int8.simulate import (
+    TOWERS,
+    Batches,
+    Feeds,
+    embedded,
+    observing,
+    observing_attention,
+    quantizing,
+)
 from mmcompress.compress.prune.semistructured import SPARSE
 from mmcompress.compress.train.augment import normalized
 from mmcompress.compress.train.pairs import trimmed
@@ -54,6 +61,7 @@ from mmcompress.model import DualEncoder
 from mmcompress.progress import say, track
 from mmcompress.runtime.tokenize import load_tokenizer, tokenize
 from mmcompress.stages import Job
+from mmcompress.strictjson import write_json
 
 SHUFFLED = 4096
 """Encoded samples that are held for shuffling."""
@@ -93,7 +101,7 @@ def quantize(job: Job[QuantizeConfig]) -> None:
         pairs = partial(plain_pairs, source, spec, config, "calibrating")
         reused = job.sources.get("ranges")
         given = None if reused is None else given_ranges(reused, source)
-        fitted = fit(model, feeds(fitting), feeds(judging), pairs, config, given)
+        fitted = fit_integers(model, feeds(fitting), feeds(judging), pairs, config, given)
         unseen = held_pairs(source, config.data.validation, config) if config.data.validation else judging
         answers = possible_answers(source, config, held)
         ranking, kept, lost = keep_sensitive(fitted, judging, unseen, answers, config)
@@ -105,7 +113,7 @@ def quantize(job: Job[QuantizeConfig]) -> None:
         save_checkpoint(fitted.model.cpu(), job.draft.path)
     job.draft.inherit(source)
     ranges = {name: found for name, found in fitted.ranges.items() if name not in kept}
-    (job.draft.path / RANGES).write_text(json.dumps(ranges, indent=1), encoding="utf-8")
+    write_json(job.draft.path / RANGES, ranges)
     save_file(tensors_from_linears(linears), job.draft.path / INTEGERS)
     job.draft.facts = {
         "params": source.model.params,
@@ -125,7 +133,7 @@ def quantize(job: Job[QuantizeConfig]) -> None:
     job.draft.metrics = {"calibration": {"drift": drift, **lost}}
 
 
-def fit(
+def fit_integers(
     model: DualEncoder,
     fitting: Feeds,
     judging: Feeds,
@@ -167,7 +175,7 @@ def calibrate(model: DualEncoder, samples: Iterable[Captioned]) -> tuple[dict[st
     def widen(name: str, x: Tensor) -> None:
         operands[name] = widened(operands.get(name, NOTHING), x)
 
-    with watched(model, lambda name, x: histograms[name].add(x)), attention_watched(model, widen):
+    with observing(model, lambda name, x: histograms[name].add(x)), observing_attention(model, widen):
         for pairs in samples:
             embedded(model, "image", [pairs.pixels])
             embedded(model, "text", [pairs.tokens])
@@ -191,7 +199,7 @@ def keep_sensitive(
     @cache
     def embeddings(tower: str, kept: frozenset[str]) -> Tensor:
         own = {name: linear for name, linear in linears.items() if name.startswith(f"{tower}.")}
-        with quantized(model, without(own, kept), ranges, JUDGED):
+        with quantizing(model, without(own, kept), ranges, JUDGED):
             return embedded(model, tower, fed.of(tower))
 
     def of_both(kept: frozenset[str]) -> tuple[Tensor, Tensor]:

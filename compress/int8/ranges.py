@@ -28,6 +28,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mmcompress.errors import finite
 from mmcompress.int8 import ActivationQuantizer, Range, fake_quantize, signed_from_absmax, unsigned_from_range
 
 BINS = 8192
@@ -53,7 +54,7 @@ class Histogram:
 
     def add(self, values: Tensor) -> None:
         values = values.detach().float().flatten()
-        low, high = (v.item() for v in torch.aminmax(values))
+        low, high = (finite(v.item(), "an activation") for v in torch.aminmax(values))
         self.low, self.high = min(self.low, low), max(self.high, high)
         self._reach(max(-low, high))
         if self.limit:

@@ -18,8 +18,7 @@ from safetensors import safe_open
 from mmcompress.architecture import WEIGHTS
 from mmcompress.artifact import Artifact
 from mmcompress.errors import UsageError
-from mmcompress.export.towers import attention_operands, linear_modules
-from mmcompress.int8 import Range, read_ranges
+from mmcompress.int8 import Range, attention_operands, linear_modules, read_ranges
 from mmcompress.manifest import Kind
 
 SAME = 0.1

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from torch import Tensor
 
-from mmcompress.compress.int8.simulate import TOWERS, Feeds, distance, embedded, quantized
+from mmcompress.compress.int8.simulate import TOWERS, Feeds, distance, embedded, quantizing
 from mmcompress.int8 import Linears, Range, Signedness
 from mmcompress.measure import agreement
 from mmcompress.model import DualEncoder
@@ -36,7 +36,7 @@ def sensitivities(
         reference = embedded(model, tower, judging.of(tower))
         own = [name for name in linears if name.startswith(f"{tower}.")]
         for name in track(own, f"sensitivity of the {tower} tower", len(own)):
-            with quantized(model, {name: linears[name]}, ranges, kind):
+            with quantizing(model, {name: linears[name]}, ranges, kind):
                 found[name] = distance(reference, embedded(model, tower, judging.of(tower)))
     return dict(sorted(found.items(), key=lambda item: (-item[1], item[0])))
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from mmcompress.errors import CorruptInputError
 from mmcompress.int8 import (
     LIMITS,
     OPERANDS,
@@ -49,11 +50,17 @@ class Feeds:
 
 
 def embedded(model: DualEncoder, tower: str, batches: Batches) -> Tensor:
-    """Embeddings (N, D) of one tower, of unit norm."""
+    """Embeddings (N, D) of one tower, of unit norm. NaN would pass every budget, so it is refused here."""
     device = model.logit_scale.device
     encode = model.encode_image if tower == "image" else model.encode_text
     with torch.inference_mode():
-        return torch.cat([encode(batch.to(device)) for batch in batches])
+        found = torch.cat([encode(batch.to(device)) for batch in batches])
+    if not torch.isfinite(found).all():
+        raise CorruptInputError(
+            f"the {tower} tower answers calibration samples with NaN or infinity",
+            "its activations overflow: check the checkpoint with `mmcompress export` and `drift`",
+        )
+    return found
 
 
 def distance(reference: Tensor, found: Tensor) -> float:
@@ -69,7 +76,7 @@ def fake_quantized(x: Tensor, quantizer: ActivationQuantizer) -> Tensor:
 
 
 @contextmanager
-def quantized(
+def quantizing(
     model: DualEncoder, linears: Linears, ranges: Mapping[str, Range], kind: Signedness
 ) -> Iterator[DualEncoder]:
     """Within, the Linears that are named compute what the graph of that kind does; the others stay in float."""
@@ -109,7 +116,7 @@ def _attached(handles: Iterable[RemovableHandle]) -> Iterator[None]:
             handle.remove()
 
 
-def watched(model: DualEncoder, see: Callable[[str, Tensor], None]) -> AbstractContextManager[None]:
+def observing(model: DualEncoder, see: Callable[[str, Tensor], None]) -> AbstractContextManager[None]:
     """Show every Linear's input (rows, in)."""
 
     def watch(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
@@ -118,7 +125,7 @@ def watched(model: DualEncoder, see: Callable[[str, Tensor], None]) -> AbstractC
     return _attached(linear.register_forward_pre_hook(watch(name)) for name, linear in model.linears())
 
 
-def attention_watched(model: DualEncoder, see: Callable[[str, Tensor], None]) -> AbstractContextManager[None]:
+def observing_attention(model: DualEncoder, see: Callable[[str, Tensor], None]) -> AbstractContextManager[None]:
     """Show the operands of the attention products as graphs multiply them, `image.blocks.0.attention.query` and so on.
 
     Of the probabilities only the largest is shown, as all that a range needs; where attention is causal it is 1.

@@ -27,6 +27,7 @@ from mmcompress.compress.prune.shrink import (
     through,
 )
 from mmcompress.compress.prune.sizes import BlockErrors, Levels, levels
+from mmcompress.errors import finite
 from mmcompress.model import DualEncoder, ImageTower, TextTower, token_at
 from mmcompress.progress import track
 
@@ -51,7 +52,7 @@ def measured_errors(
 
         def error(streams: Streams, rest: range = range(index + 1, depth)) -> float:
             ours = _embeddings(tower, through(tower, rest, streams), probed)
-            return float(1 - (ours * wanted).sum(dim=-1).mean())
+            return finite(float(1 - (ours * wanted).sum(dim=-1).mean()), f"the error of a cut in the {name} tower")
 
         middle = attention.behind(before)
         after = mlp.behind(middle)

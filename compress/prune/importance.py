@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from torch import Tensor, nn
 
 from mmcompress.compress.train.distill import distillation_loss
-from mmcompress.compress.train.pairs import Pairs
+from mmcompress.compress.train.pairs import TrainingBatch
 from mmcompress.compress.train.student import head_norms, unit_norms
 from mmcompress.model import Block, DualEncoder
 
@@ -31,7 +31,7 @@ def magnitudes(model: DualEncoder) -> dict[str, Tensor]:
     return found
 
 
-def taylor(model: DualEncoder, batches: Iterable[Pairs], anchors: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+def taylor(model: DualEncoder, batches: Iterable[TrainingBatch], anchors: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
     """First-order importance of every head (`….out`: (heads,)) and MLP unit (`….fc2`: (units,))."""
     totals: dict[str, Tensor] = {}
     for pairs in batches:

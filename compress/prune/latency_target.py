@@ -10,7 +10,6 @@ The table is an artifact in the user's cache, keyed by device, backend, its vers
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
 from collections.abc import Sequence
@@ -33,6 +32,7 @@ from mmcompress.measure.subjects import Subject
 from mmcompress.progress import say
 from mmcompress.runtime.machine import cpu_model, usable_cores
 from mmcompress.runtime.scheduling import realtime
+from mmcompress.strictjson import read_json, write_json
 
 TOLERANCE = 0.02
 """How far the measured latency may be from the target, as a share of it."""
@@ -123,12 +123,12 @@ def block_costs(
         )
     table = table_from_shares(shares, dense_ms, (deep, deep // 2), full, head_levels, mlp_levels)
     with Artifact.create(place, kind=Kind.REPORT, stage="block-costs", key=hash_json(about), config=about) as draft:
-        (draft.path / "costs.json").write_text(json.dumps(asdict(table), indent=1), encoding="utf-8")
+        write_json(draft.path / "costs.json", asdict(table))
     return table
 
 
 def _costs_from(artifact: Artifact) -> BlockCosts:
-    found = json.loads(artifact.file("costs.json").read_text(encoding="utf-8"))
+    found = read_json(artifact.file("costs.json"), f"delete {artifact.path}: it is measured again")
     for sizes in ("heads", "mlp"):
         found[sizes] = {int(size): saved for size, saved in found[sizes].items()}
     return BlockCosts(**{**found, "last": tuple(found["last"])})

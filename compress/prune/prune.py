@@ -26,9 +26,10 @@ from mmcompress.compress.prune.shrink import Scores, Size, TowerName, shrunk, si
 from mmcompress.compress.prune.sizes import block_choices, sizes_within, static_cost
 from mmcompress.compress.prune.width import narrowed, rounded_width
 from mmcompress.compress.train.embed import load_embeddings
-from mmcompress.compress.train.pairs import Pairs, training_pairs
+from mmcompress.compress.train.pairs import TrainingBatch, training_pairs
 from mmcompress.config import PruneConfig
 from mmcompress.distributed import world
+from mmcompress.errors import finite
 from mmcompress.huggingface import FOLDER_FILES, dual_encoder_from_checkpoint, save_checkpoint
 from mmcompress.model import DualEncoder
 from mmcompress.progress import track
@@ -77,12 +78,15 @@ def two_four_modules(model: DualEncoder) -> tuple[list[str], list[str]]:
 
 
 def unit_scores(
-    model: DualEncoder, samples: list[Pairs], anchors: tuple[Tensor, Tensor], config: PruneConfig
+    model: DualEncoder, samples: list[TrainingBatch], anchors: tuple[Tensor, Tensor], config: PruneConfig
 ) -> Scores:
     """The importance of every unit; nothing where activations decide."""
     if config.importance == "activation":
         return {}
-    return magnitudes(model) if config.importance == "magnitude" else taylor(model, samples, anchors)
+    scores = magnitudes(model) if config.importance == "magnitude" else taylor(model, samples, anchors)
+    for name, found in scores.items():
+        finite(float(found.sum()), f"the importance of a unit of {name}")
+    return scores
 
 
 def block_sizes(

@@ -17,8 +17,8 @@ from mmcompress.artifact import Draft
 from mmcompress.compress.prune.semistructured import SPARSE, keep_zeros
 from mmcompress.compress.train.embed import load_embeddings
 from mmcompress.compress.train.losses import cosine_distance, relational
-from mmcompress.compress.train.optimize import fit
-from mmcompress.compress.train.pairs import Pairs, training_pairs
+from mmcompress.compress.train.optimize import optimize
+from mmcompress.compress.train.pairs import TrainingBatch, training_pairs
 from mmcompress.compress.train.student import inherited_share, student_from_preset, student_from_teacher
 from mmcompress.config import DistillConfig
 from mmcompress.distributed import world
@@ -64,7 +64,7 @@ def distill(job: Job[DistillConfig]) -> None:
         )
         anchors = embeddings.anchors(config.anchors, here.device)
 
-        def loss_of(batch: Pairs, _: int) -> Tensor:
+        def loss_of(batch: TrainingBatch, _: int) -> Tensor:
             assert batch.teacher is not None
             return distillation_loss(
                 _embeddings(model, batch, config.text),
@@ -75,7 +75,7 @@ def distill(job: Job[DistillConfig]) -> None:
                 config.temperature,
             )
 
-        metrics = fit(
+        metrics = optimize(
             model,
             loss_of,
             pairs.stream,
@@ -91,7 +91,7 @@ def distill(job: Job[DistillConfig]) -> None:
     draft.facts = {"params": model.config.params, "macs": model.config.macs, **({SPARSE: sparse} if sparse else {})}
 
 
-def _embeddings(model: DualEncoder, batch: Pairs, text: Literal["distill", "keep"]) -> tuple[Tensor, Tensor]:
+def _embeddings(model: DualEncoder, batch: TrainingBatch, text: Literal["distill", "keep"]) -> tuple[Tensor, Tensor]:
     """The student's images and texts. A text tower that stays as it is costs nothing: the teacher's texts stand in."""
     assert batch.teacher is not None
     if text == "keep":

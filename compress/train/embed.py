@@ -11,7 +11,6 @@ Layout: chunks of `images (n, V, D)` and `texts (m, D)` in FP16, with the keys a
 from __future__ import annotations
 
 import itertools
-import json
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -33,6 +32,7 @@ from mmcompress.distributed import world
 from mmcompress.errors import CorruptInputError, UsageError
 from mmcompress.progress import track
 from mmcompress.stages import Job
+from mmcompress.strictjson import read_json, write_json
 
 _CHUNK = 1024
 
@@ -138,7 +138,7 @@ def _write_chunk(
     save_file({"images": images, "texts": texts}, folder / f"embeddings-{index:05d}.safetensors")
     numbers = [[key, len(own)] for key, own in zip(keys, captions, strict=True)]
     partial = folder / "keys.tmp"
-    partial.write_text(json.dumps(numbers, ensure_ascii=False), encoding="utf-8")
+    write_json(partial, numbers, indent=None)
     partial.replace(folder / f"keys-{index:05d}.json")
 
 
@@ -163,7 +163,7 @@ def load_embeddings(artifact: Artifact) -> Embeddings:
         tensors = load_file(artifact.file(name.replace("keys-", "embeddings-").replace(".json", ".safetensors")))
         images.append(tensors["images"])
         texts.append(tensors["texts"])
-        for key, number in json.loads(artifact.file(name).read_text(encoding="utf-8")):
+        for key, number in read_json(artifact.file(name), "embed the data again"):
             rows[key] = (len(rows), captions, number)
             captions += number
     facts = artifact.manifest.facts

@@ -45,7 +45,7 @@ def learning_rate(step: int, steps: int, config: OptimizerConfig) -> float:
     return config.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
-def fit(
+def optimize(
     model: nn.Module,
     loss_of: Callable[[B, int], Tensor],
     stream: Callable[[int, int], Iterator[B]],

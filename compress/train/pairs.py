@@ -26,7 +26,7 @@ from mmcompress.runtime.tokenize import load_tokenizer, tokenize
 
 
 @dataclass(frozen=True)
-class Pairs:
+class TrainingBatch:
     """One batch on the device."""
 
     pixels: Tensor
@@ -42,7 +42,7 @@ class Pairs:
 @dataclass(frozen=True)
 class TrainingPairs:
     count: int
-    stream: Callable[[int, int], Iterator[Pairs]]
+    stream: Callable[[int, int], Iterator[TrainingBatch]]
     """(epoch, batches to skip) -> the rest of the epoch"""
 
 
@@ -67,7 +67,7 @@ def training_pairs(
     assert preprocessing is not None and text is not None
     spec, tokenizer = data.train, load_tokenizer(student.path / text.file)
 
-    def pairs(decoded: Batch, epoch: int) -> Pairs:
+    def pairs(decoded: Batch, epoch: int) -> TrainingBatch:
         view_of, caption_of = choices(seed, epoch, decoded.keys).T
         chosen = [int(u * len(own)) for u, own in zip(caption_of, decoded.captions, strict=True)]
         texts = [own[i] for own, i in zip(decoded.captions, chosen, strict=True)]
@@ -80,14 +80,14 @@ def training_pairs(
             found = embeddings.lookup(decoded.keys, shown, chosen)
             teacher = found[0].to(here.device), found[1].to(here.device)
         names = [label or caption for label, caption in zip(decoded.labels, texts, strict=True)]
-        return Pairs(
+        return TrainingBatch(
             normalized(pixels, preprocessing),
             torch.from_numpy(trimmed(tokenize(tokenizer, texts, text), text.eos_token_id)).to(here.device),
             torch.tensor([_group(name) for name in names], device=here.device),
             teacher,
         )
 
-    def stream(epoch: int, skip: int) -> Iterator[Pairs]:
+    def stream(epoch: int, skip: int) -> Iterator[TrainingBatch]:
         decoded = batches(
             spec,
             preprocessing,

@@ -14,8 +14,8 @@ from mmcompress.artifact import Draft
 from mmcompress.compress.train.distill import distillation_loss
 from mmcompress.compress.train.embed import Embeddings, load_embeddings
 from mmcompress.compress.train.losses import info_nce
-from mmcompress.compress.train.optimize import fit
-from mmcompress.compress.train.pairs import Pairs, training_pairs
+from mmcompress.compress.train.optimize import optimize
+from mmcompress.compress.train.pairs import TrainingBatch, training_pairs
 from mmcompress.compress.train.student import student_from_preset
 from mmcompress.compress.train.vocabulary import save_tokenizer, tokenizer_from_captions
 from mmcompress.config import TeacherConfig, TrainConfig
@@ -51,7 +51,7 @@ def train(job: Job[TrainConfig]) -> None:
         )
         anchors = guide.anchors(config.anchors, here.device) if guide is not None else None
 
-        def loss_of(batch: Pairs, _: int) -> Tensor:
+        def loss_of(batch: TrainingBatch, _: int) -> Tensor:
             student = model(batch.pixels, batch.tokens)
             images, texts = gathered(student, here)
             groups = gathered_ids(batch.groups, here)
@@ -64,7 +64,7 @@ def train(job: Job[TrainConfig]) -> None:
                 )
             return loss
 
-        metrics = fit(
+        metrics = optimize(
             model,
             loss_of,
             pairs.stream,

@@ -10,7 +10,6 @@ on their values.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -32,6 +31,7 @@ from mmcompress.runtime.conditions import NOISY_SPREAD, Conditions, snapshot
 from mmcompress.runtime.machine import cpu_model, machine, usable_cores
 from mmcompress.runtime.nvml import Gpu, open_gpu
 from mmcompress.runtime.scheduling import pinned, realtime
+from mmcompress.strictjson import write_json
 
 if TYPE_CHECKING:
     from mmcompress.stages import Job
@@ -60,7 +60,7 @@ class Measured:
 def bench(job: Job[BenchConfig]) -> None:
     """Stage: write bench.json over every gathered ONNX artifact; the first is the teacher."""
     report = bench_report(job.gathered, job.config)
-    (job.draft.path / "bench.json").write_text(json.dumps(report, indent=1, allow_nan=False), encoding="utf-8")
+    write_json(job.draft.path / "bench.json", report)
 
 
 def bench_report(artifacts: Sequence[Artifact], config: BenchConfig) -> dict[str, Any]:

@@ -17,7 +17,6 @@ embedding, which is the sensitivity that `quantize` measures.
 
 from __future__ import annotations
 
-import json
 import math
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -50,6 +49,7 @@ from mmcompress.progress import track
 from mmcompress.runtime.backends import available_backends, default_backend, graph_for
 from mmcompress.runtime.session import Session, Tower
 from mmcompress.runtime.tokenize import load_tokenizer, text_processing, tokenize
+from mmcompress.strictjson import write_json
 
 if TYPE_CHECKING:
     from mmcompress.stages import Job
@@ -73,7 +73,7 @@ Array = NDArray[Any]
 def bisect(job: Job[BisectConfig]) -> None:
     """Stage: write bisect.json for a candidate against its FP32 reference."""
     report = bisect_report(job.sources["reference"], job.sources["candidate"], job.config)
-    (job.draft.path / "bisect.json").write_text(json.dumps(report, indent=1, allow_nan=False), encoding="utf-8")
+    write_json(job.draft.path / "bisect.json", report)
 
 
 def bisect_report(reference: Artifact, candidate: Artifact, config: BisectConfig) -> dict[str, Any]:

@@ -10,7 +10,6 @@ they are joined. One row's embeddings are in memory beside the teacher's, the pr
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,8 +26,10 @@ from mmcompress.measure.drift.figures import Document, Measured, distance, measu
 from mmcompress.measure.drift.gallery import gallery, write_thumbnails
 from mmcompress.measure.drift.testset import Pairs, Row, embed_row
 from mmcompress.measure.retrieval import Ints, retrieval
-from mmcompress.progress import track
+from mmcompress.measure.sanity import collapsed
+from mmcompress.progress import say, track
 from mmcompress.runtime.backends import default_backend
+from mmcompress.strictjson import write_json
 
 if TYPE_CHECKING:
     from mmcompress.stages import Job
@@ -42,8 +43,7 @@ CLASS_IMAGES = 5
 def drift(job: Job[DriftConfig]) -> None:
     """Stage: write drift.json over every gathered ONNX artifact, and the gallery; the first is the teacher."""
     report = drift_report(job.gathered, job.config, job.draft.path)
-    text = json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False)
-    (job.draft.path / "drift.json").write_text(text, encoding="utf-8")
+    write_json(job.draft.path / "drift.json", report)
 
 
 def drift_report(artifacts: Sequence[Artifact], config: DriftConfig, folder: Path | None = None) -> Document:
@@ -67,6 +67,8 @@ def drift_report(artifacts: Sequence[Artifact], config: DriftConfig, folder: Pat
         row = measured_row(pairs, embedded, config.seed)
         first = first or row
         rows.append(_table_row(pairs, row, first, before, fp32 if embedded.precision == "int8" else None))
+        if rows[-1]["collapsed"]:
+            say("drift", row.name, f"warning: {rows[-1]['collapsed']}, so its figures say nothing")
         before, fp32 = row, row if embedded.precision == "fp32" else fp32
     assert pairs is not None and first is not None and before is not None
     answers = (first.main.answers, before.main.answers)
@@ -109,6 +111,7 @@ def _table_row(
         "images": len(row.main.images),
         "candidates": len(pairs.texts),
         "metrics": metrics(row.main, first.main),
+        "collapsed": _collapsed(row.main),
         "against": first.name,
         "previous": {"row": before.name, **distance(row.main, before.main)[0]} if before else None,
         "unseen_images": len(pairs.keys) - len(row.main.images),
@@ -117,6 +120,10 @@ def _table_row(
         "cosine_histogram": histogram(cosines(first.main.images, row.main.images)) if comparable else None,
         "per_class": _per_class(pairs, row.main, first.main) if pairs.classes else [],
     }
+
+
+def _collapsed(row: Measured) -> str | None:
+    return collapsed(row.images, row.texts, row.group, row.i2t, row.answers.hits)
 
 
 def _int8_against_fp32(row: Measured, fp32: MeasuredRow) -> Document:

@@ -19,7 +19,7 @@ import numpy as np
 from mmcompress.architecture import DualEncoderConfig
 from mmcompress.config import Backend
 from mmcompress.export.graph import AttentionProduct, Numerics
-from mmcompress.export.towers import linear_modules
+from mmcompress.int8 import linear_modules
 from mmcompress.runtime.backends import CPU_BACKENDS, GPU_BACKENDS
 
 LINEARS = ("qkv", "out", "fc1", "fc2")

@@ -8,11 +8,11 @@ from functools import partial
 from typing import Any
 
 from mmcompress.measure.estimate import Ratio
+from mmcompress.measure.sanity import Check
 from mmcompress.measure.verdict.contest import TOWERS, Measured, Pair, latency, speedup
 from mmcompress.measure.verdict.contestants import Tried
 from mmcompress.measure.verdict.heldout import Held
 from mmcompress.measure.verdict.ruling import Budget, Ruling, ruled, sentence
-from mmcompress.measure.verdict.sanity import Check
 
 Document = dict[str, Any]
 

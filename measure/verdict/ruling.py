@@ -39,9 +39,9 @@ class Budget:
         """In words, each limit that a drift passes."""
         lost, flips, allowed = drift["r10_lost"], drift["flip_rate"], self.max_flips
         found = []
-        if lost > self.max_drop:
+        if not lost <= self.max_drop:
             found.append(f"it loses {percent(lost, 2)} of the R@10 hits, and {percent(self.max_drop, 2)} were allowed")
-        if allowed is not None and flips > allowed:
+        if allowed is not None and not flips <= allowed:
             found.append(
                 f"it answers {percent(flips, 2)} of the images otherwise, and {percent(allowed, 2)} were allowed"
             )
@@ -89,7 +89,7 @@ def ruled(int8: Pair, drift: Mapping[str, float], floats: Sequence[Pair], faster
     ratio = faster(int8, to_beat)
     own = faster(int8, floats[0]) if to_beat.backend != int8.backend else None
     obstacles = []
-    if ratio.low < MARGIN:
+    if not ratio.low >= MARGIN:
         obstacles.append(f"it is {pace(ratio, named(to_beat))}, and 2% faster beyond doubt was asked")
     obstacles += budget.broken(drift)
     return Ruling(plainest(floats, faster) if obstacles else int8, to_beat, ratio, own, tuple(obstacles))

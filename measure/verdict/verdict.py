@@ -13,7 +13,6 @@ be measured, and the ONNX graphs are what is delivered; that path has never been
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -31,6 +30,7 @@ from mmcompress.export.graph import Array
 from mmcompress.huggingface import dual_encoder_from_checkpoint
 from mmcompress.measure.estimate import round_medians, spread
 from mmcompress.measure.retrieval import Floats
+from mmcompress.measure.sanity import checks, enforce_checks
 from mmcompress.measure.verdict import contest
 from mmcompress.measure.verdict.candidates import candidates_for
 from mmcompress.measure.verdict.contest import TOWERS, Embedded, Measured, Pair, drift, outputs, race, speedup
@@ -38,7 +38,6 @@ from mmcompress.measure.verdict.contestants import Tried, float_pairs, runnable,
 from mmcompress.measure.verdict.findings import Findings, document, recommendation, ruling_of
 from mmcompress.measure.verdict.heldout import Held, held_out
 from mmcompress.measure.verdict.ruling import Budget
-from mmcompress.measure.verdict.sanity import checks, enforce_checks
 from mmcompress.progress import say, track
 from mmcompress.runtime.backends import GPU_BACKENDS
 from mmcompress.runtime.conditions import Conditions, snapshot
@@ -46,6 +45,7 @@ from mmcompress.runtime.machine import machine, usable_cores
 from mmcompress.runtime.nvml import open_gpu
 from mmcompress.runtime.scheduling import realtime
 from mmcompress.stages import Job
+from mmcompress.strictjson import write_json
 
 FINALISTS = 2
 CHECKED = 32
@@ -82,10 +82,7 @@ def verdict(job: Job[VerdictConfig]) -> None:
     deliver(job, source, tensors, [*floats, found.int8], chosen)
     said = recommendation(found, ruling, budget)
     job.draft.facts |= {"candidate": found.int8.name, "recommendation": said}
-    text = json.dumps(
-        document(found, ruling, config.batch, budget, environment), indent=1, ensure_ascii=False, allow_nan=False
-    )
-    (job.draft.path / "verdict.json").write_text(text, encoding="utf-8")
+    write_json(job.draft.path / "verdict.json", document(found, ruling, config.batch, budget, environment))
     if not ruling.int8:
         say("verdict", job.name, f"warning: {said['sentence']}")
 

@@ -20,9 +20,9 @@ LEGACY_EOS = 2
 
 
 class Config(BaseModel):
-    """A frozen set of values that refuses unknown keys; each field's docstring says what it means."""
+    """A frozen set of values that refuses unknown keys, NaN and infinity; each field's docstring says what it means."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class TowerConfig(Config):

@@ -8,7 +8,6 @@ or where it was made, so two runs of the same recipe can be compared by digest.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -23,6 +22,7 @@ from mmcompress.architecture import DualEncoderConfig
 from mmcompress.errors import CorruptInputError, UsageError
 from mmcompress.manifest import FileEntry, Graph, Kind, Manifest, Preprocessing, TextProcessing, environment, hash_file
 from mmcompress.places import MANIFEST, check_place, why_not_ours
+from mmcompress.strictjson import check_finite, json_from_text, write_json
 
 
 @dataclass(frozen=True)
@@ -113,6 +113,7 @@ class Artifact:
         draft = Draft(temporary)
         try:
             yield draft
+            check_finite({"facts": draft.facts, "metrics": draft.metrics})  # pydantic would write null
             manifest = Manifest(
                 kind=kind,
                 stage=stage,
@@ -187,15 +188,13 @@ def _hash_files(folder: Path) -> dict[str, FileEntry]:
 
 def _write_manifest(path: Path, manifest: Manifest) -> None:
     body = manifest.model_dump(mode="json", by_alias=True)
-    path.write_text(
-        json.dumps({**body, "seal": manifest.compute_seal()}, indent=1, ensure_ascii=False), encoding="utf-8"
-    )
+    write_json(path, {**body, "seal": manifest.compute_seal()})
 
 
 def _read_manifest(path: Path) -> Manifest:
     again = "make the artifact again: delete the folder and rerun the command that wrote it"
     try:
-        body = json.loads(path.read_text(encoding="utf-8"))
+        body = json_from_text(path.read_bytes())
         seal = body.pop("seal", None)
         manifest = Manifest.model_validate(body)
     except (ValueError, AttributeError, ValidationError) as error:

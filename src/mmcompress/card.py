@@ -9,7 +9,6 @@ The metadata is YAML whose values are JSON, which YAML includes, so nothing in a
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 
 from mmcompress.config import CardConfig
 from mmcompress.manifest import Graph
+from mmcompress.strictjson import text_from_json
 from mmcompress.teachers import hub_id
 from mmcompress.templates import render
 
@@ -69,7 +69,7 @@ def card_text(
         "tags": ["clip", "onnx", "mmcompress", *sorted({str(file["precision"]) for file in files})],
         **(_results(name, row, test) if row and test else {}),
     }
-    lines = [f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in metadata.items() if value]
+    lines = [f"{key}: {text_from_json(value)}" for key, value in metadata.items() if value]
     front = "\n".join(["---", *lines, "---", ""])
     return front + render("card.md.j2", name=name, files=files, facts=facts, row=row, test=test, card=card)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import math
 from collections.abc import Iterable
 from types import ModuleType
 
@@ -52,6 +53,13 @@ def suggestion(word: str, known: Iterable[str]) -> str:
     known = sorted(known)
     close = difflib.get_close_matches(word, known, n=1)
     return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
+
+
+def finite(value: float, what: str) -> float:
+    """The value; CorruptInputError where it is NaN, which compares as false with every limit, or infinite."""
+    if not math.isfinite(value):
+        raise CorruptInputError(f"{what} is {value}, expected a finite number", "the model or its data is broken")
+    return value
 
 
 def require(module: str, extra: str) -> ModuleType:

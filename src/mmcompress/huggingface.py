@@ -6,7 +6,6 @@ first tensor that is missing, unexpected or of another shape is named.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -17,7 +16,8 @@ from torch import Tensor
 
 from mmcompress.architecture import WEIGHTS, DualEncoderConfig, ImageConfig, TextConfig, TowerConfig
 from mmcompress.errors import CorruptInputError, UsageError
-from mmcompress.model import DualEncoder
+from mmcompress.model import DualEncoder, _first_not_finite
+from mmcompress.strictjson import json_from_text, read_json, text_from_json
 
 FOLDER_FILES = ("tokenizer.json", "tokenizer_config.json", "preprocessor_config.json")
 """What a checkpoint takes over from the one it was made from."""
@@ -29,7 +29,7 @@ def config_from_hugging_face(folder: Path) -> DualEncoderConfig:
 
     path = folder / "config.json"
     try:
-        family = json.loads(path.read_text(encoding="utf-8")).get("model_type")
+        family = json_from_text(path.read_bytes()).get("model_type")
     except FileNotFoundError as error:
         raise UsageError(f"{folder} has no config.json", "give a folder in Hugging Face format") from error
     except (ValueError, AttributeError) as error:
@@ -92,6 +92,12 @@ def dual_encoder_from_checkpoint(folder: str | Path, config: DualEncoderConfig) 
             )
         if not tensors[name].is_floating_point():
             raise CorruptInputError(f"{folder}: tensor {name!r} is {tensors[name].dtype}", "expected a float type")
+    broken = _first_not_finite({name: tensors[name] for name in expected})
+    if broken is not None:
+        raise CorruptInputError(
+            f"{folder}: tensor {broken!r} has numbers that are NaN or infinite",
+            "restore it from where it came, or train it again with a lower learning rate",
+        )
     for name in tensors:
         if name not in expected and not name.endswith("position_ids"):
             raise CorruptInputError(f"{folder}: unexpected tensor {name!r}", "the weights do not belong to this config")
@@ -100,11 +106,21 @@ def dual_encoder_from_checkpoint(folder: str | Path, config: DualEncoderConfig) 
 
 
 def save_checkpoint(model: DualEncoder, folder: Path, dtype: torch.dtype = torch.float32) -> None:
-    """Write `model.safetensors` with Hugging Face names and, while the towers are uniform, `config.json`."""
-    tensors = hugging_face_from_state(model.state_dict(), model.config)
-    save_file({k: v.detach().to("cpu", dtype).contiguous() for k, v in tensors.items()}, folder / WEIGHTS)
+    """Write `model.safetensors` with Hugging Face names and, while the towers are uniform, `config.json`.
+
+    Raises UsageError, and writes nothing, for weights that are NaN or that the type cannot hold.
+    """
+    state = hugging_face_from_state(model.state_dict(), model.config)
+    tensors = {k: v.detach().to("cpu", dtype).contiguous() for k, v in state.items()}
+    broken = _first_not_finite(tensors)
+    if broken is not None:
+        raise UsageError(
+            f"the model is broken: {broken!r} became NaN or infinite, so no checkpoint is written",
+            "lower the learning rate; weights that float16 cannot hold are saved in float32",
+        )
+    save_file(tensors, folder / WEIGHTS)
     if model.config.image.uniform and model.config.text.uniform:
-        text = json.dumps(hugging_face_config(model.config, dtype), indent=2)
+        text = text_from_json(hugging_face_config(model.config, dtype), indent=2)
         (folder / "config.json").write_text(text + "\n", encoding="utf-8")
 
 
@@ -201,7 +217,8 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
     index = folder / f"{WEIGHTS}.index.json"
     files = [WEIGHTS]
     if index.is_file():
-        files = sorted({Path(name).name for name in json.loads(index.read_text())["weight_map"].values()})
+        listed = read_json(index, "restore it from where it came")
+        files = sorted({Path(name).name for name in listed["weight_map"].values()})
     tensors: dict[str, Tensor] = {}
     for name in files:
         path = folder / name

@@ -14,17 +14,18 @@ per-group scales and 4-bit weights, which the runtimes at hand do not multiply a
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mmcompress.architecture import Config
+from mmcompress.architecture import Config, DualEncoderConfig
 from mmcompress.artifact import Artifact
-from mmcompress.errors import UsageError
+from mmcompress.errors import CorruptInputError, UsageError
+from mmcompress.strictjson import read_json
 
 Signedness = Literal["signed", "unsigned"]
 Integers = NDArray[np.int8] | NDArray[np.uint8]
@@ -95,6 +96,13 @@ def tensors_from_linears(linears: Mapping[Signedness, Linears]) -> dict[str, NDA
     }
 
 
+def check_tensors(path: Path, tensors: Mapping[str, NDArray[Any]]) -> None:
+    """Refuse a file with a scale, a bias or a weight that is NaN or infinite."""
+    for name, tensor in tensors.items():
+        if not np.isfinite(tensor).all():
+            raise CorruptInputError(f"{path}: tensor {name!r} has numbers that are NaN or infinite", "make it again")
+
+
 def linears_from_tensors(tensors: Mapping[str, NDArray[Any]], kind: Signedness) -> Linears:
     """The inverse of `tensors_from_linears`, for one kind."""
     modules = sorted({name.split("/")[1] for name in tensors if name.startswith(f"{kind}/")})
@@ -163,7 +171,7 @@ def dequantize_weight(weight: NDArray[np.int8], scales: Floats) -> Floats:
     return found
 
 
-def quantize(values: Floats, quantizer: ActivationQuantizer) -> Integers:
+def quantize_activation(values: Floats, quantizer: ActivationQuantizer) -> Integers:
     """ONNX QuantizeLinear: saturate(round_half_to_even(x / S) + Z); any shape."""
     low, high = LIMITS[quantizer.kind]
     steps = np.rint(values.astype(np.float32) / np.float32(quantizer.scale)) + quantizer.zero_point
@@ -171,7 +179,7 @@ def quantize(values: Floats, quantizer: ActivationQuantizer) -> Integers:
     return found
 
 
-def dequantize(integers: Integers, quantizer: ActivationQuantizer) -> Floats:
+def dequantize_activation(integers: Integers, quantizer: ActivationQuantizer) -> Floats:
     """ONNX DequantizeLinear: (q - Z) S; any shape."""
     found: Floats = (integers.astype(np.int32) - quantizer.zero_point).astype(quantizer.scale.dtype) * quantizer.scale
     return found
@@ -179,7 +187,7 @@ def dequantize(integers: Integers, quantizer: ActivationQuantizer) -> Floats:
 
 def fake_quantize(values: Floats, quantizer: ActivationQuantizer) -> Floats:
     """What is left of the values after quantizing and dequantizing them; any shape."""
-    return dequantize(quantize(values, quantizer), quantizer)
+    return dequantize_activation(quantize_activation(values, quantizer), quantizer)
 
 
 def fake_quantize_weight(weight: Floats, kind: Signedness) -> Floats:
@@ -213,5 +221,20 @@ def read_ranges(quantized: Artifact) -> dict[str, Range]:
             f"{quantized.path} has no {RANGES}, so it is no quantized checkpoint",
             "quantize it first: mmcompress quantize CHECKPOINT --data SHARDS --out DIR",
         )
-    ranges: dict[str, Range] = json.loads(quantized.file(RANGES).read_text(encoding="utf-8"))
+    ranges: dict[str, Range] = read_json(quantized.file(RANGES), "quantize the checkpoint again")
     return ranges
+
+
+def linear_modules(config: DualEncoderConfig) -> tuple[str, ...]:
+    """Every Linear that is quantized, in the order of execution."""
+    return _in_every_block(config, ("qkv", "out", "fc1", "fc2"))
+
+
+def attention_operands(config: DualEncoderConfig) -> tuple[str, ...]:
+    """Everything that the attention products multiply, by the names of its calibrated ranges."""
+    return _in_every_block(config, [f"attention.{operand}" for operand in OPERANDS])
+
+
+def _in_every_block(config: DualEncoderConfig, parts: Sequence[str]) -> tuple[str, ...]:
+    towers = (("image", config.image), ("text", config.text))
+    return tuple(f"{name}.blocks.{i}.{part}" for name, tower in towers for i in range(tower.depth) for part in parts)

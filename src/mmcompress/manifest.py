@@ -7,7 +7,6 @@ that every room reads; `artifact.py` writes and verifies folders of them.
 from __future__ import annotations
 
 import hashlib
-import json
 import platform
 from enum import Enum
 from importlib.metadata import PackageNotFoundError, version
@@ -18,6 +17,7 @@ from pydantic import Field
 
 from mmcompress import __version__
 from mmcompress.architecture import Config, DualEncoderConfig
+from mmcompress.strictjson import text_from_json
 
 
 class Kind(str, Enum):
@@ -114,7 +114,7 @@ class Manifest(Config):
 
 def hash_json(value: object) -> str:
     """SHA-256 of the canonical JSON text of a value."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    return hashlib.sha256(text_from_json(value, canonical=True).encode()).hexdigest()
 
 
 def hash_file(path: Path) -> str:

@@ -12,7 +12,7 @@ token, so what follows that token cannot reach the output).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -203,3 +203,7 @@ def initialize(model: DualEncoder, seed: int) -> DualEncoder:
     normal(model.image.patch.weight, (3 * model.config.image.patch**2) ** -0.5)
     normal(model.text.tokens.weight, 0.02)
     return model
+
+
+def _first_not_finite(tensors: Mapping[str, Tensor]) -> str | None:
+    return next((name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()), None)

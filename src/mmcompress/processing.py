@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-from mmcompress.errors import CorruptInputError, UsageError
+from mmcompress.errors import UsageError
 from mmcompress.manifest import Preprocessing, TextProcessing
+from mmcompress.strictjson import read_json, text_from_json
 
 
 def save_tokenizer_config(
@@ -23,7 +23,7 @@ def save_tokenizer_config(
         "add_prefix_space": add_prefix_space,
         "model_input_names": ["input_ids", "attention_mask"],
     }
-    (folder / "tokenizer_config.json").write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
+    (folder / "tokenizer_config.json").write_text(text_from_json(written, indent=2) + "\n", encoding="utf-8")
 
 
 _INTERPOLATION = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
@@ -76,7 +76,7 @@ def save_preprocessing(student: Preprocessing, target: Path) -> None:
         "image_std": student.std,
         "do_convert_rgb": True,
     }
-    (target / "preprocessor_config.json").write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
+    (target / "preprocessor_config.json").write_text(text_from_json(written, indent=2) + "\n", encoding="utf-8")
 
 
 def save_text_processing(folder: Path, target: Path) -> TextProcessing:
@@ -131,8 +131,5 @@ def _image_size(folder: Path) -> int:
 def _read_json(path: Path, default: dict[str, Any]) -> dict[str, Any]:
     if not path.is_file():
         return default
-    try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CorruptInputError(f"{path} is not JSON: {error}", "restore it from where it came") from error
+    found: dict[str, Any] = read_json(path, "restore it from where it came")
     return found

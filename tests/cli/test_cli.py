@@ -56,7 +56,7 @@ def test_help_starts_fast() -> None:
 
 def test_help_imports_nothing_heavy() -> None:
     code = (
-        "import sys, mmcompress.cli as c\n"
+        "import sys, mmcompress.cli.commands as c\n"
         "try: c.app(['--help'])\n"
         "except SystemExit: pass\n"
         "print(sorted({'torch', 'numpy', 'pydantic', 'transformers', 'PIL', 'jinja2'} & set(sys.modules)))"
@@ -311,3 +311,17 @@ def test_json_is_alone_on_stdout_in_a_new_process(tmp_path: Path) -> None:
     )
     assert json.loads(done.stdout)["schema"] == 1
     assert "done in" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("check", "report.json", "--max", "p99_ms=nan"),
+        ("check", "report.json", "--min-speedup", "nan"),
+        ("compare", "a", "b", "--seconds", "nan"),
+        ("compare", "a", "b", "--seconds", "inf"),
+    ],
+)
+def test_a_limit_that_is_no_number_is_bad_usage(arguments: tuple[str, ...], cli: Cli) -> None:
+    done = cli(*arguments)
+    assert done.code == 2 and ("finite number" in done.err or "Invalid value for '--seconds'" in done.err)

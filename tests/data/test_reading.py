@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 from shards import pair, picture, png_of, shard, write_tar
 
-from mmcompress.data import reading
+from mmcompress.data import reading, shards
 from mmcompress.data.batches import count, read
 from mmcompress.data.reading import Sample
 from mmcompress.errors import CorruptInputError, UsageError
@@ -118,7 +118,8 @@ def test_bad_samples_are_named_and_skipped(tmp_path: Path, files: list[tuple[str
 
 
 def test_large_members_are_refused_unread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reading, "MEMBER_BYTES", 2**20)
+    for module in (shards, reading):
+        monkeypatch.setattr(module, "MEMBER_BYTES", 2**20)
     assert reason(tmp_path, [("k.jpg", bytes(2**20 + 1)), ("k.txt", b"x")]) == "k: a file has more than 1 MiB"
 
 
@@ -197,7 +198,7 @@ def test_pipes_and_stdin(tmp_path: Path) -> None:
     path = shkey(shard(tmp_path / "x.tar", 5))
     assert [sample.key for sample in readable(f"pipe:cat {path}", bad=0)] == [f"stream-00000/{n:06d}" for n in range(5)]
     assert next(iter(read(f"pipe:cat {path} && cat /dev/zero", max_bad_fraction=0))).captions == ("number 0",)
-    code = "from mmcompress.data import count; print(count('-'))"
+    code = "from mmcompress.data.batches import count; print(count('-'))"
     with (tmp_path / "x.tar").open("rb") as stdin:
         done = subprocess.run([sys.executable, "-c", code], stdin=stdin, capture_output=True, text=True, check=True)
     assert done.stdout == "5\n"

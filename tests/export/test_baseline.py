@@ -104,6 +104,9 @@ def test_a_graph_that_differs_is_refused(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(GateFailedError, match=r"optimum's image-fp32\.onnx differs from transformers"):
         made(folder, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+    monkeypatch.setattr(stage, "difference", lambda *_: float("nan"))
+    with pytest.raises(GateFailedError, match=r"differs from transformers by nan"):
+        made(folder, tmp_path / "out")
 
 
 @pytest.mark.parametrize("source", ["open_clip:ViT-B-32/openai", "mine.py:teacher"])

@@ -21,7 +21,8 @@ from mmcompress.errors import MissingRequirementError, UsageError
 from mmcompress.export import build as builder
 from mmcompress.export.export import save_graph
 from mmcompress.export.graph import Numerics
-from mmcompress.export.towers import image_graph, linear_modules, text_graph
+from mmcompress.export.towers import image_graph, text_graph
+from mmcompress.int8 import linear_modules
 from mmcompress.manifest import TensorSpec
 from mmcompress.measure.verdict.candidates import CANDIDATES, LINEARS, candidates_for
 from mmcompress.pipeline.run import run_stage
@@ -125,7 +126,7 @@ def test_engines_repeat_byte_for_byte_in_another_process_and_folder(tmp_path: Pa
     copy.write_bytes(path.read_bytes())
     code = (
         "import sys, hashlib, tensorrt_rtx as trt; from pathlib import Path\n"
-        "from mmcompress.artifact import TensorSpec; from mmcompress.export.build import engine_from_onnx\n"
+        "from mmcompress.manifest import TensorSpec; from mmcompress.export.build import engine_from_onnx\n"
         "spec = TensorSpec(name='pixels', shape=(None, 3, 32, 32), dtype='float32')\n"
         "plan = engine_from_onnx(trt, Path(sys.argv[1]), [spec], target='sm86', batches=(1, 4, 8)).plan\n"
         "Path(sys.argv[2]).write_bytes(plan)"

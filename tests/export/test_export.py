@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from tiny_clip import CONTEXT, clip_of, config_of, tensors_of
+from tiny_clip import CONTEXT, clip_of, config_of, tensors_of, write_checkpoint
 
 from mmcompress.artifact import Artifact
 from mmcompress.config import ExportConfig
@@ -20,6 +20,7 @@ from mmcompress.export import export as stage
 from mmcompress.export.graph import Numerics
 from mmcompress.export.towers import image_graph
 from mmcompress.pipeline.run import run_stage
+from mmcompress.runtime.encoder import Encoder
 from mmcompress.stages import STAGES
 
 Make = Callable[..., Artifact]
@@ -127,3 +128,48 @@ def test_random_inputs_end_every_text() -> None:
         ids = stage.random_inputs(config_of(text_eos_token_id=eos), "text", 8)
         assert ids.dtype == np.int32 and ((ids == end).sum(axis=1) == 1).all()
     assert math.isclose(float(stage.random_inputs(config_of(), "image", 8).std()), 1, rel_tol=0.05)
+
+
+def test_a_graph_that_answers_nan_is_refused_in_every_precision(
+    checkpoint: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The product with NaN is appended by onnx itself, to the FP16 graph only."""
+    build = stage.image_graph
+
+    def broken(config: Any, tensors: Any, numerics: Numerics, opset: int) -> onnx.ModelProto:
+        model: onnx.ModelProto = build(config, tensors, numerics, opset)
+        if numerics.dtype == np.float16:
+            output = model.graph.output[0].name
+            for node in model.graph.node:
+                node.output[:] = ["sound" if name == output else name for name in node.output]
+            model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(np.nan, np.float32), "nan"))
+            model.graph.node.append(onnx.helper.make_node("Mul", ["sound", "nan"], [output]))
+        return model
+
+    monkeypatch.setitem(stage._BUILDERS, "image", broken)
+    with pytest.raises(GateFailedError, match=r"image-fp16\.onnx answers random inputs with NaN"):
+        exported(checkpoint(), tmp_path / "out", precisions=("fp32", "fp16"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_weights_that_are_nan_are_named(tmp_path: Path) -> None:
+    config = config_of()
+    tensors = tensors_of(clip_of(config))
+    tensors["visual_projection.weight"][0, 0] = np.nan
+    source = write_checkpoint(tmp_path / "broken", config, tensors, None)
+    with pytest.raises(CorruptInputError, match=r"tensor 'visual_projection\.weight' has numbers that are NaN"):
+        exported(source, tmp_path / "out", precisions=("fp32",))
+
+
+def test_a_tower_that_answers_always_the_same_is_recorded_and_told_by_the_encoder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = config_of()
+    tensors = dict(tensors_of(clip_of(config)))
+    tensors["vision_model.post_layernorm.weight"] = np.zeros_like(tensors["vision_model.post_layernorm.weight"])
+    tensors["vision_model.post_layernorm.bias"] = np.ones_like(tensors["vision_model.post_layernorm.bias"])
+    made = exported(write_checkpoint(tmp_path / "same", config, tensors, None), tmp_path / "out", precisions=("fp32",))
+    assert made.manifest.facts["constant"] == ["image"]
+    capsys.readouterr()
+    Encoder.open(made, "onnxruntime", towers=("image",)).close()
+    assert "the image tower gives the same answer to everything" in " ".join(capsys.readouterr().err.split())

@@ -19,9 +19,9 @@ from torch.nn.functional import normalize
 from mmcompress.compress.int8.quantize import Captioned, calibrate
 from mmcompress.errors import UsageError
 from mmcompress.export.graph import Numerics
-from mmcompress.export.towers import image_graph, linear_modules, text_graph
+from mmcompress.export.towers import image_graph, text_graph
 from mmcompress.huggingface import dual_encoder_from_hugging_face
-from mmcompress.int8 import activation_quantizer, fake_quantize, fake_quantize_weight
+from mmcompress.int8 import activation_quantizer, fake_quantize, fake_quantize_weight, linear_modules
 
 PARTS = {"qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), "out": ("self_attn.out_proj",)}
 PARTS |= {"fc1": ("mlp.fc1",), "fc2": ("mlp.fc2",)}
@@ -43,7 +43,7 @@ def embed(model: Any, tower: str, inputs: np.ndarray[Any, Any]) -> np.ndarray[An
 
 
 def calibrated(model: Any, config: Any) -> dict[str, dict[str, float]]:
-    """Min-max ranges of the inputs of every Linear, watched in transformers."""
+    """Min-max ranges of the inputs of every Linear, as seen in transformers."""
     ranges: dict[str, dict[str, float]] = {}
     handles = []
     for module in linear_modules(config):

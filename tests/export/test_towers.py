@@ -14,7 +14,8 @@ from torch.nn.functional import normalize
 
 from mmcompress.errors import CorruptInputError
 from mmcompress.export.graph import Numerics
-from mmcompress.export.towers import image_graph, linear_modules, text_graph
+from mmcompress.export.towers import image_graph, text_graph
+from mmcompress.int8 import linear_modules
 
 SHAPES: dict[str, dict[str, Any]] = {
     "plain": {},

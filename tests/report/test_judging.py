@@ -175,7 +175,7 @@ def test_a_disturbed_latency_says_so(report: Report) -> None:
         ({"max_drop": {"i2t_r100": 0.1}}, "there is no metric 'i2t_r100'; did you mean 'i2t_r10'?"),
         ({"max_drop": {"p99_ms": 0.1}}, "'p99_ms' does not drop, it is better when lower: give a limit with max"),
         ({"max": {"p99": 5}}, "there is no metric 'p99'; did you mean 'p99_ms'?"),
-        ({"max": {"p99_ms": float("nan")}}, "the limit of 'p99_ms' is nan"),
+        ({"max": {"p99_ms": float("nan")}}, "max.p99_ms: Input should be a finite number"),
         ({"maxx": {}}, "unknown key 'maxx'"),
     ],
 )
@@ -188,3 +188,27 @@ def test_wrong_gates_are_told_before_anything_runs(values: Report, what: str) ->
 def test_an_unknown_row_is_told(report: Report) -> None:
     with pytest.raises(UsageError, match="the report has no row 'int9'"):
         judged(report, Gates(max={"p99_ms": 5}, row="int9"))
+
+
+@pytest.mark.parametrize("against_baseline", [False, True])
+def test_a_drop_between_rows_that_say_nothing_fails(report: Report, against_baseline: bool) -> None:
+    for row in report["rows"]:
+        row["collapsed"] = "its retrieval is no better than chance"
+    verdict = one(report, report if against_baseline else None, max_drop={"i2t_r10": 0.9})
+    assert not verdict["passed"]
+    assert "the gate is meaningless: in both rows its retrieval is no better than chance" in verdict["note"]
+    report["rows"][0]["collapsed"] = None
+    if not against_baseline:
+        assert one(report, max_drop={"i2t_r10": 0.9})["passed"], "a drop from a sound row is one"
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf")])
+def test_a_figure_that_is_no_number_fails_every_gate(report: Report, number: float) -> None:
+    last = report["rows"][-1]
+    last["metrics"]["i2t_r10"] = number
+    for entry in last["latency"]:
+        entry["p99_ms"] = number
+    limits = ({"max": {"i2t_r10": 1}}, {"min": {"i2t_r10": 0}}, {"max_drop": {"i2t_r10": 1}}, {"max": {"p99_ms": 9}})
+    for limit in limits:
+        verdict = one(report, **limit)
+        assert (verdict["passed"], verdict["value"]) == (False, None)

@@ -23,7 +23,7 @@ from mmcompress.artifact import Artifact
 from mmcompress.pipeline import standalone
 from mmcompress.report import axes, latencies, pareto
 from mmcompress.report.report import joined
-from mmcompress.report.sentences import not_measured
+from mmcompress.report.sentences import headlines, highlights, not_measured
 
 
 @pytest.fixture(scope="module")
@@ -365,3 +365,14 @@ def test_demo_check_passes_on_good_figures_and_names_bad_ones(
         "int8: top-1 answers that flip: not measured",
     ]
     assert failures({**document, "rows": document["rows"][::-1]})[0].startswith("rows are ['int8'")
+
+
+def test_no_share_is_kept_of_what_is_at_chance(tmp_path: Path) -> None:
+    document = joined("run", make_run(tmp_path), tmp_path / "report")
+    assert any("keeps" in line for line in document["headlines"])
+    for row in document["rows"]:
+        row["collapsed"] = "its retrieval is no better than chance"
+    said = headlines(document)
+    assert not any("keeps" in line for line in said)
+    assert "int8: its retrieval is no better than chance, so its accuracy says nothing." in said
+    assert "of R@10 kept" not in [figure["name"] for figure in highlights(document)]

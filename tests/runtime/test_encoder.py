@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -148,7 +149,10 @@ def test_user_errors_are_named(make_artifact: Make, folder: Path, tmp_path: Path
         assert caught.value.exit_code == 2
 
 
-MODULES = "session encoder drift latency peak preprocess tokenize onnxruntime openvino tensorrt cuda machine"
+MODULES = (
+    *(f"runtime.{name}" for name in ("backends", "encoder", "tokenize", "cuda", "machine", "conditions", "nvml")),
+    *("measure.bench.bench", "measure.drift.drift", "measure.peak", "measure.compare", "data.preprocess"),
+)
 
 
 def test_the_runtime_works_without_torch(make_artifact: Make, folder: Path) -> None:
@@ -157,8 +161,8 @@ import sys
 blocked = ("torch", "transformers", "onnx", "safetensors")
 sys.modules.update(dict.fromkeys(blocked))
 import importlib
-for module in {MODULES!r}.split():
-    importlib.import_module("mmcompress.runtime." + module)
+for module in {MODULES!r}:
+    importlib.import_module("mmcompress." + module)
 from mmcompress.runtime.encoder import Encoder, classify, search
 with Encoder.open({str(make_artifact().path)!r}) as encoder:
     print(len(classify(encoder, {str(folder / "0.png")!r}, ["red", "blue"])))
@@ -167,3 +171,30 @@ print([name for name in blocked if sys.modules.get(name) is not None])
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == ["2", "5", "[]"]
+
+
+@pytest.mark.parametrize(
+    ("value", "what"), [(np.nan, "NaN or infinite"), (np.inf, "NaN or infinite"), (0, "zeros only")]
+)
+def test_an_answer_without_direction_is_refused_by_every_command(
+    make_artifact: Make, folder: Path, value: float, what: str
+) -> None:
+    model = make_model()
+    artifact = make_artifact(model=replace(model, second=np.full_like(model.second, value)))
+    image = folder / "0.png"
+    said = f"{artifact.path}: the image tower on onnxruntime answers {image} with"
+    with Encoder.open(artifact, "onnxruntime") as encoder:
+        for ask in (lambda: classify(encoder, image, ["red"]), lambda: search(encoder, folder, "red")):
+            with pytest.raises(CorruptInputError) as caught:
+                ask()
+            assert caught.value.what.startswith(said) and caught.value.what.endswith(what)
+
+
+def test_the_text_that_has_no_answer_is_named(make_artifact: Make) -> None:
+    model = make_model()
+    model.table[4 + WORDS.index("blue")] = np.nan
+    with (
+        Encoder.open(make_artifact(model=model), "onnxruntime") as encoder,
+        pytest.raises(CorruptInputError, match="the text tower on onnxruntime answers 'blue' with numbers"),
+    ):
+        encoder.texts(["red", "blue"])

@@ -14,7 +14,7 @@ from transformers import CLIPConfig, CLIPModel
 
 from mmcompress.architecture import DualEncoderConfig, ImageConfig, TextConfig
 from mmcompress.artifact import Artifact
-from mmcompress.export.towers import linear_modules
+from mmcompress.int8 import linear_modules
 from mmcompress.manifest import Kind, Preprocessing, TextProcessing
 
 VOCAB, CONTEXT, EOS = 60, 12, 59

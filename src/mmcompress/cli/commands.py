@@ -5,6 +5,7 @@ Only `main` turns an `MMCompressError` into `error: …` and `hint: …` with it
 
 from __future__ import annotations
 
+import math
 import sys
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, cast
@@ -48,6 +49,13 @@ def print_version(wanted: bool) -> None:
     if wanted:
         print(__version__)
         raise typer.Exit
+
+
+def finite(value: float | None) -> float | None:
+    """A range check lets NaN pass."""
+    if value is not None and not math.isfinite(value):
+        raise typer.BadParameter(f"{value} is not a finite number")
+    return value
 
 
 Version = Annotated[bool, typer.Option("--version", is_eager=True, callback=print_version, help="Print the version.")]
@@ -248,7 +256,7 @@ def compare(
     precision: Annotated[str | None, typer.Option(help="fp32, fp16 or int8; the smallest if not given.")] = None,
     batch: Annotated[int, typer.Option(min=1, help="Images a call.")] = 1,
     threads: Annotated[int | None, typer.Option(min=1, help="Of a CPU runtime; all cores if not given.")] = None,
-    seconds: Annotated[float, typer.Option(min=2, help="Longest measured time of each side.")] = 30,
+    seconds: Annotated[float, typer.Option(min=2, callback=finite, help="Longest measured time of each side.")] = 30,
     pin: Annotated[str | None, typer.Option(metavar="CORES", help="Cores to stay on: 0,1.")] = None,
     json: Json = False,
 ) -> None:

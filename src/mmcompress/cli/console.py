@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 
 from rich.console import Console, RenderableType
@@ -13,6 +12,7 @@ from mmcompress.artifact import Artifact
 from mmcompress.formats import (
     megabytes,
 )
+from mmcompress.strictjson import text_from_json
 
 LINE = 120
 Summary = tuple[object, RenderableType]
@@ -22,7 +22,7 @@ Summary = tuple[object, RenderableType]
 def show(document: object, view: RenderableType, as_json: bool) -> None:
     """Print the document as JSON, or else its view."""
     if as_json:
-        print(json.dumps(document, ensure_ascii=False, separators=(",", ":")))
+        print(text_from_json(document, compact=True))
     else:
         out = Console(highlight=False, markup=False)
         if not out.is_terminal:

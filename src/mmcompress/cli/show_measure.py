@@ -27,7 +27,7 @@ from mmcompress.formats import (
 def bench_summary(artifact: Artifact) -> Summary:
     """Latencies of a bench, with what the machine did to them."""
     document, view = artifact_summary(artifact)
-    found = json.loads(artifact.file("bench.json").read_text(encoding="utf-8"))
+    found = read_json(artifact.file("bench.json"), AGAIN)
     table = empty_table(
         "row", "on", ">batch", ">threads", ">streams", ">p50", ">p95", ">p99", ">cv", ">images/s", ">ceiling", ""
     )
@@ -49,7 +49,7 @@ def bench_summary(artifact: Artifact) -> Summary:
 
 def drift_summary(artifact: Artifact) -> Summary:
     """What drift measured, a line for each row."""
-    document = json.loads(artifact.file("drift.json").read_text(encoding="utf-8"))
+    document = read_json(artifact.file("drift.json"), AGAIN)
     table = empty_table(
         "row", ">top-1", ">R@10", "95%", ">change", ">cosine", ">worst", ">flips", ">lost", ">old index"
     )
@@ -68,14 +68,17 @@ def drift_summary(artifact: Artifact) -> Summary:
             percent(metrics["flips_lost"]),
             percent(old["i2t_r10"] if old else None),
         )
+    notes = [
+        f"{r['row']}: {r['collapsed']}, so its figures say nothing" for r in document["rows"] if r.get("collapsed")
+    ]
     about = f"{artifact.path}  against {document['rows'][0]['row']}, {count(document['rows'][0]['images'])} images"
     made, _ = artifact_summary(artifact)
-    return {**cast(dict[str, Any], made), "drift": document}, Group(table, Text(about))
+    return {**cast(dict[str, Any], made), "drift": document}, Group(table, *map(Text, notes), Text(about))
 
 
 def bisect_summary(artifact: Artifact, most: int = 12) -> Summary:
     """The worst modules, and which to keep."""
-    document = json.loads(artifact.file("bisect.json").read_text(encoding="utf-8"))
+    document = read_json(artifact.file("bisect.json"), AGAIN)
     table = empty_table("module", ">excess, dB", ">local SQNR, dB", ">carried, dB", ">share of noise")
     for found in document["modules"][:most]:
         figures = [f"{found[key]:.1f}" for key in ("excess_db", "local_sqnr_db", "carried_sqnr_db")]
@@ -89,7 +92,7 @@ def bisect_summary(artifact: Artifact, most: int = 12) -> Summary:
 
 def verdict_summary(artifact: Artifact) -> Summary:
     """FP32, FP16 and INT8 side by side, and which to ship."""
-    document = json.loads(artifact.file("verdict.json").read_text(encoding="utf-8"))
+    document = read_json(artifact.file("verdict.json"), AGAIN)
     table = empty_table(
         "precision", "on", ">size", ">image, p50", ">speed-up", "95%", ">text, p50", ">speed-up", ">R@10 lost", ">flips"
     )

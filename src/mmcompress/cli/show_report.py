@@ -25,7 +25,7 @@ from mmcompress.formats import (
 
 def report_summary(artifact: Artifact) -> tuple[dict[str, Any], RenderableType]:
     """The report's document, and its ledger with the place of the page."""
-    document = json.loads(artifact.file("report.json").read_text(encoding="utf-8"))
+    document = read_json(artifact.file("report.json"), AGAIN)
     return document, Group(report_view(document), Text(f"report: {artifact.file('report.html')}"))
 
 

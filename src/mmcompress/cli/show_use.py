@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from mmcompress.formats import (
     percent,
 )
 from mmcompress.manifest import TensorSpec
+from mmcompress.strictjson import text_from_json
 
 
 def shares_summary(shares: Sequence[tuple[str, float]]) -> Summary:
@@ -49,7 +49,7 @@ def manifest_view(artifact: Artifact) -> RenderableType:
             "digest": artifact.digest,
             **_model_lines(artifact),
             **{f"parent {role}": digest for role, digest in manifest.parents.items()},
-            "config": json.dumps(manifest.config, ensure_ascii=False),
+            "config": text_from_json(manifest.config),
             **{key: _short(value) for key, value in {**manifest.facts, **manifest.metrics}.items()},
             "made with": made,
         }
@@ -89,7 +89,7 @@ def _spec(spec: TensorSpec) -> str:
 
 
 def _short(value: object, limit: int = 300) -> str:
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    text = value if isinstance(value, str) else text_from_json(value)
     return text if len(text) <= limit else f"{text[:limit]}… ({count(len(text))} characters)"
 
 

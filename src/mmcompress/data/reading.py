@@ -1,37 +1,24 @@
 """Samples out of shards, tables, folders and streams, with a tally of what could not be read.
 
-The layout is WebDataset's: a sample is the run of files of a tar that share a name up to its first dot. Python's
-tarfile ends quietly at a damaged header, which would lose the rest of a shard without a word; here anything but a
-proper end breaks the shard, keeps the samples before the break and counts. The `webdataset` library opens the streams;
-it is not asked for local files, because it imports torch where torch is installed. Names in a tar become keys, never
-paths, and nothing is unpacked.
+The layout is WebDataset's: a sample is the run of files of a tar that share a name up to its first dot. A shard that
+breaks (shards.py) keeps the samples before the break and counts.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
-import lzma
-import re
-import tarfile
-import zlib
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
-
-from typing_extensions import Self
+from typing import Any
 
 from mmcompress.data.imagefile import image_size
 from mmcompress.data.layout import is_retrieval, numbered_classes
+from mmcompress.data.shards import MEMBER_BYTES, SUFFIXES, BrokenShardError, members
 from mmcompress.data.spec import CLASSNAMES, IMAGE_SUFFIXES, SHARD_SUFFIXES, images_in, is_stream
 from mmcompress.data.tally import Tally
 from mmcompress.errors import CorruptInputError, UsageError
-
-MEMBER_BYTES = 256 * 2**20
-"""A larger file in a tar is refused unread."""
-_SUFFIXES = (*IMAGE_SUFFIXES, "txt", "json", "cls")
 
 
 @dataclass(frozen=True)
@@ -77,7 +64,7 @@ def _shard_samples(shard: str, name: str, tally: Tally) -> Iterator[Sample]:
     keys: set[str] = set()
     classes, lines = numbered_classes(shard), is_retrieval(shard)
     try:
-        for key, group in itertools.groupby(_members(shard), lambda member: member[0]):
+        for key, group in itertools.groupby(members(shard), lambda member: member[0]):
             files, repeated = {}, key in keys
             for _, suffix, content in group:  # a tar that breaks here drops the unfinished sample
                 repeated |= suffix in files
@@ -92,72 +79,8 @@ def _shard_samples(shard: str, name: str, tally: Tally) -> Iterator[Sample]:
                 continue
             tally.good += 1
             yield found
-    except _BrokenShardError as error:
+    except BrokenShardError as error:
         tally.add_bad(shard, f"the shard breaks after {len(keys)} samples: {error}")
-
-
-class _BrokenShardError(Exception):
-    """The tar cannot be read on from here."""
-
-
-class _StrictTarInfo(tarfile.TarInfo):
-    """Anything but a header or a block of zeros is an error, also behind the first file."""
-
-    @classmethod
-    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
-        try:
-            return super().frombuf(buf, encoding, errors)
-        except tarfile.HeaderError as error:
-            if len(buf) == tarfile.BLOCKSIZE and not any(buf):
-                raise  # the proper end
-            short = len(buf) < tarfile.BLOCKSIZE
-            raise tarfile.ReadError("it ends too early" if short else f"no tar header ({error})") from error
-
-
-def _members(shard: str) -> Iterator[tuple[str, str, bytes | None]]:
-    """(key, suffix, content) of each file; the content is None where it is not wanted or too large."""
-    try:
-        with _opened(shard) as stream, tarfile.open(fileobj=stream, mode="r|*", tarinfo=_StrictTarInfo) as tar:
-            for info in tar:
-                tar.members = []  # type: ignore[attr-defined]  # tarfile would keep every header
-                folder, slash, file = info.name.rpartition("/")
-                stem, _, suffix = file.partition(".")
-                if not info.isreg() or not stem or not suffix or re.match(r"__[^/]*__(/|$)", info.name):
-                    continue  # folders, links and WebDataset's own notes
-                suffix = suffix.lower()
-                content = None
-                if suffix in _SUFFIXES and info.size <= MEMBER_BYTES and (file_object := tar.extractfile(info)):
-                    content = file_object.read()
-                yield _utf8(folder + slash + stem), suffix, content
-            while stream.read(2**16):  # a program that writes into a closed pipe would end with an error
-                pass
-    except (tarfile.TarError, OSError, EOFError, ValueError, OverflowError, zlib.error, lzma.LZMAError) as error:
-        raise _BrokenShardError(str(error) or type(error).__name__) from error
-
-
-def _utf8(name: str) -> str:
-    """tarfile keeps undecodable bytes as lone surrogates, which no file could be written with."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-
-
-@contextmanager
-def _opened(shard: str) -> Iterator[IO[bytes]]:
-    if not is_stream(shard):
-        with Path(shard).open("rb") as file:
-            yield file
-        return
-    from webdataset.gopen import gopen
-
-    stream = gopen(shard)
-    try:
-        # Its own read() gives up what is still in the pipe when the program has failed meanwhile.
-        yield getattr(stream, "stream", stream)
-    except BaseException:
-        with suppress(OSError):  # the program was cut off, so its exit status says nothing
-            stream.close()
-        raise
-    if shard != "-":
-        stream.close()  # raises where the program failed
 
 
 def _sample(key: str, files: Mapping[str, bytes | None], classes: list[str] | None, lines: bool) -> Sample:
@@ -166,7 +89,7 @@ def _sample(key: str, files: Mapping[str, bytes | None], classes: list[str] | No
     suffix = next((suffix for suffix in IMAGE_SUFFIXES if suffix in files), None)
     if suffix is None:
         raise ValueError(f"no image (jpg, jpeg, png or webp) among: {', '.join(sorted(files))}")
-    if any(files[known] is None for known in _SUFFIXES if known in files):
+    if any(files[known] is None for known in SUFFIXES if known in files):
         raise ValueError(f"a file has more than {MEMBER_BYTES // 2**20} MiB")
     image = files[suffix] or b""
     about = _about(files.get("json"))

@@ -7,7 +7,6 @@ set does not train again.
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from pydantic import BaseModel
 from mmcompress.config import DataConfig, StageConfig, validated
 from mmcompress.errors import UsageError, suggestion
 from mmcompress.stages import STAGES, Stage
+from mmcompress.strictjson import json_from_text
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -128,7 +128,7 @@ def parse_assignments(assignments: Sequence[str]) -> dict[str, Any]:
         if not equals or not key.strip():
             raise UsageError(f"--set {text!r} is not KEY=VALUE", "for example: --set prune.mlp=0.4")
         try:
-            parsed[key.strip()] = json.loads(value)
+            parsed[key.strip()] = json_from_text(value)
         except ValueError:
             parsed[key.strip()] = value
     return parsed

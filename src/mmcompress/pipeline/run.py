@@ -16,7 +16,7 @@ from pathlib import Path
 from mmcompress import __version__
 from mmcompress.artifact import Artifact, tidy
 from mmcompress.config import DataConfig, StageConfig, TeacherConfig
-from mmcompress.data.spec import fingerprint
+from mmcompress.data.spec import expand, fingerprint, is_stream
 from mmcompress.errors import CorruptInputError, UsageError, suggestion
 from mmcompress.lock import locked
 from mmcompress.manifest import hash_json
@@ -132,11 +132,20 @@ def _outside(built: StageConfig) -> dict[str, str]:
 
 
 def _local_inputs(built: StageConfig) -> list[Path]:
-    """The files and folders that a config names as data or teacher."""
+    """The files and folders that a config names as data or teacher.
+
+    What lies beside shards or beside a table is not read, but a folder in a folder of classes is a class.
+    """
     data, teacher = getattr(built, "data", None), getattr(built, "teacher", None)
-    named = [getattr(data, name) for name in DATA_FIELDS] if isinstance(data, DataConfig) else []
-    named += [teacher.source] if isinstance(teacher, TeacherConfig) else []
-    return [path for spec in named if spec and (path := Path(spec).expanduser()).exists()]
+    inputs: list[Path] = []
+    for name in DATA_FIELDS if isinstance(data, DataConfig) else ():
+        spec = getattr(data, name)
+        if spec is not None and not is_stream(spec):
+            places = [Path(place) for place in expand(spec)]
+            inputs += [*places, *({place.parent for place in places if place.is_dir()})]
+    if isinstance(teacher, TeacherConfig) and (folder := Path(teacher.source).expanduser()).exists():
+        inputs.append(folder)
+    return inputs
 
 
 def _reusable(out: Path, key: str) -> Artifact | None:

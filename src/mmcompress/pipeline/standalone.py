@@ -8,7 +8,6 @@ than a recipe does: both end in `pipeline.run_stage`.
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,6 +23,7 @@ from mmcompress.pipeline.recipe import DATA_FIELDS, assign, load_recipe, parse_a
 from mmcompress.pipeline.run import run_recipe, run_stage, run_stages
 from mmcompress.places import MANIFEST, check_place
 from mmcompress.stages import STAGES
+from mmcompress.strictjson import json_from_text
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 
@@ -354,7 +354,7 @@ def parent_beside(artifact: Artifact, role: str) -> Path | None:
     digest = artifact.manifest.parents.get(role)
     for manifest in sorted(artifact.path.absolute().parent.glob(f"*/{MANIFEST}")):
         try:
-            if digest is not None and json.loads(manifest.read_text(encoding="utf-8")).get("digest") == digest:
+            if digest is not None and json_from_text(manifest.read_bytes()).get("digest") == digest:
                 return manifest.parent
         except (ValueError, AttributeError):
             continue

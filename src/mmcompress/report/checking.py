@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Mapping, Sequence
@@ -19,6 +18,7 @@ from mmcompress.places import MANIFEST
 from mmcompress.report.judging import Verdict, judged
 from mmcompress.report.measured import Document, read_document
 from mmcompress.report.rows import LATENCY, metrics_of
+from mmcompress.strictjson import text_from_json
 
 _AGAIN = "write it again: mmcompress report DIR"
 
@@ -135,7 +135,8 @@ def junit_xml(verdicts: Sequence[Verdict]) -> bytes:
         if verdict["passed"]:
             ElementTree.SubElement(case, "system-out").text = told
         else:
-            ElementTree.SubElement(case, "failure", {"message": told, "type": "GateFailed"}).text = json.dumps(verdict)
+            failure = ElementTree.SubElement(case, "failure", {"message": told, "type": "GateFailed"})
+            failure.text = _xml(text_from_json(verdict))
     ElementTree.indent(suites)
     return bytes(ElementTree.tostring(suites, encoding="utf-8", xml_declaration=True)) + b"\n"
 

@@ -112,7 +112,7 @@ def _values(
 ) -> list[tuple[float | None, str]]:
     """A figure of the row and where it was taken; of a latency one for each machine."""
     if name in LATENCY:
-        return [(entry.get(name), place(entry)) for entry in _entries(report, row, gates)] or [
+        return [(_finite(entry.get(name)), place(entry)) for entry in _entries(report, row, gates)] or [
             (None, "no such latency")
         ]
     return [(_figure(row, name), "")]
@@ -121,8 +121,12 @@ def _values(
 def _figure(row: Mapping[str, Any], name: str) -> float | None:
     part, _, rest = name.rpartition(".")
     held = row["metrics"].get(part) if part == "old_index" else row.get(part) if part else row["metrics"]
-    found = row.get(name) if name in SIZES else (held or {}).get(rest)
-    return None if found is None else float(found)
+    return _finite(row.get(name) if name in SIZES else (held or {}).get(rest))
+
+
+def _finite(found: float | None) -> float | None:
+    """A figure that is no number was not measured, and what was not measured fails."""
+    return None if found is None or not math.isfinite(found) else float(found)
 
 
 def _interval(row: Mapping[str, Any], name: str) -> Sequence[float] | None:
@@ -169,6 +173,8 @@ def _drop(report: Mapping[str, Any], row: Mapping[str, Any], name: str, baseline
     # The old index is the reference's own: what it finds there itself is its plain recall.
     own = name.removeprefix("old_index.") if baseline is None else name
     before, after = _figure(reference, own), _figure(row, name)
+    if reference.get("collapsed") and row.get("collapsed"):
+        return Change(None, None, f"the gate is meaningless: in both rows {row['collapsed']} ({against})")
     if before is None or after is None:
         return Change(None, None, f"{'baseline' if baseline else reference['stage']} or {row['stage']} has no {name}")
     paired = row.get("r10_change") if baseline is None and name == "i2t_r10" else None

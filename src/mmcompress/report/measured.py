@@ -8,7 +8,6 @@ from the first drift, since the delivered files do not change between machines.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 from mmcompress.artifact import Artifact
 from mmcompress.errors import CorruptInputError
 from mmcompress.manifest import Kind
+from mmcompress.strictjson import read_json
 
 Document = dict[str, Any]
 _SAME_MACHINE = ("cpu", "gpu", "cores", "memory_bytes", "platform", "power_mode")
@@ -68,18 +68,11 @@ def _of(machine: Mapping[str, Any], entries: Iterable[Mapping[str, Any]]) -> lis
 
 def read_document(path: Path, rows: str, hint: str) -> Document:
     """The JSON of a measurement, which has a list of objects under `rows`."""
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refused)
-    except (UnicodeDecodeError, ValueError) as error:
-        raise CorruptInputError(f"{path} is no JSON: {error}", hint) from error
+    document = read_json(path, hint)
     listed = document.get(rows) if isinstance(document, dict) else None
     if not isinstance(listed, list) or not all(isinstance(entry, dict) for entry in listed):
         raise CorruptInputError(f"{path} has no list of {rows}", hint)
     return dict(document)
-
-
-def _refused(constant: str) -> None:
-    raise ValueError(f"{constant} is no JSON")
 
 
 def machines(documents: Sequence[Document]) -> tuple[list[Document], list[str]]:

@@ -9,7 +9,6 @@ one ratio without naming both.
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,8 +21,9 @@ from mmcompress.report import measured
 from mmcompress.report.judging import Verdict, judged, unjudged
 from mmcompress.report.measured import Document
 from mmcompress.report.rows import engine_of, other_test, relative, row_of, step_of, test_of
-from mmcompress.report.sentences import headlines, highlights, machine_warnings, not_measured
+from mmcompress.report.sentences import collapse_warnings, headlines, highlights, machine_warnings, not_measured
 from mmcompress.stages import Job
+from mmcompress.strictjson import text_from_json
 
 __all__ = ["joined", "report"]
 
@@ -42,7 +42,7 @@ def report(job: Job[ReportConfig]) -> None:
     drifts = measured.measurements(job.gathered, "drift")
     images = measured.gallery_images(drifts[0]) if drifts else {}
     files = {
-        "report.json": json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n",
+        "report.json": text_from_json(document, indent=1) + "\n",
         "report.html": html_page(document, images),
         "report.md": markdown_page(document),
         "README.md": report_card(document, job.gathered, config.card),
@@ -94,6 +94,10 @@ def joined(title: str, gathered: Sequence[Artifact], folder: Path) -> Document:
         "environment": {**environment(), **(machines[0]["environment"] if machines else {})},
     }
     graphs = [artifact for artifact in gathered if artifact.manifest.kind is Kind.ONNX]
-    warnings = [*measured.mismatches(graphs, [*benches, *drifts]), *machine_warnings(document)]
+    warnings = [
+        *measured.mismatches(graphs, [*benches, *drifts]),
+        *collapse_warnings(rows),
+        *machine_warnings(document),
+    ]
     said = {"headlines": headlines(document), "highlights": highlights(document)}
     return {**document, **said, "warnings": warnings, "not_measured": not_measured(document)}

@@ -49,6 +49,7 @@ def row_of(
         "bytes": delivered_bytes(artifact, precision, best["activations"] if best else None),
         "against": found.get("against"),
         "metrics": metrics_of(found.get("metrics")),
+        "collapsed": found.get("collapsed"),
         "r10_change": (found.get("metrics") or {}).get("r10_change") or found.get("r10_change"),
         "previous": found.get("previous"),
         "unseen": metrics_of(found["unseen"]) if found.get("unseen") else None,

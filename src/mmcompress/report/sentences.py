@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mmcompress.formats import BACKENDS, megabytes, percent, significant
@@ -20,12 +20,19 @@ def headlines(document: Document) -> list[str]:
     first, last = rows[0], rows[-1]
     lines = [_ratio_sentence(found) for found in headline_ratios(document)]
     a, b = first["metrics"][ACCURACY], last["metrics"][ACCURACY]
-    if a and b is not None:
+    if meaningless := collapse_warnings([first, last]):
+        lines += meaningless
+    elif a and b is not None:
         shares = ((last["macs"], first["macs"], "image MACs"), (last["bytes"], first["bytes"], "bytes"))
         bought = [f"{100 * share:.0f}% of its {what}" for x, y, what in shares if (share := ratio(x, y)) is not None]
         kept = f"{_run_start(last['stage'])} keeps {100 * b / a:.1f}% of {first['stage']}'s R@10"
         lines.append(f"{kept}{', at ' + ' and '.join(bought) if bought else ''}.")
     return lines
+
+
+def collapse_warnings(rows: Sequence[Document]) -> list[str]:
+    """What says that a row's accuracy means nothing, as drift noted it."""
+    return [f"{row['stage']}: {row['collapsed']}, so its accuracy says nothing." for row in rows if row["collapsed"]]
 
 
 def highlights(document: Document) -> list[Document]:
@@ -39,7 +46,7 @@ def highlights(document: Document) -> list[Document]:
         note = f"{_run_name(best['numerator'])} against {_run_name(best['denominator'])}"
         found.append(_highlight("faster at batch 1", best["speedup"], "times", note, best["ci95"]))
     a, b = first["metrics"][ACCURACY], last["metrics"][ACCURACY]
-    if a and b is not None:
+    if a and b is not None and not collapse_warnings([first, last]):
         found.append(_highlight("of R@10 kept", b / a, "percent", f"{percent(b)} after {percent(a)}"))
     if (smaller := ratio(first["bytes"], last["bytes"])) is not None:
         note = f"{megabytes(last['bytes'])} after {megabytes(first['bytes'])}"

@@ -17,7 +17,7 @@ from mmcompress.compress.int8.fit import plain
 from mmcompress.compress.int8.quantize import calibrate, feeds
 from mmcompress.compress.int8.ranges import Range, ranges_of
 from mmcompress.compress.int8.rounding import nearest
-from mmcompress.compress.int8.simulate import embedded, quantized
+from mmcompress.compress.int8.simulate import embedded, quantizing
 from mmcompress.export.graph import Numerics
 from mmcompress.export.towers import graph_integers, image_graph, text_graph
 from mmcompress.huggingface import hugging_face_from_state
@@ -121,7 +121,7 @@ def test_the_forward_pass_equals_the_simulation_and_the_runtime(kind: Any) -> No
     numerics = Numerics(np.float32, kind, ranges, graph_integers(model.config, stored), kept)
     for ours, tower, graph in zip(found, ("image", "text"), (image_graph, text_graph), strict=True):
         exact = embedded(model, tower, fed.of(tower))
-        with quantized(model, stored, ranges, kind):
+        with quantizing(model, stored, ranges, kind):
             simulated = embedded(model, tower, fed.of(tower))
         torch.testing.assert_close(ours, simulated, atol=1e-6, rtol=0)
         options = onnxruntime.SessionOptions()

@@ -1,4 +1,4 @@
-"""The whole fit on a small encoder: what is watched, what is chosen, and that what is chosen was measured."""
+"""The whole fit on a small encoder: what is observing, what is chosen, and that what is chosen was measured."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import torch
 from tiny_encoder import captioned, encoder
 
 from mmcompress.compress.int8.fit import drift_of_both, moments_of, plain
-from mmcompress.compress.int8.quantize import calibrate, feeds, fit
+from mmcompress.compress.int8.quantize import calibrate, feeds, fit_integers
 from mmcompress.compress.int8.ranges import ranges_of
-from mmcompress.compress.int8.simulate import embedded, quantized
+from mmcompress.compress.int8.simulate import embedded, quantizing
 from mmcompress.config import DataConfig, QuantizeConfig
 from mmcompress.int8 import linears_from_tensors, tensors_from_linears
 
@@ -51,7 +51,7 @@ def test_moments_equal_numpy_on_all_inputs_at_once() -> None:
 def test_the_fit_drifts_no_more_than_plain_rounding_and_repeats_to_the_bit() -> None:
     model, pairs = encoder(), captioned(8)
     fitting, judging = feeds(pairs[::2]), feeds(pairs[1::2])
-    found, again = (fit(model, fitting, judging, lambda: pairs, CONFIG) for _ in range(2))
+    found, again = (fit_integers(model, fitting, judging, lambda: pairs, CONFIG) for _ in range(2))
     for kind in ("signed", "unsigned"):
         first, second = (tensors_from_linears({kind: one.linears[kind]}) for one in (found, again))  # type: ignore
         assert all(np.array_equal(first[name], second[name]) for name in first)
@@ -71,9 +71,9 @@ def test_quantizing_nothing_is_the_identity_and_all_of_it_is_undone() -> None:
     model, pairs = encoder(), captioned(1)
     ranges = {name: ranges_of(found, "minmax", 100) for name, found in calibrate(model, pairs)[0].items()}
     before = embedded(model, "image", feeds(pairs).image)
-    with quantized(model, {}, ranges, "unsigned"):
+    with quantizing(model, {}, ranges, "unsigned"):
         assert torch.equal(embedded(model, "image", feeds(pairs).image), before)
-    with quantized(model, plain(model, "image", "unsigned"), ranges, "unsigned"):
+    with quantizing(model, plain(model, "image", "unsigned"), ranges, "unsigned"):
         assert not torch.equal(embedded(model, "image", feeds(pairs).image), before)
     assert torch.equal(embedded(model, "image", feeds(pairs).image), before)
 

@@ -12,7 +12,7 @@ from clip_world import write_squares, write_teacher
 from safetensors.numpy import load_file, save_file
 
 from mmcompress.artifact import Artifact
-from mmcompress.compress.int8.qat import Fit, Measured, closer, gained, needed
+from mmcompress.compress.int8.qat import Fit, FitCost, closer, gained, needed
 from mmcompress.compress.train import optimize
 from mmcompress.errors import CorruptInputError, UsageError
 from mmcompress.huggingface import dual_encoder_from_hugging_face, save_checkpoint
@@ -171,7 +171,7 @@ def test_every_part_is_taken_only_where_it_is_closer() -> None:
 
 def test_what_is_needed_and_what_counts_as_gained() -> None:
     drift = {"signed": {"image": 1e-4, "text": 0.0}}
-    before, worse, none = Measured(drift, 0.01), Measured(drift, 0.02), Measured({"signed": {"image": 0.0}}, 0.0)
+    before, worse, none = FitCost(drift, 0.01), FitCost(drift, 0.02), FitCost({"signed": {"image": 0.0}}, 0.0)
     assert needed(before, 0.005) and not needed(before, 0.01) and needed(before, None) and not needed(none, None)
     some, nothing = {"signed": {"image": True}}, {"signed": {"image": False}}
     assert gained(some, before, before, 0.005) and not gained(nothing, before, before, 0.005)  # type: ignore[arg-type]

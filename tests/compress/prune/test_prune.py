@@ -12,7 +12,7 @@ from mmcompress.compress.prune.importance import taylor
 from mmcompress.compress.prune.prune import uniform_sizes
 from mmcompress.compress.prune.shrink import shrunk
 from mmcompress.compress.train.distill import distillation_loss
-from mmcompress.compress.train.pairs import Pairs
+from mmcompress.compress.train.pairs import TrainingBatch
 from mmcompress.config import DataConfig, PruneConfig, validated
 from mmcompress.errors import UsageError
 from mmcompress.model import DualEncoder
@@ -31,22 +31,22 @@ def model() -> DualEncoder:
 
 
 @pytest.fixture
-def pairs() -> Pairs:
+def pairs() -> TrainingBatch:
     torch.manual_seed(1)
     teacher = tuple(F.normalize(torch.randn(6, 32), dim=-1) for _ in range(2))
     tokens = torch.randint(0, 50, (6, 12))
-    return Pairs(torch.randn(6, 3, 32, 32), tokens, torch.arange(6), (teacher[0], teacher[1]))
+    return TrainingBatch(torch.randn(6, 3, 32, 32), tokens, torch.arange(6), (teacher[0], teacher[1]))
 
 
 def config(**changes: object) -> PruneConfig:
     return PruneConfig.model_validate({"data": DataConfig(), **changes})
 
 
-def outputs(model: DualEncoder, pairs: Pairs) -> torch.Tensor:
+def outputs(model: DualEncoder, pairs: TrainingBatch) -> torch.Tensor:
     return outputs_of(model, pairs.pixels, pairs.tokens)
 
 
-def pruned_by_taylor(model: DualEncoder, pairs: Pairs, chosen: PruneConfig) -> DualEncoder:
+def pruned_by_taylor(model: DualEncoder, pairs: TrainingBatch, chosen: PruneConfig) -> DualEncoder:
     """Both towers by scores alone, as with `refit = false`."""
     scores, pruned = taylor(model, [pairs], ANCHORS), model
     for name, inputs in (("image", pairs.pixels), ("text", pairs.tokens)):
@@ -56,13 +56,13 @@ def pruned_by_taylor(model: DualEncoder, pairs: Pairs, chosen: PruneConfig) -> D
     return pruned
 
 
-def test_pruning_nothing_is_the_identity(model: DualEncoder, pairs: Pairs) -> None:
+def test_pruning_nothing_is_the_identity(model: DualEncoder, pairs: TrainingBatch) -> None:
     pruned = pruned_by_taylor(model, pairs, config(heads=1, mlp=1))
     assert pruned.config == model.config
     assert torch.equal(outputs(model, pairs), outputs(pruned, pairs))
 
 
-def test_pruning_dead_units_changes_no_output(model: DualEncoder, pairs: Pairs) -> None:
+def test_pruning_dead_units_changes_no_output(model: DualEncoder, pairs: TrainingBatch) -> None:
     with torch.no_grad():
         for tower in (model.image, model.text):
             for block in tower.blocks:
@@ -75,10 +75,12 @@ def test_pruning_dead_units_changes_no_output(model: DualEncoder, pairs: Pairs) 
     torch.testing.assert_close(outputs(model, pairs), outputs(pruned, pairs), atol=1e-6, rtol=0)
 
 
-def test_importance_is_the_change_of_the_loss_to_first_order(model: DualEncoder, pairs: Pairs) -> None:
+def test_importance_is_the_change_of_the_loss_to_first_order(model: DualEncoder, pairs: TrainingBatch) -> None:
     """Closing the gate of one unit by a hair, by finite differences, on a single pair (so that |.| is outside)."""
     assert pairs.teacher is not None
-    one = Pairs(pairs.pixels[:1], pairs.tokens[:1], pairs.groups[:1], (pairs.teacher[0][:1], pairs.teacher[1][:1]))
+    one = TrainingBatch(
+        pairs.pixels[:1], pairs.tokens[:1], pairs.groups[:1], (pairs.teacher[0][:1], pairs.teacher[1][:1])
+    )
     assert one.teacher is not None
     scores = taylor(model, [one], ANCHORS)
     block, step = model.image.blocks[1], 1e-2
@@ -113,7 +115,7 @@ def test_a_wrong_target_is_named(wrong: dict[str, object], what: str) -> None:
     assert what in caught.value.what
 
 
-def test_one_tower_can_be_left_alone(model: DualEncoder, pairs: Pairs) -> None:
+def test_one_tower_can_be_left_alone(model: DualEncoder, pairs: TrainingBatch) -> None:
     pruned = pruned_by_taylor(model, pairs, config(heads=0.5, mlp=0.25, towers=("image",)))
     assert pruned.config.text == model.config.text
     assert pruned.config.image.heads == (2, 2) and pruned.config.image.mlp == (32, 32)

@@ -9,8 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mmcompress.compress.train import optimize
-from mmcompress.compress.train.optimize import fit, learning_rate, total_steps
+from mmcompress.compress.train.optimize import learning_rate, optimize, total_steps
 from mmcompress.config import OptimizerConfig
 from mmcompress.distributed import World
 from mmcompress.errors import UsageError
@@ -39,7 +38,7 @@ def run(work: Path, config: OptimizerConfig, stop_after: int | None = None) -> d
             raise KeyboardInterrupt
         return nn.functional.mse_loss(trained(batch), batch)
 
-    fit(trained, loss_of, stream, config=config, pairs=40, world=HERE, work=work, what="test")
+    optimize(trained, loss_of, stream, config=config, pairs=40, world=HERE, work=work, what="test")
     return trained.state_dict()
 
 
@@ -82,7 +81,7 @@ def test_steps_follow_from_epochs() -> None:
 def test_divergence_is_an_error(tmp_path: Path) -> None:
     trained = model()
     with pytest.raises(UsageError, match="diverged"):
-        optimize.fit(
+        optimize(
             trained,
             lambda batch, _: trained(batch).sum() * float("nan"),
             stream,

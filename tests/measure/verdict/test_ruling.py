@@ -101,3 +101,11 @@ def test_both_obstacles_are_named_in_every_order_of_speed() -> None:
         assert len(ruling.obstacles) == 1 + slower and not ruling.int8
         assert ruling.to_beat is (FP32, ORT, FP16)[times[1:].index(min(times[1:]))]
         assert all(obstacle in said for obstacle in cast(tuple[str, ...], ruling.obstacles))
+
+
+def test_nan_is_within_no_budget_and_beats_nothing() -> None:
+    nan = float("nan")
+    for found in ({"r10_lost": nan, "flip_rate": 0.0}, {"r10_lost": 0.0, "flip_rate": nan}):
+        assert not Budget(0.005, 0.02).holds(found)
+    ruling, _ = rule(int8=1.0, fp32=2.0, ort=2.0, fp16=2.0, width=nan)
+    assert not ruling.int8

@@ -21,7 +21,7 @@ from mmcompress.data.batches import batches
 from mmcompress.data.preprocess import normalize
 from mmcompress.errors import CorruptInputError, GateFailedError, MissingRequirementError, UsageError
 from mmcompress.export.export import read_int8
-from mmcompress.export.towers import linear_modules
+from mmcompress.int8 import SEEN, Seen, linear_modules
 from mmcompress.measure.interleave import Record
 from mmcompress.measure.verdict import contest, contestants, ruling, verdict
 from mmcompress.measure.verdict.candidates import CANDIDATES, candidates_for
@@ -332,10 +332,13 @@ def test_a_candidates_graph_has_q_dq_where_it_says(world: Path, tmp_path: Path) 
     assert quantized == {f"image.blocks.{p}" for p in ("0.qkv", "0.fc1", "1.qkv.q", "1.qkv.kv", "1.fc1")}
 
 
+def having_seen(source: Artifact, pairs: int | None) -> Artifact:
+    facts = {**source.manifest.facts, SEEN: Seen(pairs=pairs, seed=3, buffer=SHUFFLED).model_dump()}
+    return replace(source, manifest=source.manifest.model_copy(update={"facts": facts}))
+
+
 def test_without_validation_the_pairs_are_those_that_calibration_has_not_seen(world: Path) -> None:
-    source = Artifact.open(world / "quantized")
-    calibrated = {"samples": 24, "batch": 8, "seed": 3}
-    source = replace(source, manifest=source.manifest.model_copy(update={"config": calibrated}))
+    source = having_seen(Artifact.open(world / "quantized"), 24)
     held = held_out(source, VerdictConfig(data=DataConfig(train=str(world))))
     assert source.preprocessing is not None
     stream = batches(str(world), source.preprocessing, batch=8, shuffle_seed=3, buffer=SHUFFLED)
@@ -345,7 +348,12 @@ def test_without_validation_the_pairs_are_those_that_calibration_has_not_seen(wo
 
 def test_too_few_pairs_and_none_at_all_are_refused(world: Path) -> None:
     source = Artifact.open(world / "quantized")
+    on_training_pairs = VerdictConfig(data=DataConfig(train=str(world)))
     with pytest.raises(UsageError, match="has 0 different captions that the calibration has not seen, 20 are needed"):
-        held_out(source, VerdictConfig(data=DataConfig(train=str(world))))
+        held_out(having_seen(source, 512), on_training_pairs)
+    with pytest.raises(UsageError, match=r"was trained on all of .*, so none of its pairs can judge it"):
+        held_out(having_seen(source, None), on_training_pairs)
+    with pytest.raises(UsageError, match="does not say which training pairs it was calibrated on"):
+        held_out(source, on_training_pairs)
     with pytest.raises(UsageError, match="needs pairs to measure drift on"):
         held_out(source, VerdictConfig(data=DataConfig()))

@@ -9,7 +9,8 @@ import pytest
 from numpy.typing import NDArray
 
 from mmcompress.errors import GateFailedError
-from mmcompress.measure.verdict.sanity import above_chance, checks, enforce_checks
+from mmcompress.measure.retrieval import Matches, hits
+from mmcompress.measure.sanity import above_chance, checks, collapsed, enforce_checks
 
 Rows = NDArray[np.float32]
 GROUP = np.arange(64)
@@ -68,3 +69,30 @@ def test_the_error_names_what_failed_with_its_figures() -> None:
     assert "the FP32 baseline on openvino fails its sanity check: unit norm" in caught.value.what
     assert ": 1, the limit is 0.001" in caught.value.what and caught.value.exit_code == 1
     assert "captions of the data belong to its images" in caught.value.hint
+
+
+def why(images: Rows, texts: Rows, group: NDArray[np.int64], own: NDArray[np.int64]) -> str | None:
+    matches = Matches.of(group, own)
+    return collapsed(images, texts, group, matches, hits(images, texts, matches))
+
+
+def test_a_collapsed_model_is_told_from_a_sound_and_from_an_unknown_one() -> None:
+    images, texts = sound()
+    one = np.repeat(images[:1], 64, axis=0)
+    assert why(images, texts, GROUP, GROUP) is None
+    assert why(one, texts, GROUP, GROUP) == "the image tower gives the same answer to everything"
+    assert why(images, one, GROUP, GROUP) == "the text tower gives the same answer to everything"
+    assert why(np.roll(images, 7, axis=0), texts, GROUP, GROUP) == "its retrieval is no better than chance"
+    assert why(np.roll(images, 7, axis=0)[:2], texts[:2], GROUP[:2], GROUP[:2]) is None, "two pairs cannot tell"
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_chance_knows_of_several_captions_and_of_frequent_classes(seed: int) -> None:
+    """Random embeddings by numpy; five captions an image, and classes of which one has most of the images."""
+    rng = np.random.default_rng(seed)
+    images = unit(rng.standard_normal((60, 16)))
+    assert why(images, unit(rng.standard_normal((300, 16))), np.arange(60), np.repeat(np.arange(60), 5)) is not None
+    classes = np.where(rng.random(60) < 0.6, 0, rng.integers(0, 8, 60))
+    texts = unit(rng.standard_normal((8, 16)))
+    leaning = unit(texts[:1] + 0.1 * rng.standard_normal((60, 16)))  # answers the frequent class, whatever it sees
+    assert why(leaning, texts, classes, np.arange(8)) == "its retrieval is no better than chance"

@@ -13,14 +13,13 @@ from typing import Any
 
 import numpy as np
 
+from mmcompress.embedding import SPREAD, spread
 from mmcompress.errors import GateFailedError
-from mmcompress.measure.retrieval import KS, Floats, Ints, Matches, hits
+from mmcompress.measure.retrieval import KS, Bools, Floats, Ints, Matches, hits
 
 Check = dict[str, Any]
 """{"check", "passed", "value", "limit", "says"}; the value is None where it cannot be computed."""
 NORM_ERROR = 1e-3
-SPREAD = 1e-4
-"""Smallest mean of 1 - cosine between an embedding and the mean of all: below it the answers are one answer."""
 DEVIATIONS = 3.0
 """Of the binomial distribution, by which retrieval has to be better than chance."""
 
@@ -38,13 +37,13 @@ def checks(
         return found
     sides = {"image": images, "text": texts}
     norm = max(float(np.abs(np.linalg.norm(side, axis=1) - 1).max()) for side in sides.values())
-    spread = min(1 - float(np.linalg.norm(side.astype(np.float64).mean(axis=0))) for side in sides.values())
-    apart = max(float(np.abs(sides[name][: len(rows)] - rows).max()) for name, rows in reference.items())
+    narrowest = min(spread(side) for side in sides.values())
+    apart = float(np.max([np.abs(sides[name][: len(rows)] - rows).max() for name, rows in reference.items()]))
     right, chance = above_chance(images, texts, image_group)
     return [
         *found,
         _check("unit norm", norm <= NORM_ERROR, norm, NORM_ERROR, "largest distance of a norm from 1"),
-        _check("not constant", spread >= SPREAD, spread, SPREAD, "1 minus the length of the mean embedding"),
+        _check("not constant", narrowest >= SPREAD, narrowest, SPREAD, "1 minus the length of the mean embedding"),
         _check("equal to torch", apart <= tolerance, apart, tolerance, "largest difference of a number"),
         _check("better than chance", right > chance, right, chance, "share of images whose text is among the best"),
     ]
@@ -52,10 +51,36 @@ def checks(
 
 def above_chance(images: Floats, texts: Floats, image_group: Ints) -> tuple[float, float]:
     """Recall of the images at the largest k that leaves out half of the texts, and what chance hardly reaches."""
-    k = max((k for k in KS if 2 * k <= len(texts)), default=1)
-    found = hits(images, texts, Matches.of(image_group, np.arange(len(texts))))[:, KS.index(k)]
-    p = k / len(texts)
-    return float(found.mean()), p + DEVIATIONS * math.sqrt(p * (1 - p) / len(images))
+    matches = Matches.of(image_group, np.arange(len(texts)))
+    return _recall_and_chance(hits(images, texts, matches), matches, image_group, len(texts))
+
+
+def _recall_and_chance(found: Bools, matches: Matches, image_group: Ints, candidates: int) -> tuple[float, float]:
+    """(N, cuts) hits -> the same, where an image may have several texts and a text several images.
+
+    Chance is a random order of the texts, or the same answer for all images, whichever finds more.
+    """
+    k = max((k for k in KS if 2 * k <= candidates), default=1)
+    asked = matches.answerable
+    texts, images = np.unique(np.diff(matches.starts)[asked], return_counts=True)
+    lucky = [1 - math.comb(candidates - own, k) / math.comb(candidates, k) for own in texts.tolist()]
+    popular = np.sort(np.unique(image_group[asked], return_counts=True)[1])[-k:].sum() / images.sum()
+    p = max(float(np.average(lucky, weights=images)), float(popular))
+    return float(found[asked, KS.index(k)].mean()), p + DEVIATIONS * math.sqrt(p * (1 - p) / images.sum())
+
+
+def collapsed(images: Floats, texts: Floats, image_group: Ints, matches: Matches, found: Bools) -> str | None:
+    """Why the retrieval of a model says nothing, in words; None where nothing is wrong, or too few pairs to tell.
+
+    Images (N, D), texts (M, D), image_group (N,), which texts match which image, and the hits (N, cuts).
+    """
+    for name, side in (("image", images), ("text", texts)):
+        if len(side) > 1 and spread(side) < SPREAD:
+            return f"the {name} tower gives the same answer to everything"
+    if not matches.answerable.any():
+        return None
+    right, chance = _recall_and_chance(found, matches, image_group, len(texts))
+    return None if right > chance or chance >= 1 else "its retrieval is no better than chance"
 
 
 def _check(name: str, passed: bool, value: float, limit: float, says: str) -> Check:

@@ -1,0 +1,73 @@
+"""Documents: the JSON files that stages write beside their artifacts, as models that are checked when they are read.
+
+Each room defines its own (`measure/bench/document.py`, …), with a docstring a field; docs/documents.md is made of them.
+What a file has beyond its model, or otherwise than it, is refused with the key and the value: a figure of another
+meaning must not get into a table because its name fits. A field that a later version adds has a default, so that older
+files are read; what changes meaning raises the number of the schema, and is then read by the version that wrote it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import ConfigDict, Field, ValidationError
+from typing_extensions import Self
+
+from mmcompress.architecture import Config
+from mmcompress.errors import CorruptInputError
+
+Interval = tuple[float, float]
+"""Lower and upper end of a 95% interval."""
+SchemaVersion = Annotated[Literal[1], Field(alias="schema")]
+_SHOWN = 60
+"""Characters of a wrong value that an error shows."""
+
+
+class Part(Config):
+    """A part of a document: frozen, without unknown keys, and without numbers that are NaN or infinite."""
+
+    model_config = ConfigDict(allow_inf_nan=False, populate_by_name=True)
+
+
+class Document(Part):
+    """A whole file."""
+
+    schema_version: SchemaVersion = 1
+    """Of the file's fields and what they mean; a file without it is the first."""
+
+    @classmethod
+    def read(cls, path: Path, hint: str = "make it again with this version of mmcompress") -> Self:
+        """Raises CorruptInputError, with the file, the key and the value, for what is no such document."""
+        try:
+            return cls.model_validate_json(path.read_bytes(), strict=True)
+        except ValidationError as error:
+            first = error.errors()[0]
+            if first["type"] == "json_invalid":
+                raise CorruptInputError(f"{path} is no JSON: {first['ctx']['error']}", hint) from error
+            raise CorruptInputError(
+                f"{path}{_said(first['loc'], first['type'], first['msg'], first['input'])}", hint
+            ) from error
+
+    def to_json(self) -> str:
+        """The text of the file, in the order of the fields."""
+        return json.dumps(self.model_dump(mode="json", by_alias=True), indent=1, ensure_ascii=False, allow_nan=False)
+
+    def write(self, path: Path) -> None:
+        path.write_text(self.to_json(), encoding="utf-8")
+
+
+def _said(place: Sequence[int | str], kind: str, message: str, value: object) -> str:
+    """What is wrong with a file, after its name."""
+    key = ".".join(map(str, place))
+    if key == "schema":
+        return f" is written in schema {value!r}, and this version reads schema 1"
+    if kind == "missing":
+        return f" has no {key!r}"
+    text = repr(value)
+    text = text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
+    if kind == "extra_forbidden":
+        return f" has an unknown key {key!r} with the value {text}"
+    return f"{f': {key}' if key else ''} is {text}: {message}"

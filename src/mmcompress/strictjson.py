@@ -1,0 +1,81 @@
+"""JSON in which every number is a number: the one way that documents are written and read here.
+
+Python writes NaN and Infinity, which no other reader takes, and every comparison with NaN is false, so that it passes
+a limit. Neither gets into a file or out of one, not even as 1e999, which Python reads as infinite. What could not be
+computed is null, and it is the producer that says so: to write null for every NaN would hide a broken model. Left out:
+the json of a sample in a shard, where others write NaN into fields that nobody reads here.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mmcompress.errors import CorruptInputError
+
+
+def text_from_json(value: object, indent: int | None = None, *, compact: bool = False, canonical: bool = False) -> str:
+    """The JSON text; `compact` is without blanks, `canonical` also sorted and ASCII, to be hashed.
+
+    Raises CorruptInputError with the key of the first number that is NaN or infinite.
+    """
+    form: dict[str, Any] = {"separators": (",", ":")} if compact or canonical else {"indent": indent}
+    try:
+        return json.dumps(value, sort_keys=canonical, ensure_ascii=canonical, allow_nan=False, **form)
+    except ValueError:
+        check_finite(value)
+        raise
+
+
+def check_finite(value: object) -> None:
+    """Raise CorruptInputError with the key of the first number in a document that is NaN or infinite."""
+    place = _place(value)
+    if place is not None:
+        key, number = place
+        raise CorruptInputError(
+            f"{key or 'the value'} is {number}, and every figure has to be a finite number",
+            "the model or the data that it was computed from is broken: look for NaN in them",
+        )
+
+
+def _place(value: object) -> tuple[str, float] | None:
+    """`{"rows": [{"p50_ms": nan}]}` -> `("rows.0.p50_ms", nan)`; None where every number is finite."""
+    if isinstance(value, float):
+        return None if math.isfinite(value) else ("", float(value))
+    if not isinstance(value, Mapping | list | tuple):
+        return None
+    for key, part in value.items() if isinstance(value, Mapping) else enumerate(value):
+        found = _place(part)
+        if found is not None:
+            return f"{key}.{found[0]}".removesuffix("."), found[1]
+    return None
+
+
+def write_json(path: Path, value: object, indent: int | None = 1) -> None:
+    path.write_text(text_from_json(value, indent), encoding="utf-8")
+
+
+def json_from_text(text: str | bytes) -> Any:
+    """Raises ValueError for what is no JSON, and for a number that is NaN or infinite."""
+    try:
+        return json.loads(text, parse_constant=_finite, parse_float=_finite)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"it has the number {text}, and every figure has to be finite")
+    return number
+
+
+def read_json(path: Path, hint: str) -> Any:
+    """Raises CorruptInputError for a file that is no JSON."""
+    try:
+        return json_from_text(path.read_bytes())
+    except ValueError as error:
+        raise CorruptInputError(f"{path} is no JSON: {error}", hint) from error
