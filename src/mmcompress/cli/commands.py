@@ -341,7 +341,7 @@ def check(
     chosen = {"row": row, "backend": backend, "batch": batch, "strict": strict, "min_speedup": min_speedup}
     limits = {"max_drop": max_drop, "max": max_, "min": min_}
     verdicts = checking.check(report, {**chosen, **checking.parsed(limits)}, baseline, junit)
-    console.show(*show_report.verdicts_summary(verdicts), json)
+    console.show(*show_report.gates_summary(verdicts), json)
     checking.enforce(verdicts)
 
 

@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mmcompress.artifact import Artifact
+from mmcompress.document import Document
 from mmcompress.formats import (
     megabytes,
 )
@@ -33,8 +34,15 @@ def show(document: object, view: RenderableType, as_json: bool) -> None:
 def artifact_summary(artifact: Artifact) -> Summary:
     """What a command made."""
     manifest = artifact.manifest
-    size = sum(entry.bytes for entry in manifest.files.values())
-    document = {
+    size = megabytes(sum(entry.bytes for entry in manifest.files.values()))
+    view = Text(f"{artifact.path}  {manifest.kind.value}, {size}, digest {artifact.digest[:12]}")
+    return about(artifact), view
+
+
+def about(artifact: Artifact, **documents: Document) -> dict[str, object]:
+    """What `--json` prints of an artifact, with documents that it holds."""
+    manifest = artifact.manifest
+    return {
         "path": str(artifact.path),
         "kind": manifest.kind.value,
         "stage": manifest.stage,
@@ -42,8 +50,8 @@ def artifact_summary(artifact: Artifact) -> Summary:
         "files": {name: entry.bytes for name, entry in manifest.files.items()},
         "facts": manifest.facts,
         "metrics": manifest.metrics,
+        **{name: document.model_dump(mode="json", by_alias=True) for name, document in documents.items()},
     }
-    return document, Text(f"{artifact.path}  {manifest.kind.value}, {megabytes(size)}, digest {artifact.digest[:12]}")
 
 
 def empty_table(*columns: str) -> Table:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.text import Text
 
 from mmcompress.artifact import Artifact
-from mmcompress.cli.console import Summary, artifact_summary, empty_table
+from mmcompress.cli.console import Summary, about, artifact_summary, empty_table
 from mmcompress.formats import (
     ABSENT,
     BACKENDS,
@@ -22,127 +21,126 @@ from mmcompress.formats import (
     percent_interval,
     times,
 )
+from mmcompress.measure.bench.document import BenchDocument
+from mmcompress.measure.bisect.document import BisectDocument
+from mmcompress.measure.comparison import ComparisonDocument
+from mmcompress.measure.drift.document import DriftDocument
+from mmcompress.measure.verdict.document import VerdictDocument
 
 
 def bench_summary(artifact: Artifact) -> Summary:
     """Latencies of a bench, with what the machine did to them."""
-    document, view = artifact_summary(artifact)
-    found = read_json(artifact.file("bench.json"), AGAIN)
+    printed, place = artifact_summary(artifact)
+    bench = BenchDocument.read(artifact.file("bench.json"))
     table = empty_table(
         "row", "on", ">batch", ">threads", ">streams", ">p50", ">p95", ">p99", ">cv", ">images/s", ">ceiling", ""
     )
-    for row in found["rows"]:
-        for entry in row["latency"]:
+    for row in bench.rows:
+        for entry in row.latency:
             table.add_row(
-                row["row"],
-                f"{entry['backend']} {entry['precision']}",
-                *("" if entry[key] is None else str(entry[key]) for key in ("batch", "threads", "streams")),
-                *(milliseconds(entry[key]) for key in ("p50_ms", "p95_ms", "p99_ms")),
-                percent(entry["cv"]),
-                f"{entry['throughput_ips']:,.0f}",
-                percent(entry["ceiling_share"]),
-                " ".join(word for word in ("noisy", "throttled") if entry[word]),
+                row.row,
+                f"{entry.backend} {entry.precision}",
+                *("" if n is None else str(n) for n in (entry.batch, entry.threads, entry.streams)),
+                *(milliseconds(time_ms) for time_ms in (entry.p50_ms, entry.p95_ms, entry.p99_ms)),
+                percent(entry.cv),
+                f"{entry.throughput_ips:,.0f}",
+                percent(entry.ceiling_share),
+                " ".join(word for word, so in (("noisy", entry.noisy), ("throttled", entry.throttled)) if so),
             )
-    warnings = [Text(f"note: {text}") for text in found["environment"]["warnings"]]
-    return document, Group(table, *warnings, view)
+    warnings = [Text(f"note: {text}") for text in bench.environment.warnings]
+    return printed, Group(table, *warnings, place)
 
 
 def drift_summary(artifact: Artifact) -> Summary:
     """What drift measured, a line for each row."""
-    document = read_json(artifact.file("drift.json"), AGAIN)
-    table = empty_table(
-        "row", ">top-1", ">R@10", "95%", ">change", ">cosine", ">worst", ">flips", ">lost", ">old index"
-    )
-    for row in document["rows"]:
-        metrics, old = row["metrics"], row["metrics"]["old_index"]
-        change = metrics["r10_change"]
+    drift = DriftDocument.read(artifact.file("drift.json"))
+    columns = ("row", ">top-1", ">R@10", "95%", ">change", ">cosine", ">worst", ">flips", ">lost", ">old index")
+    table = empty_table(*columns)
+    for row in drift.rows:
+        metrics, change = row.metrics, row.metrics.r10_change
         table.add_row(
-            row["row"],
-            percent(metrics["top1"]),
-            percent(metrics["i2t_r10"]),
-            percent_interval(metrics["ci95"].get("i2t_r10")),
-            f"{100 * change['i2t']:+.1f}{'' if change['significant'] else ' n.s.'}" if change else "",
-            cosine(metrics["cosine_mean"]),
-            cosine(metrics["cosine_worst"]),
-            percent(metrics["flip_rate"]),
-            percent(metrics["flips_lost"]),
-            percent(old["i2t_r10"] if old else None),
+            row.row,
+            percent(metrics.top1),
+            percent(metrics.i2t_r10),
+            percent_interval(metrics.ci95.get("i2t_r10")),
+            f"{100 * change.i2t:+.1f}{'' if change.significant else ' n.s.'}" if change else "",
+            cosine(metrics.cosine_mean),
+            cosine(metrics.cosine_worst),
+            percent(metrics.flip_rate),
+            percent(metrics.flips_lost),
+            percent(metrics.old_index.i2t_r10 if metrics.old_index else None),
         )
-    notes = [
-        f"{r['row']}: {r['collapsed']}, so its figures say nothing" for r in document["rows"] if r.get("collapsed")
-    ]
-    about = f"{artifact.path}  against {document['rows'][0]['row']}, {count(document['rows'][0]['images'])} images"
-    made, _ = artifact_summary(artifact)
-    return {**cast(dict[str, Any], made), "drift": document}, Group(table, *map(Text, notes), Text(about))
+    notes = [f"{row.row}: {row.collapsed}, so its figures say nothing" for row in drift.rows if row.collapsed]
+    first = drift.rows[0]
+    notes.append(f"{artifact.path}  against {first.row}, {count(first.images)} images")
+    return about(artifact, drift=drift), Group(table, *map(Text, notes))
 
 
 def bisect_summary(artifact: Artifact, most: int = 12) -> Summary:
     """The worst modules, and which to keep."""
-    document = read_json(artifact.file("bisect.json"), AGAIN)
+    bisect = BisectDocument.read(artifact.file("bisect.json"))
     table = empty_table("module", ">excess, dB", ">local SQNR, dB", ">carried, dB", ">share of noise")
-    for found in document["modules"][:most]:
-        figures = [f"{found[key]:.1f}" for key in ("excess_db", "local_sqnr_db", "carried_sqnr_db")]
-        table.add_row(found["module"], *figures, percent(found["share"]))
-    names = ", ".join(document["keep"]) or "none: no module is noisier than its precision makes it"
-    made, _ = artifact_summary(artifact)
-    return {**cast(dict[str, Any], made), "bisect": document}, Group(
-        table, Text(f"keep in higher precision: {names}"), Text(str(artifact.path))
-    )
+    for module in bisect.modules[:most]:
+        figures = (module.excess_db, module.local_sqnr_db, module.carried_sqnr_db)
+        table.add_row(module.module, *(f"{ratio_db:.1f}" for ratio_db in figures), percent(module.share))
+    names = ", ".join(bisect.keep) or "none: no module is noisier than its precision makes it"
+    lines = (f"keep in higher precision: {names}", str(artifact.path))
+    return about(artifact, bisect=bisect), Group(table, *map(Text, lines))
 
 
 def verdict_summary(artifact: Artifact) -> Summary:
     """FP32, FP16 and INT8 side by side, and which to ship."""
-    document = read_json(artifact.file("verdict.json"), AGAIN)
+    verdict = VerdictDocument.read(artifact.file("verdict.json"))
     table = empty_table(
         "precision", "on", ">size", ">image, p50", ">speed-up", "95%", ">text, p50", ">speed-up", ">R@10 lost", ">flips"
     )
-    for row in document["rows"]:
-        ratios = [row[tower]["against_fastest_float"] for tower in ("image", "text")]
-        moved = row["drift"] or {}
+    for row in verdict.rows:
+        image, text = row.image.against_fastest_float, row.text.against_fastest_float
         table.add_row(
-            row["precision"].upper(),
-            BACKENDS[row["backend"]],
-            megabytes(row["bytes"]),
-            milliseconds(row["image"]["p50_ms"]),
-            times(ratios[0] and ratios[0]["speedup"]),
-            "–".join(f"{end:.2f}" for end in ratios[0]["ci95"]) if ratios[0] else "",
-            milliseconds(row["text"]["p50_ms"]),
-            times(ratios[1] and ratios[1]["speedup"]),
-            percent(moved.get("r10_lost")),
-            percent(moved.get("flip_rate")),
+            row.precision.upper(),
+            BACKENDS[row.backend],
+            megabytes(row.bytes),
+            milliseconds(row.image.p50_ms),
+            times(image.speedup if image else None),
+            "–".join(f"{end:.2f}" for end in image.ci95) if image else "",
+            milliseconds(row.text.p50_ms),
+            times(text.speedup if text else None),
+            percent(row.drift.r10_lost if row.drift else None),
+            percent(row.drift.flip_rate if row.drift else None),
         )
-    notes = [f"not measured: {what}: {reason}" for what, reason in document["missing"].items()]
-    notes += [f"note: {text}" for text in document["environment"]["warnings"]]
-    made, about = artifact_summary(artifact)
-    said = document["recommendation"]["sentence"]
-    return {**cast(dict[str, Any], made), "verdict": document}, Group(table, Text(said), *map(Text, notes), about)
+    notes = [verdict.recommendation.sentence]
+    notes += [f"not measured: {what}: {reason}" for what, reason in verdict.missing.items()]
+    notes += [f"note: {text}" for text in verdict.environment.warnings]
+    _, place = artifact_summary(artifact)
+    return about(artifact, verdict=verdict), Group(table, *map(Text, notes), place)
 
 
-def comparison_summary(found: Mapping[str, Any]) -> Summary:
+def comparison_summary(compared: ComparisonDocument | dict[str, Any]) -> Summary:
     """What `compare` found: one line a pair of measurements, and what to know about it; or one a range."""
-    if "ranges" in found:
-        return dict(found), _calibrations_view(found)
+    if not isinstance(compared, ComparisonDocument):
+        return compared, _calibrations_view(compared)
     table = empty_table("row", "on", ">batch", ">A", ">B", ">B is faster by", "95%", "", ">ceiling, A", ">B")
-    for pair in found["comparisons"]:
-        a, b = pair["a"], pair["b"]
-        names = dict.fromkeys(f"{side['row']} {side['precision']}" for side in (a, b))
+    for pair in compared.comparisons:
+        a, b = pair.a, pair.b
+        names = dict.fromkeys(f"{side.row} {side.precision}" for side in (a, b))
         table.add_row(
             " / ".join(names),
-            " / ".join(dict.fromkeys((a["backend"], b["backend"]))),
-            str(pair["batch"]),
-            milliseconds(a["p50_ms"]),
-            milliseconds(b["p50_ms"]),
-            f"{pair['speedup']:.3f} times",
-            f"{pair['ci95'][0]:.3f}–{pair['ci95'][1]:.3f}",
-            "significant" if pair["significant"] else "not significant",
-            percent(a.get("ceiling_share")),
-            percent(b.get("ceiling_share")),
+            " / ".join(dict.fromkeys((a.backend, b.backend))),
+            str(pair.batch),
+            milliseconds(a.p50_ms),
+            milliseconds(b.p50_ms),
+            f"{pair.speedup:.3f} times",
+            f"{pair.ci95[0]:.3f}–{pair.ci95[1]:.3f}",
+            "significant" if pair.significant else "not significant",
+            percent(a.ceiling_share),
+            percent(b.ceiling_share),
         )
-    peaks = [
-        f"ceiling: {c['backend']} {c['precision']}, {c['threads']} threads: {c['gmacs_per_s']:.0f} GMAC/s"
-        for c in found["ceiling"]
+    notes = [
+        f"ceiling: {peak.backend} {peak.precision}, {peak.threads} threads: {peak.gmacs_per_s:.0f} GMAC/s"
+        for peak in compared.ceiling
     ]
-    return dict(found), Group(table, *map(Text, peaks), *(Text(f"note: {note}") for note in found["notes"]))
+    notes += [f"note: {note}" for note in compared.notes]
+    return compared.model_dump(mode="json", by_alias=True), Group(table, *map(Text, notes))
 
 
 def _calibrations_view(found: Mapping[str, Any]) -> RenderableType:
