@@ -172,6 +172,8 @@ class DriftRow(Part):
     """Texts that every image chooses from."""
     metrics: Metrics
     """Its figures."""
+    collapsed: str | None = None
+    """Why its figures say nothing, in words; null where nothing is wrong, and in files of older versions."""
     against: str
     """Name of the first row, which it is compared with."""
     previous: PreviousDistance | None

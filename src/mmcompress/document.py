@@ -8,7 +8,6 @@ files are read; what changes meaning raises the number of the schema, and is the
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal, get_args
@@ -18,6 +17,7 @@ from typing_extensions import Self
 
 from mmcompress.architecture import Config
 from mmcompress.errors import CorruptInputError
+from mmcompress.strictjson import check_finite, text_from_json
 
 Interval = tuple[float, float]
 """Lower and upper end of a 95% interval."""
@@ -27,9 +27,10 @@ _SHOWN = 60
 
 
 class Part(Config):
-    """A part of a document: frozen, without unknown keys, and without numbers that are NaN or infinite."""
+    """A part of a document: frozen, and without unknown keys. A number that is none passes neither reading nor writing,
+    which name its place; a measurement that built it would end in the traceback of a bug."""
 
-    model_config = ConfigDict(allow_inf_nan=False, populate_by_name=True)
+    model_config = ConfigDict(populate_by_name=True, allow_inf_nan=True)
 
 
 class Document(Part):
@@ -42,7 +43,11 @@ class Document(Part):
     def read(cls, path: Path, hint: str = "make it again with this version of mmcompress") -> Self:
         """Raises CorruptInputError, with the file, the key and the value, for what is no such document."""
         try:
-            return cls.model_validate_json(cls.current(path.read_bytes()), strict=True)
+            found = cls.model_validate_json(cls.current(path.read_bytes()), strict=True)
+            check_finite(found.model_dump(by_alias=True))
+            return found
+        except CorruptInputError as error:
+            raise CorruptInputError(f"{path}: {error.what}", hint) from error
         except ValidationError as error:
             first = error.errors()[0]
             if first["type"] == "json_invalid":
@@ -57,8 +62,8 @@ class Document(Part):
         return text
 
     def to_json(self) -> str:
-        """The text of the file, in the order of the fields."""
-        return json.dumps(self.model_dump(mode="json", by_alias=True), indent=1, ensure_ascii=False, allow_nan=False)
+        """The text of the file, in the order of the fields; raises CorruptInputError for a number that is none."""
+        return text_from_json(self.model_dump(by_alias=True), indent=1)
 
     def write(self, path: Path) -> None:
         path.write_text(self.to_json(), encoding="utf-8")
