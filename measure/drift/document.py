@@ -188,8 +188,6 @@ class DriftRow(Part):
     """Against the first row; null of the first row itself, and where the dimensions differ."""
     per_class: tuple[ClassChange, ...]
     """Classes that lost most, the worst first; empty where the texts are captions."""
-    collapsed: str | None = None
-    """Which tower gives the same answer to everything, in words; null where none does."""
 
 
 class Choice(Part):

@@ -58,7 +58,7 @@ class Document(Part):
 
     @classmethod
     def current(cls, text: bytes) -> bytes:
-        """The text of a file of an earlier schema in this one, where a document has had one; other texts as they are."""
+        """A file of an earlier schema as one of this schema, where there has been one; other texts as they are."""
         return text
 
     def to_json(self) -> str:

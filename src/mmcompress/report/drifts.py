@@ -15,9 +15,7 @@ PANEL = (250.0, 120.0)
 
 def cosine_panels(rows: Sequence[Row]) -> list[str]:
     """A histogram for each row of the cosines between its image embeddings and the reference's, on one scale."""
-    counted = [
-        (row, row.cosine_histogram) for row in rows if row.cosine_histogram and sum(row.cosine_histogram.counts)
-    ]
+    counted = [(row, row.cosine_histogram) for row in rows if row.cosine_histogram and sum(row.cosine_histogram.counts)]
     low = min((_first_edge(histogram) for _, histogram in counted), default=0.0)
     return [_cosine_panel(row, histogram, min(low, 0.99)) for row, histogram in counted]
 
@@ -117,9 +115,7 @@ def classes(row: Row, limit: int = 20) -> str:
             f'<circle class="after" cx="{x(change.after):.1f}" cy="{y:.1f}" r="4.5"/></g>'
             f'<text class="muted" x="{WIDTH:.0f}" y="{y + 4:.1f}" text-anchor="end">{text}</text>'
         )
-    title = (
-        f"Right first answers by class, {row.against or 'reference'} to {row.row}: the classes that lost most"
-    )
+    title = f"Right first answers by class, {row.against or 'reference'} to {row.row}: the classes that lost most"
     return svg("".join(parts), (WIDTH, bottom + 30), title, "; ".join(told))
 
 

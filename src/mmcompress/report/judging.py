@@ -171,7 +171,8 @@ def _drop(report: ReportDocument, row: Row, name: str, baseline: ReportDocument 
     before, after = _figure(reference, own), _figure(row, name)
     if reference.collapsed and row.collapsed:
         return Change(None, None, f"the gate is meaningless: in both rows {row.collapsed} ({against})")
-XX if baseline else reference.row} or {row.row} has no {name}")
+    if before is None or after is None:
+        return Change(None, None, f"{'baseline' if baseline else reference.row} or {row.row} has no {name}")
     paired = row.r10_change if baseline is None and name == "i2t_r10" else None
     if paired and paired.ci95:
         low, high = paired.ci95

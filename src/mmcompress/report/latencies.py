@@ -29,10 +29,7 @@ SPAN = (0.6, 1.7)
 def latency_bars(rows: Sequence[Row], batch: int, machine: str) -> str:
     """One bar a row, precision and backend: up to the median, then a line to p99 with a tick at p90."""
     entries = [
-        (row.row, entry)
-        for row in rows
-        for entry in row.latency
-        if plain(entry, batch) and entry.machine == machine
+        (row.row, entry) for row in rows for entry in row.latency if plain(entry, batch) and entry.machine == machine
     ]
     if not entries:
         return ""
@@ -89,9 +86,7 @@ def _bar(entry: MachineLatency, x: Callable[[float], float], y: float, left: flo
 
 def distributions(rows: Sequence[Row]) -> list[str]:
     """A panel for each row's fastest latency: single calls around their median, all on one relative scale."""
-    return [
-        _distribution(row.row, row.fastest) for row in rows if row.fastest and sum(row.fastest.histogram.counts)
-    ]
+    return [_distribution(row.row, row.fastest) for row in rows if row.fastest and sum(row.fastest.histogram.counts)]
 
 
 def _distribution(row: str, entry: MachineLatency) -> str:

@@ -26,7 +26,7 @@ from mmcompress.measure.verdict.document import VerdictDocument
 from mmcompress.report.document import NamedBisect, NamedVerdict, ReportDocument, ReportMachine, Sensitivity
 from mmcompress.report.row import MachineLatency
 
-D = TypeVar("D", bound=Document)
+D = TypeVar("D", bound=Document, covariant=True)
 P = TypeVar("P", bound=Part)
 
 
@@ -127,9 +127,7 @@ def drift_row(drift: DriftDocument | None, name: str) -> DriftRow | None:
     return next((row for row in drift.rows if row.row == name), None) if drift else None
 
 
-def mismatches(
-    artifacts: Sequence[Artifact], documents: Iterable[Measurement[BenchDocument] | Measurement[DriftDocument]]
-) -> list[str]:
+def mismatches(artifacts: Sequence[Artifact], documents: Iterable[Measurement[Document]]) -> list[str]:
     """A sentence for each artifact that differs from the one of the same name that was measured or gathered."""
     kept: dict[str, str] = {}
     sentences = []
@@ -157,16 +155,16 @@ def sensitivity(gathered: Iterable[Artifact]) -> tuple[Sensitivity, ...]:
     )
 
 
-def part_of_facts(kind: type[P], artifact: Artifact, facts: Iterable[str], **values: object) -> P:
+def part_of_facts(kind: type[P], source: Artifact, facts: Iterable[str], **values: object) -> P:
     """A part of the report with some of a manifest's facts, and other values."""
     try:
-        return kind.model_validate({**{fact: artifact.manifest.facts.get(fact) for fact in facts}, **values})
+        return kind.model_validate({**{fact: source.manifest.facts.get(fact) for fact in facts}, **values})
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))
         raise CorruptInputError(
-            f"{artifact.path}: the manifest's {key} is {first['input']!r}: {first['msg']}",
-            f"run {artifact.manifest.stage} again",
+            f"{source.path}: the manifest's {key} is {first['input']!r}: {first['msg']}",
+            f"run {source.manifest.stage} again",
         ) from error
 
 

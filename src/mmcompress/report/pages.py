@@ -97,10 +97,12 @@ def markdown_page(document: ReportDocument) -> str:
     return _templates(autoescape=False).get_template("report.md.j2").render(**dict(document))
 
 
-def environments(document: ReportDocument) -> dict[str, Mapping[str, object]]:
+def environments(document: ReportDocument) -> dict[str, dict[str, object]]:
     """What each machine says of itself, by its id; of a single one together with what made the report."""
-    by_id = {machine.id: machine.environment.model_dump(mode="json", by_alias=True) for machine in document.machines}
-    return by_id if len(by_id) > 1 else {"": {**document.environment, **next(iter(by_id.values()), {})}}
+    facts = [machine.environment.model_dump(mode="json", by_alias=True) for machine in document.machines]
+    if len(facts) > 1:
+        return {machine.id: own for machine, own in zip(document.machines, facts, strict=True)}
+    return {"": document.environment | (facts[0] if facts else {})}
 
 
 @functools.cache

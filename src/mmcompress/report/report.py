@@ -14,12 +14,14 @@ from pathlib import Path
 
 from mmcompress.artifact import Artifact
 from mmcompress.config import ReportConfig
+from mmcompress.document import Document
 from mmcompress.errors import UsageError
 from mmcompress.gates import Gates
 from mmcompress.manifest import Kind, environment
 from mmcompress.report import measured
 from mmcompress.report.document import GateVerdict, MachineRatio, ReportDocument
 from mmcompress.report.judging import judged, unjudged
+from mmcompress.report.measured import Measurement
 from mmcompress.report.rows import engine_of, other_test, relative, row_of, step_of, test_of
 from mmcompress.report.sentences import collapse_warnings, headlines, highlights, machine_warnings, not_measured
 from mmcompress.stages import Job
@@ -62,12 +64,13 @@ def _recorded(document: ReportDocument, gates: Gates) -> tuple[GateVerdict, ...]
 def joined(title: str, gathered: Sequence[Artifact], folder: Path) -> ReportDocument:
     """One document of all rows in the order of `gathered`; artifacts are named relative to `folder`."""
     benches, drifts = measured.benches(gathered), measured.drifts(gathered)
+    measurements: list[Measurement[Document]] = [*benches, *drifts]
     latencies = [bench.document for bench in benches]
     machines, ids = measured.machines(latencies)
     main = drifts[0] if drifts else None
     first = {(a.manifest.kind, a.path.name): a for a in reversed(gathered)}
     kept = [a for a in gathered if first[a.manifest.kind, a.path.name] is a]
-    seen = {digest for measurement in (*benches, *drifts) for digest in measurement.digests.values()}
+    seen = {digest for measurement in measurements for digest in measurement.digests.values()}
     # a verdict is a row where it stands for an export in bench and drift, else a section of its own
     delivered = [a for a in kept if a.manifest.stage != "verdict" or a.digest in seen]
     accuracy = main.document if main else None
@@ -100,7 +103,7 @@ def joined(title: str, gathered: Sequence[Artifact], folder: Path) -> ReportDocu
     )
     graphs = [artifact for artifact in gathered if artifact.manifest.kind is Kind.ONNX]
     warnings = [
-        *measured.mismatches(graphs, [*benches, *drifts]),
+        *measured.mismatches(graphs, measurements),
         *collapse_warnings(rows),
         *machine_warnings(document),
     ]

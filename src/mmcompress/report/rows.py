@@ -15,7 +15,7 @@ from mmcompress.config import Backend, Precision
 from mmcompress.manifest import Graph
 from mmcompress.measure.bench.document import BenchDocument
 from mmcompress.measure.drift.document import DriftDocument
-from mmcompress.report.document import Engine, EngineFile, OtherRow, OtherTest, Step, TestedOn
+from mmcompress.report.document import Engine, OtherRow, OtherTest, Step, TestedOn
 from mmcompress.report.measured import Measurement, drift_row, latency_of, part_of_facts
 from mmcompress.report.row import MachineLatency, Row, RowMetrics
 
@@ -69,17 +69,13 @@ def plain(entry: MachineLatency, batch: int) -> bool:
     return entry.batch == batch and entry.streams == 1
 
 
-def fastest(
-    latency: Sequence[MachineLatency], precision: Precision | None, machine: str
-) -> MachineLatency | None:
+def fastest(latency: Sequence[MachineLatency], precision: Precision | None, machine: str) -> MachineLatency | None:
     """The lowest median of a machine at batch 1, in the row's own precision."""
     fitting = [e for e in latency if plain(e, 1) and e.precision == precision and e.machine == machine]
     return min(fitting, key=lambda entry: entry.p50_ms, default=None)
 
 
-def by_backend(
-    latency: Sequence[MachineLatency], precision: Precision | None, machine: str
-) -> dict[Backend, float]:
+def by_backend(latency: Sequence[MachineLatency], precision: Precision | None, machine: str) -> dict[Backend, float]:
     """Lowest median at batch 1 of each backend, in ms."""
     backends = dict.fromkeys(entry.backend for entry in latency)
     best = {b: fastest([e for e in latency if e.backend == b], precision, machine) for b in backends}
