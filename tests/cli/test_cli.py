@@ -184,7 +184,7 @@ def test_report_prints_the_ledger_or_json(cli: Cli, tmp_path: Path) -> None:
     assert shown.code == 0
     assert "14,212,097" in shown.out and "8.29 times as fast" in shown.out and "report.html" in shown.out
     last = cli("report", tmp_path, "--json").out.splitlines()[-1]
-    assert json.loads(last)["rows"][0]["stage"] == "teacher"
+    assert json.loads(last)["rows"][0]["row"] == "teacher"
     assert ", " not in last.split('"headlines"')[0][:200]
 
 

@@ -129,12 +129,12 @@ def test_the_verdict_has_a_section_a_table_and_its_sentence(tmp_path: Path) -> N
 def test_a_verdict_is_a_row_only_where_it_was_measured(tmp_path: Path) -> None:
     artifacts = make_run(tmp_path)
     made = verdict_artifact(tmp_path / "verdict", VERDICT)
-    names = [found["stage"] for found in joined("t", [*artifacts, made], tmp_path)["rows"]]
+    names = [row.row for row in joined("t", [*artifacts, made], tmp_path).rows]
     assert names == list(ROWS), "the headlines are about the last row, which must not be one without figures"
     bench = measurement(tmp_path / "bench-2", "bench", {**bench_document(), "rows": []}, [made])
     document = joined("t", [*artifacts, made, bench], tmp_path)
-    assert [found["stage"] for found in document["rows"]] == [*ROWS, "verdict"]
-    assert [found["name"] for found in document["verdicts"]] == ["verdict"]
+    assert [row.row for row in document.rows] == [*ROWS, "verdict"]
+    assert [verdict.name for verdict in document.verdicts] == ["verdict"]
 
 
 def test_without_a_verdict_there_is_no_section(tmp_path: Path) -> None:
@@ -146,7 +146,7 @@ def test_without_a_verdict_there_is_no_section(tmp_path: Path) -> None:
 
 def test_a_damaged_document_is_named(tmp_path: Path) -> None:
     verdict_artifact(tmp_path / "verdict", {"rows": "none"})
-    with pytest.raises(CorruptInputError, match=r"verdict\.json has no list of rows") as caught:
+    with pytest.raises(CorruptInputError, match=r"verdict\.json has no 'backend'") as caught:
         standalone.report([tmp_path])
     assert caught.value.hint == "run verdict again"
 

@@ -100,7 +100,7 @@ def junit_xml(verdicts: Sequence[GateVerdict]) -> bytes:
             ElementTree.SubElement(case, "system-out").text = told
         else:
             failure = ElementTree.SubElement(case, "failure", {"message": told, "type": "GateFailed"})
-            failure.text = _xml(text_from_json(verdict.model_dump(mode="json")))
+            failure.text = _xml(text_from_json(verdict.model_dump()))
     ElementTree.indent(suites)
     return bytes(ElementTree.tostring(suites, encoding="utf-8", xml_declaration=True)) + b"\n"
 

@@ -5,6 +5,8 @@ Every figure is null where nobody measured it, so a row of an artifact alone has
 
 from __future__ import annotations
 
+import math
+
 from mmcompress.config import Backend, Precision
 from mmcompress.document import Interval, Part
 from mmcompress.measure.document import Latency
@@ -141,6 +143,6 @@ class Row(Part):
 
 
 def figure(part: Part | None, name: str) -> float | None:
-    """A figure whose name is data, a gate's say; None where the part or the figure was not measured."""
+    """A figure whose name is data, a gate's say; None where it was not measured, and where it is no number."""
     value = None if part is None else getattr(part, name)
-    return None if value is None else float(value)
+    return None if value is None or not math.isfinite(value) else float(value)
