@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from rich.console import Group, RenderableType
 from rich.text import Text
 
 from mmcompress.artifact import Artifact
 from mmcompress.cli.console import Summary, about, artifact_summary, empty_table
+from mmcompress.compress.int8.comparison import CalibrationComparison
 from mmcompress.formats import (
     ABSENT,
     BACKENDS,
@@ -115,10 +113,14 @@ def verdict_summary(artifact: Artifact) -> Summary:
     return about(artifact, verdict=verdict), Group(table, *map(Text, notes), place)
 
 
-def comparison_summary(compared: ComparisonDocument | dict[str, Any]) -> Summary:
+def comparison_summary(compared: ComparisonDocument | CalibrationComparison) -> Summary:
     """What `compare` found: one line a pair of measurements, and what to know about it; or one a range."""
-    if not isinstance(compared, ComparisonDocument):
-        return compared, _calibrations_view(compared)
+    view = _pairs_view(compared) if isinstance(compared, ComparisonDocument) else _calibrations_view(compared)
+    return compared.model_dump(mode="json", by_alias=True), view
+
+
+def _pairs_view(compared: ComparisonDocument) -> RenderableType:
+    """One line a pair of measurements, and what to know about it."""
     table = empty_table("row", "on", ">batch", ">A", ">B", ">B is faster by", "95%", "", ">ceiling, A", ">B")
     for pair in compared.comparisons:
         a, b = pair.a, pair.b
@@ -140,22 +142,22 @@ def comparison_summary(compared: ComparisonDocument | dict[str, Any]) -> Summary
         for peak in compared.ceiling
     ]
     notes += [f"note: {note}" for note in compared.notes]
-    return compared.model_dump(mode="json", by_alias=True), Group(table, *map(Text, notes))
+    return Group(table, *map(Text, notes))
 
 
-def _calibrations_view(found: Mapping[str, Any]) -> RenderableType:
+def _calibrations_view(compared: CalibrationComparison) -> RenderableType:
     """The ranges of two calibrations, those that differ most first."""
     table = empty_table("activation", ">A from", ">to", "by", ">B from", ">to", "by", ">B's step is")
-    for row in found["ranges"]:
+    for pair in compared.ranges:
         cells = []
-        for side, method in zip((row["a"], row["b"]), row["methods"], strict=True):
+        for side, method in zip((pair.a, pair.b), pair.methods, strict=True):
             cells += [f"{side['low']:.3g}", f"{side['high']:.3g}"] if side else [ABSENT, ABSENT]
             cells.append(method or "")
-        table.add_row(row["module"], *cells, ABSENT if row["ratio"] is None else f"{row['ratio']:.3f} times")
+        table.add_row(pair.module, *cells, ABSENT if pair.ratio is None else f"{pair.ratio:.3f} times")
     drifts = [
         f"drift of {letter}: "
         + ", ".join(f"{kind} {tower} {value:.3g}" for kind, towers in drift.items() for tower, value in towers.items())
-        for letter, drift in zip("AB", found["drift"], strict=True)
+        for letter, drift in zip("AB", compared.drift, strict=True)
         if drift
     ]
     return Group(table, *map(Text, drifts))
