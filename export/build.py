@@ -16,7 +16,7 @@ VERSION_COMPATIBLE, which fail without a GPU.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -24,13 +24,13 @@ from typing import Any
 from mmcompress.artifact import Artifact
 from mmcompress.config import Backend, BuildConfig
 from mmcompress.errors import CorruptInputError, MissingRequirementError, UsageError
-from mmcompress.export.audit import Audit, audit_log
+from mmcompress.export.audit import audit_log, summary_of
+from mmcompress.export.document import Audit, AuditDocument
 from mmcompress.export.sparsity import two_four_weights
 from mmcompress.manifest import Graph, TensorSpec
 from mmcompress.progress import say
 from mmcompress.runtime.tensorrt import tensorrt_module, this_machine
 from mmcompress.stages import Job
-from mmcompress.strictjson import read_json, write_json
 
 NATIVE = "native"
 AUDIT = "audit.json"
@@ -78,7 +78,7 @@ def build(job: Job[BuildConfig]) -> None:
             if config.sparse and not engine.sparsity:
                 say("build", file, "the builder does not say whether it took a sparse kernel")
     job.draft.inherit(source, *([source.tokenizer.file] if source.tokenizer else []))
-    write_json(job.draft.path / AUDIT, {file: asdict(audit) for file, audit in audits.items()})
+    AuditDocument.of(audits).write(job.draft.path / AUDIT)
     job.draft.facts = {
         **{
             key: source.manifest.facts[key] for key in ("params", "macs", "logit_scale") if key in source.manifest.facts
@@ -88,7 +88,7 @@ def build(job: Job[BuildConfig]) -> None:
         "targets": [graph.target for graph in job.draft.graphs if graph.tower == job.draft.graphs[0].tower],
         "batches": list(config.batches),
         **({"two_four": eligible, "sparsity_log": said} if config.sparse else {}),
-        "audit": {file: audit.summary() for file, audit in audits.items()},
+        "audit": {file: summary_of(audit).model_dump(mode="json") for file, audit in audits.items()},
     }
 
 
@@ -120,7 +120,7 @@ def sparse_weights(source: Artifact) -> dict[str, list[str]]:
     return found
 
 
-def supported_targets(trt: ModuleType) -> dict[str, Any]:
+def supported_targets(trt: ModuleType) -> dict[str, object]:
     """`sm86` -> the module's own constant; empty for a TensorRT that builds for its own GPU only."""
     capability = getattr(trt, "ComputeCapability", None)
     names = [name for name in dir(capability) if name.startswith("SM") and name[2:].isdigit()]
@@ -251,5 +251,5 @@ def _last_error(log: Any) -> str:
 
 def module_precisions(artifact: Artifact) -> Mapping[str, Mapping[str, str]]:
     """Of an engine artifact: file -> module -> precision."""
-    audits = read_json(artifact.file(AUDIT), "build the engine again")
-    return {file: audit["modules"] for file, audit in audits.items()}
+    audits = AuditDocument.read(artifact.file(AUDIT), "build the engine again")
+    return {file: audit.modules for file, audit in audits.engines.items()}

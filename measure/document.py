@@ -1,4 +1,7 @@
-"""What several documents of measurements are made of: ratios, latencies, ceilings."""
+"""What several documents of measurements are made of: ratios, latencies, ceilings.
+
+Where a class has two bases, the fields of the last one come first in the file.
+"""
 
 from __future__ import annotations
 
@@ -42,8 +45,8 @@ class Pipeline(Part):
     """Images a second of both together."""
 
 
-class Latency(Part):
-    """One image graph on one backend, with one batch size, number of threads and number of streams."""
+class Measurement(Part):
+    """What is measured: an image graph on a backend, and how it is called."""
 
     backend: Backend
     """The runtime."""
@@ -59,6 +62,11 @@ class Latency(Part):
     """Of the runtime, all streams together; null on a GPU."""
     streams: int
     """Calls at the same time, each of a session of its own."""
+
+
+class CallTimes(Part):
+    """How long the calls took."""
+
     samples: int
     """Calls that were counted."""
     p50_ms: float
@@ -77,6 +85,11 @@ class Latency(Part):
     """Images a second, at the mean time or, with several streams, over the whole time."""
     histogram: TimeHistogram
     """Calls by their time."""
+
+
+class Latency(CallTimes, Measurement):
+    """One image graph on one backend, with one batch size, number of threads and number of streams."""
+
     load_ms: float | None
     """Median ms of opening a session; null with several streams."""
     first_ms: float | None
@@ -116,6 +129,21 @@ class Ceiling(Part):
     """Billions of multiply-accumulates a second, of the fastest call of the fastest shape."""
     shape: tuple[int, int, int]
     """Rows, depth and columns of that product."""
+
+
+class SanityCheck(Part):
+    """One check of the FP32 baseline's embeddings."""
+
+    check: str
+    """Its name."""
+    passed: bool
+    """Whether the value is within the limit."""
+    value: float
+    """What was found."""
+    limit: float
+    """What it is held against."""
+    says: str
+    """What the value is."""
 
 
 class RaceEnvironment(Environment):

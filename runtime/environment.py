@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, TypeVar
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
@@ -80,16 +81,14 @@ class Machine(Part):
     """Memory of the machine."""
 
     @model_serializer(mode="wrap")
-    def _without_absent_packages(self, serialize: SerializerFunctionWrapHandler) -> dict[str, object]:
-        fields = type(self).model_fields
-        absent = {str(fields[name].alias or name) for name in PACKAGES if getattr(self, name) is None}
-        absent |= {name for name in PACKAGES if getattr(self, name) is None}
-        written: dict[str, Any] = serialize(self)
-        return {name: value for name, value in written.items() if name not in absent}
+    def _without_absent_packages(self, serialize: SerializerFunctionWrapHandler) -> Mapping[str, Any]:
+        aliases = {name: Machine.model_fields[name].alias or name for name in PACKAGES}
+        absent = {key for name, alias in aliases.items() if getattr(self, name) is None for key in (name, alias)}
+        return {key: value for key, value in serialize(self).items() if key not in absent}
 
 
-class Environment(Machine):
-    """A machine, and what it did while it was measured."""
+class Meanwhile(Part):
+    """What the machine did while it was measured."""
 
     pinned_cores: tuple[int, ...] | None
     """Cores that the process was bound to; null where it was not."""
@@ -112,3 +111,15 @@ class Environment(Machine):
     """Whether the machine was quiet enough."""
     warnings: tuple[str, ...]
     """What a reader of the figures has to know, one sentence each."""
+
+
+class Environment(Meanwhile, Machine):
+    """A machine, and what it did while it was measured."""
+
+
+E = TypeVar("E", bound=Environment)
+
+
+def environment_of(kind: type[E], machine: Machine, meanwhile: Meanwhile, **figures: object) -> E:
+    """Both together, with the figures that a kind of measurement adds or replaces."""
+    return kind.model_validate({**dict(machine), **dict(meanwhile), **figures})

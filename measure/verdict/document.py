@@ -4,22 +4,7 @@ from __future__ import annotations
 
 from mmcompress.config import Backend, Precision
 from mmcompress.document import Document, Part
-from mmcompress.measure.document import Activations, RaceEnvironment, Speedup
-
-
-class SanityCheck(Part):
-    """One check of the FP32 baseline's embeddings."""
-
-    check: str
-    """Its name."""
-    passed: bool
-    """Whether the value is within the limit."""
-    value: float
-    """What was found."""
-    limit: float
-    """What it is held against."""
-    says: str
-    """What the value is."""
+from mmcompress.measure.document import Activations, RaceEnvironment, SanityCheck, Speedup
 
 
 class TowerLatency(Part):

@@ -238,7 +238,7 @@ def compare(a: Path, b: Path, asked: Mapping[str, Any], pin: str | None = None) 
         cores = None if pin is None else tuple(int(core) for core in pin.split(","))
     except ValueError as error:
         raise UsageError(f"--pin {pin!r} is no list of cores", "for example: --pin 0,1") from error
-    return compare_paths(a, b, pin=cores, **asked)
+    return compare_paths(a, b, pin=cores, **asked).model_dump(mode="json", by_alias=True)
 
 
 def drift(
