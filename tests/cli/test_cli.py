@@ -309,7 +309,7 @@ def test_json_is_alone_on_stdout_in_a_new_process(tmp_path: Path) -> None:
     done = subprocess.run(
         [*ENTRY, "report", str(tmp_path), "--json"], capture_output=True, text=True, check=True, env=environment
     )
-    assert json.loads(done.stdout)["schema"] == 1
+    assert json.loads(done.stdout)["schema"] == 2
     assert "done in" in done.stderr
 
 

@@ -41,7 +41,7 @@ def _aligned(rows: Sequence[tuple[str, str]]) -> Text:
 def manifest_view(artifact: Artifact) -> RenderableType:
     """A manifest in readable form."""
     manifest = artifact.manifest
-    made = ", ".join(f"{name} {version}" for name, version in manifest.environment.items())
+    versions = ", ".join(f"{name} {version}" for name, version in manifest.environment.items())
     about = pairs(
         {
             "path": str(artifact.path),
@@ -51,7 +51,7 @@ def manifest_view(artifact: Artifact) -> RenderableType:
             **{f"parent {role}": digest for role, digest in manifest.parents.items()},
             "config": text_from_json(manifest.config),
             **{key: _short(value) for key, value in {**manifest.facts, **manifest.metrics}.items()},
-            "made with": made,
+            "made with": versions,
         }
     )
     files = empty_table("file", ">size", "SHA-256")

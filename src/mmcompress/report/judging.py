@@ -163,7 +163,7 @@ def _drop(report: ReportDocument, row: Row, name: str, baseline: ReportDocument 
         if same is None:
             return Change(None, None, f"the baseline has no row {row.row}")
         reference = same
-        tests = [(one.test.images, one.test.candidates) for one in (report, baseline)]
+        tests = [(side.test.images, side.test.candidates) for side in (report, baseline)]
         if tests[0] != tests[1]:
             return Change(None, None, "the baseline was measured on another test set")
     # The old index is the reference's own: what it finds there itself is its plain recall.

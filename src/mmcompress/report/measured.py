@@ -171,8 +171,8 @@ def part_of_facts(kind: type[P], source: Artifact, facts: Iterable[str], **value
 def bisects(gathered: Iterable[Artifact]) -> tuple[NamedBisect, ...]:
     """The documents of `bisect`."""
     return tuple(
-        NamedBisect(**dict(found.document), name=found.name)
-        for found in measurements(gathered, "bisect", BisectDocument)
+        NamedBisect(**dict(bisect.document), name=bisect.name)
+        for bisect in measurements(gathered, "bisect", BisectDocument)
     )
 
 
