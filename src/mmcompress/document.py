@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import ConfigDict, Field, ValidationError
 from typing_extensions import Self
@@ -43,7 +43,7 @@ class Document(Part):
     def read(cls, path: Path, hint: str = "make it again with this version of mmcompress") -> Self:
         """Raises CorruptInputError, with the file, the key and the value, for what is no such document."""
         try:
-            found = cls.model_validate_json(path.read_bytes(), strict=True)
+            found = cls.model_validate_json(cls.current(path.read_bytes()), strict=True)
             check_finite(found.model_dump(by_alias=True))
             return found
         except CorruptInputError as error:
@@ -53,8 +53,13 @@ class Document(Part):
             if first["type"] == "json_invalid":
                 raise CorruptInputError(f"{path} is no JSON: {first['ctx']['error']}", hint) from error
             raise CorruptInputError(
-                f"{path}{_said(first['loc'], first['type'], first['msg'], first['input'])}", hint
+                f"{path}{cls._said(first['loc'], first['type'], first['msg'], first['input'])}", hint
             ) from error
+
+    @classmethod
+    def current(cls, text: bytes) -> bytes:
+        """A file of an earlier schema as one of this schema, where there has been one; other texts as they are."""
+        return text
 
     def to_json(self) -> str:
         """The text of the file, in the order of the fields; raises CorruptInputError for a number that is none."""
@@ -63,16 +68,17 @@ class Document(Part):
     def write(self, path: Path) -> None:
         path.write_text(self.to_json(), encoding="utf-8")
 
-
-def _said(place: Sequence[int | str], kind: str, message: str, value: object) -> str:
-    """What is wrong with a file, after its name."""
-    key = ".".join(map(str, place))
-    if key == "schema":
-        return f" is written in schema {value!r}, and this version reads schema 1"
-    if kind == "missing":
-        return f" has no {key!r}"
-    text = repr(value)
-    text = text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
-    if kind == "extra_forbidden":
-        return f" has an unknown key {key!r} with the value {text}"
-    return f"{f': {key}' if key else ''} is {text}: {message}"
+    @classmethod
+    def _said(cls, place: Sequence[int | str], kind: str, message: str, value: object) -> str:
+        """What is wrong with a file, after its name."""
+        key = ".".join(map(str, place))
+        if key == "schema" and kind != "missing":
+            (newest,) = get_args(cls.model_fields["schema_version"].annotation)
+            return f" is written in schema {value!r}, and this version reads schema {newest}"
+        if kind == "missing":
+            return f" has no {key!r}"
+        text = repr(value)
+        text = text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
+        if kind == "extra_forbidden":
+            return f" has an unknown key {key!r} with the value {text}"
+        return f"{f': {key}' if key else ''} is {text}: {message}"

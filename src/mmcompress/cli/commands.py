@@ -69,11 +69,11 @@ def options(version: Version = False) -> None:
 @app.command(rich_help_panel=MODEL)
 def run(recipe: RecipeName, out: Out, set_: Set = None, json: Json = False) -> None:
     """Run a recipe: every stage whose output is not there yet. `run demo` needs no data and no GPU."""
-    from mmcompress.cli import console
+    from mmcompress.cli import console, show_compress
     from mmcompress.pipeline import standalone
 
     artifacts = standalone.run(recipe, out, set_ or ())
-    console.show(*console.run_summary(artifacts), json)
+    console.show(*show_compress.run_summary(artifacts), json)
 
 
 @app.command(rich_help_panel=MODEL)
@@ -135,13 +135,13 @@ def prune(
     json: Json = False,
 ) -> None:
     """Remove heads, MLP units and blocks. Teacher and data are those that the checkpoint was distilled with."""
-    from mmcompress.cli import console
+    from mmcompress.cli import console, show_compress
     from mmcompress.pipeline import standalone
 
     targets = {"target_latency": target_latency, "target_macs": target_macs, "target_params": target_params}
     given = {"teacher": teacher, "data": data, "backend": backend}
     made = standalone.prune(artifact, out, **given, embeddings=embeddings, targets=targets, overrides=set_ or ())
-    console.show(*console.prune_summary(made), json)
+    console.show(*show_compress.prune_summary(made), json)
 
 
 @app.command(rich_help_panel=MODEL)
@@ -157,13 +157,13 @@ def quantize(
     json: Json = False,
 ) -> None:
     """Fit INT8 to a checkpoint, from real samples; what would lose too much stays in float."""
-    from mmcompress.cli import console
+    from mmcompress.cli import console, show_compress
     from mmcompress.measure.verdict import ruling
     from mmcompress.pipeline import standalone
 
     made = standalone.quantize(artifact, out, data=data, max_drop=max_drop, ranges=ranges, overrides=set_ or ())
     judged = standalone.verdict_beside(made, backend) if backend or strict else None
-    console.show(*console.quantize_summary(made, judged), json)
+    console.show(*show_compress.quantize_summary(made, judged), json)
     ruling.enforce(judged, strict)
 
 
@@ -180,13 +180,13 @@ def verdict(
     json: Json = False,
 ) -> None:
     """Measure FP32, FP16 and INT8 on a backend, choose the fastest INT8 graph, and say which file to ship."""
-    from mmcompress.cli import console
+    from mmcompress.cli import console, show_measure
     from mmcompress.measure.verdict import ruling
     from mmcompress.pipeline import standalone
 
     given = {"backend": backend, "data": data, "batch": batch, "max_drop": max_drop}
     made = standalone.verdict(checkpoint, out, **cast(Any, given), overrides=set_ or ())
-    console.show(*console.verdict_summary(made), json)
+    console.show(*show_measure.verdict_summary(made), json)
     ruling.enforce(made, strict)
 
 
@@ -200,11 +200,11 @@ def qat(
     json: Json = False,
 ) -> None:
     """Train the integers of a quantized checkpoint towards its float weights, where INT8 loses more than it may."""
-    from mmcompress.cli import console
+    from mmcompress.cli import console, show_compress
     from mmcompress.pipeline import standalone
 
     made = standalone.qat(artifact, out, data=data, max_drop=max_drop, overrides=set_ or ())
-    console.show(*console.qat_summary(made), json)
+    console.show(*show_compress.qat_summary(made), json)
 
 
 @app.command(rich_help_panel=MODEL)
@@ -242,10 +242,10 @@ def build(
 @app.command(rich_help_panel=MEASURE)
 def bench(artifacts: Folders, out: Out, set_: Set = None, json: Json = False) -> None:
     """Latency of ONNX artifacts, interleaved in one run."""
-    from mmcompress.cli import console
+    from mmcompress.cli import console, show_measure
     from mmcompress.pipeline import standalone
 
-    console.show(*console.bench_summary(standalone.bench(artifacts, out, set_ or ())), json)
+    console.show(*show_measure.bench_summary(standalone.bench(artifacts, out, set_ or ())), json)
 
 
 @app.command(rich_help_panel=MEASURE)
@@ -264,11 +264,11 @@ def compare(
 
     Of two quantized checkpoints: where their calibrations differ.
     """
-    from mmcompress.cli import console
+    from mmcompress.cli import console, show_measure
     from mmcompress.pipeline import standalone
 
     asked = {"backend": backend, "precision": precision, "batch": batch, "threads": threads, "seconds": seconds}
-    console.show(*console.comparison_summary(standalone.compare(a, b, asked, pin)), json)
+    console.show(*show_measure.comparison_summary(standalone.compare(a, b, asked, pin)), json)
 
 
 @app.command(rich_help_panel=MEASURE)
@@ -282,11 +282,11 @@ def drift(
     json: Json = False,
 ) -> None:
     """Accuracy of ONNX artifacts on a test set, and their distance from the first one and from the one before."""
-    from mmcompress.cli import console
+    from mmcompress.cli import console, show_measure
     from mmcompress.pipeline import standalone
 
     made = standalone.drift(artifacts, out, data, labels, templates, set_ or ())
-    console.show(*console.drift_summary(made), json)
+    console.show(*show_measure.drift_summary(made), json)
 
 
 @app.command(rich_help_panel=MEASURE)
@@ -299,10 +299,10 @@ def bisect(
     json: Json = False,
 ) -> None:
     """Find the modules in which a quantized model leaves its FP32 reference, and which to keep in higher precision."""
-    from mmcompress.cli import console
+    from mmcompress.cli import console, show_measure
     from mmcompress.pipeline import standalone
 
-    console.show(*console.bisect_summary(standalone.bisect(reference, candidate, out, data, set_ or ())), json)
+    console.show(*show_measure.bisect_summary(standalone.bisect(reference, candidate, out, data, set_ or ())), json)
 
 
 @app.command(rich_help_panel=MEASURE)
@@ -313,10 +313,10 @@ def report(
     json: Json = False,
 ) -> None:
     """Join measurements into report.html, report.md and report.json."""
-    from mmcompress.cli import console
+    from mmcompress.cli import console, show_report
     from mmcompress.pipeline import standalone
 
-    console.show(*console.report_summary(standalone.report(folders, out, set_ or ())), json)
+    console.show(*show_report.report_summary(standalone.report(folders, out, set_ or ())), json)
 
 
 @app.command(rich_help_panel=MEASURE)
@@ -335,13 +335,13 @@ def check(
     json: Json = False,
 ) -> None:
     """Hold a report against limits: exit 1 with a table if one is missed. Without limits, against its recipe's."""
-    from mmcompress.cli import console
+    from mmcompress.cli import console, show_report
     from mmcompress.report import checking
 
     chosen = {"row": row, "backend": backend, "batch": batch, "strict": strict, "min_speedup": min_speedup}
     limits = {"max_drop": max_drop, "max": max_, "min": min_}
     verdicts = checking.check(report, {**chosen, **checking.parsed(limits)}, baseline, junit)
-    console.show(*console.verdicts_summary(verdicts), json)
+    console.show(*show_report.gates_summary(verdicts), json)
     checking.enforce(verdicts)
 
 
@@ -355,12 +355,12 @@ def classify(
     json: Json = False,
 ) -> None:
     """Say which of some labels fits an image, in percent."""
-    from mmcompress.cli import console
+    from mmcompress.cli import console, show_use
     from mmcompress.runtime import encoder
 
     names = [label.strip() for label in labels.split(",") if label.strip()]
     with encoder.Encoder.open(artifact, cast(Any, backend)) as opened:
-        console.show(*console.shares_summary(encoder.classify(opened, image, names, template)), json)
+        console.show(*show_use.shares_summary(encoder.classify(opened, image, names, template)), json)
 
 
 @app.command(rich_help_panel=USE)
@@ -373,31 +373,30 @@ def search(
     json: Json = False,
 ) -> None:
     """Find the images in a folder that fit a text best."""
-    from mmcompress.cli import console
+    from mmcompress.cli import console, show_use
     from mmcompress.runtime import encoder
 
     with encoder.Encoder.open(artifact, cast(Any, backend)) as opened:
-        console.show(*console.matches_summary(encoder.search(opened, images, text, top)), json)
+        console.show(*show_use.matches_summary(encoder.search(opened, images, text, top)), json)
 
 
 @app.command(rich_help_panel=USE)
 def inspect(artifact: Folder, json: Json = False) -> None:
     """Show what an artifact says of itself, after verifying every byte of it."""
     from mmcompress.artifact import Artifact
-    from mmcompress.cli import console
+    from mmcompress.cli import console, show_use
 
     found = Artifact.open(artifact)
-    console.show(found.manifest.model_dump(mode="json", by_alias=True), console.manifest_view(found), json)
+    console.show(found.manifest.model_dump(mode="json", by_alias=True), show_use.manifest_view(found), json)
 
 
 @app.command(rich_help_panel=USE)
 def doctor(json: Json = False) -> None:
     """Show what works on this machine, and what to install for what does not."""
-    from mmcompress.cli import console
+    from mmcompress.cli import console, show_use
     from mmcompress.cli.doctor import diagnosis
 
-    found = diagnosis()
-    console.show(found, console.diagnosis_view(found), json)
+    console.show(*show_use.diagnosis_summary(diagnosis()), json)
 
 
 def main() -> NoReturn:

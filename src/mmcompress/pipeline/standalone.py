@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Any, get_args
 
 from mmcompress.artifact import Artifact
+from mmcompress.compress.int8.comparison import CalibrationComparison
 from mmcompress.config import Precision, validated
 from mmcompress.data.spec import is_stream
 from mmcompress.errors import UsageError, suggestion
 from mmcompress.lock import locked
 from mmcompress.manifest import Kind
+from mmcompress.measure.comparison import ComparisonDocument
 from mmcompress.pipeline.recipe import DATA_FIELDS, assign, load_recipe, parse_assignments, reduced
 from mmcompress.pipeline.run import run_recipe, run_stage, run_stages
 from mmcompress.places import MANIFEST, check_place
@@ -222,7 +224,9 @@ def bench(artifacts: Sequence[Path], out: Path, overrides: Sequence[str] = ()) -
     return run_single("bench", {}, {}, out, overrides, gathered)
 
 
-def compare(a: Path, b: Path, asked: Mapping[str, Any], pin: str | None = None) -> dict[str, Any]:
+def compare(
+    a: Path, b: Path, asked: Mapping[str, Any], pin: str | None = None
+) -> ComparisonDocument | CalibrationComparison:
     """Two artifacts measured here, or two reports or calibrations read; makes no artifact."""
     from mmcompress.compress.int8.recalibration import compare_calibrations
     from mmcompress.int8 import RANGES
@@ -238,7 +242,7 @@ def compare(a: Path, b: Path, asked: Mapping[str, Any], pin: str | None = None) 
         cores = None if pin is None else tuple(int(core) for core in pin.split(","))
     except ValueError as error:
         raise UsageError(f"--pin {pin!r} is no list of cores", "for example: --pin 0,1") from error
-    return compare_paths(a, b, pin=cores, **asked).model_dump(mode="json", by_alias=True)
+    return compare_paths(a, b, pin=cores, **asked)
 
 
 def drift(
