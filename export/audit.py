@@ -14,9 +14,10 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from mmcompress.export.document import Audit, AuditSummary
 
 PRECISIONS = {"Int8": "int8", "UInt8": "int8", "Half": "fp16", "BFloat16": "bf16", "BF16": "bf16", "Float": "fp32"}
 WIDTH = {"int8": 0, "fp16": 1, "bf16": 1, "fp32": 2}
@@ -64,27 +65,18 @@ class Layer:
         return max(found, key=lambda p: (WIDTH.get(p, 3), p), default="unknown")
 
 
-@dataclass(frozen=True)
-class Audit:
-    """Of one engine."""
-
-    layers: int
-    kinds: Mapping[str, int]
-    """Compiled layers of each kind."""
-    products: Mapping[str, int]
-    """Matrix products in each precision."""
-    attention: Mapping[str, int]
-    """Fused attention kernels in each precision."""
-    modules: Mapping[str, str]
-    """Precision of each Linear of ours; the widest of its products."""
-    weights_bytes: int | None
-
-    def summary(self) -> dict[str, Any]:
-        """Without the list of modules, but with those that are in the minority of a quantized engine."""
-        counted = dict(sorted(Counter(self.modules.values()).items()))
-        wide = [name for name, precision in self.modules.items() if precision != "int8"] if "int8" in counted else []
-        found = {k: v for k, v in asdict(self).items() if k not in ("modules", "kinds")}
-        return {**found, "modules": counted, "not_int8": wide}
+def summary_of(audit: Audit) -> AuditSummary:
+    """Without the list of modules, but with those that are in the minority of a quantized engine."""
+    counted = dict(sorted(Counter(audit.modules.values()).items()))
+    wide = [name for name, precision in audit.modules.items() if precision != "int8"] if "int8" in counted else []
+    return AuditSummary(
+        layers=audit.layers,
+        products=audit.products,
+        attention=audit.attention,
+        weights_bytes=audit.weights_bytes,
+        modules=counted,
+        not_int8=tuple(wide),
+    )
 
 
 def parse_layers(messages: Iterable[str]) -> list[Layer]:
@@ -114,7 +106,7 @@ def _types(text: str, scalars: bool = True) -> tuple[str, ...]:
     return tuple(kind for shape, kind in found if scalars or shape.strip() not in ("", "1"))
 
 
-def module_of(node: str) -> str | None:
+def linear_of(node: str) -> str | None:
     """`image.blocks.5.qkv.kv` -> `image.blocks.5.qkv`; None for a node that is no Linear's product."""
     match = _MODULE.match(node)
     return match[1] if match else None
@@ -126,7 +118,7 @@ def audit_log(messages: Sequence[str]) -> Audit:
     products = [layer for layer in layers if layer.product]
     modules: dict[str, str] = {}
     for layer in products:
-        for module in filter(None, map(module_of, layer.nodes)):
+        for module in filter(None, map(linear_of, layer.nodes)):
             modules[module] = max(modules.get(module, "int8"), layer.precision, key=lambda p: WIDTH.get(p, 3))
     weights = [int(m[1]) for message in messages if (m := _WEIGHTS.search(message))]
     return Audit(

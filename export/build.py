@@ -16,19 +16,18 @@ VERSION_COMPATIBLE, which fail without a GPU.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
 
 from mmcompress.artifact import Artifact
 from mmcompress.config import BuildConfig
 from mmcompress.errors import UsageError
-from mmcompress.export.audit import Audit
+from mmcompress.export.audit import summary_of
+from mmcompress.export.document import Audit, AuditDocument
 from mmcompress.export.engine import NATIVE, checked_targets, engine_from_onnx
 from mmcompress.export.sparsity import two_four_weights
 from mmcompress.manifest import Graph
 from mmcompress.progress import say
 from mmcompress.runtime.tensorrt import tensorrt_module, this_machine
 from mmcompress.stages import Job
-from mmcompress.strictjson import read_json, write_json
 
 AUDIT = "audit.json"
 PREFERRED = (("int8", "signed"), ("fp16", "float"), ("fp32", "float"))
@@ -64,7 +63,7 @@ def build(job: Job[BuildConfig]) -> None:
             if config.sparse and not engine.sparsity:
                 say("build", file, "the builder does not say whether it took a sparse kernel")
     job.draft.inherit(source, *([source.tokenizer.file] if source.tokenizer else []))
-    write_json(job.draft.path / AUDIT, {file: asdict(audit) for file, audit in audits.items()})
+    AuditDocument.of(audits).write(job.draft.path / AUDIT)
     job.draft.facts = {
         **{
             key: source.manifest.facts[key] for key in ("params", "macs", "logit_scale") if key in source.manifest.facts
@@ -74,7 +73,7 @@ def build(job: Job[BuildConfig]) -> None:
         "targets": [graph.target for graph in job.draft.graphs if graph.tower == job.draft.graphs[0].tower],
         "batches": list(config.batches),
         **({"two_four": eligible, "sparsity_log": said} if config.sparse else {}),
-        "audit": {file: audit.summary() for file, audit in audits.items()},
+        "audit": {file: summary_of(audit).model_dump(mode="json") for file, audit in audits.items()},
     }
 
 
@@ -108,5 +107,5 @@ def sparse_weights(source: Artifact) -> dict[str, list[str]]:
 
 def module_precisions(artifact: Artifact) -> Mapping[str, Mapping[str, str]]:
     """Of an engine artifact: file -> module -> precision."""
-    audits = read_json(artifact.file(AUDIT), "build the engine again")
-    return {file: audit["modules"] for file, audit in audits.items()}
+    audits = AuditDocument.read(artifact.file(AUDIT), "build the engine again")
+    return {file: audit.modules for file, audit in audits.engines.items()}

@@ -14,7 +14,8 @@ from typing import Any
 
 from mmcompress.config import Backend
 from mmcompress.errors import CorruptInputError, MissingRequirementError, UsageError
-from mmcompress.export.audit import Audit, audit_log
+from mmcompress.export.audit import audit_log
+from mmcompress.export.document import Audit
 from mmcompress.manifest import TensorSpec
 
 NATIVE = "native"
@@ -31,7 +32,7 @@ class Engine:
     """Its lines on sparse kernels; TensorRT-RTX 1.7 writes none, and gives the same engine with and without them."""
 
 
-def supported_targets(trt: ModuleType) -> dict[str, Any]:
+def supported_targets(trt: ModuleType) -> dict[str, object]:
     """`sm86` -> the module's own constant; empty for a TensorRT that builds for its own GPU only."""
     capability = getattr(trt, "ComputeCapability", None)
     names = [name for name in dir(capability) if name.startswith("SM") and name[2:].isdigit()]

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from mmcompress.errors import require
-from mmcompress.export.audit import module_of
+from mmcompress.export.audit import linear_of
 from mmcompress.export.graph import Array
 
 GROUP, KEPT = 4, 2
@@ -25,7 +25,7 @@ def two_four_weights(path: Path) -> list[str]:
     weights = {tensor.name: tensor for tensor in graph.initializer}
     found: dict[str, bool] = {}
     for node in graph.node:
-        module = module_of(node.name) if node.op_type == "MatMul" else None
+        module = linear_of(node.name) if node.op_type == "MatMul" else None
         tensor = weights.get(f"{node.name}.weight")
         if module is not None and tensor is not None:
             found[module] = found.get(module, True) and is_two_four(onnx.numpy_helper.to_array(tensor))

@@ -9,11 +9,11 @@ disagree on every tenth image. Calibration is apart: it asks whether the model k
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mmcompress.measure.drift.document import ClassChange, CosineHistogram
 from mmcompress.measure.retrieval import KS, Bools, Floats, Ints, Matches, hits, shares_by_class
 
 _ROWS = 4096
@@ -37,20 +37,11 @@ def cosines(reference: Floats, other: Floats) -> NDArray[np.float64]:
     return found
 
 
-def agreement(similarity: NDArray[np.float64]) -> dict[str, float]:
-    """(N,) cosines -> their mean, first percentile and minimum: the worst images are what a mean hides."""
-    return {
-        "cosine_mean": float(similarity.mean()),
-        "cosine_p01": float(np.quantile(similarity, 0.01)),
-        "cosine_worst": float(similarity.min()),
-    }
-
-
-def histogram(similarity: NDArray[np.float64], bins: int = 40) -> dict[str, list[float] | list[int]]:
+def histogram(similarity: NDArray[np.float64], bins: int = 40) -> CosineHistogram:
     """(N,) cosines -> counts in equal bins from the smallest to 1."""
     low = min(float(similarity.min()), 1 - 1e-6)
     counts, edges = np.histogram(np.clip(similarity, low, 1.0), bins=bins, range=(low, 1.0))
-    return {"edges": edges.tolist(), "counts": counts.tolist()}
+    return CosineHistogram(edges=tuple(edges.tolist()), counts=tuple(counts.tolist()))
 
 
 def ranked_images(images: int, candidates: int) -> Ints:
@@ -82,10 +73,10 @@ def unit_ranks(images: Floats, texts: Floats) -> NDArray[np.float32]:
     return found
 
 
-def flip_shares(before: Ints, after: Ints, was_right: Bools, is_right: Bools) -> dict[str, Bools]:
-    """(N,) best candidates and whether they are right -> which answers changed, became right, became wrong."""
+def flip_shares(flips: Bools, was_right: Bools, is_right: Bools) -> dict[str, Bools]:
+    """(N,) flips and whether answers are right -> which answers changed, became right, became wrong."""
     return {
-        "flip_rate": before != after,
+        "flip_rate": flips,
         "flips_gained": ~was_right & is_right,
         "flips_lost": was_right & ~is_right,
     }
@@ -135,18 +126,18 @@ def calibration_error(confidence: Floats, right: Bools, bins: int = BINS) -> flo
 
 def class_changes(
     labels: Ints, names: Sequence[str], was_right: Bools, is_right: Bools, most: int = 20, fewest: int = 1
-) -> list[dict[str, Any]]:
+) -> list[ClassChange]:
     """(N,) class of each image -> the classes of `fewest` images or more whose share of right answers fell most."""
     classes, images = np.unique(labels, return_counts=True)
     before, after = shares_by_class(was_right, labels), shares_by_class(is_right, labels)
     order = np.lexsort((classes, -images, after - before))
     worst = [place for place in order if after[place] < before[place] and images[place] >= fewest]
     return [
-        {
-            "label": names[classes[place]],
-            "images": int(images[place]),
-            "before": float(before[place]),
-            "after": float(after[place]),
-        }
+        ClassChange(
+            label=names[classes[place]],
+            images=int(images[place]),
+            before=float(before[place]),
+            after=float(after[place]),
+        )
         for place in worst[:most]
     ]

@@ -15,7 +15,6 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -23,6 +22,7 @@ from mmcompress.artifact import Artifact
 from mmcompress.config import Backend, Precision
 from mmcompress.errors import MissingRequirementError, MMCompressError
 from mmcompress.manifest import Graph, Kind, TensorSpec
+from mmcompress.measure.document import Ceiling
 from mmcompress.measure.interleave import burst, warm_up
 from mmcompress.measure.peak import random_call
 from mmcompress.runtime.backends import GPU_BACKENDS, open_session
@@ -37,7 +37,7 @@ Kernel = tuple[Backend, Precision, int | None]
 """A backend, a precision and the threads."""
 
 
-def ceilings(kernels: Iterable[Kernel]) -> tuple[list[dict[str, Any]], list[str]]:
+def ceilings(kernels: Iterable[Kernel]) -> tuple[list[Ceiling], list[str]]:
     """The ceiling of each kernel, and a sentence for each that has none."""
     found, missing = [], []
     for backend, precision, threads in dict.fromkeys(kernels):
@@ -51,9 +51,9 @@ def ceilings(kernels: Iterable[Kernel]) -> tuple[list[dict[str, Any]], list[str]
     return found, list(dict.fromkeys(missing))
 
 
-def ceiling(backend: Backend, precision: Precision, threads: int) -> dict[str, Any]:
+def ceiling(backend: Backend, precision: Precision, threads: int) -> Ceiling:
     """Billions of multiply-accumulates a second of the fastest product."""
-    found = []
+    reached = []
     for shape in SHAPES:
         rows, depth, columns = shape
         with _product(precision, depth, columns) as artifact:
@@ -62,23 +62,21 @@ def ceiling(backend: Backend, precision: Precision, threads: int) -> dict[str, A
                 call = random_call(session, rows // ROWS)
                 warm_up(call)
                 fastest_ms = float(burst(call, SECONDS).min())
-        found.append((rows * depth * columns / fastest_ms / 1e6, shape))
-    gmacs_per_s, shape = max(found)
-    return {
-        "backend": backend,
-        "device": cpu_model(),
-        "precision": precision,
-        "threads": threads,
-        "gmacs_per_s": gmacs_per_s,
-        "shape": list(shape),
-    }
+        reached.append((rows * depth * columns / fastest_ms / 1e6, shape))
+    gmacs_per_s, shape = max(reached)
+    return Ceiling(
+        backend=backend,
+        device=cpu_model(),
+        precision=precision,
+        threads=threads,
+        gmacs_per_s=gmacs_per_s,
+        shape=shape,
+    )
 
 
-def share(
-    found: Iterable[dict[str, Any]], kernel: Kernel, macs: int | None, inputs_per_s: float | None
-) -> float | None:
+def share(measured: Iterable[Ceiling], kernel: Kernel, macs: int | None, inputs_per_s: float | None) -> float | None:
     """Which share of its ceiling a model reaches, at so many inputs a second; None where either is not known."""
-    known = {(one["backend"], one["precision"], one["threads"]): one["gmacs_per_s"] for one in found}
+    known: dict[Kernel, float] = {(c.backend, c.precision, c.threads): c.gmacs_per_s for c in measured}
     return None if kernel not in known or not macs or not inputs_per_s else macs * inputs_per_s / 1e9 / known[kernel]
 
 

@@ -30,7 +30,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mmcompress.document import Interval
 from mmcompress.errors import UsageError
+from mmcompress.measure.document import CallTimes, Speedup, TimeHistogram
 
 Times = NDArray[np.float64]
 """Milliseconds of the calls of one visit."""
@@ -62,8 +64,12 @@ class Ratio:
     def width(self) -> float:
         return self.high - self.low
 
-    def document(self) -> dict[str, Any]:
-        return {"speedup": self.speedup, "ci95": [self.low, self.high], "significant": self.significant}
+    @property
+    def ci95(self) -> Interval:
+        return self.low, self.high
+
+    def document(self) -> Speedup:
+        return Speedup(speedup=self.speedup, ci95=self.ci95, significant=self.significant)
 
 
 def paired_speedup(fast: Rounds, slow: Rounds, seed: int = 0) -> Ratio:
@@ -139,26 +145,26 @@ def spread(medians_ms: Sequence[float]) -> float:
     return float(1.4826 * np.median(np.abs(values - middle)) / middle)
 
 
-def summary(times_ms: Times, batch: int) -> dict[str, Any]:
+def summary(times_ms: Times, batch: int) -> CallTimes:
     """Percentiles of a call's time; throughput is at the mean time, so that slow calls count."""
     p50, p90, p95, p99 = np.quantile(times_ms, [0.5, 0.9, 0.95, 0.99])
     mean = float(times_ms.mean())
-    return {
-        "samples": len(times_ms),
-        "p50_ms": float(p50),
-        "p90_ms": float(p90),
-        "p95_ms": float(p95),
-        "p99_ms": float(p99),
-        "mean_ms": mean,
-        "cv": float(times_ms.std()) / mean,
-        "throughput_ips": 1000 * batch / mean,
-        "histogram": histogram(times_ms),
-    }
+    return CallTimes(
+        samples=len(times_ms),
+        p50_ms=float(p50),
+        p90_ms=float(p90),
+        p95_ms=float(p95),
+        p99_ms=float(p99),
+        mean_ms=mean,
+        cv=float(times_ms.std()) / mean,
+        throughput_ips=1000 * batch / mean,
+        histogram=histogram(times_ms),
+    )
 
 
-def histogram(times_ms: Times) -> dict[str, list[float] | list[int]]:
+def histogram(times_ms: Times) -> TimeHistogram:
     """Calls by their time, up to the percentile 99.5; slower ones are counted in the last bin."""
     top = float(np.quantile(times_ms, 0.995))
     bins = min(BINS, max(1, math.isqrt(len(times_ms))))
     counts, edges = np.histogram(np.minimum(times_ms, top), bins=bins)
-    return {"edges_ms": [float(edge) for edge in edges], "counts": [int(count) for count in counts]}
+    return TimeHistogram(edges_ms=tuple(map(float, edges)), counts=tuple(map(int, counts)))

@@ -9,16 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
 from mmcompress.embedding import SPREAD, spread
 from mmcompress.errors import GateFailedError
+from mmcompress.measure.document import SanityCheck
 from mmcompress.measure.retrieval import KS, Bools, Floats, Ints, Matches, hits
 
-Check = dict[str, Any]
-"""{"check", "passed", "value", "limit", "says"}; the value is None where it cannot be computed."""
 NORM_ERROR = 1e-3
 DEVIATIONS = 3.0
 """Of the binomial distribution, by which retrieval has to be better than chance."""
@@ -26,7 +24,7 @@ DEVIATIONS = 3.0
 
 def checks(
     images: Floats, texts: Floats, image_group: Ints, reference: Mapping[str, Floats], tolerance: float
-) -> list[Check]:
+) -> list[SanityCheck]:
     """Embeddings (N, D), (M, D) as the backend gave them; image_group (N,) is each image's text.
 
     `reference` has the first embeddings of each tower as an independent implementation computes them.
@@ -83,14 +81,14 @@ def collapsed(images: Floats, texts: Floats, image_group: Ints, matches: Matches
     return None if right > chance or chance >= 1 else "its retrieval is no better than chance"
 
 
-def _check(name: str, passed: bool, value: float, limit: float, says: str) -> Check:
-    return {"check": name, "passed": passed, "value": value, "limit": limit, "says": says}
+def _check(name: str, passed: bool, value: float, limit: float, says: str) -> SanityCheck:
+    return SanityCheck(check=name, passed=passed, value=value, limit=limit, says=says)
 
 
-def enforce_checks(found: Sequence[Check], backend: str) -> None:
+def enforce_checks(done: Sequence[SanityCheck], backend: str) -> None:
     """Raise GateFailedError with every check that failed."""
     failed = [
-        f"{c['check']} ({c['says']}: {c['value']:.4g}, the limit is {c['limit']:.4g})" for c in found if not c["passed"]
+        f"{one.check} ({one.says}: {one.value:.4g}, the limit is {one.limit:.4g})" for one in done if not one.passed
     ]
     if failed:
         raise GateFailedError(

@@ -10,6 +10,7 @@ from mmcompress.artifact import Artifact
 from mmcompress.config import Backend, Precision
 from mmcompress.errors import MissingRequirementError, UsageError
 from mmcompress.manifest import Graph, Kind
+from mmcompress.measure.bench.document import Run
 from mmcompress.measure.ceiling import Kernel
 from mmcompress.measure.peak import Peak, peaks
 from mmcompress.progress import say, track
@@ -67,8 +68,9 @@ class Subject:
         """The same with its threads shared by several streams."""
         return self if self.threads is None else replace(self, threads=self.threads // streams)
 
-    def name(self) -> dict[str, str]:
-        return {"row": self.row, "backend": self.backend, "precision": self.graph.precision}
+    @property
+    def run(self) -> Run:
+        return Run(row=self.row, backend=self.backend, precision=self.graph.precision)
 
 
 def find_subjects(artifacts: Sequence[Artifact], backends: Sequence[Backend], threads: Sequence[int]) -> list[Subject]:

@@ -15,10 +15,10 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import psutil
 
+from mmcompress.runtime.environment import ClocksMhz, Meanwhile, Noise, TemperatureC
 from mmcompress.runtime.nvml import Gpu
 
 ROOT = Path("/")
@@ -142,8 +142,8 @@ def throttled(before: Snapshot, after: Snapshot, gpu_reasons: Sequence[str]) -> 
     return None if before.throttles is None or after.throttles is None else after.throttles != before.throttles
 
 
-def noise(spreads: Sequence[float], foreign: float | None, stolen: float | None, priority: bool) -> dict[str, Any]:
-    """{"level", "noisy", "reason"}: the level is the median over combinations of how much their rounds differ."""
+def noise(spreads: Sequence[float], foreign: float | None, stolen: float | None, priority: bool) -> Noise:
+    """The level is the median over combinations of how much their rounds differ."""
     level = sorted(spreads)[len(spreads) // 2] if spreads else 0.0
     reasons = []
     if level > NOISY_SPREAD:
@@ -152,16 +152,16 @@ def noise(spreads: Sequence[float], foreign: float | None, stolen: float | None,
         reasons.append(f"other programs took {foreign:.0%} of the processor")
     if stolen is not None and stolen > NOISY_STEAL:
         reasons.append(f"the hypervisor gave {stolen:.0%} of the processor to other machines")
-    return {"level": level, "noisy": bool(reasons), "reason": "; ".join(reasons) or None}
+    return Noise(level=level, noisy=bool(reasons), reason="; ".join(reasons) or None)
 
 
 def warnings(
-    before: Snapshot, after: Snapshot, noisy: dict[str, Any], was_throttled: bool | None, gpu_reasons: Sequence[str]
+    before: Snapshot, after: Snapshot, heard: Noise, was_throttled: bool | None, gpu_reasons: Sequence[str]
 ) -> list[str]:
     """What a reader of the figures has to know, one sentence each."""
     found = []
-    if noisy["noisy"]:
-        found.append(f"The machine was noisy: {noisy['reason']}. Ratios allow for that, single figures do not.")
+    if heard.noisy:
+        found.append(f"The machine was noisy: {heard.reason}. Ratios allow for that, single figures do not.")
     if was_throttled:
         why = ", ".join(gpu_reasons) or "heat or power"
         found.append(f"Clocks were forced down while this was measured ({why}): cool the device, or lower its clocks.")
@@ -187,23 +187,23 @@ class Conditions:
     def throttled(self) -> bool | None:
         return throttled(self.before, self.after, self.slowdowns)
 
-    def document(self, spreads: Sequence[float], cores: int) -> dict[str, Any]:
-        """The part of `environment` that changes while one measures."""
+    def meanwhile(self, spreads: Sequence[float], cores: int) -> Meanwhile:
+        """What changes while one measures."""
         before, after = self.before, self.after
         foreign, stolen = shares(before, after, cores)
-        noisy = noise(spreads, foreign, stolen, self.priority)
-        return {
-            "pinned_cores": None if self.pinned_cores is None else list(self.pinned_cores),
-            "priority": "real-time" if self.priority else "normal",
-            "clocks_mhz": {"before": before.clocks_mhz, "after": after.clocks_mhz},
-            "temperature_c": {"before": before.temperature_c, "after": after.temperature_c},
-            "load_average_before": before.load_average,
-            "load_average_after": after.load_average,
-            "others_share": foreign,
-            "stolen_share": stolen,
-            "noise": noisy,
-            "warnings": warnings(before, after, noisy, self.throttled, self.slowdowns),
-        }
+        heard = noise(spreads, foreign, stolen, self.priority)
+        return Meanwhile(
+            pinned_cores=self.pinned_cores,
+            priority="real-time" if self.priority else "normal",
+            clocks_mhz=ClocksMhz(before=tuple(before.clocks_mhz), after=tuple(after.clocks_mhz)),
+            temperature_c=TemperatureC(before=before.temperature_c, after=after.temperature_c),
+            load_average_before=before.load_average,
+            load_average_after=after.load_average,
+            others_share=foreign,
+            stolen_share=stolen,
+            noise=heard,
+            warnings=tuple(warnings(before, after, heard, self.throttled, self.slowdowns)),
+        )
 
 
 def _text(path: Path) -> str | None:

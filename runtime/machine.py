@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import platform
 from pathlib import Path
-from typing import Any
 
 import psutil
 
 from mmcompress.manifest import environment
 from mmcompress.runtime.conditions import governor, power_mode
+from mmcompress.runtime.environment import Machine
 
 
 def memory_budget_bytes() -> int:
@@ -24,10 +24,9 @@ def memory_budget_bytes() -> int:
     return int(max(free, 0) // 2)
 
 
-def machine() -> dict[str, Any]:
-    """What the figures were taken on."""
-    return {
-        **environment(),
+def machine() -> Machine:
+    """What the figures are taken on."""
+    figures: dict[str, str | int | float | None] = {
         "cpu": cpu_model(),
         "cores": usable_cores(),
         "governor": governor(),
@@ -35,6 +34,7 @@ def machine() -> dict[str, Any]:
         "load_average": psutil.getloadavg()[0],
         "memory_bytes": psutil.virtual_memory().total,
     }
+    return Machine.model_validate({**environment(), **figures})
 
 
 def cpu_model() -> str:

@@ -19,7 +19,7 @@ Check = tuple[str, float | None, str, float]
 
 def checks(report: dict[str, Any]) -> Iterator[Check]:
     """Every bar with the figure that it is held against."""
-    rows = {row["stage"]: row for row in report["rows"]}
+    rows = {row["row"]: row for row in report["rows"]}
     r10 = {name: row["metrics"]["i2t_r10"] for name, row in rows.items()}
     macs = {name: row["macs"] for name, row in rows.items()}
     int8 = rows["int8"]["int8_against_fp32"] or {}
@@ -43,7 +43,7 @@ def ratio(part: float | None, whole: float | None) -> float | None:
 
 def failures(report: dict[str, Any]) -> list[str]:
     """What does not hold; every check is printed."""
-    found = [row["stage"] for row in report["rows"]]
+    found = [row["row"] for row in report["rows"]]
     if found != ROWS:
         return [f"rows are {found}, expected {ROWS}"]
     failed = []

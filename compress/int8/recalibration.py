@@ -10,13 +10,13 @@ from __future__ import annotations
 import math
 import re
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from safetensors import safe_open
 
 from mmcompress.architecture import WEIGHTS
 from mmcompress.artifact import Artifact
+from mmcompress.compress.int8.comparison import CalibrationComparison, RangePair
 from mmcompress.errors import UsageError
 from mmcompress.int8 import Range, attention_operands, linear_modules, read_ranges
 from mmcompress.manifest import Kind
@@ -64,30 +64,20 @@ def _check_gains(given: Artifact, checkpoint: Artifact) -> None:
                 )
 
 
-def compare_calibrations(a: Path, b: Path) -> dict[str, Any]:
-    """Every range of two quantized checkpoints, those that differ most first.
-
-    `ratio` is how many times as long B's step is as A's where activations are unsigned, `high` minus `low`.
-    """
+def compare_calibrations(a: Path, b: Path) -> CalibrationComparison:
+    """Every range of two quantized checkpoints, those that differ most first."""
     sides = [Artifact.open(path, Kind.CHECKPOINT) for path in (a, b)]
-    ranges = [read_ranges(side) for side in sides]
-    methods = [_methods(side) for side in sides]
-    rows: list[dict[str, Any]] = []
+    ranges, methods = [read_ranges(side) for side in sides], [_methods(side) for side in sides]
+    pairs = []
     for name in dict.fromkeys((*ranges[0], *ranges[1])):
-        found = [one.get(name) for one in ranges]
-        spans = [one["high"] - one["low"] if one else 0.0 for one in found]
-        rows.append(
-            {
-                "module": name,
-                "a": found[0],
-                "b": found[1],
-                "methods": [one.get(name) for one in methods],
-                "ratio": spans[1] / spans[0] if all(spans) else None,
-            }
-        )
-    rows.sort(key=lambda row: -math.inf if row["ratio"] is None else -abs(math.log(row["ratio"])))
+        before, after = (side.get(name) for side in ranges)
+        spans = [side["high"] - side["low"] if side else 0.0 for side in (before, after)]
+        ratio = spans[1] / spans[0] if all(spans) else None
+        how = (methods[0].get(name), methods[1].get(name))
+        pairs.append(RangePair(module=name, a=before, b=after, methods=how, ratio=ratio))
+    pairs.sort(key=lambda pair: -math.inf if pair.ratio is None else -abs(math.log(pair.ratio)))
     drifts = [side.manifest.metrics.get("calibration", {}).get("drift") for side in sides]
-    return {"schema": 1, "a": str(a), "b": str(b), "ranges": rows, "drift": drifts}
+    return CalibrationComparison(a=str(a), b=str(b), ranges=tuple(pairs), drift=(drifts[0], drifts[1]))
 
 
 def _methods(quantized: Artifact) -> dict[str, str]:

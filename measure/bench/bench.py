@@ -12,26 +12,28 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mmcompress.artifact import Artifact
 from mmcompress.config import BenchConfig
+from mmcompress.measure.bench.document import BenchDocument, BenchEnvironment, BenchRow, RunRatio
 from mmcompress.measure.bench.energy import energy_mj, find_meter
 from mmcompress.measure.bench.photos import timed_pipeline
 from mmcompress.measure.bench.streams import timed_streams
 from mmcompress.measure.ceiling import ceilings, share
+from mmcompress.measure.document import Ceiling, Latency, Pipeline
 from mmcompress.measure.estimate import paired_speedup, round_medians, spread, summary
 from mmcompress.measure.interleave import Record, Start, add_round
 from mmcompress.measure.peak import Peak, random_call
 from mmcompress.measure.subjects import Subject, find_subjects, with_peaks
 from mmcompress.progress import say, track
 from mmcompress.runtime.conditions import NOISY_SPREAD, Conditions, snapshot
+from mmcompress.runtime.environment import environment_of
 from mmcompress.runtime.machine import cpu_model, machine, usable_cores
 from mmcompress.runtime.nvml import Gpu, open_gpu
 from mmcompress.runtime.scheduling import pinned, realtime
-from mmcompress.strictjson import write_json
 
 if TYPE_CHECKING:
     from mmcompress.stages import Job
@@ -43,8 +45,8 @@ ENERGY_S = 1.5
 
 
 @dataclass(eq=False)
-class Measured:
-    """One entry of the report."""
+class Timed:
+    """What was measured of one combination; an entry of the document is made of it."""
 
     subject: Subject
     batch: int
@@ -52,18 +54,17 @@ class Measured:
     record: Record
     throughput_ips: float | None = None
     """Where it is not what a single stream's mean time says."""
-    pipeline: dict[str, float] | None = None
+    pipeline: Pipeline | None = None
     energy_mj: float | None = None
     energy_source: str | None = None
 
 
 def bench(job: Job[BenchConfig]) -> None:
     """Stage: write bench.json over every gathered ONNX artifact; the first is the teacher."""
-    report = bench_report(job.gathered, job.config)
-    write_json(job.draft.path / "bench.json", report)
+    bench_document(job.gathered, job.config).write(job.draft.path / "bench.json")
 
 
-def bench_report(artifacts: Sequence[Artifact], config: BenchConfig) -> dict[str, Any]:
+def bench_document(artifacts: Sequence[Artifact], config: BenchConfig) -> BenchDocument:
     """Measure the image towers, and describe the machine that they were measured on."""
     with pinned(config.pin):
         threads = config.threads or (usable_cores(),)
@@ -77,49 +78,46 @@ def bench_report(artifacts: Sequence[Artifact], config: BenchConfig) -> dict[str
             measured += [entry for count in config.streams for entry in concurrent(subjects, count, config)]
             for entry in measured:
                 entry.pipeline = pipeline_of(entry, config)
-            found, no_ceiling = ceilings(subject.kernel for subject in subjects) if config.ceiling else ([], [])
+            reached, no_ceiling = ceilings(subject.kernel for subject in subjects) if config.ceiling else ([], [])
         for entry in measured:
             entry.energy_source, entry.energy_mj = energy_of(entry, gpu)
-        recorded = conditions.document([spread(round_medians(e.record.rounds)) for e in measured], usable_cores())
-    for sentence in recorded["warnings"]:
+        meanwhile = conditions.meanwhile([spread(round_medians(e.record.rounds)) for e in measured], usable_cores())
+    for sentence in meanwhile.warnings:
         say("bench", "bench", sentence)
-    common = {"noisy": recorded["noise"]["noisy"], "throttled": conditions.throttled}
-    return {
-        "rows": [
-            {
-                "row": artifact.path.name,
-                "latency": [
-                    entry_document(entry, found, **common) for entry in measured if entry.subject.artifact is artifact
-                ],
-            }
-            for artifact in artifacts
-        ],
-        "ratios": ratios(measured, threads[-1], config.seed),
-        "ceiling": found,
-        "environment": {
-            **machine(),
-            **recorded,
-            "gpu_power_limit": gpu.power_limit() if gpu else None,
-            "warnings": recorded["warnings"] + no_ceiling,
-            "seconds": config.seconds,
-            "rounds": config.rounds,
-        },
-    }
+    environment = environment_of(
+        BenchEnvironment,
+        machine(),
+        meanwhile,
+        gpu_power_limit=gpu.power_limit() if gpu else None,
+        warnings=(*meanwhile.warnings, *no_ceiling),
+        seconds=config.seconds,
+        rounds=config.rounds,
+    )
+
+    def row(artifact: Artifact) -> BenchRow:
+        own = [entry for entry in measured if entry.subject.artifact is artifact]
+        entries = [latency_entry(entry, reached, meanwhile.noise.noisy, conditions.throttled) for entry in own]
+        return BenchRow(row=artifact.path.name, latency=tuple(entries))
+
+    return BenchDocument(
+        rows=tuple(map(row, artifacts)),
+        ratios=tuple(ratios(measured, threads[-1], config.seed)),
+        ceiling=tuple(reached),
+        environment=environment,
+    )
 
 
-def interleaved(
-    subjects: Sequence[Subject], config: BenchConfig, gpu: Gpu | None, slowdowns: set[str]
-) -> list[Measured]:
+def interleaved(subjects: Sequence[Subject], config: BenchConfig, gpu: Gpu | None, slowdowns: set[str]) -> list[Timed]:
     """Every subject and batch; why a GPU held its clocks down is added to `slowdowns`."""
     combinations = [(subject, batch) for subject in subjects for batch in config.batches]
     records = [Record() for _ in combinations]
     for number in track(range(config.rounds), "latency", total=config.rounds):
         add_round(records, combinations, config.seconds / config.rounds, config.seed + number)
         slowdowns.update(gpu.slowdowns() if gpu else ())
-    return [Measured(subject, batch, 1, record) for (subject, batch), record in zip(combinations, records, strict=True)]
+    return [Timed(subject, batch, 1, record) for (subject, batch), record in zip(combinations, records, strict=True)]
 
 
-def concurrent(subjects: Sequence[Subject], streams: int, config: BenchConfig) -> Iterator[Measured]:
+def concurrent(subjects: Sequence[Subject], streams: int, config: BenchConfig) -> Iterator[Timed]:
     """Every subject and batch under so many streams; fewer threads than streams cannot be divided."""
     divisible = [subject for subject in subjects if subject.threads is None or subject.threads >= streams]
     for subject in track(divisible, f"{streams} streams", total=len(divisible)):
@@ -129,10 +127,10 @@ def concurrent(subjects: Sequence[Subject], streams: int, config: BenchConfig) -
                 opener, streams, batch, config.seconds, config.rounds, config.seed
             )
             record = Record(rounds, [Start(None, None, device)])
-            yield Measured(subject, batch, streams, record, throughput_ips=batches_per_s * batch)
+            yield Timed(subject, batch, streams, record, throughput_ips=batches_per_s * batch)
 
 
-def pipeline_of(entry: Measured, config: BenchConfig) -> dict[str, float] | None:
+def pipeline_of(entry: Timed, config: BenchConfig) -> Pipeline | None:
     """The input pipeline of a single stream, where the artifact says how images are prepared."""
     preprocessing = entry.subject.artifact.preprocessing
     if entry.streams > 1 or preprocessing is None or config.photo is None:
@@ -141,48 +139,46 @@ def pipeline_of(entry: Measured, config: BenchConfig) -> dict[str, float] | None
         return timed_pipeline(session, preprocessing, entry.batch, config.photo, ALONE_S)
 
 
-def energy_of(entry: Measured, gpu: Gpu | None) -> tuple[str | None, float | None]:
+def energy_of(entry: Timed, gpu: Gpu | None) -> tuple[str | None, float | None]:
     """Its source and the millijoules of an image; nothing where no sensor can be read."""
     meter = find_meter(gpu, entry.subject.threads is None)
     if meter is None or entry.streams > 1:
         return None, None
     with entry.subject.open() as session:
-        found = energy_mj(meter, random_call(session, entry.batch), entry.batch, ENERGY_S)
-    return (None if found is None else meter.source), found
+        spent_mj = energy_mj(meter, random_call(session, entry.batch), entry.batch, ENERGY_S)
+    return (None if spent_mj is None else meter.source), spent_mj
 
 
-def entry_document(
-    entry: Measured, found: Sequence[dict[str, Any]], noisy: bool, throttled: bool | None
-) -> dict[str, Any]:
+def latency_entry(entry: Timed, reached: Sequence[Ceiling], noisy: bool, throttled: bool | None) -> Latency:
     """What bench.json says of one combination."""
     subject, rounds, starts = entry.subject, entry.record.rounds, entry.record.starts
     medians = round_medians(rounds)
-    figures = summary(entry.record.calls, entry.batch)
-    figures["throughput_ips"] = entry.throughput_ips or figures["throughput_ips"]
+    times = dict(summary(entry.record.calls, entry.batch))
+    times["throughput_ips"] = entry.throughput_ips or times["throughput_ips"]
     peak = subject.peaks.get(entry.batch, Peak()) if entry.streams == 1 else Peak()
-    single = 1000 * entry.batch / figures["p50_ms"]
+    single = 1000 * entry.batch / times["p50_ms"]
     device = starts[0].device
-    return {
-        "backend": subject.backend,
-        "device": cpu_model() if device == "CPU" else device,
-        "precision": subject.graph.precision,
-        "activations": subject.graph.activations,
-        "batch": entry.batch,
-        "threads": subject.threads,
-        "streams": entry.streams,
-        **figures,
-        "load_ms": _median([start.load_ms for start in starts]),
-        "first_ms": _median([start.first_ms for start in starts]),
-        "rounds_ms": medians,
-        "peak_bytes": peak.process,
-        "device_peak_bytes": peak.device,
-        "energy_mj": entry.energy_mj,
-        "energy_source": entry.energy_source,
-        "ceiling_share": share(found, subject.kernel, subject.macs, entry.throughput_ips or single),
-        "pipeline": entry.pipeline,
-        "noisy": noisy or spread(medians) > NOISY_SPREAD,
-        "throttled": throttled,
-    }
+    return Latency(
+        backend=subject.backend,
+        device=cpu_model() if device == "CPU" else device,
+        precision=subject.graph.precision,
+        activations=subject.graph.activations,
+        batch=entry.batch,
+        threads=subject.threads,
+        streams=entry.streams,
+        **times,
+        load_ms=_median([start.load_ms for start in starts]),
+        first_ms=_median([start.first_ms for start in starts]),
+        rounds_ms=tuple(medians),
+        peak_bytes=peak.process,
+        device_peak_bytes=peak.device,
+        energy_mj=entry.energy_mj,
+        energy_source=entry.energy_source,
+        ceiling_share=share(reached, subject.kernel, subject.macs, entry.throughput_ips or single),
+        pipeline=entry.pipeline,
+        noisy=noisy or spread(medians) > NOISY_SPREAD,
+        throttled=throttled,
+    )
 
 
 def _median(times_ms: Sequence[float | None]) -> float | None:
@@ -190,27 +186,33 @@ def _median(times_ms: Sequence[float | None]) -> float | None:
     return float(np.median(known)) if known else None
 
 
-def ratios(measured: Sequence[Measured], threads: int, seed: int) -> list[dict[str, Any]]:
+def ratios(measured: Sequence[Timed], threads: int, seed: int) -> list[RunRatio]:
     """Pairs that a reader asks for, at each batch.
 
     Each INT8 graph against the teacher in FP32 on ONNX Runtime, and against the FP32 row before it on the same backend;
     and each row against the one before it, on the same backend and in the same precision.
     """
     single = [entry for entry in measured if entry.streams == 1 and entry.subject.threads in (None, threads)]
-    found = []
+    asked = []
     for index, entry in enumerate(single):
         mine, first = entry.subject, single[0].subject.artifact
-        earlier = [
-            one for one in single[:index] if one.batch == entry.batch and one.subject.artifact is not mine.artifact
-        ]
-        fp32 = [one for one in earlier if one.subject.graph.precision == "fp32"]
-        teacher = [one for one in fp32 if one.subject.backend == "onnxruntime" and one.subject.artifact is first]
-        same = [one for one in earlier if one.subject.backend == mine.backend]
-        pairs = [one for one in same if one.subject.graph.precision == mine.graph.precision][-1:]
+        earlier = [e for e in single[:index] if e.batch == entry.batch and e.subject.artifact is not mine.artifact]
+        fp32 = [e for e in earlier if e.subject.graph.precision == "fp32"]
+        teacher = [e for e in fp32 if e.subject.backend == "onnxruntime" and e.subject.artifact is first]
+        same = [e for e in earlier if e.subject.backend == mine.backend]
+        slower = [e for e in same if e.subject.graph.precision == mine.graph.precision][-1:]
         if mine.graph.precision == "int8":
-            pairs = [*teacher[:1], *[one for one in same if one in fp32][-1:], *pairs]
-        for slower in {id(one): one for one in pairs}.values():
-            ratio = paired_speedup(entry.record.rounds, slower.record.rounds, seed)
-            ends = {"numerator": mine.name(), "denominator": slower.subject.name(), "batch": entry.batch}
-            found.append({**ends, **ratio.document()})
-    return found
+            slower = [*teacher[:1], *[e for e in same if e in fp32][-1:], *slower]
+        for other in {id(e): e for e in slower}.values():
+            ratio = paired_speedup(entry.record.rounds, other.record.rounds, seed)
+            asked.append(
+                RunRatio(
+                    numerator=mine.run,
+                    denominator=other.subject.run,
+                    batch=entry.batch,
+                    speedup=ratio.speedup,
+                    ci95=ratio.ci95,
+                    significant=ratio.significant,
+                )
+            )
+    return asked

@@ -20,6 +20,7 @@ from PIL import Image
 
 from mmcompress.data.preprocess import normalize
 from mmcompress.manifest import Preprocessing
+from mmcompress.measure.document import Pipeline
 from mmcompress.measure.interleave import REST
 from mmcompress.runtime.session import Session
 
@@ -53,7 +54,7 @@ def prepared(files: tuple[bytes, ...], batch: int, preprocessing: Preprocessing)
 
 def timed_pipeline(
     session: Session, preprocessing: Preprocessing, batch: int, photo: tuple[int, int], seconds: float
-) -> dict[str, float]:
+) -> Pipeline:
     """Medians of preparing a batch and of preparing and inferring it; images a second at the latter."""
     spec = session.inputs[0]
     files = encoded_photos(*photo)
@@ -66,7 +67,7 @@ def timed_pipeline(
 
 def pipeline_figures(
     prepare: Callable[[], NDArray[Any]], infer: Callable[[NDArray[Any]], object], batch: int, seconds: float
-) -> dict[str, float]:
+) -> Pipeline:
     times: list[tuple[float, float]] = []
     end = time.monotonic() + seconds
     infer(prepare())
@@ -78,8 +79,8 @@ def pipeline_figures(
         times.append((1000 * (ready - start), 1000 * (time.perf_counter() - start)))
         time.sleep(REST * times[-1][1] / 1000)
     input_ms, together_ms = np.median(times, axis=0)
-    return {
-        "input_ms": float(input_ms),
-        "together_ms": float(together_ms),
-        "throughput_ips": 1000 * batch / float(together_ms),
-    }
+    return Pipeline(
+        input_ms=float(input_ms),
+        together_ms=float(together_ms),
+        throughput_ips=1000 * batch / float(together_ms),
+    )

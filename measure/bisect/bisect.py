@@ -38,18 +38,18 @@ from mmcompress.manifest import Graph
 from mmcompress.measure.bisect.cuts import (
     GIVEN,
     Opened,
+    border_module,
     check_same_checkpoint,
     common_borders,
     cut,
-    module_of,
     opened_session,
-    watched,
+    with_outputs,
 )
+from mmcompress.measure.bisect.document import BisectBlock, BisectDocument, BisectModule, BisectSide
 from mmcompress.progress import track
 from mmcompress.runtime.backends import available_backends, default_backend, graph_for
 from mmcompress.runtime.session import Session, Tower
 from mmcompress.runtime.tokenize import load_tokenizer, text_processing, tokenize
-from mmcompress.strictjson import write_json
 
 if TYPE_CHECKING:
     from mmcompress.stages import Job
@@ -72,11 +72,11 @@ Array = NDArray[Any]
 
 def bisect(job: Job[BisectConfig]) -> None:
     """Stage: write bisect.json for a candidate against its FP32 reference."""
-    report = bisect_report(job.sources["reference"], job.sources["candidate"], job.config)
-    write_json(job.draft.path / "bisect.json", report)
+    document = bisect_document(job.sources["reference"], job.sources["candidate"], job.config)
+    document.write(job.draft.path / "bisect.json")
 
 
-def bisect_report(reference: Artifact, candidate: Artifact, config: BisectConfig) -> dict[str, Any]:
+def bisect_document(reference: Artifact, candidate: Artifact, config: BisectConfig) -> BisectDocument:
     """The modules of both towers, the worst first, and which of them to keep in higher precision."""
     if config.data.test is None:
         raise UsageError("there are no samples: data.test is not set", "set [data] test, or give --data")
@@ -93,33 +93,32 @@ def bisect_report(reference: Artifact, candidate: Artifact, config: BisectConfig
         )
         for tower in TOWERS
     }
-    modules: list[dict[str, Any]] = []
-    blocks: list[dict[str, Any]] = []
+    modules: list[BisectModule] = []
+    blocks: list[BisectBlock] = []
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        probes = {}
+        bisections = {}
         for tower, (full, other) in graphs.items():
             files = reference.file(full.file), candidate.file(other.file)
-            probes[tower] = Probe(tower, files, (full, other), backend, folder, stack)
+            bisections[tower] = TowerBisection(tower, files, (full, other), backend, folder, stack)
         samples = 0
         for pixels, tokens, mask in _samples(reference, config):
-            probes["image"].add({probes["image"].feed: pixels}, None)
-            probes["text"].add({probes["text"].feed: tokens}, mask)
+            bisections["image"].add({bisections["image"].feed: pixels}, None)
+            bisections["text"].add({bisections["text"].feed: tokens}, mask)
             samples += len(pixels)
-    for probe in probes.values():
-        modules += probe.modules()
-        blocks += probe.blocks()
-    modules.sort(key=lambda found: (not _audible(found), -found["excess_db"], found["local_sqnr_db"]))
-    return {
-        "schema": 1,
-        "reference": {"row": reference.path.name, "precision": "fp32"},
-        "candidate": {"row": candidate.path.name, "precision": graphs["image"][1].precision},
-        "backend": backend,
-        "samples": samples,
-        "modules": modules,
-        "blocks": blocks,
-        "keep": kept(modules),
-    }
+    for bisection in bisections.values():
+        modules += bisection.modules()
+        blocks += bisection.blocks()
+    modules.sort(key=lambda module: (not _audible(module), -module.excess_db, module.local_sqnr_db))
+    return BisectDocument(
+        reference=BisectSide(row=reference.path.name, precision="fp32"),
+        candidate=BisectSide(row=candidate.path.name, precision=graphs["image"][1].precision),
+        backend=backend,
+        samples=samples,
+        modules=tuple(modules),
+        blocks=tuple(blocks),
+        keep=tuple(kept(modules)),
+    )
 
 
 def first_backend() -> Backend:
@@ -127,18 +126,18 @@ def first_backend() -> Backend:
     return "onnxruntime" if available_backends()["onnxruntime"] is None else default_backend()
 
 
-def kept(modules: Iterable[Mapping[str, Any]]) -> list[str]:
+def kept(modules: Iterable[BisectModule]) -> list[str]:
     """What to keep in higher precision, worst first: what stands out by its excess, then by its share of the noise."""
-    noisy = [found for found in modules if _audible(found)]
-    fair = {tower: 1 / max(1, sum(found["tower"] == tower for found in noisy)) for tower in TOWERS}
-    wrong = [found for found in noisy if found["excess_db"] > STANDS_OUT_DB]
-    noisy = [found for found in noisy if found not in wrong and found["share"] > FAIR_SHARES * fair[found["tower"]]]
-    return [found["module"] for found in (*wrong, *sorted(noisy, key=lambda found: -found["share"]))]
+    noisy = [module for module in modules if _audible(module)]
+    fair = {tower: 1 / max(1, sum(module.tower == tower for module in noisy)) for tower in TOWERS}
+    wrong = [module for module in noisy if module.excess_db > STANDS_OUT_DB]
+    noisy = [module for module in noisy if module not in wrong and module.share > FAIR_SHARES * fair[module.tower]]
+    return [module.module for module in (*wrong, *sorted(noisy, key=lambda module: -module.share))]
 
 
-def _audible(found: Mapping[str, Any]) -> bool:
+def _audible(module: BisectModule) -> bool:
     """Whether there is more noise than half precision would make anyway."""
-    return bool(found["local_sqnr_db"] < decibels(1, FLOOR))
+    return module.local_sqnr_db < decibels(1, FLOOR)
 
 
 @dataclass
@@ -179,7 +178,7 @@ def decibels(signal: float, noise: float) -> float:
     return max(-LIMIT_DB, min(LIMIT_DB, 10 * math.log10(signal / noise))) if signal and noise < math.inf else -LIMIT_DB
 
 
-class Probe:
+class TowerBisection:
     """One tower: three sessions on the same samples, and what came of them. The stack that it is given closes them."""
 
     def __init__(
@@ -200,11 +199,11 @@ class Probe:
         makers = {node.output[0]: node for node in reference.proto.graph.node}
         self._weights = {name: reference.constant(makers[name].input[1]) for name in self._products if name in makers}
         self._fitted = {n: fake_quantize_weight(w, self._products[n].kind) for n, w in self._weights.items()}
-        self._full = stack.enter_context(self._session(watched(reference, self._borders), graphs[0], "full"))
-        self._whole = stack.enter_context(self._session(watched(candidate, self._borders), graphs[1], "whole"))
+        self._full = stack.enter_context(self._session(with_outputs(reference, self._borders), graphs[0], "full"))
+        self._whole = stack.enter_context(self._session(with_outputs(candidate, self._borders), graphs[1], "whole"))
         self._cut: Session | None = None
         self._candidate, self._graph = candidate, graphs[1]
-        self._modules = [module_of(name, tower) or "" for name in self._borders]
+        self._modules = [border_module(name, tower) or "" for name in self._borders]
         self._local = {module: Sums() for module in self._modules}
         self._carried = {module: Sums() for module in self._local}
         self._needed = dict.fromkeys(self._local, 0.0)
@@ -237,23 +236,23 @@ class Probe:
                 self._carried[module].add(truth, rows_of(whole[name], mask))
         for name, weight in self._weights.items():
             inputs = rows_of(reference[self._products[name].reads], mask)
-            self._needed[module_of(name, self.tower) or ""] += needed_noise(
+            self._needed[border_module(name, self.tower) or ""] += needed_noise(
                 inputs, weight, self._fitted[name], self._products[name].kind
             )
 
-    def modules(self) -> list[dict[str, Any]]:
+    def modules(self) -> list[BisectModule]:
         """A row for each module, in order of execution."""
         total = sum(min(sums.ratio, 1 / FLOOR) for sums in self._local.values())
         return [
-            {
-                "module": module,
-                "tower": self.tower,
-                "local_sqnr_db": decibels(1, sums.ratio),
-                "local_cosine_mean": sums.cosine,
-                "excess_db": self._excess(module, sums),
-                "carried_sqnr_db": decibels(1, self._carried[module].ratio),
-                "share": min(sums.ratio, 1 / FLOOR) / total if total else 0.0,
-            }
+            BisectModule(
+                module=module,
+                tower=self.tower,
+                local_sqnr_db=decibels(1, sums.ratio),
+                local_cosine_mean=sums.cosine,
+                excess_db=self._excess(module, sums),
+                carried_sqnr_db=decibels(1, self._carried[module].ratio),
+                share=min(sums.ratio, 1 / FLOOR) / total if total else 0.0,
+            )
             for module, sums in self._local.items()
         ]
 
@@ -262,16 +261,16 @@ class Probe:
         needed = self._needed[module] / sums.signal if sums.signal else 0.0
         return decibels(max(sums.ratio, FLOOR), max(needed, FLOOR))
 
-    def blocks(self) -> list[dict[str, Any]]:
+    def blocks(self) -> list[BisectBlock]:
         """The error that the candidate carries at the end of each block."""
         ends = {module.rpartition(".")[0]: sums for module, sums in self._carried.items() if ".blocks." in module}
         return [
-            {
-                "block": block,
-                "tower": self.tower,
-                "carried_cosine_mean": sums.cosine,
-                "carried_sqnr_db": decibels(1, sums.ratio),
-            }
+            BisectBlock(
+                block=block,
+                tower=self.tower,
+                carried_cosine_mean=sums.cosine,
+                carried_sqnr_db=decibels(1, sums.ratio),
+            )
             for block, sums in ends.items()
         ]
 

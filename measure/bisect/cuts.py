@@ -1,9 +1,9 @@
 """ONNX graphs opened up at the borders of their modules, so that each can be looked at by itself.
 
 Our graphs name every tensor after its module, in every precision, so the borders of one file are found in another. Two
-changes to a graph are enough: `watched` makes tensors outputs too, and `cut` lets every module read its inputs from the
-caller instead of from the module before it. A cut graph computes each module as the file has it, Q/DQ included, on
-whatever it is fed.
+changes to a graph are enough: `with_outputs` makes tensors outputs too, and `cut` lets every module read its inputs
+from the caller instead of from the module before it. A cut graph computes each module as the file has it, Q/DQ
+included, on whatever it is fed.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _EXTERNAL = 1 << 30
 """Weights from here on go into a file beside the graph, since a protobuf ends at 2 GiB."""
 
 
-def module_of(tensor: str, tower: Tower) -> str | None:
+def border_module(tensor: str, tower: Tower) -> str | None:
     """`image.blocks.5.qkv.kv.add` -> `image.blocks.5.qkv`, `text.final_norm` -> itself; None for plumbing."""
     if match := _BLOCK.match(tensor):
         return f"{match[1]}.{match[2]}"
@@ -77,10 +77,10 @@ class Opened:
     def borders(self) -> list[str]:
         """Tensors that one module makes and another one reads, or that leave the graph, in order of execution."""
         made = {output: node for node in self.proto.graph.node for output in node.output}
-        modules = {name: module_of(name, self.tower) for name in made}
+        modules = {name: border_module(name, self.tower) for name in made}
         read: set[str] = {value.name for value in self.proto.graph.output}
         for node in self.proto.graph.node:
-            reader = module_of(node.output[0], self.tower)
+            reader = border_module(node.output[0], self.tower)
             read |= {name for name in node.input if name in made and modules[name] != reader}
         return [name for name in made if name in read and modules[name] is not None]
 
@@ -122,7 +122,7 @@ class Product:
     kind: Any
 
 
-def watched(graph: Opened, tensors: Iterable[str]) -> Any:
+def with_outputs(graph: Opened, tensors: Iterable[str]) -> Any:
     """The graph with more outputs."""
     proto = _copy(graph.proto)
     present = {value.name for value in proto.graph.output}
@@ -132,11 +132,11 @@ def watched(graph: Opened, tensors: Iterable[str]) -> Any:
 
 def cut(graph: Opened, tensors: Mapping[str, int]) -> Any:
     """The graph with every reader of the tensors (name and rank) fed by the caller, and the tensors as outputs."""
-    proto = watched(graph, tensors)
+    proto = with_outputs(graph, tensors)
     for node in proto.graph.node:
-        reader = module_of(node.output[0], graph.tower)
+        reader = border_module(node.output[0], graph.tower)
         for place, name in enumerate(node.input):
-            if name in tensors and module_of(name, graph.tower) != reader:
+            if name in tensors and border_module(name, graph.tower) != reader:
                 node.input[place] = GIVEN + name
     proto.graph.input.extend(_value(graph, name, GIVEN + name, rank) for name, rank in tensors.items())
     return proto
@@ -177,7 +177,7 @@ def opened_session(
 def common_borders(reference: Opened, candidate: Opened) -> list[str]:
     """The borders that both graphs have, in the reference's order."""
     found = [name for name in reference.borders if name in set(candidate.borders)]
-    modules = [{module_of(name, g.tower) for name in g.borders} for g in (reference, candidate)]
+    modules = [{border_module(name, g.tower) for name in g.borders} for g in (reference, candidate)]
     if not found or not any(".blocks." in name for name in found):
         lacking = sorted(filter(None, modules[0] - modules[1]))[:3]
         raise UsageError(

@@ -18,23 +18,31 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mmcompress.artifact import Artifact
-from mmcompress.config import DriftConfig
+from mmcompress.config import DriftConfig, Precision
 from mmcompress.errors import UsageError
 from mmcompress.manifest import Kind
 from mmcompress.measure.agreement import class_changes, cosines, histogram
-from mmcompress.measure.drift.figures import Document, Measured, distance, measured, metrics, same_space
+from mmcompress.measure.drift.document import ClassChange, DriftDocument, DriftRow, Int8Distance, PreviousDistance
+from mmcompress.measure.drift.figures import (
+    RowAnswers,
+    answers_of,
+    distance,
+    flips_between,
+    metrics,
+    r10_change,
+    same_space,
+)
 from mmcompress.measure.drift.gallery import gallery, write_thumbnails
-from mmcompress.measure.drift.testset import Pairs, Row, embed_row
+from mmcompress.measure.drift.testset import EvaluationSet, Row, embed_row
 from mmcompress.measure.retrieval import Ints, retrieval
 from mmcompress.measure.sanity import collapsed
 from mmcompress.progress import say, track
 from mmcompress.runtime.backends import default_backend
-from mmcompress.strictjson import write_json
 
 if TYPE_CHECKING:
     from mmcompress.stages import Job
 
-__all__ = ["drift", "drift_report", "retrieval"]
+__all__ = ["drift", "drift_document", "retrieval"]
 
 CLASS_IMAGES = 5
 """Of a class with fewer images one flip is all there is to see."""
@@ -42,11 +50,10 @@ CLASS_IMAGES = 5
 
 def drift(job: Job[DriftConfig]) -> None:
     """Stage: write drift.json over every gathered ONNX artifact, and the gallery; the first is the teacher."""
-    report = drift_report(job.gathered, job.config, job.draft.path)
-    write_json(job.draft.path / "drift.json", report)
+    drift_document(job.gathered, job.config, job.draft.path).write(job.draft.path / "drift.json")
 
 
-def drift_report(artifacts: Sequence[Artifact], config: DriftConfig, folder: Path | None = None) -> Document:
+def drift_document(artifacts: Sequence[Artifact], config: DriftConfig, folder: Path | None = None) -> DriftDocument:
     """Embed the test set with every artifact, and compare. With a folder, the gallery's images are written there."""
     data = config.data
     if not artifacts or data.test is None:
@@ -56,89 +63,93 @@ def drift_report(artifacts: Sequence[Artifact], config: DriftConfig, folder: Pat
         )
     onnx = any(artifact.manifest.kind is Kind.ONNX for artifact in artifacts)
     backend = config.backend or (default_backend() if onnx else None)
-    pairs: Pairs | None = None
-    rows: list[Document] = []
-    first: MeasuredRow | None = None
-    before: MeasuredRow | None = None
-    fp32: MeasuredRow | None = None
+    pairs: EvaluationSet | None = None
+    rows: list[DriftRow] = []
+    first: SplitRow | None = None
+    before: SplitRow | None = None
+    fp32: SplitRow | None = None
     for artifact in track(artifacts, "drift", total=len(artifacts)):
         own = backend if artifact.manifest.kind is Kind.ONNX else None
         pairs, embedded = embed_row(artifact, data, own, config.batch, pairs)
-        row = measured_row(pairs, embedded, config.seed)
+        row = split_row(pairs, embedded, config.seed)
         first = first or row
         rows.append(_table_row(pairs, row, first, before, fp32 if embedded.precision == "int8" else None))
-        if rows[-1]["collapsed"]:
-            say("drift", row.name, f"warning: {rows[-1]['collapsed']}, so its figures say nothing")
+        if rows[-1].collapsed:
+            say("drift", row.name, f"warning: {rows[-1].collapsed}, so its figures say nothing")
         before, fp32 = row, row if embedded.precision == "fp32" else fp32
     assert pairs is not None and first is not None and before is not None
     answers = (first.main.answers, before.main.answers)
-    shown = gallery(pairs, first.chosen, answers, before.name, config.gallery)
+    shown = gallery(pairs, first.chosen, flips_between(first.main, before.main), answers, before.name, config.gallery)
     preprocessing = artifacts[0].manifest.preprocessing
     if folder is not None and preprocessing is not None:
         write_thumbnails(shown, data, preprocessing, folder)
-    return {"backend": backend, "test": data.test, "rows": rows, "gallery": shown}
+    return DriftDocument(backend=backend, test=data.test, rows=tuple(rows), gallery=tuple(shown))
 
 
 @dataclass(frozen=True)
-class MeasuredRow:
+class SplitRow:
     """A row's figures over the images of classes that were trained on, and over the others."""
 
     name: str
-    precision: str
+    precision: Precision
     chosen: Ints
     """The images that `main` is about."""
-    main: Measured
-    unseen: Measured | None
+    main: RowAnswers
+    unseen: RowAnswers | None
 
 
-def measured_row(pairs: Pairs, row: Row, seed: int) -> MeasuredRow:
+def split_row(pairs: EvaluationSet, row: Row, seed: int) -> SplitRow:
     """Classes that were kept out of training are apart, unless there is nothing else."""
     main, unseen = np.flatnonzero(pairs.seen), np.flatnonzero(~pairs.seen)
     if not len(main):
         main, unseen = unseen, main
     answerable = np.isin(pairs.image_group[unseen], pairs.text_group).any()
-    apart = measured(pairs, row, unseen, seed) if answerable else None
-    return MeasuredRow(row.name, row.precision, main, measured(pairs, row, main, seed), apart)
+    apart = answers_of(pairs, row, unseen, seed) if answerable else None
+    return SplitRow(row.name, row.precision, main, answers_of(pairs, row, main, seed), apart)
 
 
 def _table_row(
-    pairs: Pairs, row: MeasuredRow, first: MeasuredRow, before: MeasuredRow | None, fp32: MeasuredRow | None
-) -> Document:
+    pairs: EvaluationSet, row: SplitRow, first: SplitRow, before: SplitRow | None, fp32: SplitRow | None
+) -> DriftRow:
     comparable = row is not first and same_space(row.main, first.main)
-    return {
-        "row": row.name,
-        "precision": row.precision,
-        "images": len(row.main.images),
-        "candidates": len(pairs.texts),
-        "metrics": metrics(row.main, first.main),
-        "collapsed": _collapsed(row.main),
-        "against": first.name,
-        "previous": {"row": before.name, **distance(row.main, before.main)[0]} if before else None,
-        "unseen_images": len(pairs.keys) - len(row.main.images),
-        "unseen": metrics(row.unseen, first.unseen) if row.unseen and first.unseen else None,
-        "int8_against_fp32": _int8_against_fp32(row.main, fp32) if fp32 else None,
-        "cosine_histogram": histogram(cosines(first.main.images, row.main.images)) if comparable else None,
-        "per_class": _per_class(pairs, row.main, first.main) if pairs.classes else [],
-    }
+    return DriftRow(
+        row=row.name,
+        precision=row.precision,
+        images=len(row.main.images),
+        candidates=len(pairs.texts),
+        metrics=metrics(row.main, first.main),
+        collapsed=_collapsed(row.main),
+        against=first.name,
+        previous=_previous(row.main, before) if before else None,
+        unseen_images=len(pairs.keys) - len(row.main.images),
+        unseen=metrics(row.unseen, first.unseen) if row.unseen and first.unseen else None,
+        int8_against_fp32=_int8_against_fp32(row.main, fp32) if fp32 else None,
+        cosine_histogram=histogram(cosines(first.main.images, row.main.images)) if comparable else None,
+        per_class=tuple(_per_class(pairs, row.main, first.main)) if pairs.classes else (),
+    )
 
 
-def _collapsed(row: Measured) -> str | None:
+def _previous(row: RowAnswers, before: SplitRow) -> PreviousDistance:
+    return PreviousDistance(row=before.name, **dict(distance(row, before.main)[0]))
+
+
+def _collapsed(row: RowAnswers) -> str | None:
     return collapsed(row.images, row.texts, row.group, row.i2t, row.answers.hits)
 
 
-def _int8_against_fp32(row: Measured, fp32: MeasuredRow) -> Document:
-    found = distance(row, fp32.main)[0]
-    return {
-        "row": fp32.name,
-        "cosine_mean": found["cosine_mean"],
-        "cosine_p01": found["cosine_p01"],
-        "text_cosine_mean": float(cosines(fp32.main.texts, row.texts).mean()) if same_space(row, fp32.main) else None,
-        "flip_rate": found["flip_rate"],
-        "r10_drop": -found["r10_change"]["i2t"],
-    }
+def _int8_against_fp32(row: RowAnswers, fp32: SplitRow) -> Int8Distance:
+    apart, change = distance(row, fp32.main)[0], r10_change(row, fp32.main)
+    return Int8Distance(
+        row=fp32.name,
+        cosine_mean=apart.cosine_mean,
+        cosine_p01=apart.cosine_p01,
+        text_cosine_mean=float(cosines(fp32.main.texts, row.texts).mean()) if same_space(row, fp32.main) else None,
+        flip_rate=apart.flip_rate,
+        r10_drop=-change.i2t,
+    )
 
 
-def _per_class(pairs: Pairs, row: Measured, first: Measured) -> list[Document]:
+def _per_class(pairs: EvaluationSet, row: RowAnswers, first: RowAnswers) -> list[ClassChange]:
     answered = row.i2t.answerable
     right = first.right[answered], row.right[answered]
     return class_changes(row.group[answered], pairs.texts, *right, fewest=CLASS_IMAGES)

@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mmcompress.measure.agreement import agreement, calibration_error, cosines, flip_shares, ranked_images, unit_ranks
+from mmcompress.document import Interval
+from mmcompress.measure.agreement import calibration_error, cosines, flip_shares, flipped, ranked_images, unit_ranks
+from mmcompress.measure.drift.document import Distance, Metrics, RecallChange, Recalls
 from mmcompress.measure.drift.significance import (
-    Interval,
     bootstrap_ci,
     interval,
     mcnemar_p,
@@ -25,7 +26,7 @@ from mmcompress.measure.drift.significance import (
     resample_counts,
     resampled_means,
 )
-from mmcompress.measure.drift.testset import Pairs, Row
+from mmcompress.measure.drift.testset import EvaluationSet, Row
 from mmcompress.measure.retrieval import (
     KS,
     RECALLS,
@@ -42,11 +43,10 @@ from mmcompress.measure.retrieval import (
 
 Columns = Mapping[str, tuple[NDArray[Any], NDArray[Any]]]
 """(N,) sum and (N,) weight of each image, by the name of the figure."""
-Document = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Measured:
+class RowAnswers:
     """One row's embeddings of N of the images and of all M texts, and what they answer."""
 
     images: Floats
@@ -79,7 +79,7 @@ class Measured:
         return resampled_means(self.answers.hits[:, 2:3] & answered, self.counts, answered)[:, 0]
 
 
-def measured(pairs: Pairs, row: Row, chosen: Ints, seed: int = 0) -> Measured:
+def answers_of(pairs: EvaluationSet, row: Row, chosen: Ints, seed: int = 0) -> RowAnswers:
     """Everything about one row that needs no other row, over some of the images: two passes over the scores."""
     images = row.images if len(chosen) == len(row.images) else row.images[chosen]
     group = pairs.image_group[chosen]
@@ -89,10 +89,10 @@ def measured(pairs: Pairs, row: Row, chosen: Ints, seed: int = 0) -> Measured:
     right = (pairs.text_group[answers.best] == group) & i2t.answerable
     text_hits = hits(row.texts, images, t2i)
     counts = resample_counts(len(images), seed)
-    return Measured(images, row.texts, group, i2t, t2i, pairs.classes, answers, text_hits, right, counts)
+    return RowAnswers(images, row.texts, group, i2t, t2i, pairs.classes, answers, text_hits, right, counts)
 
 
-def metrics(row: Measured, reference: Measured) -> Document:
+def metrics(row: RowAnswers, reference: RowAnswers) -> Metrics:
     """Every figure of a row, alone and against the reference, with `ci95` of those that have an interval."""
     columns: dict[str, tuple[NDArray[Any], NDArray[Any]]] = {
         **_recalls(row, row.answers.hits, row.text_hits),
@@ -100,55 +100,74 @@ def metrics(row: Measured, reference: Measured) -> Document:
         **_accuracies(row),
     }
     class_means, class_intervals = _class_queries(row, row.text_hits)
-    figures: Document = {"top1": None, "top5": None, **_means(columns), **class_means}
-    figures["mean_per_class_recall"] = figures["ece"] = None
+    means = {**_means(columns), **class_means}
+    per_class = ece = None
     if row.classes and (answered := row.i2t.answerable).any():
-        figures["mean_per_class_recall"] = float(shares_by_class(row.right[answered], row.group[answered]).mean())
+        per_class = float(shares_by_class(row.right[answered], row.group[answered]).mean())
         if np.isfinite(row.answers.confidence).all():
-            figures["ece"] = calibration_error(row.answers.confidence[answered], row.right[answered])
+            ece = calibration_error(row.answers.confidence[answered], row.right[answered])
     texts = cosines(reference.texts, row.texts) if same_space(row, reference) else None
-    figures["text_cosine_mean"] = None if texts is None else float(texts.mean())
-    figures["text_cosine_p01"] = None if texts is None else float(np.quantile(texts, 0.01))
     moved, moved_intervals = distance(row, reference)
     old, old_intervals = _old_index(row, reference)
     intervals = _intervals(columns, row.counts) | class_intervals | moved_intervals | old_intervals
-    return {**figures, **moved, "old_index": old, "ci95": {k: v for k, v in intervals.items() if v is not None}}
+    return Metrics(
+        top1=means.pop("top1", None),
+        top5=means.pop("top5", None),
+        **means,
+        mean_per_class_recall=per_class,
+        ece=ece,
+        text_cosine_mean=None if texts is None else float(texts.mean()),
+        text_cosine_p01=None if texts is None else float(np.quantile(texts, 0.01)),
+        **dict(moved),
+        old_index=old,
+        ci95={name: ends for name, ends in intervals.items() if ends is not None},
+    )
 
 
-def distance(row: Measured, other: Measured) -> tuple[Document, dict[str, Interval | None]]:
+def flips_between(before: RowAnswers, after: RowAnswers) -> Bools:
+    """(N,): the images whose answer is another one."""
+    return flipped(before.images, before.texts, before.answers.best, after.answers.best)
+
+
+def distance(row: RowAnswers, other: RowAnswers) -> tuple[Distance, dict[str, Interval | None]]:
     """How far a row is from another one, and the intervals of what is a mean over images. Of a row from itself, the
     change has no interval."""
-    flips = flip_shares(other.answers.best, row.answers.best, other.right, row.right)
+    flips = flip_shares(flips_between(other, row), other.right, row.right)
     columns = {name: _each(values) for name, values in flips.items()}
-    figures: Document = {"cosine_mean": None, "cosine_p01": None, "cosine_worst": None, **_means(columns)}
-    if same_space(row, other):
-        similarity = cosines(other.images, row.images)
-        figures |= agreement(similarity)
+    shares = _means(columns)
+    similarity = cosines(other.images, row.images) if same_space(row, other) else None
+    if similarity is not None:
         columns["cosine_mean"] = _each(similarity)
     gained, lost = int(flips["flips_gained"].sum()), int(flips["flips_lost"].sum())
     correlations = (row.ranks * other.ranks).sum(axis=1, dtype=np.float64)
-    figures |= {"mcnemar_p": mcnemar_p(gained, lost), "rank_correlation": float(correlations.mean())}
-    figures["r10_change"] = None if row is other else r10_change(row, other)
-    return figures, {**_intervals(columns, row.counts), "rank_correlation": bootstrap_ci(correlations)}
+    apart = Distance(
+        cosine_mean=None if similarity is None else float(similarity.mean()),
+        cosine_p01=None if similarity is None else float(np.quantile(similarity, 0.01)),
+        cosine_worst=None if similarity is None else float(similarity.min()),
+        **shares,
+        mcnemar_p=mcnemar_p(gained, lost),
+        rank_correlation=float(correlations.mean()),
+        r10_change=None if row is other else r10_change(row, other),
+    )
+    return apart, {**_intervals(columns, row.counts), "rank_correlation": bootstrap_ci(correlations)}
 
 
-def r10_change(row: Measured, other: Measured) -> Document:
+def r10_change(row: RowAnswers, other: RowAnswers) -> RecallChange:
     """Recall at 10 of the row minus that of the other, over the same resamples."""
-    change = {"i2t": _r10(row) - _r10(other)}
-    found, significant = paired_change(other.r10_resampled, row.r10_resampled)
-    return {**change, "ci95": found, "significant": significant}
+    ci95, significant = paired_change(other.r10_resampled, row.r10_resampled)
+    return RecallChange(i2t=_r10(row) - _r10(other), ci95=ci95, significant=significant)
 
 
-def _r10(row: Measured) -> float:
+def _r10(row: RowAnswers) -> float:
     return float(row.answers.hits[row.i2t.answerable, 2].mean())
 
 
-def same_space(row: Measured, other: Measured) -> bool:
+def same_space(row: RowAnswers, other: RowAnswers) -> bool:
     """Whether the embeddings of two rows can be compared; a student may have fewer dimensions than its teacher."""
     return bool(row.images.shape[1] == other.images.shape[1])
 
 
-def _old_index(row: Measured, reference: Measured) -> tuple[Document | None, dict[str, Interval | None]]:
+def _old_index(row: RowAnswers, reference: RowAnswers) -> tuple[Recalls | None, dict[str, Interval | None]]:
     """Recall of the row's queries among the reference's embeddings; None for the reference itself and where the two
     differ in dimension."""
     if row is reference or not same_space(row, reference):
@@ -157,14 +176,16 @@ def _old_index(row: Measured, reference: Measured) -> tuple[Document | None, dic
     columns = _recalls(row, images, texts)
     class_means, class_intervals = _class_queries(row, texts)
     intervals = _intervals(columns, row.counts) | class_intervals
-    return _means(columns) | class_means, {f"old_index_{name}": bounds for name, bounds in intervals.items()}
+    return Recalls(**_means(columns), **class_means), {
+        f"old_index_{name}": bounds for name, bounds in intervals.items()
+    }
 
 
 def _each(values: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
     return values, np.ones(len(values))
 
 
-def _recalls(row: Measured, image_hits: Bools, text_hits: Bools) -> dict[str, tuple[NDArray[Any], NDArray[Any]]]:
+def _recalls(row: RowAnswers, image_hits: Bools, text_hits: Bools) -> dict[str, tuple[NDArray[Any], NDArray[Any]]]:
     """Columns of the recalls; (N, 3 or more), (M, 3)."""
     answered = row.i2t.answerable
     found: dict[str, tuple[NDArray[Any], NDArray[Any]]]
@@ -179,7 +200,7 @@ def _recalls(row: Measured, image_hits: Bools, text_hits: Bools) -> dict[str, tu
     return found
 
 
-def _accuracies(row: Measured) -> dict[str, tuple[NDArray[Any], NDArray[Any]]]:
+def _accuracies(row: RowAnswers) -> dict[str, tuple[NDArray[Any], NDArray[Any]]]:
     """Columns of the zero-shot accuracies; of fewer than five classes there is no top-5."""
     if not row.classes:
         return {}
@@ -197,7 +218,7 @@ def _intervals(columns: Columns, counts: NDArray[np.uint8]) -> dict[str, Interva
     return dict(zip(columns, map(interval, resampled_means(values, counts, weights).T), strict=True))
 
 
-def _class_queries(row: Measured, text_hits: Bools) -> tuple[dict[str, float], dict[str, Interval | None]]:
+def _class_queries(row: RowAnswers, text_hits: Bools) -> tuple[dict[str, float], dict[str, Interval | None]]:
     """Text-to-image recalls and their intervals where the queries are classes; captions are columns of the images."""
     if not row.classes:
         return {}, {}

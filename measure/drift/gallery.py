@@ -11,7 +11,6 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,46 +18,49 @@ from PIL import Image
 
 from mmcompress.config import DataConfig
 from mmcompress.manifest import Preprocessing
-from mmcompress.measure.drift.testset import Pairs
-from mmcompress.measure.retrieval import Answers, Ints, Matches
+from mmcompress.measure.drift.document import Choice, GalleryEntry
+from mmcompress.measure.drift.testset import EvaluationSet
+from mmcompress.measure.retrieval import Answers, Bools, Floats, Ints, Matches
 
 SIDE = 96
 """Longest side of a thumbnail, in pixels."""
 
 
-def chosen_flips(first: Answers, last: Answers, most: int) -> Ints:
-    """Images with different best candidates, evenly spread over the first model's margin, its surest first."""
-    changed = np.flatnonzero(first.best != last.best)
-    ordered = changed[np.argsort(-first.margin[changed], kind="stable")]
+def chosen_flips(flips: Bools, margin: Floats, most: int) -> Ints:
+    """Some of the images that flip, evenly spread over the first model's (N,) margin, its surest first."""
+    changed = np.flatnonzero(flips)
+    ordered = changed[np.argsort(-margin[changed], kind="stable")]
     places = np.linspace(0, len(ordered) - 1, min(most, len(ordered))).round().astype(np.int64)
     found: Ints = ordered[places]
     return found
 
 
-def gallery(pairs: Pairs, chosen: Ints, answers: tuple[Answers, Answers], row: str, most: int) -> list[dict[str, Any]]:
-    """What the first and the last row say of the images; `chosen` are those that the answers are of."""
+def gallery(
+    pairs: EvaluationSet, chosen: Ints, flips: Bools, answers: tuple[Answers, Answers], row: str, most: int
+) -> list[GalleryEntry]:
+    """What the first and the last row say of images that flip; `chosen` are those that the answers are of."""
     first, last = answers
     matches = Matches.of(pairs.image_group[chosen], pairs.text_group)
     return [
-        {
-            "file": f"gallery/{number:03d}.webp",
-            "key": pairs.keys[chosen[place]],
-            "truth": [pairs.texts[text] for text in matches.of_query(place)],
-            "row": row,
-            "teacher": {"text": pairs.texts[first.best[place]], "score": float(first.score[place])},
-            "answer": {"text": pairs.texts[last.best[place]], "score": float(last.score[place])},
-        }
-        for number, place in enumerate(chosen_flips(first, last, most))
+        GalleryEntry(
+            file=f"gallery/{number:03d}.webp",
+            key=pairs.keys[chosen[place]],
+            truth=tuple(pairs.texts[text] for text in matches.of_query(place)),
+            row=row,
+            teacher=Choice(text=pairs.texts[first.best[place]], score=float(first.score[place])),
+            answer=Choice(text=pairs.texts[last.best[place]], score=float(last.score[place])),
+        )
+        for number, place in enumerate(chosen_flips(flips, first.margin, most))
     ]
 
 
 def write_thumbnails(
-    entries: Sequence[dict[str, Any]], data: DataConfig, preprocessing: Preprocessing, folder: Path
+    entries: Sequence[GalleryEntry], data: DataConfig, preprocessing: Preprocessing, folder: Path
 ) -> None:
     """The images of the entries, as the model sees them, as WebP files below `folder`."""
     from mmcompress.data.batches import decode, read
 
-    files = {entry["key"]: folder / entry["file"] for entry in entries}
+    files = {entry.key: folder / entry.file for entry in entries}
     if not files or data.test is None:
         return
     (folder / "gallery").mkdir(exist_ok=True)

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-Interval = tuple[float, float]
+from mmcompress.document import Interval
+
 RESAMPLES = 1000
 _CHUNK = 32
 """Resamples that are floats at once."""

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from mmcompress.artifact import Artifact
-from mmcompress.config import Backend, DataConfig
+from mmcompress.config import Backend, DataConfig, Precision
 from mmcompress.errors import CorruptInputError, UsageError
 from mmcompress.measure.retrieval import Bools, Floats, Ints
 from mmcompress.runtime.encoder import Encoder, unit
@@ -26,7 +26,7 @@ _PROMPTS = 512
 
 
 @dataclass(frozen=True)
-class Pairs:
+class EvaluationSet:
     """The evaluated images and the candidate texts."""
 
     keys: list[str]
@@ -48,7 +48,7 @@ class Row:
     """One artifact's embeddings of the pairs."""
 
     name: str
-    precision: str
+    precision: Precision
     logit_scale: float | None
     images: Floats
     """(N, D)"""
@@ -57,8 +57,8 @@ class Row:
 
 
 def embed_row(
-    artifact: Artifact, data: DataConfig, backend: Backend | None, batch: int, pairs: Pairs | None
-) -> tuple[Pairs, Row]:
+    artifact: Artifact, data: DataConfig, backend: Backend | None, batch: int, pairs: EvaluationSet | None
+) -> tuple[EvaluationSet, Row]:
     """Run both towers over the test set; the first row also says which pairs there are."""
     from mmcompress.data.batches import batches
 
@@ -109,7 +109,7 @@ def prompt_embeddings(encoder: Encoder, texts: Sequence[str], templates: Sequenc
 
 def _pairs(
     keys: list[str], seen: list[bool], labels: list[str | None], captions: list[tuple[str, ...]], data: DataConfig
-) -> Pairs:
+) -> EvaluationSet:
     from mmcompress.data.layout import class_names, own_templates
 
     assert data.test is not None
@@ -122,7 +122,7 @@ def _pairs(
             )
         owner = [index for index, texts in enumerate(captions) for _ in texts]
         texts = [text for group in captions for text in group]
-        return Pairs(keys, np.array(seen), texts, (), np.arange(len(keys)), np.array(owner), classes=False)
+        return EvaluationSet(keys, np.array(seen), texts, (), np.arange(len(keys)), np.array(owner), classes=False)
     texts = read_labels(data.labels) if data.labels is not None else list(natural or ())
     templates = read_templates(data.templates) if data.templates is not None else own_templates(data.test)
     place = {text: index for index, text in enumerate(texts)}
@@ -132,7 +132,7 @@ def _pairs(
             f"no image of {data.test} has a label that is in {data.labels}",
             f'labels are a sample\'s class, or the "label" of its json; the first image has {labels[0]!r}',
         )
-    return Pairs(keys, np.array(seen), texts, tuple(templates), groups, np.arange(len(texts)), classes=True)
+    return EvaluationSet(keys, np.array(seen), texts, tuple(templates), groups, np.arange(len(texts)), classes=True)
 
 
 def read_labels(spec: str) -> list[str]:

@@ -15,12 +15,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mmcompress.config import Backend
+from mmcompress.config import Backend, Precision
 from mmcompress.manifest import Graph
-from mmcompress.measure.agreement import cosines, lost_matches
+from mmcompress.measure.agreement import best, cosines, flipped, lost_matches
 from mmcompress.measure.estimate import Ratio, paired_speedup, round_medians, summary
 from mmcompress.measure.interleave import Record, add_rounds
 from mmcompress.measure.retrieval import Floats, Ints
+from mmcompress.measure.verdict.document import HeldOutDrift, TowerLatency
 from mmcompress.runtime.backends import CPU_BACKENDS, open_file
 from mmcompress.runtime.session import Session, Tower
 
@@ -65,12 +66,12 @@ class Entrant:
 
 
 @dataclass(frozen=True, eq=False)
-class Pair:
+class Contestant:
     """Both towers of a model in one precision on one backend."""
 
     name: str
     """The candidate of INT8 graphs, else the precision."""
-    precision: str
+    precision: Precision
     towers: Mapping[Tower, Entrant]
 
     @property
@@ -78,34 +79,42 @@ class Pair:
         return self.towers["image"].backend
 
 
-Measured = Mapping[tuple[Pair, Tower], Record]
+Records = Mapping[tuple[Contestant, Tower], Record]
+"""What was measured of each tower's graph."""
 
 
-def race(
-    pairs: Sequence[Pair],
+def timed_contestants(
+    contestants: Sequence[Contestant],
     towers: Sequence[Tower],
     batch: int,
     rounds: tuple[int, int],
     seed: int,
-    decided: Callable[[Measured], bool] = lambda _: False,
-) -> Measured:
-    """Records of every pair's towers: between the fewest and the most rounds, until it is `decided`."""
-    found = {(pair, tower): Record() for pair in pairs for tower in towers}
-    combinations = [(pair.towers[tower], batch) for pair, tower in found]
-    add_rounds(list(found.values()), combinations, ROUND_S, rounds, seed, "race", lambda: decided(found))
-    return found
+    decided: Callable[[Records], bool] = lambda _: False,
+) -> Records:
+    """Of every contestant's towers: between the fewest and the most rounds, until it is `decided`."""
+    records = {(contestant, tower): Record() for contestant in contestants for tower in towers}
+    combinations = [(contestant.towers[tower], batch) for contestant, tower in records]
+    add_rounds(list(records.values()), combinations, ROUND_S, rounds, seed, "race", lambda: decided(records))
+    return records
 
 
-def speedup(measured: Measured, fast: Pair, slow: Pair, tower: Tower = "image", seed: int = 0) -> Ratio:
+def speedup(records: Records, fast: Contestant, slow: Contestant, tower: Tower = "image", seed: int = 0) -> Ratio:
     """How many times as fast the first is as the second."""
-    return paired_speedup(measured[fast, tower].rounds, measured[slow, tower].rounds, seed)
+    return paired_speedup(records[fast, tower].rounds, records[slow, tower].rounds, seed)
 
 
-def latency(record: Record, batch: int) -> dict[str, Any]:
-    """Figures of one graph, without its histogram."""
-    figures = summary(record.calls, batch)
-    kept = ("samples", "p50_ms", "p90_ms", "p99_ms", "throughput_ips")
-    return {**{key: figures[key] for key in kept}, "rounds_ms": round_medians(record.rounds)}
+def tower_latency(record: Record, batch: int, ratio: Ratio | None) -> TowerLatency:
+    """Figures of one graph, without its histogram; `ratio` is to the fastest float graph."""
+    times = summary(record.calls, batch)
+    return TowerLatency(
+        samples=times.samples,
+        p50_ms=times.p50_ms,
+        p90_ms=times.p90_ms,
+        p99_ms=times.p99_ms,
+        throughput_ips=times.throughput_ips,
+        rounds_ms=tuple(round_medians(record.rounds)),
+        against_fastest_float=ratio.document() if ratio else None,
+    )
 
 
 def outputs(entrant: Entrant, inputs: NDArray[Any], prepare: Callable[[NDArray[Any]], NDArray[Any]]) -> Floats:
@@ -119,22 +128,17 @@ def outputs(entrant: Entrant, inputs: NDArray[Any], prepare: Callable[[NDArray[A
     return np.concatenate(parts)
 
 
-def drift(reference: Embedded, found: Embedded, image_group: Ints) -> dict[str, float]:
+def drift_between(reference: Embedded, other: Embedded, image_group: Ints) -> HeldOutDrift:
     """How far a model moved from FP32 on pairs; image_group (N,) is the text that belongs to each image."""
     texts = np.arange(len(reference[1]))
-    images, text = (cosines(a, b) for a, b in zip(reference, found, strict=True))
-    return {
-        "flip_rate": float((best(*reference) != best(*found)).mean()),
-        "text_flip_rate": float((best(*reference[::-1]) != best(*found[::-1])).mean()),
-        "cosine_mean": float(images.mean()),
-        "cosine_p01": float(np.quantile(images, 0.01)),
-        "text_cosine_mean": float(text.mean()),
-        "text_cosine_p01": float(np.quantile(text, 0.01)),
-        "r10_lost": lost_matches(reference, found, image_group, texts),
-    }
-
-
-def best(queries: Floats, candidates: Floats) -> Ints:
-    """(Q, D), (C, D) -> (Q,): the best candidate of each query."""
-    found: Ints = (queries @ candidates.T).argmax(axis=1)
-    return found
+    back, other_back = reference[::-1], other[::-1]
+    images, text = (cosines(a, b) for a, b in zip(reference, other, strict=True))
+    return HeldOutDrift(
+        flip_rate=float(flipped(*reference, best(*reference), best(*other)).mean()),
+        text_flip_rate=float(flipped(*back, best(*back), best(*other_back)).mean()),
+        cosine_mean=float(images.mean()),
+        cosine_p01=float(np.quantile(images, 0.01)),
+        text_cosine_mean=float(text.mean()),
+        text_cosine_p01=float(np.quantile(text, 0.01)),
+        r10_lost=lost_matches(reference, other, image_group, texts),
+    )

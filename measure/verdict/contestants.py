@@ -1,6 +1,6 @@
 """Who takes part in a verdict: the float graphs and the INT8 candidates, written and opened on the backend.
 
-Each pair of graphs lies in a folder of its own, under the names that it is delivered with. A graph that the backend
+Each contestant's graphs lie in a folder of its own, under the names that it is delivered with. A graph that the backend
 does not load is left out with the reason, unless it is FP32, without which there is nothing to compare with.
 """
 
@@ -19,13 +19,13 @@ from mmcompress.export.export import Variant, write_graph
 from mmcompress.export.graph import Array, Numerics
 from mmcompress.manifest import Graph
 from mmcompress.measure.verdict.candidates import Candidate
-from mmcompress.measure.verdict.contest import EMBED_BATCH, TOWERS, Entrant, Pair
+from mmcompress.measure.verdict.contest import EMBED_BATCH, TOWERS, Contestant, Entrant
 from mmcompress.runtime.backends import CPU_BACKENDS, GPU_BACKENDS, available_backends, default_backend
 from mmcompress.runtime.machine import usable_cores
 from mmcompress.runtime.session import Tower
 
 OPSET = int(ExportConfig.model_fields["opset"].default)
-Write = Callable[[str, Variant, Backend], Pair]
+Write = Callable[[str, Variant, Backend], Contestant]
 """(name, variant, backend) -> both towers' graphs of it."""
 
 
@@ -35,7 +35,7 @@ class Tried:
 
     candidate: Candidate
     numerics: Numerics
-    pair: Pair | None
+    contestant: Contestant | None
     failed: str | None = None
 
 
@@ -61,7 +61,7 @@ def written(
     name: str,
     variant: Variant,
     backend: Backend,
-) -> Pair:
+) -> Contestant:
     """Both towers as `variant`, in a folder of their own; on a GPU as engines that are built from them here."""
     entrants: dict[Tower, Entrant] = {}
     threads = None if backend in GPU_BACKENDS else config.threads or usable_cores()
@@ -73,7 +73,7 @@ def written(
         if backend in GPU_BACKENDS:
             path = _engine(path, graph, backend, config.batch)
         entrants[tower] = Entrant(path, graph, backend, threads)
-    return Pair(name, variant.precision, entrants)
+    return Contestant(name, variant.precision, entrants)
 
 
 def _engine(path: Path, graph: Graph, backend: Backend, batch: int) -> Path:
@@ -87,32 +87,32 @@ def _engine(path: Path, graph: Graph, backend: Backend, batch: int) -> Path:
     return place
 
 
-def float_pairs(write: Write, backend: Backend) -> tuple[list[Pair], dict[str, str]]:
+def float_contestants(write: Write, backend: Backend) -> tuple[list[Contestant], dict[str, str]]:
     """FP32 on the backend, on CPUs also on ONNX Runtime, and FP16; and of those that do not run, why."""
-    found = [write("fp32", Variant("fp32", Numerics()), backend)]
+    floats = [write("fp32", Variant("fp32", Numerics()), backend)]
     missing: dict[str, str] = {}
     if backend in CPU_BACKENDS and backend != "onnxruntime":
         reason = available_backends()["onnxruntime"]
         if reason is None:
             reference: Backend = "onnxruntime"
-            towers = {tower: replace(entrant, backend=reference) for tower, entrant in found[0].towers.items()}
-            found.append(Pair("fp32", "fp32", towers))
+            towers = {tower: replace(entrant, backend=reference) for tower, entrant in floats[0].towers.items()}
+            floats.append(Contestant("fp32", "fp32", towers))
         else:
             missing["fp32 on onnxruntime"] = reason
     half, reason = _opened(write, "fp16", Variant("fp16", Numerics(np.float16)), backend)
     if half is not None:
-        found.append(half)
+        floats.append(half)
     else:
         missing[f"fp16 on {backend}"] = str(reason)
-    return found, missing
+    return floats, missing
 
 
 def tried_candidates(write: Write, backend: Backend, candidates: Iterable[tuple[Candidate, Numerics]]) -> list[Tried]:
     """Each candidate as graphs that the backend runs, or the reason that it does not; one has to run."""
     tried = []
     for candidate, numerics in candidates:
-        pair, reason = _opened(write, candidate.name, Variant("int8", numerics), backend)
-        tried.append(Tried(candidate, numerics, pair, reason))
+        contestant, reason = _opened(write, candidate.name, Variant("int8", numerics), backend)
+        tried.append(Tried(candidate, numerics, contestant, reason))
     failed = [one.failed for one in tried if one.failed]
     if len(failed) == len(tried):
         raise UsageError(
@@ -124,13 +124,13 @@ def tried_candidates(write: Write, backend: Backend, candidates: Iterable[tuple[
     return tried
 
 
-def _opened(write: Write, name: str, variant: Variant, backend: Backend) -> tuple[Pair | None, str | None]:
-    """The pair if the backend loads both of its graphs, else why not."""
+def _opened(write: Write, name: str, variant: Variant, backend: Backend) -> tuple[Contestant | None, str | None]:
+    """The contestant if the backend loads both of its graphs, else why not."""
     try:
-        pair = write(name, variant, backend)
+        contestant = write(name, variant, backend)
         for tower in TOWERS:
-            with pair.towers[tower].open():
+            with contestant.towers[tower].open():
                 pass
     except (CorruptInputError, UsageError) as error:
         return None, error.what
-    return pair, None
+    return contestant, None

@@ -5,132 +5,142 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
-from mmcompress.measure.estimate import Ratio
-from mmcompress.measure.sanity import Check
-from mmcompress.measure.verdict.contest import TOWERS, Measured, Pair, latency, speedup
+from mmcompress.budget import Budget
+from mmcompress.measure.document import RaceEnvironment, SanityCheck
+from mmcompress.measure.estimate import Ratio, summary
+from mmcompress.measure.verdict.contest import TOWERS, Contestant, Records, speedup, tower_latency
 from mmcompress.measure.verdict.contestants import Tried
+from mmcompress.measure.verdict.document import (
+    FloatGraph,
+    HeldOutDrift,
+    ReasonedRecommendation,
+    Recommendation,
+    VerdictCandidate,
+    VerdictDocument,
+    VerdictRow,
+)
 from mmcompress.measure.verdict.heldout import Held
-from mmcompress.measure.verdict.ruling import Budget, Ruling, ruled, sentence
-
-Document = dict[str, Any]
+from mmcompress.measure.verdict.ruling import Ruling, ruled, sentence
 
 
 @dataclass(frozen=True)
 class Findings:
     """Everything that was measured, before anything is concluded."""
 
-    floats: Sequence[Pair]
+    floats: Sequence[Contestant]
     """FP32 on the backend first."""
     missing: Mapping[str, str]
     """Float graphs that do not run, and why."""
     tried: Sequence[Tried]
-    finalists: Sequence[Pair]
-    screened: Measured
-    measured: Measured
+    finalists: Sequence[Contestant]
+    screened: Records
+    raced: Records
     """The final race."""
-    drifts: Mapping[Pair, Mapping[str, float]]
+    drifts: Mapping[Contestant, HeldOutDrift]
     """From FP32 on the backend; of the candidates those that had to be known."""
     held: Held
-    sanity: Sequence[Check]
+    sanity: Sequence[SanityCheck]
 
-    def faster(self, fast: Pair, slow: Pair) -> Ratio:
-        return speedup(self.measured, fast, slow)
+    def faster(self, fast: Contestant, slow: Contestant) -> Ratio:
+        return speedup(self.raced, fast, slow)
 
     @property
-    def int8(self) -> Pair:
+    def int8(self) -> Contestant:
         """The fastest of the finalists; of those that it does not beat significantly, the one that drifts least."""
         fastest = max(self.finalists, key=lambda one: self.faster(one, self.floats[0]).speedup)
         equal = [one for one in self.finalists if one is fastest or not self.faster(fastest, one).significant]
         return max(equal, key=self._cosine)
 
-    def _cosine(self, pair: Pair) -> float:
+    def _cosine(self, contestant: Contestant) -> float:
         """Of the tower that moved more."""
-        return min(self.drifts[pair]["cosine_mean"], self.drifts[pair]["text_cosine_mean"])
+        moved = self.drifts[contestant]
+        return min(moved.cosine_mean, moved.text_cosine_mean)
 
 
-def ruling_of(found: Findings, budget: Budget) -> Ruling:
+def ruling_of(findings: Findings, budget: Budget) -> Ruling:
     """A float graph that leaves the budget is no alternative."""
-    floats = [one for one in found.floats if one is found.floats[0] or budget.holds(found.drifts[one])]
-    return ruled(found.int8, found.drifts[found.int8], floats, found.faster, budget)
+    floats = [one for one in findings.floats if one is findings.floats[0] or budget.holds(findings.drifts[one].cost)]
+    return ruled(findings.int8, findings.drifts[findings.int8], floats, findings.faster, budget)
 
 
-def recommendation(found: Findings, ruling: Ruling, budget: Budget) -> Document:
+def recommendation(findings: Findings, ruling: Ruling, budget: Budget) -> Recommendation:
     """What the manifest's facts say."""
-    drift, pairs = found.drifts[found.int8], len(found.held.image_group)
-    return {
-        "int8": ruling.int8,
-        "precision": ruling.ship.precision,
-        "backend": ruling.ship.backend,
-        "files": [ruling.ship.towers[tower].graph.file for tower in TOWERS],
-        "candidate": found.int8.name,
-        "sentence": sentence(ruling, found.int8, drift, found.faster, budget, pairs),
-    }
+    moved, pairs = findings.drifts[findings.int8], len(findings.held.image_group)
+    return Recommendation(
+        int8=ruling.int8,
+        precision=ruling.ship.precision,
+        backend=ruling.ship.backend,
+        files=tuple(ruling.ship.towers[tower].graph.file for tower in TOWERS),
+        candidate=findings.int8.name,
+        sentence=sentence(ruling, findings.int8, moved, findings.faster, budget, pairs),
+    )
 
 
-def document(found: Findings, ruling: Ruling, batch: int, budget: Budget, environment: Mapping[str, Any]) -> Document:
+def document(
+    findings: Findings, ruling: Ruling, batch: int, budget: Budget, environment: RaceEnvironment
+) -> VerdictDocument:
     """verdict.json."""
-    image = found.floats[0].towers["image"]
-    row = partial(_row, found, ruling, batch)
-    return {
-        "schema": 1,
-        "backend": image.backend,
-        "batch": batch,
-        "threads": image.threads,
-        "data": found.held.spec,
-        "pairs": len(found.held.image_group),
-        "texts": len(found.held.tokens),
-        "max_drop": budget.max_drop,
-        "max_flips": budget.max_flips,
-        "sanity": list(found.sanity),
-        "rows": [row(pair) for pair in (*found.floats, found.int8)],
-        "missing": dict(found.missing),
-        "candidates": [_candidate(found, one, batch, budget) for one in found.tried],
-        "recommendation": {
-            **recommendation(found, ruling, budget),
-            "to_beat": {"precision": ruling.to_beat.precision, "backend": ruling.to_beat.backend},
-            "obstacles": list(ruling.obstacles),
-        },
-        "environment": dict(environment),
-    }
+    image = findings.floats[0].towers["image"]
+    row = partial(_row, findings, ruling, batch)
+    return VerdictDocument(
+        backend=image.backend,
+        batch=batch,
+        threads=image.threads,
+        data=findings.held.spec,
+        pairs=len(findings.held.image_group),
+        texts=len(findings.held.tokens),
+        max_drop=budget.max_drop,
+        max_flips=budget.max_flips,
+        sanity=tuple(findings.sanity),
+        rows=tuple(map(row, (*findings.floats, findings.int8))),
+        missing=dict(findings.missing),
+        candidates=tuple(_candidate(findings, tried, batch, budget) for tried in findings.tried),
+        recommendation=ReasonedRecommendation(
+            **dict(recommendation(findings, ruling, budget)),
+            to_beat=FloatGraph(precision=ruling.to_beat.precision, backend=ruling.to_beat.backend),
+            obstacles=ruling.obstacles,
+        ),
+        environment=environment,
+    )
 
 
-def _row(found: Findings, ruling: Ruling, batch: int, pair: Pair) -> Document:
+def _row(findings: Findings, ruling: Ruling, batch: int, contestant: Contestant) -> VerdictRow:
     """Latency, its ratio to the fastest float graph, and drift."""
-    towers: Document = {}
-    for tower in TOWERS:
-        ratio = speedup(found.measured, pair, ruling.to_beat, tower)
-        towers[tower] = {
-            **latency(found.measured[pair, tower], batch),
-            "against_fastest_float": None if pair is ruling.to_beat else ratio.document(),
-        }
-    moved = found.drifts.get(pair)
-    return {
-        "name": pair.name,
-        "precision": pair.precision,
-        "backend": pair.backend,
-        "recommended": pair is ruling.ship,
-        "bytes": sum(pair.towers[tower].file_bytes for tower in TOWERS),
-        **towers,
-        "drift": dict(moved) if moved else None,
+    to_beat = None if contestant is ruling.to_beat else ruling.to_beat
+    towers = {
+        tower: tower_latency(
+            findings.raced[contestant, tower],
+            batch,
+            speedup(findings.raced, contestant, to_beat, tower) if to_beat else None,
+        )
+        for tower in TOWERS
     }
+    return VerdictRow(
+        name=contestant.name,
+        precision=contestant.precision,
+        backend=contestant.backend,
+        recommended=contestant is ruling.ship,
+        bytes=sum(contestant.towers[tower].file_bytes for tower in TOWERS),
+        image=towers["image"],
+        text=towers["text"],
+        drift=findings.drifts.get(contestant),
+    )
 
 
-def _candidate(found: Findings, one: Tried, batch: int, budget: Budget) -> Document:
+def _candidate(findings: Findings, tried: Tried, batch: int, budget: Budget) -> VerdictCandidate:
     """A candidate as it was screened; drift is None where faster ones within the budget made it needless."""
-    pair = one.pair
-    moved = found.drifts.get(pair) if pair else None
-    screened = found.screened
-    return {
-        "name": one.candidate.name,
-        "says": one.candidate.says,
-        "activations": one.candidate.activations,
-        "kept": sorted(one.numerics.kept),
-        "image_p50_ms": latency(screened[pair, "image"], batch)["p50_ms"] if pair else None,
-        "against_fp32": speedup(screened, pair, found.floats[0]).document() if pair else None,
-        "drift": dict(moved) if moved else None,
-        "within_budget": budget.holds(moved) if moved else None,
-        "finalist": pair in found.finalists,
-        "failed": one.failed,
-    }
+    contestant, screened = tried.contestant, findings.screened
+    moved = findings.drifts.get(contestant) if contestant else None
+    return VerdictCandidate(
+        name=tried.candidate.name,
+        says=tried.candidate.says,
+        activations=tried.candidate.activations,
+        kept=tuple(sorted(tried.numerics.kept)),
+        image_p50_ms=summary(screened[contestant, "image"].calls, batch).p50_ms if contestant else None,
+        against_fp32=speedup(screened, contestant, findings.floats[0]).document() if contestant else None,
+        drift=moved,
+        within_budget=budget.holds(moved.cost) if moved else None,
+        finalist=contestant in findings.finalists,
+        failed=tried.failed,
+    )

@@ -8,59 +8,29 @@ image tower decides, since texts are usually embedded once; what the text tower 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from mmcompress.artifact import Artifact
+from mmcompress.budget import Budget
 from mmcompress.errors import GateFailedError
-from mmcompress.formats import BACKENDS, percent
+from mmcompress.formats import BACKENDS
 from mmcompress.measure.estimate import Ratio
-from mmcompress.measure.verdict.contest import Pair
+from mmcompress.measure.verdict.contest import Contestant
+from mmcompress.measure.verdict.document import HeldOutDrift
 
 MARGIN = 1.02
 """Speed-up that the lower end of the interval has to reach."""
-Faster = Callable[[Pair, Pair], Ratio]
+Faster = Callable[[Contestant, Contestant], Ratio]
 """How many times as fast the first is as the second."""
-
-
-@dataclass(frozen=True)
-class Budget:
-    """What a graph may cost against FP32."""
-
-    max_drop: float | None
-    """Share of R@10 hits that may be lost; None for any."""
-    max_flips: float | None
-    """Share of images whose best text may be another one; None for any."""
-
-    def holds(self, drift: Mapping[str, float]) -> bool:
-        return not self.broken(drift)
-
-    def broken(self, drift: Mapping[str, float]) -> list[str]:
-        """In words, each limit that a drift passes."""
-        lost, flips, allowed = drift["r10_lost"], drift["flip_rate"], self.max_flips
-        found = []
-        if self.max_drop is not None and not lost <= self.max_drop:
-            found.append(f"it loses {percent(lost, 2)} of the R@10 hits, and {percent(self.max_drop, 2)} were allowed")
-        if allowed is not None and not flips <= allowed:
-            found.append(
-                f"it answers {percent(flips, 2)} of the images otherwise, and {percent(allowed, 2)} were allowed"
-            )
-        return found
-
-    def held(self, drift: Mapping[str, float]) -> str:
-        """In words, how far a drift is from the limits."""
-        lost, flips = percent(drift["r10_lost"], 2), percent(drift["flip_rate"], 2)
-        drops, others = ("any" if limit is None else percent(limit, 2) for limit in (self.max_drop, self.max_flips))
-        hits = f"loses {lost} of the R@10 hits ({drops} were allowed)"
-        return f"{hits} and answers {flips} of the images otherwise ({others} were allowed)"
 
 
 @dataclass(frozen=True)
 class Ruling:
     """What to ship, and why."""
 
-    ship: Pair
-    to_beat: Pair
+    ship: Contestant
+    to_beat: Contestant
     """The fastest float graph."""
     speedup: Ratio
     """Of INT8 over it."""
@@ -74,7 +44,7 @@ class Ruling:
         return not self.obstacles
 
 
-def plainest(floats: Sequence[Pair], faster: Faster) -> Pair:
+def plainest(floats: Sequence[Contestant], faster: Faster) -> Contestant:
     """The first, unless a later one is faster by the margin."""
     chosen = floats[0]
     for other in floats[1:]:
@@ -83,7 +53,9 @@ def plainest(floats: Sequence[Pair], faster: Faster) -> Pair:
     return chosen
 
 
-def ruled(int8: Pair, drift: Mapping[str, float], floats: Sequence[Pair], faster: Faster, budget: Budget) -> Ruling:
+def ruled(
+    int8: Contestant, drift: HeldOutDrift, floats: Sequence[Contestant], faster: Faster, budget: Budget
+) -> Ruling:
     """`floats` in the order of preference: FP32 on the backend, FP32 elsewhere, FP16; `drift` is that of INT8."""
     to_beat = max(floats, key=lambda one: faster(one, floats[0]).speedup)
     ratio = faster(int8, to_beat)
@@ -91,24 +63,24 @@ def ruled(int8: Pair, drift: Mapping[str, float], floats: Sequence[Pair], faster
     obstacles = []
     if not ratio.low >= MARGIN:
         obstacles.append(f"it is {pace(ratio, named(to_beat))}, and 2% faster beyond doubt was asked")
-    obstacles += budget.broken(drift)
+    obstacles += budget.broken(drift.cost)
     return Ruling(plainest(floats, faster) if obstacles else int8, to_beat, ratio, own, tuple(obstacles))
 
 
-def sentence(ruling: Ruling, int8: Pair, drift: Mapping[str, float], faster: Faster, budget: Budget, pairs: int) -> str:
+def sentence(ruling: Ruling, int8: Contestant, drift: HeldOutDrift, faster: Faster, budget: Budget, pairs: int) -> str:
     """The verdict in plain words."""
     on = BACKENDS[int8.backend]
     own = f" On {on} alone, it is {pace(ruling.own_speedup, 'FP32')}." if ruling.own_speedup else ""
     if ruling.int8:
         fastest = f"{pace(ruling.speedup, named(ruling.to_beat))}, the fastest float graph"
-        within = f"and on {pairs} held-out pairs it {budget.held(drift)}"
+        within = f"and on {pairs} held-out pairs it {budget.told(drift.cost)}"
         return f"Ship {named(int8)} ({int8.name}): it is {fastest}, {within}.{own}"
     because = "; ".join(ruling.obstacles)
-    found = f"Do not ship {named(int8)} ({int8.name}, the best of the candidates): {because}. Ship {named(ruling.ship)}"
+    told = f"Do not ship {named(int8)} ({int8.name}, the best of the candidates): {because}. Ship {named(ruling.ship)}"
     if ruling.ship is ruling.to_beat:
-        return f"{found}, the fastest float graph.{own}"
+        return f"{told}, the fastest float graph.{own}"
     small = pace(faster(ruling.to_beat, ruling.ship), "it")
-    return f"{found}: {named(ruling.to_beat)} is not clearly faster ({small}).{own}"
+    return f"{told}: {named(ruling.to_beat)} is not clearly faster ({small}).{own}"
 
 
 def pace(ratio: Ratio, than: str) -> str:
@@ -116,16 +88,16 @@ def pace(ratio: Ratio, than: str) -> str:
     return f"{ratio.speedup:.2f} times as fast as {than} (95% interval {ratio.low:.2f} to {ratio.high:.2f})"
 
 
-def named(pair: Pair) -> str:
+def named(contestant: Contestant) -> str:
     """`INT8 on OpenVINO`"""
-    return f"{pair.precision.upper()} on {BACKENDS[pair.backend]}"
+    return f"{contestant.precision.upper()} on {BACKENDS[contestant.backend]}"
 
 
 def enforce(artifact: Artifact | None, strict: bool) -> None:
     """Raise GateFailedError where a verdict was given, does not recommend INT8, and that is not to be accepted."""
-    found = artifact.manifest.facts["recommendation"] if artifact else None
-    if artifact and found and strict and not found["int8"]:
+    said = artifact.manifest.facts["recommendation"] if artifact else None
+    if artifact and said and strict and not said["int8"]:
         raise GateFailedError(
-            f"INT8 is not recommended: {found['sentence']}",
+            f"INT8 is not recommended: {said['sentence']}",
             f"{artifact.path} holds all graphs; leave --strict (or `strict`) out to go on with them",
         )

@@ -22,30 +22,41 @@ import torch
 
 from mmcompress.architecture import WEIGHTS
 from mmcompress.artifact import Artifact
+from mmcompress.budget import Budget
 from mmcompress.card import export_card
 from mmcompress.config import VerdictConfig
 from mmcompress.data.preprocess import normalize
 from mmcompress.export.export import read_int8, read_tensors
 from mmcompress.export.graph import Array
 from mmcompress.huggingface import dual_encoder_from_checkpoint
+from mmcompress.measure.document import RaceEnvironment
 from mmcompress.measure.estimate import round_medians, spread
 from mmcompress.measure.retrieval import Floats
 from mmcompress.measure.sanity import checks, enforce_checks
 from mmcompress.measure.verdict import contest
 from mmcompress.measure.verdict.candidates import candidates_for
-from mmcompress.measure.verdict.contest import TOWERS, Embedded, Measured, Pair, drift, outputs, race, speedup
-from mmcompress.measure.verdict.contestants import Tried, float_pairs, runnable, tried_candidates, written
+from mmcompress.measure.verdict.contest import (
+    TOWERS,
+    Contestant,
+    Embedded,
+    Records,
+    drift_between,
+    outputs,
+    speedup,
+    timed_contestants,
+)
+from mmcompress.measure.verdict.contestants import Tried, float_contestants, runnable, tried_candidates, written
+from mmcompress.measure.verdict.document import HeldOutDrift
 from mmcompress.measure.verdict.findings import Findings, document, recommendation, ruling_of
 from mmcompress.measure.verdict.heldout import Held, held_out
-from mmcompress.measure.verdict.ruling import Budget
 from mmcompress.progress import say, track
 from mmcompress.runtime.backends import GPU_BACKENDS
 from mmcompress.runtime.conditions import Conditions, snapshot
+from mmcompress.runtime.environment import environment_of
 from mmcompress.runtime.machine import machine, usable_cores
 from mmcompress.runtime.nvml import open_gpu
 from mmcompress.runtime.scheduling import realtime
 from mmcompress.stages import Job
-from mmcompress.strictjson import write_json
 
 FINALISTS = 2
 CHECKED = 32
@@ -61,38 +72,38 @@ def verdict(job: Job[VerdictConfig]) -> None:
     int8, tensors = read_int8(source), read_tensors(source.path / WEIGHTS)
     held = held_out(source, config)
     write = partial(written, source, tensors, job.work / "graphs", config)
-    floats, missing = float_pairs(write, backend)
+    floats, missing = float_contestants(write, backend)
     reference = embedded(source, held, floats[0])
     tolerance = GPU_TOLERANCE if backend in GPU_BACKENDS else CPU_TOLERANCE
     sanity = checks(*reference, held.image_group, torch_embeddings(source, held), tolerance)
     enforce_checks(sanity, backend)
 
-    def drift_of(pair: Pair) -> dict[str, float]:
-        return drift(reference, embedded(source, held, pair), held.image_group)
+    def drift_of(contestant: Contestant) -> HeldOutDrift:
+        return drift_between(reference, embedded(source, held, contestant), held.image_group)
 
-    budget = Budget(config.max_drop, config.max_flips)
+    budget = Budget.of(config)
     tried = tried_candidates(write, backend, candidates_for(backend, source.model, int8))
-    screened = screening(floats[0], [one.pair for one in tried if one.pair], config)
+    screened = screening(floats[0], [one.contestant for one in tried if one.contestant], config)
     finalists, drifts = within_budget(fastest_first(screened, floats[0]), drift_of, budget)
-    drifts |= {pair: drift_of(pair) for pair in floats[1:]}
-    measured, environment = final_race(floats, finalists, config)
-    found = Findings(floats, missing, tried, finalists, screened, measured, drifts, held, sanity)
-    ruling = ruling_of(found, budget)
-    chosen = next(one for one in tried if one.pair is found.int8)
-    deliver(job, source, tensors, [*floats, found.int8], chosen)
-    said = recommendation(found, ruling, budget)
-    job.draft.facts |= {"candidate": found.int8.name, "recommendation": said}
-    write_json(job.draft.path / "verdict.json", document(found, ruling, config.batch, budget, environment))
+    drifts |= {contestant: drift_of(contestant) for contestant in floats[1:]}
+    raced, environment = final_race(floats, finalists, config)
+    findings = Findings(floats, missing, tried, finalists, screened, raced, drifts, held, sanity)
+    ruling = ruling_of(findings, budget)
+    chosen = next(one for one in tried if one.contestant is findings.int8)
+    deliver(job, source, tensors, [*floats, findings.int8], chosen)
+    said = recommendation(findings, ruling, budget)
+    job.draft.facts |= {"candidate": findings.int8.name, "recommendation": said.model_dump(mode="json")}
+    document(findings, ruling, config.batch, budget, environment).write(job.draft.path / "verdict.json")
     if not ruling.int8:
-        say("verdict", job.name, f"warning: {said['sentence']}")
+        say("verdict", job.name, f"warning: {said.sentence}")
 
 
-def embedded(source: Artifact, held: Held, pair: Pair) -> Embedded:
-    """Both towers over the held-out pairs, on the pair's backend."""
+def embedded(source: Artifact, held: Held, contestant: Contestant) -> Embedded:
+    """Both towers over the held-out pairs, on the contestant's backend."""
     preprocessing = source.preprocessing
     assert preprocessing is not None
-    images = outputs(pair.towers["image"], held.pixels, lambda pixels: normalize(pixels, preprocessing))
-    return images, outputs(pair.towers["text"], held.tokens, lambda tokens: tokens)
+    images = outputs(contestant.towers["image"], held.pixels, lambda pixels: normalize(pixels, preprocessing))
+    return images, outputs(contestant.towers["text"], held.tokens, lambda tokens: tokens)
 
 
 def torch_embeddings(source: Artifact, held: Held) -> dict[str, Floats]:
@@ -105,42 +116,42 @@ def torch_embeddings(source: Artifact, held: Held) -> dict[str, Floats]:
         return {"image": model.encode_image(pixels).numpy(), "text": model.encode_text(tokens).numpy()}
 
 
-def screening(fp32: Pair, candidates: Sequence[Pair], config: VerdictConfig) -> Measured:
+def screening(fp32: Contestant, candidates: Sequence[Contestant], config: VerdictConfig) -> Records:
     """The image towers in a few rounds, which is enough to say in which order to look at them."""
     threads = fp32.towers["image"].threads or 1
     with realtime(threads <= usable_cores()):
         rounds = (contest.SCREENING_ROUNDS, contest.SCREENING_ROUNDS)
-        return race([fp32, *candidates], ("image",), config.batch, rounds, config.seed)
+        return timed_contestants([fp32, *candidates], ("image",), config.batch, rounds, config.seed)
 
 
-def fastest_first(screened: Measured, fp32: Pair) -> list[Pair]:
-    candidates = [pair for pair, _ in screened if pair is not fp32]
+def fastest_first(screened: Records, fp32: Contestant) -> list[Contestant]:
+    candidates = [contestant for contestant, _ in screened if contestant is not fp32]
     return sorted(candidates, key=lambda one: -speedup(screened, one, fp32).speedup)
 
 
 def within_budget(
-    ordered: Sequence[Pair], drift_of: Callable[[Pair], dict[str, float]], budget: Budget
-) -> tuple[list[Pair], dict[Pair, dict[str, float]]]:
-    """The first pairs that are within the budget, else the one that loses and flips least; and what was measured."""
-    drifts: dict[Pair, dict[str, float]] = {}
-    finalists: list[Pair] = []
-    for pair in track(ordered, "drift", total=len(ordered)):
-        drifts[pair] = drift_of(pair)
-        if budget.holds(drifts[pair]):
-            finalists.append(pair)
+    ordered: Sequence[Contestant], drift_of: Callable[[Contestant], HeldOutDrift], budget: Budget
+) -> tuple[list[Contestant], dict[Contestant, HeldOutDrift]]:
+    """The first that are within the budget, else the one that loses and flips least; and what was measured."""
+    drifts: dict[Contestant, HeldOutDrift] = {}
+    finalists: list[Contestant] = []
+    for contestant in track(ordered, "drift", total=len(ordered)):
+        drifts[contestant] = drift_of(contestant)
+        if budget.holds(drifts[contestant].cost):
+            finalists.append(contestant)
         if len(finalists) == FINALISTS:
             break
-    return finalists or [min(ordered, key=lambda one: (drifts[one]["r10_lost"], drifts[one]["flip_rate"]))], drifts
+    return finalists or [min(ordered, key=lambda one: (drifts[one].r10_lost, drifts[one].flip_rate))], drifts
 
 
 def final_race(
-    floats: Sequence[Pair], finalists: Sequence[Pair], config: VerdictConfig
-) -> tuple[Measured, dict[str, object]]:
+    floats: Sequence[Contestant], finalists: Sequence[Contestant], config: VerdictConfig
+) -> tuple[Records, RaceEnvironment]:
     """Both towers of all, until the ratio of the best INT8 graph to the best float graph is narrow."""
 
-    def decided(measured: Measured) -> bool:
-        best = [max(side, key=lambda one: speedup(measured, one, floats[0]).speedup) for side in (finalists, floats)]
-        ratio = speedup(measured, best[0], best[1])
+    def decided(records: Records) -> bool:
+        best = [max(side, key=lambda one: speedup(records, one, floats[0]).speedup) for side in (finalists, floats)]
+        ratio = speedup(records, best[0], best[1])
         return ratio.width <= contest.NARROW * ratio.speedup
 
     threads = floats[0].towers["image"].threads
@@ -148,19 +159,24 @@ def final_race(
     rounds = (contest.ROUNDS, max(contest.ROUNDS, math.ceil(config.seconds / contest.ROUND_S)))
     with realtime((threads or 1) <= usable_cores()) as priority:
         before = snapshot(gpu)
-        measured = race([*floats, *finalists], TOWERS, config.batch, rounds, config.seed, decided)
+        raced = timed_contestants([*floats, *finalists], TOWERS, config.batch, rounds, config.seed, decided)
         conditions = Conditions(before, snapshot(gpu), priority, None, tuple(gpu.slowdowns() if gpu else ()))
-    recorded = conditions.document([spread(round_medians(one.rounds)) for one in measured.values()], usable_cores())
-    return measured, {**machine(), **recorded, "rounds": len(next(iter(measured.values())).rounds)}
+    meanwhile = conditions.meanwhile([spread(round_medians(one.rounds)) for one in raced.values()], usable_cores())
+    rounds_taken = len(next(iter(raced.values())).rounds)
+    return raced, environment_of(RaceEnvironment, machine(), meanwhile, rounds=rounds_taken)
 
 
 def deliver(
-    job: Job[VerdictConfig], source: Artifact, tensors: Mapping[str, Array], pairs: Sequence[Pair], chosen: Tried
+    job: Job[VerdictConfig],
+    source: Artifact,
+    tensors: Mapping[str, Array],
+    contestants: Sequence[Contestant],
+    chosen: Tried,
 ) -> None:
     """Copy each precision's ONNX files into the draft, and say of the artifact what an export says."""
     draft = job.draft
     draft.inherit(source, *([source.tokenizer.file] if source.tokenizer else []))
-    once = {pair.precision: pair for pair in reversed(pairs)}
+    once = {contestant.precision: contestant for contestant in reversed(contestants)}
     for tower in TOWERS:
         for precision in (precision for precision in ("fp32", "fp16", "int8") if precision in once):
             entrant = once[precision].towers[tower]

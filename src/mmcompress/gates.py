@@ -11,26 +11,18 @@ from typing import Any
 
 from pydantic import Field, field_validator
 
+from mmcompress import metrics
 from mmcompress.architecture import Config
 from mmcompress.errors import suggestion
 
 R10 = "i2t_r10"
-HIGHER_IS_BETTER = frozenset(
-    {f"{way}_r{k}" for way in ("i2t", "t2i") for k in (1, 5, 10)}
-    | {"top1", "top5", "cosine_mean", "cosine_p01", "cosine_worst", "text_cosine_mean", "text_cosine_p01"}
-    | {"rank_correlation", "margin_mean", "mean_per_class_recall"}
-)
-METRICS = HIGHER_IS_BETTER | {"flip_rate", "flips_gained", "flips_lost", "mcnemar_p", "ece"}
-SIZES = frozenset({"params", "macs", "bytes"})
-SPEEDS = frozenset({"throughput_ips", "ceiling_share"})
-LATENCY = SPEEDS | {
-    *("p50_ms", "p90_ms", "p95_ms", "p99_ms", "mean_ms", "cv", "load_ms", "first_ms"),
-    *("peak_bytes", "device_peak_bytes", "energy_mj"),
-}
+HIGHER_IS_BETTER = frozenset(metrics.METRICS) - set(metrics.LOWER_IS_BETTER)
+METRICS = frozenset(metrics.METRICS)
+SIZES, LATENCY = frozenset(metrics.SIZES), frozenset(metrics.LATENCY)
 PARTS = {
     "unseen": METRICS,
-    "old_index": frozenset(name for name in METRICS if "_r" in name[:5]),
-    "int8_against_fp32": frozenset({"cosine_mean", "cosine_p01", "text_cosine_mean", "flip_rate", "r10_drop"}),
+    "old_index": frozenset(metrics.RECALLS),
+    "int8_against_fp32": frozenset(metrics.INT8_METRICS),
 }
 KNOWN = METRICS | SIZES | LATENCY | {f"{part}.{name}" for part, names in PARTS.items() for name in names}
 FALLING = HIGHER_IS_BETTER | {f"{part}.{name}" for part, names in PARTS.items() for name in names & HIGHER_IS_BETTER}

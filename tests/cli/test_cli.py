@@ -184,7 +184,7 @@ def test_report_prints_the_ledger_or_json(cli: Cli, tmp_path: Path) -> None:
     assert shown.code == 0
     assert "14,212,097" in shown.out and "8.29 times as fast" in shown.out and "report.html" in shown.out
     last = cli("report", tmp_path, "--json").out.splitlines()[-1]
-    assert json.loads(last)["rows"][0]["stage"] == "teacher"
+    assert json.loads(last)["rows"][0]["row"] == "teacher"
     assert ", " not in last.split('"headlines"')[0][:200]
 
 
@@ -206,7 +206,7 @@ def test_doctor_names_what_is_missing(cli: Cli) -> None:
 
 
 def test_doctor_reads_requirements_and_processor(tmp_path: Path) -> None:
-    found = doctor.extras(
+    (extra,) = doctor.extras(
         [
             "numpy>=1.26",
             'no-such-package>=1; extra == "toy"',
@@ -215,16 +215,16 @@ def test_doctor_reads_requirements_and_processor(tmp_path: Path) -> None:
             'mmcompress[toy]; extra == "all"',
         ]
     )
-    assert [extra["name"] for extra in found] == ["toy"]
-    assert found[0]["missing"] == [
-        {"package": "no-such-package", "only": None},
-        {"package": "no-such-engine", "only": 'platform_machine == "x86_64"'},
+    assert extra.name == "toy"
+    assert [(package.package, package.only) for package in extra.missing] == [
+        ("no-such-package", None),
+        ("no-such-engine", 'platform_machine == "x86_64"'),
     ]
-    assert list(found[0]["installed"]) == ["pytest"]
-    assert found[0]["command"] == "pip install 'mmcompress[toy]'"
+    assert list(extra.installed) == ["pytest"]
+    assert extra.command == "pip install 'mmcompress[toy]'"
     cpuinfo = tmp_path / "cpuinfo"
     cpuinfo.write_text("model name\t: X\nflags\t\t: fpu avx2 avx512f avx512_vnni amx_int8\n")
-    assert doctor.int8_instructions(cpuinfo) == ["AVX2", "AVX-512", "AVX-512 VNNI", "AMX INT8"]
+    assert doctor.int8_instructions(cpuinfo) == ("AVX2", "AVX-512", "AVX-512 VNNI", "AMX INT8")
     assert doctor.int8_instructions(tmp_path / "none") is None
 
 
@@ -309,7 +309,7 @@ def test_json_is_alone_on_stdout_in_a_new_process(tmp_path: Path) -> None:
     done = subprocess.run(
         [*ENTRY, "report", str(tmp_path), "--json"], capture_output=True, text=True, check=True, env=environment
     )
-    assert json.loads(done.stdout)["schema"] == 1
+    assert json.loads(done.stdout)["schema"] == 2
     assert "done in" in done.stderr
 
 

@@ -6,22 +6,23 @@ import numpy as np
 import pytest
 
 from mmcompress.measure.agreement import (
-    agreement,
+    best,
     calibration_error,
     class_changes,
     cosines,
     flip_shares,
+    flipped,
     histogram,
     ranked_images,
     unit_ranks,
 )
+from mmcompress.measure.drift.document import ClassChange
 
 
-def test_cosines_and_their_summary() -> None:
+def test_cosines_do_not_depend_on_lengths() -> None:
     angles = np.radians([0.0, 60.0])
     reference, other = np.array([[1.0, 0.0], [1.0, 0.0]]), np.stack([np.cos(angles), np.sin(angles)], axis=1)
-    found = agreement(cosines(reference, 3 * other))
-    assert found == pytest.approx({"cosine_mean": 0.75, "cosine_p01": 0.505, "cosine_worst": 0.5})
+    assert cosines(reference, 3 * other) == pytest.approx([1.0, 0.5])
 
 
 def average_ranks(values: np.ndarray) -> list[float]:
@@ -55,10 +56,20 @@ def test_ranked_images_are_evenly_spread_and_few_where_candidates_are_many() -> 
     assert ranked_images(0, 5).tolist() == []
 
 
+def test_a_flip_is_another_answer_that_was_worse_before() -> None:
+    """By hand: image 1 goes to a twin of its answer, image 2 to one that ties, image 3 to a worse one."""
+    candidates = np.eye(4, dtype=np.float32)[[0, 1, 1, 2, 3]]
+    queries = np.array([[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 1], [0, 0, 1, 0.99]], np.float32)
+    before, after = best(queries, candidates), np.array([0, 2, 4, 4])
+    assert before.tolist() == [0, 1, 3, 3]
+    assert flipped(queries, candidates, before, after).tolist() == [False, False, False, True]
+    assert not flipped(queries, candidates, before, before).any()
+
+
 def test_flips_are_split_by_what_became_of_them() -> None:
-    before, after = np.array([0, 1, 2, 3]), np.array([0, 5, 6, 7])
+    flips = np.array([False, True, True, True])
     was, now = np.array([True, True, False, False]), np.array([True, False, True, False])
-    shares = {name: values.mean() for name, values in flip_shares(before, after, was, now).items()}
+    shares = {name: values.mean() for name, values in flip_shares(flips, was, now).items()}
     assert shares == {"flip_rate": 0.75, "flips_gained": 0.25, "flips_lost": 0.25}
 
 
@@ -80,14 +91,14 @@ def test_the_classes_that_lost_most_come_first() -> None:
     now = np.array([True, False, False, False, False, True, True])
     found = class_changes(labels, ["cat", "dog", "owl"], was, now)
     assert found == [
-        {"label": "dog", "images": 4, "before": 1.0, "after": 0.25},
-        {"label": "cat", "images": 2, "before": 1.0, "after": 0.5},
+        ClassChange(label="dog", images=4, before=1.0, after=0.25),
+        ClassChange(label="cat", images=2, before=1.0, after=0.5),
     ]
     assert class_changes(labels, ["cat", "dog", "owl"], was, now, most=1) == found[:1]
 
 
 def test_histogram_holds_every_value() -> None:
     found = histogram(np.array([0.5, 0.9, 1.0, 1.0000001]), bins=10)
-    assert len(found["edges"]) == 11 and sum(found["counts"]) == 4
-    assert found["edges"][0] == 0.5 and found["edges"][-1] == 1.0
-    assert histogram(np.ones(3), bins=4)["counts"] == [0, 0, 0, 3]
+    assert len(found.edges) == 11 and sum(found.counts) == 4
+    assert found.edges[0] == 0.5 and found.edges[-1] == 1.0
+    assert histogram(np.ones(3), bins=4).counts == (0, 0, 0, 3)

@@ -14,6 +14,7 @@ from report_run import make_run
 from mmcompress.pipeline import standalone
 from mmcompress.pipeline.recipe import parse_assignments
 from mmcompress.report.checking import junit_xml
+from mmcompress.report.document import GateVerdict
 
 Cli = Callable[..., Any]
 
@@ -130,15 +131,6 @@ def test_a_flipped_byte_of_a_report_folder_is_found(cli: Cli, tmp_path: Path) ->
     assert done.code == 4 and "is damaged" in done.err
 
 
-def test_an_older_report_is_read(cli: Cli, tmp_path: Path) -> None:
-    """The schema's first shape, without machines and the later figures."""
-    latency = {"backend": "openvino", "precision": "int8", "batch": 1, "threads": 2, "p50_ms": 1.0, "p99_ms": 2.0}
-    row = {"stage": "int8", "precision": "int8", "metrics": {"top1": 0.7, "ci95": {}}, "latency": [latency]}
-    (tmp_path / "old.json").write_text(json.dumps({"schema": 1, "rows": [row]}))
-    assert cli("check", tmp_path / "old.json", "--min", "top1=0.6", "--max", "p99_ms=3").code == 0
-    assert cli("check", tmp_path / "old.json", "--max", "flip_rate=0.1").code == 1
-
-
 def test_junit_has_a_case_a_gate(cli: Cli, report: Path, tmp_path: Path) -> None:
     """The elements and attributes of the JUnit schema that GitLab and Jenkins read."""
     out = tmp_path / "ci" / "gates.xml"
@@ -153,13 +145,8 @@ def test_junit_has_a_case_a_gate(cli: Cli, report: Path, tmp_path: Path) -> None
 
 
 def test_junit_survives_names_that_xml_cannot_hold() -> None:
-    verdict = {
-        "gate": "max p99_ms",
-        "row": "a\x00<b>&\ud800",
-        "value": None,
-        "limit": 5.0,
-        "passed": False,
-        "note": "\x0b",
-    }
+    verdict = GateVerdict.model_construct(
+        gate="max p99_ms", row="a\x00<b>&\ud800", value=None, limit=5.0, passed=False, note="\x0b"
+    )
     (suite,) = ElementTree.fromstring(junit_xml([verdict]))
     assert suite[0].attrib["classname"] == "mmcompress.a?<b>&?"

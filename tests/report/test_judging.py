@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from report_run import make_run
 from mmcompress.config import validated
 from mmcompress.errors import UsageError
 from mmcompress.gates import Gates
+from mmcompress.report.document import ReportDocument
 from mmcompress.report.judging import judged
 from mmcompress.report.report import joined
 
@@ -20,20 +22,22 @@ Report = dict[str, Any]
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory: pytest.TempPathFactory) -> Report:
     folder = tmp_path_factory.mktemp("run")
-    return joined("run", make_run(folder), folder / "report")
+    return dict(json.loads(joined("run", make_run(folder), folder / "report").to_json()))
 
 
 @pytest.fixture
 def report(measured: Report) -> Report:
     """A copy that a test may change."""
-    import json
+    return dict(json.loads(json.dumps(measured)))
 
-    return dict(json.loads(json.dumps(measured, default=str)))
+
+def model(report: Report) -> ReportDocument:
+    return ReportDocument.model_validate_json(json.dumps(report))
 
 
 def one(report: Report, baseline: Report | None = None, **gates: Any) -> Report:
-    (verdict,) = judged(report, Gates(**gates), baseline)
-    return verdict
+    (verdict,) = judged(model(report), Gates(**gates), None if baseline is None else model(baseline))
+    return verdict.model_dump()
 
 
 @pytest.mark.parametrize(
@@ -187,7 +191,7 @@ def test_wrong_gates_are_told_before_anything_runs(values: Report, what: str) ->
 
 def test_an_unknown_row_is_told(report: Report) -> None:
     with pytest.raises(UsageError, match="the report has no row 'int9'"):
-        judged(report, Gates(max={"p99_ms": 5}, row="int9"))
+        judged(model(report), Gates(max={"p99_ms": 5}, row="int9"))
 
 
 @pytest.mark.parametrize("against_baseline", [False, True])

@@ -13,6 +13,7 @@ from mmcompress.artifact import Artifact
 from mmcompress.errors import UsageError
 from mmcompress.gates import Gates
 from mmcompress.pipeline import standalone
+from mmcompress.report.checking import read_report
 from mmcompress.report.judging import judged
 
 
@@ -35,7 +36,7 @@ def test_a_bench_that_was_copied_back_joins_the_rows_that_it_ran(tmp_path: Path)
     found = document_of(tmp_path / "server", tmp_path / "jetson")
     assert [machine["id"] for machine in found["machines"]] == ["AMD EPYC", "Cortex-A78AE"]
     row = found["rows"][-1]
-    assert [row["stage"] for row in found["rows"]] == list(ROWS)
+    assert [row["row"] for row in found["rows"]] == list(ROWS)
     assert {entry["machine"] for entry in row["latency"]} == {"AMD EPYC", "Cortex-A78AE"}
     assert row["fastest"]["machine"] == "AMD EPYC", "of the first machine, so that rows are compared on the same one"
     assert [(e["machine"], e["p50_ms"]) for e in row["fastest_elsewhere"]] == [("Cortex-A78AE", pytest.approx(1.56))]
@@ -127,8 +128,9 @@ def test_names_of_machines_and_rows_are_escaped(tmp_path: Path) -> None:
 def test_gates_hold_on_every_machine(tmp_path: Path) -> None:
     rows = make_run(tmp_path / "server")[:5]
     second_bench(tmp_path / "jetson", rows)
-    found = judged(document_of(tmp_path / "server", tmp_path / "jetson"), Gates(max={"p50_ms": 1.0}))
-    assert [(gate["passed"], gate["note"]) for gate in found] == [
+    made = standalone.report([tmp_path / "server", tmp_path / "jetson"])
+    verdicts = judged(read_report(made.path), Gates(max={"p50_ms": 1.0}))
+    assert [(verdict.passed, verdict.note) for verdict in verdicts] == [
         (True, "openvino on AMD EPYC, batch 1"),
         (False, "openvino on Cortex-A78AE, batch 1"),
     ]

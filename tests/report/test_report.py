@@ -44,7 +44,7 @@ def page(report: Artifact) -> str:
 
 
 def test_rows_come_in_the_order_of_the_recipe(document: dict[str, Any]) -> None:
-    assert [row["stage"] for row in document["rows"]] == ["teacher", "distilled", "pruned", "recovered", "int8"]
+    assert [row["row"] for row in document["rows"]] == ["teacher", "distilled", "pruned", "recovered", "int8"]
 
 
 def test_rows_join_facts_accuracy_and_latency(document: dict[str, Any]) -> None:
@@ -62,20 +62,20 @@ def test_rows_join_facts_accuracy_and_latency(document: dict[str, Any]) -> None:
 
 
 def test_bytes_are_those_of_the_files_that_were_run(document: dict[str, Any]) -> None:
-    sizes = {row["stage"]: row["bytes"] for row in document["rows"]}
+    sizes = {row["row"]: row["bytes"] for row in document["rows"]}
     assert sizes["recovered"] == 6_100 + 13_700, "fp16 files are not what the row's figures belong to"
     assert sizes["int8"] == 1_720 + 4_300, "the signed files are twice as large here"
 
 
 def test_bytes_count_external_weights(tmp_path: Path) -> None:
     artifact = onnx_artifact(tmp_path / "big", ROWS["teacher"], [graph("image", "fp32"), graph("text", "fp32")])
-    bare = joined("t", [artifact], tmp_path)["rows"][0]["bytes"]
+    bare = joined("t", [artifact], tmp_path).rows[0].bytes
     with Artifact.create(tmp_path / "big", kind=artifact.manifest.kind, stage="export", key="x") as draft:
         for name in ("image-fp32.onnx", "text-fp32.onnx", "image-fp32.onnx_data"):
             (draft.path / name).write_bytes(bytes(1000))
         draft.graphs += artifact.manifest.graphs
     assert bare == 57_400
-    assert joined("t", [Artifact.open(tmp_path / "big")], tmp_path)["rows"][0]["bytes"] == 3000
+    assert joined("t", [Artifact.open(tmp_path / "big")], tmp_path).rows[0].bytes == 3000
 
 
 def test_steps_are_ratios_of_neighbouring_rows(document: dict[str, Any]) -> None:
@@ -96,7 +96,7 @@ def test_headline_is_the_interleaved_ratio_against_the_teacher(document: dict[st
 
 def test_engines_carry_their_audit(document: dict[str, Any]) -> None:
     engine = document["engines"][1]
-    assert (engine["stage"], engine["version"], len(engine["files"])) == ("engine-int8", "1.7.1.116", 6)
+    assert (engine["name"], engine["version"], len(engine["files"])) == ("engine-int8", "1.7.1.116", 6)
     assert engine["files"][0]["target"] == "sm86"
     assert engine["files"][0]["audit"]["modules"] == {"fp32": 1, "int8": 23}
 
@@ -112,22 +112,23 @@ def test_warnings_say_what_disturbed_the_latencies(tmp_path: Path) -> None:
     bench["environment"]["warnings"] = []
     bench["rows"][0]["latency"][0]["throttled"] = True
     noisy = measurement(tmp_path / "noisy", "bench", bench, rows)
-    assert joined("t", [*rows, noisy], tmp_path)["warnings"] == [
+    assert joined("t", [*rows, noisy], tmp_path).warnings == (
         "The machine was noisy while latency was measured: the median of a fixed loop moved by 8%.",
         "The clock fell for heat during 1 of 20 latencies (throttled).",
-    ]
-    assert joined("t", make_run(tmp_path), tmp_path)["warnings"] == ["Another process used 34% of a core."]
+    )
+    assert joined("t", make_run(tmp_path), tmp_path).warnings == ("Another process used 34% of a core.",)
 
 
 def test_without_measurements_every_figure_is_null(tmp_path: Path) -> None:
     artifacts = make_run(tmp_path)[:7]
     found = joined("bare", artifacts, tmp_path)
-    row = found["rows"][0]
-    assert row["metrics"].pop("ci95") == {}
-    assert all(value is None for value in row["metrics"].values())
-    assert row["latency"] == [] and row["fastest"] is None
-    assert row["params"] == 14_212_097, "what is known without measuring stays"
-    assert found["headlines"] == []
+    row = found.rows[0]
+    metrics = row.metrics.model_dump()
+    assert metrics.pop("ci95") == {}
+    assert all(value is None for value in metrics.values())
+    assert row.latency == () and row.fastest is None
+    assert row.params == 14_212_097, "what is known without measuring stays"
+    assert found.headlines == ()
     assert any("no drift measurement" in line for line in not_measured(found))
 
 
@@ -149,10 +150,8 @@ def test_a_second_test_set_has_its_own_table(tmp_path: Path) -> None:
     artifacts = make_run(tmp_path)
     other = measurement(tmp_path / "drift-zh", "drift", {**drift_document(), "test": "demo:zh"}, artifacts[:5])
     found = joined("two", [*artifacts, other], tmp_path)
-    assert found["test"]["data"] == "demo:test"
-    assert [(one["name"], one["data"], len(one["rows"])) for one in found["other_tests"]] == [
-        ("drift-zh", "demo:zh", 5)
-    ]
+    assert found.test.data == "demo:test"
+    assert [(other.name, other.data, len(other.rows)) for other in found.other_tests] == [("drift-zh", "demo:zh", 5)]
 
 
 def test_json_has_no_nan(report: Artifact) -> None:
@@ -292,11 +291,12 @@ def test_log_ticks_are_readable(low: float, high: float) -> None:
     assert all(low <= tick <= high for tick in axes.log_ticks(low, high))
 
 
-def test_a_stalled_run_does_not_squeeze_the_bars() -> None:
-    bench = bench_document()["rows"]
-    rows = [{"stage": row["row"], "latency": [{**e, "machine": "here"} for e in row["latency"]]} for row in bench]
-    rows[0]["latency"][0]["p99_ms"] = 4000.0
-    chart = latencies.latency_bars(rows, 1, "here")
+def test_a_stalled_run_does_not_squeeze_the_bars(tmp_path: Path) -> None:
+    bench = bench_document()
+    bench["rows"][0]["latency"][0]["p99_ms"] = 4000.0
+    artifacts = make_run(tmp_path)[:5]
+    report = joined("t", [*artifacts, measurement(tmp_path / "stalled", "bench", bench, artifacts)], tmp_path)
+    chart = latencies.latency_bars(report.rows, 1, report.machines[0].id)
     assert "p99 4,000 ms" in chart and ">10</text>" in chart and "1000" not in chart
 
 
@@ -369,10 +369,10 @@ def test_demo_check_passes_on_good_figures_and_names_bad_ones(
 
 def test_no_share_is_kept_of_what_is_at_chance(tmp_path: Path) -> None:
     document = joined("run", make_run(tmp_path), tmp_path / "report")
-    assert any("keeps" in line for line in document["headlines"])
-    for row in document["rows"]:
-        row["collapsed"] = "its retrieval is no better than chance"
+    assert any("keeps" in line for line in document.headlines)
+    collapsed = {"collapsed": "its retrieval is no better than chance"}
+    document = document.model_copy(update={"rows": tuple(row.model_copy(update=collapsed) for row in document.rows)})
     said = headlines(document)
     assert not any("keeps" in line for line in said)
     assert "int8: its retrieval is no better than chance, so its accuracy says nothing." in said
-    assert "of R@10 kept" not in [figure["name"] for figure in highlights(document)]
+    assert "of R@10 kept" not in [figure.name for figure in highlights(document)]

@@ -109,6 +109,7 @@ def metrics(row: dict[str, Any], shrink: float = 1.0) -> dict[str, Any]:
         "flip_rate": row["flip"],
         "ci95": ci,
         "top5": r5,
+        "mean_per_class_recall": r1,
         "cosine_worst": row["cos"] - 0.3 if not first else 1.0,
         "text_cosine_p01": row["cos"] - 0.1,
         "rank_correlation": 0.4 + 0.6 * row["cos"],
@@ -186,6 +187,7 @@ def drift_document() -> dict[str, Any]:
             "row": "recovered",
             "cosine_mean": 0.9994,
             "cosine_p01": 0.9981,
+            "text_cosine_mean": 0.9993,
             "flip_rate": 0.021,
             "r10_drop": 0.001,
         }
@@ -274,17 +276,28 @@ def bench_document(cpu: str = "AMD EPYC") -> dict[str, Any]:
             for backend, precision, g in (("openvino", "int8", 412.0), ("openvino", "fp32", 171.0))
         ],
         "environment": {
+            "python": "3.11.7",
+            "platform": "Linux-6.1-x86_64-with-glibc2.36",
+            "mmcompress": "0.1.0",
             "cpu": cpu,
             "cores": 2,
             "governor": None,
-            "load_average": 0.4,
-            "load_average_after": 0.9,
             "power_mode": None,
-            "clocks_mhz": {"before": [2450, 2450], "after": [2431, 2450]},
-            "temperature_c": {"before": None, "after": None},
+            "load_average": 0.4,
+            "memory_bytes": 25_325_268_992,
             "pinned_cores": None,
+            "priority": "normal",
+            "clocks_mhz": {"before": [2450.0, 2450.0], "after": [2431.0, 2450.0]},
+            "temperature_c": {"before": None, "after": None},
+            "load_average_before": 0.4,
+            "load_average_after": 0.9,
+            "others_share": 0.09,
+            "stolen_share": None,
             "noise": {"level": 0.08, "noisy": True, "reason": "the median of a fixed loop moved by 8%"},
             "warnings": ["Another process used 34% of a core."],
+            "gpu_power_limit": None,
+            "seconds": 1.0,
+            "rounds": 12,
         },
     }
 
@@ -299,6 +312,7 @@ def bisect_document() -> dict[str, Any]:
             "tower": name.split(".")[0],
             "local_sqnr_db": 24.0 + 0.7 * i,
             "local_cosine_mean": 0.998,
+            "excess_db": 9.0 - 0.5 * i,
             "carried_sqnr_db": 21.0 + 0.3 * i,
             "share": 0.3 / (1 + i),
         }
@@ -315,7 +329,15 @@ def bisect_document() -> dict[str, Any]:
         for i in range(6)
     ]
     sides = {"reference": {"row": "recovered", "precision": "fp32"}, "candidate": {"row": "int8", "precision": "int8"}}
-    return {"schema": 1, **sides, "samples": 256, "modules": modules, "blocks": blocks, "keep": names[:2]}
+    return {
+        "schema": 1,
+        **sides,
+        "backend": "onnxruntime",
+        "samples": 256,
+        "modules": modules,
+        "blocks": blocks,
+        "keep": names[:2],
+    }
 
 
 def quantized_artifact(path: Path) -> Artifact:

@@ -66,11 +66,11 @@ def options(version: Version = False) -> None:
 @app.command(rich_help_panel=MODEL)
 def run(recipe: RecipeName, out: Out, set_: Set = None, json: Json = False) -> None:
     """Run a recipe: every stage whose output is not there yet. `run demo` needs no data and no GPU."""
-    from mmcompress.cli import console
+    from mmcompress.cli import console, show_compress
     from mmcompress.pipeline import standalone
 
     artifacts = standalone.run(recipe, out, set_ or ())
-    console.show(*console.run_summary(artifacts), json)
+    console.show(*show_compress.run_summary(artifacts), json)
 
 
 @keyed(app, MODEL, "train", without=("data", "student"))
@@ -117,11 +117,11 @@ def prune(
     json: Json = False,
 ) -> None:
     """Remove heads, MLP units and blocks. Teacher and data are those that the checkpoint was distilled with."""
-    from mmcompress.cli import console
+    from mmcompress.cli import console, show_compress
     from mmcompress.pipeline import standalone
 
     pruned = standalone.prune(artifact, out, given, teacher=teacher, embeddings=embeddings)
-    console.show(*console.prune_summary(pruned), json)
+    console.show(*show_compress.prune_summary(pruned), json)
 
 
 @keyed(app, MODEL, "quantize")
@@ -138,13 +138,13 @@ def quantize(
     json: Json = False,
 ) -> None:
     """Fit INT8 to a checkpoint, from real samples; what would lose too much stays in float."""
-    from mmcompress.cli import console
+    from mmcompress.cli import console, show_compress
     from mmcompress.measure.verdict import ruling
     from mmcompress.pipeline import standalone
 
     fitted = standalone.quantize(artifact, out, given, ranges=ranges)
     judged = standalone.verdict_beside(fitted, backend) if verdict or backend or strict else None
-    console.show(*console.quantize_summary(fitted, judged), json)
+    console.show(*show_compress.quantize_summary(fitted, judged), json)
     ruling.enforce(judged, strict)
 
 
@@ -159,23 +159,23 @@ def verdict(
 
     The budget is the one that the checkpoint was quantized within, where none is given.
     """
-    from mmcompress.cli import console
+    from mmcompress.cli import console, show_measure
     from mmcompress.measure.verdict import ruling
     from mmcompress.pipeline import standalone
 
     strict = given.pop("strict", False)  # what follows from a verdict, when it has been shown
     judged = standalone.verdict(checkpoint, out, given)
-    console.show(*console.verdict_summary(judged), json)
+    console.show(*show_measure.verdict_summary(judged), json)
     ruling.enforce(judged, strict)
 
 
 @keyed(app, MODEL, "qat")
 def qat(artifact: Folder, out: Out, given: Given, json: Json = False) -> None:
     """Train the integers of a quantized checkpoint towards its float weights, where INT8 loses more than it may."""
-    from mmcompress.cli import console
+    from mmcompress.cli import console, show_compress
     from mmcompress.pipeline import standalone
 
-    console.show(*console.qat_summary(standalone.qat(artifact, out, given)), json)
+    console.show(*show_compress.qat_summary(standalone.qat(artifact, out, given)), json)
 
 
 @keyed(app, MODEL, "export", "baseline", without=("teacher.source",))
@@ -204,10 +204,10 @@ def build(artifact: Folder, out: Out, given: Given, json: Json = False) -> None:
 @keyed(app, MEASURE, "bench")
 def bench(artifacts: Folders, out: Out, given: Given, json: Json = False) -> None:
     """Latency of ONNX artifacts, interleaved in one run."""
-    from mmcompress.cli import console
+    from mmcompress.cli import console, show_measure
     from mmcompress.pipeline import standalone
 
-    console.show(*console.bench_summary(standalone.bench(artifacts, out, given)), json)
+    console.show(*show_measure.bench_summary(standalone.bench(artifacts, out, given)), json)
 
 
 @app.command(rich_help_panel=MEASURE)
@@ -226,20 +226,20 @@ def compare(
 
     Of two quantized checkpoints: where their calibrations differ.
     """
-    from mmcompress.cli import console
+    from mmcompress.cli import console, show_measure
     from mmcompress.pipeline import standalone
 
     asked = {"backend": backend, "precision": precision, "batch": batch, "threads": threads, "seconds": seconds}
-    console.show(*console.comparison_summary(standalone.compare(a, b, asked, pin)), json)
+    console.show(*show_measure.comparison_summary(standalone.compare(a, b, asked, pin)), json)
 
 
 @keyed(app, MEASURE, "drift", required=("--data",))
 def drift(artifacts: Folders, out: Out, given: Given, json: Json = False) -> None:
     """Accuracy of ONNX artifacts on a test set, and their distance from the first one and from the one before."""
-    from mmcompress.cli import console
+    from mmcompress.cli import console, show_measure
     from mmcompress.pipeline import standalone
 
-    console.show(*console.drift_summary(standalone.drift(artifacts, out, given)), json)
+    console.show(*show_measure.drift_summary(standalone.drift(artifacts, out, given)), json)
 
 
 @keyed(app, MEASURE, "bisect", required=("--data",))
@@ -251,10 +251,10 @@ def bisect(
     json: Json = False,
 ) -> None:
     """Find the modules in which a quantized model leaves its FP32 reference, and which to keep in higher precision."""
-    from mmcompress.cli import console
+    from mmcompress.cli import console, show_measure
     from mmcompress.pipeline import standalone
 
-    console.show(*console.bisect_summary(standalone.bisect(reference, candidate, out, given)), json)
+    console.show(*show_measure.bisect_summary(standalone.bisect(reference, candidate, out, given)), json)
 
 
 @keyed(app, MEASURE, "report")
@@ -265,10 +265,10 @@ def report(
     json: Json = False,
 ) -> None:
     """Join measurements into report.html, report.md and report.json."""
-    from mmcompress.cli import console
+    from mmcompress.cli import console, show_report
     from mmcompress.pipeline import standalone
 
-    console.show(*console.report_summary(standalone.report(folders, out, given)), json)
+    console.show(*show_report.report_summary(standalone.report(folders, out, given)), json)
 
 
 @keyed(app, MEASURE, "report.gates")
@@ -280,11 +280,11 @@ def check(
     json: Json = False,
 ) -> None:
     """Hold a report against limits: exit 1 with a table if one is missed. Without limits, against its recipe's."""
-    from mmcompress.cli import console
+    from mmcompress.cli import console, show_report
     from mmcompress.report import checking
 
     verdicts = checking.check(report, given, baseline, junit)
-    console.show(*console.verdicts_summary(verdicts), json)
+    console.show(*show_report.gates_summary(verdicts), json)
     checking.enforce(verdicts)
 
 
@@ -298,12 +298,12 @@ def classify(
     json: Json = False,
 ) -> None:
     """Say which of some labels fits an image, in percent."""
-    from mmcompress.cli import console
+    from mmcompress.cli import console, show_use
     from mmcompress.runtime import encoder
 
     names = [label.strip() for label in labels.split(",") if label.strip()]
     with encoder.Encoder.open(artifact, cast(Any, backend)) as opened:
-        console.show(*console.shares_summary(encoder.classify(opened, image, names, template)), json)
+        console.show(*show_use.shares_summary(encoder.classify(opened, image, names, template)), json)
 
 
 @app.command(rich_help_panel=USE)
@@ -316,31 +316,30 @@ def search(
     json: Json = False,
 ) -> None:
     """Find the images in a folder that fit a text best."""
-    from mmcompress.cli import console
+    from mmcompress.cli import console, show_use
     from mmcompress.runtime import encoder
 
     with encoder.Encoder.open(artifact, cast(Any, backend)) as opened:
-        console.show(*console.matches_summary(encoder.search(opened, images, text, top)), json)
+        console.show(*show_use.matches_summary(encoder.search(opened, images, text, top)), json)
 
 
 @app.command(rich_help_panel=USE)
 def inspect(artifact: Folder, json: Json = False) -> None:
     """Show what an artifact says of itself, after verifying every byte of it."""
     from mmcompress.artifact import Artifact
-    from mmcompress.cli import console
+    from mmcompress.cli import console, show_use
 
     found = Artifact.open(artifact)
-    console.show(found.manifest.model_dump(mode="json", by_alias=True), console.manifest_view(found), json)
+    console.show(found.manifest.model_dump(mode="json", by_alias=True), show_use.manifest_view(found), json)
 
 
 @app.command(rich_help_panel=USE)
 def doctor(json: Json = False) -> None:
     """Show what works on this machine, and what to install for what does not."""
-    from mmcompress.cli import console
+    from mmcompress.cli import console, show_use
     from mmcompress.cli.doctor import diagnosis
 
-    found = diagnosis()
-    console.show(found, console.diagnosis_view(found), json)
+    console.show(*show_use.diagnosis_summary(diagnosis()), json)
 
 
 def main() -> NoReturn:

@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any, get_args
 
 from mmcompress.artifact import Artifact
+from mmcompress.compress.int8.comparison import CalibrationComparison
 from mmcompress.config import Precision, validated
 from mmcompress.errors import UsageError, suggestion
 from mmcompress.lock import locked
 from mmcompress.manifest import Kind
+from mmcompress.measure.comparison import ComparisonDocument
 from mmcompress.pipeline.recipe import SHARED_TABLES, assign, load_recipe, parse_assignments, reduced
 from mmcompress.pipeline.run import run_recipe, run_stage, run_stages
 from mmcompress.pipeline.sources import (
@@ -220,7 +222,9 @@ def report(folders: Sequence[Path], out: Path | None = None, given: Given = NOTH
     return run_single("report", {}, given, {}, out, in_recipe_order(joined))
 
 
-def compare(a: Path, b: Path, asked: Mapping[str, Any], pin: str | None = None) -> dict[str, Any]:
+def compare(
+    a: Path, b: Path, asked: Mapping[str, Any], pin: str | None = None
+) -> ComparisonDocument | CalibrationComparison:
     """Two artifacts measured here, or two reports or calibrations read; makes no artifact."""
     from mmcompress.compress.int8.recalibration import compare_calibrations
     from mmcompress.int8 import RANGES

@@ -9,11 +9,11 @@ figures as a table too.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from html import escape
-from typing import Any
 
 from mmcompress.formats import BACKENDS, significant
+from mmcompress.report.row import Row
 
 WIDTH = 760.0
 CHARACTER = 6.7
@@ -39,17 +39,17 @@ def linear_ticks(low: float, high: float, wanted: int = 6) -> list[float]:
 def log_ticks(low: float, high: float) -> list[float]:
     """Round numbers within [low, high] for a logarithmic axis: the sparsest set that has four of them."""
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    found: list[float] = []
+    ticks: list[float] = []
     for steps in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 6, 8), tuple(1 + i / 5 for i in range(45))):
-        found = [round(s * 10.0**d, 10) for d in decades for s in steps if low <= s * 10.0**d <= high]
-        if len(found) >= 4:
+        ticks = [round(s * 10.0**d, 10) for d in decades for s in steps if low <= s * 10.0**d <= high]
+        if len(ticks) >= 4:
             break
-    return found
+    return ticks
 
 
-def legend(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+def legend(rows: Sequence[Row]) -> list[tuple[str, str]]:
     """(name, small SVG) of each backend that occurs."""
-    used = {entry["backend"] for row in rows for entry in row["latency"]}
+    used = {entry.backend for row in rows for entry in row.latency}
     return [
         (
             BACKENDS[series],

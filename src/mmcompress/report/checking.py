@@ -6,31 +6,29 @@ import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from mmcompress.artifact import Artifact
 from mmcompress.config import validated
-from mmcompress.errors import CorruptInputError, GateFailedError, UsageError
+from mmcompress.errors import GateFailedError, UsageError
 from mmcompress.formats import compact
-from mmcompress.gates import KNOWN, PARTS, Gates
+from mmcompress.gates import Gates
 from mmcompress.manifest import Kind
 from mmcompress.places import MANIFEST
-from mmcompress.report.judging import Verdict, judged
-from mmcompress.report.measured import Document, read_document
-from mmcompress.report.rows import LATENCY, metrics_of
+from mmcompress.report.document import GateVerdict, ReportDocument
+from mmcompress.report.judging import judged
 from mmcompress.strictjson import text_from_json
 
 _AGAIN = "write it again: mmcompress report DIR"
 
 
 def check(
-    report: Path, limits: Mapping[str, Any], baseline: Path | None = None, junit: Path | None = None
-) -> list[Verdict]:
+    report: Path, limits: Mapping[str, object], baseline: Path | None = None, junit: Path | None = None
+) -> list[GateVerdict]:
     """Judge a report by the given gates, or, where none are given, by those that its recipe recorded."""
     gates = validated(Gates, {key: value for key, value in limits.items() if value is not None}, "mmcompress check")
     document = read_report(report)
     verdicts = judged(document, gates, None if baseline is None else read_report(baseline))
-    verdicts = verdicts or list(document.get("gates") or [])
+    verdicts = verdicts or list(document.gates)
     if not verdicts:
         raise UsageError(
             f"there is no gate to hold {report} against",
@@ -42,7 +40,7 @@ def check(
     return verdicts
 
 
-def _write_junit(path: Path, verdicts: Sequence[Verdict]) -> None:
+def _write_junit(path: Path, verdicts: Sequence[GateVerdict]) -> None:
     """Over nothing but an earlier JUnit file: `--junit report.json` must not cost the report."""
     if path.exists() and not (path.is_file() and b"<testsuites" in path.read_bytes()[:256]):
         raise UsageError(f"{path} exists and is no JUnit file, so it is not overwritten", "give another --junit")
@@ -64,9 +62,9 @@ def _limit(option: str, text: str) -> tuple[str, float]:
         raise UsageError(f"{flag} {text!r} is not METRIC=NUMBER", f"for example: {flag} i2t_r10=0.01") from None
 
 
-def enforce(verdicts: Sequence[Verdict]) -> None:
+def enforce(verdicts: Sequence[GateVerdict]) -> None:
     """Raise GateFailedError, and with it exit code 1, if a gate failed."""
-    failed = [verdict["gate"] for verdict in verdicts if not verdict["passed"]]
+    failed = [verdict.gate for verdict in verdicts if not verdict.passed]
     if failed:
         raise GateFailedError(
             f"{len(failed)} of {len(verdicts)} gates failed: {', '.join(failed)}",
@@ -74,7 +72,7 @@ def enforce(verdicts: Sequence[Verdict]) -> None:
         )
 
 
-def read_report(path: Path) -> Document:
+def read_report(path: Path) -> ReportDocument:
     """A report.json, or the folder with it; a folder of ours is verified byte by byte.
 
     Raises UsageError for a path without a report, CorruptInputError for a damaged one.
@@ -85,58 +83,24 @@ def read_report(path: Path) -> Document:
         path = path / "report.json"
     if not path.is_file():
         raise UsageError(f"there is no report {path}", "give report.json or the folder that `mmcompress report` wrote")
-    document = read_document(path, "rows", _AGAIN)
-    try:
-        return _completed(document)
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise CorruptInputError(f"{path} is no report of mmcompress: {error!r}", _AGAIN) from error
+    return ReportDocument.read(path, _AGAIN)
 
 
-def _completed(document: Document) -> Document:
-    """The parts that gates read, with None for what an older report did not have. Raises for what has another type."""
-    if document["schema"] != 1:
-        raise ValueError(f"schema {document['schema']!r}, expected 1")
-    machines = list(document.get("machines") or [{"id": "unknown machine"}])
-    main = machines[0]["id"]
-    rows = []
-    for row in document["rows"]:
-        latency = [
-            {**dict.fromkeys(LATENCY), **entry, "machine": entry.get("machine") or main} for entry in row["latency"]
-        ]
-        metrics = metrics_of(dict(row["metrics"]))
-        for held in (row, metrics, *latency, *(row.get(part) or metrics.get(part) or {} for part in PARTS)):
-            _numbers(held)
-        rows.append({**row, "stage": str(row["stage"]), "metrics": metrics, "latency": latency})
-    ratios = [
-        {**ratio, "machine": ratio.get("machine") or main, "ci95": [float(limit) for limit in ratio["ci95"]]}
-        for ratio in document.get("ratios") or []
-    ]
-    test = {"images": None, "candidates": None, **dict(document.get("test") or {})}
-    return {**document, "rows": rows, "machines": machines, "ratios": ratios, "test": test}
-
-
-def _numbers(held: Mapping[str, Any]) -> None:
-    """Raise for a figure that is there and no number."""
-    for name in KNOWN & set(held):
-        if held[name] is not None and not isinstance(held[name], int | float):
-            raise ValueError(f"{name} is {held[name]!r}, expected a number")
-
-
-def junit_xml(verdicts: Sequence[Verdict]) -> bytes:
+def junit_xml(verdicts: Sequence[GateVerdict]) -> bytes:
     """One test case a gate, as GitLab and Jenkins read them."""
-    failed = [verdict for verdict in verdicts if not verdict["passed"]]
+    failed = [verdict for verdict in verdicts if not verdict.passed]
     counts = {"tests": str(len(verdicts)), "failures": str(len(failed)), "errors": "0", "skipped": "0", "time": "0"}
     suites = ElementTree.Element("testsuites", {"name": "mmcompress check", **counts})
     suite = ElementTree.SubElement(suites, "testsuite", {"name": "mmcompress check", **counts})
     for verdict in verdicts:
-        name, row = _xml(f"{verdict['gate']} {compact(verdict['limit'])}"), _xml(verdict["row"])
+        name, row = _xml(f"{verdict.gate} {compact(verdict.limit)}"), _xml(verdict.row)
         case = ElementTree.SubElement(suite, "testcase", {"name": name, "classname": f"mmcompress.{row}", "time": "0"})
-        told = _xml(f"measured {compact(verdict['value'])}, limit {compact(verdict['limit'])}. {verdict['note']}")
-        if verdict["passed"]:
+        told = _xml(f"measured {compact(verdict.value)}, limit {compact(verdict.limit)}. {verdict.note}")
+        if verdict.passed:
             ElementTree.SubElement(case, "system-out").text = told
         else:
             failure = ElementTree.SubElement(case, "failure", {"message": told, "type": "GateFailed"})
-            failure.text = _xml(text_from_json(verdict))
+            failure.text = _xml(text_from_json(verdict.model_dump()))
     ElementTree.indent(suites)
     return bytes(ElementTree.tostring(suites, encoding="utf-8", xml_declaration=True)) + b"\n"
 

@@ -9,35 +9,70 @@ from the first drift, since the delivered files do not change between machines.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Generic, TypeVar
+
+from pydantic import ValidationError
 
 from mmcompress.artifact import Artifact
+from mmcompress.document import Document, Part
 from mmcompress.errors import CorruptInputError
 from mmcompress.manifest import Kind
-from mmcompress.strictjson import read_json
+from mmcompress.measure.bench.document import BenchDocument, BenchRow
+from mmcompress.measure.bisect.document import BisectDocument
+from mmcompress.measure.drift.document import DriftDocument, DriftRow
+from mmcompress.measure.verdict.document import VerdictDocument
+from mmcompress.report.document import NamedBisect, NamedVerdict, ReportDocument, ReportMachine, Sensitivity
+from mmcompress.report.row import MachineLatency
 
-Document = dict[str, Any]
-_SAME_MACHINE = ("cpu", "gpu", "cores", "memory_bytes", "platform", "power_mode")
-
-
-def measurements(gathered: Iterable[Artifact], stage: str) -> list[Document]:
-    """The documents that a measuring stage wrote, in order, each with its artifact's `name` and its rows' `digests`."""
-    found = []
-    for artifact in gathered:
-        if artifact.manifest.kind is Kind.REPORT and artifact.manifest.stage == stage:
-            path = artifact.file(f"{stage}.json")
-            document = read_document(path, "rows", f"run {stage} again")
-            found.append(
-                {"name": artifact.path.name, "folder": artifact.path, "digests": measured(artifact), **document}
-            )
-    return found
+D = TypeVar("D", bound=Document, covariant=True)
+P = TypeVar("P", bound=Part)
 
 
-def benches(gathered: Sequence[Artifact]) -> list[Document]:
+@dataclass(frozen=True)
+class Measurement(Generic[D]):
+    """A document and the artifact that it comes from."""
+
+    name: str
+    folder: Path
+    digests: Mapping[str, str]
+    """Of each artifact that was measured, by its name."""
+    document: D
+
+
+def measurements(gathered: Iterable[Artifact], stage: str, kind: type[D]) -> list[Measurement[D]]:
+    """The documents that a measuring stage wrote, in order."""
+    return [
+        Measurement(artifact.path.name, artifact.path, measured(artifact), read_document(artifact, stage, kind))
+        for artifact in gathered
+        if artifact.manifest.kind is Kind.REPORT and artifact.manifest.stage == stage
+    ]
+
+
+def drifts(gathered: Iterable[Artifact]) -> list[Measurement[DriftDocument]]:
+    return measurements(gathered, "drift", DriftDocument)
+
+
+def benches(gathered: Sequence[Artifact]) -> list[Measurement[BenchDocument]]:
     """Every bench, and the latencies of finished reports: what a device sends back may be its report alone."""
-    reports = [bench for report in measurements(gathered, "report") for bench in _benches_of_report(report)]
-    return [*measurements(gathered, "bench"), *reports]
+    reports = measurements(gathered, "report", ReportDocument)
+    sent = [
+        Measurement(
+            report.name,
+            report.folder,
+            {row.row: row.digest for row in report.document.rows},
+            bench_of_machine(report.document, machine),
+        )
+        for report in reports
+        for machine in report.document.machines
+    ]
+    return [*measurements(gathered, "bench", BenchDocument), *sent]
+
+
+def read_document(artifact: Artifact, stage: str, kind: type[D]) -> D:
+    """The document that a stage wrote into its artifact."""
+    return kind.read(artifact.file(f"{stage}.json"), f"run {stage} again")
 
 
 def measured(artifact: Artifact) -> dict[str, str]:
@@ -45,125 +80,113 @@ def measured(artifact: Artifact) -> dict[str, str]:
     return {role.partition("-")[2]: digest for role, digest in artifact.manifest.parents.items() if role[:1].isdigit()}
 
 
-def _benches_of_report(report: Mapping[str, Any]) -> list[Document]:
-    """What each machine of a finished report measured."""
-    return [
-        {
-            "name": report["name"],
-            "folder": report["folder"],
-            "digests": {row["stage"]: row["digest"] for row in report["rows"]},
-            "rows": [{"row": row["stage"], "latency": _of(machine, row["latency"])} for row in report["rows"]],
-            "ratios": _of(machine, report["ratios"]),
-            "ceiling": machine["ceiling"],
-            "environment": machine["environment"],
-        }
-        for machine in report["machines"]
-    ]
+def bench_of_machine(report: ReportDocument, machine: ReportMachine) -> BenchDocument:
+    """What one machine of a finished report measured."""
+    return BenchDocument(
+        rows=tuple(
+            BenchRow(row=row.row, latency=tuple(entry for entry in row.latency if entry.machine == machine.id))
+            for row in report.rows
+        ),
+        ratios=tuple(ratio for ratio in report.ratios if ratio.machine == machine.id),
+        ceiling=machine.ceiling,
+        environment=machine.environment,
+    )
 
 
-def _of(machine: Mapping[str, Any], entries: Iterable[Mapping[str, Any]]) -> list[Document]:
-    """Entries of a machine, without its id: another report may call it by another one."""
-    return [{**entry, "machine": None} for entry in entries if entry["machine"] == machine["id"]]
-
-
-def read_document(path: Path, rows: str, hint: str) -> Document:
-    """The JSON of a measurement, which has a list of objects under `rows`."""
-    document = read_json(path, hint)
-    listed = document.get(rows) if isinstance(document, dict) else None
-    if not isinstance(listed, list) or not all(isinstance(entry, dict) for entry in listed):
-        raise CorruptInputError(f"{path} has no list of {rows}", hint)
-    return dict(document)
-
-
-def machines(documents: Sequence[Document]) -> tuple[list[Document], list[str]]:
+def machines(documents: Iterable[BenchDocument]) -> tuple[list[ReportMachine], list[str]]:
     """The machines that measured, each once, and the id of each document's machine.
 
     The id is the processor's name, with a number behind it where two machines have the same.
     """
-    known: list[Document] = []
+    known: dict[tuple[object, ...], ReportMachine] = {}
     ids: list[str] = []
     for document in documents:
-        environment = document.get("environment") or {}
-        same = {key: environment.get(key) for key in _SAME_MACHINE}
-        machine = next((m for m in known if all(m["environment"].get(key) == same[key] for key in same)), None)
-        if machine is None:
-            name = str(environment.get("gpu") or environment.get("cpu") or "unknown machine")
-            namesakes = sum(m["name"] == name for m in known)
-            machine = {
-                "id": f"{name} ({namesakes + 1})" if namesakes else name,
-                "name": name,
-                "environment": dict(environment),
-                "ceiling": list(document.get("ceiling") or []),
-            }
-            known.append(machine)
-        ids.append(machine["id"])
-    return known, ids
+        here = document.environment
+        same = (here.cpu, here.cores, here.memory_bytes, here.platform, here.power_mode)
+        if same not in known:
+            namesakes = sum(machine.name == here.cpu for machine in known.values())
+            name = f"{here.cpu} ({namesakes + 1})" if namesakes else here.cpu
+            known[same] = ReportMachine(id=name, name=here.cpu, environment=here, ceiling=document.ceiling)
+        ids.append(known[same].id)
+    return list(known.values()), ids
 
 
-def latency_of(row: str, documents: Sequence[Document], ids: Sequence[str]) -> list[Document]:
+def latency_of(row: str, documents: Iterable[BenchDocument], ids: Iterable[str]) -> tuple[MachineLatency, ...]:
     """Every latency of a row, with its machine, from all documents."""
-    return [
-        {**entry, "machine": machine}
+    return tuple(
+        MachineLatency.model_validate({**dict(entry), "machine": machine})
         for document, machine in zip(documents, ids, strict=True)
-        for entry in named(document, row).get("latency") or []
-    ]
+        for measured_row in document.rows
+        if measured_row.row == row
+        for entry in measured_row.latency
+    )
 
 
-def named(document: Mapping[str, Any] | None, row: str) -> Document:
-    """The entry of a row, or an empty one."""
-    rows = document["rows"] if document else []
-    return next((dict(entry) for entry in rows if entry.get("row") == row), {})
+def drift_row(drift: DriftDocument | None, name: str) -> DriftRow | None:
+    """What drift says of a row."""
+    return next((row for row in drift.rows if row.row == name), None) if drift else None
 
 
-def mismatches(artifacts: Sequence[Artifact], documents: Sequence[Document]) -> list[str]:
+def mismatches(artifacts: Sequence[Artifact], documents: Iterable[Measurement[Document]]) -> list[str]:
     """A sentence for each artifact that differs from the one of the same name that was measured or gathered."""
     kept: dict[str, str] = {}
-    found = []
+    sentences = []
     for artifact in artifacts:
         name = artifact.path.name
         if kept.setdefault(name, artifact.digest) != artifact.digest:
-            found.append(
+            sentences.append(
                 f"{artifact.path} differs from the first {name} ({artifact.digest[:8]}, not {kept[name][:8]}) and is "
                 "left out: its latencies may be of another model."
             )
     for document in documents:
-        others = [name for name, digest in document["digests"].items() if kept.get(name, digest) != digest]
+        others = [name for name, digest in document.digests.items() if kept.get(name, digest) != digest]
         if others:
-            found.append(f"{document['folder']} measured other files under the same name: {', '.join(others)}.")
-    return list(dict.fromkeys(found))
+            sentences.append(f"{document.folder} measured other files under the same name: {', '.join(others)}.")
+    return list(dict.fromkeys(sentences))
 
 
-def sensitivity(gathered: Iterable[Artifact]) -> list[Document]:
+def sensitivity(gathered: Iterable[Artifact]) -> tuple[Sensitivity, ...]:
     """What each quantized checkpoint knows about its modules, worst first."""
-    return [
-        {"name": artifact.path.name, **{key: artifact.manifest.facts.get(key) for key in ("sensitivity", "budget")}}
+    return tuple(
+        part_of_facts(Sensitivity, artifact, ("sensitivity", "budget"), name=artifact.path.name)
         for artifact in gathered
         if artifact.manifest.facts.get("sensitivity")
         and (artifact.manifest.stage == "quantize" or artifact.manifest.facts.get("qat", {}).get("accepted"))
-    ]
+    )
 
 
-def bisects(gathered: Iterable[Artifact]) -> list[Document]:
+def part_of_facts(kind: type[P], source: Artifact, facts: Iterable[str], **values: object) -> P:
+    """A part of the report with some of a manifest's facts, and other values."""
+    try:
+        return kind.model_validate({**{fact: source.manifest.facts.get(fact) for fact in facts}, **values})
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        raise CorruptInputError(
+            f"{source.path}: the manifest's {key} is {first['input']!r}: {first['msg']}",
+            f"run {source.manifest.stage} again",
+        ) from error
+
+
+def bisects(gathered: Iterable[Artifact]) -> tuple[NamedBisect, ...]:
     """The documents of `bisect`."""
-    return [
-        {"name": artifact.path.name, **read_document(artifact.file("bisect.json"), "modules", "run bisect again")}
-        for artifact in gathered
-        if artifact.manifest.kind is Kind.REPORT and artifact.manifest.stage == "bisect"
-    ]
+    return tuple(
+        NamedBisect(**dict(bisect.document), name=bisect.name)
+        for bisect in measurements(gathered, "bisect", BisectDocument)
+    )
 
 
-def verdicts(gathered: Iterable[Artifact]) -> list[Document]:
+def verdicts(gathered: Iterable[Artifact]) -> tuple[NamedVerdict, ...]:
     """What each verdict measured and recommends."""
-    return [
-        {"name": artifact.path.name, **read_document(artifact.file("verdict.json"), "rows", "run verdict again")}
+    return tuple(
+        NamedVerdict(**dict(read_document(artifact, "verdict", VerdictDocument)), name=artifact.path.name)
         for artifact in gathered
         if artifact.manifest.stage == "verdict"
-    ]
+    )
 
 
-def gallery_images(document: Mapping[str, Any]) -> dict[str, bytes]:
-    """The pictures of a drift document's gallery by file name; those that are not there are left out."""
-    folder = Path(document["folder"])
-    files = [folder / str(entry.get("file", "")) for entry in document.get("gallery") or []]
-    inside = [file for file in files if file.resolve().is_relative_to(folder.resolve()) and file.is_file()]
-    return {file.relative_to(folder).as_posix(): file.read_bytes() for file in inside}
+def gallery_images(drift: Measurement[DriftDocument]) -> dict[str, bytes]:
+    """The pictures of a drift's gallery by file name; those that are not there are left out."""
+    files = [drift.folder / entry.file for entry in drift.document.gallery]
+    inside = [file for file in files if file.resolve().is_relative_to(drift.folder.resolve()) and file.is_file()]
+    return {file.relative_to(drift.folder).as_posix(): file.read_bytes() for file in inside}

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from html import escape
-from typing import Any
 
 from mmcompress.formats import compact
+from mmcompress.measure.bisect.document import BisectBlock, BisectDocument
 from mmcompress.report.axes import (
     CHARACTER,
     WIDTH,
@@ -18,6 +18,7 @@ from mmcompress.report.axes import (
     x_title,
     y_title,
 )
+from mmcompress.report.document import ModuleDrift
 
 SHOWN = 16
 """Modules that a chart shows; the table has them all."""
@@ -25,7 +26,7 @@ SHOWN = 16
 
 def module_bars(entries: Sequence[tuple[str, float, bool]], measure: str) -> str:
     """(module, value, kept in higher precision), worst first."""
-    shown = [entry for entry in entries if entry[1] is not None][:SHOWN]
+    shown = entries[:SHOWN]
     if not shown:
         return ""
     left, right, top, step = CHARACTER * max(len(name) for name, *_ in shown) + 14, WIDTH - 76, 8.0, 20.0
@@ -51,27 +52,24 @@ def module_bars(entries: Sequence[tuple[str, float, bool]], measure: str) -> str
     return svg("".join(parts), (WIDTH, bottom + 48), f"Modules by {measure}, worst first", told)
 
 
-def sensitivity_bars(entries: Sequence[Mapping[str, Any]]) -> str:
+def sensitivity_bars(modules: Sequence[ModuleDrift]) -> str:
     """What quantizing each module alone moves."""
-    return module_bars([(e["module"], e["drift"], bool(e.get("kept"))) for e in entries], "drift by this module alone")
+    return module_bars([(m.module, m.drift, m.kept) for m in modules], "drift by this module alone")
 
 
-def noise_bars(bisect: Mapping[str, Any]) -> str:
-    """What bisect orders modules by: noise beyond what 8 bits must make, or the share of the tower's local noise."""
-    modules, keep = bisect["modules"], set(bisect.get("keep") or [])
-    beyond = all(one.get("excess_db") is not None for one in modules)
-    key, measure = ("excess_db", "noise beyond need, dB") if beyond else ("share", "share of the tower's local noise")
-    return module_bars([(one["module"], one[key], one["module"] in keep) for one in modules], measure)
+def noise_bars(bisect: BisectDocument) -> str:
+    """What bisect orders modules by: noise beyond what 8 bits must make."""
+    modules = [(m.module, m.excess_db, m.module in bisect.keep) for m in bisect.modules]
+    return module_bars(modules, "noise beyond need, dB")
 
 
-def carried_noise(blocks: Sequence[Mapping[str, Any]]) -> str:
+def carried_noise(blocks: Sequence[BisectBlock]) -> str:
     """Signal to noise that arrives at the end of each block, a line for each tower; lower is worse."""
-    known = [block for block in blocks if block.get("carried_sqnr_db") is not None]
-    if not known:
+    if not blocks:
         return ""
     left, right, top, bottom = 62.0, WIDTH - 70, 14.0, 190.0
-    towers = list(dict.fromkeys(str(block["tower"]) for block in known))
-    lines = {tower: [b["carried_sqnr_db"] for b in known if b["tower"] == tower] for tower in towers}
+    towers = list(dict.fromkeys(block.tower for block in blocks))
+    lines = {tower: [b.carried_sqnr_db for b in blocks if b.tower == tower] for tower in towers}
     values = [value for line in lines.values() for value in line]
     ticks, longest = linear_ticks(min(values), max(values), 5), max(2, *(len(line) for line in lines.values()), 2)
 
@@ -91,5 +89,5 @@ def carried_noise(blocks: Sequence[Mapping[str, Any]]) -> str:
         )
     parts.append(y_title("carried SQNR, dB", (top + bottom) / 2))
     parts.append(x_title("block", (left + right) / 2, bottom + 36))
-    told = "; ".join(f"{b['block']} {compact(b['carried_sqnr_db'])} dB" for b in known)
+    told = "; ".join(f"{b.block} {compact(b.carried_sqnr_db)} dB" for b in blocks)
     return svg("".join(parts), (WIDTH, bottom + 44), "Signal to noise after each block, dB: higher is better", told)

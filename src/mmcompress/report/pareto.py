@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
-from typing import Any
 
 from mmcompress.formats import BACKENDS, milliseconds, percent
 from mmcompress.report.axes import (
@@ -23,7 +22,8 @@ from mmcompress.report.axes import (
     x_title,
     y_title,
 )
-from mmcompress.report.rows import ACCURACY, plain
+from mmcompress.report.row import Row
+from mmcompress.report.rows import plain
 
 Box = tuple[float, float, float, float]
 """left, top, right, bottom in pixels"""
@@ -40,18 +40,17 @@ class Point:
     interval: tuple[float, float] | None
 
 
-def points_of(rows: Sequence[Mapping[str, Any]], machine: str, metric: str = ACCURACY) -> list[Point]:
+def points_of(rows: Sequence[Row], machine: str) -> list[Point]:
     """Every row on every backend of a machine at batch 1, in the precision that its accuracy was measured in."""
-    found: dict[tuple[str, str], Point] = {}
+    points: dict[tuple[str, str], Point] = {}
     for row in rows:
-        accuracy, interval = row["metrics"][metric], row["metrics"]["ci95"].get(metric)
-        fitting = [e for e in row["latency"] if e["machine"] == machine and e["precision"] == row["precision"]]
-        for entry in sorted((e for e in fitting if plain(e, 1)), key=lambda e: float(e["p50_ms"])):
+        accuracy, interval = row.metrics.i2t_r10, row.metrics.ci95.get("i2t_r10")
+        fitting = [e for e in row.latency if e.machine == machine and e.precision == row.precision and plain(e, 1)]
+        for entry in sorted(fitting, key=lambda e: e.p50_ms):
             if accuracy is not None:
-                limits = None if interval is None else (float(interval[0]), float(interval[1]))
-                point = Point(row["stage"], entry["backend"], entry["p50_ms"], accuracy, limits)
-                found.setdefault((row["stage"], entry["backend"]), point)
-    return list(found.values())
+                point = Point(row.row, entry.backend, entry.p50_ms, accuracy, interval)
+                points.setdefault((row.row, entry.backend), point)
+    return list(points.values())
 
 
 def pareto_front(points: Sequence[Point]) -> list[Point]:
@@ -63,9 +62,9 @@ def pareto_front(points: Sequence[Point]) -> list[Point]:
     return front
 
 
-def pareto(rows: Sequence[Mapping[str, Any]], machine: str, metric: str = ACCURACY, name: str = "R@10") -> str:
+def pareto(rows: Sequence[Row], machine: str) -> str:
     """Accuracy against latency at batch 1; empty where nothing has both."""
-    points = points_of(rows, machine, metric)
+    points = points_of(rows, machine)
     if not points:
         return ""
     height, left, right, top, bottom = 430.0, 62.0, WIDTH - 24, 16.0, 380.0
@@ -82,7 +81,7 @@ def pareto(rows: Sequence[Mapping[str, Any]], machine: str, metric: str = ACCURA
 
     parts = [grid_y([(y(t), percent(t, 0 if (y_ticks[1] - y_ticks[0]) >= 0.01 else 1)) for t in y_ticks], left, right)]
     parts.append(grid_x([(x(t), significant_tick(t)) for t in log_ticks(low_ms, high_ms)], top, bottom))
-    parts.append(y_title(f"{name}, image to text", bottom / 2))
+    parts.append(y_title("R@10, image to text", bottom / 2))
     parts.append(x_title("median latency at batch 1, ms (logarithmic)", (left + right) / 2, bottom + 40))
     front = pareto_front(points)
     steps = f"M{x(front[0].latency_ms):.1f} {bottom:.1f}" + "".join(
@@ -107,7 +106,7 @@ def pareto(rows: Sequence[Mapping[str, Any]], machine: str, metric: str = ACCURA
         for p in points
     ]
     parts += [marker(p.series, px, py, text) for p, (px, py), text in zip(points, spots, told, strict=True)]
-    title = f"{name} against latency at batch 1 on {machine}, one point for each row and backend"
+    title = f"R@10 against latency at batch 1 on {machine}, one point for each row and backend"
     return svg("".join(parts), (WIDTH, height), title, "; ".join(told))
 
 

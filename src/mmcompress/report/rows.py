@@ -7,99 +7,79 @@ only, so that neighbouring rows are compared on the same one; the other machines
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from mmcompress.artifact import Artifact
+from mmcompress.config import Backend, Precision
 from mmcompress.manifest import Graph
-from mmcompress.report.measured import Document, latency_of, named
-
-METRICS = (
-    *("i2t_r1", "i2t_r5", "i2t_r10", "t2i_r1", "t2i_r5", "t2i_r10", "top1", "top5", "mean_per_class_recall"),
-    *("cosine_mean", "cosine_p01", "cosine_worst", "text_cosine_mean", "text_cosine_p01", "rank_correlation"),
-    *("margin_mean", "flip_rate", "flips_gained", "flips_lost", "mcnemar_p", "ece"),
-)
-LATENCY = (
-    *("backend", "device", "machine", "precision", "activations", "batch", "threads", "streams"),
-    *("p50_ms", "p90_ms", "p95_ms", "p99_ms", "mean_ms", "cv", "load_ms", "first_ms", "samples", "throughput_ips"),
-    *("peak_bytes", "device_peak_bytes", "energy_mj", "energy_source", "ceiling_share", "pipeline", "rounds_ms"),
-    *("histogram", "throttled", "noisy"),
-)
-ACCURACY = "i2t_r10"
-"""The figure that the ledger, the costs and the plot go by."""
+from mmcompress.measure.bench.document import BenchDocument
+from mmcompress.measure.drift.document import DriftDocument
+from mmcompress.report.document import Engine, OtherRow, OtherTest, Step, TestedOn
+from mmcompress.report.measured import Measurement, drift_row, latency_of, part_of_facts
+from mmcompress.report.row import MachineLatency, Row, RowMetrics
 
 
 def row_of(
-    artifact: Artifact, drift: Document | None, benches: Sequence[Document], ids: Sequence[str], folder: Path
-) -> Document:
+    artifact: Artifact, drift: DriftDocument | None, benches: Sequence[BenchDocument], ids: Sequence[str], folder: Path
+) -> Row:
     """One row; `ids` are the machines of the benches, paths are relative to `folder`."""
-    name, facts, found = artifact.path.name, artifact.manifest.facts, named(drift, artifact.path.name)
-    precision = found.get("precision") or _smallest_precision(artifact.manifest.graphs)
-    latency = [_latency(entry) for entry in latency_of(name, benches, ids)]
+    name, facts, accuracy = artifact.path.name, artifact.manifest.facts, drift_row(drift, artifact.path.name)
+    precision = accuracy.precision if accuracy else _smallest_precision(artifact.manifest.graphs)
+    latency = latency_of(name, benches, ids)
     by_machine = {machine: fastest(latency, precision, machine) for machine in dict.fromkeys(ids)}
-    best = by_machine.get(ids[0]) if ids else None
-    return {
-        "stage": name,
-        "artifact": relative(artifact.path, folder),
-        "digest": artifact.digest,
-        "precision": precision,
-        "params": facts.get("params"),
-        "macs": facts.get("macs"),
-        "bytes": delivered_bytes(artifact, precision, best["activations"] if best else None),
-        "against": found.get("against"),
-        "metrics": metrics_of(found.get("metrics")),
-        "collapsed": found.get("collapsed"),
-        "r10_change": (found.get("metrics") or {}).get("r10_change") or found.get("r10_change"),
-        "previous": found.get("previous"),
-        "unseen": metrics_of(found["unseen"]) if found.get("unseen") else None,
-        "unseen_images": found.get("unseen_images"),
-        "int8_against_fp32": found.get("int8_against_fp32"),
-        "cosine_histogram": found.get("cosine_histogram"),
-        "per_class": found.get("per_class") or [],
-        "latency": latency,
-        "fastest": best,
-        "by_backend": by_backend(latency, precision, ids[0]) if ids else {},
-        "fastest_elsewhere": [entry for entry in list(by_machine.values())[1:] if entry is not None],
-    }
+    best = by_machine[ids[0]] if ids else None
+    return Row(
+        row=name,
+        artifact=relative(artifact.path, folder),
+        digest=artifact.digest,
+        precision=precision,
+        params=facts.get("params"),
+        macs=facts.get("macs"),
+        bytes=delivered_bytes(artifact, precision, best.activations if best else None),
+        against=accuracy.against if accuracy else None,
+        metrics=RowMetrics.of(accuracy.metrics if accuracy else None),
+        collapsed=accuracy.collapsed if accuracy else None,
+        r10_change=accuracy.metrics.r10_change if accuracy else None,
+        previous=accuracy.previous if accuracy else None,
+        unseen=RowMetrics.of(accuracy.unseen) if accuracy and accuracy.unseen else None,
+        unseen_images=accuracy.unseen_images if accuracy else None,
+        int8_against_fp32=accuracy.int8_against_fp32 if accuracy else None,
+        cosine_histogram=accuracy.cosine_histogram if accuracy else None,
+        per_class=accuracy.per_class if accuracy else (),
+        latency=latency,
+        fastest=best,
+        by_backend=by_backend(latency, precision, ids[0]) if ids else {},
+        fastest_elsewhere=tuple(entry for entry in list(by_machine.values())[1:] if entry is not None),
+    )
 
 
 def relative(path: Path, folder: Path) -> str:
     return Path(os.path.relpath(path, folder)).as_posix()
 
 
-def metrics_of(found: Mapping[str, Any] | None) -> Document:
-    """Every known figure, None where it was not measured, with the intervals and the figures on the old index."""
-    values = found or {}
-    known: Document = {key: values.get(key) for key in METRICS}
-    return {**known, "old_index": values.get("old_index"), "ci95": dict(values.get("ci95") or {})}
-
-
-def _latency(entry: Mapping[str, Any]) -> Document:
-    return {key: entry.get(key) for key in LATENCY}
-
-
-def _smallest_precision(graphs: Sequence[Graph]) -> str | None:
+def _smallest_precision(graphs: Sequence[Graph]) -> Precision | None:
+    order: tuple[Precision, ...] = ("int8", "fp32", "fp16")
     held = {graph.precision for graph in graphs}
-    return next((precision for precision in ("int8", "fp32", "fp16") if precision in held), None)
+    return next((precision for precision in order if precision in held), None)
 
 
-def plain(entry: Mapping[str, Any], batch: int) -> bool:
+def plain(entry: MachineLatency, batch: int) -> bool:
     """Whether a latency is that of one call at a time, at this batch size."""
-    return entry["batch"] == batch and entry["streams"] in (None, 1) and entry["p50_ms"] is not None
+    return entry.batch == batch and entry.streams == 1
 
 
-def fastest(latency: Sequence[Document], precision: str | None, machine: str) -> Document | None:
+def fastest(latency: Sequence[MachineLatency], precision: Precision | None, machine: str) -> MachineLatency | None:
     """The lowest median of a machine at batch 1, in the row's own precision."""
-    fitting = [e for e in latency if plain(e, 1) and e["precision"] == precision and e["machine"] == machine]
-    return min(fitting, key=lambda entry: float(entry["p50_ms"]), default=None)
+    fitting = [e for e in latency if plain(e, 1) and e.precision == precision and e.machine == machine]
+    return min(fitting, key=lambda entry: entry.p50_ms, default=None)
 
 
-def by_backend(latency: Sequence[Document], precision: str | None, machine: str) -> dict[str, float]:
+def by_backend(latency: Sequence[MachineLatency], precision: Precision | None, machine: str) -> dict[Backend, float]:
     """Lowest median at batch 1 of each backend, in ms."""
-    backends = dict.fromkeys(entry["backend"] for entry in latency)
-    best = {b: fastest([e for e in latency if e["backend"] == b], precision, machine) for b in backends}
-    return {backend: entry["p50_ms"] for backend, entry in best.items() if entry is not None}
+    backends = dict.fromkeys(entry.backend for entry in latency)
+    best = {b: fastest([e for e in latency if e.backend == b], precision, machine) for b in backends}
+    return {backend: entry.p50_ms for backend, entry in best.items() if entry is not None}
 
 
 def delivered_bytes(artifact: Artifact, precision: str | None, activations: str | None) -> int | None:
@@ -113,76 +93,80 @@ def delivered_bytes(artifact: Artifact, precision: str | None, activations: str 
     return sum(sizes) if sizes else None
 
 
-def step_of(before: Document, after: Document) -> Document:
+def step_of(before: Row, after: Row) -> Step:
     """What one step cost in accuracy and bought in size and speed; ratios are before over after."""
-    a, b = before["metrics"][ACCURACY], after["metrics"][ACCURACY]
-    paired = (after["previous"] or {}).get("r10_change") or {}
-    kept = [before["fastest"], after["fastest"]]
-    medians = [None if entry is None else entry["p50_ms"] for entry in kept]
-    return {
-        "from": before["stage"],
-        "to": after["stage"],
-        "r10_change": None if a is None or b is None else b - a,
-        "r10_ci95": paired.get("ci95"),
-        "r10_significant": paired.get("significant"),
-        "flip_rate": (after["previous"] or {}).get("flip_rate"),
-        "params_ratio": ratio(before["params"], after["params"]),
-        "macs_ratio": ratio(before["macs"], after["macs"]),
-        "bytes_ratio": ratio(before["bytes"], after["bytes"]),
-        "latency_ratio": ratio(*medians),
-        "backends": [None if entry is None else entry["backend"] for entry in kept],
-    }
+    a, b = before.metrics.i2t_r10, after.metrics.i2t_r10
+    paired = after.previous.r10_change if after.previous else None
+    medians = [entry.p50_ms if entry else None for entry in (before.fastest, after.fastest)]
+    return Step(
+        from_row=before.row,
+        to_row=after.row,
+        r10_change=None if a is None or b is None else b - a,
+        r10_ci95=paired.ci95 if paired else None,
+        r10_significant=paired.significant if paired else None,
+        flip_rate=after.previous.flip_rate if after.previous else None,
+        params_ratio=ratio(before.params, after.params),
+        macs_ratio=ratio(before.macs, after.macs),
+        bytes_ratio=ratio(before.bytes, after.bytes),
+        latency_ratio=ratio(*medians),
+        backends=(
+            before.fastest.backend if before.fastest else None,
+            after.fastest.backend if after.fastest else None,
+        ),
+    )
 
 
 def ratio(before: float | None, after: float | None) -> float | None:
     return before / after if before is not None and after else None
 
 
-def other_test(drift: Document) -> Document:
-    """A second test set: its retrieval table only."""
-    rows = [
-        {
-            "stage": entry["row"],
-            "metrics": metrics_of(entry.get("metrics")),
-            "unseen": metrics_of(entry["unseen"]) if entry.get("unseen") else None,
-        }
-        for entry in drift["rows"]
-    ]
-    return {**test_of(drift), "rows": rows}
-
-
-def test_of(drift: Document | None) -> Document:
+def test_of(drift: Measurement[DriftDocument] | None) -> TestedOn:
     """What accuracy was measured on."""
-    first = drift["rows"][0] if drift and drift["rows"] else {}
-    return {
-        "name": drift["name"] if drift else None,
-        "data": drift.get("test") if drift else None,
-        "backend": drift.get("backend") if drift else None,
-        "images": first.get("images"),
-        "candidates": first.get("candidates"),
-        "unseen_images": first.get("unseen_images"),
-    }
+    first = drift.document.rows[0] if drift and drift.document.rows else None
+    return TestedOn(
+        name=drift.name if drift else None,
+        data=drift.document.test if drift else None,
+        backend=drift.document.backend if drift else None,
+        images=first.images if first else None,
+        candidates=first.candidates if first else None,
+        unseen_images=first.unseen_images if first else None,
+    )
 
 
-def engine_of(artifact: Artifact, folder: Path) -> Document:
+def other_test(drift: Measurement[DriftDocument]) -> OtherTest:
+    """A second test set: its retrieval table only."""
+    rows = tuple(
+        OtherRow(
+            row=row.row,
+            metrics=RowMetrics.of(row.metrics),
+            unseen=RowMetrics.of(row.unseen) if row.unseen else None,
+        )
+        for row in drift.document.rows
+    )
+    return OtherTest(**dict(test_of(drift)), rows=rows)
+
+
+def engine_of(artifact: Artifact, folder: Path) -> Engine:
     """An engine artifact with the audit of each of its files."""
-    facts, files = artifact.manifest.facts, artifact.manifest.files
-    audits = facts.get("audit") or {}
-    return {
-        "stage": artifact.path.name,
-        "artifact": relative(artifact.path, folder),
-        "backend": facts.get("backend"),
-        "version": facts.get("tensorrt_version"),
-        "batches": facts.get("batches"),
-        "files": [
-            {
-                "file": graph.file,
-                "tower": graph.tower,
-                "precision": graph.precision,
-                "target": graph.target,
-                "bytes": files[graph.file].bytes,
-                "audit": audits.get(graph.file),
-            }
-            for graph in artifact.manifest.graphs
-        ],
-    }
+    manifest = artifact.manifest
+    audits = manifest.facts.get("audit") or {}
+    files = [
+        {
+            "file": graph.file,
+            "tower": graph.tower,
+            "precision": graph.precision,
+            "target": graph.target,
+            "bytes": manifest.files[graph.file].bytes,
+            "audit": audits.get(graph.file),
+        }
+        for graph in manifest.graphs
+    ]
+    return part_of_facts(
+        Engine,
+        artifact,
+        ("backend", "batches"),
+        name=artifact.path.name,
+        artifact=relative(artifact.path, folder),
+        version=manifest.facts.get("tensorrt_version"),
+        files=files,
+    )

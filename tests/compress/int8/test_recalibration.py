@@ -122,17 +122,17 @@ def test_ranges_of_a_model_that_was_smoothed_otherwise_are_refused(world: Path, 
 
 def test_two_calibrations_are_compared_by_their_steps(world: Path, tmp_path: Path) -> None:
     narrower = quantize(world, "checkpoint", tmp_path / "q", "smooth=[]", "method=percentile", "percentile=90")
-    found = compare_calibrations(world / "fit", narrower.path)
-    rows = {row["module"]: row for row in found["ranges"]}
-    assert len(rows) == 4 * 4 * 2 * 2
-    ratios = [row["ratio"] for row in found["ranges"]]
-    assert ratios == sorted(ratios) and ratios[0] < 0.8, "all are narrower, the narrowest first"
-    one = rows["image.blocks.0.fc2"]
-    assert one["ratio"] == pytest.approx(
-        (one["b"]["high"] - one["b"]["low"]) / (one["a"]["high"] - one["a"]["low"]), rel=1e-9
-    )
-    assert one["methods"] == ["minmax", "percentile"]
-    assert rows["image.blocks.0.attention.values"]["ratio"] == 1 and found["drift"][0]["unsigned"]["image"] > 0
+    compared = compare_calibrations(world / "fit", narrower.path)
+    pairs = {pair.module: pair for pair in compared.ranges}
+    assert len(pairs) == 4 * 4 * 2 * 2
+    ratios = [pair.ratio for pair in compared.ranges if pair.ratio is not None]
+    assert len(ratios) == len(pairs) and ratios == sorted(ratios), "all are narrower, the narrowest first"
+    assert ratios[0] < 0.8
+    fc2 = pairs["image.blocks.0.fc2"]
+    assert fc2.a and fc2.b and compared.drift[0]
+    assert fc2.ratio == pytest.approx((fc2.b["high"] - fc2.b["low"]) / (fc2.a["high"] - fc2.a["low"]), rel=1e-9)
+    assert fc2.methods == ("minmax", "percentile")
+    assert pairs["image.blocks.0.attention.values"].ratio == 1 and compared.drift[0]["unsigned"]["image"] > 0
 
 
 def test_the_command_prints_the_comparison(cli: Callable[..., Any], world: Path, tmp_path: Path) -> None:

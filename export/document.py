@@ -1,0 +1,61 @@
+"""audit.json: what TensorRT really compiled into each engine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import ConfigDict, Field
+
+from mmcompress.document import Document, Part
+
+
+class Audit(Part):
+    """Of one engine."""
+
+    layers: int
+    """Compiled layers."""
+    kinds: dict[str, int]
+    """Compiled layers of each kind, by TensorRT's own names."""
+    products: dict[str, int]
+    """Matrix products in each precision."""
+    attention: dict[str, int]
+    """Fused attention kernels in each precision."""
+    modules: dict[str, str]
+    """Precision of each Linear of ours; the widest of its products."""
+    weights_bytes: int | None
+    """Of the engine's weights; null where the builder does not say."""
+
+
+class AuditSummary(Part):
+    """An audit without its lists, as the manifest's facts have it."""
+
+    layers: int
+    """Compiled layers."""
+    products: dict[str, int]
+    """Matrix products in each precision."""
+    attention: dict[str, int]
+    """Fused attention kernels in each precision."""
+    weights_bytes: int | None
+    """Of the engine's weights; null where the builder does not say."""
+    modules: dict[str, int]
+    """Linears in each precision."""
+    not_int8: tuple[str, ...]
+    """Linears of a quantized engine that are not INT8; empty where none is quantized."""
+
+
+class AuditDocument(Document):
+    """The audit of each engine, under the name of its file, beside the schema's number."""
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, Audit] = Field(init=False)
+
+    @property
+    def engines(self) -> Mapping[str, Audit]:
+        """By the engine's file."""
+        return self.__pydantic_extra__
+
+    @classmethod
+    def of(cls, audits: Mapping[str, Audit]) -> AuditDocument:
+        named: dict[str, Any] = dict(audits)
+        return cls(schema_version=1, **named)

@@ -1,0 +1,64 @@
+"""What the commands that make a model print: sizes, what training brought, and what a whole recipe made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from rich.console import Group
+from rich.text import Text
+
+from mmcompress.artifact import Artifact
+from mmcompress.cli.console import Summary, about, artifact_summary, empty_table
+from mmcompress.cli.show_measure import verdict_summary
+from mmcompress.cli.show_report import report_summary
+from mmcompress.formats import (
+    compact,
+    percent,
+)
+
+
+def prune_summary(artifact: Artifact) -> Summary:
+    """What pruning left, and of a latency what was asked and what was measured."""
+    document, place = artifact_summary(artifact)
+    facts = artifact.manifest.facts
+    lines = [f"left: {percent(facts['macs_share'])} of the MACs, {percent(facts['params_share'])} of the parameters"]
+    for tower in artifact.manifest.metrics.get("towers", {}).values():
+        if "asked" in tower:
+            asked, measured, backend = tower["asked"], tower["measured"], tower["backend"]
+            lines.append(f"latency on {backend}: {measured:.3f}x measured, {asked:.3f}x asked")
+    return document, Group(place, *map(Text, lines))
+
+
+def qat_summary(artifact: Artifact) -> Summary:
+    """What training brought, by graph and tower."""
+    document, place = artifact_summary(artifact)
+    facts = artifact.manifest.facts["qat"]
+    lost = percent(facts["r10_lost_before"])
+    if not facts["trained"]:
+        return document, Group(place, Text(f"not trained: INT8 loses {lost} of the R@10 hits"))
+    table = empty_table("activations", "tower", ">drift before", ">trained", "")
+    for kind, towers in facts["parts"].items():
+        for tower, taken in towers.items():
+            figures = (compact(facts[when][kind][tower], 3) for when in ("drift_before", "drift_after"))
+            table.add_row(kind, tower, *figures, "taken" if taken else "not closer, left as it was")
+    return document, Group(table, place)
+
+
+def quantize_summary(artifact: Artifact, judged: Artifact | None) -> Summary:
+    """A quantized checkpoint, and the verdict on it where one was asked for."""
+    if judged is None:
+        return artifact_summary(artifact)
+    verdict, view = verdict_summary(judged)
+    return {**about(artifact), "judged": verdict}, Group(artifact_summary(artifact)[1], view)
+
+
+def run_summary(artifacts: Mapping[str, Artifact]) -> Summary:
+    """The artifacts of a recipe, and the report where it made one."""
+    places = {
+        name: {"path": str(a.path), "kind": a.manifest.kind.value, "digest": a.digest} for name, a in artifacts.items()
+    }
+    reports = [artifact for artifact in artifacts.values() if artifact.manifest.stage == "report"]
+    if not reports:
+        return {"artifacts": places, "report": None}, Group(*(artifact_summary(a)[1] for a in artifacts.values()))
+    document, view = report_summary(reports[-1])
+    return {"artifacts": places, "report": document}, view

@@ -1,0 +1,116 @@
+"""What the commands that use an artifact or look at one print."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.cells import cell_len
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from mmcompress.artifact import Artifact
+from mmcompress.cli.console import Summary, empty_table, pairs
+from mmcompress.cli.doctor import Diagnosis
+from mmcompress.formats import (
+    count,
+    millions,
+    percent,
+)
+from mmcompress.manifest import TensorSpec
+from mmcompress.strictjson import text_from_json
+
+
+def shares_summary(shares: Sequence[tuple[str, float]]) -> Summary:
+    """Labels with their probabilities."""
+    lines = _aligned([(label, percent(share)) for label, share in shares])
+    return [{"label": label, "share": share} for label, share in shares], lines
+
+
+def matches_summary(matches: Sequence[tuple[Path, float]]) -> Summary:
+    """Images with their cosine similarity to the text."""
+    lines = _aligned([(str(path), f"{similarity:.3f}") for path, similarity in matches])
+    return [{"image": str(path), "similarity": similarity} for path, similarity in matches], lines
+
+
+def _aligned(rows: Sequence[tuple[str, str]]) -> Text:
+    width = max((cell_len(name) for name, _ in rows), default=0)
+    return Text("\n".join(f"{name}{' ' * (width - cell_len(name))}  {figure:>6}" for name, figure in rows))
+
+
+def manifest_view(artifact: Artifact) -> RenderableType:
+    """A manifest in readable form."""
+    manifest = artifact.manifest
+    versions = ", ".join(f"{name} {version}" for name, version in manifest.environment.items())
+    about = pairs(
+        {
+            "path": str(artifact.path),
+            "kind": f"{manifest.kind.value}, made by {manifest.stage}",
+            "digest": artifact.digest,
+            **_model_lines(artifact),
+            **{f"parent {role}": digest for role, digest in manifest.parents.items()},
+            "config": text_from_json(manifest.config),
+            **{key: _short(value) for key, value in {**manifest.facts, **manifest.metrics}.items()},
+            "made with": versions,
+        }
+    )
+    files = empty_table("file", ">size", "SHA-256")
+    for name, entry in manifest.files.items():
+        files.add_row(name, count(entry.bytes), entry.sha256[:16])
+    if not manifest.graphs:
+        return Group(about, files)
+    graphs = empty_table("graph", "tower", "precision", "activations", "for", "input", "output")
+    for graph in manifest.graphs:
+        sides = (", ".join(map(_spec, graph.inputs)), ", ".join(map(_spec, graph.outputs)))
+        graphs.add_row(graph.file, graph.tower, graph.precision, graph.activations, graph.target or "any", *sides)
+    return Group(about, files, graphs)
+
+
+def _model_lines(artifact: Artifact) -> dict[str, str]:
+    model = artifact.manifest.model
+    if model is None:
+        return {}
+    lines = {
+        "model": f"{count(model.params)} parameters, {millions(model.macs)} MACs an image, {model.embed_dim} dimensions"
+    }
+    for name, tower in (("image tower", model.image), ("text tower", model.text)):
+        heads, mlp = " ".join(map(str, tower.heads)), " ".join(map(str, tower.mlp))
+        lines[name] = f"{tower.depth} blocks of width {tower.width}; heads {heads}; MLP {mlp}; {tower.activation}"
+    side, patch = model.image.image_size, model.image.patch
+    lines["inputs"] = (
+        f"{side}x{side} pixels in {patch}x{patch} patches; {model.text.context} of {count(model.text.vocab)} tokens"
+    )
+    return lines
+
+
+def _spec(spec: TensorSpec) -> str:
+    axes = ",".join("N" if axis is None else str(axis) for axis in spec.shape)
+    return f"{spec.name} ({axes}) {spec.dtype}"
+
+
+def _short(value: object, limit: int = 300) -> str:
+    text = value if isinstance(value, str) else text_from_json(value)
+    return text if len(text) <= limit else f"{text[:limit]}… ({count(len(text))} characters)"
+
+
+def diagnosis_summary(diagnosis: Diagnosis) -> Summary:
+    """`doctor`'s facts as tables."""
+    cpu = diagnosis.cpu
+    int8 = "unknown" if cpu.int8 is None else ", ".join(cpu.int8) or "none that speeds up INT8"
+    gpus = "; ".join(" ".join(gpu.values()) for gpu in diagnosis.gpu)
+    about = pairs(
+        {
+            "mmcompress": f"{diagnosis.mmcompress} on Python {diagnosis.python}, {diagnosis.platform}",
+            "processor": f"{cpu.model}, {cpu.cores} cores; {int8}",
+            "GPU": gpus or "none found: engines can be built but not run",
+        }
+    )
+    backends = empty_table("backend", "", "why not")
+    for backend in diagnosis.backends:
+        backends.add_row(backend.name, "runs" if backend.usable else "no", backend.reason or "")
+    extras = empty_table("extra", "installed", "missing", "to install")
+    for extra in diagnosis.extras:
+        have = ", ".join(f"{name} {version}" for name, version in extra.installed.items())
+        lack = ", ".join(p.package + (f" (only where {p.only})" if p.only else "") for p in extra.missing)
+        extras.add_row(extra.name, have, lack, extra.command if lack else "")
+    return diagnosis.model_dump(mode="json"), Group(about, backends, extras)

@@ -1,0 +1,84 @@
+"""Documents: the JSON files that stages write beside their artifacts, as models that are checked when they are read.
+
+Each room defines its own (`measure/bench/document.py`, …), with a docstring a field; docs/documents.md is made of them.
+What a file has beyond its model, or otherwise than it, is refused with the key and the value: a figure of another
+meaning must not get into a table because its name fits. A field that a later version adds has a default, so that older
+files are read; what changes meaning raises the number of the schema, and is then read by the version that wrote it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal, get_args
+
+from pydantic import ConfigDict, Field, ValidationError
+from typing_extensions import Self
+
+from mmcompress.architecture import Config
+from mmcompress.errors import CorruptInputError
+from mmcompress.strictjson import check_finite, text_from_json
+
+Interval = tuple[float, float]
+"""Lower and upper end of a 95% interval."""
+SchemaVersion = Annotated[Literal[1], Field(alias="schema")]
+_SHOWN = 60
+"""Characters of a wrong value that an error shows."""
+
+
+class Part(Config):
+    """A part of a document: frozen, and without unknown keys. A number that is none passes neither reading nor writing,
+    which name its place; a measurement that built it would end in the traceback of a bug."""
+
+    model_config = ConfigDict(populate_by_name=True, allow_inf_nan=True)
+
+
+class Document(Part):
+    """A whole file."""
+
+    schema_version: SchemaVersion = 1
+    """Of the file's fields and what they mean; a file without it is the first."""
+
+    @classmethod
+    def read(cls, path: Path, hint: str = "make it again with this version of mmcompress") -> Self:
+        """Raises CorruptInputError, with the file, the key and the value, for what is no such document."""
+        try:
+            found = cls.model_validate_json(cls.current(path.read_bytes()), strict=True)
+            check_finite(found.model_dump(by_alias=True))
+            return found
+        except CorruptInputError as error:
+            raise CorruptInputError(f"{path}: {error.what}", hint) from error
+        except ValidationError as error:
+            first = error.errors()[0]
+            if first["type"] == "json_invalid":
+                raise CorruptInputError(f"{path} is no JSON: {first['ctx']['error']}", hint) from error
+            raise CorruptInputError(
+                f"{path}{cls._said(first['loc'], first['type'], first['msg'], first['input'])}", hint
+            ) from error
+
+    @classmethod
+    def current(cls, text: bytes) -> bytes:
+        """A file of an earlier schema as one of this schema, where there has been one; other texts as they are."""
+        return text
+
+    def to_json(self) -> str:
+        """The text of the file, in the order of the fields; raises CorruptInputError for a number that is none."""
+        return text_from_json(self.model_dump(by_alias=True), indent=1)
+
+    def write(self, path: Path) -> None:
+        path.write_text(self.to_json(), encoding="utf-8")
+
+    @classmethod
+    def _said(cls, place: Sequence[int | str], kind: str, message: str, value: object) -> str:
+        """What is wrong with a file, after its name."""
+        key = ".".join(map(str, place))
+        if key == "schema" and kind != "missing":
+            (newest,) = get_args(cls.model_fields["schema_version"].annotation)
+            return f" is written in schema {value!r}, and this version reads schema {newest}"
+        if kind == "missing":
+            return f" has no {key!r}"
+        text = repr(value)
+        text = text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
+        if kind == "extra_forbidden":
+            return f" has an unknown key {key!r} with the value {text}"
+        return f"{f': {key}' if key else ''} is {text}: {message}"

@@ -1,0 +1,264 @@
+"""report.json: what each step cost in accuracy and bought in speed, joined from what the other stages measured.
+
+Schema 2 calls a row `row`, as bench.json and drift.json do, and an engine or a machine by one name; what machines say
+of themselves is there once. A file of schema 1 is read as if it were written in this one.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from mmcompress.config import Backend, Precision
+from mmcompress.document import Document, Interval, Part
+from mmcompress.export.document import AuditSummary
+from mmcompress.measure.bench.document import BenchEnvironment, RunRatio
+from mmcompress.measure.bisect.document import BisectDocument
+from mmcompress.measure.document import Ceiling
+from mmcompress.measure.drift.document import GalleryEntry
+from mmcompress.measure.verdict.document import VerdictDocument
+from mmcompress.report.row import Row, RowMetrics
+from mmcompress.report.schema1 import schema_2_from_1
+from mmcompress.runtime.session import Tower
+
+
+class TestedOn(Part):
+    """What accuracy was measured on; null where there is no drift measurement."""
+
+    name: str | None
+    """Name of the drift artifact."""
+    data: str | None
+    """The test set."""
+    backend: Backend | None
+    """The runtime of the ONNX artifacts; null where only checkpoints were measured too."""
+    images: int | None
+    """Images that the main figures are over."""
+    candidates: int | None
+    """Texts that every image chooses from."""
+    unseen_images: int | None
+    """Images of classes that were kept out of training."""
+
+
+class OtherRow(Part):
+    """A row's retrieval on another test set."""
+
+    row: str
+    """Name of the artifact."""
+    metrics: RowMetrics
+    """Over the images of classes that were trained on."""
+    unseen: RowMetrics | None
+    """Over the other images; null where there are none."""
+
+
+class OtherTest(TestedOn):
+    """A second test set."""
+
+    rows: tuple[OtherRow, ...]
+    """In the order of the measurement."""
+
+
+class Step(Part):
+    """From one row to the next; ratios are before over after, so above 1 is a gain, and null where one is unknown."""
+
+    from_row: Annotated[str, Field(alias="from")]
+    """Name of the row before."""
+    to_row: Annotated[str, Field(alias="to")]
+    """Name of the row after."""
+    r10_change: float | None
+    """Recall at 10, image to text, after minus before, -1 to 1; null where one was not measured."""
+    r10_ci95: Interval | None
+    """Its paired 95% interval; null where drift has none."""
+    r10_significant: bool | None
+    """Whether the interval leaves out 0; null where there is none."""
+    flip_rate: float | None
+    """Share of the images with another best text, 0 to 1; null where drift does not compare the two."""
+    params_ratio: float | None
+    """Of parameters."""
+    macs_ratio: float | None
+    """Of multiply-accumulates of an image."""
+    bytes_ratio: float | None
+    """Of the delivered files."""
+    latency_ratio: float | None
+    """Of the medians of the fastest backend of each at batch 1 on the first machine."""
+    backends: tuple[Backend | None, Backend | None]
+    """These backends; null where there is no latency."""
+
+
+class MachineRatio(RunRatio):
+    """A ratio of bench.json, and where it was taken."""
+
+    machine: str
+    """`id` of the machine."""
+
+
+class EngineFile(Part):
+    """One engine."""
+
+    file: str
+    """Its name in the artifact."""
+    tower: Tower
+    """Which tower it computes."""
+    precision: Precision
+    """Of the graph that it was built from."""
+    target: str | None
+    """Which GPUs it is for, `sm86` say; null for the one that built it."""
+    bytes: int
+    """Of the file."""
+    audit: AuditSummary | None
+    """What was really compiled; null where the build has no audit of it."""
+
+
+class Engine(Part):
+    """An artifact of TensorRT engines."""
+
+    name: str
+    """Of the artifact."""
+    artifact: str
+    """Its folder, relative to the report."""
+    backend: Backend
+    """The runtime that it is for."""
+    version: str
+    """Of TensorRT or TensorRT-RTX, which alone reads it."""
+    batches: tuple[int, ...]
+    """Batch sizes that it was built for."""
+    files: tuple[EngineFile, ...]
+    """One a tower and target."""
+
+
+class ModuleDrift(Part):
+    """What quantizing one module alone moves."""
+
+    module: str
+    """Its name, `image.blocks.5.qkv` say."""
+    drift: float
+    """Mean of 1 - cosine of the tower's embeddings, from 0."""
+    kept: bool
+    """Whether it stays in float."""
+
+
+class Sensitivity(Part):
+    """What a quantized checkpoint knows about its modules."""
+
+    name: str
+    """Of the artifact."""
+    sensitivity: tuple[ModuleDrift, ...]
+    """Every module, the worst first."""
+    budget: float | None
+    """Drift that was allowed; null where there was no limit."""
+
+
+class NamedBisect(BisectDocument):
+    """A bisect.json."""
+
+    name: str
+    """Of the artifact."""
+
+
+class NamedVerdict(VerdictDocument):
+    """A verdict.json."""
+
+    name: str
+    """Of the artifact."""
+
+
+class ReportMachine(Part):
+    """A machine that measured."""
+
+    id: str
+    """Its name, with a number behind it where two have the same."""
+    name: str
+    """Of its GPU, else of its processor."""
+    environment: BenchEnvironment
+    """What it says of itself, and what it did meanwhile."""
+    ceiling: tuple[Ceiling, ...]
+    """Its peak arithmetic; empty where it was not measured."""
+
+
+class GateVerdict(Part):
+    """A limit that the report was held against."""
+
+    gate: str
+    """Its kind and its metric, `max-drop i2t_r10` say."""
+    row: str
+    """Name of the row."""
+    value: float | None
+    """What was measured, in the metric's unit; null where it was not, which fails."""
+    limit: float | None
+    """What it is held against; null where the gate could not be judged."""
+    passed: bool
+    """Whether it holds."""
+    significant: bool | None
+    """Whether the interval of a change leaves out no change; null where there is none."""
+    interval: Interval | None
+    """95% interval of a change; null where none is known, and of a plain figure."""
+    note: str
+    """Where it was measured, or why not."""
+
+
+class Highlight(Part):
+    """A figure at the top of the page."""
+
+    name: str
+    """What it is."""
+    value: float
+    """A ratio, or a share from 0."""
+    kind: Literal["times", "percent"]
+    """How it is written."""
+    note: str
+    """What it compares."""
+    ci95: Interval | None
+    """Its 95% interval; null where there is none."""
+
+
+class ReportDocument(Document):
+    """All rows in the order of the recipe; the page, the Markdown, the card and the console are views of this."""
+
+    schema_version: Annotated[Literal[2], Field(alias="schema")]  # type: ignore[assignment]
+    """Of the file's fields and what they mean."""
+    title: str
+    """Of the page."""
+    test: TestedOn
+    """What accuracy was measured on."""
+    accuracy_from: str | None
+    """The drift artifact, relative to the report; null where there is none."""
+    rows: tuple[Row, ...]
+    """The first is the teacher."""
+    steps: tuple[Step, ...]
+    """One between each two rows."""
+    ratios: tuple[MachineRatio, ...]
+    """Speed-ups from interleaved rounds, of every machine."""
+    other_tests: tuple[OtherTest, ...]
+    """Further test sets."""
+    engines: tuple[Engine, ...]
+    """Engine artifacts."""
+    sensitivity: tuple[Sensitivity, ...]
+    """Of each quantized checkpoint."""
+    bisect: tuple[NamedBisect, ...]
+    """Every bisect."""
+    verdicts: tuple[NamedVerdict, ...]
+    """Every verdict on INT8."""
+    gallery: tuple[GalleryEntry, ...]
+    """Images that the last row answers otherwise than the first; their files are in the drift artifact."""
+    machines: tuple[ReportMachine, ...]
+    """That measured latency; the rows' `fastest` is of the first."""
+    gates: tuple[GateVerdict, ...]
+    """Limits of the recipe, judged."""
+    environment: dict[str, str]
+    """What the report was made with: platform and versions by package."""
+    headlines: tuple[str, ...]
+    """What a reader takes away, one sentence each."""
+    highlights: tuple[Highlight, ...]
+    """The same as figures."""
+    warnings: tuple[str, ...]
+    """What to know before believing the figures, one sentence each."""
+    not_measured: tuple[str, ...]
+    """What a reader might look for in vain, and why."""
+
+    def row(self, name: str) -> Row | None:
+        """The row of a name."""
+        return next((row for row in self.rows if row.row == name), None)
+
+    @classmethod
+    def current(cls, text: bytes) -> bytes:
+        return schema_2_from_1(text)
