@@ -178,7 +178,7 @@ def named(run: Path, tries: int) -> list[Claim]:
     modules, rng = linear_modules(healthy.model), np.random.default_rng(0)
     first, kept, slowest, missed = 0, 0, 0.0, []
     with tempfile.TemporaryDirectory() as temporary:
-        reference = standalone.export(str(run / "quantize"), Path(temporary) / "fp32", ("fp32",))
+        reference = standalone.export(str(run / "quantize"), Path(temporary) / "fp32", {"precisions": ("fp32",)})
         for number in range(tries):
             tower = ("image", "text")[number % 2]
             module = str(rng.choice([name for name in modules if name.startswith(tower)]))

@@ -186,11 +186,11 @@ def table(asked: Any, folder: Path) -> tuple[list[tuple[str, str, dict[str, floa
     from mmcompress.measure.drift.testset import embed_row
     from mmcompress.pipeline import standalone
 
-    fp32 = standalone.export(str(asked.checkpoint), folder / "fp32", ("fp32",))
+    fp32 = standalone.export(str(asked.checkpoint), folder / "fp32", {"precisions": ("fp32",)})
     quantized = asked.quantized or folder / "quantized"
     if not asked.quantized:
-        standalone.quantize(asked.checkpoint, quantized, data=asked.train, overrides=[f"samples={asked.samples}"])
-    int8 = standalone.export(str(quantized), folder / "int8", ("int8",))
+        standalone.quantize(asked.checkpoint, quantized, {"data.train": asked.train, "samples": asked.samples})
+    int8 = standalone.export(str(quantized), folder / "int8", {"precisions": ("int8",)})
     data = DataConfig(train=asked.train, test=asked.data, labels=asked.labels)
     pairs, row = embed_row(fp32, data, "openvino", 32, None)
     _, ours = embed_row(int8, data, "openvino", 32, pairs)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from mmcompress.measure.compare import compare
 from mmcompress.pipeline import standalone
+from mmcompress.pipeline.recipe import parse_assignments
 
 
 def main() -> int:
@@ -31,14 +32,12 @@ def main() -> int:
     rows = []
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        dense = standalone.export(str(asked.checkpoint), folder / "dense", ("fp32",)).path
+        dense = standalone.export(str(asked.checkpoint), folder / "dense", {"precisions": ("fp32",)}).path
         for target in asked.targets:
             pruned = folder / f"pruned-{target}"
-            targets = {"target_latency": target, "target_macs": None, "target_params": None}
-            made = standalone.prune(
-                asked.checkpoint, pruned, backend=asked.backend, targets=targets, overrides=asked.set
-            )
-            files = standalone.export(str(pruned), folder / f"files-{target}", ("fp32",)).path
+            given = {"target_latency": target, "backend": asked.backend, **parse_assignments(asked.set)}
+            made = standalone.prune(asked.checkpoint, pruned, given)
+            files = standalone.export(str(pruned), folder / f"files-{target}", {"precisions": ("fp32",)}).path
             found = compare(dense, files, backend=asked.backend, precision="fp32")["comparisons"][0]
             searched = made.manifest.metrics["towers"]["image"]["measured"]
             low, high = (1 / bound for bound in reversed(found["ci95"]))

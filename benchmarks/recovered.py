@@ -24,15 +24,18 @@ from mmcompress.config import Backend
 from mmcompress.pipeline import standalone
 from mmcompress.runtime.machine import usable_cores
 
-RECOVERY = ("text=keep", "optimizer.batch=64", "optimizer.lr=1.2e-3", "optimizer.ema=0.99")
+RECOVERY = {"text": "keep", "optimizer.batch": 64, "optimizer.lr": 1.2e-3, "optimizer.ema": 0.99}
 SHORT = 0.985
 """A uniform tower may be this much faster than ours by one race, which is within its interval."""
 
 
 def r10(checkpoints: Sequence[Path], data: str, folder: Path) -> list[float]:
     """Image to text R@10 of each, by `mmcompress drift` on its FP32 export."""
-    files = [standalone.export(str(path), folder / f"{path.name}-files", ("fp32",)).path for path in checkpoints]
-    made = standalone.drift(files, folder / f"drift-{checkpoints[0].name}", data, None, None, ())
+    files = [
+        standalone.export(str(path), folder / f"{path.name}-files", {"precisions": ("fp32",)}).path
+        for path in checkpoints
+    ]
+    made = standalone.drift(files, folder / f"drift-{checkpoints[0].name}", {"data.test": data})
     rows = json.loads(made.file("drift.json").read_text(encoding="utf-8"))["rows"]
     return [row["metrics"]["i2t_r10"] for row in rows]
 
@@ -74,19 +77,17 @@ def main() -> int:
         return 0
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        common = [f"mlp_multiple={asked.multiple}", 'towers=["image"]']
-        targets = {"target_latency": asked.target, "target_macs": None, "target_params": None}
-        ours = standalone.prune(
-            asked.checkpoint, folder / "ours", backend=asked.backend, targets=targets, overrides=common
-        )
+        common = {"mlp_multiple": asked.multiple, "towers": ("image",)}
+        target = {"target_latency": asked.target, "backend": asked.backend}
+        ours = standalone.prune(asked.checkpoint, folder / "ours", {**common, **target})
         image = ours.manifest.metrics["towers"]["image"]
         sizes = uniform_sizes(asked.checkpoint, image["measured"], asked.backend, asked.multiple, image["threads"])
         tower = Artifact.open(asked.checkpoint).model.image
         uniform = {}
         for measured, heads, mlp in sizes:
-            shares = [f"heads={heads / max(tower.heads)}", f"mlp={mlp / max(tower.mlp)}"]
+            shares = {"heads": heads / max(tower.heads), "mlp": mlp / max(tower.mlp)}
             place = folder / f"uniform-{heads}-{mlp}"
-            uniform[standalone.prune(asked.checkpoint, place, overrides=[*common, *shares]).path] = measured
+            uniform[standalone.prune(asked.checkpoint, place, {**common, **shares}).path] = measured
         before = r10([ours.path, *uniform], asked.data, folder)
         best, untrained = max(zip(uniform, before[1:], strict=True), key=lambda pair: pair[1])
         chosen = {"ours": (ours.path, image["measured"], before[0]), "uniform": (best, uniform[best], untrained)}
@@ -95,9 +96,9 @@ def main() -> int:
             recovered = [
                 standalone.distill(
                     folder / f"{name}-recovered-{seed}",
+                    {**RECOVERY, "optimizer.epochs": asked.epochs, "seed": seed},
                     embeddings=embeddings_of(asked.checkpoint),
                     checkpoint=path,
-                    overrides=[*RECOVERY, f"optimizer.epochs={asked.epochs}", f"seed={seed}"],
                 ).path
                 for name, (path, *_) in chosen.items()
             ]

@@ -28,8 +28,8 @@ Faster = Callable[[Contestant, Contestant], Ratio]
 class Budget:
     """What a graph may cost against FP32."""
 
-    max_drop: float
-    """Share of R@10 hits that may be lost."""
+    max_drop: float | None
+    """Share of R@10 hits that may be lost; None for any."""
     max_flips: float | None
     """Share of images whose best text may be another one; None for any."""
 
@@ -40,7 +40,7 @@ class Budget:
         """In words, each limit that a drift passes."""
         lost, flips, allowed = drift.r10_lost, drift.flip_rate, self.max_flips
         found = []
-        if not lost <= self.max_drop:
+        if self.max_drop is not None and not lost <= self.max_drop:
             found.append(f"it loses {percent(lost, 2)} of the R@10 hits, and {percent(self.max_drop, 2)} were allowed")
         if allowed is not None and not flips <= allowed:
             found.append(
@@ -51,9 +51,9 @@ class Budget:
     def held(self, drift: HeldOutDrift) -> str:
         """In words, how far a drift is from the limits."""
         lost, flips = percent(drift.r10_lost, 2), percent(drift.flip_rate, 2)
-        limit = "any" if self.max_flips is None else percent(self.max_flips, 2)
-        hits = f"loses {lost} of the R@10 hits ({percent(self.max_drop, 2)} were allowed)"
-        return f"{hits} and answers {flips} of the images otherwise ({limit} were allowed)"
+        drops, others = ("any" if limit is None else percent(limit, 2) for limit in (self.max_drop, self.max_flips))
+        hits = f"loses {lost} of the R@10 hits ({drops} were allowed)"
+        return f"{hits} and answers {flips} of the images otherwise ({others} were allowed)"
 
 
 @dataclass(frozen=True)

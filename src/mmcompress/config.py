@@ -3,6 +3,9 @@
 A recipe is TOML with `[data]`, `[teacher]`, `[student]` and ordered `[[stage]]` tables. The three shared tables are the
 defaults of the stages that have a field of that name, so a stage's config holds all that its result depends on, and
 its hash can serve as the cache key. Nothing here imports torch.
+
+A key is spelled here and nowhere else: the commands make their options of these classes, with a key's name, docstring
+and default (`cli/options.py`), so every key has a docstring. The file is long because it is a table.
 """
 
 from __future__ import annotations
@@ -36,11 +39,11 @@ class DataConfig(Config):
     `captions.tsv`, or a folder of images by class."""
 
     train: str | None = None
-    """Pairs to learn from and to calibrate on."""
+    """Pairs to learn from and to calibrate on: shards (`d/{00..09}.tar`), a folder, a stream, or `demo:train`."""
     validation: str | None = None
-    """Pairs that choices are made on."""
+    """Pairs that choices are made on; `demo:val`, say."""
     test: str | None = None
-    """Pairs that only the last table is computed on."""
+    """Pairs that nothing was trained or chosen on: shards, a folder (also by class), a stream, or `demo:test`."""
     labels: str | None = None
     """Text file with one candidate text a line; without it the candidates are the classes that the test set has by
     itself, else the captions of the evaluated pairs."""
@@ -97,6 +100,16 @@ class StageConfig(Config):
     """What every stage has."""
 
     seed: int = 0
+    """Of every random choice."""
+
+
+class BudgetConfig(StageConfig):
+    """The accuracy that INT8 may cost against its own FP32. A graph is held to both; null is no limit, any cost."""
+
+    max_drop: float | None = Field(default=0.005, ge=0, le=1)
+    """Largest loss that is accepted, as a share of the R@10 hits of FP32; null for any."""
+    max_flips: float | None = Field(default=0.02, ge=0, le=1)
+    """Largest share of images that may get another label, or without labels caption, than FP32 gives; null for any."""
 
 
 class EmbedConfig(StageConfig):
@@ -109,7 +122,9 @@ class EmbedConfig(StageConfig):
     augment: Augmentation = "photo"
     """How: `photo` crops, mirrors and jitters; `drawing` moves, warps and recolours what stands on a plain ground."""
     batch: int = Field(default=64, ge=1)
+    """Pairs that are computed at once."""
     device: str = "auto"
+    """Of torch: `cpu`, `cuda`; `auto` is a GPU where there is one."""
 
 
 class TrainConfig(StageConfig):
@@ -126,6 +141,7 @@ class TrainConfig(StageConfig):
     context: int = Field(default=32, ge=4)
     """Longest text of a tokenizer that is trained, in tokens."""
     augment: Augmentation = "photo"
+    """How the images are varied in training."""
     views: int = Field(default=1_000_000, ge=1)
     """Augmented views an image is shown in, without a guide; with one, its cached views are shown."""
     contrastive: float = Field(default=1.0, ge=0)
@@ -143,6 +159,7 @@ class TrainConfig(StageConfig):
     save_dtype: Literal["float32", "float16"] = "float32"
     """Type of the saved weights."""
     device: str = "auto"
+    """Of torch: `cpu`, `cuda`; `auto` is a GPU where there is one."""
 
 
 class DistillConfig(StageConfig):
@@ -165,6 +182,7 @@ class DistillConfig(StageConfig):
     text: Literal["distill", "keep"] = "distill"
     """`keep` takes the text tower over from the teacher, which must be a CLIP model, and leaves it as it is."""
     device: str = "auto"
+    """Of torch: `cpu`, `cuda`; `auto` is a GPU where there is one."""
 
 
 class PruneConfig(StageConfig):
@@ -197,6 +215,7 @@ class PruneConfig(StageConfig):
     mlp_multiple: int = Field(default=32, ge=1)
     """MLP units are kept in multiples of this, which backends like."""
     towers: tuple[Literal["image", "text"], ...] = ("image", "text")
+    """The towers that are pruned."""
     importance: Literal["activation", "taylor", "magnitude"] = "activation"
     """What goes first: what the next Linear misses least, what the loss misses least, or the smallest weights."""
     refit: bool = True
@@ -208,7 +227,9 @@ class PruneConfig(StageConfig):
     anchors: int = Field(default=4096, ge=2)
     """Cached teacher embeddings of each modality that the loss compares with."""
     batch: int = Field(default=64, ge=1)
+    """Pairs that are computed at once."""
     device: str = "auto"
+    """Of torch: `cpu`, `cuda`; `auto` is a GPU where there is one."""
 
     @model_validator(mode="after")
     def _one_target(self) -> Self:
@@ -230,8 +251,11 @@ class PruneConfig(StageConfig):
         return next(((kind, share) for kind in kinds if (share := getattr(self, f"target_{kind}")) is not None), None)
 
 
-class QuantizeConfig(StageConfig):
-    """Fit INT8 to a checkpoint, from real samples: activation ranges, integer weights, what stays in float."""
+class QuantizeConfig(BudgetConfig):
+    """Fit INT8 to a checkpoint, from real samples: activation ranges, integer weights, what stays in float.
+
+    Where all of it in INT8 would cost more than the budget, as few Linears as possible stay in float.
+    """
 
     data: DataConfig
     method: Literal["auto", "minmax", "percentile", "entropy", "mse"] = "auto"
@@ -250,14 +274,12 @@ class QuantizeConfig(StageConfig):
     """Try to take the mean error of every output into its bias."""
     sensitivity: bool = True
     """Measure the drift of each Linear by itself, which the ranking and `max_drop` need."""
-    max_drop: float | None = Field(default=0.005, ge=0, le=1)
-    """Share of R@10 hits that INT8 may lose on calibration pairs; as few Linears as possible stay in float for that."""
-    max_flips: float | None = Field(default=0.02, ge=0, le=1)
-    """Share of images that INT8 may answer with another label, or without labels caption, than FP32; kept as above."""
     keep: tuple[str, ...] = ()
     """Linears that stay in float in any case: `image.blocks.0.fc2`."""
     batch: int = Field(default=32, ge=1)
+    """Pairs that are computed at once."""
     device: str = "auto"
+    """Of torch: `cpu`, `cuda`; `auto` is a GPU where there is one."""
 
 
 class QatOptimizerConfig(OptimizerConfig):
@@ -284,13 +306,15 @@ class QatConfig(StageConfig):
     """Pairs to train on; those to judge on are `validation`, or without one the training pairs, not augmented."""
     optimizer: QatOptimizerConfig = QatOptimizerConfig()
     max_drop: float | None = Field(default=0.005, ge=0, le=1)
-    """Share of R@10 hits that INT8 may lose; where it loses no more, nothing is trained. null trains in any case."""
+    """Largest loss that is accepted, as a share of the R@10 hits of FP32: within it nothing is trained; null trains."""
     augment: Augmentation = "photo"
     """How the images are varied in training."""
     samples: int = Field(default=384, ge=1)
     """Pairs that judge, in whole batches."""
     batch: int = Field(default=32, ge=1)
+    """Pairs that are computed at once."""
     device: str = "auto"
+    """Of torch: `cpu`, `cuda`; `auto` is a GPU where there is one."""
 
 
 class BaselineConfig(StageConfig):
@@ -303,10 +327,12 @@ class ExportConfig(StageConfig):
     """Write a checkpoint as two ONNX graphs, one a tower, checked against torch."""
 
     precisions: tuple[Precision, ...] = ("fp32",)
+    """Of the graphs. The command writes int8 of a quantized checkpoint, where none is given."""
     opset: int = Field(default=18, ge=17)
+    """Version of ONNX's operators; INT8 for GPUs takes 19 at least."""
 
 
-class VerdictConfig(StageConfig):
+class VerdictConfig(BudgetConfig):
     """FP32, FP16 and INT8 graphs of a quantized checkpoint, side by side on one backend: which to ship."""
 
     data: DataConfig
@@ -317,24 +343,21 @@ class VerdictConfig(StageConfig):
     """Images a call, and texts a call."""
     threads: int | None = Field(default=None, ge=1)
     """Of a CPU runtime; all cores if not given."""
-    max_drop: float = Field(default=0.005, ge=0, le=1)
-    """Share of FP32's R@10 hits that a graph may lose."""
-    max_flips: float | None = Field(default=0.02, ge=0, le=1)
-    """Share of the images that a graph may give another best text than FP32 does; null for any."""
     samples: int = Field(default=512, ge=20)
     """Pairs that the drift is measured on."""
     seconds: float = Field(default=4.0, gt=0)
     """Longest measured time of each graph in the final race."""
     strict: bool = False
-    """Stop the run where INT8 is not recommended, after the artifact is written."""
+    """Exit with 1 where INT8 is not clearly better; a run stops there too, when the artifact is written."""
 
 
 class BuildConfig(StageConfig):
     """Build TensorRT engines from the exported graphs, with an audit of layers and precisions."""
 
     backend: Literal["tensorrt", "tensorrt-rtx"] = "tensorrt-rtx"
+    """The runtime that the engines run on; `tensorrt-rtx` needs no GPU to build."""
     targets: tuple[str, ...] = ("sm86", "sm89", "sm120")
-    """Compute capabilities; `native` is the GPU of this machine."""
+    """Compute capabilities, `sm89`; `native` is the GPU of this machine."""
     batches: tuple[int, int, int] = (1, 8, 32)
     """Smallest, usual and largest batch of the optimization profile."""
     sparse: bool = False
@@ -345,7 +368,9 @@ class BenchConfig(StageConfig):
     """Latency of every row, interleaved in one run."""
 
     backends: tuple[Backend, ...] = ("onnxruntime", "openvino")
+    """The runtimes that are measured."""
     batches: tuple[int, ...] = (1, 8)
+    """Images a call, and texts a call."""
     threads: tuple[int, ...] | None = Field(default=None, min_length=1)
     """Thread counts of the CPU runtimes; all cores if not given. Ratios are at the last one."""
     streams: tuple[int, ...] = ()
@@ -371,6 +396,7 @@ class DriftConfig(StageConfig):
     backend: Backend | None = None
     """The runtime that the figures are taken on; the first that is installed if not given."""
     batch: int = Field(default=32, ge=1)
+    """Images a call, and texts a call."""
     gallery: int = Field(default=24, ge=0)
     """Images kept on which the last row answers differently from the first."""
 
@@ -382,6 +408,7 @@ class BisectConfig(StageConfig):
     backend: Backend | None = None
     """The CPU runtime that computes both; the first that is installed if not given."""
     batch: int = Field(default=8, ge=1)
+    """Images a call, and texts a call."""
     samples: int = Field(default=256, ge=2)
     """Pairs that the error is measured on."""
     precision: Precision | None = None
@@ -405,6 +432,7 @@ class ReportConfig(StageConfig):
     """Join the measurements into report.json, report.html, report.md and a model card."""
 
     title: str = "mmcompress"
+    """Of the page."""
     gates: Gates = Gates()
     """Limits that are judged and recorded; `mmcompress check REPORT` fails where one was missed."""
     card: CardConfig = CardConfig()

@@ -6,6 +6,7 @@ They are checked when the recipe is read, hours before the report is there: a mi
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import Field, field_validator
@@ -14,6 +15,7 @@ from mmcompress import metrics
 from mmcompress.architecture import Config
 from mmcompress.errors import suggestion
 
+R10 = "i2t_r10"
 HIGHER_IS_BETTER = frozenset(metrics.METRICS) - set(metrics.LOWER_IS_BETTER)
 METRICS = frozenset(metrics.METRICS)
 SIZES, LATENCY = frozenset(metrics.SIZES), frozenset(metrics.LATENCY)
@@ -31,11 +33,12 @@ class Gates(Config):
     """Limits on one row of a report; the last row, at batch 1, on its fastest backend, where nothing else is said."""
 
     max_drop: dict[str, float] = Field(default_factory=dict)
-    """Largest loss of a metric, in its own unit: `i2t_r10 = 0.01` is one point of R@10 against the reference."""
+    """Largest loss that is accepted, METRIC=NUMBER: `i2t_r10=0.01` is one point of R@10 against the reference, as is a
+    bare `0.01`."""
     max: dict[str, float] = Field(default_factory=dict)
-    """Upper limits: `p99_ms = 5`."""
+    """Upper limits, METRIC=NUMBER: `p99_ms=5`."""
     min: dict[str, float] = Field(default_factory=dict)
-    """Lower limits: `top1 = 0.6`."""
+    """Lower limits, METRIC=NUMBER: `top1=0.6`."""
     min_speedup: float | None = Field(default=None, gt=0)
     """Smallest ratio of median latencies: the reference's over the row's."""
     row: str | None = None
@@ -45,7 +48,15 @@ class Gates(Config):
     batch: int = Field(default=1, ge=1)
     """The batch size that latency gates are about."""
     strict: bool = False
-    """Let a change past its limit fail even where its interval includes no change."""
+    """Exit with 1 where a limit is not clearly met: also for a change past it whose interval includes no change."""
+
+    @field_validator("max_drop", mode="before")
+    @classmethod
+    def _of_r10(cls, limits: object) -> object:
+        """`0.01` -> `{"i2t_r10": 0.01}`: the R@10 of tables and headlines."""
+        if isinstance(limits, int | float):
+            return {R10: limits}
+        return {name or R10: limit for name, limit in limits.items()} if isinstance(limits, Mapping) else limits
 
     @field_validator("max_drop", "max", "min")
     @classmethod

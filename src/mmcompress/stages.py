@@ -52,7 +52,7 @@ class Stage:
     """Optional sources that a recipe has to name; no earlier stage is taken for one."""
     gathers: tuple[Kind, ...] = ()
     reads: tuple[str, ...] = ()
-    """The fields of the data table that it depends on."""
+    """The fields of the data table that it depends on; the first is what `--data` of its command gives."""
     enforce: str = ""
     """`module:function` of a finished artifact and `strict` that raises where a strict run must not go on."""
 
@@ -138,7 +138,7 @@ STAGES: Mapping[str, Stage] = {
             Kind.ONNX,
             "mmcompress.measure.verdict.verdict:verdict",
             {"checkpoint": Kind.CHECKPOINT},
-            reads=("train", "validation"),
+            reads=("validation", "train"),
             enforce="mmcompress.measure.verdict.ruling:enforce",
         ),
         Stage(

@@ -20,7 +20,7 @@ from mmcompress.cli import commands as cli_module
 from mmcompress.cli import doctor
 from mmcompress.errors import CorruptInputError, GateFailedError, MissingRequirementError, UsageError
 from mmcompress.manifest import Kind
-from mmcompress.pipeline import standalone
+from mmcompress.pipeline import sources, standalone
 
 Cli = Callable[..., Any]
 COMMANDS = (
@@ -251,10 +251,10 @@ def test_sources_are_found_beside_the_artifact_by_digest(tmp_path: Path) -> None
     ):
         pass
     student = Artifact.open(tmp_path / "student")
-    assert standalone.parent_beside(student, "embeddings") == cache.path
-    assert standalone.parent_beside(student, "checkpoint") is None
-    assert standalone.recorded_data(student, None) == {"train": "shards"}
-    assert standalone.recorded_data(student, "other") == {"train": "other"}
+    assert sources.parent_beside(student, "embeddings") == cache.path
+    assert sources.parent_beside(student, "checkpoint") is None
+    assert sources.recorded_data(student) == sources.data_unless_given({}, student) == {"train": "shards"}
+    assert sources.data_unless_given({"data.train": "other"}, student) == {}
     shutil.rmtree(cache.path)
     with pytest.raises(UsageError, match="they are not beside"):
         standalone.prune(student.path, tmp_path / "pruned")

@@ -11,6 +11,7 @@ from mmcompress.artifact import Artifact
 from mmcompress.errors import UsageError
 from mmcompress.manifest import Kind
 from mmcompress.pipeline import standalone
+from mmcompress.pipeline.sources import data_unless_given, recorded_teacher
 
 
 def received(path: Path, kind: Kind = Kind.CHECKPOINT, **config: Any) -> Path:
@@ -35,18 +36,16 @@ def test_a_recorded_stream_is_not_opened(tmp_path: Path, command: str, spec: str
             if command == "prune":
                 standalone.prune(checkpoint, out, embeddings=embeddings)
             else:
-                standalone.distill(out, student="vit-t8-64", embeddings=embeddings)
+                standalone.distill(out, {"student.source": "vit-t8-64"}, embeddings=embeddings)
     assert "--data" in caught.value.hint
     assert not mark.exists() and not out.exists()
 
 
 def test_a_recorded_stream_is_no_matter_where_the_user_names_data(tmp_path: Path) -> None:
     checkpoint = Artifact.open(received(tmp_path / "a", data={"train": "pipe:x"}))
-    assert standalone.recorded_data(checkpoint, "demo:val") == {"train": "demo:val"}
+    assert data_unless_given({"data.train": "demo:val"}, checkpoint) == {}
 
 
 def test_leave_to_run_code_is_not_inherited(tmp_path: Path) -> None:
     teacher = {"source": "someone/model", "trust_remote_code": True}
-    assert standalone.recorded_teacher(Artifact.open(received(tmp_path / "a", teacher=teacher))) == {
-        "source": "someone/model"
-    }
+    assert recorded_teacher(Artifact.open(received(tmp_path / "a", teacher=teacher))) == {"source": "someone/model"}

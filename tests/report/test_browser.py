@@ -11,6 +11,7 @@ import pytest
 from report_run import make_run
 
 from mmcompress.pipeline import standalone
+from mmcompress.pipeline.recipe import parse_assignments
 
 pytestmark = pytest.mark.skipif(browser.EXECUTABLE is None, reason="no chromium on the PATH (apt install chromium)")
 
@@ -45,7 +46,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[browser.Page]:
     """The report of the invented run, loaded once; tests look at it in turn."""
     folder = tmp_path_factory.mktemp("run")
     make_run(folder)
-    report = standalone.report([folder], None, ["gates.max_drop.i2t_r10=0.01", "gates.max.p99_ms=5"])
+    report = standalone.report([folder], None, parse_assignments(["gates.max_drop.i2t_r10=0.01", "gates.max.p99_ms=5"]))
     with browser.opened(tmp_path_factory.mktemp("profile")) as opened:
         opened.load(report.file("report.html").absolute().as_uri())
         yield opened

@@ -11,6 +11,7 @@ from report_run import ROWS, graph, make_run
 from mmcompress.artifact import Artifact
 from mmcompress.card import export_card
 from mmcompress.pipeline import standalone
+from mmcompress.pipeline.recipe import parse_assignments
 from mmcompress.teachers import hub_id
 
 OPTIONS = ('card.license="apache-2.0"', 'card.language=["en","zh"]', "title=t: \"quoted\" <b> 'x' #1")
@@ -20,7 +21,7 @@ OPTIONS = ('card.license="apache-2.0"', 'card.language=["en","zh"]', "title=t: \
 def report(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     folder = tmp_path_factory.mktemp("run")
     make_run(folder)
-    return standalone.report([folder], None, OPTIONS)
+    return standalone.report([folder], None, parse_assignments(OPTIONS))
 
 
 def test_metadata_is_what_the_hub_reads(report: Artifact) -> None:

@@ -12,6 +12,7 @@ import pytest
 from report_run import make_run
 
 from mmcompress.pipeline import standalone
+from mmcompress.pipeline.recipe import parse_assignments
 from mmcompress.report.checking import junit_xml
 from mmcompress.report.document import GateVerdict
 
@@ -63,7 +64,7 @@ def test_baseline_and_row(cli: Cli, report: Path) -> None:
 def test_a_recipe_s_gates_are_recorded_and_then_checked(cli: Cli, tmp_path: Path) -> None:
     """The stage records what failed and does not fail; `check` without limits does."""
     make_run(tmp_path)
-    made = standalone.report([tmp_path], None, ["gates.max.p99_ms=0.1", "gates.min.top1=0.1"])
+    made = standalone.report([tmp_path], None, parse_assignments(["gates.max.p99_ms=0.1", "gates.min.top1=0.1"]))
     recorded = json.loads(made.file("report.json").read_text())["gates"]
     assert [(gate["gate"], gate["passed"]) for gate in recorded] == [("max p99_ms", False), ("min top1", True)]
     assert "1 of 2 gates passed." in made.file("report.md").read_text()
@@ -74,7 +75,7 @@ def test_a_recipe_s_gates_are_recorded_and_then_checked(cli: Cli, tmp_path: Path
 
 def test_a_recipe_s_gates_on_a_row_that_is_not_there_lose_no_report(cli: Cli, tmp_path: Path) -> None:
     make_run(tmp_path)
-    made = standalone.report([tmp_path], None, ["gates.max.p99_ms=5", 'gates.row="int9"'])
+    made = standalone.report([tmp_path], None, parse_assignments(["gates.max.p99_ms=5", 'gates.row="int9"']))
     (recorded,) = json.loads(made.file("report.json").read_text())["gates"]
     assert not recorded["passed"] and "did you mean 'int8'?" in recorded["note"]
     done = cli("check", made.path, "--junit", tmp_path / "out.xml")

@@ -244,7 +244,7 @@ def test_page_escapes_names(tmp_path: Path) -> None:
     artifacts = make_run(tmp_path)[:5]
     hostile = {**drift_document(), "test": "<script>alert(1)</script>"}
     drift = measurement(tmp_path / "drift-x", "drift", hostile, artifacts)
-    made = standalone.report([a.path for a in (*artifacts, drift)], tmp_path / "out", ["title=<b>t</b>"])
+    made = standalone.report([a.path for a in (*artifacts, drift)], tmp_path / "out", {"title": "<b>t</b>"})
     text = made.file("report.html").read_text(encoding="utf-8")
     assert "<script>alert" not in text and "&lt;b&gt;t&lt;/b&gt;" in text
 

@@ -1,5 +1,8 @@
 """The command line. Each command parses, calls one function and prints; heavy imports stay inside the commands.
 
+Nothing here names a key of a config: `keyed` makes an option of every key of the stage that a command runs, and hands
+over what was said as `given`. The file is a table with one entry a command, so it is long.
+
 Only `main` turns an `MMCompressError` into `error: …` and `hint: …` with its exit code. A bug keeps its traceback.
 """
 
@@ -13,35 +16,29 @@ from typing import Annotated, Any, NoReturn, cast
 import typer
 
 from mmcompress import __version__
+from mmcompress.cli.options import SETTINGS, Commands, Set, keyed
 from mmcompress.errors import MMCompressError
 
 app = typer.Typer(
+    cls=Commands,
     name="mmcompress",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings=SETTINGS,
 )
 
 Out = Annotated[Path, typer.Option("--out", help="Folder to write; what is there already and valid is reused.")]
-Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key: prune.mlp=0.4.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one compact JSON document on the last line of stdout.")]
 RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A .toml file, or a packaged recipe: demo.")]
 Folder = Annotated[Path, typer.Argument(metavar="ARTIFACT", help="Folder that an earlier command wrote.")]
 Folders = Annotated[list[Path], typer.Argument(metavar="ARTIFACT…", help="ONNX artifacts, in the order of the report.")]
-Teacher = Annotated[
-    str | None, typer.Option(help="vit-l14 or another alias, a hub id, a Hugging Face folder, or file.py:function.")
-]
-Data = Annotated[
-    str | None, typer.Option(help="WebDataset shards ('d/{00..09}.tar'), a folder, a stream, or demo:train.")
-]
 Backend = Annotated[
-    str | None, typer.Option(help="openvino, onnxruntime, tensorrt or tensorrt-rtx; the first that works if not given.")
+    str | None, typer.Option(help="The runtime to run on: openvino, say; the first that works if not given.")
 ]
-MaxDrop = Annotated[float | None, typer.Option(help="Share of R@10 hits that INT8 may lose: 0.005.")]
-Strict = Annotated[bool, typer.Option("--strict", help="Exit with 1 where INT8 is not recommended.")]
 Embeddings = Annotated[Path | None, typer.Option(help="The teacher's cached embeddings, as `embed` wrote them.")]
-LIMIT = "METRIC=NUMBER"
+Given = dict[str, Any]
+"""The keys of the stage's config that were said, each of which `keyed` makes an option of."""
 MODEL, MEASURE, USE = "Compress", "Measure", "Use and look"
 
 
@@ -76,84 +73,68 @@ def run(recipe: RecipeName, out: Out, set_: Set = None, json: Json = False) -> N
     console.show(*show_compress.run_summary(artifacts), json)
 
 
-@app.command(rich_help_panel=MODEL)
-def train(recipe: RecipeName, out: Out, set_: Set = None, json: Json = False) -> None:
-    """Train a dual encoder from image-text pairs: a teacher of one's own."""
+@keyed(app, MODEL, "train", without=("data", "student"))
+def train(recipe: RecipeName, out: Out, given: Given, json: Json = False) -> None:
+    """Train a dual encoder from image-text pairs: a teacher of one's own. Data and student are the recipe's."""
     from mmcompress.cli import console
     from mmcompress.pipeline import standalone
 
-    console.show(*console.artifact_summary(standalone.train(recipe, out, set_ or ())), json)
+    console.show(*console.artifact_summary(standalone.train(recipe, out, given)), json)
 
 
-@app.command(rich_help_panel=MODEL)
-def embed(
-    teacher: Annotated[str, typer.Option(help="Alias, hub id, folder, or file.py:function.")],
-    data: Annotated[str, typer.Option(help="Shards, folder, stream, or demo:train.")],
-    out: Out,
-    set_: Set = None,
-    json: Json = False,
-) -> None:
+@keyed(app, MODEL, "embed", required=("--teacher", "--data"))
+def embed(out: Out, given: Given, json: Json = False) -> None:
     """Embed the training pairs with the teacher, once."""
     from mmcompress.cli import console
     from mmcompress.pipeline import standalone
 
-    console.show(*console.artifact_summary(standalone.embed(teacher, data, out, set_ or ())), json)
+    console.show(*console.artifact_summary(standalone.embed(out, given)), json)
 
 
-@app.command(rich_help_panel=MODEL)
+@keyed(app, MODEL, "distill")
 def distill(
     out: Out,
-    teacher: Teacher = None,
-    student: Annotated[str | None, typer.Option(help="A preset (vit-s16), or inherit:0.25 of a CLIP teacher.")] = None,
-    data: Data = None,
+    given: Given,
     embeddings: Embeddings = None,
     checkpoint: Annotated[Path | None, typer.Option("--from", help="Checkpoint to recover, after pruning say.")] = None,
-    set_: Set = None,
     json: Json = False,
 ) -> None:
     """Distill a student from a teacher, or recover a pruned one. Embeds the teacher into OUT-embeddings first."""
     from mmcompress.cli import console
     from mmcompress.pipeline import standalone
 
-    chosen = {"teacher": teacher, "student": student, "data": data}
-    made = standalone.distill(out, **chosen, embeddings=embeddings, checkpoint=checkpoint, overrides=set_ or ())
-    console.show(*console.artifact_summary(made), json)
+    student = standalone.distill(out, given, embeddings=embeddings, checkpoint=checkpoint)
+    console.show(*console.artifact_summary(student), json)
 
 
-@app.command(rich_help_panel=MODEL)
+@keyed(app, MODEL, "prune")
 def prune(
     artifact: Folder,
     out: Out,
-    teacher: Teacher = None,
-    data: Data = None,
+    given: Given,
+    teacher: Annotated[str | None, typer.Option(help="Another teacher, to embed --data with.")] = None,
     embeddings: Embeddings = None,
-    target_latency: Annotated[str | None, typer.Option(help="0.5x of the image tower's latency, measured.")] = None,
-    target_macs: Annotated[str | None, typer.Option(help="0.5x of each tower's MACs.")] = None,
-    target_params: Annotated[str | None, typer.Option(help="0.5x of each tower's parameters.")] = None,
-    backend: Annotated[str | None, typer.Option(help="The runtime of --target-latency; openvino if not given.")] = None,
-    set_: Set = None,
     json: Json = False,
 ) -> None:
     """Remove heads, MLP units and blocks. Teacher and data are those that the checkpoint was distilled with."""
     from mmcompress.cli import console, show_compress
     from mmcompress.pipeline import standalone
 
-    targets = {"target_latency": target_latency, "target_macs": target_macs, "target_params": target_params}
-    given = {"teacher": teacher, "data": data, "backend": backend}
-    made = standalone.prune(artifact, out, **given, embeddings=embeddings, targets=targets, overrides=set_ or ())
-    console.show(*show_compress.prune_summary(made), json)
+    pruned = standalone.prune(artifact, out, given, teacher=teacher, embeddings=embeddings)
+    console.show(*show_compress.prune_summary(pruned), json)
 
 
-@app.command(rich_help_panel=MODEL)
+@keyed(app, MODEL, "quantize")
 def quantize(
     artifact: Folder,
     out: Out,
-    data: Data = None,
-    max_drop: MaxDrop = None,
+    given: Given,
     ranges: Annotated[Path | None, typer.Option(help="A quantized checkpoint whose ranges to reuse.")] = None,
-    backend: Annotated[str | None, typer.Option(help="Give the verdict on this runtime too, into OUT-verdict.")] = None,
-    strict: Strict = False,
-    set_: Set = None,
+    verdict: Annotated[bool, typer.Option("--verdict", help="Give the verdict too, into OUT-verdict.")] = False,
+    backend: Annotated[str | None, typer.Option(help="The runtime that a verdict measures; asks for one.")] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Exit with 1 where INT8 is not clearly better; asks for a verdict.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Fit INT8 to a checkpoint, from real samples; what would lose too much stays in float."""
@@ -161,91 +142,72 @@ def quantize(
     from mmcompress.measure.verdict import ruling
     from mmcompress.pipeline import standalone
 
-    made = standalone.quantize(artifact, out, data=data, max_drop=max_drop, ranges=ranges, overrides=set_ or ())
-    judged = standalone.verdict_beside(made, backend) if backend or strict else None
-    console.show(*show_compress.quantize_summary(made, judged), json)
+    fitted = standalone.quantize(artifact, out, given, ranges=ranges)
+    judged = standalone.verdict_beside(fitted, backend) if verdict or backend or strict else None
+    console.show(*show_compress.quantize_summary(fitted, judged), json)
     ruling.enforce(judged, strict)
 
 
-@app.command(rich_help_panel=MODEL)
+@keyed(app, MODEL, "verdict")
 def verdict(
     checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="As `quantize` wrote it.")],
     out: Out,
-    backend: Backend = None,
-    data: Annotated[str | None, typer.Option(help="Pairs to measure drift on, no test set; demo:val, say.")] = None,
-    batch: Annotated[int | None, typer.Option(min=1, help="Images a call; 1 if not given.")] = None,
-    max_drop: MaxDrop = None,
-    strict: Strict = False,
-    set_: Set = None,
+    given: Given,
     json: Json = False,
 ) -> None:
-    """Measure FP32, FP16 and INT8 on a backend, choose the fastest INT8 graph, and say which file to ship."""
+    """Measure FP32, FP16 and INT8 on a backend, choose the fastest INT8 graph, and say which file to ship.
+
+    The budget is the one that the checkpoint was quantized within, where none is given.
+    """
     from mmcompress.cli import console, show_measure
     from mmcompress.measure.verdict import ruling
     from mmcompress.pipeline import standalone
 
-    given = {"backend": backend, "data": data, "batch": batch, "max_drop": max_drop}
-    made = standalone.verdict(checkpoint, out, **cast(Any, given), overrides=set_ or ())
-    console.show(*show_measure.verdict_summary(made), json)
-    ruling.enforce(made, strict)
+    strict = given.pop("strict", False)  # what follows from a verdict, when it has been shown
+    judged = standalone.verdict(checkpoint, out, given)
+    console.show(*show_measure.verdict_summary(judged), json)
+    ruling.enforce(judged, strict)
 
 
-@app.command(rich_help_panel=MODEL)
-def qat(
-    artifact: Folder,
-    out: Out,
-    data: Data = None,
-    max_drop: Annotated[float | None, typer.Option(help="Share of R@10 hits that INT8 may lose untrained.")] = None,
-    set_: Set = None,
-    json: Json = False,
-) -> None:
+@keyed(app, MODEL, "qat")
+def qat(artifact: Folder, out: Out, given: Given, json: Json = False) -> None:
     """Train the integers of a quantized checkpoint towards its float weights, where INT8 loses more than it may."""
     from mmcompress.cli import console, show_compress
     from mmcompress.pipeline import standalone
 
-    made = standalone.qat(artifact, out, data=data, max_drop=max_drop, overrides=set_ or ())
-    console.show(*show_compress.qat_summary(made), json)
+    console.show(*show_compress.qat_summary(standalone.qat(artifact, out, given)), json)
 
 
-@app.command(rich_help_panel=MODEL)
+@keyed(app, MODEL, "export", "baseline", without=("teacher.source",))
 def export(
     source: Annotated[str, typer.Argument(metavar="ARTIFACT|TEACHER", help="A checkpoint, or an unmodified teacher.")],
     out: Out,
-    precision: Annotated[list[str] | None, typer.Option(help="fp32, fp16 or int8; may be repeated.")] = None,
-    set_: Set = None,
+    given: Given,
     json: Json = False,
 ) -> None:
     """Write ONNX, one graph a tower. A quantized checkpoint becomes INT8 Q/DQ, a teacher goes through optimum."""
     from mmcompress.cli import console
     from mmcompress.pipeline import standalone
 
-    console.show(*console.artifact_summary(standalone.export(source, out, precision or (), set_ or ())), json)
+    console.show(*console.artifact_summary(standalone.export(source, out, given)), json)
 
 
-@app.command(rich_help_panel=MODEL)
-def build(
-    artifact: Folder,
-    out: Out,
-    target: Annotated[list[str] | None, typer.Option(help="sm86, sm89, sm120 or native; may be repeated.")] = None,
-    backend: Annotated[str | None, typer.Option(help="tensorrt-rtx (needs no GPU to build) or tensorrt.")] = None,
-    set_: Set = None,
-    json: Json = False,
-) -> None:
+@keyed(app, MODEL, "build")
+def build(artifact: Folder, out: Out, given: Given, json: Json = False) -> None:
     """Build TensorRT engines from an ONNX artifact, with an audit of layers and precisions."""
     from mmcompress.cli import console
     from mmcompress.pipeline import standalone
 
-    made = standalone.build(artifact, out, target or (), backend, set_ or ())
-    console.show(*console.artifact_summary(made), json)
+    console.show(*console.artifact_summary(standalone.build(artifact, out, given)), json)
 
 
-@app.command(rich_help_panel=MEASURE)
-def bench(artifacts: Folders, out: Out, set_: Set = None, json: Json = False) -> None:
+@keyed(app, MEASURE, "bench")
+def bench(artifacts: Folders, out: Out, given: Given, json: Json = False) -> None:
     """Latency of ONNX artifacts, interleaved in one run."""
     from mmcompress.cli import console, show_measure
     from mmcompress.pipeline import standalone
 
-    console.show(*show_measure.bench_summary(standalone.bench(artifacts, out, set_ or ())), json)
+    console.show(*show_measure.bench_summary(standalone.bench(artifacts, out, given)), json)
 
 
 @app.command(rich_help_panel=MEASURE)
@@ -271,66 +233,49 @@ def compare(
     console.show(*show_measure.comparison_summary(standalone.compare(a, b, asked, pin)), json)
 
 
-@app.command(rich_help_panel=MEASURE)
-def drift(
-    artifacts: Folders,
-    data: Annotated[str, typer.Option(help="Test set: shards, a folder (also by class), stream, or demo:test.")],
-    out: Out,
-    labels: Annotated[str | None, typer.Option(help="Text file, one candidate a line.")] = None,
-    templates: Annotated[str | None, typer.Option(help="Text file, one prompt around {c} a line.")] = None,
-    set_: Set = None,
-    json: Json = False,
-) -> None:
+@keyed(app, MEASURE, "drift", required=("--data",))
+def drift(artifacts: Folders, out: Out, given: Given, json: Json = False) -> None:
     """Accuracy of ONNX artifacts on a test set, and their distance from the first one and from the one before."""
     from mmcompress.cli import console, show_measure
     from mmcompress.pipeline import standalone
 
-    made = standalone.drift(artifacts, out, data, labels, templates, set_ or ())
-    console.show(*show_measure.drift_summary(made), json)
+    console.show(*show_measure.drift_summary(standalone.drift(artifacts, out, given)), json)
 
 
-@app.command(rich_help_panel=MEASURE)
+@keyed(app, MEASURE, "bisect", required=("--data",))
 def bisect(
     reference: Annotated[Path, typer.Argument(metavar="FP32", help="The FP32 export of a checkpoint.")],
     candidate: Annotated[Path, typer.Argument(metavar="CANDIDATE", help="Its INT8 or FP16 export.")],
-    data: Annotated[str, typer.Option(help="Pairs to run both on: shards, folder, stream, or demo:val.")],
     out: Out,
-    set_: Set = None,
+    given: Given,
     json: Json = False,
 ) -> None:
     """Find the modules in which a quantized model leaves its FP32 reference, and which to keep in higher precision."""
     from mmcompress.cli import console, show_measure
     from mmcompress.pipeline import standalone
 
-    console.show(*show_measure.bisect_summary(standalone.bisect(reference, candidate, out, data, set_ or ())), json)
+    console.show(*show_measure.bisect_summary(standalone.bisect(reference, candidate, out, given)), json)
 
 
-@app.command(rich_help_panel=MEASURE)
+@keyed(app, MEASURE, "report")
 def report(
     folders: Annotated[list[Path], typer.Argument(metavar="DIR…", help="A run folder, or artifacts to join.")],
+    given: Given,
     out: Annotated[Path | None, typer.Option(help="Folder to write; DIR/report if not given.")] = None,
-    set_: Set = None,
     json: Json = False,
 ) -> None:
     """Join measurements into report.html, report.md and report.json."""
     from mmcompress.cli import console, show_report
     from mmcompress.pipeline import standalone
 
-    console.show(*show_report.report_summary(standalone.report(folders, out, set_ or ())), json)
+    console.show(*show_report.report_summary(standalone.report(folders, out, given)), json)
 
 
-@app.command(rich_help_panel=MEASURE)
+@keyed(app, MEASURE, "report.gates")
 def check(
     report: Annotated[Path, typer.Argument(metavar="REPORT", help="report.json, or the folder with it.")],
-    max_drop: Annotated[list[str] | None, typer.Option(metavar=LIMIT, help="Largest loss: i2t_r10=0.01.")] = None,
-    max_: Annotated[list[str] | None, typer.Option("--max", metavar=LIMIT, help="Upper limit: p99_ms=5.")] = None,
-    min_: Annotated[list[str] | None, typer.Option("--min", metavar=LIMIT, help="Lower limit: top1=0.6.")] = None,
-    min_speedup: Annotated[float | None, typer.Option(help="Smallest ratio of median latencies.")] = None,
+    given: Given,
     baseline: Annotated[Path | None, typer.Option(help="Report that changes are against; else the first row.")] = None,
-    row: Annotated[str | None, typer.Option(help="Row to check; the last one if not given.")] = None,
-    backend: Annotated[str | None, typer.Option(help="Of latency gates; the fastest if not given.")] = None,
-    batch: Annotated[int, typer.Option(help="Batch size of latency gates.")] = 1,
-    strict: Annotated[bool, typer.Option("--strict", help="Let changes that are not significant fail too.")] = False,
     junit: Annotated[Path | None, typer.Option(help="Also write the verdicts as JUnit XML.")] = None,
     json: Json = False,
 ) -> None:
@@ -338,9 +283,7 @@ def check(
     from mmcompress.cli import console, show_report
     from mmcompress.report import checking
 
-    chosen = {"row": row, "backend": backend, "batch": batch, "strict": strict, "min_speedup": min_speedup}
-    limits = {"max_drop": max_drop, "max": max_, "min": min_}
-    verdicts = checking.check(report, {**chosen, **checking.parsed(limits)}, baseline, junit)
+    verdicts = checking.check(report, given, baseline, junit)
     console.show(*show_report.gates_summary(verdicts), json)
     checking.enforce(verdicts)
 

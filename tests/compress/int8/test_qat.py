@@ -19,6 +19,7 @@ from mmcompress.huggingface import dual_encoder_from_hugging_face, save_checkpoi
 from mmcompress.int8 import INTEGERS, IntegerLinear, linears_from_tensors
 from mmcompress.manifest import Kind
 from mmcompress.pipeline import standalone
+from mmcompress.pipeline.recipe import parse_assignments
 from mmcompress.processing import image_processing, save_text_processing
 
 KEPT = "text.blocks.1.fc2"
@@ -38,8 +39,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         draft.model = model.config
         draft.preprocessing = image_processing(source)
         draft.tokenizer = save_text_processing(source, draft.path)
-    overrides = [*PLAIN, "samples=40", "batch=20", "max_flips=1", f'keep=["{KEPT}"]']
-    plain = standalone.quantize(folder / "checkpoint", folder / "plain", data=str(folder), overrides=overrides)
+    given = parse_assignments([*PLAIN, "samples=40", "batch=20", "max_flips=1", f'keep=["{KEPT}"]'])
+    plain = standalone.quantize(folder / "checkpoint", folder / "plain", {"data.train": str(folder), **given})
     with Artifact.create(
         folder / "bad",
         kind=Kind.CHECKPOINT,
@@ -57,7 +58,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def qat(world: Path, out: Path, *overrides: str, source: str = "bad") -> Artifact:
-    return standalone.qat(world / source, out, overrides=[*FEW, *overrides])
+    return standalone.qat(world / source, out, parse_assignments([*FEW, *overrides]))
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +99,9 @@ def test_it_exports_as_a_quantized_checkpoint_does(world: Path, trained: Artifac
     theirs = standalone.export(str(world / "bad"), tmp_path / "theirs")
     assert set(ours.manifest.files) == set(theirs.manifest.files)
     assert {graph.precision for graph in ours.manifest.graphs} == {"int8"} and ours.manifest.facts["kept"] == [KEPT]
-    twins = [standalone.export(str(p), tmp_path / p.name, ("fp32",)) for p in (trained.path, world / "bad")]
+    twins = [
+        standalone.export(str(p), tmp_path / p.name, {"precisions": ("fp32",)}) for p in (trained.path, world / "bad")
+    ]
     assert len({one.manifest.files["image-fp32.onnx"].sha256 for one in twins}) == 1
 
 
@@ -181,7 +184,7 @@ def test_what_is_needed_and_what_counts_as_gained() -> None:
 
 def test_a_checkpoint_in_float_is_refused(world: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"checkpoint has no ranges\.json, so it is no quantized checkpoint") as caught:
-        standalone.qat(world / "checkpoint", tmp_path / "x", data=str(world))
+        standalone.qat(world / "checkpoint", tmp_path / "x", {"data.train": str(world)})
     assert caught.value.exit_code == 2 and "mmcompress quantize" in caught.value.hint
     assert not (tmp_path / "x").exists()
 
@@ -194,4 +197,4 @@ def test_ranges_and_integers_that_do_not_belong_together_are_refused(world: Path
         gone = "signed/image.blocks.0.out"
         save_file({n: t for n, t in tensors.items() if not n.startswith(gone)}, draft.path / INTEGERS)
     with pytest.raises(CorruptInputError, match=r"image\.blocks\.0\.out is not in both"):
-        standalone.qat(tmp_path / "mixed", tmp_path / "x", data=str(world))
+        standalone.qat(tmp_path / "mixed", tmp_path / "x", {"data.train": str(world)})

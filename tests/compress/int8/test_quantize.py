@@ -17,6 +17,7 @@ from mmcompress.huggingface import dual_encoder_from_hugging_face, save_checkpoi
 from mmcompress.int8 import INTEGERS, linears_from_tensors
 from mmcompress.manifest import Kind
 from mmcompress.pipeline import standalone
+from mmcompress.pipeline.recipe import parse_assignments
 from mmcompress.processing import image_processing, save_text_processing
 
 SMALL = ["samples=48", "held=48", "batch=8", "smooth=[0.5]"]
@@ -38,7 +39,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def quantize(world: Path, out: Path, *overrides: str) -> Artifact:
-    return standalone.quantize(world / "checkpoint", out, data=str(world), overrides=[*SMALL, *overrides])
+    return standalone.quantize(
+        world / "checkpoint", out, {"data.train": str(world), **parse_assignments([*SMALL, *overrides])}
+    )
 
 
 def test_the_artifact_is_a_checkpoint_with_ranges_integers_and_a_record_of_choices(world: Path, tmp_path: Path) -> None:
@@ -59,7 +62,7 @@ def test_the_artifact_is_a_checkpoint_with_ranges_integers_and_a_record_of_choic
     for tower in ("image", "text"):
         assert {"smooth", "ranges", "rounding", "bias"} == set(facts["choices"][tower])
     assert quantize(world, tmp_path / "again" / "q", "max_drop=1", "max_flips=1").digest == found.digest
-    graphs = standalone.export(str(found.path), tmp_path / "onnx", ("fp32", "int8"))
+    graphs = standalone.export(str(found.path), tmp_path / "onnx", {"precisions": ("fp32", "int8")})
     assert graphs.manifest.facts["kept"] == []
 
 

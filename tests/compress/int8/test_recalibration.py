@@ -19,6 +19,7 @@ from mmcompress.huggingface import dual_encoder_from_hugging_face, save_checkpoi
 from mmcompress.int8 import INTEGERS, RANGES
 from mmcompress.manifest import Kind
 from mmcompress.pipeline import standalone
+from mmcompress.pipeline.recipe import parse_assignments
 from mmcompress.processing import image_processing, save_text_processing
 
 SMALL = ("samples=32", "held=32", "batch=8", "max_drop=1", "max_flips=1", "sensitivity=false")
@@ -46,7 +47,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def quantize(world: Path, name: str, out: Path, *overrides: str, ranges: Path | None = None) -> Artifact:
-    return standalone.quantize(world / name, out, data=str(world), ranges=ranges, overrides=[*SMALL, *overrides])
+    return standalone.quantize(
+        world / name, out, {"data.train": str(world), **parse_assignments([*SMALL, *overrides])}, ranges=ranges
+    )
 
 
 def test_given_ranges_are_taken_as_they_are_and_integers_fitted_to_them(world: Path, tmp_path: Path) -> None:
@@ -61,7 +64,7 @@ def test_given_ranges_are_taken_as_they_are_and_integers_fitted_to_them(world: P
         np.testing.assert_array_equal(same[key], values)
     own = quantize(world, "other", tmp_path / "own", "smooth=[]", "method=minmax")
     assert own.file(RANGES).read_bytes() != fit.file(RANGES).read_bytes()
-    graphs = standalone.export(str(found.path), tmp_path / "onnx", ("int8",))
+    graphs = standalone.export(str(found.path), tmp_path / "onnx", {"precisions": ("int8",)})
     assert graphs.manifest.facts["kept"] == []
 
 

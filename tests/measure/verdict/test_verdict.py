@@ -30,6 +30,7 @@ from mmcompress.measure.verdict.findings import Findings
 from mmcompress.measure.verdict.heldout import Held, held_out
 from mmcompress.measure.verdict.ruling import Budget
 from mmcompress.pipeline import standalone
+from mmcompress.pipeline.recipe import parse_assignments
 from mmcompress.pipeline.run import run_stage
 from mmcompress.runtime.backends import graph_for, open_file, open_session
 from mmcompress.runtime.encoder import Encoder
@@ -55,8 +56,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def judge(world: Path, out: Path, *overrides: str, **asked: Any) -> Artifact:
-    given = {"backend": "onnxruntime", "max_drop": 1.0, "data": str(world / "squares-00000.tar"), **asked}
-    return standalone.verdict(world / "quantized", out, **given, overrides=[*QUICK, *overrides])
+    given = {"backend": "onnxruntime", "max_drop": 1.0, "data.validation": str(world / "squares-00000.tar"), **asked}
+    return standalone.verdict(world / "quantized", out, {**given, **parse_assignments([*QUICK, *overrides])})
 
 
 def document(artifact: Artifact) -> dict[str, Any]:

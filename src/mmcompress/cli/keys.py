@@ -1,0 +1,188 @@
+"""The keys of a config as a command line has them: what each is called, what it says of itself, how its words are read.
+
+A key `lr` of a table `optimizer` is `--optimizer-lr`. The tables that recipes share keep short names: `--teacher` and
+`--student` are their `source`, `--data` is the field of the data table that the stage reads first, and its other fields
+are options by their own names. Words become numbers, texts and lists here; the config says whether they are right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel
+
+from mmcompress.config import StageConfig
+from mmcompress.errors import UsageError
+from mmcompress.pipeline.recipe import DATA_FIELDS, SHARED_TABLES, parse_assignments
+from mmcompress.stages import STAGES
+from mmcompress.strictjson import json_from_text
+
+NOTHING = ("none", "null", "any")
+"""What says None, of a key that can be None."""
+WORDS = {str: "TEXT", float: "NUMBER", int: "WHOLE", bool: "true|false", type(None): "none"}
+
+
+@dataclass(frozen=True, eq=False)
+class Key:
+    """A key of a config as an option."""
+
+    path: str
+    """`optimizer.lr`"""
+    option: str
+    """`--optimizer-lr`"""
+    annotation: Any
+    docstring: str
+    default: Any
+
+    @property
+    def kinds(self) -> tuple[Any, ...]:
+        return _alternatives(self.annotation)
+
+    @property
+    def several(self) -> bool:
+        return any(get_origin(kind) in (tuple, dict) for kind in self.kinds)
+
+    @property
+    def table(self) -> str | None:
+        """The table whose name the option has before its own."""
+        above = self.path.rpartition(".")[0]
+        return above if above and self.option.startswith(f"--{above}-") else None
+
+    @property
+    def metavar(self) -> str:
+        return "|".join(_metavar(kind) for kind in self.kinds if not (kind is type(None) and str in self.kinds))
+
+    @property
+    def help(self) -> str:
+        """The docstring, and what there is to choose from."""
+        choices = ", ".join(map(str, _choices(self.kinds)))
+        return f"{self.docstring} One of {choices}." if choices else self.docstring
+
+    def value(self, said: Any) -> Any:
+        """From the words of the command line, for the config to check: what is no number stays text."""
+        if type(None) in self.kinds and (said[0] if isinstance(said, list) and len(said) == 1 else said) in NOTHING:
+            return None
+        collection = next((kind for kind in self.kinds if get_origin(kind) in (tuple, dict)), None)
+        if collection is None:
+            return _scalar(said, self.kinds)
+        if get_origin(collection) is dict:
+            return dict(self._limit(text) for text in said)
+        if len(said) == 1 and said[0].startswith("["):
+            return _scalar(said[0], ())
+        parts = [part.strip() for text in said for part in text.split(",")]
+        return [_scalar(part, _alternatives(get_args(collection)[0])) for part in parts]
+
+    def _limit(self, text: str) -> tuple[str, Any]:
+        """`p99_ms=5` -> `("p99_ms", 5)`; a bare number has no name."""
+        name, _, number = text.rpartition("=")
+        try:
+            float(number)
+        except ValueError:
+            raise UsageError(
+                f"{self.option} {text!r} is not METRIC=NUMBER", f"for example: {self.option} i2t_r10=0.01"
+            ) from None
+        return name.strip(), _scalar(number, ())
+
+
+def keys_of(place: str, without: Sequence[str] = ()) -> list[Key]:
+    """The keys of a stage's config (`prune`), or of one of its tables (`report.gates`), but for those of `without`.
+
+    What is worked on stands first, what every stage has last.
+    """
+    stage, _, table = place.partition(".")
+    reads = STAGES[stage].reads
+    model: Any = STAGES[stage].config
+    keys = []
+    for path, annotation, docstring, default in _fields(model.model_fields[table].annotation if table else model):
+        above, _, name = path.rpartition(".")
+        unread = above == "data" and name in DATA_FIELDS and name not in reads
+        if unread or any(path == left or path.startswith(f"{left}.") for left in without):
+            continue
+        option = f"--{path.replace('.', '-').replace('_', '-')}"
+        if above == "data" and name in DATA_FIELDS:
+            option = "--data" if name == reads[0] else f"--{name}"
+        elif name == "source":
+            option = f"--{above}"
+        keys.append(Key(path, option, annotation, " ".join(docstring.split()), default))
+    return sorted(
+        keys,
+        key=lambda key: (
+            key.option != "--data",
+            key.path.split(".")[0] not in SHARED_TABLES,
+            key.path in StageConfig.model_fields,
+        ),
+    )
+
+
+def _fields(
+    model: type[BaseModel], table: BaseModel | None = None, above: str = ""
+) -> Iterator[tuple[str, Any, str, Any]]:
+    """(dotted path, annotation, docstring, default) of every key, those of nested tables too."""
+    for name, field in model.model_fields.items():
+        own = None if field.is_required() else field.get_default(call_default_factory=True)
+        default = own if table is None else getattr(table, name)
+        kinds = _alternatives(field.annotation)
+        nested = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
+        if nested:
+            yield from _fields(nested[0], default, f"{above}{name}.")
+        else:
+            yield f"{above}{name}", field.annotation, field.description or "", default
+
+
+def merged(
+    options: Mapping[Key, Any], assignments: Sequence[str], stages: Sequence[str] = (), without: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Options and `--set` together, by dotted key; `prune.mlp` is `mlp` of the stage `prune`.
+
+    Raises UsageError where the two say different things.
+    """
+    given = {key.path: value for key, value in options.items()}
+    for text, value in parse_assignments(assignments).items():
+        head, _, rest = text.partition(".")
+        path = rest if head in stages and rest and rest.partition(".")[0] not in without else text
+        for key, said in options.items():
+            nested = key.path.startswith(f"{path}.") or path.startswith(f"{key.path}.")
+            if nested or (key.path == path and said != value):
+                raise UsageError(f"{key.option} and --set {text} both give {path}", "leave one of them out")
+        given[path] = value
+    return given
+
+
+def _alternatives(annotation: Any) -> tuple[Any, ...]:
+    """`Share | None` -> `(float, NoneType)`"""
+    if get_origin(annotation) is Annotated:
+        return _alternatives(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, UnionType):
+        return tuple(kind for part in get_args(annotation) for kind in _alternatives(part))
+    return (annotation,)
+
+
+def _scalar(said: Any, kinds: Sequence[Any]) -> Any:
+    """Text where the key is one, else what JSON reads, else text for the config to refuse."""
+    if not isinstance(said, str) or str in kinds or _choices(kinds):
+        return said
+    try:
+        return json_from_text(said)
+    except ValueError:
+        return said
+
+
+def _choices(kinds: Sequence[Any]) -> tuple[Any, ...]:
+    for kind in kinds:
+        if get_origin(kind) is Literal:
+            return get_args(kind)
+        if get_origin(kind) is tuple and (found := _choices(_alternatives(get_args(kind)[0]))):
+            return found
+    return ()
+
+
+def _metavar(kind: Any) -> str:
+    """`NUMBER`, `WHOLE,…`, `METRIC=NUMBER`; choices are told in the help, where there is room."""
+    if get_origin(kind) is tuple:
+        return f"{_metavar(_alternatives(get_args(kind)[0])[0])},…"
+    if get_origin(kind) is dict:
+        return "METRIC=NUMBER"
+    return "CHOICE" if get_origin(kind) is Literal else WORDS[kind]
