@@ -147,8 +147,8 @@ class VerdictDocument(Document):
     """Held-out images."""
     texts: int
     """Different texts that belong to them."""
-    max_drop: float
-    """Share of R@10 hits that was allowed to be lost, 0 to 1."""
+    max_drop: float | None
+    """Share of R@10 hits that was allowed to be lost, 0 to 1; null for any."""
     max_flips: float | None
     """Share of images whose best text was allowed to change, 0 to 1; null for any."""
     sanity: tuple[SanityCheck, ...]
