@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-gpu lint type bench dist clean
+.PHONY: demo test test-gpu lint type docs bench dist clean
 
 demo: $(READY)
 	$(BIN)/mmcompress run demo --out runs/demo
@@ -24,6 +24,9 @@ lint: $(READY)
 
 type: $(READY)
 	$(BIN)/mypy -p mmcompress
+
+docs: $(READY)
+	$(BIN)/python docs/documents.py
 
 bench: $(READY) .venv-peers/.ready .venv-modelopt/.ready demo
 	@failed=0; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script" || failed=1; done; exit $$failed
