@@ -27,6 +27,7 @@ type: $(READY)
 
 docs: $(READY)
 	$(BIN)/python docs/tree.py
+	$(BIN)/python docs/documents.py
 
 bench: $(READY) .venv-peers/.ready .venv-modelopt/.ready demo
 	@failed=0; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script" || failed=1; done; exit $$failed

@@ -73,7 +73,7 @@ class Document(Part):
         """What is wrong with a file, after its name."""
         key = ".".join(map(str, place))
         if key == "schema" and kind != "missing":
-            (newest,) = get_args(cls.model_fields["schema_version"].annotation)
+            newest = get_args(cls.model_fields["schema_version"].annotation)[-1]
             return f" is written in schema {value!r}, and this version reads schema {newest}"
         if kind == "missing":
             return f" has no {key!r}"

@@ -1,0 +1,126 @@
+"""Documents: what was released is read, what is not in the model is refused, and the page about them is fresh."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from report_run import bench_document, bisect_document, drift_document
+
+from mmcompress import metrics
+from mmcompress.document import Document
+from mmcompress.errors import CorruptInputError
+from mmcompress.export.document import AuditDocument
+from mmcompress.measure.bench.document import BenchDocument
+from mmcompress.measure.bisect.document import BisectDocument
+from mmcompress.measure.document import Latency
+from mmcompress.measure.drift.document import Distance, DriftDocument, Int8Distance, Metrics, Recalls
+
+RELEASED = Path(__file__).parent / "measure" / "released"
+"""Written by mmcompress 0.1.0's demo, shortened; it had no `schema` in these files, and no `collapsed`."""
+PAGE = Path(__file__).parents[1] / "docs" / "documents.py"
+ADDED = re.compile(r' "schema": 1,\n|   "collapsed": null,\n')
+
+
+@pytest.mark.parametrize(
+    ("model", "file"), [(BenchDocument, "bench.json"), (DriftDocument, "drift.json"), (AuditDocument, "audit.json")]
+)
+def test_what_was_released_is_read_and_written_again_byte_for_byte(model: type[Document], file: str) -> None:
+    document = model.read(RELEASED / file)
+    assert ADDED.sub("", document.to_json()) == (RELEASED / file).read_text(encoding="utf-8")
+    assert model.model_validate_json(document.to_json(), strict=True) == document
+
+
+@pytest.mark.parametrize(
+    ("model", "content"),
+    [(BenchDocument, bench_document()), (DriftDocument, drift_document()), (BisectDocument, bisect_document())],
+)
+def test_the_figures_that_reports_are_tested_with_are_documents(model: type[Document], content: dict[str, Any]) -> None:
+    assert model.model_validate_json(json.dumps(content), strict=True)
+
+
+def entry(document: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = document["rows"][0]["latency"][0]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda d: d.update(schema=2), " is written in schema 2, and this version reads schema 1"),
+        (lambda d: entry(d).update(p51_ms=1.5), " has an unknown key 'rows.0.latency.0.p51_ms' with the value 1.5"),
+        (
+            lambda d: entry(d).update(p50_ms=float("nan")),
+            ": rows.0.latency.0.p50_ms is nan, and every figure has to be",
+        ),
+        (
+            lambda d: entry(d).update(p50_ms="high"),
+            ": rows.0.latency.0.p50_ms is 'high': Input should be a valid number",
+        ),
+        (lambda d: entry(d).update(p50_ms="4.5"), ": rows.0.latency.0.p50_ms is '4.5': Input should be a valid number"),
+        (lambda d: entry(d).update(precision="int4"), ": rows.0.latency.0.precision is 'int4': Input should be 'fp32'"),
+        (lambda d: entry(d).pop("rounds_ms"), " has no 'rows.0.latency.0.rounds_ms'"),
+        (lambda d: d.pop("environment"), " has no 'environment'"),
+    ],
+)
+def test_a_damaged_file_is_refused_with_its_key_and_value(
+    tmp_path: Path, damage: Callable[[dict[str, Any]], object], said: str
+) -> None:
+    content = json.loads((RELEASED / "bench.json").read_text())
+    damage(content)
+    path = tmp_path / "bench.json"
+    path.write_text(json.dumps(content))
+    with pytest.raises(CorruptInputError, match=re.escape(f"{path}{said}")):
+        BenchDocument.read(path)
+
+
+@pytest.mark.parametrize("text", ["", "{", "\x80", "[]", "null", '{"rows": NaN}'])
+def test_what_is_no_document_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "bench.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(CorruptInputError, match=r"bench\.json") as caught:
+        BenchDocument.read(tmp_path / "bench.json", "run bench again")
+    assert caught.value.hint == "run bench again"
+
+
+def test_a_number_that_is_none_is_not_written() -> None:
+    document = BenchDocument.read(RELEASED / "bench.json")
+    row = document.rows[0]
+    damaged = row.model_copy(update={"latency": (row.latency[0].model_copy(update={"cv": float("inf")}),)})
+    with pytest.raises(CorruptInputError, match=r"rows\.0\.latency\.0\.cv is inf"):
+        document.model_copy(update={"rows": (damaged,)}).to_json()
+
+
+def test_the_names_of_metrics_are_those_of_the_fields() -> None:
+    beside = {"r10_change", "old_index", "ci95"}
+    assert set(metrics.METRICS) == set(Metrics.model_fields) - beside
+    assert set(metrics.RECALLS) == set(Recalls.model_fields)
+    assert set(metrics.INT8_METRICS) == set(Int8Distance.model_fields) - {"row"}
+    assert set(Distance.model_fields) < set(Metrics.model_fields)
+    figures = {name for name, field in Latency.model_fields.items() if field.annotation in (float, float | None)}
+    assert set(metrics.LATENCY) == figures | {"peak_bytes", "device_peak_bytes"}
+    assert set(metrics.SPEEDS) < set(metrics.LATENCY) and set(metrics.LOWER_IS_BETTER) < set(metrics.METRICS)
+
+
+def script() -> Any:
+    spec = importlib.util.spec_from_file_location("documents_page", PAGE)
+    assert spec is not None and spec.loader is not None
+    found = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(found)
+    return found
+
+
+def test_the_page_about_documents_is_fresh_and_every_field_is_explained() -> None:
+    documents = script()
+    assert documents.page() == PAGE.with_suffix(".md").read_text(encoding="utf-8"), "run `make docs`"
+    described: dict[str, type] = {}
+    for file, model in documents.models().items():
+        for part in (model, *documents.parts(model)):
+            assert part.__doc__, part
+            assert part.model_config["frozen"] and described.setdefault(part.__name__, part) is part
+            silent = [name for name, field in part.model_fields.items() if not field.description]
+            assert silent == [], f"{file}: {part.__name__}"
