@@ -309,3 +309,14 @@ def test_json_is_alone_on_stdout_in_a_new_process(tmp_path: Path) -> None:
     )
     assert json.loads(done.stdout)["schema"] == 1
     assert "done in" in done.stderr
+
+
+def test_threads_of_openmp_sleep_while_they_wait_unless_told_otherwise(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
+    cli("--version")
+    assert os.environ["OMP_WAIT_POLICY"] == "active"
+    monkeypatch.delenv("OMP_WAIT_POLICY")
+    cli("--version")
+    assert os.environ["OMP_WAIT_POLICY"] == "passive"
