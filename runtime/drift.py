@@ -56,13 +56,14 @@ def drift_report(artifacts: Sequence[Artifact], config: DriftConfig, folder: Pat
     onnx = any(artifact.manifest.kind is Kind.ONNX for artifact in artifacts)
     backend = config.backend or (default_backend() if onnx else None)
     pairs: Pairs | None = None
+    embedded: Row | None = None
     rows: list[Document] = []
     first: MeasuredRow | None = None
     before: MeasuredRow | None = None
     fp32: MeasuredRow | None = None
     for artifact in track(artifacts, "drift", total=len(artifacts)):
         own = backend if artifact.manifest.kind is Kind.ONNX else None
-        pairs, embedded = embed_row(artifact, data, own, config.batch, pairs)
+        pairs, embedded = embed_row(artifact, data, own, config.batch, pairs, embedded)
         row = measured_row(pairs, embedded, config.seed)
         first = first or row
         rows.append(_table_row(pairs, row, first, before, fp32 if embedded.precision == "int8" else None))
