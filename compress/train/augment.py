@@ -48,12 +48,14 @@ def _hash(key: str) -> int:
 
 def pixels_of_views(decoded: Batch, views: NDArray[np.int64], seed: int, kind: str, device: torch.device) -> Tensor:
     """(B, 3, S, S) in [0, 1]: each image in its view; view 0 is the plain image."""
-    plain = torch.from_numpy(decoded.pixels).to(device).permute(0, 3, 1, 2).float() / 255
-    if kind == "none" or not views.any():
-        return plain
-    u = torch.from_numpy(uniforms(seed, views, decoded.keys)).to(device)
-    changed = (drawing if kind == "drawing" else photo)(plain, u)
-    return torch.where(torch.from_numpy(views > 0).to(device)[:, None, None, None], changed, plain)
+    pixels = torch.from_numpy(decoded.pixels).to(device).permute(0, 3, 1, 2).float() / 255
+    changed = np.flatnonzero(views) if kind != "none" else views[:0]
+    if len(changed):
+        u = torch.from_numpy(uniforms(seed, views[changed], [decoded.keys[i] for i in changed])).to(device)
+        rows = torch.from_numpy(changed).to(device)
+        pixels = pixels.contiguous()
+        pixels[rows] = (drawing if kind == "drawing" else photo)(pixels[rows], u)
+    return pixels
 
 
 def normalized(pixels: Tensor, preprocessing: Preprocessing) -> Tensor:
@@ -113,7 +115,7 @@ def _shading(drawn: Tensor, u: Tensor) -> Tensor:
     light = torch.cos(2 * math.pi * angle) * x + torch.sin(2 * math.pi * angle) * y
     distance = (x - 0.6 * _signed(centre_x)) ** 2 + (y - 0.6 * _signed(centre_y)) ** 2
     highlight = torch.exp(-distance / (0.08 + 0.3 * size))
-    soft = F.avg_pool2d(F.avg_pool2d(drawn, 7, 1, 3), 7, 1, 3)
+    soft = averaged(averaged(drawn, 7, 3), 7, 3)
     edge = soft - torch.roll(soft, (3, 3), (2, 3))
     return 0.22 * _signed(ramp) * light + 0.30 * _signed(spot) * highlight + 0.9 * bevel * edge
 
@@ -136,7 +138,7 @@ def _recoloured(pixels: Tensor, u: Tensor, hue: float | Tensor, strength: float)
 
 def _refocused(pixels: Tensor, u: Tensor) -> Tensor:
     """Blur a third of the images, sharpen some of the others."""
-    soft = F.avg_pool2d(F.pad(pixels, (1, 1, 1, 1), mode="replicate"), 3, 1)
+    soft = averaged(F.pad(pixels, (1, 1, 1, 1), mode="replicate"), 3, 0)
     mix = torch.where(u[:, 0] < 0.35, u[:, 1], -0.5 * u[:, 1] * (u[:, 2] < 0.4))
     return pixels + (soft - pixels) * mix.view(-1, 1, 1, 1)
 
@@ -148,6 +150,16 @@ def _cutout(pixels: Tensor, u: Tensor) -> Tensor:
     inside_x = (x - _signed(centre_x)).abs() < 0.12 + 0.25 * half_x
     inside_y = (y - _signed(centre_y)).abs() < 0.12 + 0.25 * half_y
     return torch.where(inside_x & inside_y & (chosen < 0.3), 1.0, pixels).clamp(0, 1)
+
+
+def averaged(planes: Tensor, side: int, padding: int) -> Tensor:
+    """(B, C, H, W) -> (B, C, H', W'): `F.avg_pool2d` of stride 1, the same bits.
+
+    On CPUs it is vectorized over channels alone, so each plane is a channel here: three to four times faster.
+    """
+    channels = planes.flatten(0, 1)[None].contiguous(memory_format=torch.channels_last)
+    found: Tensor = F.avg_pool2d(channels, side, 1, padding)[0].contiguous()
+    return found.view(*planes.shape[:2], *found.shape[1:])
 
 
 def _plane(pixels: Tensor) -> tuple[Tensor, Tensor]:

@@ -67,6 +67,8 @@ def training_pairs(
     assert preprocessing is not None and text is not None
     spec, tokenizer = data.train, load_tokenizer(student.path / text.file)
 
+    kept: dict[str, NDArray[np.uint8]] = {}
+
     def pairs(decoded: Batch, epoch: int) -> TrainingBatch:
         view_of, caption_of = choices(seed, epoch, decoded.keys).T
         chosen = [int(u * len(own)) for u, own in zip(caption_of, decoded.captions, strict=True)]
@@ -100,6 +102,7 @@ def training_pairs(
             drop_last=True,
             rank=here.rank,
             world=here.size,
+            kept=kept,
         )
         return (pairs(one, epoch) for one in decoded)
 

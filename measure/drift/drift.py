@@ -64,13 +64,14 @@ def drift_document(artifacts: Sequence[Artifact], config: DriftConfig, folder: P
     onnx = any(artifact.manifest.kind is Kind.ONNX for artifact in artifacts)
     backend = config.backend or (default_backend() if onnx else None)
     pairs: EvaluationSet | None = None
+    embedded: Row | None = None
     rows: list[DriftRow] = []
     first: SplitRow | None = None
     before: SplitRow | None = None
     fp32: SplitRow | None = None
     for artifact in track(artifacts, "drift", total=len(artifacts)):
         own = backend if artifact.manifest.kind is Kind.ONNX else None
-        pairs, embedded = embed_row(artifact, data, own, config.batch, pairs)
+        pairs, embedded = embed_row(artifact, data, own, config.batch, pairs, embedded)
         row = split_row(pairs, embedded, config.seed)
         first = first or row
         rows.append(_table_row(pairs, row, first, before, fp32 if embedded.precision == "int8" else None))

@@ -18,8 +18,11 @@ import numpy as np
 from mmcompress.artifact import Artifact
 from mmcompress.config import Backend, DataConfig, Precision
 from mmcompress.errors import CorruptInputError, UsageError
+from mmcompress.manifest import hash_json
 from mmcompress.measure.retrieval import Bools, Floats, Ints
+from mmcompress.runtime.backends import graph_for
 from mmcompress.runtime.encoder import Encoder, unit
+from mmcompress.runtime.tokenize import text_processing
 
 _PROMPTS = 512
 """Prompts that are embedded at once."""
@@ -54,12 +57,22 @@ class Row:
     """(N, D)"""
     texts: Floats
     """(M, D)"""
+    text_tower: str = ""
+    """Equal for rows that embed texts alike, to the bit."""
 
 
 def embed_row(
-    artifact: Artifact, data: DataConfig, backend: Backend | None, batch: int, pairs: EvaluationSet | None
+    artifact: Artifact,
+    data: DataConfig,
+    backend: Backend | None,
+    batch: int,
+    pairs: EvaluationSet | None,
+    before: Row | None = None,
 ) -> tuple[EvaluationSet, Row]:
-    """Run both towers over the test set; the first row also says which pairs there are."""
+    """Run both towers over the test set; the first row also says which pairs there are.
+
+    Where only images were distilled or pruned, the text tower is the one of the row before, and so are its embeddings.
+    """
     from mmcompress.data.batches import batches
 
     assert data.test is not None
@@ -86,10 +99,24 @@ def embed_row(
             pairs = _pairs(keys, seen, labels, captions, data)
         elif pairs.keys != keys:
             raise CorruptInputError(f"{data.test} changed while it was read", "run drift again")
-        texts = prompt_embeddings(encoder, pairs.texts, pairs.templates)
+        text_tower = _text_tower(encoder)
+        if before is not None and before.text_tower == text_tower:
+            texts = before.texts
+        else:
+            texts = prompt_embeddings(encoder, pairs.texts, pairs.templates)
     scale = artifact.manifest.facts.get("logit_scale")
     scale = float(scale) if isinstance(scale, (int, float)) else None
-    return pairs, Row(artifact.path.name, encoder.precisions["image"], scale, np.concatenate(images), texts)
+    precision = encoder.precisions["image"]
+    return pairs, Row(artifact.path.name, precision, scale, np.concatenate(images), texts, text_tower)
+
+
+def _text_tower(encoder: Encoder) -> str:
+    """Hash of what texts go through: the tokenizer, the graph with its weights, and the backend."""
+    artifact, text = encoder.artifact, text_processing(encoder.artifact)
+    graph = graph_for(artifact, "text", encoder.backend, encoder.precisions["text"])
+    names = [name for name in artifact.manifest.files if name == text.file or name.startswith(graph.file)]
+    files = {name: artifact.manifest.files[name].sha256 for name in names}
+    return hash_json([encoder.backend, graph.model_dump(mode="json"), text.model_dump(mode="json"), files])
 
 
 def prompt_embeddings(encoder: Encoder, texts: Sequence[str], templates: Sequence[str] = ()) -> Floats:

@@ -91,7 +91,7 @@ class OptimizerConfig(Config):
     ema: float = Field(default=0.0, ge=0, lt=1)
     """Decay of the averaged weights that are saved; 0 saves the last ones."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of the arithmetic; weights stay in float32. `auto` is bfloat16 where the processor has it in hardware."""
+    """Of the arithmetic; weights stay in float32. `auto` is bfloat16 on GPUs from Ampere on and on CPUs with AMX."""
     save_minutes: float = Field(default=1.0, gt=0)
     """How often the state to resume from is written."""
 

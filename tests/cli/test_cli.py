@@ -325,3 +325,14 @@ def test_json_is_alone_on_stdout_in_a_new_process(tmp_path: Path) -> None:
 def test_a_limit_that_is_no_number_is_bad_usage(arguments: tuple[str, ...], cli: Cli) -> None:
     done = cli(*arguments)
     assert done.code == 2 and ("finite number" in done.err or "Invalid value for '--seconds'" in done.err)
+
+
+def test_threads_of_openmp_sleep_while_they_wait_unless_told_otherwise(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
+    cli("--version")
+    assert os.environ["OMP_WAIT_POLICY"] == "active"
+    monkeypatch.delenv("OMP_WAIT_POLICY")
+    cli("--version")
+    assert os.environ["OMP_WAIT_POLICY"] == "passive"

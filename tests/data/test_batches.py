@@ -155,6 +155,29 @@ def test_skipping_decodes_nothing(three: str, monkeypatch: pytest.MonkeyPatch) -
     assert len(decoded) == 60 - 48
 
 
+@pytest.mark.parametrize("room", [60, 5])
+def test_kept_images_are_decoded_once(three: str, monkeypatch: pytest.MonkeyPatch, room: int) -> None:
+    from mmcompress.data import batches as data
+
+    expected = [made(three, shuffle_seed=2, epoch=epoch) for epoch in (0, 1)]
+    decoded: list[bytes] = []
+    pixels = data._pixels
+
+    def counted(image: bytes, preprocessing: Preprocessing) -> NDArray[np.uint8]:
+        decoded.append(image)
+        return pixels(image, preprocessing)
+
+    monkeypatch.setattr(data, "_pixels", counted)
+    monkeypatch.setattr(data, "KEPT_BYTES", room * 16 * 16 * 3)
+    kept: dict[str, NDArray[np.uint8]] = {}
+    for epoch in (0, 1):
+        found = made(three, shuffle_seed=2, epoch=epoch, workers=1, kept=kept)
+        assert keys(found) == keys(expected[epoch])
+        for left, right in zip(found, expected[epoch], strict=True):
+            np.testing.assert_array_equal(left.pixels, right.pixels)
+    assert len(kept) == room and len(decoded) == 2 * 60 - room
+
+
 def test_two_processes_equal_one(three: str) -> None:
     whole = made(three, shuffle_seed=1, batch=16, drop_last=True)
     ranks = [made(three, shuffle_seed=1, batch=8, drop_last=True, rank=rank, world=2) for rank in (0, 1)]

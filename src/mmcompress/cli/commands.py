@@ -9,6 +9,7 @@ Only `main` turns an `MMCompressError` into `error: …` and `hint: …` with it
 from __future__ import annotations
 
 import math
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, cast
@@ -343,6 +344,9 @@ def doctor(json: Json = False) -> None:
 
 
 def main() -> NoReturn:
+    # OpenMP's threads spin while they wait, which takes the processor from those that decode images. Read once, when
+    # torch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         app(prog_name="mmcompress")
     except MMCompressError as error:

@@ -21,6 +21,7 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -40,6 +41,8 @@ from mmcompress.packaged import packaged
 __all__ = ["Batch", "Sample", "batches", "count", "decode", "expand", "fingerprint", "packaged", "read"]
 
 MAX_BAD_FRACTION = 0.05
+KEPT_BYTES = 256 * 2**20
+"""Of decoded images that a caller keeps from one epoch to the next; what is beyond is decoded again."""
 _PIECE = 32  # images that a thread decodes at a time
 _PILLOW_ERRORS = (
     Image.DecompressionBombError,
@@ -119,12 +122,14 @@ def batches(
     rank: int = 0,
     world: int = 1,
     log: Path | None = None,
+    kept: dict[str, NDArray[np.uint8]] | None = None,
 ) -> Iterator[Batch]:
     """Batches of one pass over the data, from batch `skip` on.
 
     With a seed the order is shuffled, as a function of (seed, epoch): `buffer` encoded samples are held in memory.
     Of `world` processes each takes every world-th sample, so theirs together are the batches of one process with
-    `batch * world`; with `drop_last` all of them get equally many.
+    `batch * world`; with `drop_last` all of them get equally many. Images are taken from `kept`, by key, and put there
+    while they fit; one such dict belongs to one spec and one preprocessing.
     """
     if not 0 <= rank < world or batch < 1 or workers < 1 or skip < 0 or buffer < 1:
         raise ValueError(f"rank {rank} of {world}, batch {batch}, workers {workers}, skip {skip}, buffer {buffer}")
@@ -138,7 +143,7 @@ def batches(
         stream = _shuffled(samples(places, tally), order, buffer)
     stream = _dealt(stream, rank, world, drop_last)
     groups = islice(_groups(stream, batch, drop_last, tally), skip, None)
-    return _decoded(groups, preprocessing, workers, tally, refill=shuffle_seed is not None)
+    return _decoded(groups, preprocessing, workers, tally, kept, refill=shuffle_seed is not None)
 
 
 def _shuffled(stream: Iterator[Sample], order: random.Random, buffer: int) -> Iterator[Sample]:
@@ -174,9 +179,15 @@ def _groups(stream: Iterator[Sample], batch: int, drop_last: bool, tally: Tally)
 
 
 def _decoded(
-    groups: Iterator[list[Sample]], preprocessing: Preprocessing, workers: int, tally: Tally, refill: bool
+    groups: Iterator[list[Sample]],
+    preprocessing: Preprocessing,
+    workers: int,
+    tally: Tally,
+    kept: dict[str, NDArray[np.uint8]] | None,
+    refill: bool,
 ) -> Iterator[Batch]:
     """Decode on threads, at most `workers + 1` batches ahead, and hand out in order."""
+    decode_piece = partial(_decode_piece, preprocessing=preprocessing, kept=kept)
     pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
     waiting: deque[tuple[list[Sample], list[Future[list[NDArray[np.uint8] | str]]]]] = deque()
     try:
@@ -185,7 +196,7 @@ def _decoded(
             while more and len(waiting) <= workers:
                 if more := (group := next(groups, None)) is not None:
                     pieces = [group[i : i + _PIECE] for i in range(0, len(group), _PIECE)]
-                    waiting.append((group, [pool.submit(_decode_piece, piece, preprocessing) for piece in pieces]))
+                    waiting.append((group, [pool.submit(decode_piece, piece) for piece in pieces]))
             if waiting:
                 group, futures = waiting.popleft()
                 results = [result for future in futures for result in future.result()]
@@ -196,12 +207,19 @@ def _decoded(
         pool.shutdown(cancel_futures=True)
 
 
-def _decode_piece(piece: list[Sample], preprocessing: Preprocessing) -> list[NDArray[np.uint8] | str]:
+def _decode_piece(
+    piece: list[Sample], preprocessing: Preprocessing, kept: dict[str, NDArray[np.uint8]] | None
+) -> list[NDArray[np.uint8] | str]:
     """Pixels, or why there are none."""
     results: list[NDArray[np.uint8] | str] = []
     for sample in piece:
         try:
-            results.append(_pixels(sample.image, preprocessing))
+            pixels = None if kept is None else kept.get(sample.key)
+            if pixels is None:
+                pixels = _pixels(sample.image, preprocessing)
+                if kept is not None and (len(kept) + 1) * pixels.nbytes <= KEPT_BYTES:
+                    kept[sample.key] = pixels
+            results.append(pixels)
         except (*_PILLOW_ERRORS, CorruptInputError) as error:
             results.append(f"the image cannot be decoded: {error}")
     return results

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
 
-from mmcompress.compress.train.augment import choices, drawing, normalized, photo, pixels_of_views, uniforms
+from mmcompress.compress.train.augment import averaged, choices, drawing, normalized, photo, pixels_of_views, uniforms
 from mmcompress.data.batches import Batch
 from mmcompress.manifest import Preprocessing
 
@@ -64,3 +65,18 @@ def test_normalized_matches_the_formula() -> None:
     pixels = torch.rand(1, 3, 2, 2)
     out = normalized(pixels, rule)
     torch.testing.assert_close(out[:, 1], (pixels[:, 1] - 0.2) / 0.25)
+
+
+@pytest.mark.parametrize(("side", "padding"), [(7, 3), (3, 0)])
+def test_averages_are_those_of_avg_pool2d_to_the_bit(side: int, padding: int) -> None:
+    planes = torch.rand(5, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(averaged(planes, side, padding), F.avg_pool2d(planes, side, 1, padding))
+
+
+@pytest.mark.parametrize("kind", ["photo", "drawing"])
+def test_only_the_images_that_change_are_augmented(kind: str) -> None:
+    three, cpu = batch(["a", "b", "c"]), torch.device("cpu")
+    mixed = pixels_of_views(three, views(0, 2, 1), 0, kind, cpu)
+    assert torch.equal(mixed[0], pixels_of_views(three, views(0, 0, 0), 0, kind, cpu)[0])
+    assert torch.equal(mixed[1], pixels_of_views(three, views(2, 2, 2), 0, kind, cpu)[1])
+    assert torch.equal(mixed[2], pixels_of_views(three, views(1, 1, 1), 0, kind, cpu)[2])

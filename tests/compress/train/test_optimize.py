@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -91,3 +92,19 @@ def test_divergence_is_an_error(tmp_path: Path) -> None:
             work=tmp_path,
             what="test",
         )
+
+
+@pytest.mark.parametrize(
+    ("device", "told", "expected"),
+    [
+        ("cpu", {"_is_amx_tile_supported": lambda: True}, True),
+        ("cpu", {"_is_amx_tile_supported": lambda: False, "_is_avx512_bf16_supported": lambda: True}, False),
+        ("cpu", {}, False),  # a torch that does not say
+        ("meta", {"_is_amx_tile_supported": lambda: True}, False),
+    ],
+)
+def test_bfloat16_is_chosen_on_processors_with_amx(
+    monkeypatch: pytest.MonkeyPatch, device: str, told: dict[str, object], expected: bool
+) -> None:
+    monkeypatch.setattr(torch, "cpu", SimpleNamespace(**told))
+    assert optimize.computes_bfloat16(torch.device(device)) is expected

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -13,6 +13,7 @@ from typing import Any, cast
 import clip_benchmark_reference as clip_benchmark
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 from toy_model import SIDE, WORDS, make_model
 
@@ -143,6 +144,24 @@ def test_the_old_index_answers_the_new_models_queries(make_artifact: Make, shard
     low, high = new["metrics"]["ci95"]["old_index_i2t_r1"]
     assert low <= found["i2t_r1"] <= high
     assert sum(new["cosine_histogram"]["counts"]) == 20
+
+
+def test_rows_with_one_text_tower_embed_texts_once(
+    make_artifact: Make, shard: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    artifacts = [make_artifact(name, make_model(seed)) for name, seed in (("a", 0), ("b", 0), ("c", 3), ("d", 0))]
+    alone = [report_of([artifacts[0], one], test=str(shard))["rows"][1]["metrics"] for one in artifacts[1:]]
+    embedded: list[str] = []
+    texts = Encoder.texts
+
+    def counted(encoder: Encoder, given: Sequence[str]) -> NDArray[np.float32]:
+        embedded.append(encoder.artifact.path.name)
+        return texts(encoder, given)
+
+    monkeypatch.setattr(Encoder, "texts", counted)
+    rows = report_of(artifacts, test=str(shard))["rows"]
+    assert embedded == ["a", "c", "d"]
+    assert [row["metrics"] for row in rows[1:]] == alone
 
 
 def test_the_gallery_shows_what_flipped(make_artifact: Make, shard: Path, tmp_path: Path) -> None:
