@@ -135,8 +135,8 @@ def timed(what: str, images: int, texts: int) -> Claim:
 
 def measure(images: int, texts: int) -> int:
     """Embeddings of a reference and of a copy with noise; print seconds, processor seconds and the peak in GB."""
-    from mmcompress.measure.drift.figures import measured, metrics
-    from mmcompress.measure.drift.testset import Pairs, Row
+    from mmcompress.measure.drift.figures import answers_of, metrics
+    from mmcompress.measure.drift.testset import EvaluationSet, Row
 
     rng = np.random.default_rng(0)
     classes = images > texts
@@ -146,16 +146,16 @@ def measure(images: int, texts: int) -> int:
     many /= np.linalg.norm(many, axis=1, keepdims=True)
     pictures, words = (many, few) if classes else (few, many)
     groups = (owner, np.arange(texts)) if classes else (np.arange(images), owner)
-    pairs = Pairs([""] * images, np.ones(images, np.bool_), [""] * texts, (), *groups, classes)
+    pairs = EvaluationSet([""] * images, np.ones(images, np.bool_), [""] * texts, (), *groups, classes)
     noisy = [side + 0.1 * _normal(rng, len(side)) for side in (pictures, words)]
     noisy = [side / np.linalg.norm(side, axis=1, keepdims=True) for side in noisy]
     start, worked = time.perf_counter(), time.process_time()
     rows = [
-        measured(pairs, Row(name, "fp32", 100.0, *sides), np.arange(images))
+        answers_of(pairs, Row(name, "fp32", 100.0, *sides), np.arange(images))
         for name, sides in (("reference", (pictures, words)), ("noisy", noisy))
     ]
     figures = metrics(rows[1], rows[0])
-    assert figures["ci95"]["i2t_r10"] and figures["old_index"]
+    assert figures.ci95["i2t_r10"] and figures.old_index
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     print(time.perf_counter() - start, time.process_time() - worked, peak)
     return 0
@@ -170,7 +170,7 @@ def named(run: Path, tries: int) -> list[Claim]:
     if not (run / "int8" / "manifest.json").is_file():
         return [("bisect", f"not measured: {run} holds no finished run", "first in all", None)]
     from mmcompress.int8 import linear_modules
-    from mmcompress.measure.bisect.bisect import bisect_report
+    from mmcompress.measure.bisect.bisect import bisect_document
     from mmcompress.pipeline import standalone
 
     healthy = Artifact.open(run / "int8")
@@ -185,12 +185,12 @@ def named(run: Path, tries: int) -> list[Claim]:
             kind = KINDS[number // 2 % len(KINDS)]
             broken = mis_scaled(healthy, module, kind, Path(temporary) / str(number))
             start = time.perf_counter()
-            found = bisect_report(reference, broken, config)
+            found = bisect_document(reference, broken, config)
             slowest = max(slowest, time.perf_counter() - start)
-            right = found["modules"][0]["module"] == module
-            first, kept = first + right, kept + (module in found["keep"][:1])
+            right = found.modules[0].module == module
+            first, kept = first + right, kept + (module in found.keep[:1])
             if not right:
-                missed.append(f"{module} {kind}: {found['modules'][0]['module']}")
+                missed.append(f"{module} {kind}: {found.modules[0].module}")
     print(*missed, sep="\n", end="\n" if missed else "")
     about = f"first {first} of {tries}, first to keep {kept}; at most {slowest:.0f} s"
     return [("bisect, one layer scaled wrongly", about, "first in all", first == tries)]
@@ -201,7 +201,7 @@ def mis_scaled(source: Artifact, module: str, kind: str, folder: Path) -> Artifa
     import onnx
     from onnx import numpy_helper
 
-    from mmcompress.export.audit import module_of
+    from mmcompress.export.audit import linear_of
 
     manifest = source.manifest
     with Artifact.create(folder, kind=manifest.kind, stage=manifest.stage, key="mis-scaled") as draft:
@@ -213,7 +213,7 @@ def mis_scaled(source: Artifact, module: str, kind: str, folder: Path) -> Artifa
             proto = onnx.load(str(draft.path / graph.file))
             for tensor in proto.graph.initializer:
                 linear, _, part = tensor.name.partition(".input." if ".input." in tensor.name else ".weight.")
-                if module_of(linear) == module:
+                if linear_of(linear) == module:
                     changed = changed_values(numpy_helper.to_array(tensor), tensor.name, part, kind)
                     tensor.CopyFrom(numpy_helper.from_array(changed, tensor.name))
             onnx.save_model(proto, str(draft.path / graph.file))

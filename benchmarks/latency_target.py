@@ -38,10 +38,10 @@ def main() -> int:
             given = {"target_latency": target, "backend": asked.backend, **parse_assignments(asked.set)}
             made = standalone.prune(asked.checkpoint, pruned, given)
             files = standalone.export(str(pruned), folder / f"files-{target}", {"precisions": ("fp32",)}).path
-            found = compare(dense, files, backend=asked.backend, precision="fp32")["comparisons"][0]
+            found = compare(dense, files, backend=asked.backend, precision="fp32").comparisons[0]
             searched = made.manifest.metrics["towers"]["image"]["measured"]
-            low, high = (1 / bound for bound in reversed(found["ci95"]))
-            rows.append((float(target), searched, 1 / found["speedup"], low, high, made.manifest.facts["macs_share"]))
+            low, high = (1 / bound for bound in reversed(found.ci95))
+            rows.append((float(target), searched, 1 / found.speedup, low, high, made.manifest.facts["macs_share"]))
     print(f"{'asked':>6} {'search':>7} {'files':>7} {'95% interval':>16} {'off by':>7} {'MACs':>6}")
     for target, searched, share, low, high, macs in rows:
         interval = f"[{low:.3f}, {high:.3f}]"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mmcompress.export.audit import audit_log, module_of, parse_layers
+from mmcompress.export.audit import audit_log, linear_of, parse_layers, summary_of
 
 SHAPE = "Strides: [256,1], StrideOrder: [1,0]"
 
@@ -54,8 +54,8 @@ def test_a_silent_fall_back_to_half_is_told() -> None:
     assert audit.attention == {"fp16": 1}
     assert audit.weights_bytes == 5102084
     assert audit.layers == 4
-    assert audit.summary()["not_int8"] == ["image.blocks.0.qkv"]
-    assert audit.summary()["modules"] == {"fp16": 1, "int8": 1}
+    assert summary_of(audit).not_int8 == ("image.blocks.0.qkv",)
+    assert summary_of(audit).modules == {"fp16": 1, "int8": 1}
 
 
 def test_a_module_in_two_products_counts_as_its_widest() -> None:
@@ -70,7 +70,7 @@ def test_an_empty_log_claims_nothing() -> None:
 
 
 def test_only_the_products_of_linears_are_modules() -> None:
-    assert module_of("text.blocks.11.fc1") == "text.blocks.11.fc1"
-    assert module_of("image.blocks.5.qkv.kv") == "image.blocks.5.qkv"
-    assert module_of("image.blocks.5.qkv.add") is None
-    assert module_of("image.projection") is None
+    assert linear_of("text.blocks.11.fc1") == "text.blocks.11.fc1"
+    assert linear_of("image.blocks.5.qkv.kv") == "image.blocks.5.qkv"
+    assert linear_of("image.blocks.5.qkv.add") is None
+    assert linear_of("image.projection") is None

@@ -12,6 +12,7 @@ import pytest
 
 from mmcompress.measure import ceiling as module
 from mmcompress.measure.ceiling import ceilings, share
+from mmcompress.measure.document import Ceiling
 
 
 @pytest.fixture(autouse=True)
@@ -24,11 +25,11 @@ def test_each_kernel_is_measured_once() -> None:
     kernels = [("onnxruntime", "fp32", 1), ("openvino", "int8", 1), ("onnxruntime", "fp32", 1)]
     found, missing = ceilings(kernels)  # type: ignore[arg-type]
     assert missing == []
-    assert [(one["backend"], one["precision"], one["threads"]) for one in found] == [
+    assert [(one.backend, one.precision, one.threads) for one in found] == [
         ("onnxruntime", "fp32", 1),
         ("openvino", "int8", 1),
     ]
-    assert all(one["gmacs_per_s"] > 0 and tuple(one["shape"]) in module.SHAPES for one in found)
+    assert all(one.gmacs_per_s > 0 and one.shape in module.SHAPES for one in found)
 
 
 def test_onnx_runtime_multiplies_integers(tmp_path: Path) -> None:
@@ -62,7 +63,7 @@ def test_without_onnx_there_is_no_ceiling_and_it_is_said(monkeypatch: pytest.Mon
 
 
 def test_the_share_is_of_the_same_kernel() -> None:
-    known = [{"backend": "openvino", "precision": "int8", "threads": 2, "gmacs_per_s": 100.0}]
+    known = [Ceiling(backend="openvino", device="CPU", precision="int8", threads=2, gmacs_per_s=100.0, shape=(8, 8, 8))]
     assert share(known, ("openvino", "int8", 2), 50_000_000, 1000.0) == pytest.approx(0.5)
     assert share(known, ("openvino", "int8", 1), 50_000_000, 1000.0) is None
     assert share(known, ("openvino", "int8", 2), None, 1000.0) is None

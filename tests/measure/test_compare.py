@@ -9,12 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from report_run import bench_document, latency
 
 from mmcompress.artifact import Artifact
 from mmcompress.errors import CorruptInputError, UsageError
 from mmcompress.manifest import Kind
 from mmcompress.measure import compare as module
 from mmcompress.measure.compare import compare, compare_reports
+from mmcompress.measure.stored import StoredLatencies
 
 Make = Callable[..., Artifact]
 
@@ -28,7 +30,8 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("quick")
 def test_two_artifacts_are_measured_here(make_artifact: Make) -> None:
     a, b = make_artifact("a"), make_artifact("b", precisions=("fp32", "int8"))
-    found = compare(a.path, b.path, backend="onnxruntime", batch=2, threads=1, seconds=0.04)
+    compared = compare(a.path, b.path, backend="onnxruntime", batch=2, threads=1, seconds=0.04)
+    found = compared.model_dump(mode="json", by_alias=True)
     assert (found["measured"], found["a"], found["b"]) == ("here", str(a.path), str(b.path))
     (pair,) = found["comparisons"]
     assert (pair["a"]["row"], pair["a"]["precision"], pair["b"]["row"], pair["b"]["precision"]) == (
@@ -45,9 +48,15 @@ def test_two_artifacts_are_measured_here(make_artifact: Make) -> None:
 
 
 def document(rounds: dict[str, list[float]], **environment: Any) -> dict[str, Any]:
-    same = {"backend": "openvino", "precision": "int8", "batch": 1, "threads": 2, "streams": 1}
+    """A bench.json with these rounds on OpenVINO in INT8."""
+    whole = bench_document("EPYC")
+    same = {**latency("int8", "openvino", 1), "threads": 2}
     rows = [{"row": row, "latency": [{**same, "rounds_ms": times}]} for row, times in rounds.items()]
-    return {"rows": rows, "environment": {"cpu": "EPYC", "cores": 2, **environment}}
+    return {**whole, "rows": rows, "environment": {**whole["environment"], "warnings": [], **environment}}
+
+
+def stored(rounds: dict[str, list[float]], **environment: Any) -> StoredLatencies:
+    return StoredLatencies.model_validate(document(rounds, **environment))
 
 
 def times(middle: float, seed: int) -> list[float]:
@@ -55,37 +64,37 @@ def times(middle: float, seed: int) -> list[float]:
 
 
 def test_two_reports_are_compared_by_their_rounds() -> None:
-    a = document({"student": times(2.0, 0), "int8": times(1.0, 1), "gone": times(1.0, 2)})
-    b = document({"student": times(2.0, 3), "int8": times(0.8, 4), "new": times(1.0, 5)})
+    a = stored({"student": times(2.0, 0), "int8": times(1.0, 1), "gone": times(1.0, 2)})
+    b = stored({"student": times(2.0, 3), "int8": times(0.8, 4), "new": times(1.0, 5)})
     found = compare_reports(a, b, "a", "b")
-    pairs = {pair["a"]["row"]: pair for pair in found["comparisons"]}
+    pairs = {pair.a.row: pair for pair in found.comparisons}
     assert list(pairs) == ["student", "int8"]
-    assert not pairs["student"]["significant"]
-    assert pairs["int8"]["significant"] and pairs["int8"]["speedup"] == pytest.approx(1.25, rel=0.02)
-    assert found["notes"] == [
-        "The two were measured in different runs: what changed on the machine between them counts as difference."
-    ]
+    assert not pairs["student"].significant
+    assert pairs["int8"].significant and pairs["int8"].speedup == pytest.approx(1.25, rel=0.02)
+    assert found.notes == (
+        "The two were measured in different runs: what changed on the machine between them counts as difference.",
+    )
 
 
 def test_other_machines_and_warnings_are_noted() -> None:
-    a = document({"int8": times(1.0, 0)}, power_mode="15W", warnings=["The machine was noisy."])
-    b = document({"int8": times(1.0, 1)}, power_mode="MAXN", cpu="Xeon")
-    notes = compare_reports(a, b, "a", "b")["notes"]
-    assert notes[1:] == [
+    a = stored({"int8": times(1.0, 0)}, power_mode="15W", warnings=["The machine was noisy."])
+    b = stored({"int8": times(1.0, 1)}, power_mode="MAXN", cpu="Xeon")
+    notes = compare_reports(a, b, "a", "b").notes
+    assert notes[1:] == (
         "They were measured under different conditions: processor (EPYC and Xeon), power mode (15W and MAXN).",
         "The machine was noisy.",
-    ]
+    )
 
 
 def test_reports_are_found_in_folders_and_files(tmp_path: Path) -> None:
-    stored = document({"int8": times(1.0, 0)})
+    bench = document({"int8": times(1.0, 0)})
     with Artifact.create(tmp_path / "bench", kind=Kind.REPORT, stage="bench", key="bench") as draft:
-        (draft.path / "bench.json").write_text(json.dumps(stored))
-    stored["rows"] = [{"stage": row.pop("row"), **row} for row in stored["rows"]]
-    (tmp_path / "main.json").write_text(json.dumps(stored))
+        (draft.path / "bench.json").write_text(json.dumps(bench))
+    bench["rows"] = [{"stage": row.pop("row"), **row} for row in bench["rows"]]
+    (tmp_path / "main.json").write_text(json.dumps(bench))
     found = compare(tmp_path / "bench", tmp_path / "main.json")
-    assert found["measured"] == "before"
-    assert found["comparisons"][0]["speedup"] == pytest.approx(1.0)
+    assert found.measured == "before"
+    assert found.comparisons[0].speedup == pytest.approx(1.0)
 
 
 def test_what_cannot_be_compared_is_said(make_artifact: Make, tmp_path: Path) -> None:
@@ -101,7 +110,7 @@ def test_what_cannot_be_compared_is_said(make_artifact: Make, tmp_path: Path) ->
         compare(good, other)
     assert "A has int8 openvino int8 1 2 1; B has fp32 openvino int8 1 2 1" in caught.value.hint
     other.write_text("[]")
-    with pytest.raises(CorruptInputError, match=r"other\.json has no list of rows"):
+    with pytest.raises(CorruptInputError, match=r"other\.json is \[\]: Input should be an object"):
         compare(good, other)
     other.write_text("{")
     with pytest.raises(CorruptInputError, match=r"other\.json is no JSON"):

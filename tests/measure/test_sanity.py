@@ -29,7 +29,7 @@ def sound(seed: int = 0) -> tuple[Rows, Rows]:
 
 def failed(images: Rows, texts: Rows, reference: Rows | None = None) -> list[str]:
     known = {"image": images[:8] if reference is None else reference, "text": texts[:8]}
-    return [one["check"] for one in checks(images, texts, GROUP, known, 1e-4) if not one["passed"]]
+    return [one.check for one in checks(images, texts, GROUP, known, 1e-4) if not one.passed]
 
 
 def test_a_sound_baseline_passes() -> None:

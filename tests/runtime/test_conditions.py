@@ -10,6 +10,7 @@ from system_tree import write
 
 from mmcompress.runtime import conditions
 from mmcompress.runtime.conditions import Conditions, Snapshot, Ticks, noise, shares, snapshot, warnings
+from mmcompress.runtime.environment import Noise
 
 
 def test_a_pc(tmp_path: Path) -> None:
@@ -76,10 +77,10 @@ def test_shares_of_the_processor() -> None:
 
 def test_a_noisy_machine_says_why() -> None:
     quiet = noise([0.01, 0.02, 0.2], 0.05, 0.0, priority=False)
-    assert quiet == {"level": 0.02, "noisy": False, "reason": None}
-    assert noise([0.02], 0.4, 0.0, priority=True)["noisy"] is False
+    assert quiet == Noise(level=0.02, noisy=False, reason=None)
+    assert noise([0.02], 0.4, 0.0, priority=True).noisy is False
     loud = noise([0.08], 0.4, 0.03, priority=False)
-    assert loud["reason"] == (
+    assert loud.reason == (
         "equal rounds differ by 8%; other programs took 40% of the processor; "
         "the hypervisor gave 3% of the processor to other machines"
     )
@@ -93,17 +94,18 @@ def test_throttling_is_told_by_counters_and_by_the_gpu() -> None:
 
 
 def test_what_a_reader_is_warned_of() -> None:
-    quiet = {"noisy": False, "reason": None}
+    quiet = Noise(level=0.0, noisy=False, reason=None)
     assert warnings(BEFORE, AFTER, quiet, None, ()) == []
+    loud = Noise(level=0.08, noisy=True, reason="equal rounds differ by 8%")
     slow = replace(AFTER, clocks_mhz=[1500.0, 1500.0])
-    found = warnings(BEFORE, slow, {"noisy": True, "reason": "equal rounds differ by 8%"}, True, ("power cap", "heat"))
+    found = warnings(BEFORE, slow, loud, True, ("power cap", "heat"))
     assert found[0].startswith("The machine was noisy: equal rounds differ by 8%.")
     assert "forced down while this was measured (power cap, heat)" in found[1]
     assert found[2] == "The clocks fell from 3000 to 1500 MHz while this was measured."
 
 
 def test_the_document_has_what_the_report_shows() -> None:
-    found = Conditions(BEFORE, AFTER, True, (0, 1)).document([0.01], 2)
+    found = Conditions(BEFORE, AFTER, True, (0, 1)).meanwhile([0.01], 2).model_dump(mode="json")
     assert found["pinned_cores"] == [0, 1]
     assert found["priority"] == "real-time"
     assert found["clocks_mhz"] == {"before": [3000.0, 3000.0], "after": [2900.0, 2900.0]}

@@ -19,8 +19,10 @@ from mmcompress.errors import MissingRequirementError, UsageError
 from mmcompress.manifest import Kind
 from mmcompress.measure import interleave, peak
 from mmcompress.measure.bench import bench as latency
-from mmcompress.measure.bench.bench import Measured, bench, ratios
+from mmcompress.measure.bench.bench import Timed, bench, ratios
+from mmcompress.measure.bench.document import Run
 from mmcompress.measure.bench.energy import Counter
+from mmcompress.measure.document import Ceiling
 from mmcompress.measure.interleave import Record
 from mmcompress.measure.peak import peaks, random_call
 from mmcompress.measure.subjects import Subject, find_subjects
@@ -62,7 +64,10 @@ def test_the_stage_measures_every_combination(
             assert one["pipeline"]["input_ms"] < one["pipeline"]["together_ms"]
             share = 1000 * one["batch"] / one["p50_ms"] / 1e9
             assert one["ceiling_share"] == (pytest.approx(1000 * share / 50) if row["row"] == "teacher" else None)
-    assert report["ceiling"] == known_ceilings([("onnxruntime", "fp32", 1), ("openvino", "fp32", 1)])[0]
+    assert report["ceiling"] == [
+        ceiling.model_dump(mode="json")
+        for ceiling in known_ceilings([("onnxruntime", "fp32", 1), ("openvino", "fp32", 1)])[0]
+    ]
     environment = report["environment"]
     assert environment["cpu"] and environment["cores"] >= 1
     assert environment["priority"] in ("real-time", "normal")
@@ -70,10 +75,12 @@ def test_the_stage_measures_every_combination(
     assert environment["warnings"][-1] == "No ceiling of int8."
 
 
-def known_ceilings(kernels: Any) -> tuple[list[dict[str, Any]], list[str]]:
+def known_ceilings(kernels: Any) -> tuple[list[Ceiling], list[str]]:
     fp32 = [kernel for kernel in dict.fromkeys(kernels) if kernel[1] == "fp32"]
-    keys = ("backend", "precision", "threads", "gmacs_per_s")
-    return [dict(zip(keys, (*kernel, 50.0), strict=True)) for kernel in fp32], ["No ceiling of int8."]
+    known = {"device": "EPYC", "gmacs_per_s": 50.0, "shape": (8, 8, 8)}
+    names = ("backend", "precision", "threads")
+    ceilings = [Ceiling.model_validate({**dict(zip(names, kernel, strict=True)), **known}) for kernel in fp32]
+    return ceilings, ["No ceiling of int8."]
 
 
 def test_ratios_are_of_the_pairs_that_readers_ask_for(make_artifact: Make) -> None:
@@ -85,13 +92,16 @@ def test_ratios_are_of_the_pairs_that_readers_ask_for(make_artifact: Make) -> No
             artifact = SimpleNamespace(path=Path(name), manifest=None)
             subject: Any = SimpleNamespace(artifact=artifact, backend=backend, threads=2, graph=None)
             subject.graph = SimpleNamespace(precision=precision)
-            subject.name = lambda row=name, on=backend, kind=precision: (row, on, kind)
-            measured.append(Measured(subject, 1, 1, Record([[np.full(3, milliseconds * factor)]] * 5)))
+            subject.run = Run.model_validate({"row": name, "backend": backend, "precision": precision})
+            measured.append(Timed(subject, 1, 1, Record([[np.full(3, milliseconds * factor)]] * 5)))
     same = {name: next(m.subject.artifact for m in measured if m.subject.artifact.path.name == name) for name in rows}
     for entry in measured:
         entry.subject.artifact = same[entry.subject.artifact.path.name]  # type: ignore[misc]
     in_row_order = sorted(measured, key=lambda entry: list(rows).index(entry.subject.artifact.path.name))
-    found = {(one["numerator"], one["denominator"]): one["speedup"] for one in ratios(in_row_order, 2, 0)}
+    found = {
+        (tuple(dict(one.numerator).values()), tuple(dict(one.denominator).values())): one.speedup
+        for one in ratios(in_row_order, 2, 0)
+    }
     ort, ov = "onnxruntime", "openvino"
     assert found == pytest.approx(
         {
@@ -120,14 +130,14 @@ def test_threads_and_streams_are_swept(make_artifact: Make, monkeypatch: pytest.
         photo=None,
         ceiling=False,
     )
-    report = latency.bench_report((make_artifact(),), config)
-    entries = report["rows"][0]["latency"]
-    assert [(one["threads"], one["streams"]) for one in entries] == [(1, 1), (2, 1), (2, 2)]
+    report = latency.bench_document((make_artifact(),), config)
+    entries = report.rows[0].latency
+    assert [(one.threads, one.streams) for one in entries] == [(1, 1), (2, 1), (2, 2)]
     for one in entries:
-        assert len(one["rounds_ms"]) == 4 and one["throughput_ips"] > 0
-        assert one["pipeline"] is None and one["ceiling_share"] is None
-        assert (one["load_ms"] is None) == (one["streams"] == 2)
-    assert report["environment"]["priority"] == "normal"
+        assert len(one.rounds_ms) == 4 and one.throughput_ips > 0
+        assert one.pipeline is None and one.ceiling_share is None
+        assert (one.load_ms is None) == (one.streams == 2)
+    assert report.environment.priority == "normal"
 
 
 def test_energy_is_measured_where_there_is_a_meter(make_artifact: Make, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,7 +146,7 @@ def test_energy_is_measured_where_there_is_a_meter(make_artifact: Make, monkeypa
     monkeypatch.setattr(latency, "ENERGY_S", 0.0)
     joules = iter([5.0, 9.0])
     monkeypatch.setattr(latency, "find_meter", lambda gpu, on_gpu: Counter("rapl", lambda: next(joules)))
-    source, millijoules = latency.energy_of(Measured(subject, 4, 1, Record()), None)
+    source, millijoules = latency.energy_of(Timed(subject, 4, 1, Record()), None)
     assert (source, millijoules) == ("rapl", pytest.approx(1000.0))
 
 
@@ -174,7 +184,7 @@ def test_what_does_not_run_here_is_left_out_and_said(
     artifact = make_artifact(precisions=("fp32", "fp16", "int8"))
     monkeypatch.setitem(sys.modules, "openvino", None)
     subjects = find_subjects([artifact], ("onnxruntime", "openvino"), (2,))
-    assert [subject.name() for subject in subjects] == [
+    assert [subject.run.model_dump() for subject in subjects] == [
         {"row": "student", "backend": "onnxruntime", "precision": "fp32"},
         {"row": "student", "backend": "onnxruntime", "precision": "int8"},
     ]
@@ -204,10 +214,10 @@ def test_inputs_follow_the_graph(make_artifact: Make) -> None:
 
 def test_the_machine_is_described() -> None:
     found = machine.machine()
-    assert found["cpu"] == machine.cpu_model() != ""
-    assert found["memory_bytes"] > MIB
-    assert found["onnxruntime"]
-    assert json.dumps(found)
+    assert found.cpu == machine.cpu_model() != ""
+    assert found.memory_bytes > MIB
+    assert found.onnxruntime
+    assert "tensorrt" not in found.model_dump() and found.tensorrt is None
     assert machine.memory_budget_bytes() > 0
     high_water = peak.high_water_bytes()
     assert high_water is None or high_water > 10 * MIB

@@ -50,4 +50,4 @@ def test_figures_of_a_false_clock(monkeypatch: pytest.MonkeyPatch) -> None:
         now.s += 0.01
 
     found = pipeline_figures(prepare, infer, batch=8, seconds=0.2)
-    assert found == pytest.approx({"input_ms": 30, "together_ms": 40, "throughput_ips": 200})
+    assert dict(found) == pytest.approx({"input_ms": 30, "together_ms": 40, "throughput_ips": 200})

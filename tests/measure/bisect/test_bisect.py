@@ -33,14 +33,15 @@ from mmcompress.measure.bisect.bisect import (
     LIMIT_DB,
     Sums,
     bisect,
-    bisect_report,
+    bisect_document,
     decibels,
     kept,
     needed_noise,
     rows_of,
     up_to_the_end,
 )
-from mmcompress.measure.bisect.cuts import module_of
+from mmcompress.measure.bisect.cuts import border_module
+from mmcompress.measure.bisect.document import BisectModule
 from mmcompress.model import DualEncoder, initialize
 from mmcompress.runtime.tokenize import load_tokenizer, tokenize
 
@@ -118,7 +119,8 @@ def exported(model: tuple[Tensors, Ranges], tmp_path: Path) -> Callable[..., Art
 def report(exported: Callable[..., Artifact], pairs: DataConfig) -> Callable[..., dict[str, Any]]:
     def run(precision: str, **changes: Any) -> dict[str, Any]:
         pair = exported("reference", "fp32"), exported("candidate", precision, **changes)
-        return bisect_report(*pair, BisectConfig(data=pairs, samples=24, backend="onnxruntime"))
+        config = BisectConfig(data=pairs, samples=24, backend="onnxruntime")
+        return bisect_document(*pair, config).model_dump(mode="json", by_alias=True)
 
     return run
 
@@ -210,11 +212,11 @@ def test_the_stage_writes_its_report(exported: Callable[..., Artifact], pairs: D
 def test_other_models_and_no_data_are_refused(exported: Callable[..., Artifact], tmp_path: Path) -> None:
     reference = exported("reference", "fp32")
     with pytest.raises(UsageError, match=r"data.test is not set") as caught:
-        bisect_report(reference, reference, BisectConfig(data=DataConfig()))
+        bisect_document(reference, reference, BisectConfig(data=DataConfig()))
     assert caught.value.exit_code == 2
     other = reference.manifest.model_copy(update={"model": CONFIG.model_copy(update={"embed_dim": 8})})
     with pytest.raises(UsageError, match="are models of different sizes") as caught:
-        bisect_report(reference, Artifact(reference.path, other), BisectConfig(data=DataConfig(test="demo:val")))
+        bisect_document(reference, Artifact(reference.path, other), BisectConfig(data=DataConfig(test="demo:val")))
     assert "two exports of one checkpoint" in caught.value.hint
 
 
@@ -227,7 +229,7 @@ def test_modules_are_told_by_the_names_of_tensors() -> None:
         "text.mask.end": None,
         "pixels": None,
     }
-    assert {name: module_of(name, "image") for name in names} == names
+    assert {name: border_module(name, "image") for name in names} == names
 
 
 def test_sums_are_those_of_the_whole() -> None:
@@ -268,8 +270,16 @@ def test_needed_noise_is_that_of_the_best_range() -> None:
 
 
 def test_what_is_kept_stands_out() -> None:
-    def entry(module: str, excess: float, share: float, sqnr: float = 30.0) -> dict[str, Any]:
-        return {"module": module, "tower": "image", "excess_db": excess, "share": share, "local_sqnr_db": sqnr}
+    def entry(module: str, excess: float, share: float, sqnr: float = 30.0) -> BisectModule:
+        return BisectModule(
+            module=module,
+            tower="image",
+            local_sqnr_db=sqnr,
+            local_cosine_mean=1.0,
+            excess_db=excess,
+            carried_sqnr_db=sqnr,
+            share=share,
+        )
 
     modules = [entry("a", 9, 0.1), entry("b", 7, 0.1), entry("c", 1, 0.5), *(entry(str(i), 0, 0.05) for i in range(6))]
     assert kept(modules) == ["a", "b", "c"]

@@ -19,7 +19,7 @@ from toy_model import SIDE, WORDS, make_model
 from mmcompress.artifact import Artifact
 from mmcompress.config import DataConfig, DriftConfig
 from mmcompress.errors import CorruptInputError, UsageError
-from mmcompress.measure.drift.drift import drift, drift_report
+from mmcompress.measure.drift.drift import drift, drift_document
 from mmcompress.measure.drift.testset import prompt_embeddings
 from mmcompress.runtime.encoder import Encoder
 
@@ -27,7 +27,7 @@ Make = Callable[..., Artifact]
 
 
 def report_of(artifacts: list[Artifact], **data: Any) -> dict[str, Any]:
-    return drift_report(artifacts, DriftConfig(data=DataConfig(**data)))
+    return drift_document(artifacts, DriftConfig(data=DataConfig(**data))).model_dump(mode="json", by_alias=True)
 
 
 @pytest.fixture
@@ -187,7 +187,8 @@ def test_a_folder_of_classes_is_a_test_set(make_artifact: Make, tmp_path: Path) 
 
 
 def test_captions_are_the_candidates_without_labels(make_artifact: Make, shard: Path) -> None:
-    report = drift_report([make_artifact()], DriftConfig(data=DataConfig(test=str(shard)), backend="onnxruntime"))
+    config = DriftConfig(data=DataConfig(test=str(shard)), backend="onnxruntime")
+    report = drift_document([make_artifact()], config).model_dump(mode="json", by_alias=True)
     [row] = report["rows"]
     assert row["candidates"] == 24
     assert row["metrics"]["top1"] is None

@@ -7,28 +7,33 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from held_out import held_out_drift
 
-from mmcompress.config import Backend
+from mmcompress.config import Backend, Precision
 from mmcompress.manifest import Graph
 from mmcompress.measure.estimate import Ratio
-from mmcompress.measure.verdict.contest import Entrant, Pair
+from mmcompress.measure.verdict.contest import Contestant, Entrant
 from mmcompress.measure.verdict.ruling import MARGIN, Budget, named, ruled, sentence
 
 GRAPH = Graph(file="image-fp32.onnx", tower="image", precision="fp32", inputs=(), outputs=())
 
 
-def pair(name: str, precision: str, backend: Backend) -> Pair:
-    return Pair(name, precision, {"image": Entrant(Path("image-fp32.onnx"), GRAPH, backend, 2)})
+def contestant(name: str, precision: Precision, backend: Backend) -> Contestant:
+    return Contestant(name, precision, {"image": Entrant(Path("image-fp32.onnx"), GRAPH, backend, 2)})
 
 
-FP32, FP16, INT8 = pair("fp32", "fp32", "openvino"), pair("fp16", "fp16", "openvino"), pair("all", "int8", "openvino")
-ORT = pair("fp32", "fp32", "onnxruntime")
+FP32, FP16, INT8 = (
+    contestant("fp32", "fp32", "openvino"),
+    contestant("fp16", "fp16", "openvino"),
+    contestant("all", "int8", "openvino"),
+)
+ORT = contestant("fp32", "fp32", "onnxruntime")
 
 
-def faster_of(times_ms: dict[Pair, float], width: float = 0.01) -> Any:
+def faster_of(times_ms: dict[Contestant, float], width: float = 0.01) -> Any:
     """Ratios as a run would give them whose interval is `width` to each side."""
 
-    def faster(fast: Pair, slow: Pair) -> Ratio:
+    def faster(fast: Contestant, slow: Contestant) -> Ratio:
         speedup = times_ms[slow] / times_ms[fast]
         return Ratio(speedup, speedup - width, speedup + width)
 
@@ -46,7 +51,7 @@ def rule(
     max_flips: float | None = 0.02,
 ) -> tuple[Any, str]:
     faster = faster_of({INT8: int8, FP32: fp32, ORT: ort, FP16: fp16}, width)
-    drift, budget = {"r10_lost": lost, "flip_rate": flips}, Budget(0.005, max_flips)
+    drift, budget = held_out_drift(r10_lost=lost, flip_rate=flips), Budget(0.005, max_flips)
     ruling = ruled(INT8, drift, [FP32, ORT, FP16], faster, budget)
     return ruling, sentence(ruling, INT8, drift, faster, budget, 400)
 
@@ -105,7 +110,7 @@ def test_both_obstacles_are_named_in_every_order_of_speed() -> None:
 
 def test_nan_is_within_no_budget_and_beats_nothing() -> None:
     nan = float("nan")
-    for found in ({"r10_lost": nan, "flip_rate": 0.0}, {"r10_lost": 0.0, "flip_rate": nan}):
-        assert not Budget(0.005, 0.02).holds(found)
+    for moved in (held_out_drift(r10_lost=nan), held_out_drift(flip_rate=nan)):
+        assert not Budget(0.005, 0.02).holds(moved)
     ruling, _ = rule(int8=1.0, fp32=2.0, ort=2.0, fp16=2.0, width=nan)
     assert not ruling.int8

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from held_out import held_out_drift
 from matched_clip import CAPTIONS, write_matched, write_squares
 from numpy.typing import NDArray
 
@@ -25,7 +26,8 @@ from mmcompress.int8 import SEEN, Seen, linear_modules
 from mmcompress.measure.interleave import Record
 from mmcompress.measure.verdict import contest, contestants, ruling, verdict
 from mmcompress.measure.verdict.candidates import CANDIDATES, candidates_for
-from mmcompress.measure.verdict.contest import Pair
+from mmcompress.measure.verdict.contest import Contestant
+from mmcompress.measure.verdict.document import HeldOutDrift
 from mmcompress.measure.verdict.findings import Findings
 from mmcompress.measure.verdict.heldout import Held, held_out
 from mmcompress.measure.verdict.ruling import Budget
@@ -146,18 +148,24 @@ def test_drift_is_that_of_the_delivered_graphs(made: Artifact, world: Path) -> N
     assert moved["cosine_mean"] == pytest.approx((a * c).sum(axis=1).mean(), abs=1e-5)
 
 
-def pair(name: str) -> Pair:
-    return Pair(name, "int8", {})
+def contestant(name: str) -> Contestant:
+    return Contestant(name, "int8", {})
 
 
 def test_drift_is_measured_from_the_fastest_on_until_two_are_within_the_budget() -> None:
-    lost = {pair("a"): 0.02, pair("b"): 0.004, pair("c"): 0.01, pair("d"): 0.0, pair("e"): 0.0}
+    lost = {
+        contestant("a"): 0.02,
+        contestant("b"): 0.004,
+        contestant("c"): 0.01,
+        contestant("d"): 0.0,
+        contestant("e"): 0.0,
+    }
     a, b, c, d, e = lost
-    asked: list[Pair] = []
+    asked: list[Contestant] = []
 
-    def drift_of(one: Pair) -> dict[str, float]:
+    def drift_of(one: Contestant) -> HeldOutDrift:
         asked.append(one)
-        return {"r10_lost": lost[one], "flip_rate": 0.03 if one is d else 0.0}
+        return held_out_drift(r10_lost=lost[one], flip_rate=0.03 if one is d else 0.0)
 
     drop = Budget(0.005, None)
     assert verdict.within_budget([a, b, c, d, e], drift_of, drop)[0] == [b, d] and asked == [a, b, c, d]
@@ -168,13 +176,13 @@ def test_drift_is_measured_from_the_fastest_on_until_two_are_within_the_budget()
 
 def test_of_equally_fast_finalists_the_one_that_drifts_least_is_taken() -> None:
     """Rounds of two that differ by 0.2%, less than any interval tells apart, and then by 20%."""
-    near, far, fp32 = pair("near"), pair("far"), pair("fp32")
+    near, far, fp32 = contestant("near"), contestant("far"), contestant("fp32")
     drifts = {
-        near: {"cosine_mean": 0.9999, "text_cosine_mean": 0.9998},
-        far: {"cosine_mean": 0.99995, "text_cosine_mean": 0.9991},
+        near: held_out_drift(cosine_mean=0.9999, text_cosine_mean=0.9998),
+        far: held_out_drift(cosine_mean=0.99995, text_cosine_mean=0.9991),
     }
 
-    def chosen(far_ms: float) -> Pair:
+    def chosen(far_ms: float) -> Contestant:
         times = {near: 1.0, far: far_ms, fp32: 2.0}
         measured: Any = {
             (one, "image"): Record([[np.full(3, ms * (1 + 0.001 * i))] for i in range(6)]) for one, ms in times.items()
@@ -198,9 +206,9 @@ def test_a_race_ends_when_it_is_decided(world: Path, tmp_path: Path) -> None:
         seen.append(len(measured[one, "text"].rounds))
         return seen[-1] == 5
 
-    measured = contest.race([one], contest.TOWERS, 1, (4, 9), 0, decided)
+    measured = contest.timed_contestants([one], contest.TOWERS, 1, (4, 9), 0, decided)
     assert seen == [4, 5] and len(measured[one, "image"].rounds) == 5
-    assert len(contest.race([one], ("image",), 2, (1, 3), 0)[one, "image"].rounds) == 3
+    assert len(contest.timed_contestants([one], ("image",), 2, (1, 3), 0)[one, "image"].rounds) == 3
 
 
 @pytest.fixture(scope="module")
