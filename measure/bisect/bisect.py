@@ -17,12 +17,9 @@ embedding, which is the sensitivity that `quantize` measures.
 
 from __future__ import annotations
 
-import math
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,9 +28,8 @@ from numpy.typing import NDArray
 
 from mmcompress.artifact import Artifact
 from mmcompress.config import Backend, BisectConfig
-from mmcompress.data.preprocess import normalize
 from mmcompress.errors import UsageError
-from mmcompress.int8 import Signedness, fake_quantize, fake_quantize_weight, signed_from_absmax, unsigned_from_range
+from mmcompress.int8 import fake_quantize_weight
 from mmcompress.manifest import Graph
 from mmcompress.measure.bisect.cuts import (
     GIVEN,
@@ -46,27 +42,19 @@ from mmcompress.measure.bisect.cuts import (
     with_outputs,
 )
 from mmcompress.measure.bisect.document import BisectBlock, BisectDocument, BisectModule, BisectSide
-from mmcompress.progress import track
+from mmcompress.measure.bisect.noise import FLOOR, Sums, decibels, needed_noise, rows_of
+from mmcompress.measure.bisect.samples import samples_of
 from mmcompress.runtime.backends import available_backends, default_backend, graph_for
 from mmcompress.runtime.session import Session, Tower
-from mmcompress.runtime.tokenize import load_tokenizer, text_processing, tokenize
 
 if TYPE_CHECKING:
     from mmcompress.stages import Job
 
 TOWERS: tuple[Tower, ...] = ("image", "text")
-FLOOR = 1e-7
-"""Noise to signal (70 dB) that a module in floating point may have: what half precision makes of one tensor."""
-LIMIT_DB = 200.0
-"""Stands for no noise at all, and with a minus for noise without bounds, since JSON has no infinity."""
 STANDS_OUT_DB = 6.0
 """A module twice as far off as it has to be, in amplitude, is kept in higher precision."""
 FAIR_SHARES = 3.0
 """So is one that makes more than this many times its fair share of its tower's noise."""
-RANGES = (1.0, 0.7, 0.5, 0.35, 0.25)
-"""Parts of the full range of a tensor among which the best is the one that 8 bits are measured by."""
-PRODUCT_ROWS = 256
-"""Rows of a batch that the product is computed for."""
 Array = NDArray[Any]
 
 
@@ -102,7 +90,7 @@ def bisect_document(reference: Artifact, candidate: Artifact, config: BisectConf
             files = reference.file(full.file), candidate.file(other.file)
             bisections[tower] = TowerBisection(tower, files, (full, other), backend, folder, stack)
         samples = 0
-        for pixels, tokens, mask in _samples(reference, config):
+        for pixels, tokens, mask in samples_of(reference, config):
             bisections["image"].add({bisections["image"].feed: pixels}, None)
             bisections["text"].add({bisections["text"].feed: tokens}, mask)
             samples += len(pixels)
@@ -138,44 +126,6 @@ def kept(modules: Iterable[BisectModule]) -> list[str]:
 def _audible(module: BisectModule) -> bool:
     """Whether there is more noise than half precision would make anyway."""
     return module.local_sqnr_db < decibels(1, FLOOR)
-
-
-@dataclass
-class Sums:
-    """Signal and noise of one tensor or module, over all samples so far."""
-
-    signal: float = 0.0
-    noise: float = 0.0
-    cosines: float = 0.0
-    rows: int = 0
-
-    def add(self, reference: Array, other: Array) -> None:
-        """(R, F), (R, F)"""
-        a, b = reference.astype(np.float64), other.astype(np.float64)
-        with np.errstate(invalid="ignore", over="ignore"):
-            noise = float(((b - a) ** 2).sum())
-            norms = np.sqrt((a * a).sum(axis=1) * (b * b).sum(axis=1))
-            cosines = np.where(norms > 0, (a * b).sum(axis=1) / np.maximum(norms, np.finfo(np.float64).tiny), 1.0)
-        self.signal += float((a * a).sum())
-        self.noise += noise if math.isfinite(noise) else math.inf
-        self.cosines += float(np.nan_to_num(cosines, nan=0.0, posinf=0.0, neginf=0.0).sum())
-        self.rows += len(a)
-
-    @property
-    def ratio(self) -> float:
-        """Noise to signal."""
-        return self.noise / self.signal if self.signal else math.inf if self.noise else 0.0
-
-    @property
-    def cosine(self) -> float:
-        return self.cosines / self.rows if self.rows else 1.0
-
-
-def decibels(signal: float, noise: float) -> float:
-    """10 log10(signal / noise), within the limits that stand for infinity."""
-    if not noise or math.isinf(signal):
-        return LIMIT_DB
-    return max(-LIMIT_DB, min(LIMIT_DB, 10 * math.log10(signal / noise))) if signal and noise < math.inf else -LIMIT_DB
 
 
 class TowerBisection:
@@ -273,67 +223,3 @@ class TowerBisection:
             )
             for block, sums in ends.items()
         ]
-
-
-def rows_of(tensor: Array, mask: NDArray[np.bool_] | None) -> Array:
-    """(N, D), (N, T, W) or (N, H, T, d) -> a row for each token (R, F), of those that the mask (N, T) names."""
-    if tensor.ndim == 4:
-        tensor = np.moveaxis(tensor, 2, 1)
-    if mask is not None and tensor.ndim > 2 and tensor.shape[1] == mask.shape[1]:
-        tensor = tensor[mask]
-        return tensor.reshape(len(tensor), -1)
-    tokens = tensor.shape[0] * (tensor.shape[1] if tensor.ndim > 2 else 1)
-    return tensor.reshape(tokens, -1)
-
-
-def needed_noise(inputs: Array, weight: Array, fitted: Array, kind: Signedness) -> float:
-    """(R, in), (in, out) and the same from integers -> energy of the error that 8 bits make of the product.
-
-    The range of the inputs is the part of their full range that leaves the least error, as a calibration would choose.
-    The products are those of some of the rows.
-    """
-    low, high = float(min(inputs.min(), 0)), float(max(inputs.max(), 0))
-    tried = []
-    for part in RANGES:
-        signed = kind == "signed"
-        quantizer = (
-            signed_from_absmax(max(-low, high) * part) if signed else unsigned_from_range(low * part, high * part)
-        )
-        tried.append(fake_quantize(inputs, quantizer))
-    best = min(tried, key=lambda found: float(((found - inputs) ** 2).sum()))
-    every = -(-len(inputs) // PRODUCT_ROWS)
-    error = (best[::every] @ fitted - inputs[::every] @ weight).astype(np.float64)
-    return float((error**2).sum() * len(inputs) / len(error))
-
-
-def _samples(
-    reference: Artifact, config: BisectConfig
-) -> Iterator[tuple[NDArray[np.float32], NDArray[Any], NDArray[np.bool_]]]:
-    """Pixels (B, 3, S, S), tokens (B, T) of the first caption of each image, and which of them count (B, T)."""
-    from mmcompress.data.batches import batches
-
-    preprocessing, text = reference.manifest.preprocessing, text_processing(reference)
-    if preprocessing is None:
-        raise UsageError(f"{reference.path} does not say how images are prepared", "export the artifact again")
-    assert config.data.test is not None
-    tokenizer = load_tokenizer(reference.file(text.file))
-    stream = batches(
-        config.data.test,
-        preprocessing,
-        batch=config.batch,
-        workers=config.data.workers,
-        max_bad_fraction=config.data.max_bad_fraction,
-        shuffle_seed=config.seed,
-    )
-    steps = -(-config.samples // config.batch)
-    for batch in track(islice(stream, steps), "bisect", steps):
-        tokens = tokenize(tokenizer, [captions[0] for captions in batch.captions], text)
-        yield normalize(batch.pixels, preprocessing), tokens, up_to_the_end(tokens, text.eos_token_id)
-
-
-def up_to_the_end(tokens: NDArray[np.integer[Any]], end: int) -> NDArray[np.bool_]:
-    """(B, T) -> (B, T): true up to the first end token; all of a text that has none."""
-    ends = tokens == end
-    last = np.where(ends.any(axis=1), ends.argmax(axis=1), tokens.shape[1] - 1)
-    found: NDArray[np.bool_] = np.arange(tokens.shape[1]) <= last[:, None]
-    return found

@@ -23,7 +23,8 @@ from mmcompress.measure.bench.document import BenchDocument, BenchRow
 from mmcompress.measure.bisect.document import BisectDocument
 from mmcompress.measure.drift.document import DriftDocument, DriftRow
 from mmcompress.measure.verdict.document import VerdictDocument
-from mmcompress.report.document import NamedBisect, NamedVerdict, ReportDocument, ReportMachine, Sensitivity
+from mmcompress.report.document import ReportDocument
+from mmcompress.report.parts import NamedBisect, NamedVerdict, ReportMachine, Sensitivity
 from mmcompress.report.row import MachineLatency
 
 D = TypeVar("D", bound=Document, covariant=True)

@@ -18,7 +18,7 @@ from mmcompress.report.axes import (
     x_title,
     y_title,
 )
-from mmcompress.report.document import ModuleDrift
+from mmcompress.report.parts import ModuleDrift
 
 SHOWN = 16
 """Modules that a chart shows; the table has them all."""

@@ -15,8 +15,9 @@ from mmcompress.config import Backend, Precision
 from mmcompress.manifest import Graph
 from mmcompress.measure.bench.document import BenchDocument
 from mmcompress.measure.drift.document import DriftDocument
-from mmcompress.report.document import Engine, OtherRow, OtherTest, Step, TestedOn
+from mmcompress.report.document import OtherRow, OtherTest, Step, TestedOn
 from mmcompress.report.measured import Measurement, drift_row, latency_of, part_of_facts
+from mmcompress.report.parts import Engine
 from mmcompress.report.row import MachineLatency, Row, RowMetrics
 
 

@@ -30,19 +30,11 @@ from mmcompress.export.graph import Numerics
 from mmcompress.export.towers import image_graph, text_graph
 from mmcompress.huggingface import save_checkpoint
 from mmcompress.manifest import Kind, Preprocessing, TextProcessing
-from mmcompress.measure.bisect.bisect import (
-    LIMIT_DB,
-    Sums,
-    bisect,
-    bisect_document,
-    decibels,
-    kept,
-    needed_noise,
-    rows_of,
-    up_to_the_end,
-)
+from mmcompress.measure.bisect.bisect import bisect, bisect_document, kept
 from mmcompress.measure.bisect.cuts import border_module
 from mmcompress.measure.bisect.document import BisectModule
+from mmcompress.measure.bisect.noise import LIMIT_DB, Sums, decibels, needed_noise, rows_of
+from mmcompress.measure.bisect.samples import up_to_the_end
 from mmcompress.model import DualEncoder, initialize
 from mmcompress.runtime.tokenize import load_tokenizer, tokenize
 
