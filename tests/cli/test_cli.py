@@ -288,7 +288,8 @@ def test_stage_commands_follow_one_another(
     made("quantize", tmp_path / "recovered", "--out", tmp_path / "ranges", "--set", "batch=8", "--json")
     within = cli("qat", tmp_path / "ranges", "--max-drop", "1", "--out", tmp_path / "within")
     assert within.code == 0 and "not trained: INT8 loses" in within.out
-    trained = cli("qat", tmp_path / "ranges", "--out", tmp_path / "qat", *few[:-1], "--set", "max_drop=null")
+    unlimited = ("--max-drop", "any", "--max-flips", "any")
+    trained = cli("qat", tmp_path / "ranges", "--out", tmp_path / "qat", *few[:-1], *unlimited)
     assert trained.code == 0 and "drift before" in trained.out
     unfit = cli("qat", tmp_path / "recovered", "--out", tmp_path / "unfit")
     assert unfit.code == 2 and "so it is no quantized checkpoint" in unfit.err

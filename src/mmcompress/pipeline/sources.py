@@ -60,13 +60,13 @@ def recorded_teacher(near: Artifact) -> dict[str, Any]:
 def recorded_budget(checkpoint: Artifact) -> dict[str, Any]:
     """The budget that INT8 was made within, as far as it is recorded: null is recorded too, and stays any.
 
-    But null of `qat` is not "any loss is accepted": it trains whatever the loss is, and says nothing about a verdict.
+    But `qat` without any limit trains whatever the loss is, which says nothing about what a verdict may accept.
     """
     config = checkpoint.manifest.config
     limits = BudgetConfig.model_fields.keys() - StageConfig.model_fields.keys()
     recorded = {name: config[name] for name in sorted(limits & config.keys())}
-    trains_always = checkpoint.manifest.stage == "qat" and recorded.get("max_drop", 0) is None
-    return {name: limit for name, limit in recorded.items() if not (trains_always and name == "max_drop")}
+    unlimited = all(limit is None for limit in recorded.values())
+    return {} if unlimited and checkpoint.manifest.stage == "qat" else recorded
 
 
 def embeddings_beside(near: Artifact | None) -> Artifact:

@@ -25,7 +25,7 @@ def check(
     report: Path, limits: Mapping[str, object], baseline: Path | None = None, junit: Path | None = None
 ) -> list[GateVerdict]:
     """Judge a report by the given gates, or, where none are given, by those that its recipe recorded."""
-    gates = validated(Gates, {key: value for key, value in limits.items() if value is not None}, "mmcompress check")
+    gates = validated(Gates, limits, "mmcompress check")
     document = read_report(report)
     verdicts = judged(document, gates, None if baseline is None else read_report(baseline))
     verdicts = verdicts or list(document.gates)
@@ -46,20 +46,6 @@ def _write_junit(path: Path, verdicts: Sequence[GateVerdict]) -> None:
         raise UsageError(f"{path} exists and is no JUnit file, so it is not overwritten", "give another --junit")
     path.absolute().parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(junit_xml(verdicts))
-
-
-def parsed(limits: Mapping[str, Sequence[str] | None]) -> dict[str, dict[str, float]]:
-    """`{"max": ["p99_ms=5"]}` -> `{"max": {"p99_ms": 5.0}}`"""
-    return {option: dict(_limit(option, text) for text in texts or ()) for option, texts in limits.items()}
-
-
-def _limit(option: str, text: str) -> tuple[str, float]:
-    name, _, number = text.partition("=")
-    try:
-        return name.strip(), float(number)
-    except ValueError:
-        flag = f"--{option.replace('_', '-')}"
-        raise UsageError(f"{flag} {text!r} is not METRIC=NUMBER", f"for example: {flag} i2t_r10=0.01") from None
 
 
 def enforce(verdicts: Sequence[GateVerdict]) -> None:

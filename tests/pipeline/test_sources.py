@@ -1,0 +1,53 @@
+"""What a command inherits: not said, said to be none, and said to be a number are three things."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mmcompress.artifact import Artifact
+from mmcompress.manifest import Kind
+from mmcompress.pipeline import standalone
+from mmcompress.stages import Stage
+
+
+def checkpoint(path: Path, stage: str, **config: Any) -> Path:
+    with Artifact.create(path, kind=Kind.CHECKPOINT, stage=stage, key="k", config=config) as draft:
+        (draft.path / "a.bin").write_bytes(b"1")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("stage", "recorded", "given", "budget"),
+    [
+        ("quantize", {"max_drop": None, "max_flips": None}, {}, (None, None)),
+        ("quantize", {"max_drop": 0.1, "max_flips": 0.2}, {}, (0.1, 0.2)),
+        ("quantize", {"max_drop": 0.1, "max_flips": 0.2}, {"max_flips": None}, (0.1, None)),
+        ("quantize", {"max_drop": None, "max_flips": 0.2}, {"max_drop": 0.005}, (0.005, 0.2)),
+        ("distill", {}, {}, (0.005, 0.02)),
+        ("distill", {}, {"max_drop": None}, (None, 0.02)),
+        ("qat", {"max_drop": 0.1}, {}, (0.1, 0.02)),
+        ("qat", {"max_drop": None, "max_flips": 0.2}, {}, (None, 0.2)),
+        ("qat", {"max_drop": None, "max_flips": None}, {}, (0.005, 0.02)),
+    ],
+)
+def test_a_verdict_inherits_the_budget_that_is_recorded(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stage: str,
+    recorded: Mapping[str, Any],
+    given: Mapping[str, Any],
+    budget: tuple[float | None, float | None],
+) -> None:
+    built: list[Any] = []
+
+    def run_stage(_: Stage, config: Any, *__: object) -> Any:
+        built.append(config)
+
+    monkeypatch.setattr(standalone, "run_stage", run_stage)
+    source = checkpoint(tmp_path / "a", stage, data={"train": "demo:train"}, **recorded)
+    standalone.verdict(source, tmp_path / "out", given)
+    assert (built[0].max_drop, built[0].max_flips) == budget
