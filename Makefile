@@ -13,7 +13,7 @@ demo: $(READY)
 	$(BIN)/mmcompress run demo --out runs/demo
 
 test: $(READY)
-	$(BIN)/python -m pytest -q -m 'not gpu'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto -m 'not gpu'
 
 test-gpu: $(READY)
 	$(BIN)/python -m pytest -q -m gpu

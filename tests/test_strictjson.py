@@ -58,7 +58,7 @@ def test_a_setting_is_checked_by_its_config() -> None:
 
 
 def test_no_other_module_writes_json() -> None:
-    folders = [ROOT / name for name in ("src", "compress", "export", "runtime")]
+    folders = [ROOT / name for name in ("src", "compress", "export", "measure", "runtime")]
     using = {
         file.relative_to(ROOT).as_posix()
         for folder in folders

@@ -7,11 +7,11 @@ never the place of an output, nor above or below it. All of this is known before
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 
 from mmcompress.errors import UsageError
+from mmcompress.strictjson import json_from_text
 
 MANIFEST = "manifest.json"
 _KEYS = frozenset({"schema", "kind", "stage", "key", "files", "digest", "seal"})
@@ -40,7 +40,7 @@ def check_place(out: Path, inputs: Iterable[Path] = ()) -> None:
 def why_not_ours(folder: Path) -> str | None:
     """None where a folder holds an artifact of ours and nothing else, damaged or not; else what speaks against it."""
     try:
-        body = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        body = json_from_text((folder / MANIFEST).read_bytes())
     except FileNotFoundError:
         return "is not an artifact of mmcompress"
     except (OSError, ValueError):

@@ -16,7 +16,7 @@ from tiny_clip import clip_of, config_of, tensors_of, wide_ranges, write_checkpo
 
 from mmcompress.architecture import DualEncoderConfig
 from mmcompress.artifact import Artifact
-from mmcompress.compress.int8.simulate import embedded, quantized
+from mmcompress.compress.int8.simulate import embedded, quantizing
 from mmcompress.export.export import VARIANTS, read_int8
 from mmcompress.export.graph import Numerics
 from mmcompress.export.towers import graph_integers, image_graph, text_graph
@@ -63,7 +63,7 @@ def test_the_runtime_equals_the_simulation(kind: Any) -> None:
         fed = inputs(8)
         (found,) = session.run(None, {session.get_inputs()[0].name: fed})
         reference = embedded(model, tower, [torch.from_numpy(fed)]).numpy()
-        with quantized(model, linears, ranges, kind):
+        with quantizing(model, linears, ranges, kind):
             expected = embedded(model, tower, [torch.from_numpy(fed)]).numpy()
         moved = np.abs(expected - reference).mean()
         assert moved > 1e-3, "quantization must show"

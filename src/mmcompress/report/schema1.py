@@ -6,12 +6,12 @@ damaged is passed on as it is: the model says what is wrong with it.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from typing import TypeAlias, cast
 
 from mmcompress.measure.bench.document import BenchEnvironment
 from mmcompress.runtime.environment import PACKAGES
+from mmcompress.strictjson import json_from_text, text_from_json
 
 Json: TypeAlias = "dict[str, Json] | list[Json] | str | float | bool | None"
 _OF_A_MACHINE = frozenset(BenchEnvironment.model_fields) - {"python", "platform", "mmcompress", *PACKAGES}
@@ -20,8 +20,8 @@ _OF_A_MACHINE = frozenset(BenchEnvironment.model_fields) - {"python", "platform"
 def schema_2_from_1(text: bytes) -> bytes:
     """The same report in schema 2; any other text unchanged."""
     try:
-        report = cast(Json, json.loads(text))
-    except (ValueError, RecursionError):
+        report = cast(Json, json_from_text(text))
+    except ValueError:
         return text
     if not isinstance(report, dict) or report.get("schema") != 1 or isinstance(report["schema"], bool):
         return text
@@ -33,7 +33,7 @@ def schema_2_from_1(text: bytes) -> bytes:
         "environment": _versions,
     }
     new = {key: changed[key](value) if key in changed else value for key, value in report.items()}
-    return json.dumps(new).encode()
+    return text_from_json(new).encode()
 
 
 def _each(entries: Json, change: Callable[[dict[str, Json]], Json]) -> Json:

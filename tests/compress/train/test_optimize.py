@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mmcompress.compress.train.optimize import learning_rate, optimize, total_steps
+from mmcompress.compress.train.optimize import computes_bfloat16, learning_rate, optimize, total_steps
 from mmcompress.config import OptimizerConfig
 from mmcompress.distributed import World
 from mmcompress.errors import UsageError
@@ -107,4 +107,4 @@ def test_bfloat16_is_chosen_on_processors_with_amx(
     monkeypatch: pytest.MonkeyPatch, device: str, told: dict[str, object], expected: bool
 ) -> None:
     monkeypatch.setattr(torch, "cpu", SimpleNamespace(**told))
-    assert optimize.computes_bfloat16(torch.device(device)) is expected
+    assert computes_bfloat16(torch.device(device)) is expected
