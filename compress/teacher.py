@@ -44,14 +44,14 @@ def load_teacher(config: TeacherConfig, device: torch.device) -> Teacher:
     source = config.source
     file, colon, function = source.rpartition(":")
     if source.startswith("open_clip:"):
-        found = _open_clip_teacher(source.removeprefix("open_clip:"), device)
+        teacher = _open_clip_teacher(source.removeprefix("open_clip:"), device)
     elif colon and file.endswith(".py"):
-        found = _own_teacher(Path(file), function)
+        teacher = _own_teacher(Path(file), function)
     else:
-        found = _hugging_face_teacher(resolve(config), device, config.trust_remote_code)
-    image, text = found.encode_image, found.encode_text
+        teacher = _hugging_face_teacher(resolve(config), device, config.trust_remote_code)
+    image, text = teacher.encode_image, teacher.encode_text
     return replace(
-        found,
+        teacher,
         encode_image=lambda pixels: _checked(image(pixels), source, "an image"),
         encode_text=lambda texts: _checked(text(texts), source, "a text"),
     )

@@ -59,10 +59,10 @@ class Layer:
     @property
     def precision(self) -> str:
         """Of the widest operand; of a fusion that adds a residual, the operands that it adds count too."""
-        found = {PRECISIONS.get(t, t.lower()) for t in (*self.inputs, *self.constants)}
-        if self.kind.lower() != "runtime_fusion" and found:
-            found = {PRECISIONS.get(t, t.lower()) for t in (*self.inputs, *self.constants[:1])}
-        return max(found, key=lambda p: (WIDTH.get(p, 3), p), default="unknown")
+        precisions = {PRECISIONS.get(t, t.lower()) for t in (*self.inputs, *self.constants)}
+        if self.kind.lower() != "runtime_fusion" and precisions:
+            precisions = {PRECISIONS.get(t, t.lower()) for t in (*self.inputs, *self.constants[:1])}
+        return max(precisions, key=lambda p: (WIDTH.get(p, 3), p), default="unknown")
 
 
 def summary_of(audit: Audit) -> AuditSummary:
@@ -102,8 +102,8 @@ def _layer(match: re.Match[str]) -> Layer:
 
 
 def _types(text: str, scalars: bool = True) -> tuple[str, ...]:
-    found = ((m["shape"], m["type"]) for m in _TENSOR.finditer(text))
-    return tuple(kind for shape, kind in found if scalars or shape.strip() not in ("", "1"))
+    tensors = ((m["shape"], m["type"]) for m in _TENSOR.finditer(text))
+    return tuple(kind for shape, kind in tensors if scalars or shape.strip() not in ("", "1"))
 
 
 def linear_of(node: str) -> str | None:

@@ -157,12 +157,12 @@ def cut(whole: Any, name: str, output: str, first: str, shape: Sequence[int]) ->
             "leave the baseline stage out; the other rows of the report do not need it",
         )
     weights = [tensor for tensor in graph.initializer if tensor.name in needed]
-    made = onnx.helper.make_graph(nodes[::-1], name, inputs, results, weights)
-    for value in made.input:
+    part = onnx.helper.make_graph(nodes[::-1], name, inputs, results, weights)
+    for value in part.input:
         _name_axes(value, shape if value.name == first else shape[:1])
-    _name_axes(made.output[0], ())
+    _name_axes(part.output[0], ())
     return onnx.helper.make_model(
-        made, opset_imports=whole.opset_import, ir_version=whole.ir_version, producer_name=whole.producer_name
+        part, opset_imports=whole.opset_import, ir_version=whole.ir_version, producer_name=whole.producer_name
     )
 
 
@@ -194,14 +194,14 @@ def random_case(model: Any, size: int, context: int) -> tuple[dict[str, NDArray[
         "attention_mask": np.ones((2, context), dtype=np.int64),
     }
     with torch.inference_mode():
-        found = model(**{name: torch.from_numpy(value) for name, value in feeds.items()})
-    return feeds, {output: found[output].numpy() for output, _ in OUTPUTS.values()}
+        outputs = model(**{name: torch.from_numpy(value) for name, value in feeds.items()})
+    return feeds, {output: outputs[output].numpy() for output, _ in OUTPUTS.values()}
 
 
 def difference(path: Path, graph: Graph, feeds: Mapping[str, NDArray[Any]], expected: NDArray[Any]) -> float:
     """Largest difference between a graph's unit embeddings on ONNX Runtime and the expected ones."""
     runtime = require("onnxruntime", "onnxruntime")
     session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    (found,) = session.run(None, {spec.name: feeds[spec.name].astype(spec.dtype) for spec in graph.inputs})
-    unit = [rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (expected, found)]
+    (embeddings,) = session.run(None, {spec.name: feeds[spec.name].astype(spec.dtype) for spec in graph.inputs})
+    unit = [rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (expected, embeddings)]
     return float(np.abs(unit[0] - unit[1]).max())

@@ -131,15 +131,15 @@ def _heads(g: GraphWriter, name: str, x: str, parts: int, heads: tuple[int, int]
     if parts > 1:
         x = g.reshape(f"{name}.parts", x, [0, rows, parts, heads[0] * heads[1]])
         x = g.node("Transpose", f"{name}.apart", x, perm=[2, 0, 1, 3])
-    found = []
+    tensors = []
     for i in range(parts):
         part = x
         if parts > 1:
             index = g.constant(f"{name}.{i}.index", np.asarray(i, dtype=np.int64))
             part = g.node("Gather", f"{name}.{i}", x, index, axis=0)
         part = g.reshape(f"{name}.{i}.heads", part, [0, rows, *heads])
-        found.append(g.node("Transpose", f"{name}.{i}.turned", part, perm=[0, 2, 1, 3]))
-    return found
+        tensors.append(g.node("Transpose", f"{name}.{i}.turned", part, perm=[0, 2, 1, 3]))
+    return tensors
 
 
 def _attention(

@@ -79,30 +79,30 @@ def build(job: Job[BuildConfig]) -> None:
 
 def chosen_graphs(source: Artifact) -> list[Graph]:
     """The graph of each tower that is built."""
-    found = []
+    chosen = []
     for tower in ("image", "text"):
         graphs = {(g.precision, g.activations): g for g in source.manifest.graphs if g.tower == tower}
         kind = next((kind for kind in PREFERRED if kind in graphs), None)
         if kind is not None:
-            found.append(graphs[kind])
-    if not found:
+            chosen.append(graphs[kind])
+    if not chosen:
         held = ", ".join(graph.file for graph in source.manifest.graphs) or "none"
         raise UsageError(
             f"{source.path} has no graph that TensorRT builds; it holds: {held}",
             'export it in "int8", "fp16" or "fp32"; the unsigned INT8 file is for CPUs',
         )
-    return found
+    return chosen
 
 
 def sparse_weights(source: Artifact) -> dict[str, list[str]]:
     """Of each graph that is built, the Linears whose weights sparse kernels could take; at least one in all."""
-    found = {graph.file: two_four_weights(source.file(graph.file)) for graph in chosen_graphs(source)}
-    if not any(found.values()):
+    linears = {graph.file: two_four_weights(source.file(graph.file)) for graph in chosen_graphs(source)}
+    if not any(linears.values()):
         raise UsageError(
             f"no Linear of {source.path} is 2:4 sparse, and sparse = true was asked for",
             'prune with sparsity = "2:4" first, or leave `sparse` out',
         )
-    return found
+    return linears
 
 
 def module_precisions(artifact: Artifact) -> Mapping[str, Mapping[str, str]]:

@@ -115,13 +115,13 @@ def read_int8(source: Artifact) -> dict[str, Numerics]:
     kept = frozenset(source.manifest.facts.get("kept", ()))
     ranges = complete_ranges(source, kept)
     tensors = read_tensors(source.file(INTEGERS)) if INTEGERS in source.manifest.files else {}
-    found: dict[str, Numerics] = {}
+    numerics: dict[str, Numerics] = {}
     for variant in VARIANTS:
         kind = variant.numerics.activations
         if kind != "float":
             integers = graph_integers(source.model, linears_from_tensors(tensors, kind))
-            found[kind] = replace(variant.numerics, ranges=ranges, integers=integers, kept=kept)
-    return found
+            numerics[kind] = replace(variant.numerics, ranges=ranges, integers=integers, kept=kept)
+    return numerics
 
 
 def complete_ranges(source: Artifact, kept: frozenset[str] = frozenset()) -> Ranges:
@@ -137,8 +137,8 @@ def complete_ranges(source: Artifact, kept: frozenset[str] = frozenset()) -> Ran
 def _ranges_source(source: Artifact) -> dict[str, Any]:
     """How the ranges were found, as far as the source says it."""
     known = ("method", "percentile", "samples", "seed")
-    found = source.manifest.config
-    return {"stage": source.manifest.stage, **{key: found[key] for key in known if key in found}}
+    config = source.manifest.config
+    return {"stage": source.manifest.stage, **{key: config[key] for key in known if key in config}}
 
 
 def read_tensors(path: Path) -> Mapping[str, Array]:
@@ -218,15 +218,15 @@ class Reference:
         (name,) = (value.name for value in session.get_inputs())
         inputs, expected = zip(*self.cases[tower], strict=True)
         answers = [session.run(None, {name: batch})[0] for batch in inputs]
-        found, wanted = np.concatenate(answers), np.concatenate(expected)
-        if not np.isfinite(found).all():
+        embeddings, wanted = np.concatenate(answers), np.concatenate(expected)
+        if not np.isfinite(embeddings).all():
             raise GateFailedError(
                 f"{path.name} answers random inputs with NaN or infinity",
                 "FP16 overflows in some models: export the other precisions; FP32 that does is a broken checkpoint",
             )
-        cosine = float((found * wanted).sum(axis=1).min())
-        apart = float(np.abs(found - wanted).max())
-        return {"max_abs": apart, "min_cosine": min(cosine, 1.0), "spread": spread(found)}
+        cosine = float((embeddings * wanted).sum(axis=1).min())
+        apart = float(np.abs(embeddings - wanted).max())
+        return {"max_abs": apart, "min_cosine": min(cosine, 1.0), "spread": spread(embeddings)}
 
 
 def random_inputs(config: DualEncoderConfig, tower: str, batch: int, seed: int = 0) -> NDArray[Any]:

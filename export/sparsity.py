@@ -23,13 +23,13 @@ def two_four_weights(path: Path) -> list[str]:
     onnx = require("onnx", "compress")
     graph = onnx.load(str(path)).graph
     weights = {tensor.name: tensor for tensor in graph.initializer}
-    found: dict[str, bool] = {}
+    by_module: dict[str, bool] = {}
     for node in graph.node:
         module = linear_of(node.name) if node.op_type == "MatMul" else None
         tensor = weights.get(f"{node.name}.weight")
         if module is not None and tensor is not None:
-            found[module] = found.get(module, True) and is_two_four(onnx.numpy_helper.to_array(tensor))
-    return [module for module, sparse in found.items() if sparse]
+            by_module[module] = by_module.get(module, True) and is_two_four(onnx.numpy_helper.to_array(tensor))
+    return [module for module, sparse in by_module.items() if sparse]
 
 
 def is_two_four(weight: Array) -> bool:

@@ -26,15 +26,15 @@ from mmcompress.int8 import Linears
 
 def graph_integers(config: DualEncoderConfig, linears: Linears) -> Linears:
     """Integers that were fitted to the torch model as the graphs store them: the query's share of QKV is scaled."""
-    found = dict(linears)
+    stored = dict(linears)
     for name, linear in linears.items():
         tower, _, block, part = name.split(".")
         if part == "qkv":
             sizes: TowerConfig = getattr(config, tower)
             gains = np.ones(len(linear.scales), linear.scales.dtype)
             gains[: sizes.heads[int(block)] * sizes.head_dim] = query_scale(sizes)
-            found[name] = replace(linear, scales=linear.scales * gains, bias=linear.bias * gains)
-    return found
+            stored[name] = replace(linear, scales=linear.scales * gains, bias=linear.bias * gains)
+    return stored
 
 
 def image_graph(config: DualEncoderConfig, tensors: Mapping[str, Array], numerics: Numerics, opset: int) -> Any:

@@ -28,13 +28,13 @@ BINS = 15
 
 def cosines(reference: Floats, other: Floats) -> NDArray[np.float64]:
     """(N, D), (N, D) -> (N,), row by row; computed in float64, since INT8 differs from FP32 in the fourth digit."""
-    found = np.empty(len(reference))
+    similarity = np.empty(len(reference))
     for start in range(0, len(reference), _ROWS):
         rows = slice(start, start + _ROWS)
         a, b = reference[rows].astype(np.float64), other[rows].astype(np.float64)
         norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-        found[rows] = (a * b).sum(axis=1) / np.maximum(norms, np.finfo(np.float64).tiny)
-    return found
+        similarity[rows] = (a * b).sum(axis=1) / np.maximum(norms, np.finfo(np.float64).tiny)
+    return similarity
 
 
 def histogram(similarity: NDArray[np.float64], bins: int = 40) -> CosineHistogram:
@@ -69,8 +69,8 @@ def unit_ranks(images: Floats, texts: Floats) -> NDArray[np.float32]:
     ranks = np.empty(scores.shape, dtype=np.float32)
     np.put_along_axis(ranks, order, ((first + last) / 2 - (len(place) - 1) / 2).astype(np.float32), axis=1)
     norms = np.linalg.norm(ranks, axis=1, keepdims=True)
-    found: NDArray[np.float32] = ranks / np.maximum(norms, 1)
-    return found
+    normed: NDArray[np.float32] = ranks / np.maximum(norms, 1)
+    return normed
 
 
 def flip_shares(flips: Bools, was_right: Bools, is_right: Bools) -> dict[str, Bools]:

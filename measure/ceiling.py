@@ -39,16 +39,16 @@ Kernel = tuple[Backend, Precision, int | None]
 
 def ceilings(kernels: Iterable[Kernel]) -> tuple[list[Ceiling], list[str]]:
     """The ceiling of each kernel, and a sentence for each that has none."""
-    found, missing = [], []
+    measured, missing = [], []
     for backend, precision, threads in dict.fromkeys(kernels):
         if backend in GPU_BACKENDS or threads is None:
             missing.append(f"No ceiling is measured on {backend}.")
             continue
         try:
-            found.append(ceiling(backend, precision, threads))
+            measured.append(ceiling(backend, precision, threads))
         except MMCompressError as error:
             missing.append(f"The ceiling of {precision} on {backend} is unknown: {error.what}.")
-    return found, list(dict.fromkeys(missing))
+    return measured, list(dict.fromkeys(missing))
 
 
 def ceiling(backend: Backend, precision: Precision, threads: int) -> Ceiling:

@@ -80,12 +80,12 @@ def compare_subjects(
 ) -> ComparisonDocument:
     """Measure both sides, interleaved, and say what the machine did meanwhile."""
     gpu = open_gpu() if None in (a.threads, b.threads) else None
-    threads = [one.threads for one in (a, b) if one.threads is not None]
+    threads = [contender.threads for contender in (a, b) if contender.threads is not None]
     with realtime(max(threads, default=1) <= usable_cores()) as priority:
         before = snapshot(gpu)
         records, ratio = race(a, b, batch, seconds, seed)
         conditions = Conditions(before, snapshot(gpu), priority, pin, tuple(gpu.slowdowns() if gpu else ()))
-        reached, no_ceiling = ceilings(one.kernel for one in (a, b))
+        reached, no_ceiling = ceilings(contender.kernel for contender in (a, b))
     meanwhile = conditions.meanwhile([spread(round_medians(record.rounds)) for record in records], usable_cores())
     sides = [
         latency_entry(Timed(side, batch, 1, record), reached, meanwhile.noise.noisy, conditions.throttled)

@@ -77,7 +77,7 @@ class Record:
         return np.concatenate([times for passes in self.rounds for times in passes])
 
 
-def add_round(found: Sequence[Record], combinations: Sequence[Combination], seconds: float, seed: int) -> None:
+def add_round(records: Sequence[Record], combinations: Sequence[Combination], seconds: float, seed: int) -> None:
     """Measure one round, of `seconds` a combination, and add it to each one's record."""
     rng = np.random.default_rng(seed)
     contenders = list(dict.fromkeys(contender for contender, _ in combinations))
@@ -91,13 +91,13 @@ def add_round(found: Sequence[Record], combinations: Sequence[Combination], seco
             members = [index for index, (_, batch) in enumerate(combinations) if batch == batches[number]]
             for index in _visits(members, rng, seconds * len(members), whole):
                 passes[index].append(burst(pool.call(*combinations[index], seed=seed), VISIT_S if whole else seconds))
-        for record, times, (contender, batch) in zip(found, passes, combinations, strict=True):
+        for record, times, (contender, batch) in zip(records, passes, combinations, strict=True):
             record.rounds.append(times)
             record.starts.append(pool.start(contender, batch))
 
 
 def add_rounds(
-    found: Sequence[Record],
+    records: Sequence[Record],
     combinations: Sequence[Combination],
     seconds: float,
     rounds: tuple[int, int],
@@ -108,7 +108,7 @@ def add_rounds(
     """Measure rounds, between the fewest and the most, until it is `decided`."""
     fewest, most = rounds
     for done in track(range(1, most + 1), what, total=most):
-        add_round(found, combinations, seconds, seed + done)
+        add_round(records, combinations, seconds, seed + done)
         if done >= fewest and decided():
             break
 

@@ -60,7 +60,7 @@ def _own_peaks(
     graph = next(graph for graph in artifact.manifest.graphs if graph.file == file)
     gpu = open_gpu() if backend in GPU_BACKENDS else None
     used_before = gpu.used_bytes() if gpu else None
-    found: dict[int, tuple[int | None, int | None]] = {}
+    by_batch: dict[int, tuple[int | None, int | None]] = {}
     with open_session(artifact, graph, backend, threads=threads) as session:
         for batch in sorted(batches):
             call = random_call(session, batch)
@@ -68,8 +68,8 @@ def _own_peaks(
             call()
             used = gpu.used_bytes() if gpu else None
             device = None if used is None or used_before is None else max(0, used - used_before)
-            found[batch] = (high_water_bytes(), device)
-    return found
+            by_batch[batch] = (high_water_bytes(), device)
+    return by_batch
 
 
 def high_water_bytes() -> int | None:
@@ -101,7 +101,7 @@ def random_call(session: Session, batch: int, seed: int = 0) -> Callable[[], obj
 if __name__ == "__main__":
     path, file, backend, threads, *batches = sys.argv[1:]
     try:
-        found = _own_peaks(path, file, cast(Backend, backend), int(threads), [int(b) for b in batches])
-        print(text_from_json(found))
+        by_batch = _own_peaks(path, file, cast(Backend, backend), int(threads), [int(b) for b in batches])
+        print(text_from_json(by_batch))
     except MMCompressError as error:
         raise SystemExit(f"error: {error.what}") from error

@@ -49,16 +49,16 @@ def retrieval(images: Floats, texts: Floats, owner: Ints) -> dict[str, float]:
     if not (owner >= 0).any():
         raise UsageError("no text belongs to any of the images, so there is no retrieval to measure", "see --labels")
     group = np.arange(len(images))
-    found: dict[str, float] = {}
+    shares: dict[str, float] = {}
     for way, sides in (("i2t", (images, texts, group, owner)), ("t2i", (texts, images, owner, group))):
         matches = Matches.of(sides[2], sides[3])
-        found |= recalls(way, hits(sides[0], sides[1], matches)[matches.answerable])
-    return found
+        shares |= recalls(way, hits(sides[0], sides[1], matches)[matches.answerable])
+    return shares
 
 
-def recalls(way: str, found: Bools) -> dict[str, float]:
+def recalls(way: str, hit: Bools) -> dict[str, float]:
     """(Q, 3) hits of RECALLS -> {"i2t_r1", "i2t_r5", "i2t_r10"} for the way "i2t"."""
-    return {f"{way}_r{k}": float(found[:, place].mean()) for place, k in enumerate(KS)}
+    return {f"{way}_r{k}": float(hit[:, place].mean()) for place, k in enumerate(KS)}
 
 
 def classification(images: Floats, class_texts: Floats, labels: Ints) -> dict[str, float | None]:
@@ -110,8 +110,8 @@ class Matches:
     @property
     def answerable(self) -> Bools:
         """(Q,): whether there is a match."""
-        found: Bools = np.diff(self.starts) > 0
-        return found
+        has_match: Bools = np.diff(self.starts) > 0
+        return has_match
 
     def of_query(self, query: int) -> Ints:
         return self.columns[self.starts[query] : self.starts[query + 1]]
@@ -139,7 +139,7 @@ def answer(
     """(N, D), (M, D) -> answers, with hits for each cut."""
     parts: list[tuple[Any, ...]] = []
     for rows, scores in score_blocks(images, texts):
-        found = _block_hits(scores, rows.start, matches, cuts)
+        block_hits = _block_hits(scores, rows.start, matches, cuts)
         best = scores.argmax(axis=1)
         every = np.arange(len(scores))
         top = scores[every, best]
@@ -148,7 +148,7 @@ def answer(
             confidence = 1 / np.exp(logit_scale * (scores - top[:, None])).sum(axis=1, dtype=np.float64)
         scores[every, best] = -np.inf
         second = scores.max(axis=1) if scores.shape[1] > 1 else top
-        parts.append((best, top, top - second, confidence, found))
+        parts.append((best, top, top - second, confidence, block_hits))
     return Answers(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 
@@ -170,13 +170,13 @@ def _block_hits(scores: Floats, start: int, matches: Matches, cuts: tuple[Cut, .
     above = _row_counts(scores > best[:, None])
     level = _row_counts(scores >= best[:, None])
     all_ours = np.bincount(rows[own == best[rows]], minlength=len(scores)) == level - above
-    found = np.empty((len(scores), len(cuts)), dtype=np.bool_)
+    hit = np.empty((len(scores), len(cuts)), dtype=np.bool_)
     for place, (k, depth) in enumerate(cuts):
-        found[:, place] = some & (above < k)
-        for row in np.flatnonzero(found[:, place] & (level > k) & ~all_ours):
+        hit[:, place] = some & (above < k)
+        for row in np.flatnonzero(hit[:, place] & (level > k) & ~all_ours):
             chosen = torch_topk(scores[row], min(depth, scores.shape[1]))[:k]
-            found[row, place] = np.isin(chosen, matches.of_query(start + row)).any()
-    return found
+            hit[row, place] = np.isin(chosen, matches.of_query(start + row)).any()
+    return hit
 
 
 def _row_counts(mask: Bools) -> Ints:

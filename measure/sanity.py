@@ -30,16 +30,16 @@ def checks(
     `reference` has the first embeddings of each tower as an independent implementation computes them.
     """
     finite = float(min(np.isfinite(side).mean() for side in (images, texts)))
-    found = [_check("finite", finite == 1, finite, 1.0, "share of numbers that are neither NaN nor infinite")]
+    finiteness = [_check("finite", finite == 1, finite, 1.0, "share of numbers that are neither NaN nor infinite")]
     if finite < 1:
-        return found
+        return finiteness
     sides = {"image": images, "text": texts}
     norm = max(float(np.abs(np.linalg.norm(side, axis=1) - 1).max()) for side in sides.values())
     narrowest = min(spread(side) for side in sides.values())
     apart = float(np.max([np.abs(sides[name][: len(rows)] - rows).max() for name, rows in reference.items()]))
     right, chance = above_chance(images, texts, image_group)
     return [
-        *found,
+        *finiteness,
         _check("unit norm", norm <= NORM_ERROR, norm, NORM_ERROR, "largest distance of a norm from 1"),
         _check("not constant", narrowest >= SPREAD, narrowest, SPREAD, "1 minus the length of the mean embedding"),
         _check("equal to torch", apart <= tolerance, apart, tolerance, "largest difference of a number"),
@@ -53,7 +53,7 @@ def above_chance(images: Floats, texts: Floats, image_group: Ints) -> tuple[floa
     return _recall_and_chance(hits(images, texts, matches), matches, image_group, len(texts))
 
 
-def _recall_and_chance(found: Bools, matches: Matches, image_group: Ints, candidates: int) -> tuple[float, float]:
+def _recall_and_chance(hit: Bools, matches: Matches, image_group: Ints, candidates: int) -> tuple[float, float]:
     """(N, cuts) hits -> the same, where an image may have several texts and a text several images.
 
     Chance is a random order of the texts, or the same answer for all images, whichever finds more.
@@ -64,10 +64,10 @@ def _recall_and_chance(found: Bools, matches: Matches, image_group: Ints, candid
     lucky = [1 - math.comb(candidates - own, k) / math.comb(candidates, k) for own in texts.tolist()]
     popular = np.sort(np.unique(image_group[asked], return_counts=True)[1])[-k:].sum() / images.sum()
     p = max(float(np.average(lucky, weights=images)), float(popular))
-    return float(found[asked, KS.index(k)].mean()), p + DEVIATIONS * math.sqrt(p * (1 - p) / images.sum())
+    return float(hit[asked, KS.index(k)].mean()), p + DEVIATIONS * math.sqrt(p * (1 - p) / images.sum())
 
 
-def collapsed(images: Floats, texts: Floats, image_group: Ints, matches: Matches, found: Bools) -> str | None:
+def collapsed(images: Floats, texts: Floats, image_group: Ints, matches: Matches, hit: Bools) -> str | None:
     """Why the retrieval of a model says nothing, in words; None where nothing is wrong, or too few pairs to tell.
 
     Images (N, D), texts (M, D), image_group (N,), which texts match which image, and the hits (N, cuts).
@@ -77,7 +77,7 @@ def collapsed(images: Floats, texts: Floats, image_group: Ints, matches: Matches
             return f"the {name} tower gives the same answer to everything"
     if not matches.answerable.any():
         return None
-    right, chance = _recall_and_chance(found, matches, image_group, len(texts))
+    right, chance = _recall_and_chance(hit, matches, image_group, len(texts))
     return None if right > chance or chance >= 1 else "its retrieval is no better than chance"
 
 
@@ -88,7 +88,9 @@ def _check(name: str, passed: bool, value: float, limit: float, says: str) -> Sa
 def enforce_checks(done: Sequence[SanityCheck], backend: str) -> None:
     """Raise GateFailedError with every check that failed."""
     failed = [
-        f"{one.check} ({one.says}: {one.value:.4g}, the limit is {one.limit:.4g})" for one in done if not one.passed
+        f"{check.check} ({check.says}: {check.value:.4g}, the limit is {check.limit:.4g})"
+        for check in done
+        if not check.passed
     ]
     if failed:
         raise GateFailedError(

@@ -90,8 +90,8 @@ def shares(before: Snapshot, after: Snapshot, cores: int) -> tuple[float | None,
 def clocks_mhz(root: Path = ROOT) -> list[float]:
     """Of each core, as cpufreq has it, else as /proc/cpuinfo has it; empty where neither does."""
     files = sorted((root / "sys/devices/system/cpu").glob("cpu[0-9]*/cpufreq/scaling_cur_freq"), key=str)
-    if found := [clock for file in files if (clock := _number(file)) is not None]:
-        return [clock / 1000 for clock in found]
+    if clocks_khz := [clock for file in files if (clock := _number(file)) is not None]:
+        return [clock / 1000 for clock in clocks_khz]
     try:
         lines = (root / "proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -109,8 +109,8 @@ def temperature_c(root: Path = ROOT) -> float | None:
         *(root / "sys/class/thermal").glob("thermal_zone*/temp"),
         *(root / "sys/class/hwmon").glob("*/temp*_input"),
     ]
-    found = [value / 1000 for file in files if (value := _number(file)) is not None]
-    return max((value for value in found if 0 < value < 150), default=None)
+    temperatures = [value / 1000 for file in files if (value := _number(file)) is not None]
+    return max((value for value in temperatures if 0 < value < 150), default=None)
 
 
 def power_mode(root: Path = ROOT) -> str | None:
@@ -159,16 +159,18 @@ def warnings(
     before: Snapshot, after: Snapshot, heard: Noise, was_throttled: bool | None, gpu_reasons: Sequence[str]
 ) -> list[str]:
     """What a reader of the figures has to know, one sentence each."""
-    found = []
+    sentences = []
     if heard.noisy:
-        found.append(f"The machine was noisy: {heard.reason}. Ratios allow for that, single figures do not.")
+        sentences.append(f"The machine was noisy: {heard.reason}. Ratios allow for that, single figures do not.")
     if was_throttled:
         why = ", ".join(gpu_reasons) or "heat or power"
-        found.append(f"Clocks were forced down while this was measured ({why}): cool the device, or lower its clocks.")
-    clocks = [sum(one.clocks_mhz) / len(one.clocks_mhz) for one in (before, after) if one.clocks_mhz]
+        sentences.append(
+            f"Clocks were forced down while this was measured ({why}): cool the device, or lower its clocks."
+        )
+    clocks = [sum(state.clocks_mhz) / len(state.clocks_mhz) for state in (before, after) if state.clocks_mhz]
     if len(clocks) == 2 and clocks[1] < FALLEN_CLOCK * clocks[0]:
-        found.append(f"The clocks fell from {clocks[0]:.0f} to {clocks[1]:.0f} MHz while this was measured.")
-    return found
+        sentences.append(f"The clocks fell from {clocks[0]:.0f} to {clocks[1]:.0f} MHz while this was measured.")
+    return sentences
 
 
 @dataclass(frozen=True)

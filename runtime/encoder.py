@@ -123,14 +123,16 @@ class Encoder:
         parts = [np.empty((0, width or 0), dtype=np.float32)] if not len(inputs) else []
         for start in range(0, len(inputs), step):
             outputs = session.run(self._feeds(session, inputs[start : start + step]))
-            found = outputs[session.outputs[0].name]
-            self._check(tower, found, names[start : start + step] or [f"input {start + i}" for i in range(len(found))])
-            parts.append(unit(found))
+            embeddings = outputs[session.outputs[0].name]
+            self._check(
+                tower, embeddings, names[start : start + step] or [f"input {start + i}" for i in range(len(embeddings))]
+            )
+            parts.append(unit(embeddings))
         return np.concatenate(parts)
 
-    def _check(self, tower: Tower, found: NDArray[Any], names: Sequence[object]) -> None:
+    def _check(self, tower: Tower, embeddings: NDArray[Any], names: Sequence[object]) -> None:
         """Refuse what has no direction: NaN, infinity or only zeros. (B, D), and what the inputs are called."""
-        norms = np.linalg.norm(found.astype(np.float64), axis=-1)
+        norms = np.linalg.norm(embeddings.astype(np.float64), axis=-1)
         broken = np.flatnonzero(~(np.isfinite(norms) & (norms > 0)))
         if len(broken):
             what = "zeros only" if norms[broken[0]] == 0 else "numbers that are NaN or infinite"
@@ -224,12 +226,12 @@ def embed_folder(encoder: Encoder, folder: Path) -> tuple[list[Path], NDArray[np
     """(paths, (N, D)) of the whole images under a folder, in the order of their names."""
     if not folder.is_dir():
         raise UsageError(f"there is no folder {folder}", "give a folder with images")
-    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
     paths: list[Path] = []
     parts: list[NDArray[np.float32]] = []
-    for start in range(0, len(found), BATCH):
+    for start in range(0, len(files), BATCH):
         pixels: list[NDArray[np.uint8]] = []
-        for path in found[start : start + BATCH]:
+        for path in files[start : start + BATCH]:
             try:
                 pixels.append(read_pixels(path, encoder.preprocessing))
                 paths.append(path)
@@ -239,7 +241,7 @@ def embed_folder(encoder: Encoder, folder: Path) -> tuple[list[Path], NDArray[np
             parts.append(encoder.pixels(np.stack(pixels), paths[-len(pixels) :]))
     if not parts:
         raise UsageError(
-            f"{folder} has no image that can be read ({len(found)} files tried)",
+            f"{folder} has no image that can be read ({len(files)} files tried)",
             f"give a folder with files that end in {', '.join(IMAGE_SUFFIXES)}",
         )
     return paths, np.concatenate(parts)

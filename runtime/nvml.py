@@ -45,22 +45,22 @@ class Gpu:
         return float(self._ask("nvmlDeviceGetClockInfo", self._library.NVML_CLOCK_SM) or 0)
 
     def temperature_c(self) -> float | None:
-        found = self._ask("nvmlDeviceGetTemperature", self._library.NVML_TEMPERATURE_GPU)
-        return None if found is None else float(found)
+        celsius = self._ask("nvmlDeviceGetTemperature", self._library.NVML_TEMPERATURE_GPU)
+        return None if celsius is None else float(celsius)
 
     def power_limit(self) -> str | None:
-        found = self._ask("nvmlDeviceGetEnforcedPowerLimit")
-        return None if found is None else f"{found / 1000:.0f} W"
+        milliwatts = self._ask("nvmlDeviceGetEnforcedPowerLimit")
+        return None if milliwatts is None else f"{milliwatts / 1000:.0f} W"
 
     def used_bytes(self) -> int | None:
         """Of all programs: inside a container the library cannot tell them apart."""
-        found = self._ask("nvmlDeviceGetMemoryInfo")
-        return None if found is None else int(found.used)
+        memory = self._ask("nvmlDeviceGetMemoryInfo")
+        return None if memory is None else int(memory.used)
 
     def energy_j(self) -> float | None:
         """Since the driver was loaded; from Volta on."""
-        found = self._ask("nvmlDeviceGetTotalEnergyConsumption")
-        return None if found is None else found / 1000
+        millijoules = self._ask("nvmlDeviceGetTotalEnergyConsumption")
+        return None if millijoules is None else millijoules / 1000
 
     def slowdowns(self) -> list[str]:
         """Why the clocks are lower than asked for, in words; empty where they are not."""

@@ -54,12 +54,12 @@ class Session(ABC):
         self.close()
 
 
-def check_interface(specs: Sequence[TensorSpec], found: Mapping[str, str], path: Path) -> None:
-    """Raise CorruptInputError unless a file has the tensors that its manifest states; `found` is dtype by name."""
+def check_interface(specs: Sequence[TensorSpec], dtypes: Mapping[str, str], path: Path) -> None:
+    """Raise CorruptInputError unless a file has the tensors that its manifest states; `dtypes` are by name."""
     for spec in specs:
-        if found.get(spec.name) != np.dtype(spec.dtype).name:
+        if dtypes.get(spec.name) != np.dtype(spec.dtype).name:
             raise CorruptInputError(
-                f"{path} has {dict(found)}, and its manifest says {spec.name!r} of {spec.dtype}",
+                f"{path} has {dict(dtypes)}, and its manifest says {spec.name!r} of {spec.dtype}",
                 "export the artifact again",
             )
 

@@ -61,14 +61,14 @@ def this_machine(backend: Backend) -> Machine:
 
 def passport_differences(manifest: Manifest, graph: Graph, machine: Machine) -> list[str]:
     """What keeps an engine from being opened on this machine, one phrase a difference."""
-    found = {
+    compared = {
         "backend": (manifest.facts.get("backend"), machine.backend),
         "TensorRT version": (manifest.facts.get("tensorrt_version"), machine.version),
         "GPU": (graph.target, machine.target),
     }
     return [
         f"{what}: the engine is for {engine or 'an unknown one'}, here it is {here}"
-        for what, (engine, here) in found.items()
+        for what, (engine, here) in compared.items()
         if engine != here
     ]
 
@@ -126,10 +126,10 @@ class TensorRTSession(Session):
                 "its log above says why; build the engine again on this machine",
             )
         for spec in (*graph.inputs, *graph.outputs):
-            found = np.dtype(module.nptype(self._engine.get_tensor_dtype(spec.name)))
-            if found != np.dtype(spec.dtype):
+            dtype = np.dtype(module.nptype(self._engine.get_tensor_dtype(spec.name)))
+            if dtype != np.dtype(spec.dtype):
                 raise CorruptInputError(
-                    f"{graph.file} has {spec.name!r} of {found}, and its manifest says {spec.dtype}",
+                    f"{graph.file} has {spec.name!r} of {dtype}, and its manifest says {spec.dtype}",
                     "build the engine again",
                 )
         self._context: Any = self._engine.create_execution_context()

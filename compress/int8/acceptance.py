@@ -57,8 +57,8 @@ def fit_cost(model: DualEncoder, fitted: Fit, judging: Feeds) -> FitCost:
     costs = []
     for kind in KINDS:
         with quantizing(model, fitted.linears[kind], fitted.ranges, kind):
-            found = embedded(model, "image", judging.image), embedded(model, "text", judging.text)
-        costs.append(cost(reference, found))
+            quantized = embedded(model, "image", judging.image), embedded(model, "text", judging.text)
+        costs.append(cost(reference, quantized))
     worst = Cost(*(float(np.max(figures)) for figures in zip(*map(astuple, costs), strict=True)))
     return FitCost(drift_of_both(model, judging, fitted.linears, fitted.ranges), worst)
 
@@ -68,7 +68,7 @@ def closer(
 ) -> tuple[Fit, Parts]:
     """For each kind and tower the fit that drifts less, and whether it is the trained one."""
     parts: Parts = {kind: {tower: after[kind][tower] < before[kind][tower] for tower in TOWERS} for kind in KINDS}
-    ranges = {name: dict(found) for name, found in given.ranges.items()}
+    ranges = {name: dict(ends) for name, ends in given.ranges.items()}
     linears: dict[Signedness, Linears] = {}
     for kind, towers in parts.items():
         taken = {name for name in given.linears[kind] if towers[name.partition(".")[0]]}

@@ -72,11 +72,15 @@ class TrainedLinear(nn.Module):
     start_ends: Tensor
     """(2,) float64, low and high; of a signed range the lowest is -128/127 of the highest"""
 
-    def __init__(self, stored: IntegerLinear, found: Range, kind: Signedness) -> None:
+    def __init__(self, stored: IntegerLinear, calibrated: Range, kind: Signedness) -> None:
         super().__init__()
         self.kind = kind
         self._stored = stored
-        ends = (found["low"], found["high"]) if kind == "unsigned" else (-found["absmax"] * 128 / 127, found["absmax"])
+        ends = (
+            (calibrated["low"], calibrated["high"])
+            if kind == "unsigned"
+            else (-calibrated["absmax"] * 128 / 127, calibrated["absmax"])
+        )
         self.register_buffer("scales", torch.from_numpy(stored.scales)[:, None])
         # contiguous, as the moments of a resumed run are, which AdamW walks through in step with the parameter
         self.register_buffer("start", torch.from_numpy(stored.weight.T.astype(np.float32)).contiguous())
@@ -109,8 +113,8 @@ class TrainedLinear(nn.Module):
     def entering(self, x: Tensor) -> Tensor:
         """An input (..., in) as the graph quantizes and restores it."""
         low, high = self.ends()
-        found: Tensor = FakeQuantize.apply(x.float(), low, high, self.kind)  # type: ignore[no-untyped-call]
-        return found
+        restored: Tensor = FakeQuantize.apply(x.float(), low, high, self.kind)  # type: ignore[no-untyped-call]
+        return restored
 
     @torch.no_grad()
     def stored(self) -> tuple[IntegerLinear, Range]:
@@ -118,8 +122,8 @@ class TrainedLinear(nn.Module):
         steps = self.steps().double().cpu().numpy().T
         integers = nearest(steps, np.ones(steps.shape[1]), self.kind)
         low, high = self.ends().tolist()
-        found = IntegerLinear(integers, self._stored.scales, self.bias().cpu().numpy())
-        return found, {"low": low, "high": high, "absmax": high}
+        linear = IntegerLinear(integers, self._stored.scales, self.bias().cpu().numpy())
+        return linear, {"low": low, "high": high, "absmax": high}
 
 
 class TrainedLinears(nn.Module):
@@ -139,18 +143,20 @@ class TrainedLinears(nn.Module):
                 tensors |= {f"{name}.weight": linear.weight(), f"{name}.bias": linear.bias()}
                 module = model.get_submodule(name)
                 handles.append(module.register_forward_pre_hook(lambda _, x, linear=linear: linear.entering(x[0])))
-            found: tuple[Tensor, Tensor] = functional_call(model, tensors, (pixels, tokens))
+            embeddings: tuple[Tensor, Tensor] = functional_call(model, tensors, (pixels, tokens))
         finally:
             for handle in handles:
                 handle.remove()
-        return found
+        return embeddings
 
     def stored(self) -> dict[str, tuple[IntegerLinear, Range]]:
         """By module, as files hold them."""
         return {name: linear.stored() for name, linear in self._named()}
 
     def _named(self) -> list[tuple[str, TrainedLinear]]:
-        return [(n, one) for n, one in zip(self.names, self.linears, strict=True) if isinstance(one, TrainedLinear)]
+        return [
+            (n, linear) for n, linear in zip(self.names, self.linears, strict=True) if isinstance(linear, TrainedLinear)
+        ]
 
 
 def allowed(steps: Tensor, kind: Signedness) -> Tensor:

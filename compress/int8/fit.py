@@ -66,8 +66,8 @@ def chosen_smoothing(
 
     def see(name: str, x: Tensor) -> None:
         if name.rpartition(".")[2] in NORM_OF:
-            found = x.abs().amax(dim=0)
-            absmax[name] = torch.maximum(absmax[name], found) if name in absmax else found
+            largest = x.abs().amax(dim=0)
+            absmax[name] = torch.maximum(absmax[name], largest) if name in absmax else largest
 
     with observing(model, see):
         embedded(model, tower, fitting)
@@ -76,7 +76,7 @@ def chosen_smoothing(
     drifts = {}
     for name, candidate in candidates.items():
         histograms = histograms_of(candidate, tower, fitting)
-        ranges = {module: ranges_of(found, method, config.percentile) for module, found in histograms.items()}
+        ranges = {module: ranges_of(histogram, method, config.percentile) for module, histogram in histograms.items()}
         linears = plain(candidate, tower, JUDGED)
         with quantizing(candidate, linears, ranges, JUDGED):
             drifts[name] = distance(reference, embedded(candidate, tower, judging))
@@ -85,10 +85,10 @@ def chosen_smoothing(
 
 def histograms_of(model: DualEncoder, tower: str, batches: Batches) -> dict[str, Histogram]:
     """What goes into every Linear of a tower."""
-    found = {name: Histogram() for name in modules(model, tower)}
-    with observing(model, lambda name, x: found[name].add(x)):
+    histograms = {name: Histogram() for name in modules(model, tower)}
+    with observing(model, lambda name, x: histograms[name].add(x)):
         embedded(model, tower, batches)
-    return found
+    return histograms
 
 
 def chosen_ranges(
@@ -101,7 +101,7 @@ def chosen_ranges(
         name: {method: ranges_of(histograms[name], method, config.percentile) for method in methods} for name in names
     }
     if len(methods) == 1:
-        return {name: found[methods[0]] for name, found in candidates.items()}, dict.fromkeys(names, methods[0])
+        return {name: by_method[methods[0]] for name, by_method in candidates.items()}, dict.fromkeys(names, methods[0])
     weights = {kind: plain(model, tower, kind) for kind in KINDS}
     errors = {name: dict.fromkeys(methods, 0.0) for name in names}
 
@@ -111,13 +111,13 @@ def chosen_ranges(
         for kind in KINDS:
             stored = weights[kind][name]
             weight = torch.from_numpy(dequantize_weight(stored.weight, stored.scales).astype(np.float32)).to(x)
-            for method, found in candidates[name].items():
-                entering = fake_quantized(rows, activation_quantizer(found, kind, SCALE_TYPES[kind]))
+            for method, ends in candidates[name].items():
+                entering = fake_quantized(rows, activation_quantizer(ends, kind, SCALE_TYPES[kind]))
                 errors[name][method] += float((entering @ weight - exact).double().square().mean())
 
     with observing(model, see):
         embedded(model, tower, fitting)
-    best = {name: _least(found) for name, found in errors.items()}
+    best = {name: _least(by_method) for name, by_method in errors.items()}
     return {name: candidates[name][method] for name, method in best.items()}, best
 
 
@@ -145,26 +145,26 @@ def chosen_weights(
 
     roundings = ROUNDINGS if config.rounding == "auto" else (config.rounding,)
     candidates = {rounding: rounded_all(JUDGED, rounding) for rounding in roundings}
-    rounding_drifts = {rounding: drift(found) for rounding, found in candidates.items()}
+    rounding_drifts = {rounding: drift(linears) for rounding, linears in candidates.items()}
     rounding = _least(rounding_drifts)
     chosen = {kind: candidates[rounding] if kind == JUDGED else rounded_all(kind, rounding) for kind in KINDS}
     bias_drifts = {"off": rounding_drifts[rounding]}
     if config.bias_correction and rounding != "refitted":
         bias_drifts["corrected"] = drift(corrected_all(JUDGED, chosen[JUDGED]))
         if _least(bias_drifts) == "corrected":
-            chosen = {kind: corrected_all(kind, found) for kind, found in chosen.items()}
+            chosen = {kind: corrected_all(kind, linears) for kind, linears in chosen.items()}
     return chosen, {"rounding": _record(rounding_drifts), "bias": _record(bias_drifts)}
 
 
 def moments_of(model: DualEncoder, ranges: Mapping[str, Range], tower: str, batches: Batches) -> dict[str, Moments]:
     """What the Linears of a tower get to see, and what quantizing it leaves."""
-    found = {
+    moments = {
         name: Moments({kind: activation_quantizer(ranges[name], kind, SCALE_TYPES[kind]) for kind in KINDS})
         for name in modules(model, tower)
     }
-    with observing(model, lambda name, x: found[name].add(x)):
+    with observing(model, lambda name, x: moments[name].add(x)):
         embedded(model, tower, batches)
-    return found
+    return moments
 
 
 def plain(model: DualEncoder, tower: str, kind: Signedness) -> dict[str, IntegerLinear]:
@@ -202,14 +202,14 @@ def drift_of_both(
     model: DualEncoder, judging: Feeds, linears: Mapping[Signedness, Linears], ranges: Mapping[str, Range]
 ) -> dict[str, dict[str, float]]:
     """How far each kind of graph moves each tower's embeddings."""
-    found: dict[str, dict[str, float]] = {}
+    drifts: dict[str, dict[str, float]] = {}
     for kind in KINDS:
-        found[kind] = {}
+        drifts[kind] = {}
         for tower in ("image", "text"):
             reference = embedded(model, tower, judging.of(tower))
             with quantizing(model, linears[kind], ranges, kind):
-                found[kind][tower] = distance(reference, embedded(model, tower, judging.of(tower)))
-    return found
+                drifts[kind][tower] = distance(reference, embedded(model, tower, judging.of(tower)))
+    return drifts
 
 
 def _parameters(linear: nn.Linear) -> tuple[Floats, Floats]:

@@ -156,8 +156,8 @@ def train(
         for at, kind in enumerate(KINDS):  # each kind has every second pair
             learner = learners[kind]
             assert isinstance(learner, TrainedLinears)
-            found = learner.embed(model, batch.pixels[at::2], batch.tokens[at::2])
-            for tower, ours, exact in zip(TOWERS, found, reference, strict=True):
+            embeddings = learner.embed(model, batch.pixels[at::2], batch.tokens[at::2])
+            for tower, ours, exact in zip(TOWERS, embeddings, reference, strict=True):
                 if drift[kind][tower]:
                     losses.append(cosine_distance(ours, exact[at::2]) / drift[kind][tower])
         return torch.stack(losses).mean()
@@ -177,14 +177,14 @@ def train(
 
 def rounded(learners: nn.ModuleDict, given: Fit) -> Fit:
     """What the learners have become, at the nearest steps."""
-    ranges = {name: dict(found) for name, found in given.ranges.items()}
+    ranges = {name: dict(ends) for name, ends in given.ranges.items()}
     linears: dict[Signedness, Linears] = {}
     for kind in KINDS:
         learner = learners[kind]
         assert isinstance(learner, TrainedLinears)
-        found = learner.stored()
-        linears[kind] = {name: linear for name, (linear, _) in found.items()}
-        for name, (_, ends) in found.items():
+        stored = learner.stored()
+        linears[kind] = {name: linear for name, (linear, _) in stored.items()}
+        for name, (_, ends) in stored.items():
             ranges[name] |= {end: ends[end] for end in ENDS[kind]}
     return Fit(ranges, linears)
 
@@ -192,8 +192,8 @@ def rounded(learners: nn.ModuleDict, given: Fit) -> Fit:
 def ranked(model: DualEncoder, chosen: Fit, judging: Feeds, source: Artifact) -> list[dict[str, Any]]:
     """The ranking of the Linears, measured again; of those that stay in float what was known of them."""
     half = Feeds(judging.image[::2], judging.text[::2])
-    found = sensitivities(model, half, chosen.linears[JUDGED], chosen.ranges, JUDGED)
-    rows = [{"module": name, "drift": float(f"{drift:.4g}"), "kept": False} for name, drift in found.items()]
+    drifts = sensitivities(model, half, chosen.linears[JUDGED], chosen.ranges, JUDGED)
+    rows = [{"module": name, "drift": float(f"{drift:.4g}"), "kept": False} for name, drift in drifts.items()]
     rows += [dict(row) for row in source.manifest.facts.get("sensitivity", ()) if row["kept"]]
     return sorted(rows, key=lambda row: (-row["drift"], row["module"]))
 
@@ -218,4 +218,6 @@ def _pairs(source: Artifact, config: QatConfig, here: World) -> TrainingPairs:
 
 
 def _rounded(drift: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
-    return {kind: {tower: float(f"{found:.4g}") for tower, found in towers.items()} for kind, towers in drift.items()}
+    return {
+        kind: {tower: float(f"{distance:.4g}") for tower, distance in towers.items()} for kind, towers in drift.items()
+    }

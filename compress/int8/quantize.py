@@ -86,14 +86,14 @@ def quantize(job: Job[QuantizeConfig]) -> None:
         unseen = held_pairs(source, config.data.validation, config) if config.data.validation else judging
         answers = possible_answers(source, config, held)
         ranking, kept, left = keep_sensitive(fitted, judging, unseen, answers, config)
-        linears = {kind: without(found, kept) for kind, found in fitted.linears.items()}
+        linears = {kind: without(of_kind, kept) for kind, of_kind in fitted.linears.items()}
         drift = drift_of_both(fitted.model, feeds(judging), linears, fitted.ranges)
     for name in source.manifest.files:
         shutil.copyfile(source.file(name), job.draft.path / name)
     if fitted.model is not model:
         save_checkpoint(fitted.model.cpu(), job.draft.path)
     job.draft.inherit(source)
-    ranges = {name: found for name, found in fitted.ranges.items() if name not in kept}
+    ranges = {name: ends for name, ends in fitted.ranges.items() if name not in kept}
     write_json(job.draft.path / RANGES, ranges)
     save_file(tensors_from_linears(linears), job.draft.path / INTEGERS)
     job.draft.facts = {
@@ -103,7 +103,8 @@ def quantize(job: Job[QuantizeConfig]) -> None:
         "kept": sorted(kept),
         "choices": fitted.choices,
         "sensitivity": [
-            {"module": name, "drift": float(f"{found:.4g}"), "kept": name in kept} for name, found in ranking.items()
+            {"module": name, "drift": float(f"{distance:.4g}"), "kept": name in kept}
+            for name, distance in ranking.items()
         ],
         "budget": config.max_drop,
         SEEN: Seen(
@@ -135,8 +136,8 @@ def fit_integers(
                 model, choices[tower]["smooth"] = chosen_smoothing(model, tower, *fed, config)
         histograms, ranges = calibrate(model, samples())
         for tower in TOWERS:
-            found, choices[tower]["ranges"] = chosen_ranges(model, histograms, tower, fitting.of(tower), config)
-            ranges |= found
+            tower_ranges, choices[tower]["ranges"] = chosen_ranges(model, histograms, tower, fitting.of(tower), config)
+            ranges |= tower_ranges
     linears: dict[Signedness, dict[str, IntegerLinear]] = {"signed": {}, "unsigned": {}}
     for tower in TOWERS:
         rounded, chosen = chosen_weights(model, ranges, tower, fitting.of(tower), judging.of(tower), config)

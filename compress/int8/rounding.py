@@ -64,8 +64,8 @@ def clipping_scales(weight: Floats, kind: Signedness, power: Floats) -> Floats:
         scales = np.maximum((widest * share).astype(widest.dtype), np.finfo(widest.dtype).smallest_normal)
         error = power.astype(np.float64) @ (nearest(weight, scales, kind) * scales.astype(np.float64) - weight) ** 2
         best, least = np.where(error < least, scales, best), np.minimum(error, least)
-    found: Floats = best
-    return found
+    best_scales: Floats = best
+    return best_scales
 
 
 def refitted(weight: Floats, folds: Sequence[tuple[Real, int]], noise: Real) -> Real:
@@ -81,9 +81,9 @@ def refitted(weight: Floats, folds: Sequence[tuple[Real, int]], noise: Real) -> 
     if len(folds) < 2:
         return exact
 
-    def error(found: Real, covariance: Real) -> float:
-        lost = exact - found
-        return float((lost * (covariance @ lost)).sum() + noise @ (found**2).sum(axis=1))
+    def error(weights: Real, covariance: Real) -> float:
+        lost = exact - weights
+        return float((lost * (covariance @ lost)).sum() + noise @ (weights**2).sum(axis=1))
 
     def unseen(damping: float) -> float:
         pairs = zip(folds, reversed(folds), strict=True)

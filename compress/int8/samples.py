@@ -46,7 +46,7 @@ def possible_answers(source: Artifact, config: QuantizeConfig, held: Sequence[Ca
 
 
 def feeds(pairs: Sequence[Captioned]) -> Feeds:
-    return Feeds([one.pixels for one in pairs], [one.tokens for one in pairs])
+    return Feeds([pair.pixels for pair in pairs], [pair.tokens for pair in pairs])
 
 
 def held_pairs(source: Artifact, spec: str, config: QuantizeConfig) -> list[Captioned]:

@@ -27,14 +27,14 @@ def sensitivities(
     model: DualEncoder, judging: Feeds, linears: Linears, ranges: Mapping[str, Range], kind: Signedness
 ) -> dict[str, float]:
     """Distance of the embeddings with one Linear quantized, by module, the worst first."""
-    found: dict[str, float] = {}
+    drifts: dict[str, float] = {}
     for tower in TOWERS:
         reference = embedded(model, tower, judging.of(tower))
         own = [name for name in linears if name.startswith(f"{tower}.")]
         for name in track(own, f"sensitivity of the {tower} tower", len(own)):
             with quantizing(model, {name: linears[name]}, ranges, kind):
-                found[name] = distance(reference, embedded(model, tower, judging.of(tower)))
-    return dict(sorted(found.items(), key=lambda item: (-item[1], item[0])))
+                drifts[name] = distance(reference, embedded(model, tower, judging.of(tower)))
+    return dict(sorted(drifts.items(), key=lambda item: (-item[1], item[0])))
 
 
 def fewest_kept(ranking: Sequence[str], holds: Callable[[frozenset[str]], bool]) -> frozenset[str]:
@@ -53,12 +53,12 @@ def fewest_kept(ranking: Sequence[str], holds: Callable[[frozenset[str]], bool])
     return frozenset(kept)
 
 
-def cost(reference: tuple[Tensor, Tensor], found: tuple[Tensor, Tensor]) -> Cost:
+def cost(reference: tuple[Tensor, Tensor], quantized: tuple[Tensor, Tensor]) -> Cost:
     """Images (N, D) and texts (M, D), the first N of them row by row the images', before and after.
 
     Hits are counted among the N, flips among all M.
     """
-    (images, texts), after = ((side[0].cpu().numpy(), side[1].cpu().numpy()) for side in (reference, found))
+    (images, texts), after = ((side[0].cpu().numpy(), side[1].cpu().numpy()) for side in (reference, quantized))
     own = np.arange(len(images))
     lost = agreement.lost_matches((images, texts[: len(own)]), (after[0], after[1][: len(own)]), own, own)
     answers = agreement.best(images, texts), agreement.best(*after)

@@ -54,18 +54,18 @@ def embedded(model: DualEncoder, tower: str, batches: Batches) -> Tensor:
     device = model.logit_scale.device
     encode = model.encode_image if tower == "image" else model.encode_text
     with torch.inference_mode():
-        found = torch.cat([encode(batch.to(device)) for batch in batches])
-    if not torch.isfinite(found).all():
+        embeddings = torch.cat([encode(batch.to(device)) for batch in batches])
+    if not torch.isfinite(embeddings).all():
         raise CorruptInputError(
             f"the {tower} tower answers calibration samples with NaN or infinity",
             "its activations overflow: check the checkpoint with `mmcompress export` and `drift`",
         )
-    return found
+    return embeddings
 
 
-def distance(reference: Tensor, found: Tensor) -> float:
+def distance(reference: Tensor, other: Tensor) -> float:
     """(N, D), (N, D) of unit norm -> mean of 1 - cosine, as half the squared distance, which loses no digits."""
-    return float((reference.double() - found.double()).square().sum(dim=1).mean() / 2)
+    return float((reference.double() - other.double()).square().sum(dim=1).mean() / 2)
 
 
 def fake_quantized(x: Tensor, quantizer: ActivationQuantizer) -> Tensor:
@@ -193,12 +193,12 @@ class Moments:
     @property
     def folds(self) -> list[tuple[Matrix, int]]:
         """Of each half the covariance (in, in) and its rows; one of them if there was one batch."""
-        found = []
+        folds = []
         for rows, gram, total in zip(self._rows, self._grams, self._sums, strict=True):
             if rows:
                 mean = total / rows
-                found.append(((gram / rows - torch.outer(mean, mean)).numpy(), rows))
-        return found
+                folds.append(((gram / rows - torch.outer(mean, mean)).numpy(), rows))
+        return folds
 
     def mean_quantized(self, kind: Signedness) -> Vector:
         """(in,)"""

@@ -31,8 +31,8 @@ def smoothing_factors(activations: Tensor, weights: Tensor, alpha: float) -> Ten
 
 def smoothed(model: DualEncoder, absmax: Mapping[str, Tensor], tower: str, alpha: float) -> DualEncoder:
     """A copy with the LayerNorms in front of QKV and FC1 of one tower smoothed; `absmax` is per input channel (in,)."""
-    found = deepcopy(model)
-    for index, block in enumerate(getattr(found, tower).blocks):
+    copied = deepcopy(model)
+    for index, block in enumerate(getattr(copied, tower).blocks):
         assert isinstance(block, Block)
         for part, before in NORM_OF.items():
             linear, norm = block.get_submodule(part), block.get_submodule(before)
@@ -44,4 +44,4 @@ def smoothed(model: DualEncoder, absmax: Mapping[str, Tensor], tower: str, alpha
                 linear.weight *= factors
                 norm.weight /= factors
                 norm.bias /= factors
-    return found
+    return copied

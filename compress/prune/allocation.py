@@ -52,12 +52,12 @@ def best_choices(blocks: Sequence[Sequence[Choice]], budget: float, grid: int = 
                 row[steps:] = errors[: grid + 1 - steps] + choice.error
         taken.append((options.argmin(axis=0), extra))
         errors = options.min(axis=0)
-    left, found = grid, []
+    left, picked = grid, []
     for front, (chosen, extra) in zip(reversed(fronts), reversed(taken), strict=True):
         index = int(chosen[left])
-        found.append(front[index])
+        picked.append(front[index])
         left -= extra[index]
-    return found[::-1]
+    return picked[::-1]
 
 
 def _steps(cost: float, step: float, grid: int) -> int:

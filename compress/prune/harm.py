@@ -46,7 +46,7 @@ def measured_errors(
     counts = [counted(tower, x) for x in inputs]
     before = [tower.enter(x) for x in inputs]
     wanted = _embeddings(tower, through(tower, range(depth), before[: len(probed)]), probed)
-    found = []
+    by_block = []
     for index in track(range(depth), f"measuring {name} blocks", depth):
         attention, mlp = sub_blocks(model, name, index)
 
@@ -70,9 +70,9 @@ def measured_errors(
                 errors[size] = error(then(sub.behind(start[: len(probed)], part)))
             by_part.append(errors)
         shift = torch.stack([(b - a).mean(dim=(0, 1)) for a, b in zip(before, after, strict=True)]).mean(dim=0)
-        found.append((by_part[0], by_part[1], error([x + shift for x in before[: len(probed)]])))
+        by_block.append((by_part[0], by_part[1], error([x + shift for x in before[: len(probed)]])))
         before = after
-    return found
+    return by_block
 
 
 def _embeddings(tower: ImageTower | TextTower, streams: Streams, inputs: Sequence[Tensor]) -> Tensor:

@@ -24,11 +24,11 @@ from mmcompress.model import Block, DualEncoder
 
 def magnitudes(model: DualEncoder) -> dict[str, Tensor]:
     """Weight norms of every head (`….out`: (heads,)) and MLP unit (`….fc2`: (units,))."""
-    found: dict[str, Tensor] = {}
+    norms: dict[str, Tensor] = {}
     for name, module in model.named_modules():
         if isinstance(module, Block):
-            found |= {f"{name}.out": head_norms(module).detach(), f"{name}.fc2": unit_norms(module).detach()}
-    return found
+            norms |= {f"{name}.out": head_norms(module).detach(), f"{name}.fc2": unit_norms(module).detach()}
+    return norms
 
 
 def taylor(model: DualEncoder, batches: Iterable[TrainingBatch], anchors: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
@@ -38,22 +38,22 @@ def taylor(model: DualEncoder, batches: Iterable[TrainingBatch], anchors: tuple[
         with linear_inputs(model) as inputs:
             assert pairs.teacher is not None
             distillation_loss(model(pairs.pixels, pairs.tokens), pairs.teacher, anchors).backward()
-            for name, found in summed_by_unit(model, inputs).items():
-                totals[name] = totals[name] + found if name in totals else found
+            for name, summed in summed_by_unit(model, inputs).items():
+                totals[name] = totals[name] + summed if name in totals else summed
         model.zero_grad(set_to_none=True)
     return totals
 
 
 def summed_by_unit(model: DualEncoder, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """|activation * gradient|, tokens summed inside and samples outside, for the inputs that have a gradient."""
-    found: dict[str, Tensor] = {}
+    sums: dict[str, Tensor] = {}
     for name, activation in inputs.items():
         assert activation.grad is not None
         products = (activation.detach() * activation.grad).sum(dim=1)  # (B, units)
         if name.endswith(".out"):
             products = products.unflatten(1, (_block(model, name).heads, -1)).sum(dim=2)
-        found[name] = products.abs().sum(dim=0).cpu()
-    return found
+        sums[name] = products.abs().sum(dim=0).cpu()
+    return sums
 
 
 @contextmanager

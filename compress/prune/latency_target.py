@@ -69,11 +69,11 @@ def sizes_at_latency(
         moved = budget + share - measured
         budget = moved if below < moved < above else (below + above) / 2
     best = min(tried, key=lambda sizes: abs(1 / tried[sizes].speedup - share))
-    found = tried[best]
+    best_ratio = tried[best]
     return list(best), {
         "asked": share,
-        "measured": 1 / found.speedup,
-        "ci95": [1 / found.high, 1 / found.low],
+        "measured": 1 / best_ratio.speedup,
+        "ci95": [1 / best_ratio.high, 1 / best_ratio.low],
         "backend": config.backend,
         "precision": config.precision,
         "threads": threads,
@@ -128,10 +128,10 @@ def block_costs(
 
 
 def _costs_from(artifact: Artifact) -> BlockCosts:
-    found = read_json(artifact.file("costs.json"), f"delete {artifact.path}: it is measured again")
+    costs = read_json(artifact.file("costs.json"), f"delete {artifact.path}: it is measured again")
     for sizes in ("heads", "mlp"):
-        found[sizes] = {int(size): saved for size, saved in found[sizes].items()}
-    return BlockCosts(**{**found, "last": tuple(found["last"])})
+        costs[sizes] = {int(size): saved for size, saved in costs[sizes].items()}
+    return BlockCosts(**{**costs, "last": tuple(costs["last"])})
 
 
 def _uniform(tower: ImageConfig, size: tuple[int, int], depth: int) -> ImageConfig:

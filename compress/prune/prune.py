@@ -48,12 +48,12 @@ def prune(job: Job[PruneConfig]) -> None:
         steps = max(1, min(config.samples, pairs.count) // config.batch)
         samples = list(track(islice(pairs.stream(0, 0), steps), "samples", steps))
         scores = unit_scores(model, samples, embeddings.anchors(config.anchors, here.device), config)
-        pruned, found = model, {}
+        pruned, measured = model, {}
         for tower in config.towers:
             inputs = [pair.pixels if tower == "image" else pair.tokens for pair in samples]
             width = rounded_width(getattr(model.config, tower), config.width, config.width_multiple)
             pruned = narrowed(pruned, tower, width, inputs, config.refit)
-            sizes, found[tower] = block_sizes(model, tower, inputs, scores, config)
+            sizes, measured[tower] = block_sizes(model, tower, inputs, scores, config)
             pruned = shrunk(pruned, tower, sizes, inputs, scores, config.refit)
             pruned = sparsified(pruned, tower, inputs) if config.sparsity else pruned
     sparse, dense = two_four_modules(pruned) if config.sparsity else ([], [])
@@ -68,13 +68,13 @@ def prune(job: Job[PruneConfig]) -> None:
         "params_share": after.params / before.params,
         **({SPARSE: sparse, "not_two_four": dense} if config.sparsity else {}),
     }
-    job.draft.metrics = {"towers": {tower: facts for tower, facts in found.items() if facts}}
+    job.draft.metrics = {"towers": {tower: facts for tower, facts in measured.items() if facts}}
 
 
 def two_four_modules(model: DualEncoder) -> tuple[list[str], list[str]]:
     """The Linears that are 2:4 sparse, and the others: of a tower left out, or whose inputs are no multiple of four."""
-    found = {name: is_two_four(linear.weight) for name, linear in model.linears()}
-    return [name for name, sparse in found.items() if sparse], [name for name, sparse in found.items() if not sparse]
+    checks = {name: is_two_four(linear.weight) for name, linear in model.linears()}
+    return [name for name, sparse in checks.items() if sparse], [name for name, sparse in checks.items() if not sparse]
 
 
 def unit_scores(
@@ -84,8 +84,8 @@ def unit_scores(
     if config.importance == "activation":
         return {}
     scores = magnitudes(model) if config.importance == "magnitude" else taylor(model, samples, anchors)
-    for name, found in scores.items():
-        finite(float(found.sum()), f"the importance of a unit of {name}")
+    for name, importances in scores.items():
+        finite(float(importances.sum()), f"the importance of a unit of {name}")
     return scores
 
 

@@ -39,17 +39,17 @@ def two_four(weight: Tensor, moment: Tensor, ridge: float = RIDGE) -> Tensor:
     damping = ridge * moment.diagonal().mean().clamp_min(torch.finfo(moment.dtype).tiny)
     inverse = torch.linalg.inv(moment + damping * torch.eye(inputs).to(moment))
     upper = torch.linalg.cholesky(inverse, upper=True)
-    found = weight.double().clone()
+    pruned = weight.double().clone()
     for start in range(0, inputs, GROUP):
         group = slice(start, start + GROUP)
-        saliency = found[:, group].square() / upper.diagonal()[group].square()
+        saliency = pruned[:, group].square() / upper.diagonal()[group].square()
         gone = torch.zeros_like(saliency, dtype=torch.bool)
         gone.scatter_(1, saliency.argsort(dim=1, stable=True)[:, : GROUP - KEPT], True)
         for offset, i in enumerate(range(start, start + GROUP)):
-            error = torch.where(gone[:, offset], found[:, i], 0) / upper[i, i]
-            found[:, i + 1 :] -= error[:, None] * upper[i, i + 1 :]
-            found[:, i] = torch.where(gone[:, offset], 0, found[:, i])
-    return found.to(weight.dtype)
+            error = torch.where(gone[:, offset], pruned[:, i], 0) / upper[i, i]
+            pruned[:, i + 1 :] -= error[:, None] * upper[i, i + 1 :]
+            pruned[:, i] = torch.where(gone[:, offset], 0, pruned[:, i])
+    return pruned.to(weight.dtype)
 
 
 @torch.no_grad()

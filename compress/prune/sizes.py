@@ -94,5 +94,5 @@ def _interpolated(measured: Levels, sizes: Sequence[int]) -> list[float]:
     """Errors at all sizes; more kept never counts as worse, whatever the noise of the measurement."""
     known = sorted(measured)
     falling = np.minimum.accumulate([measured[size] for size in known])
-    found: list[float] = np.interp(sizes, known, falling).tolist()
-    return found
+    errors: list[float] = np.interp(sizes, known, falling).tolist()
+    return errors

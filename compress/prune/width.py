@@ -171,11 +171,11 @@ def _enter_image(target: ImageTower, tower: ImageTower, down: Tensor, dense: Str
     target.norm_pre.weight.fill_(1)
     target.norm_pre.bias.zero_()
     shift = down @ tower.norm_pre.bias
-    found, wanted = torch.zeros(()).to(down), torch.zeros(()).to(down)
+    energy, wanted = torch.zeros(()).to(down), torch.zeros(()).to(down)
     for x, batch in zip(dense, inputs, strict=True):
         z = target.enter(batch)
-        found, wanted = found + z.square().sum(), wanted + (z * (x @ down.T - shift)).sum()
-    target.norm_pre.weight.fill_(float(wanted / found))
+        energy, wanted = energy + z.square().sum(), wanted + (z * (x @ down.T - shift)).sum()
+    target.norm_pre.weight.fill_(float(wanted / energy))
     target.norm_pre.bias.copy_(shift)
 
 

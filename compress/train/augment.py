@@ -95,9 +95,9 @@ def _warped(pixels: Tensor, u: Tensor) -> Tensor:
     x, y = _plane(pixels)
     s = _signed(u)
     scale, aspect, angle = torch.exp(0.30 * s[:, 0] - 0.02), torch.exp(0.12 * s[:, 1]), s[:, 2] * math.radians(15)
-    cos, sin, one = torch.cos(angle), torch.sin(angle), torch.ones_like(angle)
+    cos, sin, ones = torch.cos(angle), torch.sin(angle), torch.ones_like(angle)
     rotation = torch.stack([cos, -sin, sin, cos], dim=-1).view(b, 2, 2)
-    shear = torch.stack([one, 0.12 * s[:, 3], 0.12 * s[:, 4], one], dim=-1).view(b, 2, 2)
+    shear = torch.stack([ones, 0.12 * s[:, 3], 0.12 * s[:, 4], ones], dim=-1).view(b, 2, 2)
     stretch = torch.stack([1 / (scale * aspect), aspect / scale], dim=-1)
     matrix = (rotation @ shear) * stretch[:, None, :]
     phase = (2 * math.pi * u[:, 7:11]).view(b, 4, 1, 1)
@@ -158,8 +158,8 @@ def averaged(planes: Tensor, side: int, padding: int) -> Tensor:
     On CPUs it is vectorized over channels alone, so each plane is a channel here: three to four times faster.
     """
     channels = planes.flatten(0, 1)[None].contiguous(memory_format=torch.channels_last)
-    found: Tensor = F.avg_pool2d(channels, side, 1, padding)[0].contiguous()
-    return found.view(*planes.shape[:2], *found.shape[1:])
+    means: Tensor = F.avg_pool2d(channels, side, 1, padding)[0].contiguous()
+    return means.view(*planes.shape[:2], *means.shape[1:])
 
 
 def _plane(pixels: Tensor) -> tuple[Tensor, Tensor]:

@@ -146,11 +146,11 @@ def embedded_texts(teacher: Teacher, captions: Sequence[str], batch: int) -> Ten
     """(M, D) in FP16. Equal captions are embedded once, and captions of like length together, as padding costs time."""
     different = sorted(dict.fromkeys(captions), key=len)
     starts = range(0, len(different), batch)
-    found = torch.cat(
+    embeddings = torch.cat(
         [teacher.encode_text(different[i : i + batch]).half() for i in track(starts, "captions", len(starts))]
     )
     row = {caption: i for i, caption in enumerate(different)}
-    return found[torch.tensor([row[caption] for caption in captions])]
+    return embeddings[torch.tensor([row[caption] for caption in captions])]
 
 
 def load_embeddings(artifact: Artifact) -> Embeddings:

@@ -79,8 +79,8 @@ def training_pairs(
         else:
             shown = (view_of * embeddings.views).astype(np.int64)
             pixels = pixels_of_views(decoded, shown, embeddings.seed, embeddings.augment, here.device)
-            found = embeddings.lookup(decoded.keys, shown, chosen)
-            teacher = found[0].to(here.device), found[1].to(here.device)
+            targets = embeddings.lookup(decoded.keys, shown, chosen)
+            teacher = targets[0].to(here.device), targets[1].to(here.device)
         names = [label or caption for label, caption in zip(decoded.labels, texts, strict=True)]
         return TrainingBatch(
             normalized(pixels, preprocessing),
@@ -104,7 +104,7 @@ def training_pairs(
             world=here.size,
             kept=kept,
         )
-        return (pairs(one, epoch) for one in decoded)
+        return (pairs(samples, epoch) for samples in decoded)
 
     return TrainingPairs(len(embeddings) if embeddings else count(spec, data.max_bad_fraction), stream)
 

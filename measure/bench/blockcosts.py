@@ -73,7 +73,7 @@ def table_from_shares(
     rest = iter(shares[2:])
     by_heads = [(1 - next(rest)) / depths[0] for _ in heads]
     by_mlp = [(1 - next(rest)) / depths[0] for _ in mlp]
-    found = BlockCosts(
+    costs = BlockCosts(
         dense_ms=dense_ms,
         depth=depths[0],
         block=(1 - shares[1]) / (depths[0] - depths[1]),
@@ -81,8 +81,8 @@ def table_from_shares(
         mlp=_falling([*mlp, full[1]], [*by_mlp, 0.0]),
         last=(1.0, 1.0),
     )
-    by_last_heads, by_last_mlp = (_share_at_last(saved, 1 - next(rest)) for saved in (found.heads, found.mlp))
-    return replace(found, last=(by_last_heads, by_last_mlp))
+    by_last_heads, by_last_mlp = (_share_at_last(saved, 1 - next(rest)) for saved in (costs.heads, costs.mlp))
+    return replace(costs, last=(by_last_heads, by_last_mlp))
 
 
 def _share_at_last(savings: Mapping[int, float], saved: float) -> float:

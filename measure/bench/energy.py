@@ -114,7 +114,7 @@ def wrapped(before: int, after: int, largest: int) -> int:
 
 def rapl_zones(root: Path = Path("/")) -> list[Path]:
     """The packages whose counters may be read; often only root may."""
-    found = []
+    zones = []
     for zone in sorted((root / "sys/class/powercap").glob("intel-rapl:[0-9]*")):
         try:
             package = (zone / "name").read_text().startswith("package")
@@ -123,8 +123,8 @@ def rapl_zones(root: Path = Path("/")) -> list[Path]:
         except (OSError, ValueError):
             continue
         if package:
-            found.append(zone)
-    return found
+            zones.append(zone)
+    return zones
 
 
 @dataclass(frozen=True)
@@ -220,6 +220,6 @@ class Tegrastats:
 
 def tegrastats_watts(line: str) -> float | None:
     """Of `… VDD_IN 4884mW/4884mW VDD_CPU_GPU_CV 1040mW/1040mW …`: the present power of the board."""
-    rails = {found["rail"]: int(found["now"]) / 1000 for found in _RAIL_MW.finditer(line)}
+    rails = {match["rail"]: int(match["now"]) / 1000 for match in _RAIL_MW.finditer(line)}
     whole = [rails[rail] for rail in _WHOLE_BOARD if rail in rails]
     return whole[0] if whole else sum(rails.values()) if rails else None

@@ -36,21 +36,21 @@ def timed_streams(
             timed.append(times)
             elapsed_s += took_s
             time.sleep(REST * took_s)
-        return timed, sum(len(times) for one in timed for times in one) / elapsed_s, sessions[0].device
+        return timed, sum(len(times) for by_stream in timed for times in by_stream) / elapsed_s, sessions[0].device
 
 
 def concurrently(calls: Sequence[Callable[[], object]], seconds: float) -> tuple[list[Times], float]:
     """Each call again and again in a thread of its own: milliseconds by thread, and the seconds until all had ended."""
     begin = threading.Barrier(len(calls) + 1)
-    found: list[list[float]] = [[] for _ in calls]
+    timings: list[list[float]] = [[] for _ in calls]
     failures: list[BaseException] = []
 
     def stream(number: int) -> None:
         begin.wait()
         end = time.monotonic() + seconds
         try:
-            while not found[number] or time.monotonic() < end:
-                found[number].append(time_ms(calls[number]))
+            while not timings[number] or time.monotonic() < end:
+                timings[number].append(time_ms(calls[number]))
         except BaseException as failure:  # raised again in the thread that waits for all
             failures.append(failure)
 
@@ -63,4 +63,4 @@ def concurrently(calls: Sequence[Callable[[], object]], seconds: float) -> tuple
         thread.join()
     if failures:
         raise failures[0]
-    return [np.array(times) for times in found], time.monotonic() - start
+    return [np.array(times) for times in timings], time.monotonic() - start

@@ -70,33 +70,33 @@ class Opened:
 
     def constant(self, name: str) -> NDArray[Any]:
         """An initializer's values."""
-        found: NDArray[Any] = require("onnx", "compress").numpy_helper.to_array(self.constants[name])
-        return found
+        values: NDArray[Any] = require("onnx", "compress").numpy_helper.to_array(self.constants[name])
+        return values
 
     @cached_property
     def borders(self) -> list[str]:
         """Tensors that one module makes and another one reads, or that leave the graph, in order of execution."""
-        made = {output: node for node in self.proto.graph.node for output in node.output}
-        modules = {name: border_module(name, self.tower) for name in made}
+        makers = {output: node for node in self.proto.graph.node for output in node.output}
+        modules = {name: border_module(name, self.tower) for name in makers}
         read: set[str] = {value.name for value in self.proto.graph.output}
         for node in self.proto.graph.node:
             reader = border_module(node.output[0], self.tower)
-            read |= {name for name in node.input if name in made and modules[name] != reader}
-        return [name for name in made if name in read and modules[name] is not None]
+            read |= {name for name in node.input if name in makers and modules[name] != reader}
+        return [name for name in makers if name in read and modules[name] is not None]
 
     @cached_property
     def products(self) -> dict[str, Product]:
         """The quantized Linears, by the name of their output; attention products are no Linears."""
         makers = {node.output[0]: node for node in self.proto.graph.node}
-        found = {}
+        products = {}
         for name, node in makers.items():
             sides = [makers.get(side) for side in node.input]
             restored = all(s is not None and s.op_type == "DequantizeLinear" for s in sides)
             if node.op_type == "MatMul" and restored and sides[1].input[0] in self.constants:  # type: ignore[union-attr]
                 quantize = makers[sides[0].input[0]]  # type: ignore[union-attr]
                 signed = self.types[quantize.output[0]] == require("onnx", "compress").TensorProto.INT8
-                found[name] = Product(quantize.input[0], "signed" if signed else "unsigned")
-        return found
+                products[name] = Product(quantize.input[0], "signed" if signed else "unsigned")
+        return products
 
 
 def check_same_checkpoint(reference: Opened, candidate: Opened) -> None:
@@ -176,12 +176,12 @@ def opened_session(
 
 def common_borders(reference: Opened, candidate: Opened) -> list[str]:
     """The borders that both graphs have, in the reference's order."""
-    found = [name for name in reference.borders if name in set(candidate.borders)]
+    common = [name for name in reference.borders if name in set(candidate.borders)]
     modules = [{border_module(name, g.tower) for name in g.borders} for g in (reference, candidate)]
-    if not found or not any(".blocks." in name for name in found):
+    if not common or not any(".blocks." in name for name in common):
         lacking = sorted(filter(None, modules[0] - modules[1]))[:3]
         raise UsageError(
             f"the {reference.tower} graphs have no modules in common ({', '.join(lacking) or 'none is named'})",
             "bisect compares two exports of one checkpoint, which `mmcompress export` wrote",
         )
-    return found
+    return common

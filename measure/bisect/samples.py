@@ -46,5 +46,5 @@ def up_to_the_end(tokens: NDArray[np.integer[Any]], end: int) -> NDArray[np.bool
     """(B, T) -> (B, T): true up to the first end token; all of a text that has none."""
     ends = tokens == end
     last = np.where(ends.any(axis=1), ends.argmax(axis=1), tokens.shape[1] - 1)
-    found: NDArray[np.bool_] = np.arange(tokens.shape[1]) <= last[:, None]
-    return found
+    mask: NDArray[np.bool_] = np.arange(tokens.shape[1]) <= last[:, None]
+    return mask

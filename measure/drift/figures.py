@@ -188,16 +188,16 @@ def _each(values: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
 def _recalls(row: RowAnswers, image_hits: Bools, text_hits: Bools) -> dict[str, tuple[NDArray[Any], NDArray[Any]]]:
     """Columns of the recalls; (N, 3 or more), (M, 3)."""
     answered = row.i2t.answerable
-    found: dict[str, tuple[NDArray[Any], NDArray[Any]]]
-    found = {f"i2t_r{k}": (image_hits[:, place] & answered, answered) for place, k in enumerate(KS)}
+    columns: dict[str, tuple[NDArray[Any], NDArray[Any]]]
+    columns = {f"i2t_r{k}": (image_hits[:, place] & answered, answered) for place, k in enumerate(KS)}
     if row.classes:
-        return found
+        return columns
     captions = np.diff(row.i2t.starts)
     owner = np.repeat(np.arange(len(captions)), captions)
     for place, k in enumerate(KS):
         sums = np.bincount(owner, weights=text_hits[row.i2t.columns, place], minlength=len(captions))
-        found[f"t2i_r{k}"] = (sums, captions)
-    return found
+        columns[f"t2i_r{k}"] = (sums, captions)
+    return columns
 
 
 def _accuracies(row: RowAnswers) -> dict[str, tuple[NDArray[Any], NDArray[Any]]]:
@@ -223,6 +223,6 @@ def _class_queries(row: RowAnswers, text_hits: Bools) -> tuple[dict[str, float],
     if not row.classes:
         return {}, {}
     asked = {f"t2i_r{k}": text_hits[row.t2i.answerable, place] for place, k in enumerate(KS)}
-    return {name: float(found.mean()) for name, found in asked.items()}, {
-        name: bootstrap_ci(found) for name, found in asked.items()
+    return {name: float(column.mean()) for name, column in asked.items()}, {
+        name: bootstrap_ci(column) for name, column in asked.items()
     }

@@ -31,8 +31,8 @@ def chosen_flips(flips: Bools, margin: Floats, most: int) -> Ints:
     changed = np.flatnonzero(flips)
     ordered = changed[np.argsort(-margin[changed], kind="stable")]
     places = np.linspace(0, len(ordered) - 1, min(most, len(ordered))).round().astype(np.int64)
-    found: Ints = ordered[places]
-    return found
+    chosen: Ints = ordered[places]
+    return chosen
 
 
 def gallery(

@@ -69,8 +69,8 @@ def bootstrap_ci(values: NDArray[Any], seed: int = 0, resamples: int = RESAMPLES
 
 def paired_change(before: NDArray[np.float64], after: NDArray[np.float64]) -> tuple[Interval | None, bool]:
     """(R,), (R,) means over the same resamples -> interval of the change, and whether it excludes 0."""
-    found = interval(after - before)
-    return found, found is not None and not found[0] <= 0 <= found[1]
+    change = interval(after - before)
+    return change, change is not None and not change[0] <= 0 <= change[1]
 
 
 def mcnemar_p(gained: int, lost: int) -> float:

@@ -113,7 +113,7 @@ def tried_candidates(write: Write, backend: Backend, candidates: Iterable[tuple[
     for candidate, numerics in candidates:
         contestant, reason = _opened(write, candidate.name, Variant("int8", numerics), backend)
         tried.append(Tried(candidate, numerics, contestant, reason))
-    failed = [one.failed for one in tried if one.failed]
+    failed = [attempt.failed for attempt in tried if attempt.failed]
     if len(failed) == len(tried):
         raise UsageError(
             f"{backend} runs none of the INT8 graphs: {failed[0]}"

@@ -48,8 +48,12 @@ class Findings:
     @property
     def int8(self) -> Contestant:
         """The fastest of the finalists; of those that it does not beat significantly, the one that drifts least."""
-        fastest = max(self.finalists, key=lambda one: self.faster(one, self.floats[0]).speedup)
-        equal = [one for one in self.finalists if one is fastest or not self.faster(fastest, one).significant]
+        fastest = max(self.finalists, key=lambda contestant: self.faster(contestant, self.floats[0]).speedup)
+        equal = [
+            contestant
+            for contestant in self.finalists
+            if contestant is fastest or not self.faster(fastest, contestant).significant
+        ]
         return max(equal, key=self._cosine)
 
     def _cosine(self, contestant: Contestant) -> float:
@@ -60,7 +64,11 @@ class Findings:
 
 def ruling_of(findings: Findings, budget: Budget) -> Ruling:
     """A float graph that leaves the budget is no alternative."""
-    floats = [one for one in findings.floats if one is findings.floats[0] or budget.holds(findings.drifts[one].cost)]
+    floats = [
+        contestant
+        for contestant in findings.floats
+        if contestant is findings.floats[0] or budget.holds(findings.drifts[contestant].cost)
+    ]
     return ruled(findings.int8, findings.drifts[findings.int8], floats, findings.faster, budget)
 
 

@@ -57,7 +57,7 @@ def ruled(
     int8: Contestant, drift: HeldOutDrift, floats: Sequence[Contestant], faster: Faster, budget: Budget
 ) -> Ruling:
     """`floats` in the order of preference: FP32 on the backend, FP32 elsewhere, FP16; `drift` is that of INT8."""
-    to_beat = max(floats, key=lambda one: faster(one, floats[0]).speedup)
+    to_beat = max(floats, key=lambda contestant: faster(contestant, floats[0]).speedup)
     ratio = faster(int8, to_beat)
     own = faster(int8, floats[0]) if to_beat.backend != int8.backend else None
     obstacles = []

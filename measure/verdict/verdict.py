@@ -83,13 +83,13 @@ def verdict(job: Job[VerdictConfig]) -> None:
 
     budget = Budget.of(config)
     tried = tried_candidates(write, backend, candidates_for(backend, source.model, int8))
-    screened = screening(floats[0], [one.contestant for one in tried if one.contestant], config)
+    screened = screening(floats[0], [attempt.contestant for attempt in tried if attempt.contestant], config)
     finalists, drifts = within_budget(fastest_first(screened, floats[0]), drift_of, budget)
     drifts |= {contestant: drift_of(contestant) for contestant in floats[1:]}
     raced, environment = final_race(floats, finalists, config)
     findings = Findings(floats, missing, tried, finalists, screened, raced, drifts, held, sanity)
     ruling = ruling_of(findings, budget)
-    chosen = next(one for one in tried if one.contestant is findings.int8)
+    chosen = next(attempt for attempt in tried if attempt.contestant is findings.int8)
     deliver(job, source, tensors, [*floats, findings.int8], chosen)
     said = recommendation(findings, ruling, budget)
     job.draft.facts |= {"candidate": findings.int8.name, "recommendation": said.model_dump(mode="json")}
@@ -126,7 +126,7 @@ def screening(fp32: Contestant, candidates: Sequence[Contestant], config: Verdic
 
 def fastest_first(screened: Records, fp32: Contestant) -> list[Contestant]:
     candidates = [contestant for contestant, _ in screened if contestant is not fp32]
-    return sorted(candidates, key=lambda one: -speedup(screened, one, fp32).speedup)
+    return sorted(candidates, key=lambda contestant: -speedup(screened, contestant, fp32).speedup)
 
 
 def within_budget(
@@ -141,7 +141,7 @@ def within_budget(
             finalists.append(contestant)
         if len(finalists) == FINALISTS:
             break
-    return finalists or [min(ordered, key=lambda one: (drifts[one].r10_lost, drifts[one].flip_rate))], drifts
+    return finalists or [min(ordered, key=lambda graph: (drifts[graph].r10_lost, drifts[graph].flip_rate))], drifts
 
 
 def final_race(
@@ -150,7 +150,10 @@ def final_race(
     """Both towers of all, until the ratio of the best INT8 graph to the best float graph is narrow."""
 
     def decided(records: Records) -> bool:
-        best = [max(side, key=lambda one: speedup(records, one, floats[0]).speedup) for side in (finalists, floats)]
+        best = [
+            max(side, key=lambda contestant: speedup(records, contestant, floats[0]).speedup)
+            for side in (finalists, floats)
+        ]
         ratio = speedup(records, best[0], best[1])
         return ratio.width <= contest.NARROW * ratio.speedup
 
@@ -161,7 +164,9 @@ def final_race(
         before = snapshot(gpu)
         raced = timed_contestants([*floats, *finalists], TOWERS, config.batch, rounds, config.seed, decided)
         conditions = Conditions(before, snapshot(gpu), priority, None, tuple(gpu.slowdowns() if gpu else ()))
-    meanwhile = conditions.meanwhile([spread(round_medians(one.rounds)) for one in raced.values()], usable_cores())
+    meanwhile = conditions.meanwhile(
+        [spread(round_medians(record.rounds)) for record in raced.values()], usable_cores()
+    )
     rounds_taken = len(next(iter(raced.values())).rounds)
     return raced, environment_of(RaceEnvironment, machine(), meanwhile, rounds=rounds_taken)
 

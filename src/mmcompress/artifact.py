@@ -159,8 +159,8 @@ class Draft:
 
 
 def _hash_files(folder: Path) -> dict[str, FileEntry]:
-    found = sorted(p for p in folder.rglob("*") if p.is_file())
-    return {p.relative_to(folder).as_posix(): FileEntry(sha256=hash_file(p), bytes=p.stat().st_size) for p in found}
+    files = sorted(p for p in folder.rglob("*") if p.is_file())
+    return {p.relative_to(folder).as_posix(): FileEntry(sha256=hash_file(p), bytes=p.stat().st_size) for p in files}
 
 
 def _write_manifest(path: Path, manifest: Manifest) -> None:

@@ -43,9 +43,9 @@ class Document(Part):
     def read(cls, path: Path, hint: str = "make it again with this version of mmcompress") -> Self:
         """Raises CorruptInputError, with the file, the key and the value, for what is no such document."""
         try:
-            found = cls.model_validate_json(cls.current(path.read_bytes()), strict=True)
-            check_finite(found.model_dump(by_alias=True))
-            return found
+            document = cls.model_validate_json(cls.current(path.read_bytes()), strict=True)
+            check_finite(document.model_dump(by_alias=True))
+            return document
         except CorruptInputError as error:
             raise CorruptInputError(f"{path}: {error.what}", hint) from error
         except ValidationError as error:

@@ -198,10 +198,10 @@ def _tensor_names(config: DualEncoderConfig) -> Iterator[tuple[str, tuple[str, .
 
 def hugging_face_from_state(state: Mapping[str, Tensor], config: DualEncoderConfig) -> dict[str, Tensor]:
     """Our tensors under Hugging Face names, the fused QKV split in three."""
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     for ours, theirs in _tensor_names(config):
-        found.update(zip(theirs, state[ours].chunk(len(theirs)) if len(theirs) > 1 else (state[ours],), strict=True))
-    return found
+        tensors.update(zip(theirs, state[ours].chunk(len(theirs)) if len(theirs) > 1 else (state[ours],), strict=True))
+    return tensors
 
 
 def state_from_hugging_face(tensors: Mapping[str, Tensor], config: DualEncoderConfig) -> dict[str, Tensor]:

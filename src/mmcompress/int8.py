@@ -149,8 +149,8 @@ def weight_scales(weight: Floats, kind: Signedness, dtype: type[np.floating[Any]
         for half in (np.maximum(pairs, 0), np.maximum(-pairs, 0)):
             reach = np.maximum(reach, half.sum(axis=1).max(axis=0))
     scales = np.where(reach > 0, reach.astype(np.float32) / np.float32(WEIGHT_LIMIT), np.float32(1)).astype(dtype)
-    found: Floats = np.maximum(scales, np.finfo(dtype).smallest_normal)
-    return found
+    normal_scales: Floats = np.maximum(scales, np.finfo(dtype).smallest_normal)
+    return normal_scales
 
 
 def quantize_weight(
@@ -167,22 +167,22 @@ def quantize_weight(
 
 def dequantize_weight(weight: NDArray[np.int8], scales: Floats) -> Floats:
     """int8 (in, out), (out,) -> (in, out)."""
-    found: Floats = weight.astype(scales.dtype) * scales
-    return found
+    restored: Floats = weight.astype(scales.dtype) * scales
+    return restored
 
 
 def quantize_activation(values: Floats, quantizer: ActivationQuantizer) -> Integers:
     """ONNX QuantizeLinear: saturate(round_half_to_even(x / S) + Z); any shape."""
     low, high = LIMITS[quantizer.kind]
     steps = np.rint(values.astype(np.float32) / np.float32(quantizer.scale)) + quantizer.zero_point
-    found: Integers = np.clip(steps, low, high).astype(quantizer.dtype)
-    return found
+    integers: Integers = np.clip(steps, low, high).astype(quantizer.dtype)
+    return integers
 
 
 def dequantize_activation(integers: Integers, quantizer: ActivationQuantizer) -> Floats:
     """ONNX DequantizeLinear: (q - Z) S; any shape."""
-    found: Floats = (integers.astype(np.int32) - quantizer.zero_point).astype(quantizer.scale.dtype) * quantizer.scale
-    return found
+    values: Floats = (integers.astype(np.int32) - quantizer.zero_point).astype(quantizer.scale.dtype) * quantizer.scale
+    return values
 
 
 def fake_quantize(values: Floats, quantizer: ActivationQuantizer) -> Floats:

@@ -127,7 +127,7 @@ def hash_file(path: Path) -> str:
 
 def environment() -> dict[str, str]:
     """Versions and platform that an artifact was made with."""
-    found = {"python": platform.python_version(), "platform": platform.platform(), "mmcompress": __version__}
+    versions = {"python": platform.python_version(), "platform": platform.platform(), "mmcompress": __version__}
     for package in (
         "torch",
         "transformers",
@@ -139,7 +139,7 @@ def environment() -> dict[str, str]:
         "numpy",
     ):
         try:
-            found[package] = version(package)
+            versions[package] = version(package)
         except PackageNotFoundError:
             continue
-    return found
+    return versions

@@ -131,5 +131,5 @@ def _image_size(folder: Path) -> int:
 def _read_json(path: Path, default: dict[str, Any]) -> dict[str, Any]:
     if not path.is_file():
         return default
-    found: dict[str, Any] = read_json(path, "restore it from where it came")
-    return found
+    settings: dict[str, Any] = read_json(path, "restore it from where it came")
+    return settings

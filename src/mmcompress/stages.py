@@ -59,7 +59,7 @@ class Stage:
     def function(self) -> _StageFunction:
         module, _, name = self.run.partition(":")
         try:
-            found = importlib.import_module(module)
+            imported = importlib.import_module(module)
         except ModuleNotFoundError as error:
             if (error.name or "").startswith("mmcompress"):
                 raise
@@ -67,7 +67,7 @@ class Stage:
                 f"the stage {self.name!r} needs the Python package {error.name!r}, which is not installed",
                 "pip install 'mmcompress[compress]'",
             ) from error
-        return cast(_StageFunction, getattr(found, name))
+        return cast(_StageFunction, getattr(imported, name))
 
 
 class _StageFunction(Protocol):

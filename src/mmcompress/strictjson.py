@@ -48,9 +48,9 @@ def _place(value: object) -> tuple[str, float] | None:
     if not isinstance(value, Mapping | list | tuple):
         return None
     for key, part in value.items() if isinstance(value, Mapping) else enumerate(value):
-        found = _place(part)
-        if found is not None:
-            return f"{key}.{found[0]}".removesuffix("."), found[1]
+        place = _place(part)
+        if place is not None:
+            return f"{key}.{place[0]}".removesuffix("."), place[1]
     return None
 
 

@@ -19,7 +19,7 @@ CORE = Path(__file__).parent
 
 def template_environment(folders: Sequence[Path], autoescape: bool) -> Environment:
     """Strict templates from some folders. Markdown is no HTML, so only a page escapes."""
-    made = Environment(
+    environment = Environment(
         loader=FileSystemLoader(folders),
         autoescape=autoescape,
         undefined=StrictUndefined,
@@ -27,9 +27,9 @@ def template_environment(folders: Sequence[Path], autoescape: bool) -> Environme
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    made.filters |= {name: getattr(formats, name) for name in FILTERS}
-    made.globals |= {"version": __version__, "backends": formats.BACKENDS, "absent": formats.ABSENT}
-    return made
+    environment.filters |= {name: getattr(formats, name) for name in FILTERS}
+    environment.globals |= {"version": __version__, "backends": formats.BACKENDS, "absent": formats.ABSENT}
+    return environment
 
 
 @functools.cache

@@ -330,8 +330,8 @@ def inspect(artifact: Folder, json: Json = False) -> None:
     from mmcompress.artifact import Artifact
     from mmcompress.cli import console, show_use
 
-    found = Artifact.open(artifact)
-    console.show(found.manifest.model_dump(mode="json", by_alias=True), show_use.manifest_view(found), json)
+    opened = Artifact.open(artifact)
+    console.show(opened.manifest.model_dump(mode="json", by_alias=True), show_use.manifest_view(opened), json)
 
 
 @app.command(rich_help_panel=USE)

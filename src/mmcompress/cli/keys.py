@@ -174,8 +174,8 @@ def _choices(kinds: Sequence[Any]) -> tuple[Any, ...]:
     for kind in kinds:
         if get_origin(kind) is Literal:
             return get_args(kind)
-        if get_origin(kind) is tuple and (found := _choices(_alternatives(get_args(kind)[0]))):
-            return found
+        if get_origin(kind) is tuple and (choices := _choices(_alternatives(get_args(kind)[0]))):
+            return choices
     return ()
 
 

@@ -200,8 +200,8 @@ def _decoded(
             if waiting:
                 group, futures = waiting.popleft()
                 results = [result for future in futures for result in future.result()]
-                if (made := _batch(group, results, tally, refill)) is not None:
-                    yield made
+                if (batch := _batch(group, results, tally, refill)) is not None:
+                    yield batch
         tally.finish()
     finally:
         pool.shutdown(cancel_futures=True)

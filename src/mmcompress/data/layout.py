@@ -26,9 +26,9 @@ def class_names(spec: str) -> list[str] | None:
     if all(not is_stream(place) and Path(place).is_dir() for place in places):
         return list(dict.fromkeys(Path(place).name for place in places))
     names = [numbered_classes(place) for place in places]
-    if any(found is None for found in names):
+    if any(classes is None for classes in names):
         return None
-    return list(dict.fromkeys(name for found in names for name in found or ()))
+    return list(dict.fromkeys(name for classes in names for name in classes or ()))
 
 
 def numbered_classes(place: str) -> list[str] | None:
@@ -54,8 +54,8 @@ def is_retrieval(place: str) -> bool:
 
 def own_templates(spec: str) -> list[str]:
     """The prompt templates that lie beside a test set; none where there are none."""
-    found = [settings_beside(place).get(TEMPLATES) for place in expand(spec)]
-    return checked_templates(found[0]) if found and found[0] is not None else []
+    templates = [settings_beside(place).get(TEMPLATES) for place in expand(spec)]
+    return checked_templates(templates[0]) if templates and templates[0] is not None else []
 
 
 def checked_templates(path: Path) -> list[str]:
@@ -83,10 +83,10 @@ def prompts(labels: Sequence[str], templates: Sequence[str]) -> list[str]:
 
 def read_lines(path: Path, what: str, wanted: str) -> list[str]:
     """The lines of a small text file that are not empty, without the spaces around them."""
-    found = [line.strip() for line in _text(path, wanted).splitlines() if line.strip()]
-    if not found:
+    lines = [line.strip() for line in _text(path, wanted).splitlines() if line.strip()]
+    if not lines:
         raise UsageError(f"{path} lists no {what}", f"give {wanted}")
-    return found
+    return lines
 
 
 def _text(path: Path, wanted: str) -> str:

@@ -73,12 +73,12 @@ def _shard_samples(shard: str, name: str, tally: Tally) -> Iterator[Sample]:
             try:
                 if repeated:
                     raise ValueError("a file or a sample of that name was there before")
-                found = _sample(f"{name}/{key}", files, classes, lines)
+                sample = _sample(f"{name}/{key}", files, classes, lines)
             except ValueError as error:
                 tally.add_bad(f"{shard}: {key}", str(error))
                 continue
             tally.good += 1
-            yield found
+            yield sample
     except BrokenShardError as error:
         tally.add_bad(shard, f"the shard breaks after {len(keys)} samples: {error}")
 
@@ -137,9 +137,9 @@ def _about(content: bytes | None) -> dict[str, Any]:
     return about
 
 
-def _captions(found: list[Any]) -> tuple[str, ...]:
+def _captions(texts: list[Any]) -> tuple[str, ...]:
     """What is text and not empty, each once."""
-    return tuple(dict.fromkeys(_writable(text.strip()) for text in found if isinstance(text, str) and text.strip()))
+    return tuple(dict.fromkeys(_writable(text.strip()) for text in texts if isinstance(text, str) and text.strip()))
 
 
 def _writable(text: str) -> str:

@@ -74,9 +74,9 @@ def _matches(pattern: str) -> list[Path]:
     if not glob.has_magic(pattern):
         raise UsageError(f"there is no {pattern}", ACCEPTED)
     anchor = Path(pattern).anchor
-    if not (found := sorted(Path(anchor).glob(pattern.removeprefix(anchor)))):
+    if not (paths := sorted(Path(anchor).glob(pattern.removeprefix(anchor)))):
         raise UsageError(f"nothing matches {pattern}", ACCEPTED)
-    return found
+    return paths
 
 
 def _place(path: Path) -> list[str]:
@@ -85,11 +85,11 @@ def _place(path: Path) -> list[str]:
         return [str(path)]
     if (path / TABLE).is_file():
         return [str(path / TABLE)]
-    if not (found := _shards(path) or _test_shards(path) or _class_folders(path)):
+    if not (places := _shards(path) or _test_shards(path) or _class_folders(path)):
         raise UsageError(
             f"the folder {path} holds neither .tar shards nor a {TABLE}, nor folders of images by class", ACCEPTED
         )
-    return [str(place) for place in found]
+    return [str(place) for place in places]
 
 
 def _test_shards(folder: Path) -> list[Path]:

@@ -46,8 +46,8 @@ class Tally:
     def finish(self) -> None:
         """Call at the end of the data: too many bad items, or no good one, is an error; few are a warning."""
         if self.good == 0:
-            found = f"{self._bad_of('')}: {self._named()}" if self.bad else "it is empty"
-            raise CorruptInputError(f"{self.spec} has no readable sample; {found}", self._hint())
+            reason = f"{self._bad_of('')}: {self._named()}" if self.bad else "it is empty"
+            raise CorruptInputError(f"{self.spec} has no readable sample; {reason}", self._hint())
         self._check_fraction("")
         if self.bad and self.announce:
             where = f" (all of them in {self.log})" if self.log is not None else ""

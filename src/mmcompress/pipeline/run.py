@@ -38,24 +38,24 @@ def run_recipe(recipe: Recipe, out: Path, where: str = "recipe") -> dict[str, Ar
 
 def run_stages(recipe: Recipe, places: Mapping[str, Path], where: str) -> dict[str, Artifact]:
     """Run every stage whose output is not at its place yet; return the artifacts by name."""
-    made: dict[str, Artifact] = {}
+    artifacts: dict[str, Artifact] = {}
     for place in places.values():
         check_place(place)
     with locked(*places.values()):
         for table in recipe.stages:
             stage = STAGES[table.run]
-            sources = _sources(stage, table, made, where)
-            gathered = tuple(a for a in made.values() if a.manifest.kind in stage.gathers)
+            sources = _sources(stage, table, artifacts, where)
+            gathered = tuple(a for a in artifacts.values() if a.manifest.kind in stage.gathers)
             built = stage_config(recipe, table, where)
-            made[table.name] = run_stage(stage, built, sources, gathered, places[table.name])
-    return made
+            artifacts[table.name] = run_stage(stage, built, sources, gathered, places[table.name])
+    return artifacts
 
 
-def _sources(stage: Stage, table: StageTable, made: Mapping[str, Artifact], where: str) -> dict[str, Artifact]:
+def _sources(stage: Stage, table: StageTable, artifacts: Mapping[str, Artifact], where: str) -> dict[str, Artifact]:
     """Each source is the one that the table names, or the latest earlier artifact of its kind."""
     sources: dict[str, Artifact] = {}
     for role, kind in stage.consumes.items():
-        fitting = {name: artifact for name, artifact in made.items() if artifact.manifest.kind is kind}
+        fitting = {name: artifact for name, artifact in artifacts.items() if artifact.manifest.kind is kind}
         named = table.sources.get(role)
         if named is None and role in stage.named:
             continue
@@ -120,16 +120,16 @@ def _made_or_reused(
 
 def _outside(built: StageConfig) -> dict[str, str]:
     """Fingerprints of what a stage reads beside artifacts: shards, label files, the teacher's folder."""
-    found: dict[str, str] = {}
+    fingerprints: dict[str, str] = {}
     data = getattr(built, "data", None)
     if isinstance(data, DataConfig):
         for name in DATA_FIELDS:
             if (spec := getattr(data, name)) is not None:
-                found[f"data.{name}"] = fingerprint(spec)
+                fingerprints[f"data.{name}"] = fingerprint(spec)
     teacher = getattr(built, "teacher", None)
     if isinstance(teacher, TeacherConfig):
-        found["teacher"] = fingerprint(teacher.source)
-    return found
+        fingerprints["teacher"] = fingerprint(teacher.source)
+    return fingerprints
 
 
 def _local_inputs(built: StageConfig) -> list[Path]:
@@ -153,13 +153,13 @@ def _reusable(out: Path, key: str) -> Artifact | None:
     if not out.is_dir():
         return None
     try:
-        found = Artifact.open(out)
+        artifact = Artifact.open(out)
     except CorruptInputError as error:
         say("", out.name, f"damaged, made again: {error.what}")
         return None
     except UsageError:
         return None
-    return found if found.manifest.key == key else None
+    return artifact if artifact.manifest.key == key else None
 
 
 def _keep_work_of(work: Path, key: str) -> None:
