@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeAlias, cast
 
+import pydantic_core
+
 from mmcompress.measure.bench.document import BenchEnvironment
 from mmcompress.runtime.environment import PACKAGES
-from mmcompress.strictjson import json_from_text, text_from_json
 
 Json: TypeAlias = "dict[str, Json] | list[Json] | str | float | bool | None"
 _OF_A_MACHINE = frozenset(BenchEnvironment.model_fields) - {"python", "platform", "mmcompress", *PACKAGES}
@@ -20,7 +21,7 @@ _OF_A_MACHINE = frozenset(BenchEnvironment.model_fields) - {"python", "platform"
 def schema_2_from_1(text: bytes) -> bytes:
     """The same report in schema 2; any other text unchanged."""
     try:
-        report = cast(Json, json_from_text(text))
+        report = cast(Json, pydantic_core.from_json(text))
     except ValueError:
         return text
     if not isinstance(report, dict) or report.get("schema") != 1 or isinstance(report["schema"], bool):
@@ -33,7 +34,7 @@ def schema_2_from_1(text: bytes) -> bytes:
         "environment": _versions,
     }
     new = {key: changed[key](value) if key in changed else value for key, value in report.items()}
-    return text_from_json(new).encode()
+    return pydantic_core.to_json(new, inf_nan_mode="constants")
 
 
 def _each(entries: Json, change: Callable[[dict[str, Json]], Json]) -> Json:
