@@ -6,7 +6,7 @@ import importlib
 import types
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel
 
@@ -85,6 +85,8 @@ def table(model: type[BaseModel]) -> str:
 def named(annotation: Any) -> str:
     """`tuple[Latency, ...]` -> `list of [Latency](#latency)`"""
     origin, inside = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return named(inside[0])
     if origin in (Union, types.UnionType):
         return " or ".join(named(inner) for inner in inside)
     if origin is Literal:

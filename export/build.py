@@ -15,8 +15,6 @@ VERSION_COMPATIBLE, which fail without a GPU.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from mmcompress.artifact import Artifact
 from mmcompress.config import BuildConfig
 from mmcompress.errors import UsageError
@@ -103,9 +101,3 @@ def sparse_weights(source: Artifact) -> dict[str, list[str]]:
             'prune with sparsity = "2:4" first, or leave `sparse` out',
         )
     return linears
-
-
-def module_precisions(artifact: Artifact) -> Mapping[str, Mapping[str, str]]:
-    """Of an engine artifact: file -> module -> precision."""
-    audits = AuditDocument.read(artifact.file(AUDIT), "build the engine again")
-    return {file: audit.modules for file, audit in audits.engines.items()}

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Literal
 
 from mmcompress.config import Backend, Precision
-from mmcompress.document import Interval, Part
+from mmcompress.document import Interval, Milliseconds, Part
 from mmcompress.runtime.environment import Environment
 
 Activations = Literal["float", "signed", "unsigned"]
@@ -18,7 +18,7 @@ class Speedup(Part):
     """How many times as fast one thing is as another, from rounds that were measured together."""
 
     speedup: float
-    """Time of the slower over time of the faster, a ratio above 0; below 1 it is slower."""
+    """Time of what is compared with over time of this, above 0; below 1 this is slower."""
     ci95: Interval
     """95% interval of the ratio."""
     significant: bool
@@ -37,9 +37,9 @@ class TimeHistogram(Part):
 class Pipeline(Part):
     """Making a batch out of photos, alone and with the inference after it, in one thread."""
 
-    input_ms: float
+    input_ms: Milliseconds
     """Median ms of decoding, resizing and normalizing a batch."""
-    together_ms: float
+    together_ms: Milliseconds
     """Median ms of the same and of the inference."""
     throughput_ips: float
     """Images a second of both together."""
@@ -69,15 +69,15 @@ class CallTimes(Part):
 
     samples: int
     """Calls that were counted."""
-    p50_ms: float
+    p50_ms: Milliseconds
     """Median time of a call in ms."""
-    p90_ms: float
+    p90_ms: Milliseconds
     """90th percentile of the time of a call in ms."""
-    p95_ms: float
+    p95_ms: Milliseconds
     """95th percentile of the time of a call in ms."""
-    p99_ms: float
+    p99_ms: Milliseconds
     """99th percentile of the time of a call in ms."""
-    mean_ms: float
+    mean_ms: Milliseconds
     """Mean time of a call in ms."""
     cv: float
     """Standard deviation of the time of a call over its mean, from 0."""
@@ -90,9 +90,9 @@ class CallTimes(Part):
 class Latency(CallTimes, Measurement):
     """One image graph on one backend, with one batch size, number of threads and number of streams."""
 
-    load_ms: float | None
+    load_ms: Milliseconds | None
     """Median ms of opening a session; null with several streams."""
-    first_ms: float | None
+    first_ms: Milliseconds | None
     """Median ms of the first call of a session; null with several streams."""
     rounds_ms: tuple[float, ...]
     """Median ms of the calls of each round: what intervals are taken over."""

@@ -7,7 +7,8 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
 
 import pytest
 from report_run import bench_document, bisect_document, drift_document
@@ -95,14 +96,21 @@ def test_a_number_that_is_none_is_not_written() -> None:
         document.model_copy(update={"rows": (damaged,)}).to_json()
 
 
+def plain(annotation: Any) -> set[Any]:
+    """The types of a field without their limits."""
+    if get_origin(annotation) in (Union, UnionType):
+        return {kind for part in get_args(annotation) for kind in plain(part)}
+    return {get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation}
+
+
 def test_the_names_of_metrics_are_those_of_the_fields() -> None:
     beside = {"r10_change", "old_index", "ci95"}
     assert set(metrics.METRICS) == set(Metrics.model_fields) - beside
     assert set(metrics.RECALLS) == set(Recalls.model_fields)
     assert set(metrics.INT8_METRICS) == set(Int8Distance.model_fields) - {"row"}
     assert set(Distance.model_fields) < set(Metrics.model_fields)
-    figures = {name for name, field in Latency.model_fields.items() if field.annotation in (float, float | None)}
-    assert set(metrics.LATENCY) == figures | {"peak_bytes", "device_peak_bytes"}
+    numbers = {name for name, field in Latency.model_fields.items() if plain(field.annotation) <= {float, type(None)}}
+    assert set(metrics.LATENCY) == numbers | {"peak_bytes", "device_peak_bytes"}
     assert set(metrics.SPEEDS) < set(metrics.LATENCY) and set(metrics.LOWER_IS_BETTER) < set(metrics.METRICS)
 
 

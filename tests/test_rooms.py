@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from check_wheel import SOURCES
 GROUND_UP = ("core", "data", "runtime", "export", "measure", "compress", "report", "pipeline", "cli")
 """`core` is what lies directly in `src/mmcompress`."""
 DATA_ONLY = {"demo", "recipes"}
+NAMED = re.compile(r"^(mmcompress(?:\.\w+)+)(?::\w+)?$")
+"""A string that names a module, or a function in one."""
 
 
 def modules() -> Iterator[tuple[str, Path]]:
@@ -28,13 +31,19 @@ def room(module: str) -> str:
 
 
 def imported(path: Path) -> Iterator[tuple[int, str]]:
-    """Every module that a file imports anywhere, `from package import module` counted as that module."""
+    """Every module that a file imports anywhere, `from package import module` counted as that module.
+
+    A name in a string counts too, as it may be imported by it; the table of stages names functions of every room.
+    """
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
+            assert "mmcompress" not in [alias.name for alias in node.names], f"{path}:{node.lineno}: name what is meant"
             yield from ((node.lineno, alias.name) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}:{node.lineno}: relative import"
             yield from ((node.lineno, f"{node.module}.{alias.name}") for alias in node.names)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and path.name != "stages.py":
+            yield from ((node.lineno, name) for name in NAMED.findall(node.value))
 
 
 def test_no_import_points_upwards() -> None:

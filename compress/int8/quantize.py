@@ -106,7 +106,7 @@ def quantize(job: Job[QuantizeConfig]) -> None:
             {"module": name, "drift": float(f"{distance:.4g}"), "kept": name in kept}
             for name, distance in ranking.items()
         ],
-        "budget": config.max_drop,
+        "budget": config.max_drop if config.sensitivity else None,
         SEEN: Seen(
             pairs=-(-config.samples // config.batch) * config.batch, seed=config.seed, buffer=SHUFFLED
         ).model_dump(),

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 from mmcompress.config import Backend, Precision
-from mmcompress.document import Document, Interval, Part
+from mmcompress.document import Document, Interval, Part, Share
 
 
 class Recalls(Part):
     """Share of the queries with a match among the best k, 0 to 1."""
 
-    i2t_r1: float
+    i2t_r1: Share
     """Image to text, k = 1."""
-    i2t_r5: float
+    i2t_r5: Share
     """Image to text, k = 5."""
-    i2t_r10: float
+    i2t_r10: Share
     """Image to text, k = 10."""
-    t2i_r1: float
+    t2i_r1: Share
     """Text to image, k = 1; of classes, the classes are the queries."""
-    t2i_r5: float
+    t2i_r5: Share
     """Text to image, k = 5; of classes, the classes are the queries."""
-    t2i_r10: float
+    t2i_r10: Share
     """Text to image, k = 10; of classes, the classes are the queries."""
 
 
@@ -43,13 +43,13 @@ class Distance(Part):
     """First percentile of these cosines; null where the two have different dimensions."""
     cosine_worst: float | None
     """Smallest of these cosines; null where the two have different dimensions."""
-    flip_rate: float
+    flip_rate: Share
     """Share of the images with another best text, 0 to 1."""
-    flips_gained: float
+    flips_gained: Share
     """Share of the images whose best text became right, 0 to 1."""
-    flips_lost: float
+    flips_lost: Share
     """Share of the images whose best text became wrong, 0 to 1."""
-    mcnemar_p: float
+    mcnemar_p: Share
     """Of McNemar's exact test that as many answers were gained as lost, 0 to 1."""
     rank_correlation: float
     """Mean over images of Spearman's correlation of their texts' order, -1 to 1 but for rounding."""
@@ -69,27 +69,27 @@ class PreviousDistance(Distance, _OfRow):
 class Metrics(Part):
     """Every figure of a row, alone and against the first row."""
 
-    top1: float | None
+    top1: Share | None
     """Share of the images whose best text is their class, 0 to 1; null where the texts are captions."""
-    top5: float | None
+    top5: Share | None
     """The same among the best five; null where the texts are captions or fewer than five classes."""
-    i2t_r1: float
+    i2t_r1: Share
     """Share of the images with a match among the best 1, 0 to 1."""
-    i2t_r5: float
+    i2t_r5: Share
     """Share of the images with a match among the best 5, 0 to 1."""
-    i2t_r10: float
+    i2t_r10: Share
     """Share of the images with a match among the best 10, 0 to 1."""
     margin_mean: float
     """Mean over images of the best text's cosine minus the second best's, 0 to 2."""
-    t2i_r1: float
+    t2i_r1: Share
     """Share of the texts with a match among the best 1, 0 to 1; of classes, the classes are the queries."""
-    t2i_r5: float
+    t2i_r5: Share
     """Share of the texts with a match among the best 5, 0 to 1; of classes, the classes are the queries."""
-    t2i_r10: float
+    t2i_r10: Share
     """Share of the texts with a match among the best 10, 0 to 1; of classes, the classes are the queries."""
-    mean_per_class_recall: float | None
+    mean_per_class_recall: Share | None
     """Mean over classes of their share of right first answers, 0 to 1; null where the texts are captions."""
-    ece: float | None
+    ece: Share | None
     """Expected calibration error, 0 to 1; null where the texts are captions or the logit scale is unknown."""
     text_cosine_mean: float | None
     """Mean cosine of a text's embeddings here and in the first row; null where their dimensions differ."""
@@ -101,13 +101,13 @@ class Metrics(Part):
     """First percentile of these cosines; null where the dimensions differ."""
     cosine_worst: float | None
     """Smallest of these cosines; null where the dimensions differ."""
-    flip_rate: float
+    flip_rate: Share
     """Share of the images with another best text than in the first row, 0 to 1."""
-    flips_gained: float
+    flips_gained: Share
     """Share of the images whose best text became right, 0 to 1."""
-    flips_lost: float
+    flips_lost: Share
     """Share of the images whose best text became wrong, 0 to 1."""
-    mcnemar_p: float
+    mcnemar_p: Share
     """Of McNemar's exact test that as many answers were gained as lost, 0 to 1."""
     rank_correlation: float
     """Mean over images of Spearman's correlation of their texts' order with the first row's, -1 to 1."""
@@ -131,7 +131,7 @@ class Int8Distance(Part):
     """First percentile of these cosines; null where the dimensions differ."""
     text_cosine_mean: float | None
     """Mean cosine of a text's two embeddings; null where the dimensions differ."""
-    flip_rate: float
+    flip_rate: Share
     """Share of the images with another best text, 0 to 1."""
     r10_drop: float
     """Recall at 10, image to text, of FP32 minus that of INT8, -1 to 1."""

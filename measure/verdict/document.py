@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mmcompress.budget import Cost
 from mmcompress.config import Backend, Precision
-from mmcompress.document import Document, Part
+from mmcompress.document import Document, Milliseconds, Part, Share
 from mmcompress.measure.document import Activations, RaceEnvironment, SanityCheck, Speedup
 
 
@@ -13,11 +13,11 @@ class TowerLatency(Part):
 
     samples: int
     """Calls that were counted."""
-    p50_ms: float
+    p50_ms: Milliseconds
     """Median time of a call in ms."""
-    p90_ms: float
+    p90_ms: Milliseconds
     """90th percentile of the time of a call in ms."""
-    p99_ms: float
+    p99_ms: Milliseconds
     """99th percentile of the time of a call in ms."""
     throughput_ips: float
     """Inputs a second at the mean time."""
@@ -30,9 +30,9 @@ class TowerLatency(Part):
 class HeldOutDrift(Part):
     """How far a graph is from FP32 on the same backend, on the held-out pairs."""
 
-    flip_rate: float
+    flip_rate: Share
     """Share of the images with another best text, 0 to 1."""
-    text_flip_rate: float
+    text_flip_rate: Share
     """Share of the texts with another best image, 0 to 1."""
     cosine_mean: float
     """Mean cosine of an image's two embeddings, -1 to 1."""
@@ -42,7 +42,7 @@ class HeldOutDrift(Part):
     """Mean cosine of a text's two embeddings, -1 to 1."""
     text_cosine_p01: float
     """First percentile of these cosines."""
-    r10_lost: float
+    r10_lost: Share
     """Share of the queries, images and texts alike, that lost their hit at 10, 0 to 1."""
 
     @property
@@ -83,7 +83,7 @@ class VerdictCandidate(Part):
     """Integers of the quantized activations."""
     kept: tuple[str, ...]
     """Modules that stay in float."""
-    image_p50_ms: float | None
+    image_p50_ms: Milliseconds | None
     """Median time of the image tower in ms; null where the backend does not take it."""
     against_fp32: Speedup | None
     """Of the image tower over FP32 on the backend; null where the backend does not take it."""

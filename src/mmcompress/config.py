@@ -23,6 +23,7 @@ from mmcompress.gates import Gates
 Precision = Literal["fp32", "fp16", "int8"]
 Backend = Literal["onnxruntime", "openvino", "tensorrt", "tensorrt-rtx"]
 Augmentation = Literal["none", "photo", "drawing"]
+Device = Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")]
 C = TypeVar("C", bound=Config)
 
 
@@ -123,7 +124,7 @@ class EmbedConfig(StageConfig):
     """How: `photo` crops, mirrors and jitters; `drawing` moves, warps and recolours what stands on a plain ground."""
     batch: int = Field(default=64, ge=1)
     """Pairs that are computed at once."""
-    device: str = "auto"
+    device: Device = "auto"
     """Of torch: `cpu`, `cuda`; `auto` is a GPU where there is one."""
 
 
@@ -158,7 +159,7 @@ class TrainConfig(StageConfig):
     """Cached guide embeddings of each modality that the other is compared with."""
     save_dtype: Literal["float32", "float16"] = "float32"
     """Type of the saved weights."""
-    device: str = "auto"
+    device: Device = "auto"
     """Of torch: `cpu`, `cuda`; `auto` is a GPU where there is one."""
 
 
@@ -181,7 +182,7 @@ class DistillConfig(StageConfig):
     """Cached teacher embeddings of each modality that the other is compared with."""
     text: Literal["distill", "keep"] = "distill"
     """`keep` takes the text tower over from the teacher, which must be a CLIP model, and leaves it as it is."""
-    device: str = "auto"
+    device: Device = "auto"
     """Of torch: `cpu`, `cuda`; `auto` is a GPU where there is one."""
 
 
@@ -228,7 +229,7 @@ class PruneConfig(StageConfig):
     """Cached teacher embeddings of each modality that the loss compares with."""
     batch: int = Field(default=64, ge=1)
     """Pairs that are computed at once."""
-    device: str = "auto"
+    device: Device = "auto"
     """Of torch: `cpu`, `cuda`; `auto` is a GPU where there is one."""
 
     @model_validator(mode="after")
@@ -240,6 +241,8 @@ class PruneConfig(StageConfig):
             raise ValueError(f"{' and '.join(targets)} exclude each other: give one")
         if self.target_latency is not None and "image" not in self.towers:
             raise ValueError("target_latency is of the image tower, which is not among the towers")
+        if targets and (shares := sorted({"heads", "mlp"} & self.model_fields_set)):
+            raise ValueError(f"{shares[0]} and {targets[0]} exclude each other: a target says what blocks keep")
         if targets and self.width < 1:
             raise ValueError(f"width and {targets[0]} exclude each other: prune twice, the width first")
         return self
@@ -273,13 +276,21 @@ class QuantizeConfig(BudgetConfig):
     bias_correction: bool = True
     """Try to take the mean error of every output into its bias."""
     sensitivity: bool = True
-    """Measure the drift of each Linear by itself, which the ranking and `max_drop` need."""
+    """Measure the drift of each Linear by itself, which a budget needs: without it there is no budget."""
     keep: tuple[str, ...] = ()
     """Linears that stay in float in any case: `image.blocks.0.fc2`."""
     batch: int = Field(default=32, ge=1)
     """Pairs that are computed at once."""
-    device: str = "auto"
+    device: Device = "auto"
     """Of torch: `cpu`, `cuda`; `auto` is a GPU where there is one."""
+
+    @model_validator(mode="after")
+    def _budget_needs_a_ranking(self) -> Self:
+        for name in ("max_drop", "max_flips"):
+            limit = getattr(self, name)
+            if not self.sensitivity and name in self.model_fields_set and limit is not None and limit < 1:
+                raise ValueError(f"{name} needs the ranking that sensitivity = false leaves out: leave one of them out")
+        return self
 
 
 class QatOptimizerConfig(OptimizerConfig):
@@ -314,7 +325,7 @@ class QatConfig(BudgetConfig):
     """Pairs that judge, in whole batches."""
     batch: int = Field(default=32, ge=1)
     """Pairs that are computed at once."""
-    device: str = "auto"
+    device: Device = "auto"
     """Of torch: `cpu`, `cuda`; `auto` is a GPU where there is one."""
 
 

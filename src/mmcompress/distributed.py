@@ -25,6 +25,8 @@ import torch.distributed as dist
 import torch.distributed.nn.functional
 from torch import Tensor, nn
 
+from mmcompress.errors import MissingRequirementError
+
 
 @dataclass(frozen=True)
 class World:
@@ -40,6 +42,8 @@ def world(device: str) -> Iterator[World]:
     rank = int(os.environ.get("RANK", "0"))
     if device == "auto":
         device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
+    elif device.startswith("cuda") and not torch.cuda.is_available():
+        raise MissingRequirementError(f"device = {device!r}, and torch finds no GPU here", "give cpu, or auto")
     if size > 1:
         dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
     try:

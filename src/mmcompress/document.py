@@ -8,11 +8,12 @@ files are read; what changes meaning raises the number of the schema, and is the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
-from pydantic import ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, ConfigDict, Field, ValidationError
 from typing_extensions import Self
 
 from mmcompress.architecture import Config
@@ -21,6 +22,23 @@ from mmcompress.strictjson import check_finite, text_from_json
 
 Interval = tuple[float, float]
 """Lower and upper end of a 95% interval."""
+
+
+def _share(value: float) -> float:
+    """NaN and infinity pass here: they are refused by their place, like every number that is none."""
+    if math.isfinite(value) and not 0 <= value <= 1:
+        raise ValueError("expected a share from 0 to 1")
+    return value
+
+
+def _time(value: float) -> float:
+    if math.isfinite(value) and value < 0:
+        raise ValueError("expected a time of 0 or more")
+    return value
+
+
+Share = Annotated[float, AfterValidator(_share)]
+Milliseconds = Annotated[float, AfterValidator(_time)]
 SchemaVersion = Annotated[Literal[1], Field(alias="schema")]
 _SHOWN = 60
 """Characters of a wrong value that an error shows."""

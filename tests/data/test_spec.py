@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from mmcompress.data import spec as dataspec
-from mmcompress.data.spec import ACCEPTED, expand, fingerprint
-from mmcompress.errors import UsageError
+from mmcompress.data.batches import read
+from mmcompress.data.spec import ACCEPTED, expand, fingerprint, is_stream
+from mmcompress.errors import CorruptInputError, UsageError
 from mmcompress.packaged import packaged
 
 
@@ -159,3 +160,17 @@ def test_import_is_light() -> None:
     code = "import sys, mmcompress.data; print(sorted({'torch', 'webdataset', 'transformers'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("spec", ["*.tar", "pipe*", ".", "[p]ipe:touch*.tar", "{pipe:touch PWNED; cat #,x}.tar"])
+def test_a_file_whose_name_is_a_command_is_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spec: str) -> None:
+    """A manifest may record a pattern, and somebody else the files beside it."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pipe:touch PWNED; cat #.tar").touch()
+    if "{" in spec:
+        (tmp_path / "x.tar").touch()
+    for place in expand(spec):
+        assert not is_stream(place) and Path(place).exists()
+    with pytest.raises(CorruptInputError):
+        list(read(spec))
+    assert not (tmp_path / "PWNED").exists()

@@ -19,6 +19,7 @@ from mmcompress.artifact import Artifact
 from mmcompress.config import BuildConfig, ExportConfig
 from mmcompress.errors import MissingRequirementError, UsageError
 from mmcompress.export import build as builder
+from mmcompress.export.document import AuditDocument
 from mmcompress.export.export import save_graph
 from mmcompress.export.graph import Numerics
 from mmcompress.export.towers import image_graph, text_graph
@@ -156,7 +157,8 @@ def test_the_stage_builds_the_signed_graphs_with_a_passport(checkpoint: Make, tm
         json.loads(first.file("audit.json").read_text())["text-int8-sm120.engine"]["modules"]["text.blocks.1.qkv"]
         == "int8"
     )
-    assert builder.module_precisions(first)["image-int8-sm86.engine"]["image.blocks.0.out"] == "int8"
+    engines = AuditDocument.read(first.file("audit.json")).engines
+    assert engines["image-int8-sm86.engine"].modules["image.blocks.0.out"] == "int8"
 
 
 def test_sparse_lists_what_is_eligible_and_claims_nothing(

@@ -143,6 +143,7 @@ def quantize(
     from mmcompress.measure.verdict import ruling
     from mmcompress.pipeline import standalone
 
+    standalone.check_backend(backend)
     fitted = standalone.quantize(artifact, out, given, ranges=ranges)
     judged = standalone.verdict_beside(fitted, backend) if verdict or backend or strict else None
     console.show(*show_compress.quantize_summary(fitted, judged), json)

@@ -72,6 +72,8 @@ class Key:
             return dict(self._limit(text) for text in said)
         if len(said) == 1 and said[0].startswith("["):
             return _scalar(said[0], ())
+        if [text.strip() for text in said] in ([""], ["none"], ["[]"]):
+            return []
         parts = [part.strip() for text in said for part in text.split(",")]
         return [_scalar(part, _alternatives(get_args(collection)[0])) for part in parts]
 

@@ -51,8 +51,10 @@ def expand(spec: str) -> list[str]:
     if not spec:
         raise UsageError("the data specification is empty", ACCEPTED)
     if Path(pattern).exists():
-        return _place(Path(pattern))
-    return [place for part in _braces(pattern) for path in _matches(part) for place in _place(path)]
+        places = _place(Path(pattern))
+    else:
+        places = [place for part in _braces(pattern) for path in _matches(part) for place in _place(path)]
+    return [f"./{place}" if is_stream(place) else place for place in places]  # a file may be called pipe:…
 
 
 def _braces(pattern: str) -> list[str]:

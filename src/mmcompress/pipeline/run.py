@@ -21,7 +21,7 @@ from mmcompress.errors import CorruptInputError, UsageError, suggestion
 from mmcompress.lock import locked
 from mmcompress.manifest import hash_json
 from mmcompress.pipeline.recipe import DATA_FIELDS, Recipe, StageTable, stage_config
-from mmcompress.places import check_place
+from mmcompress.places import MANIFEST, check_place
 from mmcompress.progress import say
 from mmcompress.publish import tidy
 from mmcompress.stages import STAGES, Job, Stage
@@ -32,6 +32,8 @@ STRICT = "strict"
 
 def run_recipe(recipe: Recipe, out: Path, where: str = "recipe") -> dict[str, Artifact]:
     """Run every stage whose output is not there yet, each into its folder of `out`; return the artifacts by name."""
+    if (out / MANIFEST).exists():
+        raise UsageError(f"{out} has a {MANIFEST}, so it is no folder of runs", "give another --out")
     out.mkdir(parents=True, exist_ok=True)
     return run_stages(recipe, {table.name: out / table.name for table in recipe.stages}, where)
 

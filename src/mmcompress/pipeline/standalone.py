@@ -14,7 +14,7 @@ from typing import Any, get_args
 
 from mmcompress.artifact import Artifact
 from mmcompress.compress.int8.comparison import CalibrationComparison
-from mmcompress.config import Precision, validated
+from mmcompress.config import Backend, Precision, validated
 from mmcompress.errors import UsageError, suggestion
 from mmcompress.lock import locked
 from mmcompress.manifest import Kind
@@ -40,7 +40,7 @@ NOTHING: Given = {}
 def recipe_path(recipe: str) -> Path:
     """A packaged recipe by its name (`demo`), else the path of a file."""
     path = Path(recipe)
-    if path.exists() or path.suffix == ".toml":
+    if path.is_file() or path.suffix == ".toml":
         return path
     packaged = {file.stem: file for file in RECIPES.glob("*.toml")}
     if recipe not in packaged:
@@ -161,6 +161,12 @@ def verdict(checkpoint: Path, out: Path, given: Given = NOTHING) -> Artifact:
     source = Artifact.open(checkpoint, Kind.CHECKPOINT)
     tables = {"data": data_unless_given(given, source, "validation"), **recorded_budget(source)}
     return run_single("verdict", tables, given, {"checkpoint": source}, out)
+
+
+def check_backend(backend: str | None) -> None:
+    """Refuse a misspelt runtime before the hours of work that it is wanted for."""
+    if backend is not None and backend not in get_args(Backend):
+        raise UsageError(f"there is no backend {backend!r}", suggestion(backend, get_args(Backend)))
 
 
 def verdict_beside(checkpoint: Artifact, backend: str | None) -> Artifact:

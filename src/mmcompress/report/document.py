@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from mmcompress.config import Backend
-from mmcompress.document import Document, Interval, Part
+from mmcompress.document import Document, Interval, Part, Share
 from mmcompress.measure.bench.document import RunRatio
 from mmcompress.measure.drift.document import GalleryEntry
 from mmcompress.report.parts import Engine, NamedBisect, NamedVerdict, ReportMachine, Sensitivity
@@ -67,7 +67,7 @@ class Step(Part):
     """Its paired 95% interval; null where drift has none."""
     r10_significant: bool | None
     """Whether the interval leaves out 0; null where there is none."""
-    flip_rate: float | None
+    flip_rate: Share | None
     """Share of the images with another best text, 0 to 1; null where drift does not compare the two."""
     params_ratio: float | None
     """Of parameters."""

@@ -65,7 +65,7 @@ class Sensitivity(Part):
     sensitivity: tuple[ModuleDrift, ...]
     """Every module, the worst first."""
     budget: float | None
-    """Drift that was allowed; null where there was no limit."""
+    """Share of R@10 hits that could be lost; null where there was no limit."""
 
 
 class NamedBisect(BisectDocument):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 
 from mmcompress.config import Backend, Precision
-from mmcompress.document import Interval, Part
+from mmcompress.document import Interval, Part, Share
 from mmcompress.measure.document import Latency
 from mmcompress.measure.drift.document import (
     ClassChange,
@@ -24,23 +24,23 @@ from mmcompress.measure.drift.document import (
 class RowMetrics(Part):
     """Figures of a row on the test set, as drift.json has them; null where no drift measurement has the row."""
 
-    i2t_r1: float | None
+    i2t_r1: Share | None
     """Share of the images with a match among the best 1, 0 to 1."""
-    i2t_r5: float | None
+    i2t_r5: Share | None
     """Share of the images with a match among the best 5, 0 to 1."""
-    i2t_r10: float | None
+    i2t_r10: Share | None
     """Share of the images with a match among the best 10, 0 to 1."""
-    t2i_r1: float | None
+    t2i_r1: Share | None
     """Share of the texts with a match among the best 1, 0 to 1."""
-    t2i_r5: float | None
+    t2i_r5: Share | None
     """Share of the texts with a match among the best 5, 0 to 1."""
-    t2i_r10: float | None
+    t2i_r10: Share | None
     """Share of the texts with a match among the best 10, 0 to 1."""
-    top1: float | None
+    top1: Share | None
     """Share of the images whose best text is their class, 0 to 1; null of captions too."""
-    top5: float | None
+    top5: Share | None
     """The same among the best five; null of captions and of fewer than five classes too."""
-    mean_per_class_recall: float | None
+    mean_per_class_recall: Share | None
     """Mean over classes of their share of right first answers, 0 to 1; null of captions too."""
     cosine_mean: float | None
     """Mean cosine of an image's embeddings here and in the first row, -1 to 1; null where dimensions differ too."""
@@ -56,15 +56,15 @@ class RowMetrics(Part):
     """Mean over images of Spearman's correlation of their texts' order with the first row's, -1 to 1."""
     margin_mean: float | None
     """Mean over images of the best text's cosine minus the second best's, 0 to 2."""
-    flip_rate: float | None
+    flip_rate: Share | None
     """Share of the images with another best text than in the first row, 0 to 1."""
-    flips_gained: float | None
+    flips_gained: Share | None
     """Share of the images whose best text became right, 0 to 1."""
-    flips_lost: float | None
+    flips_lost: Share | None
     """Share of the images whose best text became wrong, 0 to 1."""
-    mcnemar_p: float | None
+    mcnemar_p: Share | None
     """Of McNemar's exact test that as many answers were gained as lost, 0 to 1."""
-    ece: float | None
+    ece: Share | None
     """Expected calibration error, 0 to 1; null of captions and where the logit scale is unknown too."""
     old_index: Recalls | None
     """Of the row's queries among the first row's embeddings; null of the first row and where dimensions differ too."""
