@@ -1,9 +1,9 @@
-"""How much of each block to keep under a budget: the sizes whose summed error is least.
+"""How much of each block to keep under a limit: the sizes whose summed error is least.
 
 A choice is a size of a block (heads and MLP units, or none at all) with what it costs and the error that it alone
 causes. Errors of different blocks are taken to add up, as in SPDY (Frantar & Alistarh 2022, section 3.1) and ZipLM
 (Kurtic et al. 2023). That makes it a knapsack with one choice a block, solved by dynamic programming over costs that
-are rounded up to a fine grid, so that the budget always holds.
+are rounded up to a fine grid, so that the limit always holds.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 GRID = 8192
-"""Steps that the budget above the floor is cut into."""
+"""Steps that the limit above the floor is cut into."""
 
 
 @dataclass(frozen=True)
@@ -32,12 +32,12 @@ def floor_cost(blocks: Sequence[Sequence[Choice]]) -> float:
     return sum(min(choice.cost for choice in choices) for choices in blocks)
 
 
-def best_choices(blocks: Sequence[Sequence[Choice]], budget: float, grid: int = GRID) -> list[Choice] | None:
-    """One choice a block with the least summed error at a summed cost within the budget; None if there is none."""
+def best_choices(blocks: Sequence[Sequence[Choice]], limit: float, grid: int = GRID) -> list[Choice] | None:
+    """One choice a block with the least summed error at a summed cost within the limit; None if there is none."""
     best = [min(choices, key=lambda c: (c.error, c.cost)) for choices in blocks]
-    if sum(choice.cost for choice in best) <= budget:
+    if sum(choice.cost for choice in best) <= limit:
         return best
-    spare = budget - floor_cost(blocks)
+    spare = limit - floor_cost(blocks)
     if spare < 0:
         return None
     step = max(spare / grid, np.finfo(float).tiny)

@@ -1,7 +1,7 @@
 """Pruning to a latency: sizes from a table of measured block costs, and then measured themselves.
 
 The table assumes that costs add up, which is nearly so. So the solution is raced against the dense tower, as `compare`
-does it, and where it misses the target by more than the tolerance the budget is moved by what it missed, between those
+does it, and where it misses the target by more than the tolerance the limit is moved by what it missed, between those
 that were found too small and too large, and solved again. Sizes are timed with random weights, since time depends on
 sizes only: nothing is fitted before the sizes stand.
 
@@ -54,10 +54,10 @@ def sizes_at_latency(
     blocks = block_choices(tower, errors, config.mlp_multiple, cost)
     floor = table.base + floor_cost(blocks)
     tried: dict[tuple[Size, ...], Ratio] = {}
-    below, above = floor, 1.0  # budgets that were too small and too large
-    budget = share
+    below, above = floor, 1.0  # limits that were too small and too large
+    limit = share
     for _ in range(ATTEMPTS):
-        sizes = tuple(sizes_within(blocks, budget, table.base, 1.0, "the latency of the image tower"))
+        sizes = tuple(sizes_within(blocks, limit, table.base, 1.0, "the latency of the image tower"))
         if sizes in tried:
             break
         tried[sizes] = measured_speedup(model, sizes, config.backend, config.precision, threads)
@@ -65,9 +65,9 @@ def sizes_at_latency(
         say("prune", "latency", f"asked {share:.3f}x, measured {measured:.3f}x")
         if abs(measured / share - 1) <= TOLERANCE:
             break
-        below, above = (budget, above) if measured < share else (below, budget)
-        moved = budget + share - measured
-        budget = moved if below < moved < above else (below + above) / 2
+        below, above = (limit, above) if measured < share else (below, limit)
+        moved = limit + share - measured
+        limit = moved if below < moved < above else (below + above) / 2
     best = min(tried, key=lambda sizes: abs(1 / tried[sizes].speedup - share))
     best_ratio = tried[best]
     return list(best), {

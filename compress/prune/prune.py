@@ -2,12 +2,12 @@
 
 Three questions, a file each. Which units go: `importance.py`, or by what the next Linear would miss (`reconstruct.py`).
 What the rest must weigh then: a least-squares refit from the first block to the last (`shrink.py`), so that the model
-is good before any training. How much of each block goes: the same share everywhere, or under a budget of MACs,
-parameters or measured latency what harms least (`harm.py`, `sizes.py`, `budget.py`, `latency_target.py`).
+is good before any training. How much of each block goes: the same share everywhere, or under a limit of MACs,
+parameters or measured latency what harms least (`harm.py`, `sizes.py`, `allocation.py`, `latency_target.py`).
 The width of the residual stream goes first where it is asked for (`width.py`), by the same share in the whole tower;
 2:4 sparsity of what is left comes last (`semistructured.py`).
 
-Left out: a budget that weighs width against heads and MLP units; prune twice for that.
+Left out: a limit that weighs width against heads and MLP units; prune twice for that.
 """
 
 from __future__ import annotations

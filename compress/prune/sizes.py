@@ -1,7 +1,7 @@
-"""The sizes of a tower's blocks under a budget: what every size of every block costs, and what it harms.
+"""The sizes of a tower's blocks under a limit: what every size of every block costs, and what it harms.
 
 A few sizes of each sub-block are measured (`harm.py`), those between interpolated. A block's choices are all pairs of
-heads and MLP units, with errors and costs that add up, and its whole removal; `budget.py` selects. Left out:
+heads and MLP units, with errors and costs that add up, and its whole removal; `allocation.py` selects. Left out:
 interactions between blocks, which the walk of `shrink.py` mends in part.
 """
 

@@ -249,7 +249,7 @@ class PruneConfig(StageConfig):
 
     @property
     def target(self) -> tuple[Literal["macs", "params", "latency"], float] | None:
-        """The budget that was asked for, if any."""
+        """What was asked for, if anything."""
         kinds: tuple[Literal["macs", "params", "latency"], ...] = ("macs", "params", "latency")
         return next(((kind, share) for kind in kinds if (share := getattr(self, f"target_{kind}")) is not None), None)
 
