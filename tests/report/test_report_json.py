@@ -139,3 +139,23 @@ def test_what_is_no_json_object_is_refused(tmp_path: Path, content: bytes) -> No
     (tmp_path / "report.json").write_bytes(content)
     with pytest.raises(CorruptInputError, match=r"report\.json"):
         read_report(tmp_path)
+
+
+def changed(edit: Callable[[Any], None]) -> str:
+    report = json.loads(OLD.read_text(encoding="utf-8"))
+    edit(report)
+    return json.dumps(report)
+
+
+@pytest.mark.parametrize(
+    ("edit", "what"),
+    [
+        (lambda report: report["rows"][0]["latency"][0].update(p99_ms=-1.0), "p99_ms is -1.0: .*a time of 0 or more"),
+        (lambda report: report["rows"][0]["metrics"].update(i2t_r10=7.5), "i2t_r10 is 7.5: .*a share from 0 to 1"),
+        (lambda report: report["rows"].append(report["rows"][0]), "there are two rows 'teacher'"),
+    ],
+)
+def test_figures_that_cannot_be_are_refused(tmp_path: Path, edit: Callable[[Any], None], what: str) -> None:
+    (tmp_path / "report.json").write_text(changed(edit), encoding="utf-8")
+    with pytest.raises(CorruptInputError, match=what):
+        read_report(tmp_path)

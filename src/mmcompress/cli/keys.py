@@ -69,7 +69,11 @@ class Key:
         if collection is None:
             return _scalar(said, self.kinds)
         if get_origin(collection) is dict:
-            return dict(self._limit(text) for text in said)
+            limits = [self._limit(text) for text in said]
+            names = [name for name, _ in limits]
+            if repeated := sorted({name for name in names if names.count(name) > 1}):
+                raise UsageError(f"{self.option} gives {repeated[0] or 'a limit'} twice", "leave one of them out")
+            return dict(limits)
         if len(said) == 1 and said[0].startswith("["):
             return _scalar(said[0], ())
         if [text.strip() for text in said] in ([""], ["none"], ["[]"]):

@@ -127,10 +127,13 @@ def parse_assignments(assignments: Sequence[str]) -> dict[str, Any]:
         key, equals, value = text.partition("=")
         if not equals or not key.strip():
             raise UsageError(f"--set {text!r} is not KEY=VALUE", "for example: --set prune.mlp=0.4")
+        key = key.strip()
+        if key in parsed:
+            raise UsageError(f"--set gives {key} twice", "leave one of them out")
         try:
-            parsed[key.strip()] = json_from_text(value)
+            parsed[key] = json_from_text(value)
         except ValueError:
-            parsed[key.strip()] = value
+            parsed[key] = value
     return parsed
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from mmcompress.config import Backend
 from mmcompress.document import Document, Interval, Part, Share
@@ -167,6 +167,14 @@ class ReportDocument(Document):
     """What to know before believing the figures, one sentence each."""
     not_measured: tuple[str, ...]
     """What a reader might look for in vain, and why."""
+
+    @field_validator("rows")
+    @classmethod
+    def _each_once(cls, rows: tuple[Row, ...]) -> tuple[Row, ...]:
+        names = [row.row for row in rows]
+        if repeated := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"there are two rows {repeated[0]!r}")
+        return rows
 
     def row(self, name: str) -> Row | None:
         """The row of a name."""
