@@ -72,6 +72,14 @@ def test_an_input_is_no_place_for_an_output(tmp_path: Path, out: str, where: str
     check_place(tmp_path / "run" / "ab", [source.path])
 
 
+def test_a_stage_replaces_its_own_work_only(tmp_path: Path) -> None:
+    made(tmp_path / "a")
+    check_place(tmp_path / "a", stage="distill")
+    with pytest.raises(UsageError, match="a holds what distill made, and export would replace it"):
+        check_place(tmp_path / "a", stage="export")
+    check_place(tmp_path / "b", stage="export")
+
+
 @pytest.mark.parametrize("out", ["", ".", "..", "a/.."])
 def test_a_place_needs_a_name(out: str) -> None:
     with pytest.raises(UsageError, match="has no name"):

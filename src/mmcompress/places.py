@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from mmcompress.errors import UsageError
 from mmcompress.strictjson import json_from_text
@@ -19,8 +20,11 @@ _LEFT_BY_SYSTEMS = frozenset({".DS_Store", "Thumbs.db", "desktop.ini"})
 _ELSEWHERE = "give another --out, or move it away"
 
 
-def check_place(out: Path, inputs: Iterable[Path] = ()) -> None:
-    """Raise UsageError unless an artifact may be written to `out`, which is made from `inputs`."""
+def check_place(out: Path, inputs: Iterable[Path] = (), stage: str | None = None) -> None:
+    """Raise UsageError unless an artifact may be written to `out`, which `stage` makes from `inputs`.
+
+    It replaces what the same stage made: a checkpoint must not go because its name was given to an export.
+    """
     if out.is_symlink():
         raise UsageError(f"{out} is a link, and an artifact replaces the whole of a folder", f"give {out.resolve()}")
     if not out.name or out.name == "..":
@@ -33,14 +37,20 @@ def check_place(out: Path, inputs: Iterable[Path] = ()) -> None:
             raise UsageError(f"{out} {where} {path}, which is read to make it", "give another --out")
     if out.is_dir() and any(out.iterdir()) and (why := why_not_ours(out)):
         raise UsageError(f"{out} exists and {why}, so it is not overwritten", _ELSEWHERE)
+    if stage is not None and out.is_dir() and any(out.iterdir()) and (other := _body(out)["stage"]) != stage:
+        raise UsageError(f"{out} holds what {other} made, and {stage} would replace it", _ELSEWHERE)
     if out.exists() and not out.is_dir():
         raise UsageError(f"{out} exists and is no folder, so it is not overwritten", _ELSEWHERE)
+
+
+def _body(folder: Path) -> Any:
+    return json_from_text((folder / MANIFEST).read_bytes())
 
 
 def why_not_ours(folder: Path) -> str | None:
     """None where a folder holds an artifact of ours and nothing else, damaged or not; else what speaks against it."""
     try:
-        body = json_from_text((folder / MANIFEST).read_bytes())
+        body = _body(folder)
     except FileNotFoundError:
         return "is not an artifact of mmcompress"
     except (OSError, ValueError):

@@ -142,7 +142,6 @@ def test_what_is_said_reaches_the_stage_by_its_key(
     ("said", "what"),
     [
         (["--batch", "8", "--set", "batch=9"], "--batch and --set batch both give batch"),
-        (["--set", "batch=8", "--set", "batch=9"], "--set gives batch twice"),
         (["--batch", "8", "--set", "quantize.batch=9"], "--batch and --set quantize.batch both give batch"),
         (["--data", "x", "--set", 'data={"train": "x"}'], "--data and --set data both give data"),
     ],

@@ -121,19 +121,16 @@ def reduced(built: StageConfig, stage: Stage) -> StageConfig:
 
 
 def parse_assignments(assignments: Sequence[str]) -> dict[str, Any]:
-    """`["prune.mlp=0.4"]` -> `{"prune.mlp": 0.4}`; a value that is no JSON is a string."""
+    """`["prune.mlp=0.4"]` -> `{"prune.mlp": 0.4}`; a value that is no JSON is a string, and the last of one key counts."""
     parsed: dict[str, Any] = {}
     for text in assignments:
         key, equals, value = text.partition("=")
         if not equals or not key.strip():
             raise UsageError(f"--set {text!r} is not KEY=VALUE", "for example: --set prune.mlp=0.4")
-        key = key.strip()
-        if key in parsed:
-            raise UsageError(f"--set gives {key} twice", "leave one of them out")
         try:
-            parsed[key] = json_from_text(value)
+            parsed[key.strip()] = json_from_text(value)
         except ValueError:
-            parsed[key] = value
+            parsed[key.strip()] = value
     return parsed
 
 

@@ -41,8 +41,8 @@ def run_recipe(recipe: Recipe, out: Path, where: str = "recipe") -> dict[str, Ar
 def run_stages(recipe: Recipe, places: Mapping[str, Path], where: str) -> dict[str, Artifact]:
     """Run every stage whose output is not at its place yet; return the artifacts by name."""
     artifacts: dict[str, Artifact] = {}
-    for place in places.values():
-        check_place(place)
+    for table in recipe.stages:
+        check_place(places[table.name], stage=table.run)
     with locked(*places.values()):
         for table in recipe.stages:
             stage = STAGES[table.run]
@@ -99,7 +99,8 @@ def _made_or_reused(
     gathered: tuple[Artifact, ...],
     out: Path,
 ) -> Artifact:
-    check_place(out, [*(artifact.path for artifact in (*sources.values(), *gathered)), *_local_inputs(built)])
+    read = [*(artifact.path for artifact in (*sources.values(), *gathered)), *_local_inputs(built)]
+    check_place(out, read, stage.name)
     parents = {role: artifact.digest for role, artifact in sources.items()}
     parents |= {f"{i:02d}-{artifact.path.name}": artifact.digest for i, artifact in enumerate(gathered)}
     parents |= _outside(built)

@@ -90,7 +90,7 @@ def run_single(
         assign(values, key.split("."), value)
     built = reduced(validated(stage.config, values, f"mmcompress {name}"), stage)
     read = [*sources.values(), *gathered]
-    check_place(out, [artifact.path for artifact in read])
+    check_place(out, [artifact.path for artifact in read], name)
     out.absolute().parent.mkdir(parents=True, exist_ok=True)
     with locked(out, reading=[artifact.path for artifact in read]):
         for artifact in read:
