@@ -121,7 +121,7 @@ def reduced(built: StageConfig, stage: Stage) -> StageConfig:
 
 
 def parse_assignments(assignments: Sequence[str]) -> dict[str, Any]:
-    """`["prune.mlp=0.4"]` -> `{"prune.mlp": 0.4}`; a value that is no JSON is a string, and the last of one key counts."""
+    """`["prune.mlp=0.4"]` -> `{"prune.mlp": 0.4}`; what is no JSON is a string; the last of one key counts."""
     parsed: dict[str, Any] = {}
     for text in assignments:
         key, equals, value = text.partition("=")
