@@ -35,10 +35,11 @@ def check_place(out: Path, inputs: Iterable[Path] = (), stage: str | None = None
         if real == source or real in source.parents or source in real.parents:
             where = "is" if real == source else "lies above" if real in source.parents else "lies below"
             raise UsageError(f"{out} {where} {path}, which is read to make it", "give another --out")
-    if out.is_dir() and any(out.iterdir()) and (why := why_not_ours(out)):
-        raise UsageError(f"{out} exists and {why}, so it is not overwritten", _ELSEWHERE)
-    if stage is not None and out.is_dir() and any(out.iterdir()) and (other := _body(out)["stage"]) != stage:
-        raise UsageError(f"{out} holds what {other} made, and {stage} would replace it", _ELSEWHERE)
+    if out.is_dir() and any(out.iterdir()):
+        if why := why_not_ours(out):
+            raise UsageError(f"{out} exists and {why}, so it is not overwritten", _ELSEWHERE)
+        if stage is not None and (other := _body(out)["stage"]) != stage:
+            raise UsageError(f"{out} holds what {other} made, and {stage} would replace it", _ELSEWHERE)
     if out.exists() and not out.is_dir():
         raise UsageError(f"{out} exists and is no folder, so it is not overwritten", _ELSEWHERE)
 
