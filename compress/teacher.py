@@ -10,6 +10,7 @@ A teacher of one's own is `file.py:function`; the function takes no argument and
 from __future__ import annotations
 
 import importlib.util
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,8 +23,10 @@ from torch.nn import functional as F
 
 from mmcompress.config import TeacherConfig
 from mmcompress.errors import CorruptInputError, MissingRequirementError, UsageError, require, suggestion
+from mmcompress.export.pixels import image_processing
+from mmcompress.export.texts import text_processing_of
 from mmcompress.manifest import Preprocessing
-from mmcompress.processing import image_processing, text_context
+from mmcompress.runtime.tokenize import attention_mask, tokenize
 from mmcompress.teachers import resolve
 
 
@@ -37,6 +40,10 @@ class Teacher:
     """B texts -> (B, D) of unit norm"""
     preprocessing: Preprocessing
     embed_dim: int
+    logit_scale: float | None = None
+    """What its cosines are multiplied with, exp(t) of Radford et al. 2021; None where it has none."""
+    logit_bias: float | None = None
+    """What is added to that product, of models that were trained with a sigmoid (Zhai et al. 2023, SigLIP)."""
 
 
 def load_teacher(config: TeacherConfig, device: torch.device) -> Teacher:
@@ -68,11 +75,12 @@ def _checked(embeddings: Tensor, source: str, what: str) -> Tensor:
 
 
 def _hugging_face_teacher(folder: Path, device: torch.device, trust_remote_code: bool) -> Teacher:
-    from transformers import AutoModel, AutoTokenizer
+    from transformers import AutoModel
 
+    preprocessing = image_processing(folder, trust_remote_code)
+    tokenizer, processing = text_processing_of(folder, trust_remote_code)
     try:
         model = AutoModel.from_pretrained(folder, trust_remote_code=trust_remote_code, dtype=torch.float32)
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise CorruptInputError(
             f"the teacher in {folder} cannot be loaded: {error}", "check that the folder is a whole Hugging Face model"
@@ -83,22 +91,30 @@ def _hugging_face_teacher(folder: Path, device: torch.device, trust_remote_code:
             "give a CLIP, SigLIP or Chinese-CLIP model",
         )
     model = model.eval().to(device)
-    context = text_context(model.config)
-    inputs = ("input_ids", "attention_mask")
-    padding = "max_length" if model.config.model_type.startswith("siglip") else True
 
     def encode_image(pixels: Tensor) -> Tensor:
         with torch.inference_mode():
             return F.normalize(model.get_image_features(pixel_values=pixels.to(device)).float(), dim=-1).cpu()
 
     def encode_text(texts: Sequence[str]) -> Tensor:
-        encoded = tokenizer(list(texts), padding=padding, truncation=True, max_length=context, return_tensors="pt")
+        tokens = tokenize(tokenizer, texts, processing)
+        encoded = {"input_ids": torch.from_numpy(tokens).long()}
+        if processing.mask:
+            encoded["attention_mask"] = torch.from_numpy(attention_mask(tokens, processing)).long()
+            longest = int(encoded["attention_mask"].sum(1).max())  # what is masked in all of them need not be computed
+            encoded = {name: tensor[:, :longest] for name, tensor in encoded.items()}
         with torch.inference_mode():
-            features = _text_features(model, {k: encoded[k].to(device) for k in inputs if k in encoded})
+            features = _text_features(model, {name: tensor.to(device) for name, tensor in encoded.items()})
         return F.normalize(features.float(), dim=-1).cpu()
 
     width = encode_text(["a"]).shape[1]
-    return Teacher(encode_image, encode_text, image_processing(folder), width)
+    return Teacher(encode_image, encode_text, preprocessing, width, *_logits(model))
+
+
+def _logits(model: Any) -> tuple[float | None, float | None]:
+    """The scale of a model's logits, which is stored as its logarithm, and their bias."""
+    scale, bias = (getattr(model, name, None) for name in ("logit_scale", "logit_bias"))
+    return None if scale is None else math.exp(float(scale.detach())), None if bias is None else float(bias.detach())
 
 
 def _text_features(model: Any, encoded: dict[str, Tensor]) -> Tensor:
@@ -143,7 +159,7 @@ def _open_clip_teacher(name: str, device: torch.device) -> Teacher:
         with torch.inference_mode():
             return F.normalize(model.encode_text(tokenizer(list(texts)).to(device)).float(), dim=-1).cpu()
 
-    return Teacher(encode_image, encode_text, preprocessing, encode_text(["a"]).shape[1])
+    return Teacher(encode_image, encode_text, preprocessing, encode_text(["a"]).shape[1], *_logits(model))
 
 
 def _own_teacher(file: Path, function: str) -> Teacher:

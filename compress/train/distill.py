@@ -8,12 +8,13 @@ need no more than averaged gradients. Recovery after pruning is this stage again
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Literal
 
 from torch import Tensor
 
-from mmcompress.artifact import Draft
+from mmcompress.artifact import Artifact, Draft
 from mmcompress.compress.prune.semistructured import SPARSE, keep_zeros
 from mmcompress.compress.train.embed import load_embeddings
 from mmcompress.compress.train.losses import cosine_distance, relational
@@ -23,6 +24,7 @@ from mmcompress.compress.train.student import inherited_share, student_from_pres
 from mmcompress.config import DistillConfig
 from mmcompress.distributed import world
 from mmcompress.errors import UsageError
+from mmcompress.export.texts import save_text_processing
 from mmcompress.huggingface import (
     FOLDER_FILES,
     dual_encoder_from_checkpoint,
@@ -30,7 +32,7 @@ from mmcompress.huggingface import (
     save_checkpoint,
 )
 from mmcompress.model import DualEncoder
-from mmcompress.processing import save_image_processing, save_text_processing
+from mmcompress.processing import save_student_preprocessing
 from mmcompress.runtime.tokenize import load_tokenizer
 from mmcompress.stages import Job
 from mmcompress.teachers import resolve
@@ -48,7 +50,7 @@ def distill(job: Job[DistillConfig]) -> None:
             model = dual_encoder_from_checkpoint(source.path, source.model)
             sparse = source.manifest.facts.get(SPARSE, [])
         else:
-            model = _new_student(config, embeddings.dim, draft)
+            model = _new_student(config, job.sources["embeddings"], draft)
         model.logit_scale.requires_grad_(False)
         model = model.to(here.device).train()
         keep_zeros(model, sparse)
@@ -118,21 +120,26 @@ def distillation_loss(
     return loss
 
 
-def _new_student(config: DistillConfig, embed_dim: int, draft: Draft) -> DualEncoder:
-    """Build the student that the config names, with the teacher's tokenizer and normalization."""
+def _new_student(config: DistillConfig, embeddings: Artifact, draft: Draft) -> DualEncoder:
+    """Build the student that the config names, with the teacher's pixels, texts and logits."""
     if config.student is None:
         raise UsageError("distill needs a student to start from", "set student.source, or give --student")
+    teacher, facts = embeddings.manifest.preprocessing, embeddings.manifest.facts
+    if teacher is None:
+        raise UsageError(f"{embeddings.path} does not say how the teacher's images were prepared", "embed them again")
     folder = _teacher_folder(config)
-    draft.tokenizer = save_text_processing(folder, draft.path)
+    draft.tokenizer = save_text_processing(folder, draft.path, config.teacher.trust_remote_code)
     share = inherited_share(config.student.source)
     if share is not None:
         model = student_from_teacher(folder, share)
     else:
         vocab = load_tokenizer(draft.path / draft.tokenizer.file).get_vocab_size()
-        model = student_from_preset(config.student, embed_dim, draft.tokenizer, vocab, config.seed)
+        model = student_from_preset(config.student, facts["dim"], draft.tokenizer, vocab, config.seed)
     if config.text == "keep":
         model = _with_text_tower(model, dual_encoder_from_hugging_face(folder))
-    draft.preprocessing = save_image_processing(folder, draft.path, model.config.image.image_size)
+    if facts["logit_scale"] is not None:
+        model.logit_scale.data.fill_(math.log(facts["logit_scale"]))
+    draft.preprocessing = save_student_preprocessing(teacher, draft.path, model.config.image.image_size)
     return model
 
 

@@ -113,7 +113,15 @@ def embed(job: Job[EmbedConfig]) -> None:
     seconds = time.monotonic() - start
     speed = {"pairs": pairs, "seconds": seconds, "images_per_s": pairs * config.views / seconds}
     job.draft.metrics = {"embedding": speed}
-    job.draft.facts = {"dim": teacher.embed_dim, "views": config.views, "augment": config.augment, "seed": config.seed}
+    job.draft.preprocessing = teacher.preprocessing
+    job.draft.facts = {
+        "dim": teacher.embed_dim,
+        "views": config.views,
+        "augment": config.augment,
+        "seed": config.seed,
+        "logit_scale": teacher.logit_scale,
+        "logit_bias": teacher.logit_bias,
+    }
 
 
 def _embedded(stream: Iterator[Batch], teacher: Teacher, config: EmbedConfig) -> Iterator[tuple[Batch, Tensor]]:

@@ -19,7 +19,7 @@ from mmcompress.errors import CorruptInputError, UsageError
 from mmcompress.model import DualEncoder, _first_not_finite
 from mmcompress.strictjson import json_from_text, read_json, text_from_json
 
-FOLDER_FILES = ("tokenizer.json", "tokenizer_config.json", "preprocessor_config.json")
+FOLDER_FILES = ("tokenizer.json", "tokenizer_config.json", "spiece.model", "preprocessor_config.json")
 """What a checkpoint takes over from the one it was made from."""
 
 

@@ -1,4 +1,4 @@
-"""Images to tensors on the device: Pillow and numpy only, equal to transformers' CLIPImageProcessor bit by bit.
+"""Images to tensors on the device: Pillow and numpy only, equal to transformers' processors bit by bit.
 
 Accuracy lost between training and the device is most often lost here: another resampling filter, a size that is rounded
 instead of cut off, a crop one pixel aside. So there is one implementation, used by training, calibration, the drift
@@ -24,23 +24,16 @@ from mmcompress.manifest import Preprocessing
 MAX_ASPECT = 100
 """Longer over shorter side; beyond it the resized image needs gigabytes and nothing of it survives the crop."""
 
-_FILTERS = {
-    "nearest": Image.Resampling.NEAREST,
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-    "lanczos": Image.Resampling.LANCZOS,
-}
-
 
 def to_array(image: Image.Image, preprocessing: Preprocessing) -> NDArray[np.uint8]:
     """Resize and crop any image to (S, S, 3) RGB."""
     rgb = to_rgb(upright(image))
     width, height = rgb.size
     if preprocessing.squash:
-        target = (preprocessing.size, preprocessing.size)
+        target = (preprocessing.resize, preprocessing.resize)
     else:
         target = resized_size(width, height, preprocessing.resize)
-    resized = rgb.resize(target, _FILTERS[preprocessing.interpolation])
+    resized = rgb.resize(target, Image.Resampling[preprocessing.interpolation.upper()])
     return center_crop(np.asarray(resized), preprocessing.size)
 
 

@@ -14,12 +14,13 @@ from torch import Tensor
 from mmcompress.artifact import Artifact
 from mmcompress.budget import Cost
 from mmcompress.errors import UsageError
+from mmcompress.export.pixels import image_processing
+from mmcompress.export.texts import save_text_processing
 from mmcompress.huggingface import dual_encoder_from_hugging_face, save_checkpoint
 from mmcompress.int8 import INTEGERS, linears_from_tensors
 from mmcompress.manifest import Kind
 from mmcompress.pipeline import standalone
 from mmcompress.pipeline.recipe import parse_assignments
-from mmcompress.processing import image_processing, save_text_processing
 
 SMALL = ["samples=48", "held=48", "batch=8", "smooth=[0.5]"]
 
