@@ -198,9 +198,11 @@ def real_case(model: Any, folder: Path, draft: Draft, trust_remote_code: bool) -
         "input_ids": tokens,
         "attention_mask": attention_mask(tokens, text),
     }
-    prepared = image_processor_of(folder, trust_remote_code)(images=images, return_tensors="np")
-    tokenizer = tokenizer_of(folder, trust_remote_code)
-    encoded = tokenizer(captions, padding="max_length", truncation=True, max_length=text.context, return_tensors="np")
+    processor, tokenizer = image_processor_of(folder, trust_remote_code), tokenizer_of(folder, trust_remote_code)
+    filled = {"padding": "max_length", "truncation": True, "max_length": text.context}
+    with quiet():
+        prepared = processor(images=images, return_tensors="np")
+        encoded = tokenizer(captions, return_tensors="np", **filled)
     theirs = {name: encoded[name] for name in ("input_ids", "attention_mask") if name in encoded}
     return feeds, embedded(model, {"pixel_values": prepared["pixel_values"], **theirs})
 

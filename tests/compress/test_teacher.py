@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 import torch
 from clip_world import CAPTIONS, write_teacher
+from small_tokenizers import restated
 from transformers import (
     AutoTokenizer,
     ChineseCLIPConfig,
@@ -20,8 +20,8 @@ from transformers import (
 from mmcompress.compress.teacher import load_teacher
 from mmcompress.config import TeacherConfig
 from mmcompress.errors import CorruptInputError, MissingRequirementError, UsageError
+from mmcompress.export.texts import save_text_processing
 from mmcompress.huggingface import dual_encoder_from_hugging_face
-from mmcompress.processing import image_processing, save_image_processing, save_text_processing
 from mmcompress.runtime.tokenize import load_tokenizer, tokenize
 from mmcompress.teachers import ALIASES, resolve
 
@@ -35,6 +35,7 @@ def other_family(folder: Path, family: str) -> Path:
         (folder / name).unlink()
     vision = {**SMALL, "image_size": 32, "patch_size": 8}
     if family == "siglip":
+        restated(folder, model_input_names=["input_ids"])
         text = {**SMALL, "vocab_size": 320, "max_position_embeddings": 16, "projection_size": 32}
         SiglipModel(SiglipConfig(text_config=text, vision_config=vision)).save_pretrained(folder)
     else:
@@ -126,19 +127,6 @@ def test_folders_that_are_no_teacher(tmp_path: Path) -> None:
     (folder / "model.safetensors").write_bytes(b"\x10" * 64)
     with pytest.raises(CorruptInputError, match="cannot be loaded"):
         load_teacher(TeacherConfig(source=str(folder)), CPU)
-
-
-def test_processing_is_read_and_written_back(tmp_path: Path) -> None:
-    stated = {"size": 224, "crop_size": {"height": 224, "width": 224}, "resample": 3, "image_mean": [0.1, 0.2, 0.3]}
-    (tmp_path / "preprocessor_config.json").write_text(json.dumps(stated))
-    rule = image_processing(tmp_path)
-    assert (rule.size, rule.resize, rule.interpolation, rule.mean) == (224, 224, "bicubic", (0.1, 0.2, 0.3))
-    (tmp_path / "student").mkdir()
-    student = save_image_processing(tmp_path, tmp_path / "student", 112)
-    assert image_processing(tmp_path / "student") == student and student.size == 112
-    siglip = {"size": {"height": 256, "width": 256}, "do_center_crop": None, "resample": 2}
-    (tmp_path / "preprocessor_config.json").write_text(json.dumps(siglip))
-    assert image_processing(tmp_path).squash and image_processing(tmp_path).interpolation == "bilinear"
 
 
 def test_saved_tokenizer_is_what_transformers_reads(tmp_path: Path) -> None:
