@@ -11,9 +11,8 @@ from typing import Any
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AltCLIPConfig, ChineseCLIPConfig, CLIPConfig, MetaClip2Config, SiglipConfig
 
-WORDS = "a A the photo of dog dogs cat red green two people man child stands in on water Beach runs ball snow".split(
-    " "
-)
+WORDS = ["a", "A", "the", "photo", "of", "dog", "dogs", "cat", "red", "green", "two", "people", "man", "child"]
+WORDS += ["stands", "in", "on", "water", "Beach", "runs", "ball", "snow"]
 _PARTS = "dog,Cat,'s,n't,é,e\u0301,ß,İ,Σ,ﬁ,½,猫,東京,한,مر,שלום,हि,Привет,😀,👩\u200d👧,🇩🇪,\u200b,\u00a0,\u3000"
 _PARTS += ",\x00,\x1c,\x7f,https://x.org/?a=b,<|endoftext|>,[SEP],<eos>,<s>"
 _LETTERS = "aAbBzZ09   \t\n.,!?'-_/#@&▁"
