@@ -10,6 +10,7 @@ A teacher of one's own is `file.py:function`; the function takes no argument and
 from __future__ import annotations
 
 import importlib.util
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -37,6 +38,8 @@ class Teacher:
     """B texts -> (B, D) of unit norm"""
     preprocessing: Preprocessing
     embed_dim: int
+    logit_scale: float | None = None
+    """What it multiplies similarities with before its softmax or sigmoid."""
 
 
 def load_teacher(config: TeacherConfig, device: torch.device) -> Teacher:
@@ -98,7 +101,7 @@ def _hugging_face_teacher(folder: Path, device: torch.device, trust_remote_code:
         return F.normalize(features.float(), dim=-1).cpu()
 
     width = encode_text(["a"]).shape[1]
-    return Teacher(encode_image, encode_text, image_processing(folder), width)
+    return Teacher(encode_image, encode_text, image_processing(folder), width, scale_of(model))
 
 
 def _text_features(model: Any, encoded: dict[str, Tensor]) -> Tensor:
@@ -143,7 +146,13 @@ def _open_clip_teacher(name: str, device: torch.device) -> Teacher:
         with torch.inference_mode():
             return F.normalize(model.encode_text(tokenizer(list(texts)).to(device)).float(), dim=-1).cpu()
 
-    return Teacher(encode_image, encode_text, preprocessing, encode_text(["a"]).shape[1])
+    return Teacher(encode_image, encode_text, preprocessing, encode_text(["a"]).shape[1], scale_of(model))
+
+
+def scale_of(model: Any) -> float | None:
+    """exp of the `logit_scale` that CLIP and SigLIP models have, in transformers and in open_clip."""
+    logarithm = getattr(model, "logit_scale", None)
+    return math.exp(float(logarithm.detach())) if isinstance(logarithm, Tensor) and logarithm.numel() == 1 else None
 
 
 def _own_teacher(file: Path, function: str) -> Teacher:

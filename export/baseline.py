@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from mmcompress.config import BaselineConfig
 from mmcompress.errors import GateFailedError, MMCompressError, UsageError, require
 from mmcompress.export.export import save_graph, specs
-from mmcompress.huggingface import config_from_hugging_face
+from mmcompress.families import config_from_hugging_face
 from mmcompress.manifest import Graph
 from mmcompress.processing import image_processing, save_text_processing
 from mmcompress.stages import Job

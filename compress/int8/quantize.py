@@ -127,19 +127,20 @@ def fit_integers(
 
     With `given` ranges the model stays as it is, since they are of its activations unsmoothed, and is only rounded.
     """
-    choices: dict[str, dict[str, object]] = {tower: {} for tower in TOWERS}
+    towers = model.config.compressed
+    choices: dict[str, dict[str, object]] = {tower: {} for tower in towers}
     ranges = dict(given or {})
     if given is None:
-        for tower in TOWERS:
+        for tower in towers:
             if config.smooth:
                 fed = fitting.of(tower)[::2], judging.of(tower)[::2]  # half will do to rank four strengths
                 model, choices[tower]["smooth"] = chosen_smoothing(model, tower, *fed, config)
         histograms, ranges = calibrate(model, samples())
-        for tower in TOWERS:
+        for tower in towers:
             tower_ranges, choices[tower]["ranges"] = chosen_ranges(model, histograms, tower, fitting.of(tower), config)
             ranges |= tower_ranges
     linears: dict[Signedness, dict[str, IntegerLinear]] = {"signed": {}, "unsigned": {}}
-    for tower in TOWERS:
+    for tower in towers:
         rounded, chosen = chosen_weights(model, ranges, tower, fitting.of(tower), judging.of(tower), config)
         for kind, named in rounded.items():
             linears[kind] |= named

@@ -8,6 +8,7 @@ need no more than averaged gradients. Recovery after pruning is this stage again
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Literal
 
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from mmcompress.artifact import Draft
 from mmcompress.compress.prune.semistructured import SPARSE, keep_zeros
-from mmcompress.compress.train.embed import load_embeddings
+from mmcompress.compress.train.embed import Embeddings, load_embeddings
 from mmcompress.compress.train.losses import cosine_distance, relational
 from mmcompress.compress.train.optimize import optimize
 from mmcompress.compress.train.pairs import TrainingBatch, training_pairs
@@ -28,9 +29,11 @@ from mmcompress.huggingface import (
     dual_encoder_from_checkpoint,
     dual_encoder_from_hugging_face,
     save_checkpoint,
+    with_context,
 )
 from mmcompress.model import DualEncoder
 from mmcompress.processing import save_image_processing, save_text_processing
+from mmcompress.progress import say
 from mmcompress.runtime.tokenize import load_tokenizer
 from mmcompress.stages import Job
 from mmcompress.teachers import resolve
@@ -48,11 +51,15 @@ def distill(job: Job[DistillConfig]) -> None:
             model = dual_encoder_from_checkpoint(source.path, source.model)
             sparse = source.manifest.facts.get(SPARSE, [])
         else:
-            model = _new_student(config, embeddings.dim, draft)
-        model.logit_scale.requires_grad_(False)
+            model = _new_student(config, embeddings, draft)
+        draft.model = model.config
+        text = _text_mode(config, model)
+        for scalar in (model.logit_scale, model.logit_bias):
+            if scalar is not None:
+                scalar.requires_grad_(False)
         model = model.to(here.device).train()
         keep_zeros(model, sparse)
-        if config.text == "keep":
+        if text == "keep":
             model.text.requires_grad_(False)
         pairs = training_pairs(
             draft,
@@ -67,7 +74,7 @@ def distill(job: Job[DistillConfig]) -> None:
         def loss_of(batch: TrainingBatch, _: int) -> Tensor:
             assert batch.teacher is not None
             return distillation_loss(
-                _embeddings(model, batch, config.text),
+                _embeddings(model, batch, text),
                 batch.teacher,
                 anchors,
                 config.cosine,
@@ -86,7 +93,6 @@ def distill(job: Job[DistillConfig]) -> None:
             what=f"distilling {job.name}",
         )
     save_checkpoint(model.cpu(), draft.path)
-    draft.model = model.config
     draft.metrics = {"training": metrics}
     draft.facts = {"params": model.config.params, "macs": model.config.macs, **({SPARSE: sparse} if sparse else {})}
 
@@ -118,7 +124,15 @@ def distillation_loss(
     return loss
 
 
-def _new_student(config: DistillConfig, embed_dim: int, draft: Draft) -> DualEncoder:
+def _text_mode(config: DistillConfig, model: DualEncoder) -> Literal["distill", "keep"]:
+    """What becomes of the text tower: one that is never compressed has nothing to recover, so it is kept."""
+    if "text" in model.config.compressed or config.text == "keep":
+        return config.text
+    say("", "text", "stays as it is: its LayerNorms are behind its blocks")
+    return "keep"
+
+
+def _new_student(config: DistillConfig, embeddings: Embeddings, draft: Draft) -> DualEncoder:
     """Build the student that the config names, with the teacher's tokenizer and normalization."""
     if config.student is None:
         raise UsageError("distill needs a student to start from", "set student.source, or give --student")
@@ -126,21 +140,25 @@ def _new_student(config: DistillConfig, embed_dim: int, draft: Draft) -> DualEnc
     draft.tokenizer = save_text_processing(folder, draft.path)
     share = inherited_share(config.student.source)
     if share is not None:
-        model = student_from_teacher(folder, share)
+        model = with_context(student_from_teacher(folder, share), draft.tokenizer.context)
     else:
         vocab = load_tokenizer(draft.path / draft.tokenizer.file).get_vocab_size()
-        model = student_from_preset(config.student, embed_dim, draft.tokenizer, vocab, config.seed)
+        model = student_from_preset(config.student, embeddings.dim, draft.tokenizer, vocab, config.seed)
+        if embeddings.logit_scale is not None:
+            model.logit_scale.data.fill_(math.log(embeddings.logit_scale))
     if config.text == "keep":
-        model = _with_text_tower(model, dual_encoder_from_hugging_face(folder))
+        teacher = with_context(dual_encoder_from_hugging_face(folder), draft.tokenizer.context)
+        model = _with_text_tower(model, teacher)
     draft.preprocessing = save_image_processing(folder, draft.path, model.config.image.image_size)
     return model
 
 
 def _with_text_tower(model: DualEncoder, teacher: DualEncoder) -> DualEncoder:
     """The student's image tower beside the teacher's own text tower."""
-    joined = DualEncoder(model.config.model_copy(update={"text": teacher.config.text}))
+    theirs = {"text": teacher.config.text, "sigmoid": teacher.config.sigmoid}
+    joined = DualEncoder(model.config.model_copy(update=theirs))
     joined.image, joined.text = model.image, teacher.text
-    joined.logit_scale = teacher.logit_scale
+    joined.logit_scale, joined.logit_bias = teacher.logit_scale, teacher.logit_bias
     return joined
 
 

@@ -50,6 +50,8 @@ class Embeddings:
     views: int
     augment: str
     seed: int
+    logit_scale: float | None = None
+    """What the teacher multiplies similarities with before its softmax or sigmoid; None where it does not say."""
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -113,7 +115,13 @@ def embed(job: Job[EmbedConfig]) -> None:
     seconds = time.monotonic() - start
     speed = {"pairs": pairs, "seconds": seconds, "images_per_s": pairs * config.views / seconds}
     job.draft.metrics = {"embedding": speed}
-    job.draft.facts = {"dim": teacher.embed_dim, "views": config.views, "augment": config.augment, "seed": config.seed}
+    job.draft.facts = {
+        "dim": teacher.embed_dim,
+        "views": config.views,
+        "augment": config.augment,
+        "seed": config.seed,
+        "logit_scale": teacher.logit_scale,
+    }
 
 
 def _embedded(stream: Iterator[Batch], teacher: Teacher, config: EmbedConfig) -> Iterator[tuple[Batch, Tensor]]:
@@ -174,4 +182,5 @@ def load_embeddings(artifact: Artifact) -> Embeddings:
         facts["views"],
         facts["augment"],
         facts["seed"],
+        facts.get("logit_scale"),
     )

@@ -75,7 +75,6 @@ def train(job: Job[TrainConfig]) -> None:
             what=f"training {job.name}",
         )
     save_checkpoint(model.cpu(), draft.path, getattr(torch, config.save_dtype))
-    draft.model = model.config
     draft.metrics = {"training": metrics}
     draft.facts = {"params": model.config.params, "macs": model.config.macs}
 
@@ -93,7 +92,7 @@ def _new_model(config: TrainConfig, guide: Embeddings | None, draft: Draft) -> D
     vocab = load_tokenizer(draft.path / draft.tokenizer.file).get_vocab_size()
     embed_dim = guide.dim if guide is not None else config.embed_dim
     model = student_from_preset(config.student, embed_dim, draft.tokenizer, vocab, config.seed)
-    size = model.config.image.image_size
+    draft.model, size = model.config, model.config.image.image_size
     draft.preprocessing = Preprocessing(size=size, resize=size, mean=_HALF, std=_HALF)
     save_preprocessing(draft.preprocessing, draft.path)
     return model
