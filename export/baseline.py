@@ -86,12 +86,12 @@ def baseline(job: Job[BaselineConfig]) -> None:
 
 
 def _size_facts(folder: Path, model: Any) -> dict[str, int | None]:
-    """Parameters and MACs by our own count for the CLIP family; else counted parameters, and no MACs."""
+    """Parameters, and MACs by our own count for the families that a dual encoder holds."""
+    params = sum(p.numel() for p in model.parameters())
     try:
-        config = config_from_hugging_face(folder)
+        return {"params": params, "macs": config_from_hugging_face(folder).macs}
     except MMCompressError:
-        return {"params": sum(p.numel() for p in model.parameters()), "macs": None}
-    return {"params": config.params, "macs": config.macs}
+        return {"params": params, "macs": None}
 
 
 def load_model(folder: Path, trust_remote_code: bool = False) -> Any:

@@ -143,18 +143,14 @@ def text_graph(config: DualEncoderConfig, tensors: Mapping[str, Array], numerics
 
 def _sight(g: GraphWriter, tower: TextConfig) -> Sight:
     """Who sees whom, and which token is read."""
-    tokens = tower.context
-    if tower.pooling in ("first", "last"):
-        place = 0 if tower.pooling == "first" else tokens - 1
-        pick, end = _row(g, place), g.constant("text.end", np.full((1, 1, 1), place))
-    else:
-        end = _read_token(g, tower)
-        pick = _row_of_each(g, end)
-    if tower.attention == "causal":
-        mask = g.constant("text.mask", causal_mask(tokens, g.numerics.dtype))
-        return Sight(tokens, pick, mask, g.node("Gather", "text.mask.end", mask, end))
-    padding = _padding_mask(g, tower) if tower.attention == "masked" else None
-    return Sight(tokens, pick, padding, padding)
+    tokens, fixed = tower.context, {"first": 0, "last": tower.context - 1}.get(tower.pooling)
+    if tower.attention != "causal":
+        mask = _padding_mask(g, tower) if tower.attention == "masked" else None
+        pick = _row_of_each(g, _read_token(g, tower)) if fixed is None else _row(g, fixed)
+        return Sight(tokens, pick, mask, mask)
+    end = _read_token(g, tower) if fixed is None else g.constant("text.end", np.full((1, 1, 1), fixed))
+    mask = g.constant("text.mask", causal_mask(tokens, g.numerics.dtype))
+    return Sight(tokens, _row_of_each(g, end), mask, g.node("Gather", "text.mask.end", mask, end))
 
 
 def _padding_mask(g: GraphWriter, tower: TextConfig) -> str:

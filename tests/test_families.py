@@ -13,6 +13,7 @@ import torch
 import transformers
 from family_folders import (
     CONTEXT,
+    EOS,
     FAMILIES,
     PAD,
     SIZES,
@@ -37,7 +38,8 @@ from mmcompress.export.export import random_inputs
 from mmcompress.export.graph import Numerics
 from mmcompress.export.towers import image_graph, text_graph
 from mmcompress.families import CLASSES, config_from_hugging_face
-from mmcompress.huggingface import dual_encoder_from_hugging_face, save_checkpoint, with_context
+from mmcompress.huggingface import dual_encoder_from_hugging_face, save_checkpoint, with_tokenizer
+from mmcompress.manifest import TextProcessing
 from mmcompress.model import DualEncoder
 from mmcompress.reach import reach, read_at
 
@@ -150,13 +152,17 @@ def test_what_is_out_of_reach_changes_nothing(family: str, tmp_path: Path) -> No
 @pytest.mark.parametrize("family", FAMILIES)
 def test_positions_behind_the_tokenizers_context_go(family: str, tmp_path: Path) -> None:
     stock = write_family(tmp_path, family)
-    model, ids = with_context(dual_encoder_from_hugging_face(tmp_path), 9), tokens(family, context=9)
+    nine = TextProcessing(context=9, pad_token_id=PAD, eos_token_id=EOS)
+    model, ids = with_tokenizer(dual_encoder_from_hugging_face(tmp_path), nine), tokens(family, context=9)
     np.testing.assert_allclose(embedded(model, pixels(32), ids)[1], stock_texts(stock, ids), atol=1e-5)
     assert model.config.text.context == 9 and model.config.params == sum(p.numel() for p in model.parameters())
     save_checkpoint(model, tmp_path)
     assert config_from_hugging_face(tmp_path) == model.config
     with pytest.raises(UsageError, match="makes 10 tokens of a text, and the model has positions for 9"):
-        with_context(model, 10)
+        with_tokenizer(model, nine.model_copy(update={"context": 10}))
+    if family in ("chinese_clip", "altclip"):
+        with pytest.raises(UsageError, match="pads with id 3, and the model masks id 1"):
+            with_tokenizer(model, nine.model_copy(update={"pad_token_id": 3}))
 
 
 @pytest.mark.parametrize("size", ["plain", "odd"])

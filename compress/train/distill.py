@@ -21,6 +21,7 @@ from mmcompress.compress.train.losses import cosine_distance, relational
 from mmcompress.compress.train.optimize import optimize
 from mmcompress.compress.train.pairs import TrainingBatch, training_pairs
 from mmcompress.compress.train.student import inherited_share, student_from_preset, student_from_teacher
+from mmcompress.compress.train.vocabulary import vocabulary_size
 from mmcompress.config import DistillConfig
 from mmcompress.distributed import world
 from mmcompress.errors import UsageError
@@ -29,7 +30,7 @@ from mmcompress.huggingface import (
     dual_encoder_from_checkpoint,
     dual_encoder_from_hugging_face,
     save_checkpoint,
-    with_context,
+    with_tokenizer,
 )
 from mmcompress.model import DualEncoder
 from mmcompress.processing import save_image_processing, save_text_processing
@@ -140,14 +141,14 @@ def _new_student(config: DistillConfig, embeddings: Embeddings, draft: Draft) ->
     draft.tokenizer = save_text_processing(folder, draft.path)
     share = inherited_share(config.student.source)
     if share is not None:
-        model = with_context(student_from_teacher(folder, share), draft.tokenizer.context)
+        model = with_tokenizer(student_from_teacher(folder, share), draft.tokenizer)
     else:
-        vocab = load_tokenizer(draft.path / draft.tokenizer.file).get_vocab_size()
+        vocab = vocabulary_size(load_tokenizer(draft.path / draft.tokenizer.file))
         model = student_from_preset(config.student, embeddings.dim, draft.tokenizer, vocab, config.seed)
         if embeddings.logit_scale is not None:
             model.logit_scale.data.fill_(math.log(embeddings.logit_scale))
     if config.text == "keep":
-        teacher = with_context(dual_encoder_from_hugging_face(folder), draft.tokenizer.context)
+        teacher = with_tokenizer(dual_encoder_from_hugging_face(folder), draft.tokenizer)
         model = _with_text_tower(model, teacher)
     draft.preprocessing = save_image_processing(folder, draft.path, model.config.image.image_size)
     return model

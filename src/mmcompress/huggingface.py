@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from mmcompress.architecture import WEIGHTS, DualEncoderConfig
 from mmcompress.errors import CorruptInputError, UsageError
 from mmcompress.families import config_from_hugging_face, family_of, hugging_face_config
+from mmcompress.manifest import TextProcessing
 from mmcompress.model import DualEncoder
 from mmcompress.strictjson import read_json, text_from_json
 from mmcompress.tensornames import entries, hugging_face_from_state, state_from_hugging_face
@@ -58,19 +59,22 @@ def dual_encoder_from_checkpoint(folder: str | Path, config: DualEncoderConfig) 
     return model.eval()
 
 
-def with_context(model: DualEncoder, context: int) -> DualEncoder:
-    """The model for texts of `context` tokens, as its tokenizer makes them: the positions behind them go.
+def with_tokenizer(model: DualEncoder, processing: TextProcessing) -> DualEncoder:
+    """The model for texts as its tokenizer makes them: the positions behind the tokenizer's context go, exactly.
 
-    Exact for every text of that length. Raises UsageError where there are too few positions.
+    Raises UsageError where there are too few positions, or where a masked tower would take something else for padding.
     """
-    text = model.config.text
-    if context == text.context:
-        return model
+    text, context, hint = model.config.text, processing.context, "config.json and tokenizer do not belong together"
     if context > text.context:
         raise UsageError(
-            f"the tokenizer makes {context} tokens of a text, and the model has positions for {text.context}",
-            "its config.json and its tokenizer do not belong together",
+            f"the tokenizer makes {context} tokens of a text, and the model has positions for {text.context}", hint
         )
+    if text.attention == "masked" and processing.pad_token_id != text.pad_token_id:
+        raise UsageError(
+            f"the tokenizer pads with id {processing.pad_token_id}, and the model masks id {text.pad_token_id}", hint
+        )
+    if context == text.context:
+        return model
     text = text.model_copy(update={"context": context})
     model.config = model.config.model_copy(update={"text": text})
     model.text.config = text

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -213,7 +214,7 @@ def test_killed_embedding_goes_on_at_its_last_chunk(
                 raise KeyboardInterrupt
             return teacher.encode_image(pixels)
 
-        return Teacher(encode_image, teacher.encode_text, teacher.preprocessing, teacher.embed_dim)
+        return replace(teacher, encode_image=encode_image)
 
     monkeypatch.setattr(embed, "load_teacher", dying)
     with pytest.raises(KeyboardInterrupt):

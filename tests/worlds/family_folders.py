@@ -8,10 +8,14 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
+from clip_world import CAPTIONS
 from numpy.typing import NDArray
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch.nn.functional import normalize
 
 from mmcompress.families import CLASSES
+from mmcompress.manifest import Preprocessing
+from mmcompress.processing import save_preprocessing, save_tokenizer_config
 
 FAMILIES = tuple(CLASSES)
 VOCAB, CONTEXT, BOS, EOS, PAD = 60, 14, 57, 58, 1
@@ -65,6 +69,24 @@ def write_family(folder: Path, family: str, size: str = "plain", **text_changes:
     model = stock_model(family, size, **text_changes)
     model.save_pretrained(folder)
     return model
+
+
+def write_world(folder: Path, family: str) -> Path:
+    """A folder of a family with a tokenizer of the words in `clip_world.CAPTIONS` and a processor: a whole teacher."""
+    write_family(folder, family, max_position_embeddings=90 if family == "altclip" else CONTEXT)
+    words = sorted({word for caption in CAPTIONS for word in caption.split()})
+    end = 2 if family in ("metaclip_2", "altclip") else EOS
+    ids = {"<unk>": 3, "<pad>": PAD, "<bos>": BOS, "<eos>": end, **{word: 4 + i for i, word in enumerate(words)}}
+    vocab = ids | {f"<{i}>": i for i in range(VOCAB) if i not in ids.values()}
+    tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<bos> $A <eos>", special_tokens=[("<bos>", BOS), ("<eos>", end)]
+    )
+    tokenizer.save(str(folder / "tokenizer.json"))
+    save_tokenizer_config(folder, CONTEXT, bos="<bos>", eos="<eos>", pad="<pad>", add_prefix_space=False)
+    save_preprocessing(Preprocessing(size=32, resize=32, mean=(0.5,) * 3, std=(0.5,) * 3), folder)
+    return folder
 
 
 def pixels(side: int, batch: int = 4) -> torch.Tensor:
