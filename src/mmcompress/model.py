@@ -72,9 +72,9 @@ class ImageTower(Tower):
     def __init__(self, config: ImageConfig, embed_dim: int) -> None:
         super().__init__()
         pooled = config.head is not None
-        self.class_token = None if pooled else nn.Parameter(torch.empty(config.width))
+        self.class_token = None if pooled else nn.Parameter(torch.zeros(config.width))
         self.patch = nn.Conv2d(3, config.width, config.patch, config.patch, bias=pooled)
-        self.positions = nn.Parameter(torch.empty(config.tokens, config.width))
+        self.positions = nn.Parameter(torch.zeros(config.tokens, config.width))
         self.norm_pre = None if pooled else nn.LayerNorm(config.width, config.layer_norm_eps)
         self.blocks = nn.ModuleList(Block(config, i) for i in range(config.depth))
         self.norm_post = nn.LayerNorm(config.width, config.layer_norm_eps)
@@ -107,7 +107,7 @@ class TextTower(Tower):
         self.causal = config.attention == "causal"
         post, sizes = config.norm == "post", (config.width, config.layer_norm_eps)
         self.tokens = nn.Embedding(config.vocab, config.width)
-        self.positions = nn.Parameter(torch.empty(config.context, config.width))
+        self.positions = nn.Parameter(torch.zeros(config.context, config.width))
         self.norm_pre = nn.LayerNorm(*sizes) if post else None
         self.blocks = nn.ModuleList((PostNormBlock if post else Block)(config, i) for i in range(config.depth))
         self.norm_post = nn.LayerNorm(*sizes) if config.final_norm else nn.Identity()

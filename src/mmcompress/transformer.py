@@ -92,7 +92,7 @@ class AttentionPooling(nn.Module):
     def __init__(self, config: PoolingHead, tower: ImageConfig, width: int) -> None:
         super().__init__()
         self.heads, self.activation = config.heads, tower.activation
-        self.probe = nn.Parameter(torch.empty(width))
+        self.probe = nn.Parameter(torch.zeros(width))
         self.query = nn.Linear(width, width)
         self.kv = nn.Linear(tower.width, 2 * width)
         self.out = nn.Linear(width, width)
