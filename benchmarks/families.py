@@ -1,6 +1,6 @@
 """CLIP ViT-B/16 and SigLIP 2 of the same image tower, random weights, through the whole way to INT8 and engines.
 
-python benchmarks/families.py [--train SHARD] [--test SHARD] [--pairs 64] [--small] [--targets sm89]
+python benchmarks/families.py [--train SHARD] [--test SHARD] [--pairs 64] [--samples 64] [--small] [--targets sm89]
 
 Downloads nothing: both are Hugging Face folders that transformers builds, of their true sizes but for the vocabulary.
 Each is inherited whole and compared with transformers, pruned to half of its MACs, quantized, exported, measured on
@@ -84,17 +84,21 @@ def apart_from_transformers(teacher: Path) -> float:
     return max(float(images.abs().max()), float(texts.abs().max()))
 
 
-def compressed(folder: Path, teacher: Path, train: Path, asked: argparse.Namespace) -> tuple[Artifact, Artifact]:
-    """The pruned checkpoint and its graphs."""
+def compressed(folder: Path, teacher: Path, train: Path, asked: argparse.Namespace) -> list[Artifact]:
+    """The pruned checkpoint, its graphs in FP32 and those in INT8."""
     one_step = {"optimizer.steps": 1, "optimizer.batch": 2, "optimizer.lr": 1e-12}
     given = {"data.train": str(train), "teacher.source": str(teacher), "student.source": "inherit:1.0", **one_step}
     standalone.distill(folder / "whole", given)
-    samples = {"samples": asked.pairs, "batch": 8}
-    pruned = standalone.prune(folder / "whole", folder / "half", {"target_macs": 0.5, **samples})
+    pruning = {"target_macs": 0.5, "samples": asked.samples, "batch": 8}
+    pruned = standalone.prune(folder / "whole", folder / "half", pruning)
     limits = {"max_drop": 1, "max_flips": 1, "sensitivity": False}
-    calibration = {"data.train": str(train), "held": min(64, asked.pairs), **samples, **limits}
+    calibration = {"data.train": str(train), "samples": asked.pairs, "held": asked.pairs, "batch": 8, **limits}
     standalone.quantize(folder / "half", folder / "int8", calibration)
-    return pruned, standalone.export(str(folder / "int8"), folder / "onnx", {"precisions": ("fp32", "int8")})
+    graphs = (
+        standalone.export(str(folder / "int8"), folder / f"onnx-{precision}", {"precisions": (precision,)})
+        for precision in ("fp32", "int8")
+    )
+    return [pruned, *graphs]
 
 
 def built(graphs: Artifact, out: Path, targets: list[str]) -> str:
@@ -118,6 +122,7 @@ def main() -> int:
     parser.add_argument("--train", type=Path, default=DATA / "train-00000.tar")
     parser.add_argument("--test", type=Path, default=DATA / "val-00000.tar")
     parser.add_argument("--pairs", type=int, default=64)
+    parser.add_argument("--samples", type=int, default=64, help="pairs that prune sees; its time goes with them")
     parser.add_argument("--small", action="store_true", help="a quarter of the width, 3 blocks, 64 pixels: to try it")
     parser.add_argument("--targets", nargs="+", default=["sm89"])
     asked = parser.parse_args()
@@ -135,19 +140,17 @@ def main() -> int:
             folder.mkdir()
             write_teacher(folder / "teacher", family, captions, asked.small)
             apart = apart_from_transformers(folder / "teacher")
-            pruned, graphs = compressed(folder, folder / "teacher", train, asked)
-            distances = []
+            pruned, *graphs = compressed(folder, folder / "teacher", train, asked)
+            rows.append(f"{family}: inherited whole, {apart:.1e} from transformers")
+            rows.append(f"  pruned to {pruned.manifest.facts['macs_share']:.3f} of its MACs")
             for backend in ("openvino", "onnxruntime"):
-                made = standalone.drift([graphs.path], folder / backend, {"data.test": str(test), "backend": backend})
-                distances += [row.int8_against_fp32 for row in DriftDocument.read(made.file("drift.json")).rows]
-            rows.append((family, apart, pruned.manifest.facts, distances, built(graphs, folder / "rtx", asked.targets)))
-    for family, apart, facts, distances, engines in rows:
-        print(
-            f"{family}: inherited whole {apart:.1e} from transformers; pruned to {facts['macs_share']:.3f} of its MACs"
-        )
-        for backend, found in zip(("openvino", "onnxruntime"), (d for d in distances if d), strict=True):
-            print(f"  INT8 on {backend}: flips {found.flip_rate:.3f}, cosine p01 {found.cosine_p01:.5f}")
-        print(f"  TensorRT-RTX: {engines}")
+                given = {"data.test": str(test), "backend": backend}
+                made = standalone.drift([g.path for g in graphs], folder / backend, given)
+                found = DriftDocument.read(made.file("drift.json")).rows[-1].metrics
+                images = f"flips {found.flip_rate:.3f}, cosine p01 {found.cosine_p01:.5f}"
+                rows.append(f"  INT8 on {backend}: {images}, of texts {found.text_cosine_p01:.5f}")
+            rows.append(f"  TensorRT-RTX: {built(graphs[-1], folder / 'rtx', asked.targets)}")
+    print("\n".join(rows))
     return 0
 
 
