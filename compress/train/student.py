@@ -1,4 +1,4 @@
-"""Where a student starts: a preset from scratch, or the best parts of a CLIP teacher.
+"""Where a student starts: a preset from scratch, or the best parts of the teacher.
 
 `inherit:F` keeps evenly spaced blocks and, in each, the heads and MLP units of the largest weight norm, so that the
 image tower has at most F of the teacher's MACs (weight inheritance, Wu et al. 2023, TinyCLIP, section 3.2). Width,
