@@ -21,6 +21,7 @@ from functools import cache, partial
 from safetensors.numpy import save_file
 from torch import Tensor
 
+from mmcompress.architecture import NEVER_COMPRESSED
 from mmcompress.budget import Budget, Cost
 from mmcompress.compress.int8.fit import JUDGED, chosen_ranges, chosen_smoothing, chosen_weights, drift_of_both
 from mmcompress.compress.int8.ranges import NOTHING, Histogram, widened
@@ -75,6 +76,8 @@ def quantize(job: Job[QuantizeConfig]) -> None:
         raise UsageError("quantize needs samples to calibrate on", "set data.train, or give --data")
     model = dual_encoder_from_checkpoint(source.path, source.model)
     check_names(model, config.keep)
+    if "text" not in model.config.compressed:
+        say("", "text", NEVER_COMPRESSED)
     with world(config.device) as here:
         model = model.to(here.device)
         held = held_pairs(source, spec, config)

@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import Tensor
 
-from mmcompress.architecture import TowerConfig
+from mmcompress.architecture import NEVER_COMPRESSED, TowerConfig
 from mmcompress.compress.prune.harm import measured_errors
 from mmcompress.compress.prune.importance import magnitudes, taylor
 from mmcompress.compress.prune.latency_target import sizes_at_latency
@@ -80,7 +80,7 @@ def towers_of(model: DualEncoder, config: PruneConfig) -> list[TowerName]:
             'prune the image tower: --set towers=["image"]',
         )
     if len(towers) < len(config.towers):
-        say("", "text", "stays as it is: its LayerNorms are behind its blocks")
+        say("", "text", NEVER_COMPRESSED)
     return towers
 
 

@@ -14,6 +14,7 @@ from typing import Literal
 
 from torch import Tensor
 
+from mmcompress.architecture import NEVER_COMPRESSED
 from mmcompress.artifact import Draft
 from mmcompress.compress.prune.semistructured import SPARSE, keep_zeros
 from mmcompress.compress.train.embed import Embeddings, load_embeddings
@@ -129,7 +130,7 @@ def _text_mode(config: DistillConfig, model: DualEncoder) -> Literal["distill", 
     """What becomes of the text tower: one that is never compressed has nothing to recover, so it is kept."""
     if "text" in model.config.compressed or config.text == "keep":
         return config.text
-    say("", "text", "stays as it is: its LayerNorms are behind its blocks")
+    say("", "text", NEVER_COMPRESSED)
     return "keep"
 
 

@@ -15,6 +15,8 @@ from typing_extensions import Self
 Activation = Literal["quick_gelu", "gelu", "gelu_tanh"]
 WEIGHTS = "model.safetensors"
 """The file of a checkpoint that holds its tensors."""
+NEVER_COMPRESSED = "stays as it is: its LayerNorms are behind its blocks"
+"""Said of a text tower wherever one is left alone that others would prune, quantize or train."""
 _UNSTATED_LARGEST = 2
 """End token of a document without `pooling` that means the largest id, as it did when the field did not exist."""
 
