@@ -163,8 +163,8 @@ class GraphWriter:
         return self.node("DequantizeLinear", f"{name}.dequantize", quantized, scale, zero)
 
     def activation(self, name: str, x: str, kind: str) -> str:
-        """`quick_gelu` is x sigmoid(1.702 x); `gelu` is 0.5 x (1 + erf(x / sqrt 2)), in the form that runtimes fuse;
-        `gelu_tanh` is 0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))).
+        """`quick_gelu` is x sigmoid(1.702 x); `gelu` is 0.5 x (1 + erf(x / sqrt 2)), and `gelu_tanh` has
+        tanh(sqrt(2 / pi) (x + 0.044715 x^3)) for the erf; each in the form that runtimes fuse into the product before.
 
         Hendrycks & Gimpel 2016, "Gaussian Error Linear Units", section 2.
         """
@@ -177,10 +177,12 @@ class GraphWriter:
             inner = self.node("Add", f"{name}.inner", x, cubed)
             inner = self.node("Mul", f"{name}.scaled", inner, self.real(f"{name}.slope", np.sqrt(2 / np.pi)))
             curve = self.node("Tanh", f"{name}.tanh", inner)
-        else:
-            scaled = self.node("Div", f"{name}.scaled", x, self.real(f"{name}.sqrt2", np.sqrt(2.0)))
-            curve = self.node("Erf", f"{name}.erf", scaled)
-        shifted = self.node("Add", f"{name}.shifted", curve, self.real(f"{name}.one", 1.0))
+            shifted = self.node("Add", f"{name}.shifted", curve, self.real(f"{name}.one", 1.0))
+            halved = self.node("Mul", f"{name}.halved", shifted, self.real(f"{name}.half", 0.5))
+            return self.node("Mul", name, x, halved)
+        scaled = self.node("Div", f"{name}.scaled", x, self.real(f"{name}.sqrt2", np.sqrt(2.0)))
+        erf = self.node("Erf", f"{name}.erf", scaled)
+        shifted = self.node("Add", f"{name}.shifted", erf, self.real(f"{name}.one", 1.0))
         doubled = self.node("Mul", f"{name}.doubled", x, shifted)
         return self.node("Mul", name, doubled, self.real(f"{name}.half", 0.5))
 

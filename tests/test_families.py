@@ -193,6 +193,32 @@ def macs_of(proto: Any, config: DualEncoderConfig) -> int:
     return total
 
 
+@pytest.mark.parametrize("family", ["siglip", "altclip"])
+def test_openvino_computes_the_same_and_fuses_the_activation(family: str, tmp_path: Path) -> None:
+    from mmcompress.runtime.openvino import openvino_module
+
+    stock, ov = write_family(tmp_path, family), openvino_module()
+    config, tensors = config_from_hugging_face(tmp_path), load_file(tmp_path / "model.safetensors")
+    images, ids = pixels(32), tokens(family)
+    for name, graph, inputs, wanted in (
+        ("image", image_graph, images, stock_images(stock, images)),
+        ("text", text_graph, ids, stock_texts(stock, ids)),
+    ):
+        core, proto = ov.Core(), graph(config, tensors, Numerics(), 18)
+        compiled = core.compile_model(
+            core.read_model(proto.SerializeToString()), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
+        )
+        np.testing.assert_allclose(compiled([np.asarray(inputs)])[0], wanted, atol=1e-5)
+        infos = [op.get_rt_info() for op in compiled.get_runtime_model().get_ordered_ops()]
+        layers = {
+            part: info["layerType"].astype(str)
+            for info in infos
+            if "originalLayersNames" in info
+            for part in info["originalLayersNames"].astype(str).split(",")
+        }
+        assert layers[f"{name}.blocks.0.activation"] == "FullyConnected"
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_half_precision_graphs_stay_near(family: str, tmp_path: Path) -> None:
     stock = write_family(tmp_path, family)
