@@ -1,6 +1,6 @@
 """CLIP ViT-B/16 and SigLIP 2 of the same image tower, random weights, through the whole way to INT8 and engines.
 
-python benchmarks/families.py [--train SHARD] [--test SHARD] [--pairs 64] [--samples 64] [--small] [--targets sm89]
+python benchmarks/families.py [--train SHARD] [--test SHARD] [--pairs 64] [--samples 64] [--uniform] [--small]
 
 Downloads nothing: both are Hugging Face folders that transformers builds, of their true sizes but for the vocabulary.
 Each is inherited whole and compared with transformers, pruned to half of its MACs, quantized, exported, measured on
@@ -21,9 +21,13 @@ from typing import Any
 from full_size import write_pairs
 
 from mmcompress.artifact import Artifact
+from mmcompress.compress.train.student import student_from_teacher
 from mmcompress.errors import MMCompressError
+from mmcompress.huggingface import save_checkpoint
+from mmcompress.manifest import Kind, Preprocessing
 from mmcompress.measure.drift.document import DriftDocument
 from mmcompress.pipeline import standalone
+from mmcompress.processing import image_processing, save_preprocessing, save_text_processing
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "flickr8k-160"
 FAMILIES = ("clip", "siglip")
@@ -36,8 +40,6 @@ def write_teacher(folder: Path, family: str, captions: list[str], small: bool) -
     from transformers import CLIPConfig, CLIPModel, SiglipConfig, SiglipModel
 
     from mmcompress.compress.train.vocabulary import save_tokenizer, tokenizer_from_captions
-    from mmcompress.manifest import Preprocessing
-    from mmcompress.processing import save_preprocessing
 
     folder.mkdir()
     context = 64 if family == "siglip" else 77
@@ -73,7 +75,6 @@ def apart_from_transformers(teacher: Path) -> float:
     from torch.nn.functional import normalize
     from transformers import AutoModel
 
-    from mmcompress.compress.train.student import student_from_teacher
     from mmcompress.export.export import random_inputs
 
     ours, stock = student_from_teacher(teacher, 1.0).eval(), AutoModel.from_pretrained(teacher).eval()
@@ -86,11 +87,15 @@ def apart_from_transformers(teacher: Path) -> float:
 
 def compressed(folder: Path, teacher: Path, train: Path, asked: argparse.Namespace) -> list[Artifact]:
     """The pruned checkpoint, its graphs in FP32 and those in INT8."""
-    one_step = {"optimizer.steps": 1, "optimizer.batch": 2, "optimizer.lr": 1e-12}
-    given = {"data.train": str(train), "teacher.source": str(teacher), "student.source": "inherit:1.0", **one_step}
-    standalone.distill(folder / "whole", given)
-    pruning = {"target_macs": 0.5, "samples": asked.samples, "batch": 8}
-    pruned = standalone.prune(folder / "whole", folder / "half", pruning)
+    whole = folder / "whole"
+    with Artifact.create(whole, kind=Kind.CHECKPOINT, stage="distill", key="whole") as draft:
+        model = student_from_teacher(teacher, 1.0)
+        save_checkpoint(model, draft.path)
+        draft.model, draft.preprocessing = model.config, image_processing(teacher)
+        draft.tokenizer = save_text_processing(teacher, draft.path)
+    share = {"heads": 0.5, "mlp": 0.5} if asked.uniform else {"target_macs": 0.5}
+    pruning = {"data.train": str(train), "samples": asked.samples, "batch": 8, **share}
+    pruned = standalone.prune(whole, folder / "half", pruning, teacher=str(teacher))
     limits = {"max_drop": 1, "max_flips": 1, "sensitivity": False}
     calibration = {"data.train": str(train), "samples": asked.pairs, "held": asked.pairs, "batch": 8, **limits}
     standalone.quantize(folder / "half", folder / "int8", calibration)
@@ -123,6 +128,7 @@ def main() -> int:
     parser.add_argument("--test", type=Path, default=DATA / "val-00000.tar")
     parser.add_argument("--pairs", type=int, default=64)
     parser.add_argument("--samples", type=int, default=64, help="pairs that prune sees; its time goes with them")
+    parser.add_argument("--uniform", action="store_true", help="prune all blocks alike, which takes no measurements")
     parser.add_argument("--small", action="store_true", help="a quarter of the width, 3 blocks, 64 pixels: to try it")
     parser.add_argument("--targets", nargs="+", default=["sm89"])
     asked = parser.parse_args()
