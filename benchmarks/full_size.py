@@ -48,10 +48,11 @@ def write_teacher(folder: Path, captions: list[str]) -> None:
     save_preprocessing(Preprocessing(size=224, resize=224, mean=(0.48,) * 3, std=(0.27,) * 3), folder)
 
 
-def write_shard(path: Path, pairs: int) -> list[str]:
+def write_pairs(path: Path, source: Path, pairs: int) -> list[str]:
+    """The first pairs of a shard as one of their own; all of their captions."""
     captions = []
     with tarfile.open(path, "w") as shard:
-        for index, sample in enumerate(islice(read(str(PHOTOS)), pairs)):
+        for index, sample in enumerate(islice(read(str(source)), pairs)):
             captions += sample.captions
             for kind, content in (("jpg", sample.image), ("txt", sample.captions[0].encode())):
                 member = tarfile.TarInfo(f"{index:06d}.{kind}")
@@ -71,7 +72,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         (folder / "teacher").mkdir()
-        captions = write_shard(folder / "photos-00000.tar", asked.pairs)
+        captions = write_pairs(folder / "photos-00000.tar", PHOTOS, asked.pairs)
         write_teacher(folder / "teacher", captions)
         command = [sys.executable, "-m", "mmcompress", "distill", "--teacher", str(folder / "teacher")]
         command += [

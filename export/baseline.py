@@ -30,7 +30,7 @@ from mmcompress.export.folders import image_processor_of, opened, quiet, tokeniz
 from mmcompress.export.oddities import odd_images, odd_texts
 from mmcompress.export.pixels import image_processing
 from mmcompress.export.texts import save_text_processing
-from mmcompress.huggingface import config_from_hugging_face
+from mmcompress.families import config_from_hugging_face
 from mmcompress.manifest import Graph
 from mmcompress.runtime.tokenize import attention_mask, load_tokenizer, tokenize
 from mmcompress.stages import Job
@@ -91,12 +91,12 @@ def baseline(job: Job[BaselineConfig]) -> None:
 
 
 def _size_facts(folder: Path, model: Any) -> dict[str, int | None]:
-    """Parameters and MACs by our own count for the CLIP family; else counted parameters, and no MACs."""
+    """Parameters, and MACs by our own count for the families that a dual encoder holds."""
+    params = sum(p.numel() for p in model.parameters())
     try:
-        config = config_from_hugging_face(folder)
+        return {"params": params, "macs": config_from_hugging_face(folder).macs}
     except MMCompressError:
-        return {"params": sum(p.numel() for p in model.parameters()), "macs": None}
-    return {"params": config.params, "macs": config.macs}
+        return {"params": params, "macs": None}
 
 
 def load_model(folder: Path, trust_remote_code: bool = False) -> Any:

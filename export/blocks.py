@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from mmcompress.architecture import TowerConfig
-from mmcompress.errors import CorruptInputError
 from mmcompress.export.graph import Array, GraphWriter
 
 Pick = Callable[[str, str], str]
@@ -17,37 +17,24 @@ Pick = Callable[[str, str], str]
 
 
 class Weights:
-    """The tensors of a checkpoint, each taken once and with the shape that the config demands."""
+    """The tensors of a tower under our own names, in float32; `tensornames.py` has checked their shapes."""
 
-    def __init__(self, tensors: Mapping[str, Array], prefix: str = "") -> None:
-        self._tensors = tensors
+    def __init__(self, state: Mapping[str, Array], prefix: str = "") -> None:
+        self._state = state
         self._prefix = prefix
 
     def under(self, prefix: str) -> Weights:
-        return Weights(self._tensors, f"{self._prefix}{prefix}.")
+        return Weights(self._state, f"{self._prefix}{prefix}.")
 
-    def take(self, name: str, *shape: int) -> Array:
-        """float32 of the given shape."""
-        full = self._prefix + name
-        if full not in self._tensors:
-            raise CorruptInputError(
-                f"the checkpoint has no tensor {full!r} of shape {shape}",
-                "its config and its weights do not belong together",
-            )
-        tensor = self._tensors[full]
-        if tensor.shape != shape:
-            raise CorruptInputError(
-                f"tensor {full!r} has shape {tensor.shape}, and the config expects {shape}",
-                "its config and its weights do not belong together",
-            )
-        return tensor.astype(np.float32)
+    def take(self, name: str) -> Array:
+        return self._state[self._prefix + name].astype(np.float32)
 
-    def linear(self, name: str, inputs: int, outputs: int) -> tuple[Array, Array]:
+    def linear(self, name: str) -> tuple[Array, Array]:
         """Weight (in, out) and bias (out,)."""
-        return self.take(f"{name}.weight", outputs, inputs).T, self.take(f"{name}.bias", outputs)
+        return self.take(f"{name}.weight").T, self.take(f"{name}.bias")
 
-    def norm(self, name: str, width: int) -> tuple[Array, Array]:
-        return self.take(f"{name}.weight", width), self.take(f"{name}.bias", width)
+    def norm(self, name: str) -> tuple[Array, Array]:
+        return self.take(f"{name}.weight"), self.take(f"{name}.bias")
 
 
 def query_scale(tower: TowerConfig) -> float:
@@ -55,71 +42,87 @@ def query_scale(tower: TowerConfig) -> float:
     return float(np.float32(1 / math.sqrt(tower.head_dim)))
 
 
-def blocks(
-    g: GraphWriter,
-    name: str,
-    tower: TowerConfig,
-    weights: Weights,
-    x: str,
-    pick: Pick,
-    tokens: int,
-    end: str | None = None,
-) -> str:
-    """(N, T, W) -> (N, 1, W): all blocks; `end` makes the attention causal."""
-    mask = g.constant(f"{name}.mask", _causal_mask(tokens, g.numerics.dtype)) if end else None
+@dataclass(frozen=True)
+class Sight:
+    """What of a tower's tokens is seen, and what is read at the end."""
+
+    tokens: int
+    pick: Pick | None
+    """None where all tokens are read."""
+    mask: str | None = None
+    """What is added to the scores, (T, T) or (N, 1, 1, T)."""
+    last_mask: str | None = None
+    """The same for the token that is read, (N, 1, 1, T)."""
+
+
+def blocks(g: GraphWriter, name: str, tower: TowerConfig, weights: Weights, x: str, sight: Sight, post: bool) -> str:
+    """(N, T, W) -> (N, 1 or T, W): all blocks, with their LayerNorms in front of the Linears or behind the sums."""
     for i in range(tower.depth):
         last = i == tower.depth - 1
-        layer = weights.under(f"encoder.layers.{i}")
-        if last and mask and end:
-            mask = g.node("Gather", f"{name}.mask.end", mask, end)
-        x = _block(g, f"{name}.blocks.{i}", tower, i, layer, x, mask, tokens, pick if last else None)
+        seen = sight if not last else replace(sight, mask=sight.last_mask)
+        block = _post_norm_block if post else _block
+        pick = sight.pick if last else None
+        x = block(g, f"{name}.blocks.{i}", (tower, i), weights.under(f"blocks.{i}"), x, replace(seen, pick=pick))
     return x
 
 
-def _block(
+def _block(g: GraphWriter, module: str, place: tuple[TowerConfig, int], weights: Weights, x: str, sight: Sight) -> str:
+    """Pre-LayerNorm block, (N, T, W) -> (N, T, W), or (N, 1, W) where only one row is needed."""
+    tower, _ = place
+    normed = g.layer_norm(f"{module}.norm1", x, *weights.norm("norm1"), tower.layer_norm_eps)
+    x, mixed = _attended(g, module, place, weights, (x, normed), sight)
+    x = g.node("Add", f"{module}.residual1", x, g.linear(f"{module}.out", mixed, *weights.linear("out")))
+    y = g.layer_norm(f"{module}.norm2", x, *weights.norm("norm2"), tower.layer_norm_eps)
+    return g.node("Add", f"{module}.residual2", x, mlp(g, module, tower, weights, y))
+
+
+def _post_norm_block(
+    g: GraphWriter, module: str, place: tuple[TowerConfig, int], weights: Weights, x: str, sight: Sight
+) -> str:
+    """Post-LayerNorm block (BERT's), of the same shapes."""
+    tower, _ = place
+    x, mixed = _attended(g, module, place, weights, (x, x), sight)
+    x = g.node("Add", f"{module}.residual1", x, g.linear(f"{module}.out", mixed, *weights.linear("out")))
+    x = g.layer_norm(f"{module}.norm1", x, *weights.norm("norm1"), tower.layer_norm_eps)
+    x = g.node("Add", f"{module}.residual2", x, mlp(g, module, tower, weights, x))
+    return g.layer_norm(f"{module}.norm2", x, *weights.norm("norm2"), tower.layer_norm_eps)
+
+
+def mlp(g: GraphWriter, module: str, tower: TowerConfig, weights: Weights, x: str) -> str:
+    """FC1, activation, FC2."""
+    y = g.linear(f"{module}.fc1", x, *weights.linear("fc1"))
+    y = g.activation(f"{module}.activation", y, tower.activation)
+    return g.linear(f"{module}.fc2", y, *weights.linear("fc2"))
+
+
+def _attended(
     g: GraphWriter,
     module: str,
-    tower: TowerConfig,
-    index: int,
+    place: tuple[TowerConfig, int],
     weights: Weights,
-    x: str,
-    mask: str | None,
-    tokens: int,
-    pick: Pick | None,
-) -> str:
-    """Pre-LayerNorm block, (N, T, W) -> (N, T, W), or (N, 1, W) where `pick` chooses the row that is needed."""
-    width, hidden, inner = tower.width, tower.mlp[index], tower.heads[index] * tower.head_dim
-    normed = g.layer_norm(f"{module}.norm1", x, *weights.norm("layer_norm1", width), tower.layer_norm_eps)
-    parts = [weights.linear(f"self_attn.{part}_proj", width, inner) for part in "qkv"]
-    scale = query_scale(tower)
-    parts[0] = (parts[0][0] * scale, parts[0][1] * scale)
-    heads, qkv = (tower.heads[index], tower.head_dim), f"{module}.qkv"
-    if pick is None:
-        q, k, v = _heads(g, qkv, g.linear(qkv, normed, *_join(parts)), 3, heads, tokens)
-        rows = tokens
-    else:
-        row = g.linear(f"{qkv}.q", pick(f"{module}.norm1.row", normed), *parts[0], qkv, slice(inner))
-        joined = g.linear(f"{qkv}.kv", normed, *_join(parts[1:]), qkv, slice(inner, None))
-        (q,) = _heads(g, f"{qkv}.q", row, 1, heads, 1)
-        k, v = _heads(g, f"{qkv}.kv", joined, 2, heads, tokens)
-        x, rows = pick(f"{module}.row", x), 1
-    mixed = _attention(g, f"{module}.attention", (q, k, v), heads, mask, rows)
-    x = g.node(
-        "Add",
-        f"{module}.residual1",
-        x,
-        g.linear(f"{module}.out", mixed, *weights.linear("self_attn.out_proj", inner, width)),
-    )
-    y = g.layer_norm(f"{module}.norm2", x, *weights.norm("layer_norm2", width), tower.layer_norm_eps)
-    y = g.linear(f"{module}.fc1", y, *weights.linear("mlp.fc1", width, hidden))
-    y = g.activation(f"{module}.activation", y, tower.activation)
-    y = g.linear(f"{module}.fc2", y, *weights.linear("mlp.fc2", hidden, width))
-    return g.node("Add", f"{module}.residual2", x, y)
+    streams: tuple[str, str],
+    sight: Sight,
+) -> tuple[str, str]:
+    """What attention is added to, and what goes into the out-projection: both of all rows, or of the one picked.
 
-
-def _join(parts: list[tuple[Array, Array]]) -> tuple[Array, Array]:
-    """Several (in, out) and (out,) as one, side by side."""
-    return np.concatenate([w for w, _ in parts], axis=1), np.concatenate([b for _, b in parts])
+    `streams` are the residual stream and what attention reads of it.
+    """
+    tower, index = place
+    inner, qkv = tower.heads[index] * tower.head_dim, f"{module}.qkv"
+    weight, bias = (tensor.copy() for tensor in weights.linear("qkv"))
+    weight[:, :inner] *= query_scale(tower)
+    bias[:inner] *= query_scale(tower)
+    heads, (x, entering) = (tower.heads[index], tower.head_dim), streams
+    if sight.pick is None:
+        q, k, v = _heads(g, qkv, g.linear(qkv, entering, weight, bias), 3, heads, sight.tokens)
+        return x, _attention(g, f"{module}.attention", (q, k, v), heads, sight.mask, sight.tokens)
+    picked = sight.pick(f"{module}.norm1.row", entering)
+    row = g.linear(f"{qkv}.q", picked, weight[:, :inner], bias[:inner], qkv, slice(inner))
+    joined = g.linear(f"{qkv}.kv", entering, weight[:, inner:], bias[inner:], qkv, slice(inner, None))
+    (q,) = _heads(g, f"{qkv}.q", row, 1, heads, 1)
+    k, v = _heads(g, f"{qkv}.kv", joined, 2, heads, sight.tokens)
+    x = sight.pick(f"{module}.row", x)
+    return x, _attention(g, f"{module}.attention", (q, k, v), heads, sight.mask, 1)
 
 
 def _heads(g: GraphWriter, name: str, x: str, parts: int, heads: tuple[int, int], rows: int) -> list[str]:
@@ -158,13 +161,15 @@ def _attention(
     return g.reshape(name, mixed, [0, rows, heads[0] * heads[1]])
 
 
-def project(g: GraphWriter, name: str, x: str, weight: Array) -> None:
-    """(N, 1, W) @ (D, W)^T -> `embedding` (N, D), unit norm."""
+def project(g: GraphWriter, name: str, x: str, weight: Array, bias: Array | None) -> None:
+    """(N, 1, W) @ (D, W)^T + (D,) -> `embedding` (N, D), unit norm."""
     x = g.reshape(f"{name}.pooled", x, [0, weight.shape[1]])
     x = g.node("MatMul", f"{name}.projection", x, g.real(f"{name}.projection.weight", weight.T))
+    if bias is not None:
+        x = g.node("Add", f"{name}.projection.add", x, g.real(f"{name}.projection.bias", bias))
     g.unit_norm("embedding", x)
 
 
-def _causal_mask(tokens: int, dtype: type[Any]) -> Array:
+def causal_mask(tokens: int, dtype: type[Any]) -> Array:
     """(T, T): 0 where a token may look, the most negative number where it may not."""
     return np.triu(np.full((tokens, tokens), np.finfo(dtype).min, dtype=dtype), k=1)

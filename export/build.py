@@ -31,6 +31,9 @@ AUDIT = "audit.json"
 PREFERRED = (("int8", "signed"), ("fp16", "float"), ("fp32", "float"))
 """Which graph of a tower is built: INT8 where there is one, and never the unsigned one, which TensorRT refuses."""
 
+_PASSED_ON = ("params", "macs", "logit_scale", "logit_bias")
+"""Facts of the graphs that are facts of their engines."""
+
 
 def build(job: Job[BuildConfig]) -> None:
     """Stage: one engine for each tower and target."""
@@ -63,9 +66,7 @@ def build(job: Job[BuildConfig]) -> None:
     job.draft.inherit(source, *([source.tokenizer.file] if source.tokenizer else []))
     AuditDocument.of(audits).write(job.draft.path / AUDIT)
     job.draft.facts = {
-        **{
-            key: source.manifest.facts[key] for key in ("params", "macs", "logit_scale") if key in source.manifest.facts
-        },
+        **{key: source.manifest.facts[key] for key in _PASSED_ON if key in source.manifest.facts},
         "backend": config.backend,
         "tensorrt_version": str(trt.__version__),
         "targets": [graph.target for graph in job.draft.graphs if graph.tower == job.draft.graphs[0].tower],

@@ -86,7 +86,7 @@ def export(job: Job[ExportConfig]) -> None:
     job.draft.facts = {
         "params": model.params,
         "macs": model.macs,
-        "logit_scale": math.exp(float(tensors["logit_scale"])),
+        **logits(tensors),
         "ranges_source": _ranges_source(source) if int8 else None,
         "kept": sorted(source.manifest.facts.get("kept", ())) if int8 else [],
     }
@@ -99,6 +99,15 @@ def export(job: Job[ExportConfig]) -> None:
     teacher = source.manifest.config.get("teacher") or {}
     card = export_card(job.draft.graphs, sizes, job.draft.facts, teacher.get("source"), job.name)
     (job.draft.path / "README.md").write_text(card, encoding="utf-8")
+
+
+def logits(tensors: Mapping[str, Array]) -> dict[str, float | None]:
+    """What similarities are multiplied with before a softmax or sigmoid, and what a sigmoid model adds then."""
+    bias = tensors.get("logit_bias")
+    return {
+        "logit_scale": math.exp(tensors["logit_scale"].item()),
+        "logit_bias": None if bias is None else float(bias.item()),
+    }
 
 
 def write_graph(
@@ -237,9 +246,12 @@ def random_inputs(config: DualEncoderConfig, tower: str, batch: int, seed: int =
         return rng.standard_normal((batch, 3, side, side), dtype=np.float32)
     text = config.text
     tokens = rng.integers(0, text.vocab, (batch, text.context), dtype=np.int32)
-    end = text.vocab - 1 if text.eos_token_id == 2 else text.eos_token_id
-    tokens[tokens == end] = 0
+    end = text.vocab - 1 if text.pooling == "largest" else text.eos_token_id
+    special = {id for id in (end, text.pad_token_id) if id < text.vocab}
+    tokens[np.isin(tokens, [*special])] = next(id for id in range(text.vocab) if id not in special)
     for row, place in enumerate(rng.integers(1, text.context, batch)):
-        tokens[row, place] = end
-        tokens[row, place + 1 :] = text.pad_token_id
+        if end in special:
+            tokens[row, place] = end
+        if text.pad_token_id in special:
+            tokens[row, place + 1 :] = text.pad_token_id
     return tokens

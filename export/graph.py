@@ -114,14 +114,18 @@ class GraphWriter:
         """
         numerics, module = self.numerics, module or name
         if numerics.activations == "float" or module in numerics.kept:
-            product = self.node("MatMul", name, x, self.real(f"{name}.weight", weight))
+            return self.float_linear(name, x, weight, bias)
+        fitted = numerics.integers.get(module)
+        if fitted is not None:
+            integers, scales, bias = fitted.weight[:, columns], fitted.scales[columns], fitted.bias[columns]
         else:
-            fitted = numerics.integers.get(module)
-            if fitted is not None:
-                integers, scales, bias = fitted.weight[:, columns], fitted.scales[columns], fitted.bias[columns]
-            else:
-                integers, scales = quantize_weight(weight, numerics.activations, numerics.dtype)
-            product = self._quantized_product(name, x, integers, scales.astype(numerics.dtype), module)
+            integers, scales = quantize_weight(weight, numerics.activations, numerics.dtype)
+        product = self._quantized_product(name, x, integers, scales.astype(numerics.dtype), module)
+        return self.node("Add", f"{name}.add", product, self.real(f"{name}.bias", bias))
+
+    def float_linear(self, name: str, x: str, weight: Array, bias: Array) -> str:
+        """(..., in) @ (in, out) + (out,) -> (..., out), never as integers."""
+        product = self.node("MatMul", name, x, self.real(f"{name}.weight", weight))
         return self.node("Add", f"{name}.add", product, self.real(f"{name}.bias", bias))
 
     def _quantized_product(self, name: str, x: str, integers: Array, scales: Array, module: str) -> str:
@@ -159,13 +163,23 @@ class GraphWriter:
         return self.node("DequantizeLinear", f"{name}.dequantize", quantized, scale, zero)
 
     def activation(self, name: str, x: str, kind: str) -> str:
-        """`quick_gelu` is x sigmoid(1.702 x); `gelu` is 0.5 x (1 + erf(x / sqrt 2)), in the form that runtimes fuse.
+        """`quick_gelu` is x sigmoid(1.702 x); `gelu` is 0.5 x (1 + erf(x / sqrt 2)), and `gelu_tanh` has
+        tanh(sqrt(2 / pi) (x + 0.044715 x^3)) for the erf; each in the form that runtimes fuse into the product before.
 
         Hendrycks & Gimpel 2016, "Gaussian Error Linear Units", section 2.
         """
         if kind == "quick_gelu":
             scaled = self.node("Mul", f"{name}.scaled", x, self.real(f"{name}.slope", 1.702))
             return self.node("Mul", name, x, self.node("Sigmoid", f"{name}.sigmoid", scaled))
+        if kind == "gelu_tanh":
+            cubed = self.node("Pow", f"{name}.cubed", x, self.real(f"{name}.three", 3.0))
+            cubed = self.node("Mul", f"{name}.cubed.scaled", cubed, self.real(f"{name}.cubic", 0.044715))
+            inner = self.node("Add", f"{name}.inner", x, cubed)
+            inner = self.node("Mul", f"{name}.scaled", inner, self.real(f"{name}.slope", np.sqrt(2 / np.pi)))
+            curve = self.node("Tanh", f"{name}.tanh", inner)
+            shifted = self.node("Add", f"{name}.shifted", curve, self.real(f"{name}.one", 1.0))
+            halved = self.node("Mul", f"{name}.halved", shifted, self.real(f"{name}.half", 0.5))
+            return self.node("Mul", name, x, halved)
         scaled = self.node("Div", f"{name}.scaled", x, self.real(f"{name}.sqrt2", np.sqrt(2.0)))
         erf = self.node("Erf", f"{name}.erf", scaled)
         shifted = self.node("Add", f"{name}.shifted", erf, self.real(f"{name}.one", 1.0))

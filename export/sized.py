@@ -21,6 +21,7 @@ from mmcompress.export.graph import Array, AttentionProduct
 from mmcompress.export.towers import image_graph
 from mmcompress.int8 import attention_operands, linear_modules
 from mmcompress.manifest import Kind, hash_json
+from mmcompress.tensornames import entries
 
 OPSET = 18
 RANGE = {"low": -4.0, "high": 4.0, "absmax": 4.0}
@@ -51,27 +52,14 @@ def write_probes(
 
 def random_tensors(config: DualEncoderConfig, seed: int) -> dict[str, Array]:
     """The image tower's tensors under Hugging Face names: small normal weights, LayerNorms that change nothing."""
-    rng, tower = np.random.default_rng(seed), config.image
-    width, prefix = tower.width, "vision_model"
-
-    def normal(*shape: int) -> Array:
-        values: Array = rng.standard_normal(shape, dtype=np.float32) * np.float32(0.02)
-        return values
-
-    tensors = {
-        f"{prefix}.embeddings.class_embedding": normal(width),
-        f"{prefix}.embeddings.patch_embedding.weight": normal(width, 3, tower.patch, tower.patch),
-        f"{prefix}.embeddings.position_embedding.weight": normal(tower.tokens, width),
-        "visual_projection.weight": normal(config.embed_dim, width),
-    }
-    norms = [f"{prefix}.pre_layrnorm", f"{prefix}.post_layernorm"]
-    for index, (heads, mlp) in enumerate(zip(tower.heads, tower.mlp, strict=True)):
-        layer, inner = f"{prefix}.encoder.layers.{index}", heads * tower.head_dim
-        norms += [f"{layer}.layer_norm1", f"{layer}.layer_norm2"]
-        linears = {f"self_attn.{part}_proj": (inner, width) for part in "qkv"}
-        linears |= {"self_attn.out_proj": (width, inner), "mlp.fc1": (mlp, width), "mlp.fc2": (width, mlp)}
-        for name, shape in linears.items():
-            tensors |= {f"{layer}.{name}.weight": normal(*shape), f"{layer}.{name}.bias": normal(shape[0])}
-    for name in norms:
-        tensors |= {f"{name}.weight": np.ones(width, np.float32), f"{name}.bias": np.zeros(width, np.float32)}
+    rng = np.random.default_rng(seed)
+    tensors: dict[str, Array] = {}
+    for entry in entries(config, ("image",)):
+        norm = ".norm" in entry.ours[0]
+        for name, sizes in entry.theirs.items():
+            shape = tuple(map(int, sizes))
+            if norm:
+                tensors[name] = np.full(shape, float(name.endswith("weight")), np.float32)
+            else:
+                tensors[name] = rng.standard_normal(shape, dtype=np.float32) * np.float32(0.02)
     return tensors

@@ -2,26 +2,30 @@
 
 Exact savings that a traced model does not have:
 - Query, key and value are one product; the attention's 1/sqrt(head_dim) is folded into the query's weights.
-- Only one token of each sequence is read at the end (the class token, the end of the text). The last block computes
-  keys and values of all tokens, but its query, out-projection and MLP for that token only, which saves about
+- Where only one token of each sequence is read at the end (the class token, the end of the text), the last block
+  computes keys and values of all tokens, but its query, out-projection and MLP for that token only, which saves about
   10 of that block's 12 width^2 products a token.
+- The query of attention pooling is a constant, so it is folded into the weights of the keys, whose biases the softmax
+  takes out again; and since pooling is linear, tokens are pooled first and become values then. See `_pooled`.
 - The class token is added through the position table to a padded row, so no shape is computed at run time.
 
-Tensor names are those of `transformers.CLIPModel`, so any CLIP checkpoint of that format can be written.
+Tensor names are those of the family's own class, so any checkpoint of that format can be written (`tensornames.py`).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from mmcompress.architecture import LEGACY_EOS, DualEncoderConfig, ImageConfig, TextConfig, TowerConfig
-from mmcompress.export.blocks import Weights, blocks, project, query_scale
+from mmcompress.architecture import DualEncoderConfig, ImageConfig, PoolingHead, TextConfig, TowerConfig
+from mmcompress.export.blocks import Pick, Sight, Weights, blocks, causal_mask, project, query_scale
 from mmcompress.export.graph import Array, GraphWriter, Numerics
 from mmcompress.int8 import Linears
+from mmcompress.tensornames import state_from_hugging_face
 
 
 def graph_integers(config: DualEncoderConfig, linears: Linears) -> Linears:
@@ -39,67 +43,147 @@ def graph_integers(config: DualEncoderConfig, linears: Linears) -> Linears:
 
 def image_graph(config: DualEncoderConfig, tensors: Mapping[str, Array], numerics: Numerics, opset: int) -> Any:
     """ModelProto of `pixels` (N, 3, S, S) float32 -> `embedding` (N, D) float32, unit norm."""
-    tower, g, weights = config.image, GraphWriter(opset, numerics), Weights(tensors).under("vision_model")
-    x = _patches(g, tower, weights.under("embeddings"))
-    x = g.layer_norm("image.pre_norm", x, *weights.norm("pre_layrnorm", tower.width), tower.layer_norm_eps)
-
-    def class_token(name: str, rows: str) -> str:
-        bounds = [g.constant(f"{name}.{key}", [value]) for key, value in (("start", 0), ("end", 1), ("axis", 1))]
-        return g.node("Slice", name, rows, *bounds)
-
-    x = blocks(g, "image", tower, weights, x, class_token, tower.tokens)
-    x = g.layer_norm("image.post_norm", x, *weights.norm("post_layernorm", tower.width), tower.layer_norm_eps)
-    project(g, "image", x, Weights(tensors).take("visual_projection.weight", config.embed_dim, tower.width))
+    tower, g = config.image, GraphWriter(opset, numerics)
+    weights = Weights(state_from_hugging_face(tensors, config, ("image",))).under("image")
+    x = _patches(g, tower, weights)
+    if tower.head is None:
+        x = g.layer_norm("image.pre_norm", x, *weights.norm("norm_pre"), tower.layer_norm_eps)
+    pick = _row(g, 0) if tower.head is None else None
+    x = blocks(g, "image", tower, weights, x, Sight(tower.tokens, pick), post=False)
+    x = g.layer_norm("image.post_norm", x, *weights.norm("norm_post"), tower.layer_norm_eps)
+    if tower.head is None:
+        project(g, "image", x, weights.take("projection.weight"), None)
+    else:
+        _pooled(g, tower, tower.head, weights.under("head"), x)
     return g.model("image", ("pixels", np.float32, (3, tower.image_size, tower.image_size)), config.embed_dim)
 
 
+def _row(g: GraphWriter, place: int) -> Pick:
+    """Reads the same token of every sequence."""
+
+    def read(name: str, rows: str) -> str:
+        bounds = {"start": place, "end": place + 1, "axis": 1}
+        return g.node("Slice", name, rows, *(g.constant(f"{name}.{key}", [value]) for key, value in bounds.items()))
+
+    return read
+
+
+def _row_of_each(g: GraphWriter, places: str) -> Pick:
+    """Reads the token at `places` (N, 1, 1) of each sequence."""
+    return lambda name, rows: g.node("GatherND", name, rows, places, batch_dims=1)
+
+
 def _patches(g: GraphWriter, tower: ImageConfig, weights: Weights) -> str:
-    """(N, 3, S, S) -> (N, T, W): patches, the class token in front, positions."""
+    """(N, 3, S, S) -> (N, T, W): patches, with the class token in front or with a bias, and positions."""
     width, patch = tower.width, tower.patch
     pixels = g.cast("image.pixels", "pixels", np.float16) if g.numerics.dtype is np.float16 else "pixels"
-    kernel = g.real("image.patch_embed.weight", weights.take("patch_embedding.weight", width, 3, patch, patch))
+    kernel = g.real("image.patch_embed.weight", weights.take("patch.weight"))
     x = g.node("Conv", "image.patch_embed", pixels, kernel, kernel_shape=[patch, patch], strides=[patch, patch])
-    x = g.reshape("image.patch_embed.flat", x, [0, width, tower.tokens - 1])
+    x = g.reshape("image.patch_embed.flat", x, [0, width, tower.patches])
     x = g.node("Transpose", "image.patch_embed.rows", x, perm=[0, 2, 1])
-    x = g.node("Pad", "image.class_row", x, g.constant("image.class_row.pads", [0, 1, 0, 0, 0, 0]))
-    table = weights.take("position_embedding.weight", tower.tokens, width).copy()
-    table[0] += weights.take("class_embedding", width)
+    table = weights.take("positions").copy()
+    if tower.head is None:
+        x = g.node("Pad", "image.class_row", x, g.constant("image.class_row.pads", [0, 1, 0, 0, 0, 0]))
+        table[0] += weights.take("class_token")
+    else:
+        table += weights.take("patch.bias")
     return g.node("Add", "image.positions", x, g.real("image.positions.table", table[None]))
 
 
+def _pooled(g: GraphWriter, tower: ImageConfig, head: PoolingHead, weights: Weights, x: str) -> None:
+    """(N, T, W) -> `embedding` (N, D), unit norm: attention pooling and its MLP.
+
+    With the constant query q_h of each head, q_h . (K_h x + b) is (K_h^T q_h) . x and a number that softmax takes out;
+    the p_t of a head add up to 1, so the sum of p_t (V_h x_t + c) is V_h (sum of p_t x_t) + c.
+    """
+    name, heads = "image.head", head.heads
+    query_weight, query_bias = weights.linear("query")
+    query = (weights.take("probe") @ query_weight + query_bias).reshape(heads, -1)
+    channels = query.shape[1]
+    kv, kv_bias = weights.linear("kv")
+    keys, values = (part.reshape(-1, heads, channels) for part in np.split(kv, 2, axis=1))  # (W, H, d)
+    asked = np.einsum("whd,hd->wh", keys, query) / np.float32(math.sqrt(channels))
+    scores = g.node("MatMul", f"{name}.scores", x, g.real(f"{name}.scores.weight", asked))
+    scores = g.node("Transpose", f"{name}.scores.heads", scores, perm=[0, 2, 1])
+    shares = g.node("Softmax", f"{name}.softmax", scores, axis=-1)
+    mixed = g.node("MatMul", f"{name}.mixed", shares, x)
+    mixed = g.reshape(f"{name}.mixed.rows", mixed, [0, heads, 1, tower.width])
+    table = g.real(f"{name}.values.weight", values.transpose(1, 0, 2)[None])
+    mixed = g.node("MatMul", f"{name}.values", mixed, table)
+    mixed = g.reshape(f"{name}.values.flat", mixed, [0, heads * channels])
+    mixed = g.node("Add", f"{name}.values.add", mixed, g.real(f"{name}.values.bias", np.split(kv_bias, 2)[1]))
+    x = g.float_linear(f"{name}.out", mixed, *weights.linear("out"))
+    y = g.layer_norm(f"{name}.norm", x, *weights.norm("norm"), tower.layer_norm_eps)
+    y = g.float_linear(f"{name}.fc1", y, *weights.linear("fc1"))
+    y = g.activation(f"{name}.activation", y, tower.activation)
+    y = g.float_linear(f"{name}.fc2", y, *weights.linear("fc2"))
+    g.unit_norm("embedding", g.node("Add", f"{name}.residual", x, y))
+
+
 def text_graph(config: DualEncoderConfig, tensors: Mapping[str, Array], numerics: Numerics, opset: int) -> Any:
-    """ModelProto of `tokens` (N, T) int32 -> `embedding` (N, D) float32, unit norm."""
-    tower, g, weights = config.text, GraphWriter(opset, numerics), Weights(tensors).under("text_model")
-    embeddings = weights.under("embeddings")
-    table = g.real("text.token_embed.weight", embeddings.take("token_embedding.weight", tower.vocab, tower.width))
-    x = g.node("Gather", "text.token_embed", table, "tokens")
-    positions = embeddings.take("position_embedding.weight", tower.context, tower.width)
-    x = g.node("Add", "text.positions", x, g.real("text.positions.table", positions[None]))
-    end = _end_of_text(g, tower)
+    """ModelProto of `tokens` (N, T) int32 -> `embedding` (N, D) float32, unit norm.
 
-    def end_token(name: str, rows: str) -> str:
-        return g.node("GatherND", name, rows, end, batch_dims=1)
-
-    x = blocks(g, "text", tower, weights, x, end_token, tower.context, end)
-    x = g.layer_norm("text.final_norm", x, *weights.norm("final_layer_norm", tower.width), tower.layer_norm_eps)
-    project(g, "text", x, Weights(tensors).take("text_projection.weight", config.embed_dim, tower.width))
+    A tower that is never compressed has no integers in a graph of any kind, only that graph's float type.
+    """
+    tower, post = config.text, config.text.norm == "post"
+    numerics = numerics if "text" in config.compressed else Numerics(numerics.dtype)
+    g, state = GraphWriter(opset, numerics), state_from_hugging_face(tensors, config, ("text",))
+    weights = Weights(state).under("text")
+    x = g.node("Gather", "text.token_embed", g.real("text.token_embed.weight", weights.take("tokens.weight")), "tokens")
+    x = g.node("Add", "text.positions", x, g.real("text.positions.table", weights.take("positions")[None]))
+    if post:
+        x = g.layer_norm("text.pre_norm", x, *weights.norm("norm_pre"), tower.layer_norm_eps)
+    x = blocks(g, "text", tower, weights, x, _sight(g, tower), post)
+    if tower.final_norm:
+        x = g.layer_norm("text.final_norm", x, *weights.norm("norm_post"), tower.layer_norm_eps)
+    bias = weights.take("projection.bias") if tower.projection_bias else None
+    project(g, "text", x, weights.take("projection.weight"), bias)
     return g.model("text", ("tokens", np.int32, (tower.context,)), config.embed_dim)
 
 
-def _end_of_text(g: GraphWriter, tower: TextConfig) -> str:
-    """Tokens (N, T) -> int64 (N, 1, 1): first position of the end token, or of the largest id in legacy configs.
+def _sight(g: GraphWriter, tower: TextConfig) -> Sight:
+    """Who sees whom, and which token is read."""
+    tokens, fixed = tower.context, {"first": 0, "last": tower.context - 1}.get(tower.pooling)
+    if tower.attention != "causal":
+        mask = _padding_mask(g, tower) if tower.attention == "masked" else None
+        pick = _row_of_each(g, _read_token(g, tower)) if fixed is None else _row(g, fixed)
+        return Sight(tokens, pick, mask, mask)
+    end = _read_token(g, tower) if fixed is None else g.constant("text.end", np.full((1, 1, 1), fixed))
+    mask = g.constant("text.mask", causal_mask(tokens, g.numerics.dtype))
+    return Sight(tokens, _row_of_each(g, end), mask, g.node("Gather", "text.mask.end", mask, end))
 
-    The matches are weighted by their distance from the end, so that the argmax has no ties, which runtimes break
-    differently (the padding of OpenAI's tokenizer is the end token).
+
+def _padding_mask(g: GraphWriter, tower: TextConfig) -> str:
+    """Tokens (N, T) -> (N, 1, 1, T): the most negative number behind the last id that is no padding."""
+    pad = g.constant("text.mask.pad", np.asarray(tower.pad_token_id, dtype=np.int32))
+    text = g.node("Not", "text.mask.text", g.node("Equal", "text.mask.padding", "tokens", pad))
+    places = g.constant("text.mask.places", np.arange(tower.context, dtype=np.int32)[None])
+    placed = g.node("Mul", "text.mask.placed", g.cast("text.mask.ones", text, np.int32), places)
+    behind = g.node("Greater", "text.mask.behind", places, _largest(g, "text.mask.last", placed))
+    lowest = g.constant("text.mask.lowest", np.asarray(np.finfo(g.numerics.dtype).min, dtype=g.numerics.dtype))
+    mask = g.node("Where", "text.mask.rows", behind, lowest, g.real("text.mask.zero", 0.0))
+    return g.reshape("text.mask", mask, [0, 1, 1, tower.context])
+
+
+def _read_token(g: GraphWriter, tower: TextConfig) -> str:
+    """Tokens (N, T) -> int64 (N, 1, 1): the place of the token that is read.
+
+    The first of equal ids is found by weighting matches by their distance from the end, so that the argmax has no ties,
+    which runtimes break differently (the padding of OpenAI's tokenizer is the end token).
     """
-    if tower.eos_token_id != LEGACY_EOS:
+    if tower.pooling == "end":
         wanted = g.constant("text.end.id", np.asarray(tower.eos_token_id, dtype=np.int32))
-    elif g.opset >= 18:  # axes became an input
-        wanted = g.node("ReduceMax", "text.end.id", "tokens", g.constant("text.end.id.axes", [1]), keepdims=1)
     else:
-        wanted = g.node("ReduceMax", "text.end.id", "tokens", axes=[1], keepdims=1)
+        wanted = _largest(g, "text.end.id", "tokens")
     matches = g.cast("text.end.matches", g.node("Equal", "text.end.equal", "tokens", wanted), np.int32)
     order = np.arange(tower.context, 0, -1, dtype=np.int32)[None]
     ranked = g.node("Mul", "text.end.ranked", matches, g.constant("text.end.order", order))
     first = g.node("ArgMax", "text.end.first", ranked, axis=1, keepdims=1)
     return g.node("Unsqueeze", "text.end", first, g.constant("text.end.axes", [2]))
+
+
+def _largest(g: GraphWriter, name: str, x: str) -> str:
+    """(N, T) -> (N, 1)"""
+    if g.opset >= 18:  # axes became an input
+        return g.node("ReduceMax", name, x, g.constant(f"{name}.axes", [1]), keepdims=1)
+    return g.node("ReduceMax", name, x, axes=[1], keepdims=1)

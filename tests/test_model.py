@@ -15,7 +15,8 @@ from transformers import CLIPConfig, CLIPModel
 from mmcompress.architecture import DualEncoderConfig
 from mmcompress.errors import CorruptInputError, UsageError
 from mmcompress.huggingface import dual_encoder_from_checkpoint, dual_encoder_from_hugging_face, save_checkpoint
-from mmcompress.model import Block, DualEncoder, initialize
+from mmcompress.model import DualEncoder, initialize
+from mmcompress.transformer import Block
 
 SHAPES = [(64, 2, 2, 128, 32, 8), (96, 3, 3, 200, 48, 16), (128, 2, 2, 512, 64, 8), (192, 6, 4, 768, 112, 14)]
 

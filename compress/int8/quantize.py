@@ -21,6 +21,7 @@ from functools import cache, partial
 from safetensors.numpy import save_file
 from torch import Tensor
 
+from mmcompress.architecture import NEVER_COMPRESSED
 from mmcompress.budget import Budget, Cost
 from mmcompress.compress.int8.fit import JUDGED, chosen_ranges, chosen_smoothing, chosen_weights, drift_of_both
 from mmcompress.compress.int8.ranges import NOTHING, Histogram, widened
@@ -75,6 +76,8 @@ def quantize(job: Job[QuantizeConfig]) -> None:
         raise UsageError("quantize needs samples to calibrate on", "set data.train, or give --data")
     model = dual_encoder_from_checkpoint(source.path, source.model)
     check_names(model, config.keep)
+    if "text" not in model.config.compressed:
+        say("", "text", NEVER_COMPRESSED)
     with world(config.device) as here:
         model = model.to(here.device)
         held = held_pairs(source, spec, config)
@@ -127,19 +130,20 @@ def fit_integers(
 
     With `given` ranges the model stays as it is, since they are of its activations unsmoothed, and is only rounded.
     """
-    choices: dict[str, dict[str, object]] = {tower: {} for tower in TOWERS}
+    towers = model.config.compressed
+    choices: dict[str, dict[str, object]] = {tower: {} for tower in towers}
     ranges = dict(given or {})
     if given is None:
-        for tower in TOWERS:
+        for tower in towers:
             if config.smooth:
                 fed = fitting.of(tower)[::2], judging.of(tower)[::2]  # half will do to rank four strengths
                 model, choices[tower]["smooth"] = chosen_smoothing(model, tower, *fed, config)
         histograms, ranges = calibrate(model, samples())
-        for tower in TOWERS:
+        for tower in towers:
             tower_ranges, choices[tower]["ranges"] = chosen_ranges(model, histograms, tower, fitting.of(tower), config)
             ranges |= tower_ranges
     linears: dict[Signedness, dict[str, IntegerLinear]] = {"signed": {}, "unsigned": {}}
-    for tower in TOWERS:
+    for tower in towers:
         rounded, chosen = chosen_weights(model, ranges, tower, fitting.of(tower), judging.of(tower), config)
         for kind, named in rounded.items():
             linears[kind] |= named

@@ -75,5 +75,5 @@ def plain_pairs(
     for batch in track(shown, what, steps) if what else shown:
         pixels = torch.from_numpy(batch.pixels).permute(0, 3, 1, 2).float() / 255
         texts = [captions[index % len(captions)] for index, captions in enumerate(batch.captions)]
-        tokens = trimmed(tokenize(tokenizer, texts, text), text.eos_token_id)
+        tokens = trimmed(tokenize(tokenizer, texts, text), source.model.text)
         yield Captioned(normalized(pixels, preprocessing), torch.from_numpy(tokens))

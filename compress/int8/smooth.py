@@ -14,7 +14,8 @@ from copy import deepcopy
 import torch
 from torch import Tensor
 
-from mmcompress.model import Block, DualEncoder
+from mmcompress.model import DualEncoder
+from mmcompress.transformer import Block
 
 _SMALLEST = 1e-5
 NORM_OF = {"qkv": "norm1", "fc1": "norm2"}

@@ -28,7 +28,7 @@ from mmcompress.compress.prune.shrink import (
 )
 from mmcompress.compress.prune.sizes import BlockErrors, Levels, levels
 from mmcompress.errors import finite
-from mmcompress.model import DualEncoder, ImageTower, TextTower, token_at
+from mmcompress.model import DualEncoder, ImageTower, TextTower
 from mmcompress.progress import track
 
 PROBED = 96
@@ -76,8 +76,8 @@ def measured_errors(
 
 
 def _embeddings(tower: ImageTower | TextTower, streams: Streams, inputs: Sequence[Tensor]) -> Tensor:
-    pooled = [token_at(x, tower.ends(i)) for x, i in zip(streams, inputs, strict=True)]
-    return F.normalize(tower.leave(torch.cat(pooled)), dim=-1)
+    read = [tower.read(x, i) for x, i in zip(streams, inputs, strict=True)]
+    return F.normalize(tower.leave(torch.cat(read)), dim=-1)
 
 
 def _first(inputs: Sequence[Tensor], samples: int) -> list[Tensor]:

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from mmcompress.compress.train.distill import distillation_loss
 from mmcompress.compress.train.pairs import TrainingBatch
 from mmcompress.compress.train.student import head_norms, unit_norms
-from mmcompress.model import Block, DualEncoder
+from mmcompress.model import DualEncoder
+from mmcompress.transformer import Block
 
 
 def magnitudes(model: DualEncoder) -> dict[str, Tensor]:

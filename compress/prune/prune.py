@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import Tensor
 
-from mmcompress.architecture import TowerConfig
+from mmcompress.architecture import NEVER_COMPRESSED, TowerConfig
 from mmcompress.compress.prune.harm import measured_errors
 from mmcompress.compress.prune.importance import magnitudes, taylor
 from mmcompress.compress.prune.latency_target import sizes_at_latency
@@ -29,10 +29,10 @@ from mmcompress.compress.train.embed import load_embeddings
 from mmcompress.compress.train.pairs import TrainingBatch, training_pairs
 from mmcompress.config import PruneConfig
 from mmcompress.distributed import world
-from mmcompress.errors import finite
+from mmcompress.errors import UsageError, finite
 from mmcompress.huggingface import FOLDER_FILES, dual_encoder_from_checkpoint, save_checkpoint
 from mmcompress.model import DualEncoder
-from mmcompress.progress import track
+from mmcompress.progress import say, track
 from mmcompress.stages import Job
 
 
@@ -49,7 +49,7 @@ def prune(job: Job[PruneConfig]) -> None:
         samples = list(track(islice(pairs.stream(0, 0), steps), "samples", steps))
         scores = unit_scores(model, samples, embeddings.anchors(config.anchors, here.device), config)
         pruned, measured = model, {}
-        for tower in config.towers:
+        for tower in towers_of(model, config):
             inputs = [pair.pixels if tower == "image" else pair.tokens for pair in samples]
             width = rounded_width(getattr(model.config, tower), config.width, config.width_multiple)
             pruned = narrowed(pruned, tower, width, inputs, config.refit)
@@ -69,6 +69,19 @@ def prune(job: Job[PruneConfig]) -> None:
         **({SPARSE: sparse, "not_two_four": dense} if config.sparsity else {}),
     }
     job.draft.metrics = {"towers": {tower: facts for tower, facts in measured.items() if facts}}
+
+
+def towers_of(model: DualEncoder, config: PruneConfig) -> list[TowerName]:
+    """The towers to prune. Raises UsageError if none of those that were asked for can be."""
+    towers = [tower for tower in config.towers if tower in model.config.compressed]
+    if not towers:
+        raise UsageError(
+            "a text tower with LayerNorms behind its blocks, as Chinese-CLIP's and AltCLIP's, is not pruned",
+            'prune the image tower: --set towers=["image"]',
+        )
+    if len(towers) < len(config.towers):
+        say("", "text", NEVER_COMPRESSED)
+    return towers
 
 
 def two_four_modules(model: DualEncoder) -> tuple[list[str], list[str]]:

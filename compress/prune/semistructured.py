@@ -24,7 +24,8 @@ from mmcompress.compress.prune.shrink import TowerName, counted
 from mmcompress.errors import UsageError
 from mmcompress.export import sparsity
 from mmcompress.export.sparsity import GROUP, KEPT
-from mmcompress.model import Block, DualEncoder, ImageTower, TextTower
+from mmcompress.model import DualEncoder, ImageTower, TextTower
+from mmcompress.transformer import Block
 
 SPARSE = "two_four"
 """The fact of a checkpoint that lists its sparse Linears."""

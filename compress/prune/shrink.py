@@ -23,7 +23,8 @@ from torch.nn import functional as F
 from mmcompress.architecture import TowerConfig
 from mmcompress.compress.prune.reconstruct import Gram, refit, removal_order
 from mmcompress.compress.train.student import copy_block
-from mmcompress.model import Block, DualEncoder, ImageTower, TextTower
+from mmcompress.model import DualEncoder, ImageTower, TextTower
+from mmcompress.transformer import Block
 
 T = TypeVar("T", bound=TowerConfig)
 TowerName = Literal["image", "text"]
@@ -165,11 +166,14 @@ def gram_of(sub: SubBlock, streams: tuple[Streams, Streams, Sequence[Tensor]]) -
 
 
 def counted(tower: ImageTower | TextTower, inputs: Tensor) -> Tensor:
-    """(B, T) how much each token counts: the pooled one for half of all, those behind the end of a text for nothing."""
-    ends = tower.ends(inputs)
-    counts = torch.ones(len(inputs), len(tower.positions), device=inputs.device)
-    if tower.causal:
-        counts = (torch.arange(inputs.shape[1], device=inputs.device) <= ends[:, None]).float()
+    """(B, T) how much each token counts: the pooled one for half of all, those that reach no embedding for nothing.
+
+    Where attention pools, all of them are read and count the same.
+    """
+    ends, tokens = tower.ends(inputs), inputs.shape[1] if isinstance(tower, TextTower) else len(tower.positions)
+    counts = (torch.arange(tokens, device=inputs.device) <= tower.reach(inputs)[:, None]).float()
+    if ends is None:
+        return counts
     pooled = (POOLED * counts.sum(dim=1)).clamp_min(1)
     return counts.scatter(1, ends[:, None], pooled[:, None])
 

@@ -10,7 +10,7 @@ so z has mean zero over its channels and, as far as the centred x lies in the su
 LayerNorm(z) = D LayerNorm(x), eps included, before gain and shift; these go into the Linear that reads it, beside the
 pseudo-inverse (w/w') D^T. Where the centred stream has at most w' - 1 dimensions, nothing changes. S is a cosine
 transform, which spreads the few strong directions over all channels, as 8 bits like them. Only the LayerNorm before the
-image tower's blocks is not exact: its variance is that of D diag(gain), so one gain is fitted to it.
+blocks of CLIP's image tower is not exact: its variance is that of D diag(gain), so one gain is fitted to it.
 
 Afterwards the Linears are refitted from the first block to the last: what reads the stream towards its dense outputs,
 what writes to it towards D x less z, so that later blocks mend what earlier ones lost (as in `shrink.py`).
@@ -32,7 +32,8 @@ from torch.nn import functional as F
 from mmcompress.architecture import TowerConfig
 from mmcompress.compress.prune.reconstruct import Gram, refit
 from mmcompress.compress.prune.shrink import Streams, TowerName, counted
-from mmcompress.model import Block, DualEncoder, ImageTower, TextTower
+from mmcompress.model import DualEncoder, ImageTower, TextTower
+from mmcompress.transformer import Block
 
 
 def rounded_width(tower: TowerConfig, share: float, multiple: int | None) -> int:
@@ -128,15 +129,15 @@ def narrowed(model: DualEncoder, name: TowerName, width: int, inputs: Sequence[T
     smaller_config = model.config.model_copy(update={name: config.model_copy(update={"width": width})})
     smaller = DualEncoder(smaller_config).to(model.logit_scale.device)
     state = model.state_dict()
-    own = f"{name}."
-    smaller.load_state_dict({k: v if k.startswith(own) else state[k] for k, v in smaller.state_dict().items()})
+    same = {k: state[k] if state[k].shape == v.shape else v for k, v in smaller.state_dict().items()}
+    smaller.load_state_dict(same)
     target = _tower(smaller, name)
     down = narrowing(normalized_moment(model, name, inputs), width).to(model.logit_scale.dtype)
     ours = Narrowing(down, [counted(tower, x) for x in inputs], refitted)
 
     dense = [tower.enter(x) for x in inputs]
     if isinstance(tower, ImageTower) and isinstance(target, ImageTower):
-        _enter_image(target, tower, down, dense, inputs)
+        _enter_image(target, tower, down, (dense, inputs))
     elif isinstance(tower, TextTower) and isinstance(target, TextTower):
         target.tokens.weight.copy_(tower.tokens.weight @ down.T)
         target.positions.copy_(tower.positions @ down.T)
@@ -152,16 +153,44 @@ def narrowed(model: DualEncoder, name: TowerName, width: int, inputs: Sequence[T
         dense = [x + block.fc2(block.hidden(x)) for x in dense]
         _put(new.fc2, ours.writer(block.fc2, new.hidden, dense, narrow))
         narrow = [x + new.fc2(new.hidden(x)) for x in narrow]
-    weight, bias = ours.reader(tower.projection, tower.norm_post, dense, narrow)
-    # The projection has no bias. LayerNorm's output has mean zero, so a shift of 1 carries one in every row's mean.
-    target.norm_post.weight.fill_(1)
-    target.norm_post.bias.fill_(1)
-    target.projection.weight.copy_(weight - weight.mean(dim=1, keepdim=True) + bias[:, None] / width)
+    weight, bias = ours.reader(_last(tower), tower.norm_post, dense, narrow)
+    _leave(target, weight, bias)
     return smaller.eval()
 
 
-def _enter_image(target: ImageTower, tower: ImageTower, down: Tensor, dense: Streams, inputs: Sequence[Tensor]) -> None:
-    """Patches, positions and the first LayerNorm, so that `enter` gives nearly D x."""
+def _last(tower: ImageTower | TextTower) -> nn.Linear:
+    """The Linear that reads the stream behind the blocks."""
+    linear = tower.head.kv if isinstance(tower, ImageTower) and tower.head is not None else tower.projection
+    assert linear is not None
+    return linear
+
+
+def _leave(target: ImageTower | TextTower, weight: Tensor, bias: Tensor) -> None:
+    """The last LayerNorm, and the weight (D, w') and bias (D,) of what reads it."""
+    norm, linear = cast(nn.LayerNorm, target.norm_post), _last(target)
+    norm.reset_parameters()
+    if linear.bias is not None:
+        _put(linear, (weight, bias))
+        return
+    # LayerNorm's output has mean zero, so a shift of 1 carries a bias in every row's mean.
+    norm.bias.fill_(1)
+    linear.weight.copy_(weight - weight.mean(dim=1, keepdim=True) + bias[:, None] / weight.shape[1])
+
+
+def _enter_image(
+    target: ImageTower, tower: ImageTower, down: Tensor, samples: tuple[Streams, Sequence[Tensor]]
+) -> None:
+    """Patches, positions and the first LayerNorm, if any, so that `enter` gives D x, nearly behind a LayerNorm.
+
+    The samples are dense streams and the pixels that they are of.
+    """
+    if tower.norm_pre is None or target.norm_pre is None:
+        assert tower.patch.bias is not None and target.patch.bias is not None
+        target.positions.copy_(tower.positions @ down.T)
+        target.patch.weight.copy_(torch.einsum("nw,wcij->ncij", down, tower.patch.weight))
+        target.patch.bias.copy_(down @ tower.patch.bias)
+        return
+    assert tower.class_token is not None and target.class_token is not None
     gain = tower.norm_pre.weight
     mapped = down * gain / gain.square().mean().sqrt()  # about the variance that it had, for eps to weigh the same
     mapped = mapped - mapped.mean(dim=1, keepdim=True)
@@ -172,7 +201,7 @@ def _enter_image(target: ImageTower, tower: ImageTower, down: Tensor, dense: Str
     target.norm_pre.bias.zero_()
     shift = down @ tower.norm_pre.bias
     energy, wanted = torch.zeros(()).to(down), torch.zeros(()).to(down)
-    for x, batch in zip(dense, inputs, strict=True):
+    for x, batch in zip(*samples, strict=True):
         z = target.enter(batch)
         energy, wanted = energy + z.square().sum(), wanted + (z * (x @ down.T - shift)).sum()
     target.norm_pre.weight.fill_(float(wanted / energy))

@@ -14,6 +14,7 @@ from typing import Literal
 
 from torch import Tensor
 
+from mmcompress.architecture import NEVER_COMPRESSED
 from mmcompress.artifact import Artifact, Draft
 from mmcompress.compress.prune.semistructured import SPARSE, keep_zeros
 from mmcompress.compress.train.embed import load_embeddings
@@ -21,6 +22,7 @@ from mmcompress.compress.train.losses import cosine_distance, relational
 from mmcompress.compress.train.optimize import optimize
 from mmcompress.compress.train.pairs import TrainingBatch, training_pairs
 from mmcompress.compress.train.student import inherited_share, student_from_preset, student_from_teacher
+from mmcompress.compress.train.vocabulary import vocabulary_size
 from mmcompress.config import DistillConfig
 from mmcompress.distributed import world
 from mmcompress.errors import UsageError
@@ -30,9 +32,11 @@ from mmcompress.huggingface import (
     dual_encoder_from_checkpoint,
     dual_encoder_from_hugging_face,
     save_checkpoint,
+    with_tokenizer,
 )
 from mmcompress.model import DualEncoder
 from mmcompress.processing import save_student_preprocessing
+from mmcompress.progress import say
 from mmcompress.runtime.tokenize import load_tokenizer
 from mmcompress.stages import Job
 from mmcompress.teachers import resolve
@@ -51,10 +55,14 @@ def distill(job: Job[DistillConfig]) -> None:
             sparse = source.manifest.facts.get(SPARSE, [])
         else:
             model = _new_student(config, job.sources["embeddings"], draft)
-        model.logit_scale.requires_grad_(False)
+        draft.model = model.config
+        text = _text_mode(config, model)
+        for scalar in (model.logit_scale, model.logit_bias):
+            if scalar is not None:
+                scalar.requires_grad_(False)
         model = model.to(here.device).train()
         keep_zeros(model, sparse)
-        if config.text == "keep":
+        if text == "keep":
             model.text.requires_grad_(False)
         pairs = training_pairs(
             draft,
@@ -69,7 +77,7 @@ def distill(job: Job[DistillConfig]) -> None:
         def loss_of(batch: TrainingBatch, _: int) -> Tensor:
             assert batch.teacher is not None
             return distillation_loss(
-                _embeddings(model, batch, config.text),
+                _embeddings(model, batch, text),
                 batch.teacher,
                 anchors,
                 config.cosine,
@@ -88,7 +96,6 @@ def distill(job: Job[DistillConfig]) -> None:
             what=f"distilling {job.name}",
         )
     save_checkpoint(model.cpu(), draft.path)
-    draft.model = model.config
     draft.metrics = {"training": metrics}
     draft.facts = {"params": model.config.params, "macs": model.config.macs, **({SPARSE: sparse} if sparse else {})}
 
@@ -120,6 +127,14 @@ def distillation_loss(
     return loss
 
 
+def _text_mode(config: DistillConfig, model: DualEncoder) -> Literal["distill", "keep"]:
+    """What becomes of the text tower: one that is never compressed has nothing to recover, so it is kept."""
+    if "text" in model.config.compressed or config.text == "keep":
+        return config.text
+    say("", "text", NEVER_COMPRESSED)
+    return "keep"
+
+
 def _new_student(config: DistillConfig, embeddings: Artifact, draft: Draft) -> DualEncoder:
     """Build the student that the config names, with the teacher's pixels, texts and logits."""
     if config.student is None:
@@ -131,23 +146,24 @@ def _new_student(config: DistillConfig, embeddings: Artifact, draft: Draft) -> D
     draft.tokenizer = save_text_processing(folder, draft.path, config.teacher.trust_remote_code)
     share = inherited_share(config.student.source)
     if share is not None:
-        model = student_from_teacher(folder, share)
+        model = with_tokenizer(student_from_teacher(folder, share), draft.tokenizer)
     else:
-        vocab = load_tokenizer(draft.path / draft.tokenizer.file).get_vocab_size()
+        vocab = vocabulary_size(load_tokenizer(draft.path / draft.tokenizer.file))
         model = student_from_preset(config.student, facts["dim"], draft.tokenizer, vocab, config.seed)
     if config.text == "keep":
-        model = _with_text_tower(model, dual_encoder_from_hugging_face(folder))
-    if facts["logit_scale"] is not None:
-        model.logit_scale.data.fill_(math.log(facts["logit_scale"]))
+        model = _with_text_tower(model, with_tokenizer(dual_encoder_from_hugging_face(folder), draft.tokenizer))
+    if (scale := facts.get("logit_scale")) is not None:
+        model.logit_scale.data.fill_(math.log(scale))
     draft.preprocessing = save_student_preprocessing(teacher, draft.path, model.config.image.image_size)
     return model
 
 
 def _with_text_tower(model: DualEncoder, teacher: DualEncoder) -> DualEncoder:
     """The student's image tower beside the teacher's own text tower."""
-    joined = DualEncoder(model.config.model_copy(update={"text": teacher.config.text}))
+    theirs = {"text": teacher.config.text, "sigmoid": teacher.config.sigmoid}
+    joined = DualEncoder(model.config.model_copy(update=theirs))
     joined.image, joined.text = model.image, teacher.text
-    joined.logit_scale = teacher.logit_scale
+    joined.logit_scale, joined.logit_bias = teacher.logit_scale, teacher.logit_bias
     return joined
 
 

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mmcompress.architecture import TextConfig
 from mmcompress.artifact import Artifact, Draft
 from mmcompress.compress.train.augment import choices, normalized, pixels_of_views
 from mmcompress.compress.train.embed import Embeddings
@@ -22,6 +23,7 @@ from mmcompress.config import DataConfig
 from mmcompress.data.batches import Batch, batches, count
 from mmcompress.distributed import World
 from mmcompress.errors import UsageError
+from mmcompress.reach import reach
 from mmcompress.runtime.tokenize import load_tokenizer, tokenize
 
 
@@ -61,10 +63,10 @@ def training_pairs(
 
     With embeddings the views are those that were embedded; without, `views` augmented ones, never the plain image.
     """
-    preprocessing, text = student.preprocessing, student.tokenizer
+    preprocessing, text, model = student.preprocessing, student.tokenizer, student.model
     if data.train is None:
         raise UsageError("this stage needs training data", "set data.train, or give --data")
-    assert preprocessing is not None and text is not None
+    assert preprocessing is not None and text is not None and model is not None
     spec, tokenizer = data.train, load_tokenizer(student.path / text.file)
 
     kept: dict[str, NDArray[np.uint8]] = {}
@@ -84,7 +86,7 @@ def training_pairs(
         names = [label or caption for label, caption in zip(decoded.labels, texts, strict=True)]
         return TrainingBatch(
             normalized(pixels, preprocessing),
-            torch.from_numpy(trimmed(tokenize(tokenizer, texts, text), text.eos_token_id)).to(here.device),
+            torch.from_numpy(trimmed(tokenize(tokenizer, texts, text), model.text)).to(here.device),
             torch.tensor([_group(name) for name in names], device=here.device),
             teacher,
         )
@@ -109,11 +111,9 @@ def training_pairs(
     return TrainingPairs(len(embeddings) if embeddings else count(spec, data.max_bad_fraction), stream)
 
 
-def trimmed(tokens: NDArray[np.int32], eos_token_id: int) -> NDArray[np.int32]:
-    """(B, T) -> (B, T'): cut behind the last end token of the batch, which a causal tower cannot see anyway."""
-    ends = np.where(tokens == eos_token_id, 1, 0)
-    last = int(ends.argmax(axis=1).max()) if ends.any(axis=1).all() else tokens.shape[1] - 1
-    return tokens[:, : last + 1]
+def trimmed(tokens: NDArray[np.int32], text: TextConfig) -> NDArray[np.int32]:
+    """(B, T) -> (B, T'): without what reaches no embedding of the batch."""
+    return tokens[:, : int(reach(tokens, text).max()) + 1]
 
 
 def _group(name: str) -> int:

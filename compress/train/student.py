@@ -1,28 +1,27 @@
-"""Where a student starts: a preset from scratch, or the best parts of a CLIP teacher.
+"""Where a student starts: a preset from scratch, or the best parts of the teacher.
 
 `inherit:F` keeps evenly spaced blocks and, in each, the heads and MLP units of the largest weight norm, so that the
 image tower has at most F of the teacher's MACs (weight inheritance, Wu et al. 2023, TinyCLIP, section 3.2). Width,
-patches, tokenizer and projection stay the teacher's, so a student starts near the teacher's space, not from noise.
+patches, tokenizer, projection or attention pooling stay the teacher's, so a student starts near the teacher's space,
+not from noise. A text tower with LayerNorms behind its blocks is taken over whole.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from mmcompress.architecture import DualEncoderConfig, ImageConfig, TextConfig, TowerConfig
+from mmcompress.architecture import DualEncoderConfig, ImageConfig, TextConfig
 from mmcompress.config import StudentConfig
 from mmcompress.errors import UsageError, suggestion
 from mmcompress.huggingface import dual_encoder_from_hugging_face
 from mmcompress.manifest import TextProcessing
-from mmcompress.model import Block, DualEncoder, initialize
-
-T = TypeVar("T", bound=TowerConfig)
+from mmcompress.model import DualEncoder, initialize
+from mmcompress.transformer import Block
 
 PRESETS: dict[str, tuple[int, int, int, int, int, int]] = {
     # name: image width, image blocks, patch, image size, text width, text blocks
@@ -55,6 +54,7 @@ def preset_config(student: StudentConfig, embed_dim: int, text: TextProcessing, 
             **_uniform(text_width, text_blocks),
             vocab=vocab,
             context=text.context,
+            pooling="end",
             eos_token_id=text.eos_token_id,
             pad_token_id=text.pad_token_id,
         ),
@@ -93,23 +93,20 @@ def inherited_share(source: str) -> float | None:
 
 
 def student_from_teacher(folder: Path, share: float) -> DualEncoder:
-    """Inherit at most `share` of the image MACs of the CLIP model in `folder`, and of its text MACs."""
+    """Inherit at most `share` of the image MACs of the model in `folder`, and of its text MACs."""
     teacher = dual_encoder_from_hugging_face(folder)
     config = teacher.config
-    limit = share * config.macs
-    depth = max(1, round(config.image.depth * math.sqrt(share)))
-    image = _fitting(config.image, depth, lambda c: c.macs(config.embed_dim) <= limit)
-    text_limit = share * config.text.macs(config.embed_dim)
-    text_depth = max(1, round(config.text.depth * math.sqrt(share)))
-    text = _fitting(config.text, text_depth, lambda c: c.macs(config.embed_dim) <= text_limit)
-    student = DualEncoder(config.model_copy(update={"image": image, "text": text}))
+    towers = config.compressed
+    smaller: dict[str, ImageConfig | TextConfig]
+    smaller = {tower: _share_of(getattr(config, tower), share, config.embed_dim) for tower in towers}
+    student = DualEncoder(config.model_copy(update=smaller))
     state = student.state_dict()
     source = teacher.state_dict()
     for name in state:
-        if ".blocks." not in name:
+        if ".blocks." not in name or name.partition(".")[0] not in towers:
             state[name] = source[name]
     student.load_state_dict(state)
-    for tower, kept in ((student.image, teacher.image), (student.text, teacher.text)):
+    for tower, kept in ((getattr(student, name), getattr(teacher, name)) for name in towers):
         for block, i in zip(tower.blocks, evenly_spaced(len(kept.blocks), len(tower.blocks)), strict=True):
             original = kept.blocks[i]
             assert isinstance(block, Block) and isinstance(original, Block)
@@ -126,14 +123,18 @@ def evenly_spaced(blocks: int, kept: int) -> list[int]:
     return [round(i * (blocks - 1) / (kept - 1)) for i in range(kept)]
 
 
-def _fitting(tower: T, depth: int, fits: Callable[[T], bool]) -> T:
-    """The widest blocks that fit at this depth, MLP units at half to all of the share of heads; else fewer blocks."""
-    for blocks in range(depth, 0, -1):
+def _share_of(tower: ImageConfig | TextConfig, share: float, embed_dim: int) -> ImageConfig | TextConfig:
+    """The widest blocks within `share` of the tower's MACs, MLP units at half to all of the share of heads.
+
+    Where not one head fits at the depth that goes with the share, there are fewer blocks.
+    """
+    for blocks in range(max(1, round(tower.depth * math.sqrt(share))), 0, -1):
         for heads in range(tower.heads[0], 0, -1):
             units = tower.mlp[0] * heads // tower.heads[0]
-            for mlp in range(units // 32 * 32, max(31, units // 2), -32):
+            whole = [units] if heads == tower.heads[0] else []
+            for mlp in (*whole, *range(units // 32 * 32, max(31, units // 2), -32)):
                 smaller = tower.model_copy(update={"heads": (heads,) * blocks, "mlp": (mlp,) * blocks})
-                if fits(smaller):
+                if smaller.macs(embed_dim) <= share * tower.macs(embed_dim):
                     return smaller
     raise UsageError("the teacher is too small to inherit so little of it", "ask for a larger share, inherit:0.5 say")
 

@@ -17,7 +17,7 @@ from mmcompress.compress.train.losses import info_nce
 from mmcompress.compress.train.optimize import optimize
 from mmcompress.compress.train.pairs import TrainingBatch, training_pairs
 from mmcompress.compress.train.student import student_from_preset
-from mmcompress.compress.train.vocabulary import save_tokenizer, tokenizer_from_captions
+from mmcompress.compress.train.vocabulary import save_tokenizer, tokenizer_from_captions, vocabulary_size
 from mmcompress.config import TeacherConfig, TrainConfig
 from mmcompress.data.batches import read
 from mmcompress.distributed import gathered, gathered_ids, world
@@ -76,7 +76,6 @@ def train(job: Job[TrainConfig]) -> None:
             what=f"training {job.name}",
         )
     save_checkpoint(model.cpu(), draft.path, getattr(torch, config.save_dtype))
-    draft.model = model.config
     draft.metrics = {"training": metrics}
     draft.facts = {"params": model.config.params, "macs": model.config.macs}
 
@@ -91,10 +90,10 @@ def _new_model(config: TrainConfig, guide: Embeddings | None, draft: Draft) -> D
     else:
         captions = (c for sample in read(config.data.train) for c in sample.captions)
         draft.tokenizer = save_tokenizer(tokenizer_from_captions(captions, config.vocab), draft.path, config.context)
-    vocab = load_tokenizer(draft.path / draft.tokenizer.file).get_vocab_size()
+    vocab = vocabulary_size(load_tokenizer(draft.path / draft.tokenizer.file))
     embed_dim = guide.dim if guide is not None else config.embed_dim
     model = student_from_preset(config.student, embed_dim, draft.tokenizer, vocab, config.seed)
-    size = model.config.image.image_size
+    draft.model, size = model.config, model.config.image.image_size
     draft.preprocessing = Preprocessing(size=size, resize=size, mean=_HALF, std=_HALF)
     save_preprocessing(draft.preprocessing, draft.path)
     return model

@@ -36,6 +36,11 @@ def tokenizer_from_captions(captions: Iterable[str], vocab: int) -> Tokenizer:
     return tokenizer
 
 
+def vocabulary_size(tokenizer: Tokenizer) -> int:
+    """Rows that an embedding of its ids needs: one more than the largest id, since ids may have gaps."""
+    return 1 + int(max(tokenizer.get_vocab().values()))
+
+
 def save_tokenizer(tokenizer: Tokenizer, folder: Path, context: int) -> TextProcessing:
     """Write it where `transformers.AutoTokenizer` and ours find it."""
     tokenizer.save(str(folder / "tokenizer.json"))

@@ -14,6 +14,7 @@ from mmcompress.config import BisectConfig
 from mmcompress.data.preprocess import normalize
 from mmcompress.errors import UsageError
 from mmcompress.progress import track
+from mmcompress.reach import reach
 from mmcompress.runtime.tokenize import load_tokenizer, text_processing, tokenize
 
 
@@ -39,12 +40,5 @@ def samples_of(
     steps = -(-config.samples // config.batch)
     for batch in track(islice(stream, steps), "bisect", steps):
         tokens = tokenize(tokenizer, [captions[0] for captions in batch.captions], text)
-        yield normalize(batch.pixels, preprocessing), tokens, up_to_the_end(tokens, text.eos_token_id)
-
-
-def up_to_the_end(tokens: NDArray[np.integer[Any]], end: int) -> NDArray[np.bool_]:
-    """(B, T) -> (B, T): true up to the first end token; all of a text that has none."""
-    ends = tokens == end
-    last = np.where(ends.any(axis=1), ends.argmax(axis=1), tokens.shape[1] - 1)
-    mask: NDArray[np.bool_] = np.arange(tokens.shape[1]) <= last[:, None]
-    return mask
+        counts = np.arange(tokens.shape[1]) <= reach(tokens, reference.model.text)[:, None]
+        yield normalize(batch.pixels, preprocessing), tokens, counts

@@ -26,7 +26,7 @@ from mmcompress.budget import Budget
 from mmcompress.card import export_card
 from mmcompress.config import VerdictConfig
 from mmcompress.data.preprocess import normalize
-from mmcompress.export.export import read_int8, read_tensors
+from mmcompress.export.export import logits, read_int8, read_tensors
 from mmcompress.export.graph import Array
 from mmcompress.huggingface import dual_encoder_from_checkpoint
 from mmcompress.measure.document import RaceEnvironment
@@ -191,7 +191,7 @@ def deliver(
     draft.facts = {
         "params": source.model.params,
         "macs": source.model.macs,
-        "logit_scale": math.exp(float(tensors["logit_scale"])),
+        **logits(tensors),
         "kept": sorted(chosen.numerics.kept),
     }
     sizes = {file.name: file.stat().st_size for file in draft.path.iterdir()}

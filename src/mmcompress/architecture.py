@@ -2,21 +2,23 @@
 
 A pruned model is a smaller config plus safetensors. Heads and MLP units are listed block by block, so that loading,
 exporting and resuming a pruned model are ordinary construction. Everything that only has to *know* a model (manifests,
-reports, devices) reads this module; `model.py` builds it in torch and `export/onnx.py` in ONNX.
+reports, devices) reads this module; `model.py` builds it in torch and `export/towers.py` in ONNX.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, model_validator
 from typing_extensions import Self
 
-Activation = Literal["quick_gelu", "gelu"]
+Activation = Literal["quick_gelu", "gelu", "gelu_tanh"]
 WEIGHTS = "model.safetensors"
-LEGACY_EOS = 2
-"""The end token that old CLIP configs state while their tokenizer has another: texts are pooled at the largest id."""
 """The file of a checkpoint that holds its tensors."""
+NEVER_COMPRESSED = "stays as it is: its LayerNorms are behind its blocks"
+"""Said of a text tower wherever one is left alone that others would prune, quantize or train."""
+_UNSTATED_LARGEST = 2
+"""End token of a document without `pooling` that means the largest id, as it did when the field did not exist."""
 
 
 class Config(BaseModel):
@@ -37,7 +39,7 @@ class TowerConfig(Config):
     mlp: tuple[int, ...]
     """Hidden MLP units of each block."""
     activation: Activation = "quick_gelu"
-    """`quick_gelu` is x * sigmoid(1.702 x), OpenAI's; `gelu` is the exact one."""
+    """`quick_gelu` is x * sigmoid(1.702 x), OpenAI's; `gelu` is the exact one, `gelu_tanh` it by tanh."""
     layer_norm_eps: float = 1e-5
 
     @model_validator(mode="after")
@@ -54,7 +56,7 @@ class TowerConfig(Config):
 
     @property
     def uniform(self) -> bool:
-        """Every block alike and heads that fill the width: what a Hugging Face CLIP config can say."""
+        """Every block alike and heads that fill the width: what a Hugging Face config can say."""
         same = len(set(self.heads)) == 1 and len(set(self.mlp)) == 1
         return same and self.heads[0] * self.head_dim == self.width
 
@@ -77,54 +79,111 @@ class TowerConfig(Config):
         return total
 
 
+class PoolingHead(Config):
+    """Attention pooling (Lee et al. 2019, "Set Transformer", section 3.2, as SigLIP has it).
+
+    A learned query reads all tokens, and an MLP follows. It is as wide as the embedding, whatever the residual stream
+    is: a tower that has it needs no projection, and a narrower stream changes its keys and values alone.
+    """
+
+    heads: int
+    """Attention heads; they share the channels of the embedding."""
+    mlp: int
+    """Hidden MLP units."""
+
+    def params(self, width: int, embed_dim: int) -> int:
+        attention = 2 * embed_dim * (embed_dim + 1) + 2 * embed_dim * (width + 1)  # query and out; keys and values
+        return embed_dim + attention + 2 * embed_dim + (2 * embed_dim + 1) * self.mlp + embed_dim
+
+    def macs(self, tokens: int, width: int, embed_dim: int) -> int:
+        """Multiply-accumulates for one image."""
+        attention = 2 * embed_dim**2 + 2 * tokens * (width + 1) * embed_dim
+        return attention + 2 * embed_dim * self.mlp
+
+    def folded_macs(self, tokens: int, width: int, embed_dim: int) -> int:
+        """The same in the exported graph, where the query is in the keys' weights and values follow the pooling."""
+        return 2 * tokens * width * self.heads + (width + embed_dim) * embed_dim + 2 * embed_dim * self.mlp
+
+
 class ImageConfig(TowerConfig):
-    """Vision transformer with a class token (Dosovitskiy et al. 2021, CLIP's variant: LayerNorm before the blocks)."""
+    """Vision transformer (Dosovitskiy et al. 2021) over square patches; what does not fill a patch is not read."""
 
     image_size: int
     """Side of the square input, in pixels."""
     patch: int
     """Side of a patch, in pixels."""
+    head: PoolingHead | None = None
+    """Attention pooling, with a patch bias and no LayerNorm before the blocks (SigLIP); None is CLIP's class token."""
 
     @model_validator(mode="after")
     def _patches_fit(self) -> Self:
-        if self.image_size % self.patch:
-            raise ValueError(f"image_size {self.image_size} is not a multiple of patch {self.patch}")
+        if self.patch < 1 or self.image_size < self.patch:
+            raise ValueError(f"image_size {self.image_size} holds no patch of {self.patch} pixels")
         return self
 
     @property
+    def patches(self) -> int:
+        return (self.image_size // self.patch) ** 2
+
+    @property
     def tokens(self) -> int:
-        return (self.image_size // self.patch) ** 2 + 1
+        return self.patches + (self.head is None)
 
     def params(self, embed_dim: int) -> int:
-        stem = 3 * self.patch**2 * self.width + self.width + self.tokens * self.width
+        stem = (3 * self.patch**2 + 1) * self.width + self.tokens * self.width  # class token or bias
+        if self.head is not None:
+            return stem + self.block_params() + 2 * self.width + self.head.params(self.width, embed_dim)
         return stem + 4 * self.width + self.block_params() + self.width * embed_dim
 
     def macs(self, embed_dim: int) -> int:
         """Multiply-accumulates for one image."""
-        stem = (self.tokens - 1) * 3 * self.patch**2 * self.width
-        return stem + self.block_macs(self.tokens) + self.width * embed_dim
+        inside = self.patches * 3 * self.patch**2 * self.width + self.block_macs(self.tokens)
+        if self.head is not None:
+            return inside + self.head.macs(self.tokens, self.width, embed_dim)
+        return inside + self.width * embed_dim
 
     def pooled_macs(self, embed_dim: int) -> int:
-        """The same in the exported graph, whose last block has one query: keys and values only are of all tokens."""
+        """The same in the exported graph: only what is read at the end is computed there."""
+        if self.head is not None:
+            sizes = (self.tokens, self.width, embed_dim)
+            return self.macs(embed_dim) - self.head.macs(*sizes) + self.head.folded_macs(*sizes)
         inner, mlp = self.heads[-1] * self.head_dim, self.mlp[-1]
         saved = 2 * self.width * (inner + mlp) + 2 * self.tokens * inner
         return self.macs(embed_dim) - (self.tokens - 1) * saved
 
 
 class TextConfig(TowerConfig):
-    """Causal text transformer that pools at the end-of-text token (Radford et al. 2021, section 2.4)."""
+    """Text transformer that is read at one token (Radford et al. 2021, section 2.4)."""
 
     vocab: int
     context: int
     """Longest sequence, in tokens, begin and end included."""
     eos_token_id: int
-    """Pool at its first occurrence; 2 is the legacy config of OpenAI's exports and pools at the largest id."""
     bos_token_id: int = 0
     pad_token_id: int = 1
+    pooling: Literal["end", "largest", "last", "first"]
+    """The token that is read: the first `eos_token_id`; the first of the largest id, which CLIP computes where its
+    config states the end token 2; the last of the context, padding included (SigLIP); the first (BERT)."""
+    attention: Literal["causal", "masked", "full"] = "causal"
+    """What a token sees: all before it; all but the padding behind the text; all of the context."""
+    norm: Literal["pre", "post"] = "pre"
+    """Where a block's LayerNorms are. A `post` tower (BERT) has one before its blocks too, and is never compressed."""
+    final_norm: bool = True
+    """A LayerNorm between the blocks and the projection."""
+    projection_bias: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_an_older_version(cls, stated: Any) -> Any:
+        if isinstance(stated, dict) and "pooling" not in stated:
+            largest = stated.get("eos_token_id") == _UNSTATED_LARGEST
+            return {**stated, "pooling": "largest" if largest else "end"}
+        return stated
 
     def params(self, embed_dim: int) -> int:
         embeddings = (self.vocab + self.context) * self.width
-        return embeddings + 2 * self.width + self.block_params() + self.width * embed_dim
+        norms = 2 * self.width * (self.final_norm + (self.norm == "post"))
+        return embeddings + norms + self.block_params() + (self.width + self.projection_bias) * embed_dim
 
     def macs(self, embed_dim: int) -> int:
         """Multiply-accumulates for one text of full length."""
@@ -137,11 +196,25 @@ class DualEncoderConfig(Config):
     embed_dim: int
     image: ImageConfig
     text: TextConfig
+    sigmoid: bool = False
+    """Trained with the sigmoid loss (Zhai et al. 2023, "Sigmoid Loss for Language Image Pre-Training"), so there is a
+    logit bias beside the scale."""
+
+    @model_validator(mode="after")
+    def _head_fits(self) -> Self:
+        if self.image.head is not None and self.embed_dim % self.image.head.heads:
+            raise ValueError(f"{self.image.head.heads} pooling heads do not share {self.embed_dim} channels")
+        return self
+
+    @property
+    def compressed(self) -> tuple[Literal["image", "text"], ...]:
+        """The towers that are pruned and quantized: a text tower with LayerNorms behind its blocks stays as it is."""
+        return ("image", "text") if self.text.norm == "pre" else ("image",)
 
     @property
     def params(self) -> int:
-        """Parameters of both towers, the logit scale included."""
-        return self.image.params(self.embed_dim) + self.text.params(self.embed_dim) + 1
+        """Parameters of both towers, logit scale and bias included."""
+        return self.image.params(self.embed_dim) + self.text.params(self.embed_dim) + 1 + self.sigmoid
 
     @property
     def macs(self) -> int:

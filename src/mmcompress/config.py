@@ -65,7 +65,7 @@ class TeacherConfig(Config):
 
 class StudentConfig(Config):
     source: str
-    """A preset (`vit-s16`), or `inherit:F`: heads, MLP units and blocks of a CLIP teacher, at F of its image MACs."""
+    """A preset (`vit-s16`), or `inherit:F`: heads, MLP units and blocks of the teacher, at F of its image MACs."""
     image_size: int | None = None
     """Input side of a preset, in pixels; the preset's own if not given."""
     tokenizer: str | None = None
@@ -181,7 +181,7 @@ class DistillConfig(StageConfig):
     anchors: int = Field(default=4096, ge=2)
     """Cached teacher embeddings of each modality that the other is compared with."""
     text: Literal["distill", "keep"] = "distill"
-    """`keep` takes the text tower over from the teacher, which must be a CLIP model, and leaves it as it is."""
+    """`keep` takes the text tower over from the teacher, a folder of a known family, and leaves it as it is."""
     device: Device = "auto"
     """Of torch: `cpu`, `cuda`; `auto` is a GPU where there is one."""
 

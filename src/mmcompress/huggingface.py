@@ -1,112 +1,89 @@
-"""Checkpoints on disk: Hugging Face folders, whose config and tensor names are mapped to the towers of `model.py`.
+"""Checkpoints on disk: folders as transformers writes them, read strictly and written for the family's stock class.
 
-The maps are tables of names, so reading and writing are the same table in both directions, and loading is strict: the
-first tensor that is missing, unexpected or of another shape is named.
+What a `config.json` says is read in `families.py`, and what tensors are called stands in `tensornames.py`; the first
+tensor that is missing, unexpected or of another shape is named. A checkpoint that no stock class computes has the same
+tensor names, its sizes in the manifest, and a README that says why.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
-from mmcompress.architecture import WEIGHTS, DualEncoderConfig, ImageConfig, TextConfig, TowerConfig
+from mmcompress.architecture import WEIGHTS, DualEncoderConfig
 from mmcompress.errors import CorruptInputError, UsageError
-from mmcompress.model import DualEncoder, _first_not_finite
-from mmcompress.strictjson import json_from_text, read_json, text_from_json
+from mmcompress.families import config_from_hugging_face, family_of, hugging_face_config
+from mmcompress.manifest import TextProcessing
+from mmcompress.model import DualEncoder
+from mmcompress.strictjson import read_json, text_from_json
+from mmcompress.tensornames import entries, hugging_face_from_state, state_from_hugging_face
 
 FOLDER_FILES = ("tokenizer.json", "tokenizer_config.json", "spiece.model", "preprocessor_config.json")
 """What a checkpoint takes over from the one it was made from."""
-
-
-def config_from_hugging_face(folder: Path) -> DualEncoderConfig:
-    """The sizes of a `transformers.CLIPModel` folder. Raises UsageError if it is of another family."""
-    from transformers import CLIPConfig
-
-    path = folder / "config.json"
-    try:
-        family = json_from_text(path.read_bytes()).get("model_type")
-    except FileNotFoundError as error:
-        raise UsageError(f"{folder} has no config.json", "give a folder in Hugging Face format") from error
-    except (ValueError, AttributeError) as error:
-        raise CorruptInputError(f"{path} is not a JSON config: {error}", "restore it from where it came") from error
-    if family != "clip":
-        raise UsageError(f"{folder} is a {family!r} model", "this needs one of the CLIP family (model_type 'clip')")
-    source = CLIPConfig.from_pretrained(folder)
-    vision, text = source.vision_config, source.text_config
-
-    def tower(c: object) -> dict[str, object]:
-        width, heads, depth = (getattr(c, k) for k in ("hidden_size", "num_attention_heads", "num_hidden_layers"))
-        activation = getattr(c, "hidden_act")  # noqa: B009
-        if activation not in ("quick_gelu", "gelu"):
-            raise UsageError(f"{path}: activation {activation!r}", "quick_gelu and gelu are supported")
-        return {
-            "width": width,
-            "head_dim": width // heads,
-            "heads": (heads,) * depth,
-            "mlp": (getattr(c, "intermediate_size"),) * depth,  # noqa: B009
-            "activation": activation,
-            "layer_norm_eps": getattr(c, "layer_norm_eps"),  # noqa: B009
-        }
-
-    return DualEncoderConfig(
-        embed_dim=source.projection_dim,
-        image=ImageConfig.model_validate(
-            {**tower(vision), "image_size": vision.image_size, "patch": vision.patch_size}
-        ),
-        text=TextConfig.model_validate(
-            {
-                **tower(text),
-                "vocab": text.vocab_size,
-                "context": text.max_position_embeddings,
-                "eos_token_id": text.eos_token_id,
-                "bos_token_id": text.bos_token_id or 0,
-                "pad_token_id": text.pad_token_id if text.pad_token_id is not None else text.eos_token_id,
-            }
-        ),
-    )
+_BUFFERS = ("position_ids", "token_type_ids")
+"""Counters that older versions of transformers saved beside the weights."""
 
 
 def dual_encoder_from_hugging_face(folder: str | Path) -> DualEncoder:
-    """Load a Hugging Face CLIP folder, strictly, in float32."""
+    """Load a Hugging Face folder of one of the families, strictly, in float32."""
     folder = Path(folder)
     return dual_encoder_from_checkpoint(folder, config_from_hugging_face(folder))
 
 
 def dual_encoder_from_checkpoint(folder: str | Path, config: DualEncoderConfig) -> DualEncoder:
     """Load weights with Hugging Face names into a model of the given sizes; the first tensor that differs is named."""
-    model = DualEncoder(config)
-    expected = hugging_face_from_state(model.state_dict(), config)
     tensors = _read_tensors(Path(folder))
-    for name, tensor in expected.items():
-        if name not in tensors:
-            raise CorruptInputError(f"{folder}: tensor {name!r} is missing", "the weights do not belong to this config")
-        if tensors[name].shape != tensor.shape:
-            raise CorruptInputError(
-                f"{folder}: tensor {name!r} has shape {tuple(tensors[name].shape)}, expected {tuple(tensor.shape)}",
-                "the weights do not belong to this config",
-            )
+    expected = [name for entry in entries(config) for name in entry.theirs]
+    floats = {name: tensors[name].float() for name in expected if name in tensors}
+    state = state_from_hugging_face(floats, config, where=str(folder))
+    for name in expected:
         if not tensors[name].is_floating_point():
             raise CorruptInputError(f"{folder}: tensor {name!r} is {tensors[name].dtype}", "expected a float type")
-    broken = _first_not_finite({name: tensors[name] for name in expected})
+    broken = _first_not_finite(floats)
     if broken is not None:
         raise CorruptInputError(
             f"{folder}: tensor {broken!r} has numbers that are NaN or infinite",
             "restore it from where it came, or train it again with a lower learning rate",
         )
+    known = {*expected}
     for name in tensors:
-        if name not in expected and not name.endswith("position_ids"):
+        if name not in known and not name.endswith(_BUFFERS):
             raise CorruptInputError(f"{folder}: unexpected tensor {name!r}", "the weights do not belong to this config")
-    model.load_state_dict(state_from_hugging_face({n: tensors[n].float() for n in expected}, config), strict=True)
+    model = DualEncoder(config)
+    model.load_state_dict(state, strict=True)
     return model.eval()
 
 
+def with_tokenizer(model: DualEncoder, processing: TextProcessing) -> DualEncoder:
+    """The model for texts as its tokenizer makes them: the positions behind the tokenizer's context go, exactly.
+
+    Raises UsageError where there are too few positions, or where a masked tower would take something else for padding.
+    """
+    text, context, hint = model.config.text, processing.context, "config.json and tokenizer do not belong together"
+    if context > text.context:
+        raise UsageError(
+            f"the tokenizer makes {context} tokens of a text, and the model has positions for {text.context}", hint
+        )
+    if text.attention == "masked" and processing.pad_token_id != text.pad_token_id:
+        raise UsageError(
+            f"the tokenizer pads with id {processing.pad_token_id}, and the model masks id {text.pad_token_id}", hint
+        )
+    if context == text.context:
+        return model
+    text = text.model_copy(update={"context": context})
+    model.config = model.config.model_copy(update={"text": text})
+    model.text.config = text
+    model.text.positions = nn.Parameter(model.text.positions.detach()[:context].clone())
+    return model
+
+
 def save_checkpoint(model: DualEncoder, folder: Path, dtype: torch.dtype = torch.float32) -> None:
-    """Write `model.safetensors` with Hugging Face names and, while the towers are uniform, `config.json`.
+    """Write `model.safetensors` with Hugging Face names and, where a stock class computes the model, `config.json`.
 
     Raises UsageError, and writes nothing, for weights that are NaN or that the type cannot hold.
     """
@@ -119,97 +96,24 @@ def save_checkpoint(model: DualEncoder, folder: Path, dtype: torch.dtype = torch
             "lower the learning rate; weights that float16 cannot hold are saved in float32",
         )
     save_file(tensors, folder / WEIGHTS)
-    if model.config.image.uniform and model.config.text.uniform:
-        text = text_from_json(hugging_face_config(model.config, dtype), indent=2)
-        (folder / "config.json").write_text(text + "\n", encoding="utf-8")
+    family, why = family_of(model.config)
+    if family is None:
+        (folder / "README.md").write_text(_NO_STOCK_CLASS.format(why=why), encoding="utf-8")
+        return
+    text = text_from_json(hugging_face_config(model.config, family, str(dtype).removeprefix("torch.")), indent=2)
+    (folder / "config.json").write_text(text + "\n", encoding="utf-8")
 
 
-def hugging_face_config(config: DualEncoderConfig, dtype: torch.dtype) -> dict[str, object]:
-    """The `config.json` that `transformers.CLIPModel` reads."""
+_NO_STOCK_CLASS = """# A checkpoint of mmcompress
 
-    def tower(c: TowerConfig) -> dict[str, object]:
-        return {
-            "hidden_size": c.width,
-            "num_attention_heads": c.heads[0],
-            "num_hidden_layers": c.depth,
-            "intermediate_size": c.mlp[0],
-            "hidden_act": c.activation,
-            "layer_norm_eps": c.layer_norm_eps,
-            "projection_dim": config.embed_dim,
-        }
-
-    vision = {"image_size": config.image.image_size, "patch_size": config.image.patch}
-    text = {
-        "vocab_size": config.text.vocab,
-        "max_position_embeddings": config.text.context,
-        "bos_token_id": config.text.bos_token_id,
-        "eos_token_id": config.text.eos_token_id,
-        "pad_token_id": config.text.pad_token_id,
-    }
-    return {
-        "architectures": ["CLIPModel"],
-        "model_type": "clip",
-        "projection_dim": config.embed_dim,
-        "torch_dtype": str(dtype).removeprefix("torch."),
-        "vision_config": {"model_type": "clip_vision_model", **tower(config.image), **vision},
-        "text_config": {"model_type": "clip_text_model", **tower(config.text), **text},
-    }
+transformers has no class that opens this folder: {why}.
+`mmcompress export` writes its towers as ONNX graphs, and `mmcompress classify` and `search` run those.
+The sizes are in `manifest.json`, the weights in `model.safetensors`.
+"""
 
 
-_TOWERS = {"image": "vision_model", "text": "text_model"}
-_NAMES = {
-    "image.class_token": "vision_model.embeddings.class_embedding",
-    "image.patch.weight": "vision_model.embeddings.patch_embedding.weight",
-    "image.positions": "vision_model.embeddings.position_embedding.weight",
-    "image.norm_pre.weight": "vision_model.pre_layrnorm.weight",
-    "image.norm_pre.bias": "vision_model.pre_layrnorm.bias",
-    "image.norm_post.weight": "vision_model.post_layernorm.weight",
-    "image.norm_post.bias": "vision_model.post_layernorm.bias",
-    "image.projection.weight": "visual_projection.weight",
-    "text.tokens.weight": "text_model.embeddings.token_embedding.weight",
-    "text.positions": "text_model.embeddings.position_embedding.weight",
-    "text.norm_post.weight": "text_model.final_layer_norm.weight",
-    "text.norm_post.bias": "text_model.final_layer_norm.bias",
-    "text.projection.weight": "text_projection.weight",
-    "logit_scale": "logit_scale",
-}
-_PARTS = {
-    "norm1": "layer_norm1",
-    "out": "self_attn.out_proj",
-    "norm2": "layer_norm2",
-    "fc1": "mlp.fc1",
-    "fc2": "mlp.fc2",
-}
-
-
-def _tensor_names(config: DualEncoderConfig) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Each of our names with the Hugging Face names whose rows it stacks."""
-    for ours, theirs in _NAMES.items():
-        yield ours, (theirs,)
-    for tower, depth in (("image", config.image.depth), ("text", config.text.depth)):
-        for i in range(depth):
-            layer = f"{_TOWERS[tower]}.encoder.layers.{i}"
-            for leaf in ("weight", "bias"):
-                qkv = tuple(f"{layer}.self_attn.{x}_proj.{leaf}" for x in "qkv")
-                yield f"{tower}.blocks.{i}.qkv.{leaf}", qkv
-                for part, theirs in _PARTS.items():
-                    yield f"{tower}.blocks.{i}.{part}.{leaf}", (f"{layer}.{theirs}.{leaf}",)
-
-
-def hugging_face_from_state(state: Mapping[str, Tensor], config: DualEncoderConfig) -> dict[str, Tensor]:
-    """Our tensors under Hugging Face names, the fused QKV split in three."""
-    tensors: dict[str, Tensor] = {}
-    for ours, theirs in _tensor_names(config):
-        tensors.update(zip(theirs, state[ours].chunk(len(theirs)) if len(theirs) > 1 else (state[ours],), strict=True))
-    return tensors
-
-
-def state_from_hugging_face(tensors: Mapping[str, Tensor], config: DualEncoderConfig) -> dict[str, Tensor]:
-    """The inverse of `hugging_face_from_state`."""
-    return {
-        ours: torch.cat([tensors[n] for n in theirs]) if len(theirs) > 1 else tensors[theirs[0]]
-        for ours, theirs in _tensor_names(config)
-    }
+def _first_not_finite(tensors: Mapping[str, Tensor]) -> str | None:
+    return next((name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()), None)
 
 
 def _read_tensors(folder: Path) -> dict[str, Tensor]:

@@ -236,5 +236,6 @@ def attention_operands(config: DualEncoderConfig) -> tuple[str, ...]:
 
 
 def _in_every_block(config: DualEncoderConfig, parts: Sequence[str]) -> tuple[str, ...]:
-    towers = (("image", config.image), ("text", config.text))
-    return tuple(f"{name}.blocks.{i}.{part}" for name, tower in towers for i in range(tower.depth) for part in parts)
+    depths = {"image": config.image.depth, "text": config.text.depth}
+    towers = config.compressed
+    return tuple(f"{name}.blocks.{i}.{part}" for name in towers for i in range(depths[name]) for part in parts)

@@ -1,148 +1,150 @@
-"""The dual encoder in torch, numerically equal to the CLIP family, and its Hugging Face form on disk.
+"""The dual encoder in torch, numerically equal to the families that it holds (`families.py`), as one model.
 
-In memory the tower is flat and fused (`image.blocks.0.qkv`), which is what pruning, calibration and speed want; at rest
-the tensors have the names of `transformers.CLIPModel`, so a checkpoint folder *is* a Hugging Face CLIP folder while its
-blocks are uniform, and the same format with smaller tensors once it is pruned (`huggingface.py`). Nothing is
-ever pickled.
+In memory a tower is flat and fused (`image.blocks.0.qkv`), which is what pruning, calibration and speed want; at rest
+the tensors have the names of the family's own class (`tensornames.py`), so a checkpoint folder *is* a Hugging Face
+folder while its blocks are uniform, and the same format with smaller tensors once it is pruned (`huggingface.py`).
+Nothing is ever pickled.
 
-Left out: attention dropout (CLIP has none) and padding masks (the text tower is causal and pools at the end-of-text
-token, so what follows that token cannot reach the output).
+What a token may see is derived from the ids: a causal tower that pools at the end of a text never sees what follows,
+and a masked one takes for padding what follows the last id that is not `pad_token_id`. So a pad token inside a text is
+seen, as tokenizers mask it. Left out: dropout, and AltCLIP's rule that such a token also moves the positions behind it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmcompress.architecture import LEGACY_EOS, DualEncoderConfig, ImageConfig, TextConfig, TowerConfig
+from mmcompress.architecture import DualEncoderConfig, ImageConfig, TextConfig
+from mmcompress.transformer import Attention, AttentionPooling, Block, PostNormBlock, token_at
 
 MAX_LOGIT_SCALE = math.log(100.0)  # Radford et al. 2021, section 2.5
 
 
-class Attention(nn.Module):
-    """softmax(q k^T / sqrt(d)) v; without parameters, and a module so that calibration sees what goes into it."""
+class Tower(nn.Module):
+    """What both towers share: from inputs to a residual stream, through the blocks, and out at what is read."""
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
-        """q (B, H, R, d), k and v (B, H, T, d) -> (B, H, R, d)"""
-        return F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal)
+    causal: bool
+    positions: nn.Parameter
+    blocks: nn.ModuleList
+    norm_post: nn.Module
 
+    def forward(self, inputs: Tensor) -> Tensor:
+        """(B, ...) -> (B, D); the last block computes the token that is read, if there is only one."""
+        x, mask = self.enter(inputs), self.mask(inputs)
+        for block in self.blocks[:-1]:
+            x = block(x, self.causal, mask=mask)
+        return self.leave(self.blocks[-1](x, self.causal, self.ends(inputs), mask))
 
-class Block(nn.Module):
-    """Pre-LayerNorm transformer block: x + attention(norm1(x)), then x + mlp(norm2(x))."""
+    def enter(self, inputs: Tensor) -> Tensor:
+        """(B, ...) -> (B, T, width): the residual stream before the first block."""
+        raise NotImplementedError
 
-    def __init__(self, config: TowerConfig, index: int) -> None:
-        super().__init__()
-        self.heads = config.heads[index]
-        self.quick = config.activation == "quick_gelu"
-        inner = self.heads * config.head_dim
-        self.norm1 = nn.LayerNorm(config.width, config.layer_norm_eps)
-        self.qkv = nn.Linear(config.width, 3 * inner)
-        self.attention = Attention()
-        self.out = nn.Linear(inner, config.width)
-        self.norm2 = nn.LayerNorm(config.width, config.layer_norm_eps)
-        self.fc1 = nn.Linear(config.width, config.mlp[index])
-        self.fc2 = nn.Linear(config.mlp[index], config.width)
+    def mask(self, inputs: Tensor) -> Tensor | None:
+        """(B, 1, 1, T): the tokens that are seen, where it is neither all nor those before."""
+        return None
 
-    def forward(self, x: Tensor, causal: bool, pooled: Tensor | None = None) -> Tensor:
-        """(B, T, width) -> (B, T, width), or (B, 1, width) of the token `pooled` (B,), where nothing else is read."""
-        mixed = self.attended(x, causal, pooled)
-        x = (x if pooled is None else token_at(x, pooled)) + self.out(mixed)
-        return x + self.fc2(self.hidden(x))  # type: ignore[no-any-return]
+    def ends(self, inputs: Tensor) -> Tensor | None:
+        """(B,): the token that is read at the end; None where all are."""
+        raise NotImplementedError
 
-    def attended(self, x: Tensor, causal: bool, pooled: Tensor | None = None) -> Tensor:
-        """(B, T, width) -> (B, T or 1, heads * head_dim): what goes into the out-projection, head by head."""
-        q, k, v = self.qkv(self.norm1(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        mask = None
-        if pooled is not None:
-            q = token_at(q.transpose(1, 2), pooled).transpose(1, 2)
-            if causal:
-                mask = (torch.arange(x.shape[1], device=x.device) <= pooled[:, None])[:, None, None]
-        mixed: Tensor = self.attention(q, k, v, mask, causal and pooled is None)
-        return mixed.transpose(1, 2).flatten(2)
+    def reach(self, inputs: Tensor) -> Tensor:
+        """(B,): the last token that the embedding depends on."""
+        return torch.full((len(inputs),), len(self.positions) - 1, device=inputs.device)
 
-    def hidden(self, x: Tensor) -> Tensor:
-        """(B, T, width) -> (B, T, mlp): what goes into FC2."""
-        hidden: Tensor = self.fc1(self.norm2(x))
-        return hidden * torch.sigmoid(1.702 * hidden) if self.quick else F.gelu(hidden)
+    def read(self, x: Tensor, inputs: Tensor) -> Tensor:
+        """(B, T, width) behind the last block -> what `leave` takes."""
+        ends = self.ends(inputs)
+        return x if ends is None else token_at(x, ends)
+
+    def leave(self, read: Tensor) -> Tensor:
+        """(B, 1 or T, width) -> (B, D)"""
+        raise NotImplementedError
 
 
-def token_at(x: Tensor, places: Tensor) -> Tensor:
-    """(B, T, ...), (B,) -> (B, 1, ...): one token of each sequence."""
-    return x[torch.arange(len(x), device=x.device), places][:, None]
-
-
-class ImageTower(nn.Module):
+class ImageTower(Tower):
     causal = False
 
     def __init__(self, config: ImageConfig, embed_dim: int) -> None:
         super().__init__()
-        self.class_token = nn.Parameter(torch.empty(config.width))
-        self.patch = nn.Conv2d(3, config.width, config.patch, config.patch, bias=False)
-        self.positions = nn.Parameter(torch.empty(config.tokens, config.width))
-        self.norm_pre = nn.LayerNorm(config.width, config.layer_norm_eps)
+        pooled = config.head is not None
+        self.class_token = None if pooled else nn.Parameter(torch.zeros(config.width))
+        self.patch = nn.Conv2d(3, config.width, config.patch, config.patch, bias=pooled)
+        self.positions = nn.Parameter(torch.zeros(config.tokens, config.width))
+        self.norm_pre = None if pooled else nn.LayerNorm(config.width, config.layer_norm_eps)
         self.blocks = nn.ModuleList(Block(config, i) for i in range(config.depth))
         self.norm_post = nn.LayerNorm(config.width, config.layer_norm_eps)
-        self.projection = nn.Linear(config.width, embed_dim, bias=False)
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        """(B, 3, H, W) -> (B, D)"""
-        return self.leave(_through(self.blocks, self.enter(pixels), self.ends(pixels), self.causal))
+        self.head = None if config.head is None else AttentionPooling(config.head, config, embed_dim)
+        self.projection = None if pooled else nn.Linear(config.width, embed_dim, bias=False)
 
     def enter(self, pixels: Tensor) -> Tensor:
-        """(B, 3, H, W) -> (B, T, width): the residual stream before the first block."""
-        patches = self.patch(pixels).flatten(2).transpose(1, 2)
-        tokens = torch.cat([self.class_token.expand(len(patches), 1, -1), patches], dim=1)
-        return self.norm_pre(tokens + self.positions)  # type: ignore[no-any-return]
+        """(B, 3, H, W) -> (B, T, width)"""
+        tokens = self.patch(pixels).flatten(2).transpose(1, 2)
+        if self.class_token is not None:
+            tokens = torch.cat([self.class_token.expand(len(tokens), 1, -1), tokens], dim=1)
+        x: Tensor = tokens + self.positions
+        return x if self.norm_pre is None else self.norm_pre(x)
 
-    def ends(self, pixels: Tensor) -> Tensor:
-        """(B, 3, H, W) -> (B,): the token that is read at the end, the class token."""
-        return torch.zeros(len(pixels), dtype=torch.long, device=pixels.device)
+    def ends(self, pixels: Tensor) -> Tensor | None:
+        """(B, 3, H, W) -> (B,): the class token's place, the first."""
+        return torch.zeros(len(pixels), dtype=torch.long, device=pixels.device) if self.head is None else None
 
-    def leave(self, pooled: Tensor) -> Tensor:
-        """(B, 1, width) -> (B, D): the token that is read, behind the last block."""
-        return self.projection(self.norm_post(pooled[:, 0]))  # type: ignore[no-any-return]
+    def leave(self, read: Tensor) -> Tensor:
+        if self.head is not None:
+            return self.head(self.norm_post(read))  # type: ignore[no-any-return]
+        assert self.projection is not None
+        return self.projection(self.norm_post(read[:, 0]))  # type: ignore[no-any-return]
 
 
-class TextTower(nn.Module):
-    causal = True
-
+class TextTower(Tower):
     def __init__(self, config: TextConfig, embed_dim: int) -> None:
         super().__init__()
-        self.eos_token_id = config.eos_token_id
+        self.config = config
+        self.causal = config.attention == "causal"
+        post, sizes = config.norm == "post", (config.width, config.layer_norm_eps)
         self.tokens = nn.Embedding(config.vocab, config.width)
-        self.positions = nn.Parameter(torch.empty(config.context, config.width))
-        self.blocks = nn.ModuleList(Block(config, i) for i in range(config.depth))
-        self.norm_post = nn.LayerNorm(config.width, config.layer_norm_eps)
-        self.projection = nn.Linear(config.width, embed_dim, bias=False)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """(B, T) int -> (B, D)"""
-        return self.leave(_through(self.blocks, self.enter(tokens), self.ends(tokens), self.causal))
+        self.positions = nn.Parameter(torch.zeros(config.context, config.width))
+        self.norm_pre = nn.LayerNorm(*sizes) if post else None
+        self.blocks = nn.ModuleList((PostNormBlock if post else Block)(config, i) for i in range(config.depth))
+        self.norm_post = nn.LayerNorm(*sizes) if config.final_norm else nn.Identity()
+        self.projection = nn.Linear(config.width, embed_dim, bias=config.projection_bias)
 
     def enter(self, tokens: Tensor) -> Tensor:
-        """(B, T) int -> (B, T, width): the residual stream before the first block."""
-        return self.tokens(tokens) + self.positions[: tokens.shape[1]]  # type: ignore[no-any-return]
+        """(B, T) int -> (B, T, width)"""
+        x: Tensor = self.tokens(tokens) + self.positions[: tokens.shape[1]]
+        return x if self.norm_pre is None else self.norm_pre(x)
+
+    def mask(self, tokens: Tensor) -> Tensor | None:
+        if self.config.attention != "masked":
+            return None
+        places = torch.arange(tokens.shape[1], device=tokens.device)
+        return (places <= self.reach(tokens)[:, None])[:, None, None]
 
     def ends(self, tokens: Tensor) -> Tensor:
-        """(B, T) int -> (B,): where each text is pooled; what follows cannot reach the output."""
-        scores = tokens if self.eos_token_id == LEGACY_EOS else (tokens == self.eos_token_id).int()
-        return scores.argmax(dim=-1)
+        """(B, T) int -> (B,): where each text is read."""
+        match self.config.pooling:
+            case "end":
+                return (tokens == self.config.eos_token_id).int().argmax(dim=-1)
+            case "largest":
+                return tokens.argmax(dim=-1)
+            case "last":
+                return torch.full((len(tokens),), tokens.shape[1] - 1, device=tokens.device)
+            case "first":
+                return torch.zeros(len(tokens), dtype=torch.long, device=tokens.device)
 
-    def leave(self, pooled: Tensor) -> Tensor:
-        """(B, 1, width) -> (B, D): the token that is read, behind the last block."""
-        return self.projection(self.norm_post(pooled[:, 0]))  # type: ignore[no-any-return]
+    def reach(self, tokens: Tensor) -> Tensor:
+        if self.causal:
+            return self.ends(tokens)
+        places = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
+        seen = tokens != self.config.pad_token_id if self.config.attention == "masked" else True
+        return torch.where(torch.as_tensor(seen, device=tokens.device), places, 0).amax(dim=1)
 
-
-def _through(blocks: nn.ModuleList, x: Tensor, ends: Tensor, causal: bool) -> Tensor:
-    """(B, T, width), (B,) -> (B, 1, width): all blocks; the last one computes the token that is read."""
-    for block in blocks[:-1]:
-        x = block(x, causal)
-    pooled: Tensor = blocks[-1](x, causal, ends)
-    return pooled
+    def leave(self, read: Tensor) -> Tensor:
+        return self.projection(self.norm_post(read[:, 0]))  # type: ignore[no-any-return]
 
 
 class DualEncoder(nn.Module):
@@ -154,6 +156,7 @@ class DualEncoder(nn.Module):
         self.image = ImageTower(config.image, config.embed_dim)
         self.text = TextTower(config.text, config.embed_dim)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+        self.logit_bias = nn.Parameter(torch.tensor(-10.0)) if config.sigmoid else None
 
     def encode_image(self, pixels: Tensor) -> Tensor:
         """(B, 3, H, W) normalized float -> (B, D) of unit norm"""
@@ -169,20 +172,25 @@ class DualEncoder(nn.Module):
 
     def linears(self) -> Iterator[tuple[str, nn.Linear]]:
         """The Linear groups that INT8 may take: `image.blocks.0.qkv`, … in order."""
-        for name, module in self.named_modules():
+        for name, module in self._compressed_modules():
             if ".blocks." in name and isinstance(module, nn.Linear):
                 yield name, module
 
     def attentions(self) -> Iterator[tuple[str, Attention]]:
         """`image.blocks.0.attention`, … in order."""
-        for name, module in self.named_modules():
+        for name, module in self._compressed_modules():
             if isinstance(module, Attention):
                 yield name, module
+
+    def _compressed_modules(self) -> Iterator[tuple[str, nn.Module]]:
+        for tower in self.config.compressed:
+            yield from getattr(self, tower).named_modules(prefix=tower)
 
 
 def initialize(model: DualEncoder, seed: int) -> DualEncoder:
     """Random weights as in CLIP's reference code: residual outputs scaled down with depth (GPT-2, section 2.3)."""
     generator = torch.Generator().manual_seed(seed)
+    assert model.image.class_token is not None and model.image.projection is not None
 
     def normal(tensor: Tensor, std: float) -> None:
         nn.init.normal_(tensor, std=std, generator=generator)
@@ -190,6 +198,7 @@ def initialize(model: DualEncoder, seed: int) -> DualEncoder:
     for tower, config in ((model.image, model.config.image), (model.text, model.config.text)):
         width = config.width
         normal(tower.positions, 0.01)
+        assert tower.projection is not None
         normal(tower.projection.weight, width**-0.5)
         for block in tower.blocks:
             assert isinstance(block, Block)
@@ -203,7 +212,3 @@ def initialize(model: DualEncoder, seed: int) -> DualEncoder:
     normal(model.image.patch.weight, (3 * model.config.image.patch**2) ** -0.5)
     normal(model.text.tokens.weight, 0.02)
     return model
-
-
-def _first_not_finite(tensors: Mapping[str, Tensor]) -> str | None:
-    return next((name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()), None)

@@ -20,9 +20,9 @@ from mmcompress.compress.int8.simulate import embedded, quantizing
 from mmcompress.export.export import VARIANTS, read_int8
 from mmcompress.export.graph import Numerics
 from mmcompress.export.towers import graph_integers, image_graph, text_graph
-from mmcompress.huggingface import state_from_hugging_face
 from mmcompress.int8 import INTEGERS, SCALE_TYPES, IntegerLinear, quantize_weight, tensors_from_linears
 from mmcompress.model import DualEncoder
+from mmcompress.tensornames import state_from_hugging_face
 
 TOWERS = {"image": (image_graph, pixels), "text": (text_graph, tokens)}
 RANGE = {"low": -3.0, "high": 5.0, "absmax": 127 / 32}

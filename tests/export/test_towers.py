@@ -159,8 +159,8 @@ def test_a_tensor_of_the_wrong_shape_is_named() -> None:
     tensors = tensors_of(clip_of(config))
     name = "vision_model.encoder.layers.1.mlp.fc1.weight"
     tensors[name] = tensors[name][:-1]
-    with pytest.raises(CorruptInputError, match=rf"{name}' has shape \(63, 32\), and the config expects \(64, 32\)"):
+    with pytest.raises(CorruptInputError, match=rf"{name}' has shape \(63, 32\), expected \(64, 32\)"):
         image_graph(config, tensors, Numerics(), 18)
     del tensors[name]
-    with pytest.raises(CorruptInputError, match=f"has no tensor '{name}'"):
+    with pytest.raises(CorruptInputError, match=f"tensor .{name}. is missing"):
         image_graph(config, tensors, Numerics(), 18)

@@ -21,9 +21,9 @@ from mmcompress.compress.int8.samples import feeds
 from mmcompress.compress.int8.simulate import embedded, quantizing
 from mmcompress.export.graph import Numerics
 from mmcompress.export.towers import graph_integers, image_graph, text_graph
-from mmcompress.huggingface import hugging_face_from_state
 from mmcompress.int8 import SCALE_TYPES, IntegerLinear, Linears, dequantize_weight
 from mmcompress.model import DualEncoder
+from mmcompress.tensornames import hugging_face_from_state
 
 KINDS: Any = ("signed", "unsigned")
 

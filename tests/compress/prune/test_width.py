@@ -16,7 +16,8 @@ from mmcompress.compress.prune.shrink import TowerName, shrunk
 from mmcompress.compress.prune.width import narrowed, narrowing, rounded_width, spread
 from mmcompress.config import PruneConfig, validated
 from mmcompress.errors import UsageError
-from mmcompress.huggingface import config_from_hugging_face, dual_encoder_from_checkpoint, save_checkpoint
+from mmcompress.families import config_from_hugging_face
+from mmcompress.huggingface import dual_encoder_from_checkpoint, save_checkpoint
 from mmcompress.model import DualEncoder
 
 PIXELS, TOKENS = random_pixels(48), random_tokens(48)

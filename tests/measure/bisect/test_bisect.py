@@ -34,15 +34,15 @@ from mmcompress.measure.bisect.bisect import bisect, bisect_document, kept
 from mmcompress.measure.bisect.cuts import border_module
 from mmcompress.measure.bisect.document import BisectModule
 from mmcompress.measure.bisect.noise import LIMIT_DB, Sums, decibels, needed_noise, rows_of
-from mmcompress.measure.bisect.samples import up_to_the_end
 from mmcompress.model import DualEncoder, initialize
+from mmcompress.reach import reach
 from mmcompress.runtime.tokenize import load_tokenizer, tokenize
 
 TOWER = {"width": 32, "head_dim": 16, "heads": (2, 2), "mlp": (64, 64)}
 CONFIG = DualEncoderConfig(
     embed_dim=16,
     image=ImageConfig(**TOWER, image_size=16, patch=8),  # type: ignore[arg-type]
-    text=TextConfig(**TOWER, vocab=12, context=6, eos_token_id=2),  # type: ignore[arg-type]
+    text=TextConfig(**TOWER, vocab=12, context=6, eos_token_id=2, pooling="end"),  # type: ignore[arg-type]
 )
 PREPROCESSING = Preprocessing(size=16, resize=16, mean=(0.5,) * 3, std=(0.25,) * 3)
 TEXT = TextProcessing(context=6, pad_token_id=1, eos_token_id=2)
@@ -77,7 +77,9 @@ def model(tmp_path_factory: pytest.TempPathFactory, pairs: DataConfig) -> tuple[
     tokenizer = load_tokenizer(folder / "tokenizer.json")
     [batch] = batches(str(pairs.test), PREPROCESSING, batch=24)
     pixels = torch.from_numpy(normalize(batch.pixels, PREPROCESSING))
-    texts = [torch.from_numpy(trimmed(tokenize(tokenizer, list(caption), TEXT), 2)) for caption in batch.captions]
+    texts = [
+        torch.from_numpy(trimmed(tokenize(tokenizer, list(caption), TEXT), CONFIG.text)) for caption in batch.captions
+    ]
     histograms, _ = calibrate(network, [Captioned(pixels, tokens) for tokens in texts])
     ranges = {name: ranges_of(found, "minmax", 100) for name, found in histograms.items()}
     return load_file(folder / "model.safetensors"), ranges
@@ -240,7 +242,8 @@ def test_sums_are_those_of_the_whole() -> None:
 
 
 def test_rows_are_tokens_up_to_the_end() -> None:
-    mask = up_to_the_end(np.array([[5, 2, 1, 1], [5, 6, 7, 2], [5, 6, 7, 8]]), 2)
+    ids = np.array([[5, 2, 1, 1], [5, 6, 7, 2], [5, 6, 7, 2]])
+    mask = np.arange(4) <= reach(ids, CONFIG.text)[:, None]
     assert mask.sum(axis=1).tolist() == [2, 4, 4]
     heads = np.arange(3 * 2 * 4 * 5).reshape(3, 2, 4, 5)
     rows = rows_of(heads, mask)
