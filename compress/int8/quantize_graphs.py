@@ -2,7 +2,7 @@
 
 A ResNet, a MobileCLIP, a hybrid, or a transformer of a family that `model.py` does not know comes as two graphs in
 FP32. They are folded, calibrated and judged on ONNX Runtime, with the methods and the budget of `quantize`, and leave
-as FP32 and as INT8 of both kinds. Both kinds compute in FP32 around their integers. `ranges.json` and
+as FP32 and as INT8 of both kinds. Both kinds compute in FP32 around their integers. `graph-ranges.json` and
 `integers.safetensors` are those of a quantized checkpoint, with the products of a graph in the place of Linears, and
 the ranges of what convolutions give, which `verdict` tries to quantize too. So bench, drift, verdict, report and build
 take the artifact as any other.
@@ -36,12 +36,13 @@ from mmcompress.data.preprocess import normalize
 from mmcompress.errors import UsageError, suggestion
 from mmcompress.export.export import Variant, described, save_graph
 from mmcompress.export.graph import Numerics
-from mmcompress.int8 import INTEGERS, RANGES, SEEN, IntegerLinear, Linears, Seen, Signedness, tensors_from_linears
+from mmcompress.int8 import GRAPH_RANGES, INTEGERS, SEEN, IntegerLinear, Linears, Seen, Signedness, tensors_from_linears
 from mmcompress.manifest import Graph
 from mmcompress.measure.drift.testset import read_labels
 from mmcompress.progress import say, track
+from mmcompress.runtime.encoder import tower_feeds
 from mmcompress.runtime.session import Tower
-from mmcompress.runtime.tokenize import attention_mask, load_tokenizer, text_processing, tokenize
+from mmcompress.runtime.tokenize import load_tokenizer, text_processing, tokenize
 from mmcompress.stages import Job
 from mmcompress.strictjson import write_json
 
@@ -78,7 +79,7 @@ def quantize_graphs(job: Job[QuantizeGraphsConfig]) -> None:
         for kind in KINDS
     }
     ranges = {name: ends for one in fitted.values() for name, ends in one.ranges.items() if name not in kept}
-    write_json(job.draft.path / RANGES, ranges)
+    write_json(job.draft.path / GRAPH_RANGES, ranges)
     save_file(tensors_from_linears(linears), job.draft.path / INTEGERS)
     said = source.manifest.facts
     job.draft.facts = {
@@ -139,11 +140,11 @@ def pairs_of(source: Artifact, spec: str, config: QuantizeGraphsConfig, towers: 
         shuffle_seed=config.seed,
         buffer=SHUFFLED,
     )
-    image = fp32_graph(source, "image").inputs[0].name
+    image = fp32_graph(source, "image").inputs
     for batch in islice(stream, -(-config.samples // config.batch)):
         pairs: Pairs = {}
         if "image" in towers:
-            pairs["image"] = {image: normalize(batch.pixels, source.preprocessing)}
+            pairs["image"] = tower_feeds(source, image, normalize(batch.pixels, source.preprocessing))
         if "text" in towers:
             pairs["text"] = text_feeds(source, [texts[i % len(texts)] for i, texts in enumerate(batch.captions)])
         yield pairs
@@ -153,9 +154,7 @@ def text_feeds(source: Artifact, texts: Sequence[str]) -> Feeds:
     """Token ids, and the mask where a graph asks for one."""
     text = text_processing(source)
     tokens = tokenize(load_tokenizer(source.file(text.file)), texts, text)
-    first, *others = fp32_graph(source, "text").inputs
-    masks = {spec.name: attention_mask(tokens, text).astype(spec.dtype) for spec in others}
-    return {first.name: tokens.astype(first.dtype), **masks}
+    return tower_feeds(source, fp32_graph(source, "text").inputs, tokens)
 
 
 def held_pairs(source: Artifact, spec: str, config: QuantizeGraphsConfig) -> list[Pairs]:

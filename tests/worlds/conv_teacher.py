@@ -17,7 +17,7 @@ from mmcompress.compress.towers import Towers
 from mmcompress.manifest import Preprocessing, TextProcessing
 
 SIDE, WIDTH, CONTEXT = 32, 24, 10
-WORDS = ("<pad>", "<start>", "<end>", "<unk>", "red", "green", "blue", "grey", "square", "of", "colour", "a")
+WORDS = ("<pad>", "<start>", "<end>", "<unk>", *(f"w{index}" for index in range(20)))
 
 
 class Excite(nn.Module):
@@ -71,8 +71,13 @@ class TextTower(nn.Module):
         self.table, self.attention = nn.Embedding(len(WORDS), WIDTH), Attention(WIDTH)
         self.project = nn.Linear(WIDTH, WIDTH, bias=False)
 
+    def features(self, tokens: Tensor) -> Tensor:
+        """(B, 10) -> (B, 24), before the last Linear."""
+        mean: Tensor = self.attention(self.table(tokens)).mean(dim=1)
+        return mean
+
     def forward(self, tokens: Tensor) -> Tensor:
-        return F.normalize(self.project(self.attention(self.table(tokens)).mean(dim=1)), dim=-1)
+        return F.normalize(self.project(self.features(tokens)), dim=-1)
 
 
 def tokenizer() -> Tokenizer:
@@ -99,6 +104,20 @@ def towers(seed: int = 0) -> Towers:
             nn.init.normal_(module.bias, 0, 0.2)
     processing = TextProcessing(context=CONTEXT, pad_token_id=0, eos_token_id=2)
     return Towers(image, text, tokenizer(), processing, logit_scale=20.0)
+
+
+@torch.no_grad()
+def matched(pixels: Tensor, texts: Sequence[str]) -> Towers:
+    """Towers that find images (B, 3, S, S) by their texts, since the last Linear was solved for that."""
+    made = towers()
+    assert isinstance(made.text, TextTower)
+    features = made.text.features(made.tokens(texts)).double()
+    images = made.image(pixels).double()
+    gram = features.T @ features
+    ridge = 1e-4 * gram.trace() * torch.eye(WIDTH).double()
+    solved = torch.linalg.solve(gram + ridge, features.T @ (images - images.mean(dim=0)))
+    made.text.project.weight.copy_(solved.T.float())
+    return made
 
 
 def teacher(given: Towers | None = None) -> Teacher:
