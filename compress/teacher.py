@@ -13,6 +13,7 @@ import importlib.util
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn import functional as F
 
+from mmcompress.compress.opencliptowers import open_clip_towers
+from mmcompress.compress.towers import Towers
 from mmcompress.config import TeacherConfig
 from mmcompress.errors import CorruptInputError, MissingRequirementError, UsageError, require, suggestion
 from mmcompress.export.pixels import image_processing
@@ -44,6 +47,8 @@ class Teacher:
     """What its cosines are multiplied with, exp(t) of Radford et al. 2021; None where it has none."""
     logit_bias: float | None = None
     """What is added to that product, of models that were trained with a sigmoid (Zhai et al. 2023, SigLIP)."""
+    towers: Callable[[], Towers] | None = None
+    """What both functions run, for those who want graphs of it; None where that cannot be said."""
 
 
 def load_teacher(config: TeacherConfig, device: torch.device) -> Teacher:
@@ -159,7 +164,9 @@ def _open_clip_teacher(name: str, device: torch.device) -> Teacher:
         with torch.inference_mode():
             return F.normalize(model.encode_text(tokenizer(list(texts)).to(device)).float(), dim=-1).cpu()
 
-    return Teacher(encode_image, encode_text, preprocessing, encode_text(["a"]).shape[1], *_logits(model))
+    towers = partial(open_clip_towers, model, tokenizer, name)
+    width = encode_text(["a"]).shape[1]
+    return Teacher(encode_image, encode_text, preprocessing, width, *_logits(model), towers)
 
 
 def _own_teacher(file: Path, function: str) -> Teacher:
