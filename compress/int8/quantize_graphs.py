@@ -52,6 +52,8 @@ _RANKED = 32
 Pairs = dict[Tower, Feeds]
 """One batch of images and texts."""
 
+_PASSED_ON = ("params", "macs", "logit_scale", "logit_bias", "opset", "constant")
+
 
 def quantize_graphs(job: Job[QuantizeGraphsConfig]) -> None:
     """Stage: calibrate two FP32 graphs and fit their integers."""
