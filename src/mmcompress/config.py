@@ -35,6 +35,13 @@ Share = Annotated[float, BeforeValidator(_without_times_sign), Field(gt=0, le=1)
 """A part of what there is now: 0.5, or as text `0.5x`."""
 
 
+def _refuse_unused(config: BaseModel, names: Sequence[str], why: str) -> None:
+    """ValueError for a key that was said and says nothing here: what is ignored is not what was asked for."""
+    for name in names:
+        if name in config.model_fields_set and getattr(config, name) is not None:
+            raise ValueError(f"{name} {why}")
+
+
 class DataConfig(Config):
     """Image-text pairs: WebDataset shards (brace ranges, folders of shards, CLIP_benchmark's folders), a folder with a
     `captions.tsv`, or a folder of images by class."""
@@ -70,6 +77,14 @@ class StudentConfig(Config):
     """Input side of a preset, in pixels; the preset's own if not given."""
     tokenizer: str | None = None
     """Folder or hub id to take the tokenizer from, where the teacher brings none."""
+
+    @model_validator(mode="after")
+    def _inherited_whole(self) -> Self:
+        if self.source.startswith("inherit:"):
+            for name in ("image_size", "tokenizer"):
+                if getattr(self, name) is not None:
+                    raise ValueError(f"{name} is of presets: inherit takes the teacher's own")
+        return self
 
 
 class OptimizerConfig(Config):
@@ -126,6 +141,18 @@ class EmbedConfig(StageConfig):
     """Pairs that are computed at once."""
     device: Device = "auto"
     """Of torch: `cpu`, `cuda`; `auto` is a GPU where there is one."""
+
+    @model_validator(mode="after")
+    def _views_to_augment(self) -> Self:
+        if self.augment != "none" and "augment" in self.model_fields_set and "views" not in self.model_fields_set:
+            raise ValueError("augment makes the views behind the first one, and there is one: say how many views")
+        return self
+
+
+class ConvertConfig(StageConfig):
+    """A teacher's own weights as a checkpoint, exactly equal to it, so that what takes a checkpoint takes a teacher."""
+
+    teacher: TeacherConfig
 
 
 class TrainConfig(StageConfig):
@@ -185,6 +212,12 @@ class DistillConfig(StageConfig):
     device: Device = "auto"
     """Of torch: `cpu`, `cuda`; `auto` is a GPU where there is one."""
 
+    @model_validator(mode="after")
+    def _relations_weigh(self) -> Self:
+        if not self.relational:
+            _refuse_unused(self, ("temperature", "anchors"), "is of the relations, whose weight is 0")
+        return self
+
 
 class PruneConfig(StageConfig):
     """Remove whole attention heads, MLP units and blocks, and fit what is left by least squares.
@@ -241,6 +274,12 @@ class PruneConfig(StageConfig):
             raise ValueError(f"{' and '.join(targets)} exclude each other: give one")
         if self.target_latency is not None and "image" not in self.towers:
             raise ValueError("target_latency is of the image tower, which is not among the towers")
+        if self.target_latency is None:
+            _refuse_unused(self, ("backend", "precision", "threads"), "is of target_latency, which is not given")
+        if self.width == 1:
+            _refuse_unused(self, ("width_multiple",), "is of width, which is not given")
+        if self.importance != "taylor":
+            _refuse_unused(self, ("anchors",), "is of the importance taylor")
         if targets and (shares := sorted({"heads", "mlp"} & self.model_fields_set)):
             raise ValueError(f"{shares[0]} and {targets[0]} exclude each other: a target says what blocks keep")
         if targets and self.width < 1:
@@ -286,6 +325,8 @@ class QuantizeConfig(BudgetConfig):
 
     @model_validator(mode="after")
     def _budget_needs_a_ranking(self) -> Self:
+        if self.method not in ("auto", "percentile"):
+            _refuse_unused(self, ("percentile",), f"is of the method percentile, not of {self.method}")
         for name in ("max_drop", "max_flips"):
             limit = getattr(self, name)
             if not self.sensitivity and name in self.model_fields_set and limit is not None and limit < 1:
@@ -362,6 +403,12 @@ class VerdictConfig(BudgetConfig):
     strict: bool = False
     """Exit with 1 where INT8 is not clearly better; a run stops there too, when the artifact is written."""
 
+    @model_validator(mode="after")
+    def _threads_of_cpus(self) -> Self:
+        if self.backend in ("tensorrt", "tensorrt-rtx"):
+            _refuse_unused(self, ("threads",), f"is of CPU runtimes, not of {self.backend}")
+        return self
+
 
 class BuildConfig(StageConfig):
     """Build TensorRT engines from the exported graphs, with an audit of layers and precisions."""
@@ -399,6 +446,12 @@ class BenchConfig(StageConfig):
     """Width and height of the image files that the input pipeline is measured on; null leaves it out."""
     ceiling: bool = True
     """Measure what one large matrix product reaches on each backend."""
+
+    @model_validator(mode="after")
+    def _threads_of_cpus(self) -> Self:
+        if not {"onnxruntime", "openvino"}.intersection(self.backends):
+            _refuse_unused(self, ("threads",), f"is of CPU runtimes, not of {' or '.join(self.backends)}")
+        return self
 
 
 class DriftConfig(StageConfig):

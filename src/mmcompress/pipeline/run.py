@@ -16,7 +16,7 @@ from pathlib import Path
 from mmcompress import __version__
 from mmcompress.artifact import Artifact
 from mmcompress.config import DataConfig, StageConfig, TeacherConfig
-from mmcompress.data.spec import expand, fingerprint, is_stream
+from mmcompress.data.spec import expand, fingerprint, is_photos, is_stream, part_of
 from mmcompress.errors import CorruptInputError, UsageError, suggestion
 from mmcompress.lock import locked
 from mmcompress.manifest import hash_json
@@ -43,6 +43,7 @@ def run_stages(recipe: Recipe, places: Mapping[str, Path], where: str) -> dict[s
     artifacts: dict[str, Artifact] = {}
     for table in recipe.stages:
         check_place(places[table.name], stage=table.run)
+        check_captions(stage_config(recipe, table, where), STAGES[table.run])
     with locked(*places.values()):
         for table in recipe.stages:
             stage = STAGES[table.run]
@@ -51,6 +52,18 @@ def run_stages(recipe: Recipe, places: Mapping[str, Path], where: str) -> dict[s
             built = stage_config(recipe, table, where)
             artifacts[table.name] = run_stage(stage, built, sources, gathered, places[table.name])
     return artifacts
+
+
+def check_captions(built: StageConfig, stage: Stage) -> None:
+    """Refuse photos of which nothing is said where a stage learns or judges by what is said."""
+    data = getattr(built, "data", None)
+    for name in stage.captions if isinstance(data, DataConfig) else ():
+        spec = getattr(data, name)
+        if spec is not None and is_photos(spec):
+            raise UsageError(
+                f"{spec} is a folder of photos without captions, and {stage.name} learns from what is said of them",
+                "give pairs, or use quantize, prune, verdict or drift, which need the images alone",
+            )
 
 
 def _sources(stage: Stage, table: StageTable, artifacts: Mapping[str, Artifact], where: str) -> dict[str, Artifact]:
@@ -145,6 +158,10 @@ def _local_inputs(built: StageConfig) -> list[Path]:
     for name in DATA_FIELDS if isinstance(data, DataConfig) else ():
         spec = getattr(data, name)
         if spec is not None and not is_stream(spec):
+            whole = Path(part_of(spec)[1]).expanduser()
+            if whole.is_dir() and is_photos(spec):
+                inputs.append(whole)
+                continue
             places = [Path(place) for place in expand(spec)]
             inputs += [*places, *({place.parent for place in places if place.is_dir()})]
     if isinstance(teacher, TeacherConfig) and (folder := Path(teacher.source).expanduser()).exists():

@@ -96,6 +96,17 @@ def _run_start(row: str) -> str:
     return row.upper() if row in ("int8", "fp16", "fp32") else row
 
 
+def truth_warnings(document: ReportDocument) -> list[str]:
+    """What the accuracies of photos without captions mean."""
+    test = document.test
+    if not test.own_answers or not document.rows:
+        return []
+    return [
+        f"The test images have no captions: right is what {document.rows[0].row} answers, of {test.candidates} texts. "
+        "So recall and flips say how often a row agrees with it, not whether it is right."
+    ]
+
+
 def machine_warnings(document: ReportDocument) -> list[str]:
     """What disturbed the latencies, machine by machine, as bench noted it."""
     sentences = []
