@@ -39,6 +39,7 @@ from mmcompress.compress.int8.simulate import (
 )
 from mmcompress.compress.prune.semistructured import SPARSE
 from mmcompress.config import QuantizeConfig
+from mmcompress.data.sentences import SENTENCES
 from mmcompress.data.spec import is_photos
 from mmcompress.distributed import world
 from mmcompress.errors import UsageError, suggestion
@@ -109,7 +110,7 @@ def quantize(job: Job[QuantizeConfig]) -> None:
             for name, distance in ranking.items()
         ],
         "budget": config.max_drop if config.sensitivity else None,
-        "texts": "sentences that ship with mmcompress" if is_photos(spec) else "captions",
+        "texts": SENTENCES if is_photos(spec) else "captions",
         SEEN: Seen(
             pairs=-(-config.samples // config.batch) * config.batch, seed=config.seed, buffer=SHUFFLED
         ).model_dump(),

@@ -150,8 +150,9 @@ def _pairs(
     photos = is_photos(data.test)
     natural = class_names(data.test)
     if data.labels is None and natural is None and data.templates is not None:
+        has = "photos" if photos else "captions"
         raise UsageError(
-            f"data.templates is {data.templates}, and {data.test} has {'photos' if photos else 'captions'}, not classes",
+            f"data.templates is {data.templates}, and {data.test} has {has}, not classes",
             "give --labels with the names of the classes, or leave the templates out",
         )
     if photos:

@@ -10,7 +10,7 @@ and default (`cli/options.py`), so every key has a docstring. The file is long b
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
@@ -118,6 +118,9 @@ class StageConfig(Config):
     seed: int = 0
     """Of every random choice."""
 
+    def check_sources(self, roles: Collection[str]) -> None:
+        """Raise ValueError for a key that was said and says nothing with, or without, these sources."""
+
 
 class BudgetConfig(StageConfig):
     """The accuracy that INT8 may cost against its own FP32. A graph is held to both; null is no limit, any cost."""
@@ -188,6 +191,22 @@ class TrainConfig(StageConfig):
     """Type of the saved weights."""
     device: Device = "auto"
     """Of torch: `cpu`, `cuda`; `auto` is a GPU where there is one."""
+
+    def check_sources(self, roles: Collection[str]) -> None:
+        if "embeddings" in roles:
+            _refuse_unused(self, ("views", "augment", "embed_dim"), "is the guide's own")
+        else:
+            _refuse_unused(self, ("cosine", "relational", "temperature", "anchors"), "is of a guide, and there is none")
+
+    @model_validator(mode="after")
+    def _only_what_counts(self) -> Self:
+        if self.student.tokenizer is not None:
+            _refuse_unused(
+                self, ("vocab", "context"), "is of a tokenizer that is trained, and student.tokenizer is given"
+            )
+        if not self.contrastive:
+            _refuse_unused(self, ("smoothing",), "is of the contrastive loss, whose weight is 0")
+        return self
 
 
 class DistillConfig(StageConfig):

@@ -386,9 +386,9 @@ def search(
 def inspect(artifact: Source, json: Json = False) -> None:
     """Show what an artifact says of itself, after verifying every byte of it. A teacher is converted first."""
     from mmcompress.cli import console, show_use
-    from mmcompress.pipeline.converted import checkpoint_to_use
+    from mmcompress.pipeline.converted import anything_to_use
 
-    opened = checkpoint_to_use(artifact)
+    opened = anything_to_use(artifact)
     console.show(opened.manifest.model_dump(mode="json", by_alias=True), show_use.manifest_view(opened), json)
 
 

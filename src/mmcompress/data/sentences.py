@@ -10,6 +10,9 @@ import functools
 import zlib
 from pathlib import Path
 
+SENTENCES = "sentences that ship with mmcompress"
+"""What a manifest and a page call them."""
+
 
 @functools.cache
 def sentences() -> tuple[str, ...]:

@@ -80,20 +80,25 @@ def becomes_checkpoint(teacher: TeacherConfig) -> bool:
     return True
 
 
-def as_checkpoint(source: str | Path, out: Path, given: Given = NOTHING) -> Artifact:
-    """The checkpoint at a source, or the one that its teacher becomes, in OUT-checkpoint.
+def check_becomes_checkpoint(source: str | Path, wanted: str) -> None:
+    """Raise UsageError, before anything is fetched or loaded that need not be, unless a teacher can be a checkpoint.
 
-    A teacher that cannot be a checkpoint becomes ONNX graphs in OUT-teacher: look at the artifact's kind. `given` is of
-    the stage `convert`.
+    `wanted` says what cannot be done with it.
     """
-    if (artifact := artifact_at(source, Kind.CHECKPOINT, Kind.ONNX)) is not None:
+    if not becomes_checkpoint(teacher_named(str(source), Kind.CHECKPOINT.value)):
+        raise UsageError(
+            f"{source} cannot be {wanted}: it is of no family whose blocks mmcompress knows",
+            "`mmcompress export` writes its ONNX as it is, and distill takes it as a teacher",
+        )
+
+
+def as_checkpoint(source: str | Path, out: Path, given: Given = NOTHING) -> Artifact:
+    """The checkpoint at a source, or the one that its teacher becomes, in OUT-checkpoint; `given` is of `convert`."""
+    if (artifact := artifact_at(source, Kind.CHECKPOINT)) is not None:
         return artifact
-    teacher = teacher_named(str(source), Kind.CHECKPOINT.value)
-    if becomes_checkpoint(teacher):
-        place = out.with_name(f"{out.name}-checkpoint")
-        return run_single("convert", {}, {**given, "teacher.source": str(source)}, {}, place)
-    place = out.with_name(f"{out.name}-teacher")
-    return run_single("baseline", {}, {**given, "teacher.source": str(source)}, {}, place)
+    check_becomes_checkpoint(source, "a checkpoint")
+    place = out.with_name(f"{out.name}-checkpoint")
+    return run_single("convert", {}, {**given, "teacher.source": str(source)}, {}, place)
 
 
 def as_graphs(source: str | Path, out: Path, given: Given = NOTHING, *kinds: Kind) -> Artifact:
@@ -103,8 +108,7 @@ def as_graphs(source: str | Path, out: Path, given: Given = NOTHING, *kinds: Kin
     if artifact is not None and artifact.manifest.kind is not Kind.CHECKPOINT:
         return artifact
     if artifact is None:
-        teacher = teacher_named(str(source), " or ".join(kind.value for kind in kinds))
-        if not becomes_checkpoint(teacher):
+        if not becomes_checkpoint(teacher_named(str(source), " or ".join(kind.value for kind in kinds))):
             return run_single("baseline", {}, {**given, "teacher.source": str(source)}, {}, out)
         artifact = as_checkpoint(source, out, given)
     return run_single("export", {"precisions": natural_precisions(artifact)}, {}, {"checkpoint": artifact}, out)
@@ -149,9 +153,12 @@ def graphs_to_use(source: str | Path) -> Artifact:
     return as_graphs(source, _cached_place(source), NOTHING, Kind.ONNX, Kind.ENGINE)
 
 
-def checkpoint_to_use(source: str | Path) -> Artifact:
+def anything_to_use(source: str | Path) -> Artifact:
     """Any artifact, or what a teacher becomes in the user's cache."""
-    return artifact_at(source) or as_checkpoint(source, _cached_place(source))
+    if (artifact := artifact_at(source)) is not None:
+        return artifact
+    make = as_checkpoint if becomes_checkpoint(teacher_named(str(source))) else as_graphs
+    return make(source, _cached_place(source))
 
 
 def _cached_place(source: str | Path) -> Path:

@@ -21,7 +21,7 @@ from typing import Any
 from mmcompress.artifact import Artifact
 from mmcompress.config import Backend
 from mmcompress.errors import UsageError
-from mmcompress.pipeline.converted import becomes_checkpoint, is_artifact, name_of, teacher_named
+from mmcompress.pipeline.converted import check_becomes_checkpoint, is_artifact, name_of
 from mmcompress.pipeline.recipe import Recipe, parse_assignments, recipe_of
 from mmcompress.pipeline.run import run_recipe
 
@@ -55,8 +55,8 @@ def shrink(source: str, out: Path, wish: Wish) -> dict[str, Artifact]:
     if is_artifact(source):
         if not (Path(source) / "config.json").is_file():
             raise UsageError(f"{source} is no whole model", "give a teacher, or a checkpoint that was not pruned yet")
-    elif not becomes_checkpoint(teacher_named(source)):
-        raise UsageError(f"{source} is of no family that mmcompress can shrink as a whole", "try `mmcompress quantize`")
+    else:
+        check_becomes_checkpoint(source, "shrunk as a whole")
     if wish.minutes and wish.target_latency is None:
         raise UsageError("--minutes are for what pruning lost, and nothing is pruned", "give --target-latency too")
     backend = runnable(wish.backend)  # type: ignore[arg-type]

@@ -25,7 +25,7 @@ from mmcompress.pipeline.converted import (
     artifact_at,
     as_checkpoint,
     as_graphs,
-    becomes_checkpoint,
+    check_becomes_checkpoint,
     is_artifact,
     natural_precisions,
     teacher_named,
@@ -99,8 +99,7 @@ def embed(out: Path, given: Given) -> Artifact:
 
 def convert(source: str, out: Path, given: Given = NOTHING) -> Artifact:
     """A teacher as a checkpoint of ours, with its own weights."""
-    if not becomes_checkpoint(teacher_named(source)):
-        raise UsageError(f"{source} is of no family that a checkpoint can be of", "`mmcompress export` writes its ONNX")
+    check_becomes_checkpoint(source, "a checkpoint")
     return run_single("convert", {}, {**given, "teacher.source": source}, {}, out)
 
 
@@ -130,12 +129,10 @@ def prune(source: str | Path, out: Path, given: Given = NOTHING, *, embeddings: 
     near = artifact_at(source, Kind.CHECKPOINT, Kind.ONNX)
     if near is None and embeddings is None and not names_teacher(given):
         given = {**given, "teacher.source": str(source)}
-    graph = near.manifest.kind is Kind.ONNX if near else not becomes_checkpoint(teacher_named(str(source)))
-    if graph:
-        raise UsageError(
-            f"{source} cannot be pruned: it is a graph, or of no family whose blocks mmcompress knows",
-            "`mmcompress quantize` makes INT8 of it",
-        )
+    if near is None:
+        check_becomes_checkpoint(source, "pruned")
+    elif near.manifest.kind is Kind.ONNX:
+        raise UsageError(f"{source} cannot be pruned: a graph has no blocks", "prune the checkpoint that it is from")
     cached, to = _embeddings(out, "prune", given, embeddings, near, *([] if near else ["convert"]))
     checkpoint = as_checkpoint(source, out, to.get("convert", NOTHING))
     sources = {"checkpoint": checkpoint, "embeddings": cached}
@@ -175,6 +172,8 @@ def quantize(source: str | Path, out: Path, given: Given = NOTHING, *, ranges: P
         raise UsageError(f"{unused[0]} says how ranges are found, and --ranges gives them", "leave one of them out")
     tables = {"data": data_unless_given(given, near)}
     checked("quantize", tables, to["quantize"])
+    if near is None:
+        check_becomes_checkpoint(source, "quantized")
     reused = {"ranges": Artifact.open(ranges, Kind.CHECKPOINT)} if ranges else {}
     checkpoint = near or as_checkpoint(source, out, to["convert"])
     return run_single("quantize", tables, to["quantize"], {"checkpoint": checkpoint, **reused}, out)
@@ -203,6 +202,8 @@ def verdict(source: str | Path, out: Path, given: Given = NOTHING) -> Artifact:
             given = {("data.train" if key == "data.validation" else key): value for key, value in given.items()}
         to = routed_with_source(given, "verdict", checkpoint, "quantize")
         checked("verdict", {"data": data_unless_given(given, checkpoint)}, to["verdict"])
+        if checkpoint is None:
+            check_becomes_checkpoint(source, "quantized")
         place = out.with_name(f"{out.name}-quantized")
         checkpoint = checkpoint or as_checkpoint(source, out, to["convert"])
         checkpoint = quantize(checkpoint.path, place, to["quantize"])
@@ -239,9 +240,9 @@ def export(source: str, out: Path, given: Given = NOTHING) -> Artifact:
             f"{source} is not quantized, so it cannot be exported in int8",
             f"mmcompress quantize {source} --data DATA --out DIR, and export that",
         )
-    checkpoint = checkpoint or as_checkpoint(source, out, to["convert"])
-    if checkpoint.manifest.kind is not Kind.CHECKPOINT:
-        raise UsageError(f"{source} is exported in its own FP32 only", "leave --precision and --opset out")
+    if checkpoint is None:
+        check_becomes_checkpoint(source, "exported in a precision of choice")
+        checkpoint = as_checkpoint(source, out, to["convert"])
     return run_single("export", natural, to["export"], {"checkpoint": checkpoint}, out)
 
 

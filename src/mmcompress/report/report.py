@@ -24,6 +24,7 @@ from mmcompress.report.judging import judged, unjudged
 from mmcompress.report.measured import Measurement
 from mmcompress.report.rows import engine_of, other_test, relative, row_of, step_of, test_of
 from mmcompress.report.sentences import (
+    calibration_warnings,
     collapse_warnings,
     headlines,
     highlights,
@@ -112,6 +113,7 @@ def joined(title: str, gathered: Sequence[Artifact], folder: Path) -> ReportDocu
     warnings = [
         *measured.mismatches(graphs, measurements),
         *truth_warnings(document),
+        *calibration_warnings(gathered),
         *collapse_warnings(rows),
         *machine_warnings(document),
     ]
