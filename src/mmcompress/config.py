@@ -201,9 +201,7 @@ class TrainConfig(StageConfig):
     @model_validator(mode="after")
     def _only_what_counts(self) -> Self:
         if self.student.tokenizer is not None:
-            _refuse_unused(
-                self, ("vocab", "context"), "is of a tokenizer that is trained, and student.tokenizer is given"
-            )
+            _refuse_unused(self, ("vocab", "context"), "is of a trained tokenizer, and student.tokenizer is given")
         if not self.contrastive:
             _refuse_unused(self, ("smoothing",), "is of the contrastive loss, whose weight is 0")
         return self
@@ -533,10 +531,11 @@ def validated(model: type[C], values: Mapping[str, Any], where: str) -> C:
         if first["type"] == "extra_forbidden":
             known = _fields_at(model, path[:-1])
             raise UsageError(f"{where}: unknown key {key!r}", suggestion(path[-1], known)) from error
+        said = first["msg"].removeprefix("Value error, ")
+        if isinstance(first["input"], Mapping) and first["type"] == "value_error":  # of several keys, which it names
+            raise UsageError(f"{where}: {said}", "leave one of them out") from error
         got = "" if first["type"] == "missing" else f" (got {first['input']!r})"
-        raise UsageError(
-            f"{where}: {key}: {first['msg'].removeprefix('Value error, ')}{got}", _docstring(model, path)
-        ) from error
+        raise UsageError(f"{where}: {key}: {said}{got}", _docstring(model, path)) from error
 
 
 def _fields_at(model: type[BaseModel], path: Sequence[str]) -> list[str]:

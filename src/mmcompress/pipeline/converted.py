@@ -45,7 +45,10 @@ def teacher_named(source: str, wanted: str = "an") -> TeacherConfig:
     from mmcompress.teachers import ALIASES, resolve
 
     path, teacher = Path(source).expanduser(), TeacherConfig(source=source)
-    if source.startswith(("demo:", "open_clip:")) or (source in ALIASES and not path.exists()):
+    if source.startswith("open_clip:") or (source in ALIASES and not path.exists()):
+        return teacher
+    if source.startswith("demo:"):
+        resolve(teacher)
         return teacher
     if re.fullmatch(r".+\.py:\w+", source):
         if not Path(source.rpartition(":")[0]).expanduser().is_file():

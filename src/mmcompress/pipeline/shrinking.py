@@ -61,12 +61,11 @@ def shrink(source: str, out: Path, wish: Wish) -> dict[str, Artifact]:
         raise UsageError("--minutes are for what pruning lost, and nothing is pruned", "give --target-latency too")
     backend = runnable(wish.backend)  # type: ignore[arg-type]
     data = parts(wish)
-    first = recipe_for(source, wish, data, backend, 0)
+    planned = recipe_for(source, wish, data, backend, 1 if wish.minutes else 0)
     if not wish.minutes:
-        return run_recipe(first, out, "shrink")
-    recipe_for(source, wish, data, backend, 1)  # what is wrong with the recovery is said before the first step
-    names = [table.name for table in first.stages]
-    begun = first.model_copy(update={"stages": first.stages[: names.index("prune") + 1]})
+        return run_recipe(planned, out, "shrink")
+    names = [table.name for table in planned.stages]
+    begun = planned.model_copy(update={"stages": planned.stages[: names.index("prune") + 1]})
     made = run_recipe(begun, out, "shrink")
     steps = recovery_steps(wish.minutes, made["embed"], made["prune"])
     return run_recipe(recipe_for(source, wish, data, backend, steps), out, "shrink")
