@@ -110,7 +110,9 @@ def test_prune_embeds_a_teacher_as_its_own(cli: Cli, tmp_path: Path, teacher: Pa
     assert (embedded.manifest.config["views"], embedded.manifest.config["seed"]) == (2, 4)
     assert embedded.manifest.config["teacher"]["source"] == str(teacher)
     assert parent_beside(made, "embeddings") == embedded.path
-    further = cli("distill", "--from", tmp_path / "p", "--out", tmp_path / "r", "--optimizer-steps", "1", "--optimizer-batch", "8")
+    further = cli(
+        "distill", "--from", tmp_path / "p", "--out", tmp_path / "r", "--optimizer-steps", "1", "--optimizer-batch", "8"
+    )
     assert further.code == 0, further.err
 
 
@@ -139,9 +141,7 @@ def test_a_verdict_quantizes_first(
     assert refused.code == 2 and "quantize.samples is a key of quantize, which has nothing to do" in refused.err
 
 
-def test_photos_are_judged_by_the_first_rows_own_answers(
-    cli: Cli, tmp_path: Path, teacher: Path, photos: Path
-) -> None:
+def test_photos_are_judged_by_the_first_rows_own_answers(cli: Cli, tmp_path: Path, teacher: Path, photos: Path) -> None:
     assert cli("quantize", teacher, "--data", photos, "--out", tmp_path / "q", *FEW).code == 0
     done = cli("drift", teacher, tmp_path / "q", "--data", photos, "--out", tmp_path / "d", "--gallery", "0")
     assert done.code == 0, done.err

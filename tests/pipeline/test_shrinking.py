@@ -82,15 +82,17 @@ def test_minutes_become_steps_by_recorded_figures(tmp_path: Path) -> None:
     assert recovery_steps(1e-6, *made) == 1
 
 
-def test_what_cannot_run_is_refused_before_the_first_step(
-    tmp_path: Path, photos: Path, tiny_clip_folder: Path
-) -> None:
+def test_what_cannot_run_is_refused_before_the_first_step(tmp_path: Path, photos: Path, tiny_clip_folder: Path) -> None:
     asked: list[tuple[dict[str, Any], type[Exception], str]] = [
         ({"target_latency": "2x"}, UsageError, "target_latency"),
         ({"backend": "tensorrt"}, MissingRequirementError, "it does not run here"),
         ({"overrides": ("quantise.samples=3",)}, UsageError, "no table or stage 'quantise'"),
         ({"overrides": ("quantize.sample=3",)}, UsageError, "unknown key 'sample'"),
-        ({"minutes": 1.0, "target_latency": "0.5x", "overrides": ("recover.stepz=3",)}, UsageError, "unknown key 'stepz'"),
+        (
+            {"minutes": 1.0, "target_latency": "0.5x", "overrides": ("recover.stepz=3",)},
+            UsageError,
+            "unknown key 'stepz'",
+        ),
     ]
     for wish, kind, message in asked:
         with pytest.raises(kind, match=message):
