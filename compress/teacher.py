@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn import functional as F
 
+from mmcompress.compress.towers import Towers
 from mmcompress.config import TeacherConfig
 from mmcompress.errors import CorruptInputError, MissingRequirementError, UsageError, require, suggestion
 from mmcompress.manifest import Preprocessing
@@ -37,6 +38,8 @@ class Teacher:
     """B texts -> (B, D) of unit norm"""
     preprocessing: Preprocessing
     embed_dim: int
+    towers: Callable[[], Towers] | None = None
+    """What both functions run, for those who want graphs of it; None where that cannot be said."""
 
 
 def load_teacher(config: TeacherConfig, device: torch.device) -> Teacher:

@@ -21,7 +21,7 @@ from mmcompress.config import Backend, Precision
 from mmcompress.data.preprocess import normalize
 from mmcompress.embedding import always_the_same
 from mmcompress.errors import CorruptInputError, UsageError
-from mmcompress.manifest import Kind, Preprocessing
+from mmcompress.manifest import Kind, Preprocessing, TensorSpec
 from mmcompress.progress import say
 from mmcompress.runtime.backends import default_backend, graph_for, open_session
 from mmcompress.runtime.session import Session, Tower
@@ -122,7 +122,7 @@ class Encoder:
         width = session.outputs[0].shape[-1]
         parts = [np.empty((0, width or 0), dtype=np.float32)] if not len(inputs) else []
         for start in range(0, len(inputs), step):
-            outputs = session.run(self._feeds(session, inputs[start : start + step]))
+            outputs = session.run(tower_feeds(self.artifact, session.inputs, inputs[start : start + step]))
             embeddings = outputs[session.outputs[0].name]
             self._check(
                 tower, embeddings, names[start : start + step] or [f"input {start + i}" for i in range(len(embeddings))]
@@ -141,21 +141,6 @@ class Encoder:
                 "the model is broken, or overflows in this precision: try another one, or export its checkpoint again",
             )
 
-    def _feeds(self, session: Session, inputs: NDArray[Any]) -> dict[str, NDArray[Any]]:
-        """The first input is the tower's; an exporter may add an attention mask as another."""
-        feeds: dict[str, NDArray[Any]] = {}
-        for index, spec in enumerate(session.inputs):
-            if index == 0:
-                feeds[spec.name] = inputs.astype(spec.dtype, copy=False)
-            elif spec.name == "attention_mask":
-                feeds[spec.name] = attention_mask(inputs, text_processing(self.artifact)).astype(spec.dtype)
-            else:
-                raise CorruptInputError(
-                    f"{self.artifact.path} has a graph with the input {spec.name!r}, which nothing is known about",
-                    "export it with one input a tower",
-                )
-        return feeds
-
     def close(self) -> None:
         self._stack.close()
         self._sessions.clear()
@@ -167,6 +152,22 @@ class Encoder:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def tower_feeds(artifact: Artifact, specs: Sequence[TensorSpec], inputs: NDArray[Any]) -> dict[str, NDArray[Any]]:
+    """By the inputs of a graph: the first is the tower's; an exporter may add an attention mask as another."""
+    feeds: dict[str, NDArray[Any]] = {}
+    for index, spec in enumerate(specs):
+        if index == 0:
+            feeds[spec.name] = inputs.astype(spec.dtype, copy=False)
+        elif spec.name == "attention_mask":
+            feeds[spec.name] = attention_mask(inputs, text_processing(artifact)).astype(spec.dtype)
+        else:
+            raise CorruptInputError(
+                f"{artifact.path} has a graph with the input {spec.name!r}, which nothing is known about",
+                "export it with one input a tower",
+            )
+    return feeds
 
 
 def unit(embeddings: NDArray[Any]) -> NDArray[np.float32]:

@@ -51,13 +51,17 @@ def allowed(steps: Real, kind: Signedness) -> Real:
     return steps
 
 
-def clipping_scales(weight: Floats, kind: Signedness, power: Floats) -> Floats:
+def clipping_scales(
+    weight: Floats, kind: Signedness, power: Floats, dtype: type[np.floating[Any]] | None = None
+) -> Floats:
     """(in, out) and the mean square of each input (in,) -> (out,): scales with the least output error.
+
+    They are of the type that our own graphs of this kind multiply them in, unless another is given.
 
     The error of a channel is sum_j E[x_j^2] (w_j - q_j s)^2, which takes inputs as uncorrelated. Candidates are shares
     of the scale that covers every weight.
     """
-    widest = weight_scales(weight, kind, SCALE_TYPES[kind])
+    widest = weight_scales(weight, kind, dtype or SCALE_TYPES[kind])
     best = widest
     least = np.full(len(widest), np.inf)
     for share in _SHARES:

@@ -310,11 +310,8 @@ class PruneConfig(StageConfig):
         return next(((kind, share) for kind in kinds if (share := getattr(self, f"target_{kind}")) is not None), None)
 
 
-class QuantizeConfig(BudgetConfig):
-    """Fit INT8 to a checkpoint, from real samples: activation ranges, integer weights, what stays in float.
-
-    Where all of it in INT8 would cost more than the budget, as few Linears as possible stay in float.
-    """
+class FitConfig(BudgetConfig):
+    """How integers are fitted to float weights, whatever they are weights of."""
 
     data: DataConfig
     method: Literal["auto", "minmax", "percentile", "entropy", "mse"] = "auto"
@@ -325,8 +322,6 @@ class QuantizeConfig(BudgetConfig):
     """Pairs that the ranges come from."""
     held: int = Field(default=384, ge=1)
     """Of those, the ones that are held in memory: one half fits weights and biases, the other judges what is chosen."""
-    smooth: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (0.25, 0.5, 0.75)
-    """Strengths of SmoothQuant to try beside none."""
     rounding: Literal["auto", "nearest", "clipped", "gptq", "refitted"] = "auto"
     """How weights become integers, `refitted` by GPTQ after a refit to noisy inputs; `auto` takes what drifts least."""
     bias_correction: bool = True
@@ -337,8 +332,6 @@ class QuantizeConfig(BudgetConfig):
     """Linears that stay in float in any case: `image.blocks.0.fc2`."""
     batch: int = Field(default=32, ge=1)
     """Pairs that are computed at once."""
-    device: Device = "auto"
-    """Of torch: `cpu`, `cuda`; `auto` is a GPU where there is one."""
 
     @model_validator(mode="after")
     def _budget_needs_a_ranking(self) -> Self:
@@ -349,6 +342,25 @@ class QuantizeConfig(BudgetConfig):
             if not self.sensitivity and name in self.model_fields_set and limit is not None and limit < 1:
                 raise ValueError(f"{name} needs the ranking that sensitivity = false leaves out: leave one of them out")
         return self
+
+
+class QuantizeConfig(FitConfig):
+    """Fit INT8 to a checkpoint, from real samples: activation ranges, integer weights, what stays in float.
+
+    Where all of it in INT8 would cost more than the budget, as few Linears as possible stay in float.
+    """
+
+    smooth: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (0.25, 0.5, 0.75)
+    """Strengths of SmoothQuant to try beside none."""
+    device: Device = "auto"
+    """Of torch: `cpu`, `cuda`; `auto` is a GPU where there is one."""
+
+
+class QuantizeGraphsConfig(FitConfig):
+    """Fit INT8 to ONNX graphs of any architecture: convolutions and Linears, on ONNX Runtime.
+
+    Where all of it in INT8 would cost more than the budget, as few of them as possible stay in float.
+    """
 
 
 class QatOptimizerConfig(OptimizerConfig):
@@ -389,6 +401,12 @@ class QatConfig(BudgetConfig):
 
 class BaselineConfig(StageConfig):
     """The unmodified teacher as ONNX, through optimum: the report's baseline."""
+
+    teacher: TeacherConfig
+
+
+class TraceConfig(StageConfig):
+    """Any teacher's towers as ONNX in FP32, traced by torch: for those that no exporter knows."""
 
     teacher: TeacherConfig
 

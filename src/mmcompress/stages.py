@@ -121,6 +121,14 @@ STAGES: Mapping[str, Stage] = {
             reads=("train", "validation", "labels"),
         ),
         Stage(
+            "quantize-graphs",
+            config.QuantizeGraphsConfig,
+            Kind.ONNX,
+            "mmcompress.compress.int8.quantize_graphs:quantize_graphs",
+            {"graphs": Kind.ONNX},
+            reads=("train", "validation", "labels"),
+        ),
+        Stage(
             "qat",
             config.QatConfig,
             Kind.CHECKPOINT,
@@ -129,6 +137,7 @@ STAGES: Mapping[str, Stage] = {
             reads=("train", "validation"),
             captions=frozenset({"train", "validation"}),
         ),
+        Stage("trace", config.TraceConfig, Kind.ONNX, "mmcompress.compress.trace:trace", {}),
         Stage("baseline", config.BaselineConfig, Kind.ONNX, "mmcompress.export.baseline:baseline", {}),
         Stage(
             "export",
@@ -142,7 +151,9 @@ STAGES: Mapping[str, Stage] = {
             config.VerdictConfig,
             Kind.ONNX,
             "mmcompress.measure.verdict.verdict:verdict",
-            {"checkpoint": Kind.CHECKPOINT},
+            {"checkpoint": Kind.CHECKPOINT, "graphs": Kind.ONNX},
+            optional=frozenset({"checkpoint", "graphs"}),
+            named=frozenset({"graphs"}),
             reads=("validation", "train"),
             enforce="mmcompress.measure.verdict.ruling:enforce",
         ),

@@ -20,11 +20,12 @@ from mmcompress.pipeline import standalone
 from mmcompress.pipeline.recipe import DATA_FIELDS
 
 Cli = Callable[..., Any]
-COMMAND = {"baseline": "export"}
+COMMAND = {"baseline": "export", "trace": "export", "quantize-graphs": "quantize"}
 """The command of a stage that has not its name."""
 SAID_OTHERWISE = {
     "baseline": {"teacher.source"},
     "convert": {"teacher.source"},
+    "trace": {"teacher.source"},
     "train": {"data", "student"},
 }
 """Keys that a command takes as an argument, or from its recipe."""
@@ -102,7 +103,7 @@ def without_summaries(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(f"mmcompress.cli.show_compress.{summary}", lambda *_: ({}, ""))
 
 
-@pytest.mark.parametrize("command", [*sorted(stages.STAGES.keys() - {"baseline"}), "check"])
+@pytest.mark.parametrize("command", [*sorted(stages.STAGES.keys() - COMMAND.keys()), "check"])
 def test_help_shows_every_option_whole_and_no_placeholder(
     cli: Cli, command: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

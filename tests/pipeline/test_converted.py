@@ -246,8 +246,8 @@ def test_an_artifact_of_a_wrong_kind_is_named(cli: Cli, tmp_path: Path, teacher:
     assert cli("export", teacher, "--precision", "fp32", "--out", tmp_path / "onnx").code == 0
     done = cli("prune", tmp_path / "onnx", "--data", coloured_squares, "--out", tmp_path / "p")
     assert done.code == 2 and "cannot be pruned: a graph has no blocks" in done.err
-    done = cli("quantize", tmp_path / "onnx", "--data", coloured_squares, "--out", tmp_path / "q")
-    assert done.code == 2 and "is an artifact of kind 'onnx'" in done.err
+    done = cli("quantize", tmp_path / "onnx", "--smooth", "0.5", "--data", coloured_squares, "--out", tmp_path / "q")
+    assert done.code == 2 and "smooth is a key of quantize, which has nothing to do here" in done.err
     done = cli("qat", teacher, "--out", tmp_path / "q")
     assert done.code == 2 and "quantize it first: mmcompress quantize" in done.err
 
@@ -264,3 +264,25 @@ def test_an_artifact_of_a_wrong_kind_is_named(cli: Cli, tmp_path: Path, teacher:
 )
 def test_sources_have_names(source: str, name: str) -> None:
     assert name_of(source) == name
+
+
+def test_what_cannot_be_a_checkpoint_is_quantized_as_its_graphs(
+    cli: Cli, tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"ROUND_S": 0.002, "SCREENING_ROUNDS": 4, "ROUNDS": 4}.items():
+        monkeypatch.setattr(contest, name, value)
+    convolutions = f"{Path(__file__).parents[1] / 'worlds/conv_teacher.py'}:teacher"
+    asked = ("quantize", convolutions, "--data", photos, "--out", tmp_path / "q", *FEW)
+    done = cli(*asked)
+    assert done.code == 0, done.err
+    made = Artifact.open(tmp_path / "q")
+    assert (made.manifest.stage, made.manifest.facts["texts"]) == ("quantize-graphs", SENTENCES)
+    assert made.manifest.parents["graphs"] == Artifact.open(tmp_path / "q-teacher").digest
+    assert cli(*asked).err.count("reused") == 2
+    judged = cli("verdict", made.path, "--data", photos, "--out", tmp_path / "v", "--seconds", "0.01")
+    assert judged.code == 0, judged.err
+    done = cli("prune", convolutions, "--data", photos, "--out", tmp_path / "p")
+    assert done.code == 2 and "cannot be pruned: it is of no family whose blocks mmcompress knows" in done.err
+    target = ("--target-latency", "0.5x", "--backend", "onnxruntime")
+    done = cli("shrink", convolutions, "--data", photos, "--out", tmp_path / "s", *target)
+    assert done.code == 2 and "cannot be pruned" in done.err and not (tmp_path / "s").exists()

@@ -150,7 +150,7 @@ def prune(
     console.show(*show_compress.prune_summary(pruned), json)
 
 
-@keyed(app, MODEL, "quantize", "convert", without=("teacher.source",))
+@keyed(app, MODEL, "quantize", "quantize-graphs", "convert", without=("teacher.source",))
 def quantize(
     artifact: Source,
     out: Out,
@@ -232,7 +232,7 @@ def qat(artifact: Source, out: Out, given: Given, json: Json = False) -> None:
     console.show(*show_compress.qat_summary(standalone.qat(artifact, out, given)), json)
 
 
-@keyed(app, MODEL, "export", "baseline", "convert", without=("teacher.source",))
+@keyed(app, MODEL, "export", "baseline", "trace", "convert", without=("teacher.source",))
 def export(
     source: Source,
     out: Out,

@@ -1,7 +1,7 @@
 """What is no artifact yet becomes one first, beside what is made of it, and is reused while the source is the same.
 
 A command that takes an artifact takes a teacher as well: an alias, a hub id, a folder in Hugging Face format. One that
-`model.py` can compute becomes a checkpoint (stage `convert`), any other one ONNX graphs (stage `baseline`). Where a
+`model.py` can compute becomes a checkpoint (stage `convert`), any other one ONNX graphs (`baseline`, `trace`). Where a
 command needs graphs, a checkpoint is exported first too. Commands without `--out` keep these in the user's cache.
 """
 
@@ -95,6 +95,13 @@ def check_becomes_checkpoint(source: str | Path, wanted: str) -> None:
         )
 
 
+def is_graph(source: str | Path, near: Artifact | None) -> bool:
+    """Whether a source is worked on as graphs: an ONNX artifact (`near`), or a teacher that cannot be a checkpoint."""
+    if near is not None:
+        return near.manifest.kind is Kind.ONNX
+    return not becomes_checkpoint(teacher_named(str(source), Kind.CHECKPOINT.value))
+
+
 def as_checkpoint(source: str | Path, out: Path, given: Given = NOTHING) -> Artifact:
     """The checkpoint at a source, or the one that its teacher becomes, in OUT-checkpoint; `given` is of `convert`."""
     if (artifact := artifact_at(source, Kind.CHECKPOINT)) is not None:
@@ -102,6 +109,25 @@ def as_checkpoint(source: str | Path, out: Path, given: Given = NOTHING) -> Arti
     check_becomes_checkpoint(source, "a checkpoint")
     place = out.with_name(f"{out.name}-checkpoint")
     return run_single("convert", {}, {**given, "teacher.source": str(source)}, {}, place)
+
+
+def as_model(source: str | Path, out: Path, given: Given = NOTHING) -> Artifact:
+    """What can be quantized: a checkpoint, or of a teacher that cannot be one its graphs, in OUT-teacher."""
+    if (artifact := artifact_at(source, Kind.CHECKPOINT, Kind.ONNX)) is not None:
+        return artifact
+    if is_graph(source, None):
+        return teacher_graphs(str(source), out.with_name(f"{out.name}-teacher"), given)
+    return as_checkpoint(source, out, given)
+
+
+def teacher_graphs(source: str, out: Path, given: Given = NOTHING) -> Artifact:
+    """A teacher's own graphs: through optimum where it is of transformers, else traced from its torch modules."""
+    return run_single(tracing_stage(source), {}, {**given, "teacher.source": source}, {}, out)
+
+
+def tracing_stage(source: str) -> str:
+    """The stage that makes graphs of a teacher as it is."""
+    return "trace" if source.startswith("open_clip:") or ".py:" in source else "baseline"
 
 
 def as_graphs(source: str | Path, out: Path, given: Given = NOTHING, *kinds: Kind) -> Artifact:
@@ -112,7 +138,7 @@ def as_graphs(source: str | Path, out: Path, given: Given = NOTHING, *kinds: Kin
         return artifact
     if artifact is None:
         if not becomes_checkpoint(teacher_named(str(source), " or ".join(kind.value for kind in kinds))):
-            return run_single("baseline", {}, {**given, "teacher.source": str(source)}, {}, out)
+            return teacher_graphs(str(source), out, given)
         artifact = as_checkpoint(source, out, given)
     return run_single("export", {"precisions": natural_precisions(artifact)}, {}, {"checkpoint": artifact}, out)
 

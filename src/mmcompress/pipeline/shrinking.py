@@ -21,7 +21,7 @@ from typing import Any
 from mmcompress.artifact import Artifact
 from mmcompress.config import Backend
 from mmcompress.errors import UsageError
-from mmcompress.pipeline.converted import check_becomes_checkpoint, is_artifact, name_of
+from mmcompress.pipeline.converted import check_becomes_checkpoint, is_artifact, is_graph, name_of, tracing_stage
 from mmcompress.pipeline.recipe import Recipe, parse_assignments, recipe_of
 from mmcompress.pipeline.run import run_recipe
 
@@ -55,8 +55,8 @@ def shrink(source: str, out: Path, wish: Wish) -> dict[str, Artifact]:
     if is_artifact(source):
         if not (Path(source) / "config.json").is_file():
             raise UsageError(f"{source} is no whole model", "give a teacher, or a checkpoint that was not pruned yet")
-    else:
-        check_becomes_checkpoint(source, "shrunk as a whole")
+    elif wish.target_latency is not None:
+        check_becomes_checkpoint(source, "pruned")
     if wish.minutes and wish.target_latency is None:
         raise UsageError("--minutes are for what pruning lost, and nothing is pruned", "give --target-latency too")
     backend = runnable(wish.backend)  # type: ignore[arg-type]
@@ -72,9 +72,23 @@ def shrink(source: str, out: Path, wish: Wish) -> dict[str, Artifact]:
 
 
 def recipe_for(source: str, wish: Wish, data: dict[str, str], backend: Backend, steps: int) -> Recipe:
-    """The stages in order, checked; `steps` of recovery."""
+    """The stages in order, checked; `steps` of recovery. What cannot be a checkpoint is quantized as its graphs."""
+    tables = {"data": data, "teacher": {"source": source}}
+    measured = [
+        {"run": "bench", "backends": [backend]},
+        {"run": "drift", "backend": backend},
+        {"run": "report", "title": f"{name_of(source)}, shrunk"},
+    ]
+    if not is_artifact(source) and is_graph(source, None):
+        stages = [
+            {"run": tracing_stage(source), "name": "teacher"},
+            {"run": "quantize-graphs", "name": "quantize", "graphs": "teacher"},
+            {"run": "verdict", "name": "int8", "graphs": "quantize", "backend": backend},
+            *measured,
+        ]
+        return recipe_of({**tables, "stage": stages}, "shrink", parse_assignments(wish.overrides))
     pruned: list[dict[str, Any]] = []
-    last, exported = "convert", "teacher"
+    last = "convert"
     if wish.target_latency is not None:
         target = {"target_latency": wish.target_latency, "backend": backend, "precision": "int8", "towers": ["image"]}
         pruned = [
@@ -92,16 +106,13 @@ def recipe_for(source: str, wish: Wish, data: dict[str, str], backend: Backend, 
         last = "recover"
     stages = [
         {"run": "convert"},
-        {"run": "export", "name": exported, "checkpoint": "convert"},
+        {"run": "export", "name": "teacher", "checkpoint": "convert"},
         *pruned,
         {"run": "quantize", "checkpoint": last},
         {"run": "verdict", "name": "int8", "checkpoint": "quantize", "backend": backend},
-        {"run": "bench", "backends": [backend]},
-        {"run": "drift", "backend": backend},
-        {"run": "report", "title": f"{name_of(source)}, shrunk"},
+        *measured,
     ]
-    tables = {"data": data, "teacher": {"source": source}, "stage": stages}
-    return recipe_of(tables, "shrink", parse_assignments(wish.overrides))
+    return recipe_of({**tables, "stage": stages}, "shrink", parse_assignments(wish.overrides))
 
 
 def parts(wish: Wish) -> dict[str, str]:

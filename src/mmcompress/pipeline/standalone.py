@@ -17,7 +17,7 @@ from mmcompress.artifact import Artifact
 from mmcompress.compress.int8.comparison import CalibrationComparison
 from mmcompress.config import Backend, ExportConfig, Precision
 from mmcompress.errors import UsageError, suggestion
-from mmcompress.int8 import RANGES
+from mmcompress.int8 import GRAPH_RANGES, RANGES
 from mmcompress.manifest import Kind
 from mmcompress.measure.comparison import ComparisonDocument
 from mmcompress.pipeline.converted import (
@@ -25,10 +25,14 @@ from mmcompress.pipeline.converted import (
     artifact_at,
     as_checkpoint,
     as_graphs,
+    as_model,
     check_becomes_checkpoint,
     is_artifact,
+    is_graph,
     natural_precisions,
+    teacher_graphs,
     teacher_named,
+    tracing_stage,
 )
 from mmcompress.pipeline.recipe import SHARED_TABLES, load_recipe, parse_assignments
 from mmcompress.pipeline.routing import routed, routed_with_source
@@ -165,16 +169,24 @@ def _embeddings(
 
 
 def quantize(source: str | Path, out: Path, given: Given = NOTHING, *, ranges: Path | None = None) -> Artifact:
-    """Fit integers, on the `ranges` of another quantized checkpoint if they are given; a teacher is converted first."""
-    near = artifact_at(source, Kind.CHECKPOINT)
+    """Fit integers, on the `ranges` of another quantized checkpoint if they are given; a teacher is converted first.
+
+    What is no checkpoint of ours is quantized as the graphs that it is, or that it is exported to, in OUT-teacher.
+    """
+    near = artifact_at(source, Kind.CHECKPOINT, Kind.ONNX)
     to = routed_with_source(given, "quantize", near)
     if ranges is not None and (unused := sorted({"method", "percentile", "smooth"} & to["quantize"].keys())):
         raise UsageError(f"{unused[0]} says how ranges are found, and --ranges gives them", "leave one of them out")
     tables = {"data": data_unless_given(given, near)}
     checked("quantize", tables, to["quantize"])
-    if near is None:
-        check_becomes_checkpoint(source, "quantized")
     reused = {"ranges": Artifact.open(ranges, Kind.CHECKPOINT)} if ranges else {}
+    if is_graph(source, near):
+        own = routed(to["quantize"], "quantize-graphs", idle={"quantize": f"{source} is quantized as a graph"})
+        checked("quantize-graphs", tables, own["quantize-graphs"])
+        if ranges is not None:
+            raise UsageError(f"--ranges are of checkpoints, and {source} is quantized as a graph", "leave it out")
+        graphs = near or as_model(source, out, to["convert"])
+        return run_single("quantize-graphs", tables, own["quantize-graphs"], {"graphs": graphs}, out)
     checkpoint = near or as_checkpoint(source, out, to["convert"])
     return run_single("quantize", tables, to["quantize"], {"checkpoint": checkpoint, **reused}, out)
 
@@ -194,22 +206,21 @@ def verdict(source: str | Path, out: Path, given: Given = NOTHING) -> Artifact:
 
     What is not quantized yet is quantized first, in OUT-quantized; the data that is given then serves both.
     """
-    checkpoint = artifact_at(source, Kind.CHECKPOINT)
-    if checkpoint is not None and RANGES in checkpoint.manifest.files:
+    checkpoint = artifact_at(source, Kind.CHECKPOINT, Kind.ONNX)
+    if checkpoint is not None and {RANGES, GRAPH_RANGES} & checkpoint.manifest.files.keys():
         to = routed_with_source(given, "verdict", checkpoint, idle={"quantize": f"{source} is quantized"})
     else:
         if "data.train" not in given and "data.validation" in given:
             given = {("data.train" if key == "data.validation" else key): value for key, value in given.items()}
         to = routed_with_source(given, "verdict", checkpoint, "quantize")
         checked("verdict", {"data": data_unless_given(given, checkpoint)}, to["verdict"])
-        if checkpoint is None:
-            check_becomes_checkpoint(source, "quantized")
         place = out.with_name(f"{out.name}-quantized")
-        checkpoint = checkpoint or as_checkpoint(source, out, to["convert"])
+        checkpoint = checkpoint or as_model(source, out, to["convert"])
         checkpoint = quantize(checkpoint.path, place, to["quantize"])
     field = "train" if "data.train" in given else "validation"
     tables = {"data": data_unless_given(given, checkpoint, field), **recorded_budget(checkpoint)}
-    return run_single("verdict", tables, to["verdict"], {"checkpoint": checkpoint}, out)
+    role = "graphs" if checkpoint.manifest.kind is Kind.ONNX else "checkpoint"
+    return run_single("verdict", tables, to["verdict"], {role: checkpoint}, out)
 
 
 def check_backend(backend: str | None) -> None:
@@ -228,10 +239,11 @@ def export(source: str, out: Path, given: Given = NOTHING) -> Artifact:
     """A checkpoint as ONNX. A teacher goes through optimum as it is, or with a precision through our own exporter."""
     checkpoint = artifact_at(source, Kind.CHECKPOINT)
     if checkpoint is None and not {"precisions", "opset"} & given.keys():
-        to = routed(given, "baseline", idle={"convert": "the teacher is exported as it is"})
-        checked("baseline", {"teacher": {"source": source}}, to["baseline"])
+        stage = tracing_stage(source)
+        to = routed(given, stage, idle={"convert": "the teacher is exported as it is"})
+        checked(stage, {"teacher": {"source": source}}, to[stage])
         teacher_named(source, Kind.CHECKPOINT.value)
-        return run_single("baseline", {"teacher": {"source": source}}, to["baseline"], {}, out)
+        return teacher_graphs(source, out, to[stage])
     to = routed_with_source(given, "export", checkpoint, idle={"baseline": "mmcompress itself exports"})
     natural = {} if checkpoint is None else {"precisions": natural_precisions(checkpoint)}
     built = cast(ExportConfig, checked("export", natural, to["export"]))
