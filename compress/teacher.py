@@ -12,6 +12,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn import functional as F
 
+from mmcompress.compress.opencliptowers import open_clip_towers
 from mmcompress.compress.towers import Towers
 from mmcompress.config import TeacherConfig
 from mmcompress.errors import CorruptInputError, MissingRequirementError, UsageError, require, suggestion
@@ -146,7 +148,8 @@ def _open_clip_teacher(name: str, device: torch.device) -> Teacher:
         with torch.inference_mode():
             return F.normalize(model.encode_text(tokenizer(list(texts)).to(device)).float(), dim=-1).cpu()
 
-    return Teacher(encode_image, encode_text, preprocessing, encode_text(["a"]).shape[1])
+    towers = partial(open_clip_towers, model, tokenizer, name)
+    return Teacher(encode_image, encode_text, preprocessing, encode_text(["a"]).shape[1], towers)
 
 
 def _own_teacher(file: Path, function: str) -> Teacher:

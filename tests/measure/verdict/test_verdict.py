@@ -333,7 +333,7 @@ def test_a_candidates_graph_has_q_dq_where_it_says(world: Path, tmp_path: Path) 
     numerics = {c.name: n for c, n in candidates_for("openvino", source.model, read_int8(source))}["qkv-fc1"]
     variant = contestants.Variant("int8", numerics)
     config = VerdictConfig(data=DataConfig())
-    pair = contestants.written(source, tensors, tmp_path, config, "qkv-fc1", variant, "openvino")
+    pair = contestants.written(origins.origin_of(source), tmp_path, config, "qkv-fc1", variant, "openvino")
     graph = onnx.load(str(pair.towers["image"].path)).graph
     quantized = {node.name.split(".input")[0] for node in graph.node if node.op_type == "QuantizeLinear"}
     assert quantized == {f"image.blocks.{p}" for p in ("0.qkv", "0.fc1", "1.qkv.q", "1.qkv.kv", "1.fc1")}
