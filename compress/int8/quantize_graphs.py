@@ -33,6 +33,8 @@ from mmcompress.compress.int8.simulate import distance
 from mmcompress.config import QuantizeGraphsConfig
 from mmcompress.data.batches import batches
 from mmcompress.data.preprocess import normalize
+from mmcompress.data.sentences import SENTENCES
+from mmcompress.data.spec import is_photos
 from mmcompress.errors import UsageError, suggestion
 from mmcompress.export.export import Variant, described, save_graph
 from mmcompress.export.graph import Numerics
@@ -101,6 +103,7 @@ def quantize_graphs(job: Job[QuantizeGraphsConfig]) -> None:
             {"module": name, "drift": float(f"{value:.4g}"), "kept": name in kept} for name, value in ranking.items()
         ],
         "budget": config.max_drop if config.sensitivity else None,
+        "texts": SENTENCES if is_photos(spec) else "captions",
         SEEN: Seen(
             pairs=-(-config.samples // config.batch) * config.batch, seed=config.seed, buffer=SHUFFLED
         ).model_dump(),
@@ -210,9 +213,10 @@ def keep_sensitive(
 
     reference = of_both(frozenset(n for one in fitted.values() for n in one.linears[JUDGED]))
     budget = Budget.of(config)
+    captioned = not is_photos(config.data.validation or config.data.train or "")
 
     def cost_of(kept: frozenset[str]) -> Cost:
-        return cost(reference, of_both(asked | kept))
+        return cost(reference, of_both(asked | kept), captioned)
 
     left = cost_of(frozenset())
     if budget.holds(left):

@@ -53,13 +53,16 @@ def fewest_kept(ranking: Sequence[str], holds: Callable[[frozenset[str]], bool])
     return frozenset(kept)
 
 
-def cost(reference: tuple[Tensor, Tensor], quantized: tuple[Tensor, Tensor]) -> Cost:
+def cost(reference: tuple[Tensor, Tensor], quantized: tuple[Tensor, Tensor], captioned: bool = True) -> Cost:
     """Images (N, D) and texts (M, D), the first N of them row by row the images', before and after.
 
-    Hits are counted among the N, flips among all M.
+    Hits are counted among the N, flips among all M. Of photos that nobody captioned, the right text is the one that
+    the model itself gave before.
     """
     (images, texts), after = ((side[0].cpu().numpy(), side[1].cpu().numpy()) for side in (reference, quantized))
     own = np.arange(len(images))
-    lost = agreement.lost_matches((images, texts[: len(own)]), (after[0], after[1][: len(own)]), own, own)
+    captions = texts[: len(own)], after[1][: len(own)]
+    right = own if captioned else agreement.best(images, captions[0])
+    lost = agreement.lost_matches((images, captions[0]), (after[0], captions[1]), right, own)
     answers = agreement.best(images, texts), agreement.best(*after)
     return Cost(lost, float(agreement.flipped(images, texts, *answers).mean()))

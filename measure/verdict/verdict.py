@@ -72,8 +72,10 @@ def verdict(job: Job[VerdictConfig]) -> None:
     floats, missing = float_contestants(write, backend)
     reference = embedded(source, held, floats[0])
     tolerance = GPU_TOLERANCE if backend in GPU_BACKENDS else CPU_TOLERANCE
-    sanity = checks(*reference, held.image_group, origin.embedded(held), tolerance, origin.reference)
+    pairs = held.image_group if held.captioned else None
+    sanity = checks(*reference, pairs, origin.embedded(held), tolerance, origin.reference)
     enforce_checks(sanity, backend)
+    held = held.judged_by(*reference)
 
     def drift_of(contestant: Contestant) -> HeldOutDrift:
         return drift_between(reference, embedded(source, held, contestant), held.image_group)

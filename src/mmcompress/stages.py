@@ -53,6 +53,8 @@ class Stage:
     gathers: tuple[Kind, ...] = ()
     reads: tuple[str, ...] = ()
     """The fields of the data table that it depends on; the first is what `--data` of its command gives."""
+    captions: frozenset[str] = frozenset()
+    """Of these fields, those whose images must have captions or classes of their own."""
     enforce: str = ""
     """`module:function` of a finished artifact and `strict` that raises where a strict run must not go on."""
 
@@ -85,7 +87,9 @@ STAGES: Mapping[str, Stage] = {
             {"embeddings": Kind.EMBEDDINGS},
             optional=frozenset({"embeddings"}),
             reads=("train",),
+            captions=frozenset({"train"}),
         ),
+        Stage("convert", config.ConvertConfig, Kind.CHECKPOINT, "mmcompress.compress.convert:convert", {}),
         Stage(
             "embed", config.EmbedConfig, Kind.EMBEDDINGS, "mmcompress.compress.train.embed:embed", {}, reads=("train",)
         ),
@@ -131,6 +135,7 @@ STAGES: Mapping[str, Stage] = {
             "mmcompress.compress.int8.qat:qat",
             {"checkpoint": Kind.CHECKPOINT},
             reads=("train", "validation"),
+            captions=frozenset({"train", "validation"}),
         ),
         Stage("trace", config.TraceConfig, Kind.ONNX, "mmcompress.compress.trace:trace", {}),
         Stage("baseline", config.BaselineConfig, Kind.ONNX, "mmcompress.export.baseline:baseline", {}),

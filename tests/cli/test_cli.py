@@ -24,7 +24,20 @@ from mmcompress.pipeline import sources, standalone
 
 Cli = Callable[..., Any]
 COMMANDS = (
-    *("run", "train", "embed", "distill", "prune", "quantize", "qat", "verdict", "export", "build"),
+    *(
+        "run",
+        "train",
+        "embed",
+        "convert",
+        "distill",
+        "prune",
+        "quantize",
+        "qat",
+        "verdict",
+        "export",
+        "build",
+        "shrink",
+    ),
     *("bench", "compare", "drift", "bisect", "report", "check"),
     *("classify", "search", "inspect", "doctor"),
 )

@@ -10,16 +10,16 @@ from __future__ import annotations
 import importlib
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from mmcompress import __version__
 from mmcompress.artifact import Artifact
 from mmcompress.config import DataConfig, StageConfig, TeacherConfig
-from mmcompress.data.spec import expand, fingerprint, is_stream
+from mmcompress.data.spec import expand, fingerprint, is_photos, is_stream, part_of
 from mmcompress.errors import CorruptInputError, UsageError, suggestion
 from mmcompress.lock import locked
-from mmcompress.manifest import hash_json
+from mmcompress.manifest import Kind, hash_json
 from mmcompress.pipeline.recipe import DATA_FIELDS, Recipe, StageTable, stage_config
 from mmcompress.places import MANIFEST, check_place
 from mmcompress.progress import say
@@ -41,8 +41,13 @@ def run_recipe(recipe: Recipe, out: Path, where: str = "recipe") -> dict[str, Ar
 def run_stages(recipe: Recipe, places: Mapping[str, Path], where: str) -> dict[str, Artifact]:
     """Run every stage whose output is not at its place yet; return the artifacts by name."""
     artifacts: dict[str, Artifact] = {}
+    made: set[Kind] = set()
     for table in recipe.stages:
+        stage = STAGES[table.run]
         check_place(places[table.name], stage=table.run)
+        roles = [role for role, kind in stage.consumes.items() if kind in made]
+        check_use(stage_config(recipe, table, where), stage, roles, f"{where}: stage {table.name!r}")
+        made.add(stage.produces)
     with locked(*places.values()):
         for table in recipe.stages:
             stage = STAGES[table.run]
@@ -51,6 +56,24 @@ def run_stages(recipe: Recipe, places: Mapping[str, Path], where: str) -> dict[s
             built = stage_config(recipe, table, where)
             artifacts[table.name] = run_stage(stage, built, sources, gathered, places[table.name])
     return artifacts
+
+
+def check_use(built: StageConfig, stage: Stage, roles: Collection[str], where: str) -> None:
+    """Refuse, before anything runs, keys that say nothing with these sources, and photos of which nothing is said where
+    a stage learns or judges by what is said.
+    """
+    try:
+        built.check_sources(roles)
+    except ValueError as error:
+        raise UsageError(f"{where}: {error}", "leave it out") from error
+    data = getattr(built, "data", None)
+    for name in stage.captions if isinstance(data, DataConfig) else ():
+        spec = getattr(data, name)
+        if spec is not None and is_photos(spec):
+            raise UsageError(
+                f"{spec} is a folder of photos without captions, and {stage.name} learns from what is said of them",
+                "give pairs, or use quantize, prune, verdict or drift, which need the images alone",
+            )
 
 
 def _sources(stage: Stage, table: StageTable, artifacts: Mapping[str, Artifact], where: str) -> dict[str, Artifact]:
@@ -145,6 +168,10 @@ def _local_inputs(built: StageConfig) -> list[Path]:
     for name in DATA_FIELDS if isinstance(data, DataConfig) else ():
         spec = getattr(data, name)
         if spec is not None and not is_stream(spec):
+            whole = Path(part_of(spec)[1]).expanduser()
+            if whole.is_dir() and is_photos(spec):
+                inputs.append(whole)
+                continue
             places = [Path(place) for place in expand(spec)]
             inputs += [*places, *({place.parent for place in places if place.is_dir()})]
     if isinstance(teacher, TeacherConfig) and (folder := Path(teacher.source).expanduser()).exists():
