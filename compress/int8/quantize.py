@@ -28,7 +28,7 @@ from mmcompress.compress.int8.fit import JUDGED, chosen_ranges, chosen_smoothing
 from mmcompress.compress.int8.ranges import NOTHING, Histogram, widened
 from mmcompress.compress.int8.recalibration import given_ranges
 from mmcompress.compress.int8.samples import SHUFFLED, Captioned, feeds, held_pairs, plain_pairs, possible_answers
-from mmcompress.compress.int8.sensitivity import cost, fewest_kept, sensitivities
+from mmcompress.compress.int8.sensitivity import RANKED, cost, fewest_kept, sensitivities
 from mmcompress.compress.int8.simulate import (
     TOWERS,
     Batches,
@@ -183,7 +183,7 @@ def keep_sensitive(
     if not config.sensitivity:
         return {}, asked, None
     linears = fitted.linears[JUDGED]
-    ranking = sensitivities(model, feeds(ranked[::2]), linears, ranges, JUDGED)
+    ranking = sensitivities(model, feeds(ranked[: -(-RANKED // config.batch)]), linears, ranges, JUDGED)
     fed = Feeds(feeds(judged).image, [*feeds(judged).text, *answers])
 
     @cache

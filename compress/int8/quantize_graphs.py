@@ -28,7 +28,7 @@ from mmcompress.compress.int8.fit import JUDGED, KINDS
 from mmcompress.compress.int8.graphfit import FittedTower, fit_tower
 from mmcompress.compress.int8.graphtower import Feeds, GraphTower
 from mmcompress.compress.int8.samples import SHUFFLED
-from mmcompress.compress.int8.sensitivity import cost, fewest_kept
+from mmcompress.compress.int8.sensitivity import RANKED, cost, fewest_kept
 from mmcompress.compress.int8.simulate import distance
 from mmcompress.config import QuantizeGraphsConfig
 from mmcompress.data.batches import batches
@@ -49,11 +49,8 @@ from mmcompress.stages import Job
 from mmcompress.strictjson import write_json
 
 TOWERS: tuple[Tower, ...] = ("image", "text")
-_RANKED = 32
-"""Inputs that products are ranked on."""
 Pairs = dict[Tower, Feeds]
 """One batch of images and texts."""
-
 _PASSED_ON = ("params", "macs", "logit_scale", "logit_bias", "opset", "constant")
 
 
@@ -235,7 +232,7 @@ def sensitivities(
     drifts: dict[str, float] = {}
     for name, tower in towers.items():
         linears, ranges = fitted[name].linears[JUDGED], fitted[name].ranges
-        few: list[Feeds] = [{key: array[:_RANKED] for key, array in ranked[0][name].items()}]
+        few: list[Feeds] = [{key: array[:RANKED] for key, array in ranked[0][name].items()}]
         reference = tower.embedded(tower.model, few)
         for product, linear in track(linears.items(), f"sensitivity of the {name} tower", len(linears)):
             drifts[product] = distance(
