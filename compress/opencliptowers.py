@@ -61,7 +61,7 @@ def _text_of(tokenizer: Any, name: str) -> tuple[Tokenizer, TextProcessing]:
             context=tokenizer.context_length, pad_token_id=0, eos_token_id=tokenizer.eot_token_id
         )
         return _byte_pairs(tokenizer, clean), processing
-    wrapped = getattr(tokenizer, "tokenizer", None)
+    wrapped: Any = getattr(tokenizer, "tokenizer", None)
     fast = getattr(wrapped, "backend_tokenizer", None)
     if fast is None:
         raise UsageError(
