@@ -137,13 +137,13 @@ def _output_errors(
                     error = computed(product, node, entering, restored) - exact
                     errors[name][method] += float(error.double().square().mean()) / power
 
-    tower.show(list(candidates), _first(fitting, _COMPARED), see)
+    tower.show(list(candidates), [_first(fitting, _COMPARED)], see)
     return errors
 
 
-def _first(batches: Sequence[Feeds], count: int) -> Iterator[Feeds]:
-    """The first inputs of each batch."""
-    return ({name: array[:count] for name, array in feeds.items()} for feeds in batches)
+def _first(batches: Sequence[Feeds], count: int) -> Feeds:
+    """The first inputs of each batch, as one batch."""
+    return {name: np.concatenate([feeds[name][:count] for feeds in batches]) for name in batches[0]}
 
 
 def chosen_weights(
