@@ -13,6 +13,7 @@ import argparse
 import resource
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,14 +30,12 @@ from mmcompress.runtime.backends import CPU_BACKENDS
 from mmcompress.stages import STAGES
 
 
-def quantized(name: str, out: Path, data: str, samples: int) -> Artifact:
+def quantized(name: str, out: Path, data: str, how: dict[str, Any]) -> Artifact:
     """Trace a teacher and quantize it, and say how long that took."""
     config = TraceConfig(teacher=TeacherConfig(source=f"open_clip:{name}"))
     traced = run_stage(STAGES["trace"], config, {}, (), out / "traced")
     start = time.monotonic()
-    fit = QuantizeGraphsConfig(
-        data=DataConfig(train=data), samples=samples, held=min(samples, 128), max_drop=None, max_flips=None
-    )
+    fit = QuantizeGraphsConfig(data=DataConfig(train=data), max_drop=None, max_flips=None, **how)
     artifact = run_stage(STAGES["quantize-graphs"], fit, {"graphs": traced}, (), out / "quantized")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(f"{name}: quantized in {(time.monotonic() - start) / 60:.1f} minutes, peak {peak:.1f} GiB")
@@ -75,11 +74,14 @@ def main() -> None:
     parser.add_argument("--data", required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--samples", type=int, default=512)
+    parser.add_argument("--method", default="auto")
+    parser.add_argument("--rounding", default="auto")
     asked = parser.parse_args()
+    how = {"samples": asked.samples, "method": asked.method, "rounding": asked.rounding}
     torch.manual_seed(0)
     for name in asked.names:
         out = asked.out / name.replace("/", "-")
-        raced(name, quantized(name, out, asked.data, asked.samples), out, asked.data)
+        raced(name, quantized(name, out, asked.data, how), out, asked.data)
 
 
 if __name__ == "__main__":

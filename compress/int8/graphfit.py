@@ -28,12 +28,13 @@ from mmcompress.config import QuantizeGraphsConfig
 from mmcompress.export.integers import OUTPUT
 from mmcompress.export.products import Product
 from mmcompress.int8 import IntegerLinear, Linears, Range, Signedness, activation_quantizer, dequantize_weight
+from mmcompress.progress import track
 
 _COMPARED = 2
 """Inputs of a batch that the methods of a range are compared on."""
 _ROWS = 4096
 """Rows of a batch that moments are taken of."""
-_MOMENTS_BYTES = 1 << 29
+_MOMENTS_BYTES = 1 << 28
 """Of the moments that are held at a time."""
 
 
@@ -87,7 +88,7 @@ def calibrated(tower: GraphTower, samples: Iterable[Feeds]) -> Seen:
             outputs[given[name]] = widened(outputs.get(given[name], NOTHING), x)
         if name in convolved:
             total, count = sums.get(name, (0, 0))
-            sums[name] = total + x.double().square().sum(dim=(0, 2, 3)).numpy(), count + x[:, 0].numel()
+            sums[name] = total + x.square().sum(dim=(0, 2, 3), dtype=torch.float64).numpy(), count + x[:, 0].numel()
 
     tower.show([*dict.fromkeys([*histograms, *given])], samples, see)
     return Seen(histograms, {name: total / count for name, (total, count) in sums.items()}, outputs)
@@ -136,13 +137,13 @@ def _output_errors(
                     error = computed(product, node, entering, restored) - exact
                     errors[name][method] += float(error.double().square().mean()) / power
 
-    tower.show(list(candidates), _first(fitting, _COMPARED), see)
+    tower.show(list(candidates), [_first(fitting, _COMPARED)], see)
     return errors
 
 
-def _first(batches: Sequence[Feeds], count: int) -> Iterator[Feeds]:
-    """The first inputs of each batch."""
-    return ({name: array[:count] for name, array in feeds.items()} for feeds in batches)
+def _first(batches: Sequence[Feeds], count: int) -> Feeds:
+    """The first inputs of each batch, as one batch."""
+    return {name: np.concatenate([feeds[name][:count] for feeds in batches]) for name in batches[0]}
 
 
 def chosen_weights(
@@ -199,7 +200,8 @@ def rounded_all(
         if not product.linear:
             for rounding, correct in results:
                 results[rounding, correct][product.name] = _convolution(tower, product, seen, kind, rounding)
-    for group in _groups(tower):
+    groups = list(_groups(tower))
+    for group in track(groups, f"rounding the {tower.name} tower", len(groups)):
         moments = _moments_of(tower, group, ranges, fitting, kind)
         for product in (product for name in group for product in tower.by_input[name] if product.linear):
             weight, bias = tower.parameters[product.name]
