@@ -19,7 +19,7 @@ from torch import Tensor
 
 from mmcompress.data.checkpairs import check_captions, check_images, judged
 from mmcompress.data.preprocess import normalize
-from mmcompress.errors import CorruptInputError, UsageError
+from mmcompress.errors import CorruptInputError, MMCompressError, UsageError
 from mmcompress.manifest import Preprocessing
 
 NORM_ERROR = 0.01
@@ -61,19 +61,36 @@ def under_contract(teacher: Teacher, source: str) -> Teacher:
         )
 
     def encode_image(pixels: Tensor) -> Tensor:
-        different = len(pixels.flatten(1).unique(dim=0)) if len(pixels) >= FEW else 0
-        return _checked(teacher.encode_image(pixels), len(pixels), different, teacher.embed_dim, source, "image")
+        answer = _answer(teacher.encode_image, pixels, source, "image")
+        images = _checked(answer, len(pixels), teacher.embed_dim, source, "image")
+        if len(pixels) >= FEW:
+            _refuse_constant(images, len(pixels.flatten(1).unique(dim=0)), source, "image")
+        return images
 
     def encode_text(texts: Sequence[str]) -> Tensor:
-        return _checked(
-            teacher.encode_text(list(texts)), len(texts), len(set(texts)), teacher.embed_dim, source, "text"
-        )
+        answer = _answer(teacher.encode_text, list(texts), source, "text")
+        return _checked(answer, len(texts), teacher.embed_dim, source, "text")
 
     return replace(teacher, encode_image=encode_image, encode_text=encode_text)
 
 
-def _checked(answer: Any, rows: int, different: int, width: int, source: str, tower: str) -> Tensor:
-    """(B, D), if that is what it is; `different` of the B inputs are."""
+def _answer(encode: Callable[[Any], Any], inputs: Any, source: str, tower: str) -> Any:
+    """What foreign code answers; what it raises becomes an error that names it."""
+    try:
+        return encode(inputs)
+    except MMCompressError:
+        raise
+    except Exception as error:
+        said = (str(error).strip().splitlines() or [""])[0]
+        what = f"images of {inputs.shape[-1]} pixels" if tower == "image" else f"{len(inputs)} texts"
+        raise CorruptInputError(
+            f"the teacher {source}: encode_{tower} failed for {what}: {type(error).__name__}: {said}",
+            "its weights, image size or tokenizer do not belong together; where memory is short, lower the batch",
+        ) from error
+
+
+def _checked(answer: Any, rows: int, width: int, source: str, tower: str) -> Tensor:
+    """(B, D), if that is what it is."""
     who = f"the teacher {source}: encode_{tower}"
     if not isinstance(answer, Tensor) or not answer.is_floating_point():
         kind = f"a tensor of {answer.dtype}" if isinstance(answer, Tensor) else f"a {type(answer).__name__}"
@@ -93,12 +110,19 @@ def _checked(answer: Any, rows: int, different: int, width: int, source: str, to
             f"{who} returned rows of norm {float(norms.min()):.4g} to {float(norms.max()):.4g}, expected 1",
             "end it with torch.nn.functional.normalize(…, dim=-1)",
         )
+    return embeddings
+
+
+def _refuse_constant(embeddings: Tensor, different: int, source: str, tower: str) -> None:
+    """(B, D) of which `different` inputs are.
+
+    Captions of a batch may begin alike and be cut off there, so of texts only those that ship are looked at.
+    """
     if different >= FEW and float((embeddings - embeddings[0]).abs().max()) <= SAME:
         raise CorruptInputError(
             f"the teacher {source} gives the same answer to {different} different {tower}s",
             "its weights are broken, or its code does not look at its input",
         )
-    return embeddings
 
 
 def check_teacher(teacher: Teacher, source: str) -> str | None:
@@ -111,6 +135,7 @@ def check_teacher(teacher: Teacher, source: str) -> str | None:
     captions = check_captions()
     _check_repeats(images, teacher.encode_image(pixels[1::2].clone()), slice(1, None, 2), source, "image")
     texts = teacher.encode_text(captions)
+    _refuse_constant(texts, len(captions), source, "text")
     _check_repeats(texts, teacher.encode_text(captions[::2]), slice(0, None, 2), source, "text")
 
     def embed(asked: Sequence[str]) -> NDArray[np.floating[Any]]:

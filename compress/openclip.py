@@ -20,7 +20,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mmcompress.compress.contract import Teacher
-from mmcompress.errors import CorruptInputError, MissingRequirementError, MMCompressError, UsageError, require, suggestion
+from mmcompress.errors import (
+    CorruptInputError,
+    MissingRequirementError,
+    MMCompressError,
+    UsageError,
+    require,
+    suggestion,
+)
 from mmcompress.manifest import Preprocessing
 from mmcompress.progress import say
 from mmcompress.teachers import OPEN_CLIP, OPEN_CLIP_SCHEMES, open_clip_weights
@@ -48,7 +55,9 @@ def check_open_clip(name: str) -> None:
             f"add a file or a tag: {OPEN_CLIP}{name}/TAG ({_known('', tags)}), or /{RANDOM} if that is what you want",
         )
     if place is not None and not place.is_file():
-        raise UsageError(f"there is no file of weights {place}", f"an absolute path has two slashes: {OPEN_CLIP}NAME//…")
+        raise UsageError(
+            f"there is no file of weights {place}", f"an absolute path has two slashes: {OPEN_CLIP}NAME//…"
+        )
     if place is None and tag != RANDOM and not open_clip.get_pretrained_cfg(architecture, tag):
         raise UsageError(f"open_clip has no weights {tag!r} of {architecture}", _known(tag, tags))
 
@@ -77,7 +86,9 @@ def open_clip_teacher(name: str, device: torch.device) -> Teacher:
 
     with _own_errors(name):
         width = encode_text(["a"]).shape[-1]
-    return Teacher(encode_image, encode_text, preprocessing_from(settings, name), width, float(model.logit_scale.exp()))
+    return Teacher(
+        encode_image, encode_text, preprocessing_from(settings, name), width, float(model.logit_scale.detach().exp())
+    )
 
 
 def _loaded(open_clip: Any, name: str) -> tuple[Any, Any]:
@@ -133,7 +144,9 @@ def preprocessing_from(settings: Mapping[str, Any], name: str) -> Preprocessing:
             "give a model whose resize_mode is shortest or squash",
         )
     (side,) = sides
-    mean, std = (value if isinstance(value, Sequence) else (value,) * 3 for value in (settings["mean"], settings["std"]))
+    mean, std = (
+        value if isinstance(value, Sequence) else (value,) * 3 for value in (settings["mean"], settings["std"])
+    )
     return Preprocessing(
         size=side,
         resize=side,
@@ -160,8 +173,8 @@ def _warn_of_default(open_clip: Any, name: str, settings: Mapping[str, Any]) -> 
         say(
             "",
             place.name,
-            f"warning: open_clip prepares images for a file of weights by {dict(zip(keys, used, strict=True))}, and for "
-            f"every released {architecture} otherwise: put an open_clip_config.json beside it, and give local-dir:FOLDER",
+            f"warning: open_clip prepares images for a file of weights by {dict(zip(keys, used, strict=True))}, and "
+            f"for every released {architecture} otherwise: put an open_clip_config.json beside it, and give local-dir:",
         )
 
 
@@ -188,7 +201,9 @@ def _own_errors(name: str) -> Iterator[None]:
     except Exception as error:
         what = f"open_clip cannot load {name!r}: {_first_line(error)}"
         if open_clip_weights(name) is None:
-            raise MissingRequirementError(what, "its weights come from a hub: check the network and the name") from error
+            raise MissingRequirementError(
+                what, "its weights come from a hub: check the network and the name"
+            ) from error
         raise CorruptInputError(what, "check the weights; a tokenizer may have to come from a hub") from error
     finally:
         logging.disable(disabled)

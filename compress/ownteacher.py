@@ -15,7 +15,7 @@ import importlib.util
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
@@ -78,6 +78,7 @@ class OwnCode:
     modules: dict[str, ModuleType] = field(default_factory=dict)
     read: set[Path] = field(default_factory=set)
     recording: bool = True
+    """Until the teacher has answered for the first time."""
 
     def module(self) -> ModuleType:
         """The file's own module, run when it is first asked for."""
@@ -97,9 +98,8 @@ class OwnCode:
         sys.modules.update(self.modules)
         sys.path.insert(0, str(self.file.parent))
         before = set(sys.modules)
-        unheard: set[Path] = set()
         try:
-            with recorded(self.read) if self.recording else recorded(unheard):
+            with recorded(self.read) if self.recording else nullcontext():
                 yield
         except MMCompressError:
             raise
@@ -119,8 +119,9 @@ class OwnCode:
 
         return call
 
-    def files(self) -> tuple[Path, ...]:
-        """What a cache of the answers depends on, in order."""
+    def finished(self) -> tuple[Path, ...]:
+        """Stop recording. What a cache of the answers depends on, in order."""
+        self.recording = False
         beside = {path for path in self.file.parent.iterdir() if path.suffix in WEIGHTS and path.is_file()}
         return tuple(sorted({self.file, *self.read, *beside}))
 

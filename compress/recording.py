@@ -73,7 +73,7 @@ def _hear(event: str, arguments: tuple[Any, ...]) -> None:
 
 def _note(path: str | bytes | os.PathLike[Any]) -> None:
     for record in _open_records:
-        record.add(Path(os.path.abspath(os.fsdecode(path))))
+        record.add(Path(os.fsdecode(path)).absolute())
 
 
 @functools.cache

@@ -36,24 +36,18 @@ def load_teacher(config: TeacherConfig, device: torch.device) -> Teacher:
     It has answered the inputs that ship; one that knows nothing of them is a warning on the console. `files` are those
     that a teacher of one's own was read from.
     """
-    source = config.source
-    own = own_code(source)
+    source, own, code = config.source, own_code(config.source), None
     if own is not None:
         built, code = own_teacher(*own)
-        teacher = under_contract(built, source)
-        warning = check_teacher(teacher, source)
-        code.recording = False
-        teacher = replace(teacher, files=code.files())
+    elif source.startswith(OPEN_CLIP):
+        built = open_clip_teacher(source.removeprefix(OPEN_CLIP), device)
     else:
-        if source.startswith(OPEN_CLIP):
-            built = open_clip_teacher(source.removeprefix(OPEN_CLIP), device)
-        else:
-            built = _hugging_face_teacher(resolve(config), device, config.trust_remote_code)
-        teacher = under_contract(built, source)
-        warning = check_teacher(teacher, source)
+        built = _hugging_face_teacher(resolve(config), device, config.trust_remote_code)
+    teacher = under_contract(built, source)
+    warning = check_teacher(teacher, source)
     if warning is not None:
-        say("", Path(source).name, f"warning: the teacher {source} tells nothing apart: {warning}")
-    return teacher
+        say("", Path(source).name, f"warning: the teacher {source} is no better than chance: {warning}")
+    return teacher if code is None else replace(teacher, files=code.finished())
 
 
 def _hugging_face_teacher(folder: Path, device: torch.device, trust_remote_code: bool) -> Teacher:
@@ -80,7 +74,7 @@ def _hugging_face_teacher(folder: Path, device: torch.device, trust_remote_code:
     return Teacher(
         encode_image,
         encode_text,
-        image_processing(folder),
+        image_processing(folder, trust_remote_code),
         width,
         None if scale is None else float(scale.detach().exp()),
     )

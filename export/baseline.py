@@ -52,8 +52,8 @@ def baseline(job: Job[BaselineConfig]) -> None:
             f"optimum cannot export the teacher {teacher.source!r}", "give a Hugging Face folder or hub id"
         )
     folder = resolve(teacher)
-    job.draft.preprocessing = image_processing(folder)
-    job.draft.tokenizer = save_text_processing(folder, job.draft.path)
+    job.draft.preprocessing = image_processing(folder, teacher.trust_remote_code)
+    job.draft.tokenizer = save_text_processing(folder, job.draft.path, teacher.trust_remote_code)
     model = load_model(folder, teacher.trust_remote_code, attention="eager")
     if not hasattr(model, "logit_scale"):
         raise UsageError(f"{folder} has no logit scale, so it classifies nothing", "give a CLIP or SigLIP model")

@@ -82,6 +82,7 @@ def embed_row(
     captions: list[tuple[str, ...]] = []
     images: list[Floats] = []
     with Encoder.open(artifact, backend) as encoder:
+        encoder.warn_by_chance()
         stream = batches(
             data.test,
             encoder.preprocessing,

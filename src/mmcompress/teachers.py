@@ -120,8 +120,11 @@ def _download(hub_id: str, source: str, trust_remote_code: bool) -> Path:
         ) from error
 
 
-def cached_revision(source: str) -> str | None:
-    """The commit of a teacher's hub repository that lies in the hub's cache; None where none does, or for no hub id."""
+def cached_folder(source: str) -> Path | None:
+    """Where a teacher's repository lies in the hub's cache, in a folder that is called as its commit; None for none.
+
+    Nothing is fetched. None too for what is no hub id.
+    """
     name, file = hub_id(source), "config.json"
     if source.startswith(f"{OPEN_CLIP}hf-hub:"):
         name, file = source.removeprefix(f"{OPEN_CLIP}hf-hub:"), "open_clip_config.json"
@@ -133,4 +136,4 @@ def cached_revision(source: str) -> str | None:
         found = huggingface_hub.try_to_load_from_cache(name, file)
     except ValueError:  # no name that a hub takes
         return None
-    return Path(found).parent.name if isinstance(found, str) else None
+    return Path(found).parent if isinstance(found, str) else None

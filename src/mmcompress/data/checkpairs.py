@@ -109,6 +109,6 @@ def judged(
     best = min(found, key=lambda one: one.p)
     return (
         f"it gives {best.right} of {len(images)} drawings of everyday things their own captions, which is chance "
-        f"(p = {min(1.0, 2 * best.p):.2g}): its weights are random or damaged, its images or texts are prepared wrongly, "
-        "or it knows other images or another language"
+        f"(p = {min(1.0, 2 * best.p):.2g}): its weights are random or damaged, its images or texts are prepared "
+        "wrongly, or it knows other images or another language"
     )

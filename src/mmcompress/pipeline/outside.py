@@ -17,7 +17,7 @@ from mmcompress.config import DataConfig, StageConfig, StudentConfig, TeacherCon
 from mmcompress.data.spec import fingerprint
 from mmcompress.manifest import hash_file, hash_json
 from mmcompress.pipeline.recipe import DATA_FIELDS
-from mmcompress.teachers import OPEN_CLIP, cached_revision, open_clip_weights, own_code
+from mmcompress.teachers import OPEN_CLIP, cached_folder, open_clip_weights, own_code
 
 READ = "read"
 """The fact of an artifact in which that is recorded: paths with SHA-256, and `hub:NAME` with a commit."""
@@ -37,8 +37,8 @@ def outside(built: StageConfig) -> dict[str, str]:
 
 def revisions(built: StageConfig) -> dict[str, str]:
     """The hub repositories that a stage has read from, with the commits that lie in the hub's cache."""
-    found = {f"{_HUB}{source}": cached_revision(source) for source in _models(built).values()}
-    return {name: commit for name, commit in found.items() if commit is not None}
+    found = {f"{_HUB}{source}": cached_folder(source) for source in _models(built).values()}
+    return {name: folder.name for name, folder in found.items() if folder is not None}
 
 
 def still_as_read(recorded: Mapping[str, str], built: StageConfig) -> bool:
@@ -48,7 +48,8 @@ def still_as_read(recorded: Mapping[str, str], built: StageConfig) -> bool:
     folder = own[0].parent if own else Path()
     for name, known in recorded.items():
         if name.startswith(_HUB):
-            if cached_revision(name.removeprefix(_HUB)) not in (None, known):
+            cached = cached_folder(name.removeprefix(_HUB))
+            if cached is not None and cached.name != known:
                 return False
         elif not (folder / name).is_file() or hash_file(folder / name) != known:
             return False

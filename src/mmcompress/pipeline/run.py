@@ -47,6 +47,8 @@ def run_stages(recipe: Recipe, places: Mapping[str, Path], where: str) -> dict[s
         check_place(places[table.name], stage=table.run)
     with locked(*places.values()):
         for table in recipe.stages:
+            STAGES[table.run].refuse_impossible(stage_config(recipe, table, where), {})
+        for table in recipe.stages:
             stage = STAGES[table.run]
             sources = _sources(stage, table, artifacts, where)
             gathered = tuple(a for a in artifacts.values() if a.manifest.kind in stage.gathers)
@@ -87,6 +89,7 @@ def run_stage(
     out: Path,
 ) -> Artifact:
     """Reuse the artifact at `out` if it has the right key and is undamaged, else make it; then enforce what it says."""
+    stage.refuse_impossible(built, sources)
     artifact = _made_or_reused(stage, built, sources, gathered, out)
     if stage.enforce:
         module, _, name = stage.enforce.partition(":")
@@ -118,8 +121,8 @@ def _made_or_reused(
     start = time.monotonic()
     with Artifact.create(out, kind=stage.produces, stage=stage.name, key=key, config=values, parents=parents) as draft:
         stage.function()(Job(built, sources, gathered, draft, out.name, work))
-        if read := {**draft.facts.get(READ, {}), **revisions(built)}:
-            draft.facts[READ] = read
+        if found := {**draft.facts.get(READ, {}), **revisions(built)}:
+            draft.facts[READ] = found
     shutil.rmtree(work, ignore_errors=True)
     say(stage.name, out.name, f"done in {time.monotonic() - start:.1f} s")
     return Artifact.open(out)

@@ -14,7 +14,7 @@ from typing import Any, get_args
 
 from mmcompress.artifact import Artifact
 from mmcompress.compress.int8.comparison import CalibrationComparison
-from mmcompress.config import Backend, Precision, validated
+from mmcompress.config import Backend, Precision, StageConfig, validated
 from mmcompress.errors import UsageError, suggestion
 from mmcompress.lock import locked
 from mmcompress.manifest import Kind
@@ -35,6 +35,7 @@ from mmcompress.stages import STAGES
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 NOTHING: Given = {}
+NO_SOURCES: Mapping[str, Artifact] = {}
 
 
 def recipe_path(recipe: str) -> Path:
@@ -84,11 +85,7 @@ def run_single(
     gathered: Sequence[Artifact] = (),
 ) -> Artifact:
     """Check the config, `given` over `tables`, and run one stage; `out` becomes its artifact, or is reused."""
-    stage = STAGES[name]
-    values = {key: dict(value) if isinstance(value, Mapping) else value for key, value in tables.items()}
-    for key, value in given.items():
-        assign(values, key.split("."), value)
-    built = reduced(validated(stage.config, values, f"mmcompress {name}"), stage)
+    stage, built = STAGES[name], _checked(name, tables, given, sources)
     read = [*sources.values(), *gathered]
     check_place(out, [artifact.path for artifact in read], name)
     out.absolute().parent.mkdir(parents=True, exist_ok=True)
@@ -96,6 +93,19 @@ def run_single(
         for artifact in read:
             artifact.check_unchanged()
         return run_stage(stage, built, sources, tuple(gathered), out)
+
+
+def _checked(
+    name: str, tables: Mapping[str, Any], given: Given, sources: Mapping[str, Artifact] = NO_SOURCES
+) -> StageConfig:
+    """The stage's config, and the refusal of what cannot work. A command asks for it before its first long step."""
+    stage = STAGES[name]
+    values = {key: dict(value) if isinstance(value, Mapping) else value for key, value in tables.items()}
+    for key, value in given.items():
+        assign(values, key.split("."), value)
+    built = reduced(validated(stage.config, values, f"mmcompress {name}"), stage)
+    stage.refuse_impossible(built, sources)
+    return built
 
 
 def embed(out: Path, given: Given) -> Artifact:
@@ -112,6 +122,8 @@ def distill(
         raise UsageError(
             "distill needs a student", "--student vit-s16 or inherit:0.25, or --from CHECKPOINT to recover one"
         )
+    if embeddings is None and {"teacher", "teacher.source"} & given.keys():
+        _checked("distill", {"data": data_unless_given(given, start)}, given)
     cached = _teacher_embeddings(out, given, embeddings, start)
     teacher = {} if {"teacher", "teacher.source"} & given.keys() else recorded_teacher(cached)
     tables = {"teacher": teacher, "data": data_unless_given(given, cached)}
@@ -136,7 +148,12 @@ def prune(
 def _teacher_embeddings(out: Path, given: Given, embeddings: Path | None, near: Artifact | None) -> Artifact:
     """Cached embeddings to learn from: those named, those of a teacher that is given, or those that `near` is from."""
     if embeddings is not None:
-        return Artifact.open(embeddings, Kind.EMBEDDINGS)
+        cached = Artifact.open(embeddings, Kind.EMBEDDINGS)
+        if (teacher := given.get("teacher.source")) is not None:
+            from mmcompress.compress.early import check_same_teacher
+
+            check_same_teacher(teacher, cached)
+        return cached
     if not {"teacher", "teacher.source"} & given.keys():
         return embeddings_beside(near)
     shared = {key: value for key, value in given.items() if key.split(".")[0] in ("teacher", "data")}
