@@ -32,14 +32,14 @@ def convert(job: Job[ConvertConfig]) -> None:
     teacher, draft = job.config.teacher, job.draft
     folder = resolve(teacher)
     model = dual_encoder_from_hugging_face(folder)
-    draft.preprocessing = image_processing(folder)
+    draft.preprocessing = image_processing(folder, teacher.trust_remote_code)
     if draft.preprocessing.size != (side := model.config.image.image_size):
         raise UsageError(
             f"{folder} prepares images of {draft.preprocessing.size} pixels, and its model takes {side}",
             "mend its preprocessor_config.json",
         )
     save_preprocessing(draft.preprocessing, draft.path)
-    draft.tokenizer = save_text_processing(folder, draft.path)
+    draft.tokenizer = save_text_processing(folder, draft.path, teacher.trust_remote_code)
     save_checkpoint(model, draft.path)
     draft.model = model.config
     differences = against_teacher(model, draft, load_teacher(teacher, torch.device("cpu")))

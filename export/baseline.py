@@ -28,6 +28,7 @@ from mmcompress.errors import GateFailedError, MMCompressError, UsageError, requ
 from mmcompress.export.export import save_graph, specs
 from mmcompress.huggingface import config_from_hugging_face
 from mmcompress.manifest import Graph
+from mmcompress.pretrained import load_model
 from mmcompress.processing import image_processing, save_text_processing
 from mmcompress.stages import Job
 from mmcompress.teachers import resolve
@@ -51,9 +52,11 @@ def baseline(job: Job[BaselineConfig]) -> None:
             f"optimum cannot export the teacher {teacher.source!r}", "give a Hugging Face folder or hub id"
         )
     folder = resolve(teacher)
-    job.draft.preprocessing = image_processing(folder)
-    job.draft.tokenizer = save_text_processing(folder, job.draft.path)
-    model = load_model(folder, teacher.trust_remote_code)
+    job.draft.preprocessing = image_processing(folder, teacher.trust_remote_code)
+    job.draft.tokenizer = save_text_processing(folder, job.draft.path, teacher.trust_remote_code)
+    model = load_model(folder, teacher.trust_remote_code, attention="eager")
+    if not hasattr(model, "logit_scale"):
+        raise UsageError(f"{folder} has no logit scale, so it classifies nothing", "give a CLIP or SigLIP model")
     whole = exported_by_optimum(model, job.draft.tokenizer.context)
     size, context = job.draft.preprocessing.size, job.draft.tokenizer.context
     feeds, expected = random_case(model, size, context)
@@ -92,19 +95,6 @@ def _size_facts(folder: Path, model: Any) -> dict[str, int | None]:
     except MMCompressError:
         return {"params": sum(p.numel() for p in model.parameters()), "macs": None}
     return {"params": config.params, "macs": config.macs}
-
-
-def load_model(folder: Path, trust_remote_code: bool = False) -> Any:
-    """The teacher as transformers loads it, in float32 and evaluation mode."""
-    transformers = require("transformers", "compress")
-    options = {"trust_remote_code": trust_remote_code, "attn_implementation": "eager"}
-    model = transformers.AutoModel.from_pretrained(folder, **options)
-    if not all(hasattr(model, name) for name in ("get_image_features", "get_text_features", "logit_scale")):
-        raise UsageError(
-            f"{folder} is a {type(model).__name__}, which does not embed images and texts into one space",
-            "give a CLIP, SigLIP, Chinese-CLIP or MetaCLIP folder",
-        )
-    return model.float().eval()
 
 
 def exported_by_optimum(model: Any, context: int) -> Any:

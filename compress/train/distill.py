@@ -123,7 +123,8 @@ def _new_student(config: DistillConfig, embed_dim: int, draft: Draft) -> DualEnc
     if config.student is None:
         raise UsageError("distill needs a student to start from", "set student.source, or give --student")
     folder = _teacher_folder(config)
-    draft.tokenizer = save_text_processing(folder, draft.path)
+    trusted = config.teacher.trust_remote_code
+    draft.tokenizer = save_text_processing(folder, draft.path, trusted)
     share = inherited_share(config.student.source)
     if share is not None:
         model = student_from_teacher(folder, share)
@@ -132,7 +133,7 @@ def _new_student(config: DistillConfig, embed_dim: int, draft: Draft) -> DualEnc
         model = student_from_preset(config.student, embed_dim, draft.tokenizer, vocab, config.seed)
     if config.text == "keep":
         model = _with_text_tower(model, dual_encoder_from_hugging_face(folder))
-    draft.preprocessing = save_image_processing(folder, draft.path, model.config.image.image_size)
+    draft.preprocessing = save_image_processing(folder, draft.path, model.config.image.image_size, trusted)
     return model
 
 

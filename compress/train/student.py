@@ -41,13 +41,9 @@ _MLP_RATIO = 4
 
 def preset_config(student: StudentConfig, embed_dim: int, text: TextProcessing, vocab: int) -> DualEncoderConfig:
     """The sizes of a preset, for a given shared space and tokenizer. Heads have 64 channels (32 at width 192)."""
-    if student.source not in PRESETS:
-        known = [*PRESETS, "inherit:0.25"]
-        raise UsageError(f"unknown student {student.source!r}", suggestion(student.source, known))
+    check_preset(student)
     width, blocks, patch, size, text_width, text_blocks = PRESETS[student.source]
     size = student.image_size or size
-    if size % patch:
-        raise UsageError(f"image_size {size} is not a multiple of the {patch}-pixel patches", "choose another size")
     return DualEncoderConfig(
         embed_dim=embed_dim,
         image=ImageConfig(**_uniform(width, blocks), image_size=size, patch=patch),
@@ -59,6 +55,16 @@ def preset_config(student: StudentConfig, embed_dim: int, text: TextProcessing, 
             pad_token_id=text.pad_token_id,
         ),
     )
+
+
+def check_preset(student: StudentConfig) -> None:
+    """Raise UsageError for a preset that there is not, or an image size that its patches do not fill."""
+    if student.source not in PRESETS:
+        known = [*PRESETS, "inherit:0.25"]
+        raise UsageError(f"unknown student {student.source!r}", suggestion(student.source, known))
+    patch, size = PRESETS[student.source][2], student.image_size
+    if size is not None and (size < patch or size % patch):
+        raise UsageError(f"image_size {size} is not a multiple of the {patch}-pixel patches", "choose another size")
 
 
 def _uniform(width: int, blocks: int) -> dict[str, object]:
@@ -92,17 +98,24 @@ def inherited_share(source: str) -> float | None:
     return share
 
 
-def student_from_teacher(folder: Path, share: float) -> DualEncoder:
-    """Inherit at most `share` of the image MACs of the CLIP model in `folder`, and of its text MACs."""
-    teacher = dual_encoder_from_hugging_face(folder)
-    config = teacher.config
+def inherited_config(config: DualEncoderConfig, share: float) -> DualEncoderConfig:
+    """The sizes of a student that has at most `share` of the image MACs and of the text MACs of a model.
+
+    Raises UsageError where not even one block with one head fits.
+    """
     limit = share * config.macs
     depth = max(1, round(config.image.depth * math.sqrt(share)))
     image = _fitting(config.image, depth, lambda c: c.macs(config.embed_dim) <= limit)
     text_limit = share * config.text.macs(config.embed_dim)
     text_depth = max(1, round(config.text.depth * math.sqrt(share)))
     text = _fitting(config.text, text_depth, lambda c: c.macs(config.embed_dim) <= text_limit)
-    student = DualEncoder(config.model_copy(update={"image": image, "text": text}))
+    return config.model_copy(update={"image": image, "text": text})
+
+
+def student_from_teacher(folder: Path, share: float) -> DualEncoder:
+    """Inherit at most `share` of the image MACs of the CLIP model in `folder`, and of its text MACs."""
+    teacher = dual_encoder_from_hugging_face(folder)
+    student = DualEncoder(inherited_config(teacher.config, share))
     state = student.state_dict()
     source = teacher.state_dict()
     for name in state:

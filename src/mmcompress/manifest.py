@@ -65,6 +65,8 @@ class Preprocessing(Config):
     squash: bool = False
     """Resize to a square without regard to the aspect ratio (SigLIP) instead of cropping."""
     interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bicubic"
+    centre: Literal["floor", "even"] = "floor"
+    """Where half a pixel of the margin goes: transformers cuts it off, torchvision rounds it to the even one."""
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
 

@@ -32,7 +32,7 @@ _OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
 _MAX_CONTEXT = 77
 
 
-def image_processing(folder: Path) -> Preprocessing:
+def image_processing(folder: Path, trust_remote_code: bool = False) -> Preprocessing:
     """What `preprocessor_config.json` says; CLIP's own values where it says nothing."""
     stated = _read_json(folder / "preprocessor_config.json", {})
     size = _side(stated.get("size")) or _image_size(folder)
@@ -49,9 +49,9 @@ def image_processing(folder: Path) -> Preprocessing:
     )
 
 
-def save_image_processing(folder: Path, target: Path, size: int) -> Preprocessing:
+def save_image_processing(folder: Path, target: Path, size: int, trust_remote_code: bool = False) -> Preprocessing:
     """Write a `preprocessor_config.json` for a student of this input side, normalized as the teacher is."""
-    teacher = image_processing(folder)
+    teacher = image_processing(folder, trust_remote_code)
     scaled = max(size, round(teacher.resize * size / teacher.size))
     student = teacher.model_copy(update={"size": size, "resize": scaled})
     save_preprocessing(student, target)
@@ -79,14 +79,14 @@ def save_preprocessing(student: Preprocessing, target: Path) -> None:
     (target / "preprocessor_config.json").write_text(text_from_json(written, indent=2) + "\n", encoding="utf-8")
 
 
-def save_text_processing(folder: Path, target: Path) -> TextProcessing:
+def save_text_processing(folder: Path, target: Path, trust_remote_code: bool = False) -> TextProcessing:
     """Write the teacher's tokenizer as `tokenizer.json` into `target`, and say how texts become ids.
 
     What ends a text is found by encoding one: the last id that the tokenizer itself appends.
     """
     from transformers import AutoConfig, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(folder, use_fast=True)
+    tokenizer = AutoTokenizer.from_pretrained(folder, use_fast=True, trust_remote_code=trust_remote_code)
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         raise UsageError(f"the tokenizer in {folder} has no fast form", "a student needs a tokenizer.json")
@@ -99,7 +99,7 @@ def save_text_processing(folder: Path, target: Path) -> TextProcessing:
         raise UsageError(
             f"the tokenizer in {folder} ends texts with no token of its own", "a student pools at that token"
         )
-    config = AutoConfig.from_pretrained(folder)
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     context = text_context(config)
     names = [getattr(tokenizer, f"{x}_token") for x in ("bos", "eos", "pad")]
     prefix = bool(getattr(tokenizer, "add_prefix_space", False))
