@@ -26,12 +26,13 @@ from mmcompress.config import BaselineConfig
 from mmcompress.data.preprocess import normalize, to_array
 from mmcompress.errors import GateFailedError, MMCompressError, UsageError, require
 from mmcompress.export.export import save_graph, specs
-from mmcompress.export.folders import image_processor_of, opened, quiet, tokenizer_of
+from mmcompress.export.folders import image_processor_of, quiet, tokenizer_of
 from mmcompress.export.oddities import odd_images, odd_texts
 from mmcompress.export.pixels import image_processing
 from mmcompress.export.texts import save_text_processing
 from mmcompress.families import config_from_hugging_face
 from mmcompress.manifest import Graph
+from mmcompress.pretrained import load_model
 from mmcompress.runtime.tokenize import attention_mask, load_tokenizer, tokenize
 from mmcompress.stages import Job
 from mmcompress.teachers import resolve
@@ -57,7 +58,9 @@ def baseline(job: Job[BaselineConfig]) -> None:
     folder, trusted = resolve(teacher), teacher.trust_remote_code
     job.draft.preprocessing = image_processing(folder, trusted)
     job.draft.tokenizer = save_text_processing(folder, job.draft.path, trusted)
-    model = load_model(folder, trusted)
+    model = load_model(folder, trusted, attention="eager")
+    if not hasattr(model, "logit_scale"):
+        raise UsageError(f"{folder} has no logit scale, so it classifies nothing", "give a CLIP or SigLIP model")
     whole = exported_by_optimum(model, job.draft.tokenizer.context)
     size, context = job.draft.preprocessing.size, job.draft.tokenizer.context
     cases = [random_case(model, size, context), real_case(model, folder, job.draft, trusted)]
@@ -97,21 +100,6 @@ def _size_facts(folder: Path, model: Any) -> dict[str, int | None]:
         return {"params": params, "macs": config_from_hugging_face(folder).macs}
     except MMCompressError:
         return {"params": params, "macs": None}
-
-
-def load_model(folder: Path, trust_remote_code: bool = False) -> Any:
-    """The teacher as transformers loads it, in float32 and evaluation mode."""
-    transformers = require("transformers", "compress")
-    options = {"trust_remote_code": trust_remote_code, "attn_implementation": "eager"}
-    model = opened(
-        lambda: transformers.AutoModel.from_pretrained(folder, **options), f"the model in {folder}", trust_remote_code
-    )
-    if not all(hasattr(model, name) for name in ("get_image_features", "get_text_features", "logit_scale")):
-        raise UsageError(
-            f"{folder} is a {type(model).__name__}, which does not embed images and texts into one space",
-            "give a CLIP, SigLIP, Chinese-CLIP or MetaCLIP folder",
-        )
-    return model.float().eval()
 
 
 def exported_by_optimum(model: Any, context: int) -> Any:

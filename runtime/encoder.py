@@ -18,6 +18,7 @@ from typing_extensions import Self
 
 from mmcompress.artifact import Artifact
 from mmcompress.config import Backend, Precision
+from mmcompress.data.checkpairs import check_images, judged
 from mmcompress.data.preprocess import normalize
 from mmcompress.embedding import always_the_same
 from mmcompress.errors import CorruptInputError, UsageError
@@ -28,6 +29,8 @@ from mmcompress.runtime.session import Session, Tower
 from mmcompress.runtime.tokenize import attention_mask, load_tokenizer, text_processing, tokenize
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+_TRIED: set[tuple[str, ...]] = set()
+"""What has been warned of by this process: an artifact's digest, a backend, precisions."""
 BATCH = 32
 """Images or texts in one call of a session."""
 
@@ -89,6 +92,25 @@ class Encoder:
                 "export the artifact again, or use `search`, which needs none",
             )
         return float(scale)
+
+    def warn_by_chance(self) -> str | None:
+        """Try the drawings that ship, and warn where the model does not put them beside their captions; both towers.
+
+        Raises CorruptInputError for a tower that answers with NaN or zeros. Once for the same graphs and backend, which
+        takes as long as some fifty inputs do.
+        """
+        tried = (self.artifact.digest, self.backend, *self.precisions.values())
+        if tried in _TRIED or self._tokenizer is None or "image" not in self._sessions:
+            return None
+        _TRIED.add(tried)
+        warning = judged(self.pixels(check_images(self.preprocessing)), self.texts)
+        if warning is not None:
+            say(
+                "",
+                self.artifact.path.name,
+                f"warning: on {self.backend} this model is no better than chance: {warning}",
+            )
+        return warning
 
     def images(self, pixels: NDArray[np.float32], names: Sequence[object] = ()) -> NDArray[np.float32]:
         """(B, 3, S, S) normalized -> (B, D). An error calls the images by their `names`."""
@@ -198,6 +220,7 @@ def classify(
     if "{}" not in template:
         raise UsageError(f"the template {template!r} has no place for the label", 'for example: "a photo of a {}"')
     embedding = encoder.image_files([image])[0]
+    encoder.warn_by_chance()
     texts = encoder.texts([template.replace("{}", label) for label in labels])
     probabilities = softmax(encoder.logit_scale * (texts @ embedding).astype(np.float64))
     order = np.argsort(-probabilities, kind="stable")
@@ -218,6 +241,7 @@ def search(encoder: Encoder, images: Path | str, text: str, top: int = 5) -> lis
     if top < 1:
         raise UsageError(f"--top {top} asks for no results", "give 1 or more")
     paths, embeddings = embed_folder(encoder, Path(images))
+    encoder.warn_by_chance()
     scores = embeddings @ encoder.texts([text])[0]
     order = np.argsort(-scores, kind="stable")[:top]
     return [(paths[i], float(scores[i])) for i in order]

@@ -86,6 +86,7 @@ def embed_row(
     images: list[Floats] = []
     first = pairs is None
     with Encoder.open(artifact, backend) as encoder:
+        encoder.warn_by_chance()
         stream = batches(
             data.test,
             encoder.preprocessing,

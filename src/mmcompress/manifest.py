@@ -66,6 +66,8 @@ class Preprocessing(Config):
     """Resize to a square without regard to the aspect ratio, as SigLIP does."""
     interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"] = "bicubic"
     """The filter, by Pillow's name."""
+    centre: Literal["floor", "even"] = "floor"
+    """Where half a pixel of the margin goes: transformers cuts it off, torchvision rounds it to the even one."""
     mean: tuple[float, float, float]
     """Of values in [0, 1], for red, green and blue."""
     std: tuple[float, float, float]

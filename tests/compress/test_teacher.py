@@ -66,37 +66,6 @@ def test_clip_teacher_matches_our_own_towers(tmp_path: Path) -> None:
     torch.testing.assert_close(ours, teacher.encode_text(CAPTIONS[:5]), atol=1e-5, rtol=0)
 
 
-def test_own_teacher_is_called(tmp_path: Path) -> None:
-    file = tmp_path / "mine.py"
-    file.write_text(
-        "import torch\n"
-        "from mmcompress.artifact import Preprocessing\n"
-        "from mmcompress.compress.teacher import Teacher\n"
-        "def build():\n"
-        "    rule = Preprocessing(size=8, resize=8, mean=(0.5,) * 3, std=(0.5,) * 3)\n"
-        "    return Teacher(lambda x: torch.ones(len(x), 4) / 2, lambda t: torch.ones(len(t), 4) / 2, rule, 4)\n"
-        "def broken():\n"
-        "    found = build()\n"
-        "    return Teacher(lambda x: torch.full((len(x), 4), float('nan')), lambda t: torch.zeros(len(t), 4),\n"
-        "                   found.preprocessing, 4)\n"
-        "def number():\n"
-        "    return 3\n"
-    )
-    assert load_teacher(TeacherConfig(source=f"{file}:build"), CPU).embed_dim == 4
-    broken = load_teacher(TeacherConfig(source=f"{file}:broken"), CPU)
-    with pytest.raises(CorruptInputError, match="embeds an image as NaN"):
-        broken.encode_image(torch.zeros(2, 3, 8, 8))
-    with pytest.raises(CorruptInputError, match="embeds a text as NaN, infinity or zeros only"):
-        broken.encode_text(["a"])
-    with pytest.raises(UsageError, match="returned int"):
-        load_teacher(TeacherConfig(source=f"{file}:number"), CPU)
-    with pytest.raises(UsageError, match="has no function 'bild'") as caught:
-        load_teacher(TeacherConfig(source=f"{file}:bild"), CPU)
-    assert "build" in caught.value.hint
-    with pytest.raises(UsageError, match="there is no Python file"):
-        load_teacher(TeacherConfig(source=f"{tmp_path}/none.py:build"), CPU)
-
-
 def test_an_alias_that_is_not_cached_says_which_folder_to_give(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))

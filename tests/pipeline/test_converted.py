@@ -206,7 +206,7 @@ def test_embeddings_of_another_teacher_are_refused(
     assert same.code == 0, same.err
     changed(other)
     done = cli(*asked, "--teacher", other, "--out", tmp_path / "t")
-    assert done.code == 2 and "has the embeddings of" in done.err
+    assert done.code == 2 and "are of the teacher" in done.err
     done = cli(*asked, "--embed-views", "3", "--out", tmp_path / "u")
     assert done.code == 2 and "embed.views is a key of embed, which has nothing to do here: --embeddings" in done.err
 

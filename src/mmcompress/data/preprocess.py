@@ -13,6 +13,7 @@ normalized, which keeps caches and queues four times smaller.
 from __future__ import annotations
 
 import struct
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,7 +35,7 @@ def to_array(image: Image.Image, preprocessing: Preprocessing) -> NDArray[np.uin
     else:
         target = resized_size(width, height, preprocessing.resize)
     resized = rgb.resize(target, Image.Resampling[preprocessing.interpolation.upper()])
-    return center_crop(np.asarray(resized), preprocessing.size)
+    return center_crop(np.asarray(resized), preprocessing.size, preprocessing.centre)
 
 
 def upright(image: Image.Image) -> Image.Image:
@@ -68,13 +69,16 @@ def resized_size(width: int, height: int, shorter: int) -> tuple[int, int]:
     return (shorter, longer) if width <= height else (longer, shorter)
 
 
-def center_crop(pixels: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+def center_crop(pixels: NDArray[np.uint8], size: int, centre: Literal["floor", "even"] = "floor") -> NDArray[np.uint8]:
     """(H, W, 3) -> (size, size, 3), padded with black where the image is smaller.
 
-    The odd pixel goes to the right and below when cropping, to the left and above when padding, as in transformers.
+    The odd pixel goes to the right and below when cropping, to the left and above when padding, as in transformers;
+    `even` starts at the even one of both places, as torchvision does.
     """
     height, width, channels = pixels.shape
     top, left = (height - size) // 2, (width - size) // 2
+    if centre == "even":
+        top, left = top + (top % 2 and (height - size) % 2), left + (left % 2 and (width - size) % 2)
     if top >= 0 and left >= 0:
         return np.ascontiguousarray(pixels[top : top + size, left : left + size])
     padded_height, padded_width = max(size, height), max(size, width)

@@ -1,8 +1,9 @@
 """A pipeline is a list of stages; a stage is a function from a config and source artifacts to an artifact.
 
 Resume and caching are one rule. The key of a stage's output is the hash of (stage, config, digests of its parents and
-of the data it reads, version); a valid artifact with that key is reused, anything else is made again. A stage that is
-killed leaves no artifact, at most a hidden `.NAME.work` folder that it resumes from.
+of the data it reads, version); a valid artifact with that key is reused, if what it was found to have read otherwise is
+still the same (`outside.py`), and anything else is made again. A stage that is killed leaves no artifact, at most a
+hidden `.NAME.work` folder that it resumes from.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ from pathlib import Path
 from mmcompress import __version__
 from mmcompress.artifact import Artifact
 from mmcompress.config import DataConfig, StageConfig, TeacherConfig
-from mmcompress.data.spec import expand, fingerprint, is_photos, is_stream, part_of
+from mmcompress.data.spec import expand, is_photos, is_stream, part_of
 from mmcompress.errors import CorruptInputError, UsageError, suggestion
 from mmcompress.lock import locked
 from mmcompress.manifest import Kind, hash_json
+from mmcompress.pipeline.outside import READ, outside, revisions, still_as_read
 from mmcompress.pipeline.recipe import DATA_FIELDS, Recipe, StageTable, stage_config
 from mmcompress.places import MANIFEST, check_place
 from mmcompress.progress import say
@@ -46,7 +48,9 @@ def run_stages(recipe: Recipe, places: Mapping[str, Path], where: str) -> dict[s
         stage = STAGES[table.run]
         check_place(places[table.name], stage=table.run)
         roles = [role for role, kind in stage.consumes.items() if kind in made]
-        check_use(stage_config(recipe, table, where), stage, roles, f"{where}: stage {table.name!r}")
+        built = stage_config(recipe, table, where)
+        check_use(built, stage, roles, f"{where}: stage {table.name!r}")
+        stage.refuse_impossible(built, {})
         made.add(stage.produces)
     with locked(*places.values()):
         for table in recipe.stages:
@@ -108,6 +112,7 @@ def run_stage(
     out: Path,
 ) -> Artifact:
     """Reuse the artifact at `out` if it has the right key and is undamaged, else make it; then enforce what it says."""
+    stage.refuse_impossible(built, sources)
     artifact = _made_or_reused(stage, built, sources, gathered, out)
     if stage.enforce:
         module, _, name = stage.enforce.partition(":")
@@ -126,11 +131,11 @@ def _made_or_reused(
     check_place(out, read, stage.name)
     parents = {role: artifact.digest for role, artifact in sources.items()}
     parents |= {f"{i:02d}-{artifact.path.name}": artifact.digest for i, artifact in enumerate(gathered)}
-    parents |= _outside(built)
+    parents |= outside(built)
     values = built.model_dump(mode="json", exclude={STRICT})
     key = hash_json([stage.name, values, parents, __version__])
     tidy(out)
-    if (reused := _reusable(out, key)) is not None:
+    if (reused := _reusable(out, key, built)) is not None:
         say(stage.name, out.name, "reused")
         return reused
     work = out.with_name(f".{out.name}.work")
@@ -139,23 +144,11 @@ def _made_or_reused(
     start = time.monotonic()
     with Artifact.create(out, kind=stage.produces, stage=stage.name, key=key, config=values, parents=parents) as draft:
         stage.function()(Job(built, sources, gathered, draft, out.name, work))
+        if found := {**draft.facts.get(READ, {}), **revisions(built)}:
+            draft.facts[READ] = found
     shutil.rmtree(work, ignore_errors=True)
     say(stage.name, out.name, f"done in {time.monotonic() - start:.1f} s")
     return Artifact.open(out)
-
-
-def _outside(built: StageConfig) -> dict[str, str]:
-    """Fingerprints of what a stage reads beside artifacts: shards, label files, the teacher's folder."""
-    fingerprints: dict[str, str] = {}
-    data = getattr(built, "data", None)
-    if isinstance(data, DataConfig):
-        for name in DATA_FIELDS:
-            if (spec := getattr(data, name)) is not None:
-                fingerprints[f"data.{name}"] = fingerprint(spec)
-    teacher = getattr(built, "teacher", None)
-    if isinstance(teacher, TeacherConfig):
-        fingerprints["teacher"] = fingerprint(teacher.source)
-    return fingerprints
 
 
 def _local_inputs(built: StageConfig) -> list[Path]:
@@ -179,7 +172,7 @@ def _local_inputs(built: StageConfig) -> list[Path]:
     return inputs
 
 
-def _reusable(out: Path, key: str) -> Artifact | None:
+def _reusable(out: Path, key: str, built: StageConfig) -> Artifact | None:
     if not out.is_dir():
         return None
     try:
@@ -189,7 +182,8 @@ def _reusable(out: Path, key: str) -> Artifact | None:
         return None
     except UsageError:
         return None
-    return artifact if artifact.manifest.key == key else None
+    right = artifact.manifest.key == key and still_as_read(artifact.manifest.facts.get(READ, {}), built)
+    return artifact if right else None
 
 
 def _keep_work_of(work: Path, key: str) -> None:

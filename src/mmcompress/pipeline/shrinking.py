@@ -21,7 +21,14 @@ from typing import Any
 from mmcompress.artifact import Artifact
 from mmcompress.config import Backend
 from mmcompress.errors import UsageError
-from mmcompress.pipeline.converted import check_becomes_checkpoint, is_artifact, is_graph, name_of, tracing_stage
+from mmcompress.pipeline.converted import (
+    check_becomes_checkpoint,
+    is_artifact,
+    is_graph,
+    name_of,
+    teacher_named,
+    tracing_stage,
+)
 from mmcompress.pipeline.recipe import Recipe, parse_assignments, recipe_of
 from mmcompress.pipeline.run import run_recipe
 
@@ -57,6 +64,8 @@ def shrink(source: str, out: Path, wish: Wish) -> dict[str, Artifact]:
             raise UsageError(f"{source} is no whole model", "give a teacher, or a checkpoint that was not pruned yet")
     elif wish.target_latency is not None:
         check_becomes_checkpoint(source, "pruned")
+    else:
+        teacher_named(source)
     if wish.minutes and wish.target_latency is None:
         raise UsageError("--minutes are for what pruning lost, and nothing is pruned", "give --target-latency too")
     backend = runnable(wish.backend)  # type: ignore[arg-type]

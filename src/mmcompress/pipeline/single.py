@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,12 @@ from mmcompress.pipeline.sources import Given
 from mmcompress.places import check_place
 from mmcompress.stages import STAGES
 
+NO_SOURCES: Mapping[str, Artifact] = {}
 
-def checked(name: str, tables: Mapping[str, Any], given: Given, sources: Collection[str] = ()) -> StageConfig:
+
+def checked(
+    name: str, tables: Mapping[str, Any], given: Given, sources: Mapping[str, Artifact] = NO_SOURCES
+) -> StageConfig:
     """The config of a stage, `given` over `tables`. Commands ask for it before their first long step."""
     stage = STAGES[name]
     values = {key: dict(value) if isinstance(value, Mapping) else value for key, value in tables.items()}
@@ -24,6 +28,7 @@ def checked(name: str, tables: Mapping[str, Any], given: Given, sources: Collect
         assign(values, key.split("."), value)
     built = reduced(validated(stage.config, values, f"mmcompress {name}"), stage)
     check_use(built, stage, sources, f"mmcompress {name}")
+    stage.refuse_impossible(built, sources)
     return built
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from mmcompress.artifact import Artifact
 from mmcompress.config import BudgetConfig, StageConfig
-from mmcompress.data.spec import fingerprint, is_stream
+from mmcompress.data.spec import is_stream
 from mmcompress.errors import UsageError
 from mmcompress.manifest import Kind
 from mmcompress.pipeline.recipe import DATA_FIELDS
@@ -51,19 +51,6 @@ def data_unless_given(given: Given, near: Artifact | None, field: str = "train")
 
 def names_teacher(given: Given) -> bool:
     return bool({"teacher", "teacher.source"} & given.keys())
-
-
-def check_same_teacher(embeddings: Artifact, given: Given) -> None:
-    """Refuse embeddings of another teacher than the one that is named beside them."""
-    source = given.get("teacher.source")
-    recorded = embeddings.manifest.config.get("teacher") or {}
-    if not isinstance(source, str) or recorded.get("source") == source:
-        return
-    if embeddings.manifest.parents.get("teacher") != fingerprint(source):
-        raise UsageError(
-            f"{embeddings.path} has the embeddings of {recorded.get('source')!r}, and --teacher is {source!r}",
-            "leave --teacher out, or embed the data with it: leave --embeddings out",
-        )
 
 
 def recorded_teacher(near: Artifact) -> dict[str, Any]:

@@ -41,7 +41,6 @@ from mmcompress.pipeline.single import checked, run_single
 from mmcompress.pipeline.sources import (
     Given,
     artifacts_in,
-    check_same_teacher,
     data_unless_given,
     embeddings_beside,
     in_recipe_order,
@@ -152,7 +151,6 @@ def _embeddings(
     found, why = None, f"--embeddings {embeddings} are given"
     if embeddings is not None:
         found = Artifact.open(embeddings, Kind.EMBEDDINGS)
-        check_same_teacher(found, given)
     elif not names_teacher(given):
         if near is not None and near.manifest.stage == "convert" and parent_beside(near, "embeddings") is None:
             given = {**given, "teacher.source": str(near.path)}  # it is a model in Hugging Face format itself

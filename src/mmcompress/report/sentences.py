@@ -78,11 +78,12 @@ def _highlight(
 def headline_ratios(document: ReportDocument) -> list[MachineRatio]:
     """The last row on each backend against the first row, at batch 1, from one interleaved run; fastest first.
 
-    Of several machines the first one's.
+    Of several machines the first one's, and of several precisions that of the row: a verdict holds FP32 beside INT8.
     """
     ends = (document.rows[-1].row, document.rows[0].row)
     main = document.machines[0].id if document.machines else None
     ratios = [r for r in document.ratios if (r.numerator.row, r.denominator.row) == ends]
+    ratios = [r for r in ratios if document.rows[-1].precision in (None, r.numerator.precision)]
     return sorted((r for r in ratios if r.batch == 1 and r.machine == main), key=lambda r: -r.speedup)
 
 

@@ -86,7 +86,7 @@ def test_what_is_to_be_kept_is_kept_and_a_typo_is_named(world: Path, tmp_path: P
 def test_a_budget_that_cannot_hold_keeps_linears_in_float(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A loss of 0.01 for each of 32 Linears as integers: a budget of 0.295 leaves 29, and gives none of the three back."""
+    """A loss of 0.01 for each of 32 Linears as integers: a budget of 0.295 leaves 29, and gives back none."""
     from mmcompress.compress.int8 import quantize as calibrate
 
     losses = iter([0.32, 0.31, 0.30, 0.28, 0.29, 0.31, 0.30, 0.30, 0.29])
