@@ -26,13 +26,13 @@ from mmcompress.config import BaselineConfig
 from mmcompress.data.preprocess import normalize, to_array
 from mmcompress.errors import GateFailedError, MMCompressError, UsageError, require
 from mmcompress.export.export import save_graph, specs
-from mmcompress.export.folders import image_processor_of, quiet, tokenizer_of
+from mmcompress.export.folders import image_processor_of, tokenizer_of
 from mmcompress.export.oddities import odd_images, odd_texts
 from mmcompress.export.pixels import image_processing
 from mmcompress.export.texts import save_text_processing
 from mmcompress.families import config_from_hugging_face
 from mmcompress.manifest import Graph
-from mmcompress.pretrained import load_model
+from mmcompress.pretrained import load_model, quiet
 from mmcompress.runtime.tokenize import attention_mask, load_tokenizer, tokenize
 from mmcompress.stages import Job
 from mmcompress.teachers import resolve

@@ -6,14 +6,12 @@ absent is refused and never replaced by a default: an image processor of another
 
 from __future__ import annotations
 
-import logging
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 from mmcompress.errors import CorruptInputError, MissingRequirementError, MMCompressError, UsageError, require
+from mmcompress.pretrained import quiet
 from mmcompress.strictjson import read_json
 
 T = TypeVar("T")
@@ -79,22 +77,6 @@ def tokenizer_of(folder: Path, trust_remote_code: bool = False) -> Any:
         own = [] if backend.normalizer is None else [backend.normalizer]
         backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), *own])
     return tokenizer
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """What transformers, optimum and torch say on the way; what they return is compared with a reference instead."""
-    loggers = [logging.getLogger(name) for name in ("optimum", "transformers", "torch.onnx")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
 
 
 def opened(read: Callable[[], T], what: str, trusted: bool) -> T:

@@ -16,9 +16,10 @@ from PIL import Image
 
 from mmcompress.data.preprocess import normalize, to_array
 from mmcompress.errors import UsageError
-from mmcompress.export.folders import config_of, image_processor_of, quiet
+from mmcompress.export.folders import config_of, image_processor_of
 from mmcompress.export.oddities import odd_images
 from mmcompress.manifest import Preprocessing
+from mmcompress.pretrained import quiet
 
 LEVELS = 1.0
 """How far the same pixel may lie apart, of 255: two resizers round differently, another filter or crop is far more."""

@@ -14,10 +14,11 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from mmcompress.errors import UsageError
-from mmcompress.export.folders import config_of, quiet, tokenizer_of
+from mmcompress.export.folders import config_of, tokenizer_of
 from mmcompress.export.oddities import odd_texts
 from mmcompress.export.sentencepieces import SPACE, siglip_tokenizer
 from mmcompress.manifest import TextProcessing
+from mmcompress.pretrained import quiet
 from mmcompress.processing import save_tokenizer_config
 from mmcompress.runtime.tokenize import attention_mask, tokenize
 

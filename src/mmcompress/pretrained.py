@@ -137,8 +137,8 @@ def _in_our_words(error: Exception, folder: Path, config: Mapping[str, Any]) -> 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Hold back what transformers and torch log and warn of: what they find is judged by us."""
-    loggers = [logging.getLogger(name) for name in ("transformers", "torch")]
+    """Hold back what transformers, optimum and torch log and warn of: what they make is judged by us."""
+    loggers = [logging.getLogger(name) for name in ("transformers", "optimum", "torch", "torch.onnx")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.CRITICAL)
