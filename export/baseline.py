@@ -113,7 +113,7 @@ def exported_by_optimum(model: Any, context: int) -> Any:
         except (ValueError, KeyError, NotImplementedError) as error:
             raise UsageError(
                 f"optimum cannot export a {model.config.model_type!r} model: {error}",
-                "leave the baseline stage out; the other rows of the report do not need it",
+                "leave the baseline stage out; `mmcompress export TEACHER --precision fp32` goes without optimum",
             ) from error
         return onnx.load(str(Path(folder) / "model.onnx"))
 
