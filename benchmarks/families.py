@@ -27,7 +27,7 @@ from mmcompress.huggingface import save_checkpoint
 from mmcompress.manifest import Kind, Preprocessing
 from mmcompress.measure.drift.document import DriftDocument
 from mmcompress.pipeline import standalone
-from mmcompress.processing import image_processing, save_preprocessing, save_text_processing
+from mmcompress.processing import save_image_processing, save_preprocessing, save_text_processing
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "flickr8k-160"
 FAMILIES = ("clip", "siglip")
@@ -91,7 +91,8 @@ def compressed(folder: Path, teacher: Path, train: Path, asked: argparse.Namespa
     with Artifact.create(whole, kind=Kind.CHECKPOINT, stage="distill", key="whole") as draft:
         model = student_from_teacher(teacher, 1.0)
         save_checkpoint(model, draft.path)
-        draft.model, draft.preprocessing = model.config, image_processing(teacher)
+        draft.model = model.config
+        draft.preprocessing = save_image_processing(teacher, draft.path, model.config.image.image_size)
         draft.tokenizer = save_text_processing(teacher, draft.path)
     share = {"heads": 0.5, "mlp": 0.5} if asked.uniform else {"target_macs": 0.5}
     pruning = {"data.train": str(train), "samples": asked.samples, "batch": 8, **share}
