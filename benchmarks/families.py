@@ -23,11 +23,13 @@ from full_size import write_pairs
 from mmcompress.artifact import Artifact
 from mmcompress.compress.train.student import student_from_teacher
 from mmcompress.errors import MMCompressError
+from mmcompress.export.pixels import image_processing
+from mmcompress.export.texts import save_text_processing
 from mmcompress.huggingface import save_checkpoint
 from mmcompress.manifest import Kind, Preprocessing
 from mmcompress.measure.drift.document import DriftDocument
 from mmcompress.pipeline import standalone
-from mmcompress.processing import save_image_processing, save_preprocessing, save_text_processing
+from mmcompress.processing import save_preprocessing
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "flickr8k-160"
 FAMILIES = ("clip", "siglip")
@@ -92,7 +94,8 @@ def compressed(folder: Path, teacher: Path, train: Path, asked: argparse.Namespa
         model = student_from_teacher(teacher, 1.0)
         save_checkpoint(model, draft.path)
         draft.model = model.config
-        draft.preprocessing = save_image_processing(teacher, draft.path, model.config.image.image_size)
+        draft.preprocessing = image_processing(teacher)
+        save_preprocessing(draft.preprocessing, draft.path)
         draft.tokenizer = save_text_processing(teacher, draft.path)
     share = {"heads": 0.5, "mlp": 0.5} if asked.uniform else {"target_macs": 0.5}
     pruning = {"data.train": str(train), "samples": asked.samples, "batch": 8, **share}

@@ -18,6 +18,7 @@ import sys
 import tarfile
 import tempfile
 import time
+from collections.abc import Mapping
 from itertools import islice
 from pathlib import Path
 
@@ -28,21 +29,26 @@ from mmcompress.manifest import Preprocessing
 PHOTOS = Path(__file__).resolve().parents[2] / "shared" / "data" / "flickr8k-160" / "val-00000.tar"
 
 
-def write_teacher(folder: Path, captions: list[str]) -> None:
-    """OpenAI's ViT-L/14: 24 blocks of width 1024, text 12 of 768, 428 million parameters."""
+IMAGE = {"width": 1024, "head_dim": 64, "heads": (16,) * 24, "mlp": (4096,) * 24, "image_size": 224, "patch": 14}
+TEXT = {"width": 768, "head_dim": 64, "heads": (12,) * 12, "mlp": (3072,) * 12}
+"""OpenAI's ViT-L/14: 428 million parameters."""
+
+
+def write_teacher(
+    folder: Path, captions: list[str], image: Mapping[str, object], text: Mapping[str, object], embed_dim: int
+) -> None:
+    """A Hugging Face folder of these sizes, with OpenAI's vocabulary size and context, and random weights."""
     from mmcompress.architecture import DualEncoderConfig
     from mmcompress.compress.train.vocabulary import save_tokenizer, tokenizer_from_captions
     from mmcompress.huggingface import save_checkpoint
     from mmcompress.model import DualEncoder, initialize
     from mmcompress.processing import save_preprocessing
 
-    text = save_tokenizer(tokenizer_from_captions(captions, 4096), folder, 77)
-    image_tower = {"width": 1024, "head_dim": 64, "heads": (16,) * 24, "mlp": (4096,) * 24}
-    text_tower = {"width": 768, "head_dim": 64, "heads": (12,) * 12, "mlp": (3072,) * 12}
+    eos = save_tokenizer(tokenizer_from_captions(captions, 4096), folder, 77).eos_token_id
     sizes = {
-        "embed_dim": 768,
-        "image": {**image_tower, "image_size": 224, "patch": 14},
-        "text": {**text_tower, "vocab": 49408, "context": 77, "eos_token_id": text.eos_token_id},
+        "embed_dim": embed_dim,
+        "image": image,
+        "text": {**text, "vocab": 49408, "context": 77, "eos_token_id": eos},
     }
     save_checkpoint(initialize(DualEncoder(DualEncoderConfig.model_validate(sizes)), 0), folder)
     save_preprocessing(Preprocessing(size=224, resize=224, mean=(0.48,) * 3, std=(0.27,) * 3), folder)
@@ -73,7 +79,7 @@ def main() -> int:
         folder = Path(temporary)
         (folder / "teacher").mkdir()
         captions = write_pairs(folder / "photos-00000.tar", PHOTOS, asked.pairs)
-        write_teacher(folder / "teacher", captions)
+        write_teacher(folder / "teacher", captions, IMAGE, TEXT, embed_dim=768)
         command = [sys.executable, "-m", "mmcompress", "distill", "--teacher", str(folder / "teacher")]
         command += [
             "--student",

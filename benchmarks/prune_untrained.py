@@ -35,12 +35,14 @@ from mmcompress.compress.prune.width import narrowed
 from mmcompress.compress.train.augment import normalized
 from mmcompress.compress.train.losses import info_nce
 from mmcompress.data.batches import Batch, batches
+from mmcompress.export.pixels import image_processing
+from mmcompress.export.texts import save_text_processing
 from mmcompress.huggingface import dual_encoder_from_hugging_face
 from mmcompress.manifest import Preprocessing
 from mmcompress.measure.drift.testset import read_labels
 from mmcompress.measure.retrieval import Matches, hits, recalls
 from mmcompress.model import DualEncoder
-from mmcompress.processing import save_image_processing, save_text_processing
+from mmcompress.processing import save_student_preprocessing
 from mmcompress.runtime.tokenize import load_tokenizer, tokenize
 
 TEACHER = Path(mmcompress.demo.__file__).parent / "teacher"
@@ -52,7 +54,7 @@ class World:
 
     def __init__(self, split: str, samples: int) -> None:
         with tempfile.TemporaryDirectory() as folder:
-            self.preprocessing: Preprocessing = save_image_processing(TEACHER, Path(folder), 64)
+            self.preprocessing: Preprocessing = save_student_preprocessing(image_processing(TEACHER), Path(folder), 64)
             self.text = save_text_processing(TEACHER, Path(folder))
             self.tokenizer = load_tokenizer(Path(folder) / self.text.file)
         self.model = dual_encoder_from_hugging_face(TEACHER)

@@ -164,7 +164,13 @@ def read_tensors(path: Path) -> Mapping[str, Array]:
 
 
 def save_graph(model: Any, path: Path, limit_bytes: int = INLINE_LIMIT_BYTES) -> None:
-    """Write a ModelProto and check it fully; weights go into `NAME.onnx.data` where they pass the limit."""
+    """Write a ModelProto and check it fully."""
+    write_model(model, path, limit_bytes)
+    require("onnx", "compress").checker.check_model(str(path), full_check=True)
+
+
+def write_model(model: Any, path: Path, limit_bytes: int = INLINE_LIMIT_BYTES) -> None:
+    """Write a ModelProto; weights go into `NAME.onnx.data` where they pass the limit."""
     onnx = require("onnx", "compress")
     weights = sum(len(tensor.raw_data) for tensor in model.graph.initializer)
     slack = 1 << 20  # nodes and names
@@ -173,7 +179,6 @@ def save_graph(model: Any, path: Path, limit_bytes: int = INLINE_LIMIT_BYTES) ->
     else:
         place = {"all_tensors_to_one_file": True, "location": f"{path.name}.data", "size_threshold": 1024}
         onnx.save_model(model, str(path), save_as_external_data=True, **place)
-    onnx.checker.check_model(str(path), full_check=True)
 
 
 def specs(values: Any) -> tuple[TensorSpec, ...]:

@@ -18,16 +18,19 @@ from typing_extensions import Self
 
 from mmcompress.artifact import Artifact
 from mmcompress.config import Backend, Precision
+from mmcompress.data.checkpairs import check_images, judged
 from mmcompress.data.preprocess import normalize
 from mmcompress.embedding import always_the_same
 from mmcompress.errors import CorruptInputError, UsageError
-from mmcompress.manifest import Kind, Preprocessing
+from mmcompress.manifest import Kind, Preprocessing, TensorSpec
 from mmcompress.progress import say
 from mmcompress.runtime.backends import default_backend, graph_for, open_session
 from mmcompress.runtime.session import Session, Tower
 from mmcompress.runtime.tokenize import attention_mask, load_tokenizer, text_processing, tokenize
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+_TRIED: set[tuple[str, ...]] = set()
+"""What has been warned of by this process: an artifact's digest, a backend, precisions."""
 BATCH = 32
 """Images or texts in one call of a session."""
 
@@ -90,6 +93,25 @@ class Encoder:
             )
         return float(scale)
 
+    def warn_by_chance(self) -> str | None:
+        """Try the drawings that ship, and warn where the model does not put them beside their captions; both towers.
+
+        Raises CorruptInputError for a tower that answers with NaN or zeros. Once for the same graphs and backend, which
+        takes as long as some fifty inputs do.
+        """
+        tried = (self.artifact.digest, self.backend, *self.precisions.values())
+        if tried in _TRIED or self._tokenizer is None or "image" not in self._sessions:
+            return None
+        _TRIED.add(tried)
+        warning = judged(self.pixels(check_images(self.preprocessing)), self.texts)
+        if warning is not None:
+            say(
+                "",
+                self.artifact.path.name,
+                f"warning: on {self.backend} this model is no better than chance: {warning}",
+            )
+        return warning
+
     def images(self, pixels: NDArray[np.float32], names: Sequence[object] = ()) -> NDArray[np.float32]:
         """(B, 3, S, S) normalized -> (B, D). An error calls the images by their `names`."""
         return self._embed("image", pixels, names)
@@ -122,7 +144,7 @@ class Encoder:
         width = session.outputs[0].shape[-1]
         parts = [np.empty((0, width or 0), dtype=np.float32)] if not len(inputs) else []
         for start in range(0, len(inputs), step):
-            outputs = session.run(self._feeds(session, inputs[start : start + step]))
+            outputs = session.run(tower_feeds(self.artifact, session.inputs, inputs[start : start + step]))
             embeddings = outputs[session.outputs[0].name]
             self._check(
                 tower, embeddings, names[start : start + step] or [f"input {start + i}" for i in range(len(embeddings))]
@@ -141,21 +163,6 @@ class Encoder:
                 "the model is broken, or overflows in this precision: try another one, or export its checkpoint again",
             )
 
-    def _feeds(self, session: Session, inputs: NDArray[Any]) -> dict[str, NDArray[Any]]:
-        """The first input is the tower's; an exporter may add an attention mask as another."""
-        feeds: dict[str, NDArray[Any]] = {}
-        for index, spec in enumerate(session.inputs):
-            if index == 0:
-                feeds[spec.name] = inputs.astype(spec.dtype, copy=False)
-            elif spec.name == "attention_mask":
-                feeds[spec.name] = attention_mask(inputs, text_processing(self.artifact)).astype(spec.dtype)
-            else:
-                raise CorruptInputError(
-                    f"{self.artifact.path} has a graph with the input {spec.name!r}, which nothing is known about",
-                    "export it with one input a tower",
-                )
-        return feeds
-
     def close(self) -> None:
         self._stack.close()
         self._sessions.clear()
@@ -167,6 +174,22 @@ class Encoder:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def tower_feeds(artifact: Artifact, specs: Sequence[TensorSpec], inputs: NDArray[Any]) -> dict[str, NDArray[Any]]:
+    """By the inputs of a graph: the first is the tower's; an exporter may add an attention mask as another."""
+    feeds: dict[str, NDArray[Any]] = {}
+    for index, spec in enumerate(specs):
+        if index == 0:
+            feeds[spec.name] = inputs.astype(spec.dtype, copy=False)
+        elif spec.name == "attention_mask":
+            feeds[spec.name] = attention_mask(inputs, text_processing(artifact)).astype(spec.dtype)
+        else:
+            raise CorruptInputError(
+                f"{artifact.path} has a graph with the input {spec.name!r}, which nothing is known about",
+                "export it with one input a tower",
+            )
+    return feeds
 
 
 def unit(embeddings: NDArray[Any]) -> NDArray[np.float32]:
@@ -197,6 +220,7 @@ def classify(
     if "{}" not in template:
         raise UsageError(f"the template {template!r} has no place for the label", 'for example: "a photo of a {}"')
     embedding = encoder.image_files([image])[0]
+    encoder.warn_by_chance()
     texts = encoder.texts([template.replace("{}", label) for label in labels])
     probabilities = softmax(encoder.logit_scale * (texts @ embedding).astype(np.float64))
     order = np.argsort(-probabilities, kind="stable")
@@ -217,6 +241,7 @@ def search(encoder: Encoder, images: Path | str, text: str, top: int = 5) -> lis
     if top < 1:
         raise UsageError(f"--top {top} asks for no results", "give 1 or more")
     paths, embeddings = embed_folder(encoder, Path(images))
+    encoder.warn_by_chance()
     scores = embeddings @ encoder.texts([text])[0]
     order = np.argsort(-scores, kind="stable")[:top]
     return [(paths[i], float(scores[i])) for i in order]

@@ -35,7 +35,10 @@ def tokenize(tokenizer: Tokenizer, texts: Sequence[str], processing: TextProcess
     tokenizer.enable_truncation(max_length=processing.context)
     tokenizer.enable_padding(length=processing.context, pad_id=processing.pad_token_id)
     if processing.lowercase:
-        texts = [text.lower() for text in texts]
+        # one by one, as the `tokenizers` library does: str.lower() knows a sigma at the end of a word
+        texts = ["".join(map(str.lower, text)) for text in texts]
+    if processing.prefix:
+        texts = [processing.prefix + text.replace(processing.prefix, " ") for text in texts]
     tokens: NDArray[np.int32] = np.empty((len(texts), processing.context), dtype=np.int32)
     for row, encoded in zip(tokens, tokenizer.encode_batch(list(texts)), strict=True):
         row[:] = encoded.ids
@@ -43,10 +46,17 @@ def tokenize(tokenizer: Tokenizer, texts: Sequence[str], processing: TextProcess
 
 
 def attention_mask(tokens: NDArray[Any], processing: TextProcessing) -> NDArray[np.int32]:
-    """(B, T) -> (B, T): 1 up to the first end token and 0 behind it, for graphs that ask for a mask."""
-    ends = tokens == processing.eos_token_id
-    after_end = np.cumsum(ends, axis=1) - ends
-    mask: NDArray[np.int32] = (after_end == 0).astype(np.int32)
+    """(B, T) -> (B, T): 1 for a text with its end token and 0 for what fills it up, for graphs that ask for a mask.
+
+    Ones only where the tokenizer masks nothing. Where the end token fills up as well, the first one at the end counts.
+    """
+    if not processing.mask:
+        return np.ones(tokens.shape, dtype=np.int32)
+    fills = np.cumprod((tokens == processing.pad_token_id)[:, ::-1], axis=1)[:, ::-1]
+    if processing.pad_token_id == processing.eos_token_id:
+        fills[:, 1:] *= fills[:, :-1]
+        fills[:, 0] = 0
+    mask: NDArray[np.int32] = 1 - fills.astype(np.int32)
     return mask
 
 

@@ -20,9 +20,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from mmcompress.compress.int8.rounding import BELOW, nearest
+from mmcompress.compress.int8.rounding import allowed, nearest
 from mmcompress.compress.int8.simulate import fake_quantized
-from mmcompress.int8 import SCALE_TYPES, WEIGHT_LIMIT, IntegerLinear, Linears, Range, Signedness, activation_quantizer
+from mmcompress.int8 import SCALE_TYPES, IntegerLinear, Linears, Range, Signedness, activation_quantizer
 from mmcompress.model import DualEncoder
 
 _STRETCH = 0.1
@@ -98,7 +98,7 @@ class TrainedLinear(nn.Module):
         """(out, in) as the graph restores it; the gradient goes past the rounding."""
         exact = self.steps() * self.scales.float()
         with torch.no_grad():
-            integers = allowed(self.steps(), self.kind).round()
+            integers = allowed(self.steps().T, self.kind).round_().T
             restored = (integers.to(self.scales.dtype) * self.scales).float()
         return exact + (restored - exact).detach()
 
@@ -157,15 +157,3 @@ class TrainedLinears(nn.Module):
         return [
             (n, linear) for n, linear in zip(self.names, self.linears, strict=True) if isinstance(linear, TrainedLinear)
         ]
-
-
-def allowed(steps: Tensor, kind: Signedness) -> Tensor:
-    """(out, in) -> (out, in): `rounding.allowed` in torch, the closest that a file of this kind may hold."""
-    steps = steps.clamp(-WEIGHT_LIMIT, WEIGHT_LIMIT)
-    if kind == "signed":
-        return steps
-    even = steps.shape[1] // 2 * 2
-    first, second = steps[:, 0:even:2], steps[:, 1:even:2]
-    excess = torch.where(first * second > 0, (first.abs() + second.abs() - BELOW).clamp(min=0), 0) / 2
-    pairs = torch.stack([first - first.sign() * excess, second - second.sign() * excess], dim=2)
-    return torch.cat([pairs.flatten(1), steps[:, even:]], dim=1)

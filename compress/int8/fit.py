@@ -177,15 +177,27 @@ def plain(model: DualEncoder, tower: str, kind: Signedness) -> dict[str, Integer
 
 def rounded(linear: nn.Linear, moments: Moments, kind: Signedness, rounding: str) -> IntegerLinear:
     """One Linear in the integers of one kind of graph, its bias as it is unless the weights were refitted."""
-    weight, bias = _parameters(linear)
+    return rounded_weight(*_parameters(linear), moments, kind, rounding, SCALE_TYPES[kind])
+
+
+def rounded_weight(
+    weight: Floats,
+    bias: Floats,
+    moments: Moments,
+    kind: Signedness,
+    rounding: str,
+    dtype: type[np.floating[Any]] = np.float32,
+) -> IntegerLinear:
+    """(in, out), (out,) as `rounded`, with scales of a type."""
     if rounding == "refitted":
         noise = moments.noise(kind)
         fitted, power = refitted(weight, moments.folds, noise), moments.gram + np.diag(noise)
-        scales = clipping_scales(fitted, kind, power.diagonal())
-        return corrected(IntegerLinear(gptq(fitted, scales, kind, power), scales, bias), linear, moments, kind)
+        scales = clipping_scales(fitted, kind, power.diagonal(), dtype)
+        stored = IntegerLinear(gptq(fitted, scales, kind, power), scales, bias)
+        return corrected_weight(stored, weight, bias, moments, kind)
     if rounding == "nearest":
-        return IntegerLinear(*quantize_weight(weight, kind, SCALE_TYPES[kind]), bias)
-    scales = clipping_scales(weight, kind, moments.gram.diagonal())
+        return IntegerLinear(*quantize_weight(weight, kind, dtype), bias)
+    scales = clipping_scales(weight, kind, moments.gram.diagonal(), dtype)
     if rounding == "clipped":
         return IntegerLinear(nearest(weight, scales, kind), scales, bias)
     return IntegerLinear(gptq(weight, scales, kind, moments.gram), scales, bias)
@@ -193,7 +205,13 @@ def rounded(linear: nn.Linear, moments: Moments, kind: Signedness, rounding: str
 
 def corrected(stored: IntegerLinear, linear: nn.Linear, moments: Moments, kind: Signedness) -> IntegerLinear:
     """The same integers with a bias that leaves no mean error on what was seen."""
-    weight, bias = _parameters(linear)
+    return corrected_weight(stored, *_parameters(linear), moments, kind)
+
+
+def corrected_weight(
+    stored: IntegerLinear, weight: Floats, bias: Floats, moments: Moments, kind: Signedness
+) -> IntegerLinear:
+    """As `corrected`, for integers of (in, out) and (out,)."""
     restored = dequantize_weight(stored.weight, stored.scales)
     return replace(stored, bias=corrected_bias(weight, bias, moments.mean, restored, moments.mean_quantized(kind)))
 

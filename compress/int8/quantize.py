@@ -8,7 +8,8 @@ multiply are there too, for `verdict`, which tries those products in INT8; `expo
 
 Two passes over the data. The first batches are held in memory, to fit and to judge; all samples go through the
 histograms. So memory does not grow with the number of samples. What INT8 loses is judged on validation pairs where
-there are any: a model is surer of what it was trained on, and loses less there.
+there are any: a model is surer of what it was trained on, and loses less there. Photos without captions will do: the
+text tower is then calibrated on sentences that ship, and what was right is what the float model answers among them.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from mmcompress.compress.int8.fit import JUDGED, chosen_ranges, chosen_smoothing
 from mmcompress.compress.int8.ranges import NOTHING, Histogram, widened
 from mmcompress.compress.int8.recalibration import given_ranges
 from mmcompress.compress.int8.samples import SHUFFLED, Captioned, feeds, held_pairs, plain_pairs, possible_answers
-from mmcompress.compress.int8.sensitivity import cost, fewest_kept, sensitivities
+from mmcompress.compress.int8.sensitivity import RANKED, cost, fewest_kept, sensitivities
 from mmcompress.compress.int8.simulate import (
     TOWERS,
     Batches,
@@ -39,6 +40,8 @@ from mmcompress.compress.int8.simulate import (
 )
 from mmcompress.compress.prune.semistructured import SPARSE
 from mmcompress.config import QuantizeConfig
+from mmcompress.data.sentences import SENTENCES
+from mmcompress.data.spec import is_photos
 from mmcompress.distributed import world
 from mmcompress.errors import UsageError, suggestion
 from mmcompress.huggingface import dual_encoder_from_checkpoint, save_checkpoint
@@ -110,6 +113,7 @@ def quantize(job: Job[QuantizeConfig]) -> None:
             for name, distance in ranking.items()
         ],
         "budget": config.max_drop if config.sensitivity else None,
+        "texts": SENTENCES if is_photos(spec) else "captions",
         SEEN: Seen(
             pairs=-(-config.samples // config.batch) * config.batch, seed=config.seed, buffer=SHUFFLED
         ).model_dump(),
@@ -179,7 +183,7 @@ def keep_sensitive(
     if not config.sensitivity:
         return {}, asked, None
     linears = fitted.linears[JUDGED]
-    ranking = sensitivities(model, feeds(ranked[::2]), linears, ranges, JUDGED)
+    ranking = sensitivities(model, feeds(ranked[: -(-RANKED // config.batch)]), linears, ranges, JUDGED)
     fed = Feeds(feeds(judged).image, [*feeds(judged).text, *answers])
 
     @cache
@@ -195,9 +199,10 @@ def keep_sensitive(
     reference = of_both(frozenset(linears))
 
     def cost_of(kept: frozenset[str]) -> Cost:
-        return cost(reference, of_both(asked | kept))
+        return cost(reference, of_both(asked | kept), captioned)
 
     budget = Budget.of(config)
+    captioned = not is_photos(config.data.validation or config.data.train or "")
 
     def holds(kept: frozenset[str]) -> bool:
         return budget.holds(cost_of(kept))

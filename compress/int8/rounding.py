@@ -1,4 +1,4 @@
-"""Integer weights and biases fitted to what a Linear gets to see, in numpy alone.
+"""Integer weights and biases fitted to what a Linear gets to see: numpy in and out, torch's factorizations inside.
 
 Rounding each weight to its nearest step is best for the weight, not for the output: inputs are correlated, so the error
 of one weight can be cancelled by the next (Frantar et al. 2023, "GPTQ"). Inputs are rounded as well, and a weight that
@@ -11,6 +11,9 @@ All of it needs moments of the inputs, never the inputs. For unsigned activation
 128 in sum, since older x86 CPUs add their products in 16 bits (see `quantize.weight_scales`). There the widest weight
 sets the scale and only the few pairs that pass the limit give way, instead of a wider step for all of them. Left out:
 GPTQ's order by activation, which would tear the pairs apart, and learned rounding (AdaRound), which needs gradients.
+
+A tower of true size has Linears of 3,072 inputs, where all this is most of `quantize`. So matrices of moments, which
+are symmetric and positive, are factorized by Cholesky, and what is only tried is tried on some of the outputs.
 """
 
 from __future__ import annotations
@@ -19,7 +22,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from mmcompress.int8 import SCALE_TYPES, WEIGHT_LIMIT, Floats, Signedness, weight_scales
 
@@ -28,44 +33,72 @@ PAIR_LIMIT = 128
 BELOW = PAIR_LIMIT - 2**-10  # rounding noise must not lift a pair over the limit
 REFIT_DAMPINGS = (0.001, 0.01, 0.1, 1.0)
 """Of a refit, in mean variances of an input times inputs per row."""
-_SHARES = np.linspace(1, 0.5, 21)
+_TRIED_OUTPUTS = 128
+"""Output channels, evenly spaced, that a damping is chosen on."""
+_SHARES = (0.9, 0.8, 0.7, 0.6, 0.5)
+_FINER = (0.05, 0.025)
+"""Shares of the scale that covers every weight, and the steps around the best of them."""
 _BLOCK = 128
 Real = NDArray[np.float64]
 
 
 def nearest(weight: Floats, scales: Floats, kind: Signedness) -> NDArray[np.int8]:
     """(in, out), (out,) -> int8 (in, out): each weight at its nearest step, pairs within their limit."""
-    return np.rint(allowed(weight.astype(np.float64) / scales.astype(np.float64), kind)).astype(np.int8)
+    integers: NDArray[np.int8] = allowed(_double(weight) / _double(scales), kind).round_().to(torch.int8).numpy()
+    return integers
 
 
-def allowed(steps: Real, kind: Signedness) -> Real:
+def allowed(steps: Tensor, kind: Signedness) -> Tensor:
     """(in, out) -> (in, out): the closest that a file of this kind may hold before rounding."""
-    steps = np.clip(steps, -WEIGHT_LIMIT, WEIGHT_LIMIT)
+    steps = steps.clamp(-WEIGHT_LIMIT, WEIGHT_LIMIT)
     if kind == "signed":
         return steps
     even = len(steps) // 2 * 2
     first, second = steps[0:even:2], steps[1:even:2]
-    excess = np.where(first * second > 0, np.maximum(np.abs(first) + np.abs(second) - BELOW, 0), 0) / 2
-    steps[0:even:2] = first - np.sign(first) * excess
-    steps[1:even:2] = second - np.sign(second) * excess
+    excess = (first.abs() + second.abs() - BELOW).clamp_(min=0).mul_(first * second > 0).div_(2)
+    first -= first.sign() * excess
+    second -= second.sign() * excess
     return steps
 
 
-def clipping_scales(weight: Floats, kind: Signedness, power: Floats) -> Floats:
+def clipping_scales(
+    weight: Floats, kind: Signedness, power: Floats, dtype: type[np.floating[Any]] | None = None
+) -> Floats:
     """(in, out) and the mean square of each input (in,) -> (out,): scales with the least output error.
 
+    They are of the type that our own graphs of this kind multiply them in, unless another is given.
+
     The error of a channel is sum_j E[x_j^2] (w_j - q_j s)^2, which takes inputs as uncorrelated. Candidates are shares
-    of the scale that covers every weight.
+    of the scale that covers every weight: first some that are far apart, then those around a channel's best.
     """
-    widest = weight_scales(weight, kind, SCALE_TYPES[kind])
-    best = widest
-    least = np.full(len(widest), np.inf)
+    widest = weight_scales(weight, kind, dtype or SCALE_TYPES[kind])
+    exact, powers = _single(weight), _single(power)
+
+    def scales_of(shares: Real) -> Floats:
+        scales: Floats = np.maximum((widest * shares).astype(widest.dtype), np.finfo(widest.dtype).smallest_normal)
+        return scales
+
+    def errors(shares: Real) -> Real:
+        scales = _single(scales_of(shares))
+        lost = allowed(exact / scales, kind).round_().mul_(scales).sub_(exact)
+        found: Real = (powers @ lost.square_()).double().numpy()
+        return found
+
+    best = np.ones(len(widest))
+    least = errors(best)
+
+    def attempt(shares: Real) -> None:
+        nonlocal best, least
+        found = errors(shares)
+        best, least = np.where(found < least, shares, best), np.minimum(found, least)
+
     for share in _SHARES:
-        scales = np.maximum((widest * share).astype(widest.dtype), np.finfo(widest.dtype).smallest_normal)
-        error = power.astype(np.float64) @ (nearest(weight, scales, kind) * scales.astype(np.float64) - weight) ** 2
-        best, least = np.where(error < least, scales, best), np.minimum(error, least)
-    best_scales: Floats = best
-    return best_scales
+        attempt(np.full(len(widest), share))
+    for step in _FINER:
+        around = best
+        for shares in (around - step, around + step):
+            attempt(np.clip(shares, _SHARES[-1], 1))
+    return scales_of(best)
 
 
 def refitted(weight: Floats, folds: Sequence[tuple[Real, int]], noise: Real) -> Real:
@@ -77,32 +110,32 @@ def refitted(weight: Floats, folds: Sequence[tuple[Real, int]], noise: Real) -> 
     the fold that a solution has not seen, and W itself is tried as well. Li et al. 2025, "GPTAQ", also fit to quantized
     inputs, with a matrix of moments between x and x + n that is not kept here. Weights of zero stay zero.
     """
-    exact: Real = weight.astype(np.float64)
+    exact = _double(weight)
     if len(folds) < 2:
-        return exact
+        return exact.numpy()
+    penalty = _double(noise)
+    known = [(_double(covariance), rows) for covariance, rows in folds]
+    tried = exact[:, :: -(-exact.shape[1] // _TRIED_OUTPUTS)]
 
-    def error(weights: Real, covariance: Real) -> float:
-        lost = exact - weights
-        return float((lost * (covariance @ lost)).sum() + noise @ (weights**2).sum(axis=1))
+    def error(lost: Tensor, covariance: Tensor) -> float:
+        return float((lost * (covariance @ lost)).sum() + penalty @ (tried - lost).square_().sum(dim=1))
 
-    def unseen(damping: float) -> float:
-        pairs = zip(folds, reversed(folds), strict=True)
-        return sum(error(_wiener(exact, *seen, noise, damping), other) for seen, (other, _) in pairs)
-
-    errors = {damping: unseen(damping) for damping in REFIT_DAMPINGS}
+    seen, (unseen, _) = known
+    errors = {damping: error(_filtered_out(tried, *seen, penalty, damping), unseen) for damping in REFIT_DAMPINGS}
     best = min(errors, key=lambda damping: errors[damping])
-    if errors[best] >= sum(error(exact, covariance) for covariance, _ in folds):
-        return exact
-    rows = [rows for _, rows in folds]
-    pooled = np.average([covariance for covariance, _ in folds], axis=0, weights=rows)
-    fitted: Real = np.where(weight == 0, 0.0, _wiener(exact, pooled, sum(rows), noise, best))
+    if errors[best] >= error(torch.zeros_like(tried), unseen):
+        return exact.numpy()
+    rows = sum(rows for _, rows in known)
+    pooled = sum((covariance * (share / rows) for covariance, share in known), torch.zeros(()))
+    fitted: Real = (exact - _filtered_out(exact, pooled, rows, penalty, best)).masked_fill_(exact == 0, 0).numpy()
     return fitted
 
 
-def _wiener(weight: Real, covariance: Real, rows: int, noise: Real, damping: float) -> Real:
-    """(C + D)^-1 C W, with C damped in proportion to inputs per row."""
-    known = covariance + damping * (covariance.trace() / rows or 1.0) * np.eye(len(covariance))
-    return np.asarray(np.linalg.solve(known + np.diag(noise), known @ weight), np.float64)
+def _filtered_out(weight: Tensor, covariance: Tensor, rows: int, noise: Tensor, damping: float) -> Tensor:
+    """(in, out): W - (C + D)^-1 C W = (C + D)^-1 D W, with C damped in proportion to inputs per row."""
+    mean = damping * (float(covariance.trace()) / rows or 1.0)
+    factor = torch.linalg.cholesky(covariance + torch.diag(noise + mean))
+    return torch.cholesky_solve(noise[:, None] * weight, factor)
 
 
 def gptq(weight: Floats, scales: Floats, kind: Signedness, gram: Real, damping: float = 0.01) -> NDArray[np.int8]:
@@ -114,12 +147,10 @@ def gptq(weight: Floats, scales: Floats, kind: Signedness, gram: Real, damping: 
     """
     zero = weight == 0
     steps = weight.astype(np.float64) / scales.astype(np.float64)
-    inputs = len(steps)
-    mean = gram.diagonal().mean() or 1.0
-    upper = np.linalg.cholesky(np.linalg.inv(gram + damping * mean * np.eye(inputs))).T
-    integers = np.empty(steps.shape, np.float64)
-    for start in range(0, inputs, _BLOCK):
-        end = min(start + _BLOCK, inputs)
+    upper = _inverse_factor(gram, damping * (float(gram.diagonal().mean()) or 1.0))
+    integers = np.empty_like(steps)
+    for start in range(0, len(steps), _BLOCK):
+        end = min(start + _BLOCK, len(steps))
         errors = np.empty((end - start, steps.shape[1]))
         for i in range(start, end):
             integers[i] = np.where(zero[i], 0, _rounded(steps, integers, i, kind))
@@ -129,12 +160,20 @@ def gptq(weight: Floats, scales: Floats, kind: Signedness, gram: Real, damping: 
     return integers.astype(np.int8)
 
 
+def _inverse_factor(gram: Real, damping: float) -> Real:
+    """(n, n) -> (n, n) upper triangular U with U^T U the inverse of gram + damping: R^-1, where R R^T is that sum."""
+    one = torch.eye(len(gram), dtype=torch.float64)
+    upper = torch.linalg.cholesky((_double(gram) + damping * one).flip(0, 1)).flip(0, 1)
+    inverse: Real = torch.linalg.solve_triangular(upper, one, upper=True).numpy()
+    return inverse
+
+
 def _rounded(steps: Real, integers: Real, i: int, kind: Signedness) -> Real:
     """(out,): the integers of input i; the second of a pair takes what the first has left."""
     if kind == "signed" or (i % 2 == 0 and i + 1 == len(steps)):
         rounded: Real = np.rint(np.clip(steps[i], -WEIGHT_LIMIT, WEIGHT_LIMIT))
     elif i % 2 == 0:
-        rounded = np.rint(allowed(steps[i : i + 2].copy(), kind)[0])
+        rounded = np.rint(allowed(torch.from_numpy(steps[i : i + 2]), kind)[0].numpy())
     else:
         high = np.minimum(WEIGHT_LIMIT, PAIR_LIMIT - np.maximum(integers[i - 1], 0))
         low = np.maximum(-WEIGHT_LIMIT, -PAIR_LIMIT - np.minimum(integers[i - 1], 0))
@@ -152,3 +191,11 @@ def corrected_bias(
     shift: NDArray[Any] = mean @ weight.astype(np.float64) - mean_quantized @ restored.astype(np.float64)
     corrected: NDArray[np.float32] = (bias + shift).astype(np.float32)
     return corrected
+
+
+def _double(values: NDArray[Any]) -> Tensor:
+    return torch.from_numpy(np.array(values, np.float64))
+
+
+def _single(values: NDArray[Any]) -> Tensor:
+    return torch.from_numpy(np.array(values, np.float32))

@@ -15,9 +15,9 @@ from typing import Literal
 from torch import Tensor
 
 from mmcompress.architecture import NEVER_COMPRESSED
-from mmcompress.artifact import Draft
+from mmcompress.artifact import Artifact, Draft
 from mmcompress.compress.prune.semistructured import SPARSE, keep_zeros
-from mmcompress.compress.train.embed import Embeddings, load_embeddings
+from mmcompress.compress.train.embed import load_embeddings
 from mmcompress.compress.train.losses import cosine_distance, relational
 from mmcompress.compress.train.optimize import optimize
 from mmcompress.compress.train.pairs import TrainingBatch, training_pairs
@@ -26,6 +26,7 @@ from mmcompress.compress.train.vocabulary import vocabulary_size
 from mmcompress.config import DistillConfig
 from mmcompress.distributed import world
 from mmcompress.errors import UsageError
+from mmcompress.export.texts import save_text_processing
 from mmcompress.huggingface import (
     FOLDER_FILES,
     dual_encoder_from_checkpoint,
@@ -34,7 +35,7 @@ from mmcompress.huggingface import (
     with_tokenizer,
 )
 from mmcompress.model import DualEncoder
-from mmcompress.processing import save_image_processing, save_text_processing
+from mmcompress.processing import save_student_preprocessing
 from mmcompress.progress import say
 from mmcompress.runtime.tokenize import load_tokenizer
 from mmcompress.stages import Job
@@ -53,7 +54,7 @@ def distill(job: Job[DistillConfig]) -> None:
             model = dual_encoder_from_checkpoint(source.path, source.model)
             sparse = source.manifest.facts.get(SPARSE, [])
         else:
-            model = _new_student(config, embeddings, draft)
+            model = _new_student(config, job.sources["embeddings"], draft)
         draft.model = model.config
         text = _text_mode(config, model)
         for scalar in (model.logit_scale, model.logit_bias):
@@ -134,24 +135,26 @@ def _text_mode(config: DistillConfig, model: DualEncoder) -> Literal["distill", 
     return "keep"
 
 
-def _new_student(config: DistillConfig, embeddings: Embeddings, draft: Draft) -> DualEncoder:
-    """Build the student that the config names, with the teacher's tokenizer and normalization."""
+def _new_student(config: DistillConfig, embeddings: Artifact, draft: Draft) -> DualEncoder:
+    """Build the student that the config names, with the teacher's pixels, texts and logits."""
     if config.student is None:
         raise UsageError("distill needs a student to start from", "set student.source, or give --student")
+    teacher, facts = embeddings.manifest.preprocessing, embeddings.manifest.facts
+    if teacher is None:
+        raise UsageError(f"{embeddings.path} does not say how the teacher's images were prepared", "embed them again")
     folder = _teacher_folder(config)
-    draft.tokenizer = save_text_processing(folder, draft.path)
+    draft.tokenizer = save_text_processing(folder, draft.path, config.teacher.trust_remote_code)
     share = inherited_share(config.student.source)
     if share is not None:
         model = with_tokenizer(student_from_teacher(folder, share), draft.tokenizer)
     else:
         vocab = vocabulary_size(load_tokenizer(draft.path / draft.tokenizer.file))
-        model = student_from_preset(config.student, embeddings.dim, draft.tokenizer, vocab, config.seed)
-        if embeddings.logit_scale is not None:
-            model.logit_scale.data.fill_(math.log(embeddings.logit_scale))
+        model = student_from_preset(config.student, facts["dim"], draft.tokenizer, vocab, config.seed)
     if config.text == "keep":
-        teacher = with_tokenizer(dual_encoder_from_hugging_face(folder), draft.tokenizer)
-        model = _with_text_tower(model, teacher)
-    draft.preprocessing = save_image_processing(folder, draft.path, model.config.image.image_size)
+        model = _with_text_tower(model, with_tokenizer(dual_encoder_from_hugging_face(folder), draft.tokenizer))
+    if (scale := facts.get("logit_scale")) is not None:
+        model.logit_scale.data.fill_(math.log(scale))
+    draft.preprocessing = save_student_preprocessing(teacher, draft.path, model.config.image.image_size)
     return model
 
 

@@ -30,9 +30,11 @@ from mmcompress.config import EmbedConfig
 from mmcompress.data.batches import Batch, batches, count
 from mmcompress.distributed import world
 from mmcompress.errors import CorruptInputError, UsageError
-from mmcompress.progress import track
+from mmcompress.manifest import hash_file
+from mmcompress.progress import say, track
 from mmcompress.stages import Job
 from mmcompress.strictjson import read_json, write_json
+from mmcompress.teachers import own_code
 
 _CHUNK = 1024
 
@@ -50,8 +52,6 @@ class Embeddings:
     views: int
     augment: str
     seed: int
-    logit_scale: float | None = None
-    """What the teacher multiplies similarities with before its softmax or sigmoid; None where it does not say."""
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -88,10 +88,12 @@ def embed(job: Job[EmbedConfig]) -> None:
     if data.train is None:
         raise UsageError("embed needs training data", "set data.train, or give --data")
     a_chunk = max(1, _CHUNK // config.batch)
-    done = len(list(job.work.glob("keys-*.json")))
     start = time.monotonic()
     with world(config.device) as here:
         teacher = load_teacher(config.teacher, here.device)
+        read = _hashes(teacher, config)
+        _drop_chunks_of_another(job.work, read)
+        done = len(list(job.work.glob("keys-*.json")))
         stream = batches(
             data.train,
             teacher.preprocessing,
@@ -115,13 +117,35 @@ def embed(job: Job[EmbedConfig]) -> None:
     seconds = time.monotonic() - start
     speed = {"pairs": pairs, "seconds": seconds, "images_per_s": pairs * config.views / seconds}
     job.draft.metrics = {"embedding": speed}
+    job.draft.preprocessing = teacher.preprocessing
     job.draft.facts = {
         "dim": teacher.embed_dim,
         "views": config.views,
         "augment": config.augment,
         "seed": config.seed,
         "logit_scale": teacher.logit_scale,
+        "logit_bias": teacher.logit_bias,
     }
+    if read:
+        job.draft.facts["read"] = read
+
+
+def _hashes(teacher: Teacher, config: EmbedConfig) -> dict[str, str]:
+    """SHA-256 of the files that a teacher was read from; those below its own file's folder by their names in it."""
+    own = own_code(config.teacher.source)
+    folder = own[0].absolute().parent if own else Path("/")
+    inside = {path: path.relative_to(folder) if path.is_relative_to(folder) else path for path in teacher.files}
+    return {str(name): hash_file(path) for path, name in inside.items()}
+
+
+def _drop_chunks_of_another(work: Path, read: dict[str, str]) -> None:
+    """A killed run is gone on with only while the teacher's files are those that it began with."""
+    mark = work / "teacher.json"
+    if mark.is_file() and read_json(mark, "delete the folder that it lies in") != read:
+        say("embed", work.name, "the teacher has changed since this run began, so it begins again")
+        for path in work.glob("*-*[0-9].*"):
+            path.unlink()
+    write_json(mark, read)
 
 
 def _embedded(stream: Iterator[Batch], teacher: Teacher, config: EmbedConfig) -> Iterator[tuple[Batch, Tensor]]:
@@ -182,5 +206,4 @@ def load_embeddings(artifact: Artifact) -> Embeddings:
         facts["views"],
         facts["augment"],
         facts["seed"],
-        facts.get("logit_scale"),
     )

@@ -40,13 +40,9 @@ _MLP_RATIO = 4
 
 def preset_config(student: StudentConfig, embed_dim: int, text: TextProcessing, vocab: int) -> DualEncoderConfig:
     """The sizes of a preset, for a given shared space and tokenizer. Heads have 64 channels (32 at width 192)."""
-    if student.source not in PRESETS:
-        known = [*PRESETS, "inherit:0.25"]
-        raise UsageError(f"unknown student {student.source!r}", suggestion(student.source, known))
+    check_preset(student)
     width, blocks, patch, size, text_width, text_blocks = PRESETS[student.source]
     size = student.image_size or size
-    if size % patch:
-        raise UsageError(f"image_size {size} is not a multiple of the {patch}-pixel patches", "choose another size")
     return DualEncoderConfig(
         embed_dim=embed_dim,
         image=ImageConfig(**_uniform(width, blocks), image_size=size, patch=patch),
@@ -59,6 +55,16 @@ def preset_config(student: StudentConfig, embed_dim: int, text: TextProcessing, 
             pad_token_id=text.pad_token_id,
         ),
     )
+
+
+def check_preset(student: StudentConfig) -> None:
+    """Raise UsageError for a preset that there is not, or an image size that its patches do not fill."""
+    if student.source not in PRESETS:
+        known = [*PRESETS, "inherit:0.25"]
+        raise UsageError(f"unknown student {student.source!r}", suggestion(student.source, known))
+    patch, size = PRESETS[student.source][2], student.image_size
+    if size is not None and (size < patch or size % patch):
+        raise UsageError(f"image_size {size} is not a multiple of the {patch}-pixel patches", "choose another size")
 
 
 def _uniform(width: int, blocks: int) -> dict[str, object]:
@@ -92,14 +98,21 @@ def inherited_share(source: str) -> float | None:
     return share
 
 
+def inherited_config(config: DualEncoderConfig, share: float) -> DualEncoderConfig:
+    """The sizes of a student that has at most `share` of the image MACs and of the text MACs of a model.
+
+    Raises UsageError where not even one block with one head fits.
+    """
+    smaller: dict[str, ImageConfig | TextConfig]
+    smaller = {tower: _share_of(getattr(config, tower), share, config.embed_dim) for tower in config.compressed}
+    return config.model_copy(update=smaller)
+
+
 def student_from_teacher(folder: Path, share: float) -> DualEncoder:
     """Inherit at most `share` of the image MACs of the model in `folder`, and of its text MACs."""
     teacher = dual_encoder_from_hugging_face(folder)
-    config = teacher.config
-    towers = config.compressed
-    smaller: dict[str, ImageConfig | TextConfig]
-    smaller = {tower: _share_of(getattr(config, tower), share, config.embed_dim) for tower in towers}
-    student = DualEncoder(config.model_copy(update=smaller))
+    towers = teacher.config.compressed
+    student = DualEncoder(inherited_config(teacher.config, share))
     state = student.state_dict()
     source = teacher.state_dict()
     for name in state:

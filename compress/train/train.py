@@ -22,10 +22,11 @@ from mmcompress.config import TeacherConfig, TrainConfig
 from mmcompress.data.batches import read
 from mmcompress.distributed import gathered, gathered_ids, world
 from mmcompress.errors import UsageError
+from mmcompress.export.texts import save_text_processing
 from mmcompress.huggingface import save_checkpoint
 from mmcompress.manifest import Preprocessing
 from mmcompress.model import MAX_LOGIT_SCALE, DualEncoder
-from mmcompress.processing import save_preprocessing, save_text_processing
+from mmcompress.processing import save_preprocessing
 from mmcompress.runtime.tokenize import load_tokenizer
 from mmcompress.stages import Job
 from mmcompress.teachers import resolve

@@ -30,6 +30,7 @@ from mmcompress.measure.peak import Peak, random_call
 from mmcompress.measure.subjects import Subject, find_subjects, with_peaks
 from mmcompress.progress import say, track
 from mmcompress.runtime.conditions import NOISY_SPREAD, Conditions, snapshot
+from mmcompress.runtime.encoder import Encoder
 from mmcompress.runtime.environment import environment_of
 from mmcompress.runtime.machine import cpu_model, machine, usable_cores
 from mmcompress.runtime.nvml import Gpu, open_gpu
@@ -68,7 +69,10 @@ def bench_document(artifacts: Sequence[Artifact], config: BenchConfig) -> BenchD
     """Measure the image towers, and describe the machine that they were measured on."""
     with pinned(config.pin):
         threads = config.threads or (usable_cores(),)
-        subjects = with_peaks(find_subjects(artifacts, config.backends, threads), config.batches)
+        subjects = find_subjects(artifacts, config.backends, threads)
+        for subject in subjects:
+            warn_by_chance(subject)
+        subjects = with_peaks(subjects, config.batches)
         gpu = open_gpu() if any(subject.threads is None for subject in subjects) else None
         slowdowns: set[str] = set()
         with realtime(config.priority and max(threads) <= usable_cores()) as priority:
@@ -105,6 +109,15 @@ def bench_document(artifacts: Sequence[Artifact], config: BenchConfig) -> BenchD
         ceiling=tuple(reached),
         environment=environment,
     )
+
+
+def warn_by_chance(subject: Subject) -> None:
+    """A latency is worth nothing if the answers are; NaN and zeros are an error. Where both towers are delivered."""
+    artifact, precision = subject.artifact, subject.graph.precision
+    texts = any(graph.tower == "text" and graph.precision == precision for graph in artifact.manifest.graphs)
+    if texts and artifact.tokenizer is not None and artifact.preprocessing is not None:
+        with Encoder.open(artifact, subject.backend, precision, subject.threads) as encoder:
+            encoder.warn_by_chance()
 
 
 def interleaved(subjects: Sequence[Subject], config: BenchConfig, gpu: Gpu | None, slowdowns: set[str]) -> list[Timed]:

@@ -223,6 +223,8 @@ class DriftDocument(Document):
     """The runtime of the ONNX artifacts; null where there are engines only."""
     test: str
     """The test set."""
+    own_answers: bool = False
+    """Whether right is what the first row answers, of photos that nobody captioned."""
     rows: tuple[DriftRow, ...]
     """In the order of the recipe; the first is the teacher."""
     gallery: tuple[GalleryEntry, ...]

@@ -19,6 +19,7 @@ import numpy as np
 
 from mmcompress.artifact import Artifact
 from mmcompress.config import DriftConfig, Precision
+from mmcompress.data.spec import is_photos
 from mmcompress.errors import UsageError
 from mmcompress.manifest import Kind
 from mmcompress.measure.agreement import class_changes, cosines, histogram
@@ -84,7 +85,8 @@ def drift_document(artifacts: Sequence[Artifact], config: DriftConfig, folder: P
     preprocessing = artifacts[0].manifest.preprocessing
     if folder is not None and preprocessing is not None:
         write_thumbnails(shown, data, preprocessing, folder)
-    return DriftDocument(backend=backend, test=data.test, rows=tuple(rows), gallery=tuple(shown))
+    answered = is_photos(data.test)
+    return DriftDocument(backend=backend, test=data.test, own_answers=answered, rows=tuple(rows), gallery=tuple(shown))
 
 
 @dataclass(frozen=True)

@@ -1,24 +1,27 @@
 """The evaluated images, their candidate texts, and what an artifact makes of both.
 
-There are two kinds of sets. Pairs: the captions of all images are the candidates, each belongs to its image. Classes:
+There are three kinds of sets. Pairs: the captions of all images are the candidates, each belongs to its image. Classes:
 the candidates are labels, from a file (`data.labels`) or from the data itself where it has classes, and an image
 belongs to the one that it is labelled with. Prompt templates stand around labels: a label is then the mean of the
 embeddings of all its prompts, normalized again (Radford et al. 2021, section 3.1.4), so a row costs as many texts as
-there are labels times templates.
+there are labels times templates. Photos: nobody said what is right, so right is what the first row answers, among the
+labels or the sentences that ship, and every figure of another row says how often it answers the same.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from mmcompress.artifact import Artifact
 from mmcompress.config import Backend, DataConfig, Precision
+from mmcompress.data.spec import is_photos
 from mmcompress.errors import CorruptInputError, UsageError
 from mmcompress.manifest import hash_json
+from mmcompress.measure.agreement import best
 from mmcompress.measure.retrieval import Bools, Floats, Ints
 from mmcompress.runtime.backends import graph_for
 from mmcompress.runtime.encoder import Encoder, unit
@@ -81,7 +84,9 @@ def embed_row(
     labels: list[str | None] = []
     captions: list[tuple[str, ...]] = []
     images: list[Floats] = []
+    first = pairs is None
     with Encoder.open(artifact, backend) as encoder:
+        encoder.warn_by_chance()
         stream = batches(
             data.test,
             encoder.preprocessing,
@@ -104,6 +109,8 @@ def embed_row(
             texts = before.texts
         else:
             texts = prompt_embeddings(encoder, pairs.texts, pairs.templates)
+    if first and is_photos(data.test):
+        pairs = replace(pairs, image_group=best(np.concatenate(images), texts))
     scale = artifact.manifest.facts.get("logit_scale")
     scale = float(scale) if isinstance(scale, (int, float)) else None
     precision = encoder.precisions["image"]
@@ -138,15 +145,24 @@ def _pairs(
     keys: list[str], seen: list[bool], labels: list[str | None], captions: list[tuple[str, ...]], data: DataConfig
 ) -> EvaluationSet:
     from mmcompress.data.layout import class_names, own_templates
+    from mmcompress.data.sentences import sentences
 
     assert data.test is not None
+    photos = is_photos(data.test)
     natural = class_names(data.test)
+    if data.labels is None and natural is None and data.templates is not None:
+        has = "photos" if photos else "captions"
+        raise UsageError(
+            f"data.templates is {data.templates}, and {data.test} has {has}, not classes",
+            "give --labels with the names of the classes, or leave the templates out",
+        )
+    if photos:
+        texts = read_labels(data.labels) if data.labels is not None else list(sentences())
+        around = read_templates(data.templates) if data.templates is not None else []
+        return EvaluationSet(
+            keys, np.array(seen), texts, tuple(around), np.full(len(keys), -1), np.arange(len(texts)), classes=False
+        )
     if data.labels is None and natural is None:
-        if data.templates is not None:
-            raise UsageError(
-                f"data.templates is {data.templates}, and {data.test} has captions, not classes",
-                "give --labels with the names of the classes, or leave the templates out",
-            )
         owner = [index for index, texts in enumerate(captions) for _ in texts]
         texts = [text for group in captions for text in group]
         return EvaluationSet(keys, np.array(seen), texts, (), np.arange(len(keys)), np.array(owner), classes=False)

@@ -19,6 +19,7 @@ import numpy as np
 from mmcompress.architecture import DualEncoderConfig
 from mmcompress.config import Backend
 from mmcompress.export.graph import AttentionProduct, Numerics
+from mmcompress.export.products import Product
 from mmcompress.int8 import linear_modules
 from mmcompress.runtime.backends import CPU_BACKENDS, GPU_BACKENDS
 
@@ -52,6 +53,32 @@ CANDIDATES = (
     Candidate("all", "all Linears, FP16 around them", GPU_BACKENDS, "signed", np.float16),
     Candidate("qkv-fc1", "QKV and FC1, FP16 elsewhere", GPU_BACKENDS, "signed", np.float16, ("qkv", "fc1")),
     Candidate("mlp", "the MLP only, FP16 elsewhere", GPU_BACKENDS, "signed", np.float16, ("fc1", "fc2")),
+)
+
+
+@dataclass(frozen=True)
+class GraphCandidate(Candidate):
+    """One way to write the INT8 graphs of any architecture."""
+
+    convolutions: Literal["all", "dense", "none"] = "all"
+    """Those that are INT8; a dense one reads every channel of its input, or of a group of several."""
+    outputs: bool = False
+    """Whether what convolutions give is quantized too, which ONNX Runtime needs to compute them in integers."""
+
+    def takes(self, product: Product) -> bool:
+        """Whether a product is INT8."""
+        if product.op != "Conv" or self.convolutions == "all":
+            return True
+        return self.convolutions == "dense" and not product.depthwise
+
+
+GRAPH_CANDIDATES = (
+    GraphCandidate("all", "all products", CPU_BACKENDS, "unsigned"),
+    GraphCandidate("signed", "all products, signed activations", CPU_BACKENDS, "signed"),
+    GraphCandidate("outputs", "all products and what convolutions give", CPU_BACKENDS, "unsigned", outputs=True),
+    GraphCandidate("no-depthwise", "all but depthwise convolutions", CPU_BACKENDS, "unsigned", convolutions="dense"),
+    GraphCandidate("linears", "the Linears only", CPU_BACKENDS, "unsigned", convolutions="none"),
+    GraphCandidate("all", "all products, FP32 around them", GPU_BACKENDS, "signed"),
 )
 
 

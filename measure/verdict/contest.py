@@ -23,7 +23,7 @@ from mmcompress.measure.interleave import Record, add_rounds
 from mmcompress.measure.retrieval import Floats, Ints
 from mmcompress.measure.verdict.document import HeldOutDrift, TowerLatency
 from mmcompress.runtime.backends import CPU_BACKENDS, open_file
-from mmcompress.runtime.session import Session, Tower
+from mmcompress.runtime.session import Feeds, Session, Tower
 
 TOWERS: tuple[Tower, ...] = ("image", "text")
 ROUND_S = 0.2
@@ -117,13 +117,13 @@ def tower_latency(record: Record, batch: int, ratio: Ratio | None) -> TowerLaten
     )
 
 
-def outputs(entrant: Entrant, inputs: NDArray[Any], prepare: Callable[[NDArray[Any]], NDArray[Any]]) -> Floats:
-    """(N, …) inputs as they are stored, each batch prepared -> (N, D), exactly as the graph gives them."""
+def outputs(entrant: Entrant, inputs: NDArray[Any], feeds: Callable[[Session, NDArray[Any]], Feeds]) -> Floats:
+    """(N, …) inputs as they are stored, each batch made into feeds -> (N, D), exactly as the graph gives them."""
     with entrant.open() as session:
         step = min(EMBED_BATCH, session.max_batch or EMBED_BATCH)
-        name, output = session.inputs[0].name, session.outputs[0].name
+        output = session.outputs[0].name
         parts = [
-            session.run({name: prepare(inputs[start : start + step])})[output] for start in range(0, len(inputs), step)
+            session.run(feeds(session, inputs[start : start + step]))[output] for start in range(0, len(inputs), step)
         ]
     return np.concatenate(parts)
 

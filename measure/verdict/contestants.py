@@ -6,25 +6,24 @@ does not load is left out with the reason, unless it is FP32, without which ther
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from mmcompress.artifact import Artifact
-from mmcompress.config import Backend, ExportConfig, VerdictConfig
+from mmcompress.config import Backend, VerdictConfig
 from mmcompress.errors import CorruptInputError, MissingRequirementError, UsageError
-from mmcompress.export.export import Variant, write_graph
-from mmcompress.export.graph import Array, Numerics
+from mmcompress.export.export import Variant
+from mmcompress.export.graph import Numerics
 from mmcompress.manifest import Graph
 from mmcompress.measure.verdict.candidates import Candidate
 from mmcompress.measure.verdict.contest import EMBED_BATCH, TOWERS, Contestant, Entrant
+from mmcompress.measure.verdict.origins import Origin
 from mmcompress.runtime.backends import CPU_BACKENDS, GPU_BACKENDS, available_backends, default_backend
 from mmcompress.runtime.machine import usable_cores
 from mmcompress.runtime.session import Tower
 
-OPSET = int(ExportConfig.model_fields["opset"].default)
 Write = Callable[[str, Variant, Backend], Contestant]
 """(name, variant, backend) -> both towers' graphs of it."""
 
@@ -54,13 +53,7 @@ def runnable(asked: Backend | None) -> Backend:
 
 
 def written(
-    source: Artifact,
-    tensors: Mapping[str, Array],
-    folder: Path,
-    config: VerdictConfig,
-    name: str,
-    variant: Variant,
-    backend: Backend,
+    origin: Origin, folder: Path, config: VerdictConfig, name: str, variant: Variant, backend: Backend
 ) -> Contestant:
     """Both towers as `variant`, in a folder of their own; on a GPU as engines that are built from them here."""
     entrants: dict[Tower, Entrant] = {}
@@ -69,7 +62,7 @@ def written(
     place.mkdir(parents=True, exist_ok=True)
     for tower in TOWERS:
         path = place / variant.file(tower)
-        graph = write_graph(path, source.model, tensors, tower, variant, OPSET)
+        graph = origin.write(path, tower, name, variant)
         if backend in GPU_BACKENDS:
             path = _engine(path, graph, backend, config.batch)
         entrants[tower] = Entrant(path, graph, backend, threads)
@@ -118,7 +111,7 @@ def tried_candidates(write: Write, backend: Backend, candidates: Iterable[tuple[
         raise UsageError(
             f"{backend} runs none of the INT8 graphs: {failed[0]}"
             if failed
-            else "every Linear of this checkpoint stays in float, so there is no INT8 to judge",
+            else "everything in this artifact stays in float, so there is no INT8 to judge",
             "quantize it again with a larger --max-drop, or ship FP16: mmcompress export --precision fp16",
         )
     return tried

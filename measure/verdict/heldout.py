@@ -3,13 +3,14 @@
 They are the validation pairs, never the test set, since a graph is chosen by them. Where there are none, the training
 pairs that follow those that the checkpoint says it has seen, in the same shuffled order, are as new to the ranges and
 the integers; the student has seen them in training, which moves both sides of a comparison with FP32. The first caption
-of each image is taken, and equal captions are one text, which then belongs to several images.
+of each image is taken, and equal captions are one text, which then belongs to several images. Photos without captions
+are held against what FP32 itself answers among the sentences that ship.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -20,9 +21,11 @@ from numpy.typing import NDArray
 from mmcompress.artifact import Artifact
 from mmcompress.config import VerdictConfig
 from mmcompress.data.batches import Batch, batches
+from mmcompress.data.spec import is_photos
 from mmcompress.errors import UsageError
 from mmcompress.int8 import seen_pairs
-from mmcompress.measure.retrieval import KS, Ints
+from mmcompress.measure.agreement import best
+from mmcompress.measure.retrieval import KS, Floats, Ints
 from mmcompress.measure.verdict.contest import EMBED_BATCH
 from mmcompress.runtime.tokenize import load_tokenizer, text_processing, tokenize
 
@@ -44,6 +47,15 @@ class Held:
     """(N,) index of each image's text"""
     spec: str
     """Where they come from."""
+
+    @property
+    def captioned(self) -> bool:
+        """Whether the texts are of the images; to photos that nobody captioned they are any."""
+        return not is_photos(self.spec)
+
+    def judged_by(self, images: Floats, texts: Floats) -> Held:
+        """The pairs as they are; of photos without captions, each with the text that FP32 (N, D), (M, D) gives."""
+        return self if self.captioned else replace(self, image_group=best(images, texts))
 
 
 def held_out(source: Artifact, config: VerdictConfig) -> Held:

@@ -15,26 +15,22 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
-import torch
+from numpy.typing import NDArray
 
-from mmcompress.architecture import WEIGHTS
 from mmcompress.artifact import Artifact
 from mmcompress.budget import Budget
 from mmcompress.card import export_card
 from mmcompress.config import VerdictConfig
 from mmcompress.data.preprocess import normalize
-from mmcompress.export.export import logits, read_int8, read_tensors
-from mmcompress.export.graph import Array
-from mmcompress.huggingface import dual_encoder_from_checkpoint
+from mmcompress.errors import UsageError
 from mmcompress.measure.document import RaceEnvironment
 from mmcompress.measure.estimate import round_medians, spread
-from mmcompress.measure.retrieval import Floats
 from mmcompress.measure.sanity import checks, enforce_checks
 from mmcompress.measure.verdict import contest
-from mmcompress.measure.verdict.candidates import candidates_for
 from mmcompress.measure.verdict.contest import (
     TOWERS,
     Contestant,
@@ -49,40 +45,43 @@ from mmcompress.measure.verdict.contestants import Tried, float_contestants, run
 from mmcompress.measure.verdict.document import HeldOutDrift
 from mmcompress.measure.verdict.findings import Findings, document, recommendation, ruling_of
 from mmcompress.measure.verdict.heldout import Held, held_out
+from mmcompress.measure.verdict.origins import Origin, origin_of
 from mmcompress.progress import say, track
 from mmcompress.runtime.backends import GPU_BACKENDS
 from mmcompress.runtime.conditions import Conditions, snapshot
+from mmcompress.runtime.encoder import tower_feeds
 from mmcompress.runtime.environment import environment_of
 from mmcompress.runtime.machine import machine, usable_cores
 from mmcompress.runtime.nvml import open_gpu
 from mmcompress.runtime.scheduling import realtime
+from mmcompress.runtime.session import Feeds, Session
 from mmcompress.stages import Job
 
 FINALISTS = 2
-CHECKED = 32
-"""Images and texts that torch embeds too."""
 CPU_TOLERANCE, GPU_TOLERANCE = 1e-4, 5e-3
-"""Largest difference of a number of an embedding from torch's: TensorRT multiplies FP32 in TF32."""
+"""Largest difference of a number of an embedding from the reference's: TensorRT multiplies FP32 in TF32."""
 
 
 def verdict(job: Job[VerdictConfig]) -> None:
     """Stage: write, check, measure and judge; deliver one graph a tower in each precision."""
-    source, config = job.sources["checkpoint"], job.config
+    source, config = asked_about(job), job.config
     backend = runnable(config.backend)
-    int8, tensors = read_int8(source), read_tensors(source.path / WEIGHTS)
+    origin = origin_of(source)
     held = held_out(source, config)
-    write = partial(written, source, tensors, job.work / "graphs", config)
+    write = partial(written, origin, job.work / "graphs", config)
     floats, missing = float_contestants(write, backend)
     reference = embedded(source, held, floats[0])
     tolerance = GPU_TOLERANCE if backend in GPU_BACKENDS else CPU_TOLERANCE
-    sanity = checks(*reference, held.image_group, torch_embeddings(source, held), tolerance)
+    pairs = held.image_group if held.captioned else None
+    sanity = checks(*reference, pairs, origin.embedded(held), tolerance, origin.reference)
     enforce_checks(sanity, backend)
+    held = held.judged_by(*reference)
 
     def drift_of(contestant: Contestant) -> HeldOutDrift:
         return drift_between(reference, embedded(source, held, contestant), held.image_group)
 
     budget = Budget.of(config)
-    tried = tried_candidates(write, backend, candidates_for(backend, source.model, int8))
+    tried = tried_candidates(write, backend, origin.candidates(backend))
     screened = screening(floats[0], [attempt.contestant for attempt in tried if attempt.contestant], config)
     finalists, drifts = within_budget(fastest_first(screened, floats[0]), drift_of, budget)
     drifts |= {contestant: drift_of(contestant) for contestant in floats[1:]}
@@ -90,7 +89,7 @@ def verdict(job: Job[VerdictConfig]) -> None:
     findings = Findings(floats, missing, tried, finalists, screened, raced, drifts, held, sanity)
     ruling = ruling_of(findings, budget)
     chosen = next(attempt for attempt in tried if attempt.contestant is findings.int8)
-    deliver(job, source, tensors, [*floats, findings.int8], chosen)
+    deliver(job, source, origin, [*floats, findings.int8], chosen)
     said = recommendation(findings, ruling, budget)
     job.draft.facts |= {"candidate": findings.int8.name, "recommendation": said.model_dump(mode="json")}
     document(findings, ruling, config.batch, budget, environment).write(job.draft.path / "verdict.json")
@@ -98,22 +97,27 @@ def verdict(job: Job[VerdictConfig]) -> None:
         say("verdict", job.name, f"warning: {said.sentence}")
 
 
+def asked_about(job: Job[VerdictConfig]) -> Artifact:
+    """The quantized graphs that were named, else the checkpoint."""
+    source = job.sources.get("graphs") or job.sources.get("checkpoint")
+    if source is None:
+        raise UsageError("a verdict needs something quantized", "put a stage before it that quantizes")
+    return source
+
+
 def embedded(source: Artifact, held: Held, contestant: Contestant) -> Embedded:
     """Both towers over the held-out pairs, on the contestant's backend."""
     preprocessing = source.preprocessing
     assert preprocessing is not None
-    images = outputs(contestant.towers["image"], held.pixels, lambda pixels: normalize(pixels, preprocessing))
-    return images, outputs(contestant.towers["text"], held.tokens, lambda tokens: tokens)
 
+    def images(session: Session, pixels: NDArray[Any]) -> Feeds:
+        return tower_feeds(source, session.inputs, normalize(pixels, preprocessing))
 
-def torch_embeddings(source: Artifact, held: Held) -> dict[str, Floats]:
-    """The first held-out images and texts as the torch model embeds them."""
-    model = dual_encoder_from_checkpoint(source.path, source.model)
-    assert source.preprocessing is not None
-    pixels = torch.from_numpy(normalize(held.pixels[:CHECKED], source.preprocessing))
-    tokens = torch.from_numpy(held.tokens[:CHECKED])
-    with torch.inference_mode():
-        return {"image": model.encode_image(pixels).numpy(), "text": model.encode_text(tokens).numpy()}
+    def texts(session: Session, tokens: NDArray[Any]) -> Feeds:
+        return tower_feeds(source, session.inputs, tokens)
+
+    towers = contestant.towers
+    return outputs(towers["image"], held.pixels, images), outputs(towers["text"], held.tokens, texts)
 
 
 def screening(fp32: Contestant, candidates: Sequence[Contestant], config: VerdictConfig) -> Records:
@@ -174,7 +178,7 @@ def final_race(
 def deliver(
     job: Job[VerdictConfig],
     source: Artifact,
-    tensors: Mapping[str, Array],
+    origin: Origin,
     contestants: Sequence[Contestant],
     chosen: Tried,
 ) -> None:
@@ -188,12 +192,7 @@ def deliver(
             for file in entrant.path.parent.glob(f"{entrant.graph.file}*"):
                 shutil.copyfile(file, draft.path / file.name)
             draft.graphs.append(entrant.graph)
-    draft.facts = {
-        "params": source.model.params,
-        "macs": source.model.macs,
-        **logits(tensors),
-        "kept": sorted(chosen.numerics.kept),
-    }
+    draft.facts = {**origin.facts, "kept": sorted(chosen.numerics.kept)}
     sizes = {file.name: file.stat().st_size for file in draft.path.iterdir()}
     teacher = source.manifest.config.get("teacher") or {}
     card = export_card(draft.graphs, sizes, draft.facts, teacher.get("source"), job.name)

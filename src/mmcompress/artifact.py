@@ -150,8 +150,8 @@ class Draft:
     metrics: dict[str, Any] = field(default_factory=dict)
 
     def inherit(self, source: Artifact, *files: str) -> None:
-        """Copy files of a source artifact, and what its manifest says of its model, into this draft."""
-        for name in files:
+        """Copy what a source artifact has of these files, and what its manifest says of its model, into this draft."""
+        for name in source.manifest.files.keys() & set(files):
             shutil.copyfile(source.file(name), self.path / name)
         self.model = source.manifest.model
         self.preprocessing = source.manifest.preprocessing

@@ -10,7 +10,7 @@ and default (`cli/options.py`), so every key has a docstring. The file is long b
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
@@ -33,6 +33,13 @@ def _without_times_sign(value: object) -> object:
 
 Share = Annotated[float, BeforeValidator(_without_times_sign), Field(gt=0, le=1)]
 """A part of what there is now: 0.5, or as text `0.5x`."""
+
+
+def _refuse_unused(config: BaseModel, names: Sequence[str], why: str) -> None:
+    """ValueError for a key that was said and says nothing here: what is ignored is not what was asked for."""
+    for name in names:
+        if name in config.model_fields_set and getattr(config, name) is not None:
+            raise ValueError(f"{name} {why}")
 
 
 class DataConfig(Config):
@@ -71,6 +78,14 @@ class StudentConfig(Config):
     tokenizer: str | None = None
     """Folder or hub id to take the tokenizer from, where the teacher brings none."""
 
+    @model_validator(mode="after")
+    def _inherited_whole(self) -> Self:
+        if self.source.startswith("inherit:"):
+            for name in ("image_size", "tokenizer"):
+                if getattr(self, name) is not None:
+                    raise ValueError(f"{name} is of presets: inherit takes the teacher's own")
+        return self
+
 
 class OptimizerConfig(Config):
     """AdamW (Loshchilov & Hutter 2019) with linear warm-up and cosine decay to zero."""
@@ -103,6 +118,9 @@ class StageConfig(Config):
     seed: int = 0
     """Of every random choice."""
 
+    def check_sources(self, roles: Collection[str]) -> None:
+        """Raise ValueError for a key that was said and says nothing with, or without, these sources."""
+
 
 class BudgetConfig(StageConfig):
     """The accuracy that INT8 may cost against its own FP32. A graph is held to both; null is no limit, any cost."""
@@ -126,6 +144,18 @@ class EmbedConfig(StageConfig):
     """Pairs that are computed at once."""
     device: Device = "auto"
     """Of torch: `cpu`, `cuda`; `auto` is a GPU where there is one."""
+
+    @model_validator(mode="after")
+    def _views_to_augment(self) -> Self:
+        if self.augment != "none" and "augment" in self.model_fields_set and "views" not in self.model_fields_set:
+            raise ValueError("augment makes the views behind the first one, and there is one: say how many views")
+        return self
+
+
+class ConvertConfig(StageConfig):
+    """A teacher's own weights as a checkpoint, exactly equal to it, so that what takes a checkpoint takes a teacher."""
+
+    teacher: TeacherConfig
 
 
 class TrainConfig(StageConfig):
@@ -162,6 +192,20 @@ class TrainConfig(StageConfig):
     device: Device = "auto"
     """Of torch: `cpu`, `cuda`; `auto` is a GPU where there is one."""
 
+    def check_sources(self, roles: Collection[str]) -> None:
+        if "embeddings" in roles:
+            _refuse_unused(self, ("views", "augment", "embed_dim"), "is the guide's own")
+        else:
+            _refuse_unused(self, ("cosine", "relational", "temperature", "anchors"), "is of a guide, and there is none")
+
+    @model_validator(mode="after")
+    def _only_what_counts(self) -> Self:
+        if self.student.tokenizer is not None:
+            _refuse_unused(self, ("vocab", "context"), "is of a trained tokenizer, and student.tokenizer is given")
+        if not self.contrastive:
+            _refuse_unused(self, ("smoothing",), "is of the contrastive loss, whose weight is 0")
+        return self
+
 
 class DistillConfig(StageConfig):
     """Fit a student's embeddings to the cached ones of the teacher."""
@@ -184,6 +228,12 @@ class DistillConfig(StageConfig):
     """`keep` takes the text tower over from the teacher, a folder of a known family, and leaves it as it is."""
     device: Device = "auto"
     """Of torch: `cpu`, `cuda`; `auto` is a GPU where there is one."""
+
+    @model_validator(mode="after")
+    def _relations_weigh(self) -> Self:
+        if not self.relational:
+            _refuse_unused(self, ("temperature", "anchors"), "is of the relations, whose weight is 0")
+        return self
 
 
 class PruneConfig(StageConfig):
@@ -241,6 +291,12 @@ class PruneConfig(StageConfig):
             raise ValueError(f"{' and '.join(targets)} exclude each other: give one")
         if self.target_latency is not None and "image" not in self.towers:
             raise ValueError("target_latency is of the image tower, which is not among the towers")
+        if self.target_latency is None:
+            _refuse_unused(self, ("backend", "precision", "threads"), "is of target_latency, which is not given")
+        if self.width == 1:
+            _refuse_unused(self, ("width_multiple",), "is of width, which is not given")
+        if self.importance != "taylor":
+            _refuse_unused(self, ("anchors",), "is of the importance taylor")
         if targets and (shares := sorted({"heads", "mlp"} & self.model_fields_set)):
             raise ValueError(f"{shares[0]} and {targets[0]} exclude each other: a target says what blocks keep")
         if targets and self.width < 1:
@@ -254,11 +310,8 @@ class PruneConfig(StageConfig):
         return next(((kind, share) for kind in kinds if (share := getattr(self, f"target_{kind}")) is not None), None)
 
 
-class QuantizeConfig(BudgetConfig):
-    """Fit INT8 to a checkpoint, from real samples: activation ranges, integer weights, what stays in float.
-
-    Where all of it in INT8 would cost more than the budget, as few Linears as possible stay in float.
-    """
+class FitConfig(BudgetConfig):
+    """How integers are fitted to float weights, whatever they are weights of."""
 
     data: DataConfig
     method: Literal["auto", "minmax", "percentile", "entropy", "mse"] = "auto"
@@ -269,8 +322,6 @@ class QuantizeConfig(BudgetConfig):
     """Pairs that the ranges come from."""
     held: int = Field(default=384, ge=1)
     """Of those, the ones that are held in memory: one half fits weights and biases, the other judges what is chosen."""
-    smooth: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (0.25, 0.5, 0.75)
-    """Strengths of SmoothQuant to try beside none."""
     rounding: Literal["auto", "nearest", "clipped", "gptq", "refitted"] = "auto"
     """How weights become integers, `refitted` by GPTQ after a refit to noisy inputs; `auto` takes what drifts least."""
     bias_correction: bool = True
@@ -281,16 +332,35 @@ class QuantizeConfig(BudgetConfig):
     """Linears that stay in float in any case: `image.blocks.0.fc2`."""
     batch: int = Field(default=32, ge=1)
     """Pairs that are computed at once."""
-    device: Device = "auto"
-    """Of torch: `cpu`, `cuda`; `auto` is a GPU where there is one."""
 
     @model_validator(mode="after")
     def _budget_needs_a_ranking(self) -> Self:
+        if self.method not in ("auto", "percentile"):
+            _refuse_unused(self, ("percentile",), f"is of the method percentile, not of {self.method}")
         for name in ("max_drop", "max_flips"):
             limit = getattr(self, name)
             if not self.sensitivity and name in self.model_fields_set and limit is not None and limit < 1:
                 raise ValueError(f"{name} needs the ranking that sensitivity = false leaves out: leave one of them out")
         return self
+
+
+class QuantizeConfig(FitConfig):
+    """Fit INT8 to a checkpoint, from real samples: activation ranges, integer weights, what stays in float.
+
+    Where all of it in INT8 would cost more than the budget, as few Linears as possible stay in float.
+    """
+
+    smooth: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (0.25, 0.5, 0.75)
+    """Strengths of SmoothQuant to try beside none."""
+    device: Device = "auto"
+    """Of torch: `cpu`, `cuda`; `auto` is a GPU where there is one."""
+
+
+class QuantizeGraphsConfig(FitConfig):
+    """Fit INT8 to ONNX graphs of any architecture: convolutions and Linears, on ONNX Runtime.
+
+    Where all of it in INT8 would cost more than the budget, as few of them as possible stay in float.
+    """
 
 
 class QatOptimizerConfig(OptimizerConfig):
@@ -335,6 +405,12 @@ class BaselineConfig(StageConfig):
     teacher: TeacherConfig
 
 
+class TraceConfig(StageConfig):
+    """Any teacher's towers as ONNX in FP32, traced by torch: for those that no exporter knows."""
+
+    teacher: TeacherConfig
+
+
 class ExportConfig(StageConfig):
     """Write a checkpoint as two ONNX graphs, one a tower, checked against torch."""
 
@@ -361,6 +437,12 @@ class VerdictConfig(BudgetConfig):
     """Longest measured time of each graph in the final race."""
     strict: bool = False
     """Exit with 1 where INT8 is not clearly better; a run stops there too, when the artifact is written."""
+
+    @model_validator(mode="after")
+    def _threads_of_cpus(self) -> Self:
+        if self.backend in ("tensorrt", "tensorrt-rtx"):
+            _refuse_unused(self, ("threads",), f"is of CPU runtimes, not of {self.backend}")
+        return self
 
 
 class BuildConfig(StageConfig):
@@ -399,6 +481,12 @@ class BenchConfig(StageConfig):
     """Width and height of the image files that the input pipeline is measured on; null leaves it out."""
     ceiling: bool = True
     """Measure what one large matrix product reaches on each backend."""
+
+    @model_validator(mode="after")
+    def _threads_of_cpus(self) -> Self:
+        if not {"onnxruntime", "openvino"}.intersection(self.backends):
+            _refuse_unused(self, ("threads",), f"is of CPU runtimes, not of {' or '.join(self.backends)}")
+        return self
 
 
 class DriftConfig(StageConfig):
@@ -461,10 +549,11 @@ def validated(model: type[C], values: Mapping[str, Any], where: str) -> C:
         if first["type"] == "extra_forbidden":
             known = _fields_at(model, path[:-1])
             raise UsageError(f"{where}: unknown key {key!r}", suggestion(path[-1], known)) from error
+        said = first["msg"].removeprefix("Value error, ")
+        if isinstance(first["input"], Mapping) and first["type"] == "value_error":  # of several keys, which it names
+            raise UsageError(f"{where}: {said}", "leave one of them out") from error
         got = "" if first["type"] == "missing" else f" (got {first['input']!r})"
-        raise UsageError(
-            f"{where}: {key}: {first['msg'].removeprefix('Value error, ')}{got}", _docstring(model, path)
-        ) from error
+        raise UsageError(f"{where}: {key}: {said}{got}", _docstring(model, path)) from error
 
 
 def _fields_at(model: type[BaseModel], path: Sequence[str]) -> list[str]:

@@ -23,7 +23,7 @@ from mmcompress.model import DualEncoder
 from mmcompress.strictjson import read_json, text_from_json
 from mmcompress.tensornames import entries, hugging_face_from_state, state_from_hugging_face
 
-FOLDER_FILES = ("tokenizer.json", "tokenizer_config.json", "preprocessor_config.json")
+FOLDER_FILES = ("tokenizer.json", "tokenizer_config.json", "spiece.model", "preprocessor_config.json")
 """What a checkpoint takes over from the one it was made from."""
 _BUFFERS = ("position_ids", "token_type_ids")
 """Counters that older versions of transformers saved beside the weights."""

@@ -39,6 +39,8 @@ Range = dict[str, float]
 """Of one activation, as calibrated: `absmax` for the signed quantizer, `low` and `high` for the unsigned one."""
 RANGES = "ranges.json"
 """The file of a quantized checkpoint with its ranges by name."""
+GRAPH_RANGES = "graph-ranges.json"
+"""The file of quantized graphs with the ranges of their products by name."""
 INTEGERS = "integers.safetensors"
 """The file of a quantized checkpoint with the integers that were fitted; a Linear that is not in it stays in float."""
 

@@ -56,27 +56,38 @@ class Graph(Config):
 
 
 class Preprocessing(Config):
-    """Image to tensor: resize the shorter side, crop the centre, scale to [0, 1], normalize."""
+    """Image to tensor: resize, crop the centre, scale to [0, 1], normalize."""
 
     size: int
-    """Side of the square crop, in pixels."""
+    """Side of the square crop, in pixels. A crop that is larger than the resized image is filled with black."""
     resize: int
-    """Shorter side after resizing, in pixels."""
+    """Shorter side after resizing, in pixels; both sides where images are squashed."""
     squash: bool = False
-    """Resize to a square without regard to the aspect ratio (SigLIP) instead of cropping."""
-    interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bicubic"
+    """Resize to a square without regard to the aspect ratio, as SigLIP does."""
+    interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"] = "bicubic"
+    """The filter, by Pillow's name."""
+    centre: Literal["floor", "even"] = "floor"
+    """Where half a pixel of the margin goes: transformers cuts it off, torchvision rounds it to the even one."""
     mean: tuple[float, float, float]
+    """Of values in [0, 1], for red, green and blue."""
     std: tuple[float, float, float]
 
 
 class TextProcessing(Config):
-    """Text to token ids, by a `tokenizer.json`."""
+    """Text to token ids, by a `tokenizer.json` and what that cannot say."""
 
     file: str = "tokenizer.json"
     context: int
+    """Tokens of every text, filled up or cut off."""
     pad_token_id: int
+    """What fills a text up, on its right."""
     eos_token_id: int
     lowercase: bool = False
+    """Lower every character before special tokens are looked for."""
+    prefix: str = ""
+    """Set before every text; the same characters inside a text become spaces."""
+    mask: bool = True
+    """Whether what fills a text up is masked, in graphs that ask for a mask."""
 
 
 class Manifest(Config):

@@ -34,9 +34,15 @@ class Tower(nn.Module):
     norm_post: nn.Module
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """(B, ...) -> (B, D); the last block computes the token that is read, if there is only one."""
-        x, mask = self.enter(inputs), self.mask(inputs)
-        for block in self.blocks[:-1]:
+        """(B, ...) -> (B, D)"""
+        return self.onward(self.enter(inputs), inputs)
+
+    def onward(self, x: Tensor, inputs: Tensor, start: int = 0) -> Tensor:
+        """The stream (B, T, width) before block `start` -> (B, D); the last block computes the token that is read, if
+        there is only one.
+        """
+        mask = self.mask(inputs)
+        for block in self.blocks[start:-1]:
             x = block(x, self.causal, mask=mask)
         return self.leave(self.blocks[-1](x, self.causal, self.ends(inputs), mask))
 

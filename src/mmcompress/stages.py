@@ -15,6 +15,7 @@ from typing import Any, Generic, Protocol, TypeVar, cast
 from mmcompress import config
 from mmcompress.architecture import Config
 from mmcompress.artifact import Artifact, Draft
+from mmcompress.config import StageConfig
 from mmcompress.errors import MissingRequirementError
 from mmcompress.manifest import Kind
 
@@ -43,7 +44,7 @@ class Stage:
     """Data about a function. `run` is `module:function`, imported when it is needed."""
 
     name: str
-    config: type[config.StageConfig]
+    config: type[StageConfig]
     produces: Kind
     run: str
     consumes: Mapping[str, Kind]
@@ -53,11 +54,23 @@ class Stage:
     gathers: tuple[Kind, ...] = ()
     reads: tuple[str, ...] = ()
     """The fields of the data table that it depends on; the first is what `--data` of its command gives."""
+    captions: frozenset[str] = frozenset()
+    """Of these fields, those whose images must have captions or classes of their own."""
+    check: str = ""
+    """`module:function` of a config and the sources that are there already. It raises for what cannot work, and is
+    called before the first stage runs, and again when all sources are there."""
     enforce: str = ""
     """`module:function` of a finished artifact and `strict` that raises where a strict run must not go on."""
 
     def function(self) -> _StageFunction:
-        module, _, name = self.run.partition(":")
+        return cast(_StageFunction, self._imported(self.run))
+
+    def refuse_impossible(self, built: StageConfig, sources: Mapping[str, Artifact]) -> None:
+        if self.check:
+            self._imported(self.check)(built, sources)
+
+    def _imported(self, place: str) -> Any:
+        module, _, name = place.partition(":")
         try:
             imported = importlib.import_module(module)
         except ModuleNotFoundError as error:
@@ -67,7 +80,7 @@ class Stage:
                 f"the stage {self.name!r} needs the Python package {error.name!r}, which is not installed",
                 "pip install 'mmcompress[compress]'",
             ) from error
-        return cast(_StageFunction, getattr(imported, name))
+        return getattr(imported, name)
 
 
 class _StageFunction(Protocol):
@@ -85,9 +98,25 @@ STAGES: Mapping[str, Stage] = {
             {"embeddings": Kind.EMBEDDINGS},
             optional=frozenset({"embeddings"}),
             reads=("train",),
+            captions=frozenset({"train"}),
+            check="mmcompress.compress.early:check_train",
         ),
         Stage(
-            "embed", config.EmbedConfig, Kind.EMBEDDINGS, "mmcompress.compress.train.embed:embed", {}, reads=("train",)
+            "convert",
+            config.ConvertConfig,
+            Kind.CHECKPOINT,
+            "mmcompress.compress.convert:convert",
+            {},
+            check="mmcompress.compress.early:check_convert",
+        ),
+        Stage(
+            "embed",
+            config.EmbedConfig,
+            Kind.EMBEDDINGS,
+            "mmcompress.compress.train.embed:embed",
+            {},
+            reads=("train",),
+            check="mmcompress.compress.early:check_embed",
         ),
         Stage(
             "distill",
@@ -97,6 +126,7 @@ STAGES: Mapping[str, Stage] = {
             {"embeddings": Kind.EMBEDDINGS, "checkpoint": Kind.CHECKPOINT},
             optional=frozenset({"checkpoint"}),
             reads=("train",),
+            check="mmcompress.compress.early:check_distill",
         ),
         Stage(
             "prune",
@@ -117,13 +147,23 @@ STAGES: Mapping[str, Stage] = {
             reads=("train", "validation", "labels"),
         ),
         Stage(
+            "quantize-graphs",
+            config.QuantizeGraphsConfig,
+            Kind.ONNX,
+            "mmcompress.compress.int8.quantize_graphs:quantize_graphs",
+            {"graphs": Kind.ONNX},
+            reads=("train", "validation", "labels"),
+        ),
+        Stage(
             "qat",
             config.QatConfig,
             Kind.CHECKPOINT,
             "mmcompress.compress.int8.qat:qat",
             {"checkpoint": Kind.CHECKPOINT},
             reads=("train", "validation"),
+            captions=frozenset({"train", "validation"}),
         ),
+        Stage("trace", config.TraceConfig, Kind.ONNX, "mmcompress.compress.trace:trace", {}),
         Stage("baseline", config.BaselineConfig, Kind.ONNX, "mmcompress.export.baseline:baseline", {}),
         Stage(
             "export",
@@ -137,7 +177,9 @@ STAGES: Mapping[str, Stage] = {
             config.VerdictConfig,
             Kind.ONNX,
             "mmcompress.measure.verdict.verdict:verdict",
-            {"checkpoint": Kind.CHECKPOINT},
+            {"checkpoint": Kind.CHECKPOINT, "graphs": Kind.ONNX},
+            optional=frozenset({"checkpoint", "graphs"}),
+            named=frozenset({"graphs"}),
             reads=("validation", "train"),
             enforce="mmcompress.measure.verdict.ruling:enforce",
         ),

@@ -1,7 +1,14 @@
-"""Teachers by name, without torch: aliases, hub ids, and the folder that one of them lies in."""
+"""Teachers by name, without torch: aliases, hub ids, `open_clip:…`, `file.py:function`, and where each one lies.
+
+Of a hub repository only what transformers reads is fetched: configs, every family's tokenizer files, and one set of
+weights, safetensors before pickles, shards before nothing. Its Python code is fetched only where it may run.
+"""
 
 from __future__ import annotations
 
+import importlib.util
+import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from mmcompress.config import TeacherConfig
@@ -34,7 +41,26 @@ def hub_id(source: str) -> str | None:
     return name
 
 
-_HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
+OPEN_CLIP = "open_clip:"
+OPEN_CLIP_SCHEMES = ("hf-hub:", "local-dir:")
+"""What open_clip finds a config of its own behind; any other name is an architecture that it knows."""
+_PICKLES = (".pt", ".pth", ".bin")
+
+
+def own_code(source: str) -> tuple[Path, str] | None:
+    """`path/file.py:function` -> its two parts; None for any other teacher."""
+    file, colon, function = source.rpartition(":")
+    return (Path(file).expanduser(), function) if colon and file.endswith(".py") else None
+
+
+def open_clip_weights(name: str) -> Path | None:
+    """The local file or folder behind `NAME/FILE` or `local-dir:FOLDER`; None for a tag or a hub id."""
+    if name.startswith("local-dir:"):
+        return Path(name.removeprefix("local-dir:")).expanduser()
+    if name.startswith(OPEN_CLIP_SCHEMES):
+        return None
+    _, _, tag = name.partition("/")
+    return Path(tag).expanduser() if tag.endswith((".safetensors", *_PICKLES)) or "/" in tag else None
 
 
 def resolve(config: TeacherConfig) -> Path:
@@ -45,7 +71,7 @@ def resolve(config: TeacherConfig) -> Path:
     source = config.source
     if source.startswith("demo:"):
         return packaged(source)
-    path = Path(source)
+    path = Path(source).expanduser()
     if path.exists():
         if not (path / "config.json").is_file():
             raise UsageError(f"the teacher {source} is no model: it has no config.json", "give a Hugging Face folder")
@@ -58,22 +84,56 @@ def resolve(config: TeacherConfig) -> Path:
             f"unknown teacher {source!r}",
             f"{suggestion(source, ALIASES)}; or a hub id (owner/name), a local folder, or file.py:function",
         )
-    return _download(hub_id, source)
+    return _download(hub_id, source, config.trust_remote_code)
 
 
-def _download(hub_id: str, source: str) -> Path:
+_HUB_FILES = ("*.json", "*.txt", "*.model", "*.tiktoken", "*.jinja")
+"""Configs and the tokenizer files of every family: vocab.json, merges.txt, vocab.txt, spiece.model, …"""
+_WEIGHT_SETS = (
+    r"model\.safetensors",
+    r"model-\d+-of-\d+\.safetensors",
+    r"pytorch_model\.bin",
+    r"pytorch_model-\d+-of-\d+\.bin",
+)
+"""What transformers takes for weights, in its order; an adapter's or another runtime's safetensors are none."""
+
+
+def hub_patterns(names: Sequence[str], trust_remote_code: bool) -> list[str]:
+    """Of the files of a hub repository, those that are fetched, as patterns of the hub."""
+    weights = next((found for rule in _WEIGHT_SETS if (found := [n for n in names if re.fullmatch(rule, n)])), [])
+    return [*_HUB_FILES, *weights, *(["*.py"] if trust_remote_code else [])]
+
+
+def _download(hub_id: str, source: str, trust_remote_code: bool) -> Path:
     hub = require("huggingface_hub", "compress")
-    patterns = _HUB_FILES
+    unreachable = (OSError, ValueError, hub.errors.HfHubHTTPError)
     try:
         try:
             names = hub.list_repo_files(hub_id)
-            if not any(name.endswith(".safetensors") for name in names):
-                patterns = [*_HUB_FILES, "pytorch_model.bin"]
-            return Path(hub.snapshot_download(hub_id, allow_patterns=patterns))
+            return Path(hub.snapshot_download(hub_id, allow_patterns=hub_patterns(names, trust_remote_code)))
         except (OSError, hub.errors.HfHubHTTPError):
-            return Path(hub.snapshot_download(hub_id, allow_patterns=patterns, local_files_only=True))
-    except (OSError, ValueError, hub.errors.HfHubHTTPError) as error:
+            return Path(hub.snapshot_download(hub_id, local_files_only=True))
+    except unreachable as error:
         raise MissingRequirementError(
             f"the teacher {source!r} ({hub_id}) is not cached here, and the hub cannot be reached or has no such model",
             f"connect, or give a local folder: --teacher /path/to/{hub_id.split('/')[1]}",
         ) from error
+
+
+def cached_folder(source: str) -> Path | None:
+    """Where a teacher's repository lies in the hub's cache, in a folder that is called as its commit; None for none.
+
+    Nothing is fetched. None too for what is no hub id.
+    """
+    name, file = hub_id(source), "config.json"
+    if source.startswith(f"{OPEN_CLIP}hf-hub:"):
+        name, file = source.removeprefix(f"{OPEN_CLIP}hf-hub:"), "open_clip_config.json"
+    if name is None or importlib.util.find_spec("huggingface_hub") is None:
+        return None
+    import huggingface_hub
+
+    try:
+        found = huggingface_hub.try_to_load_from_cache(name, file)
+    except ValueError:  # no name that a hub takes
+        return None
+    return Path(found).parent if isinstance(found, str) else None

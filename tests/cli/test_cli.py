@@ -24,7 +24,20 @@ from mmcompress.pipeline import sources, standalone
 
 Cli = Callable[..., Any]
 COMMANDS = (
-    *("run", "train", "embed", "distill", "prune", "quantize", "qat", "verdict", "export", "build"),
+    *(
+        "run",
+        "train",
+        "embed",
+        "convert",
+        "distill",
+        "prune",
+        "quantize",
+        "qat",
+        "verdict",
+        "export",
+        "build",
+        "shrink",
+    ),
     *("bench", "compare", "drift", "bisect", "report", "check"),
     *("classify", "search", "inspect", "doctor"),
 )
@@ -123,7 +136,11 @@ def test_wrong_usage_ends_with_2(cli: Cli) -> None:
         (("train", "demo", "--out", "x"), "ends with a stage that runs 'report'", "at the end"),
         (("distill", "--out", "x"), "distill needs a student", "--student vit-s16"),
         (("distill", "--student", "vit-s16", "--out", "x"), "embeddings are not known", "give --embeddings ARTIFACT"),
-        (("embed", "--teacher", "nope", "--data", "nowhere/*.tar", "--out", "x"), "nowhere/*.tar", "WebDataset shards"),
+        (
+            ("embed", "--teacher", "demo:teacher", "--data", "nowhere/*.tar", "--out", "x"),
+            "nowhere/*.tar",
+            "WebDataset shards",
+        ),
         (("compare", "nowhere", "there"), "nowhere is not an artifact: there is no such folder", "mmcompress wrote"),
         (("compare", "a", "b", "--precision", "int4"), "there is no precision 'int4'", "did you mean 'int8'?"),
         (("compare", "a", "b", "--pin", "0-3"), "--pin '0-3' is no list of cores", "--pin 0,1"),

@@ -20,9 +20,14 @@ from mmcompress.pipeline import standalone
 from mmcompress.pipeline.recipe import DATA_FIELDS
 
 Cli = Callable[..., Any]
-COMMAND = {"baseline": "export"}
+COMMAND = {"baseline": "export", "trace": "export", "quantize-graphs": "quantize"}
 """The command of a stage that has not its name."""
-SAID_OTHERWISE = {"baseline": {"teacher.source"}, "train": {"data", "student"}}
+SAID_OTHERWISE = {
+    "baseline": {"teacher.source"},
+    "convert": {"teacher.source"},
+    "trace": {"teacher.source"},
+    "train": {"data", "student"},
+}
 """Keys that a command takes as an argument, or from its recipe."""
 
 
@@ -98,7 +103,7 @@ def without_summaries(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(f"mmcompress.cli.show_compress.{summary}", lambda *_: ({}, ""))
 
 
-@pytest.mark.parametrize("command", [*sorted(stages.STAGES.keys() - {"baseline"}), "check"])
+@pytest.mark.parametrize("command", [*sorted(stages.STAGES.keys() - COMMAND.keys()), "check"])
 def test_help_shows_every_option_whole_and_no_placeholder(
     cli: Cli, command: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -157,9 +162,10 @@ def test_the_config_says_what_is_wrong_with_a_value(cli: Cli, tmp_path: Path) ->
     assert "(got 'many')" in done.err and "hint: seed: Of every random choice." in done.err
 
 
-def test_a_teacher_has_no_precisions_to_choose(cli: Cli, tmp_path: Path) -> None:
-    done = cli("export", "nowhere", "--out", tmp_path / "x", "--precision", "int8")
-    assert done.code == 2 and "unknown key 'precisions'" in done.err
+def test_a_teacher_is_not_exported_in_int8_without_a_calibration(cli: Cli, tmp_path: Path) -> None:
+    done = cli("export", "demo:teacher", "--out", tmp_path / "x", "--precision", "int8")
+    assert done.code == 2 and "demo:teacher is not quantized" in done.err
+    assert "mmcompress quantize demo:teacher --data" in done.err and not list(tmp_path.iterdir())
 
 
 def test_train_keeps_the_keys_of_its_recipe(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:

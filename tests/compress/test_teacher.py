@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 import torch
 from clip_world import CAPTIONS, write_teacher
+from small_tokenizers import restated
 from transformers import (
     AutoTokenizer,
     ChineseCLIPConfig,
@@ -20,8 +20,8 @@ from transformers import (
 from mmcompress.compress.teacher import load_teacher
 from mmcompress.config import TeacherConfig
 from mmcompress.errors import CorruptInputError, MissingRequirementError, UsageError
+from mmcompress.export.texts import save_text_processing
 from mmcompress.huggingface import dual_encoder_from_hugging_face
-from mmcompress.processing import image_processing, save_image_processing, save_text_processing
 from mmcompress.runtime.tokenize import load_tokenizer, tokenize
 from mmcompress.teachers import ALIASES, resolve
 
@@ -35,6 +35,7 @@ def other_family(folder: Path, family: str) -> Path:
         (folder / name).unlink()
     vision = {**SMALL, "image_size": 32, "patch_size": 8}
     if family == "siglip":
+        restated(folder, model_input_names=["input_ids"])
         text = {**SMALL, "vocab_size": 320, "max_position_embeddings": 16, "projection_size": 32}
         SiglipModel(SiglipConfig(text_config=text, vision_config=vision)).save_pretrained(folder)
     else:
@@ -63,37 +64,6 @@ def test_clip_teacher_matches_our_own_towers(tmp_path: Path) -> None:
     with torch.no_grad():
         ours = dual_encoder_from_hugging_face(folder).encode_text(torch.from_numpy(tokens))
     torch.testing.assert_close(ours, teacher.encode_text(CAPTIONS[:5]), atol=1e-5, rtol=0)
-
-
-def test_own_teacher_is_called(tmp_path: Path) -> None:
-    file = tmp_path / "mine.py"
-    file.write_text(
-        "import torch\n"
-        "from mmcompress.artifact import Preprocessing\n"
-        "from mmcompress.compress.teacher import Teacher\n"
-        "def build():\n"
-        "    rule = Preprocessing(size=8, resize=8, mean=(0.5,) * 3, std=(0.5,) * 3)\n"
-        "    return Teacher(lambda x: torch.ones(len(x), 4) / 2, lambda t: torch.ones(len(t), 4) / 2, rule, 4)\n"
-        "def broken():\n"
-        "    found = build()\n"
-        "    return Teacher(lambda x: torch.full((len(x), 4), float('nan')), lambda t: torch.zeros(len(t), 4),\n"
-        "                   found.preprocessing, 4)\n"
-        "def number():\n"
-        "    return 3\n"
-    )
-    assert load_teacher(TeacherConfig(source=f"{file}:build"), CPU).embed_dim == 4
-    broken = load_teacher(TeacherConfig(source=f"{file}:broken"), CPU)
-    with pytest.raises(CorruptInputError, match="embeds an image as NaN"):
-        broken.encode_image(torch.zeros(2, 3, 8, 8))
-    with pytest.raises(CorruptInputError, match="embeds a text as NaN, infinity or zeros only"):
-        broken.encode_text(["a"])
-    with pytest.raises(UsageError, match="returned int"):
-        load_teacher(TeacherConfig(source=f"{file}:number"), CPU)
-    with pytest.raises(UsageError, match="has no function 'bild'") as caught:
-        load_teacher(TeacherConfig(source=f"{file}:bild"), CPU)
-    assert "build" in caught.value.hint
-    with pytest.raises(UsageError, match="there is no Python file"):
-        load_teacher(TeacherConfig(source=f"{tmp_path}/none.py:build"), CPU)
 
 
 def test_an_alias_that_is_not_cached_says_which_folder_to_give(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -126,19 +96,6 @@ def test_folders_that_are_no_teacher(tmp_path: Path) -> None:
     (folder / "model.safetensors").write_bytes(b"\x10" * 64)
     with pytest.raises(CorruptInputError, match="cannot be loaded"):
         load_teacher(TeacherConfig(source=str(folder)), CPU)
-
-
-def test_processing_is_read_and_written_back(tmp_path: Path) -> None:
-    stated = {"size": 224, "crop_size": {"height": 224, "width": 224}, "resample": 3, "image_mean": [0.1, 0.2, 0.3]}
-    (tmp_path / "preprocessor_config.json").write_text(json.dumps(stated))
-    rule = image_processing(tmp_path)
-    assert (rule.size, rule.resize, rule.interpolation, rule.mean) == (224, 224, "bicubic", (0.1, 0.2, 0.3))
-    (tmp_path / "student").mkdir()
-    student = save_image_processing(tmp_path, tmp_path / "student", 112)
-    assert image_processing(tmp_path / "student") == student and student.size == 112
-    siglip = {"size": {"height": 256, "width": 256}, "do_center_crop": None, "resample": 2}
-    (tmp_path / "preprocessor_config.json").write_text(json.dumps(siglip))
-    assert image_processing(tmp_path).squash and image_processing(tmp_path).interpolation == "bilinear"
 
 
 def test_saved_tokenizer_is_what_transformers_reads(tmp_path: Path) -> None:

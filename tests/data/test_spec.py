@@ -66,7 +66,7 @@ def test_expand_packaged() -> None:
         ("{tmp}/z*.tar", "nothing matches {tmp}/z*.tar", ACCEPTED),
         (
             "{tmp}/empty",
-            "the folder {tmp}/empty holds neither .tar shards nor a captions.tsv, nor folders of images by class",
+            "the folder {tmp}/empty holds neither .tar shards nor a captions.tsv, nor images",
             ACCEPTED,
         ),
         (

@@ -23,7 +23,7 @@ GOOD = """
 [data]
 train = "demo:train"
 [teacher]
-source = "somewhere"
+source = "someone/somewhere"
 [[stage]]
 run = "embed"
 [[stage]]
@@ -45,7 +45,11 @@ def recipe(folder: Path, text: str) -> Path:
         (("mlp = 0.5", "mlp = 7"), "mlp: Input should be less than or equal to 1 (got 7)", "Share of the MLP units"),
         (('run = "prune"', 'run = "prun"'), "run = 'prun' is no stage", "did you mean 'prune'"),
         (("[teacher]", "[techer]"), "unknown table [techer]", "did you mean 'teacher'"),
-        (('source = "somewhere"', 'source = "x"\nsorce = 1'), "unknown key 'teacher.sorce'", "did you mean 'source'"),
+        (
+            ('source = "someone/somewhere"', 'source = "x"\nsorce = 1'),
+            "unknown key 'teacher.sorce'",
+            "did you mean 'source'",
+        ),
         (('run = "prune"', 'run = "embed"\n#'), "two stages are named 'embed'", "another"),
         (("mlp = 0.5", "optimizer = 3"), "unknown key 'optimizer'", "known"),
         (("[data]", "[data"), "is not TOML", "[[stage]]"),

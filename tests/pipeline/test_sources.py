@@ -9,14 +9,15 @@ from typing import Any
 import pytest
 
 from mmcompress.artifact import Artifact
+from mmcompress.int8 import RANGES
 from mmcompress.manifest import Kind
-from mmcompress.pipeline import standalone
+from mmcompress.pipeline import single, standalone
 from mmcompress.stages import Stage
 
 
 def checkpoint(path: Path, stage: str, **config: Any) -> Path:
     with Artifact.create(path, kind=Kind.CHECKPOINT, stage=stage, key="k", config=config) as draft:
-        (draft.path / "a.bin").write_bytes(b"1")
+        (draft.path / RANGES).write_bytes(b"{}")
     return path
 
 
@@ -47,7 +48,7 @@ def test_a_verdict_inherits_the_budget_that_is_recorded(
     def run_stage(_: Stage, config: Any, *__: object) -> Any:
         built.append(config)
 
-    monkeypatch.setattr(standalone, "run_stage", run_stage)
+    monkeypatch.setattr(single, "run_stage", run_stage)
     source = checkpoint(tmp_path / "a", stage, data={"train": "demo:train"}, **recorded)
     standalone.verdict(source, tmp_path / "out", given)
     assert (built[0].max_drop, built[0].max_flips) == budget

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 from mmcompress.errors import CorruptInputError, UsageError
 from mmcompress.manifest import TextProcessing
@@ -56,6 +57,43 @@ def test_padding_lowercase_and_an_empty_list(clip: tuple[Any, Path]) -> None:
     np.testing.assert_array_equal(tokenize(tokenizer, ["CAT"], lower), tokenize(tokenizer, ["cat"], plain))
     assert not np.array_equal(tokenize(tokenizer, ["CAT"], plain), tokenize(tokenizer, ["cat"], plain))
     assert tokenize(tokenizer, [], plain).shape == (0, 8)
+
+
+def test_capitals_are_lowered_one_by_one_as_the_library_does() -> None:
+    """Python makes the last sigma of a word another letter, and neither a fast nor a slow tokenizer does."""
+    vocab = {letter: index for index, letter in enumerate("οδσς")}
+    tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="ς"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    processing = TextProcessing(context=4, pad_token_id=3, eos_token_id=3, lowercase=True)
+    assert tokenize(tokenizer, ["ΟΔΟΣ"], processing).tolist() == [[0, 1, 0, 2]]
+    tokenizer.normalizer = normalizers.Lowercase()  # type: ignore[assignment]
+    plain = processing.model_copy(update={"lowercase": False})
+    assert tokenize(tokenizer, ["ΟΔΟΣ"], plain).tolist() == [[0, 1, 0, 2]]
+
+
+def test_a_prefix_is_set_before_a_text_and_becomes_a_space_inside() -> None:
+    tokenizer = Tokenizer(models.WordLevel({"▁": 0, "a": 1, " ": 2, "?": 3}, unk_token="?"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    processing = TextProcessing(context=4, pad_token_id=3, eos_token_id=3, prefix="▁")
+    assert tokenize(tokenizer, ["a▁a", ""], processing).tolist() == [[0, 1, 2, 1], [0, 3, 3, 3]]
+
+
+@pytest.mark.parametrize(
+    ("row", "pad", "mask", "expected"),
+    [
+        ([1, 5, 2, 0, 0], 0, True, [1, 1, 1, 0, 0]),
+        ([1, 2, 5, 2, 0], 0, True, [1, 1, 1, 1, 0]),
+        ([1, 0, 5, 0, 2], 0, True, [1, 1, 1, 1, 1]),
+        ([1, 5, 2, 2, 2], 2, True, [1, 1, 1, 0, 0]),
+        ([1, 2, 5, 2, 2], 2, True, [1, 1, 1, 1, 0]),
+        ([2, 2, 2, 2, 2], 2, True, [1, 0, 0, 0, 0]),
+        ([1, 5, 2, 0, 0], 0, False, [1, 1, 1, 1, 1]),
+    ],
+)
+def test_a_mask_ends_with_the_text(row: list[int], pad: int, mask: bool, expected: list[int]) -> None:
+    """Also where a caption spells the end token, or the one that fills up."""
+    processing = TextProcessing(context=5, pad_token_id=pad, eos_token_id=2, mask=mask)
+    assert attention_mask(np.array([row]), processing).tolist() == [expected]
 
 
 def test_a_broken_and_an_absent_file_are_named(tmp_path: Path) -> None:

@@ -32,8 +32,17 @@ app = typer.Typer(
 Out = Annotated[Path, typer.Option("--out", help="Folder to write; what is there already and valid is reused.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one compact JSON document on the last line of stdout.")]
 RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A .toml file, or a packaged recipe: demo.")]
+Source = Annotated[
+    str,
+    typer.Argument(
+        metavar="ARTIFACT|TEACHER", help="Folder that an earlier command wrote, or a teacher, which is converted first."
+    ),
+]
+Sources = Annotated[
+    list[str],
+    typer.Argument(metavar="ARTIFACT|TEACHER…", help="In the order of the report; a teacher is exported first."),
+]
 Folder = Annotated[Path, typer.Argument(metavar="ARTIFACT", help="Folder that an earlier command wrote.")]
-Folders = Annotated[list[Path], typer.Argument(metavar="ARTIFACT…", help="ONNX artifacts, in the order of the report.")]
 Backend = Annotated[
     str | None, typer.Option(help="The runtime to run on: openvino, say; the first that works if not given.")
 ]
@@ -92,7 +101,21 @@ def embed(out: Out, given: Given, json: Json = False) -> None:
     console.show(*console.artifact_summary(standalone.embed(out, given)), json)
 
 
-@keyed(app, MODEL, "distill")
+@keyed(app, MODEL, "convert", without=("teacher.source",))
+def convert(
+    teacher: Annotated[str, typer.Argument(metavar="TEACHER", help="Alias, hub id, or a Hugging Face folder.")],
+    out: Out,
+    given: Given,
+    json: Json = False,
+) -> None:
+    """Make a checkpoint of a teacher's own weights. What takes an artifact does this by itself for a teacher."""
+    from mmcompress.cli import console
+    from mmcompress.pipeline import standalone
+
+    console.show(*console.artifact_summary(standalone.convert(teacher, out, given)), json)
+
+
+@keyed(app, MODEL, "distill", "embed")
 def distill(
     out: Out,
     given: Given,
@@ -108,26 +131,28 @@ def distill(
     console.show(*console.artifact_summary(student), json)
 
 
-@keyed(app, MODEL, "prune")
+@keyed(app, MODEL, "prune", "embed", "convert")
 def prune(
-    artifact: Folder,
+    artifact: Source,
     out: Out,
     given: Given,
-    teacher: Annotated[str | None, typer.Option(help="Another teacher, to embed --data with.")] = None,
     embeddings: Embeddings = None,
     json: Json = False,
 ) -> None:
-    """Remove heads, MLP units and blocks. Teacher and data are those that the checkpoint was distilled with."""
+    """Remove heads, MLP units and blocks. Teacher and data are those that the checkpoint was distilled with.
+
+    A teacher is pruned as it is, with itself as its teacher, which embeds --data into OUT-embeddings first.
+    """
     from mmcompress.cli import console, show_compress
     from mmcompress.pipeline import standalone
 
-    pruned = standalone.prune(artifact, out, given, teacher=teacher, embeddings=embeddings)
+    pruned = standalone.prune(artifact, out, given, embeddings=embeddings)
     console.show(*show_compress.prune_summary(pruned), json)
 
 
-@keyed(app, MODEL, "quantize")
+@keyed(app, MODEL, "quantize", "quantize-graphs", "convert", without=("teacher.source",))
 def quantize(
-    artifact: Folder,
+    artifact: Source,
     out: Out,
     given: Given,
     ranges: Annotated[Path | None, typer.Option(help="A quantized checkpoint whose ranges to reuse.")] = None,
@@ -138,7 +163,7 @@ def quantize(
     ] = False,
     json: Json = False,
 ) -> None:
-    """Fit INT8 to a checkpoint, from real samples; what would lose too much stays in float."""
+    """Fit INT8 to a checkpoint or to a teacher, from real samples; what would lose too much stays in float."""
     from mmcompress.cli import console, show_compress
     from mmcompress.measure.verdict import ruling
     from mmcompress.pipeline import standalone
@@ -150,16 +175,17 @@ def quantize(
     ruling.enforce(judged, strict)
 
 
-@keyed(app, MODEL, "verdict")
+@keyed(app, MODEL, "verdict", "quantize", "convert", without=("teacher.source",))
 def verdict(
-    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="As `quantize` wrote it.")],
+    checkpoint: Source,
     out: Out,
     given: Given,
     json: Json = False,
 ) -> None:
     """Measure FP32, FP16 and INT8 on a backend, choose the fastest INT8 graph, and say which file to ship.
 
-    The budget is the one that the checkpoint was quantized within, where none is given.
+    The budget is the one that the checkpoint was quantized within, where none is given. What is not quantized yet is
+    quantized first, into OUT-quantized.
     """
     from mmcompress.cli import console, show_measure
     from mmcompress.measure.verdict import ruling
@@ -171,8 +197,34 @@ def verdict(
     ruling.enforce(judged, strict)
 
 
+@app.command(rich_help_panel=MODEL)
+def shrink(
+    source: Source,
+    data: Annotated[str, typer.Option(help="Pairs or photos to prune, calibrate and judge with, in parts kept apart.")],
+    out: Out,
+    target_latency: Annotated[
+        str | None, typer.Option(help="Share of the image tower's latency to keep: 0.5x.")
+    ] = None,
+    backend: Backend = None,
+    minutes: Annotated[float, typer.Option(min=0, callback=finite, help="Of training, to recover from pruning.")] = 0,
+    validation: Annotated[
+        str | None, typer.Option(help="Pairs that choices are made on; else a part of --data.")
+    ] = None,
+    test: Annotated[str | None, typer.Option(help="Pairs that only the page is about; else a part of --data.")] = None,
+    labels: Annotated[str | None, typer.Option(help="Text file with one candidate text a line.")] = None,
+    set_: Set = None,
+    json: Json = False,
+) -> None:
+    """The whole way with one report: prune to a latency if one is given, recover, quantize, verdict, measure."""
+    from mmcompress.cli import console, show_compress
+    from mmcompress.pipeline.shrinking import Wish, shrink
+
+    wish = Wish(data, validation, test, labels, target_latency, backend, float(minutes or 0), set_ or ())
+    console.show(*show_compress.run_summary(shrink(source, out, wish)), json)
+
+
 @keyed(app, MODEL, "qat")
-def qat(artifact: Folder, out: Out, given: Given, json: Json = False) -> None:
+def qat(artifact: Source, out: Out, given: Given, json: Json = False) -> None:
     """Train the integers of a quantized checkpoint towards its float weights, where INT8 loses more than it may."""
     from mmcompress.cli import console, show_compress
     from mmcompress.pipeline import standalone
@@ -180,22 +232,25 @@ def qat(artifact: Folder, out: Out, given: Given, json: Json = False) -> None:
     console.show(*show_compress.qat_summary(standalone.qat(artifact, out, given)), json)
 
 
-@keyed(app, MODEL, "export", "baseline", without=("teacher.source",))
+@keyed(app, MODEL, "export", "baseline", "trace", "convert", without=("teacher.source",))
 def export(
-    source: Annotated[str, typer.Argument(metavar="ARTIFACT|TEACHER", help="A checkpoint, or an unmodified teacher.")],
+    source: Source,
     out: Out,
     given: Given,
     json: Json = False,
 ) -> None:
-    """Write ONNX, one graph a tower. A quantized checkpoint becomes INT8 Q/DQ, a teacher goes through optimum."""
+    """Write ONNX, one graph a tower. A quantized checkpoint becomes INT8 Q/DQ.
+
+    A teacher goes through optimum as it is; with a --precision it is converted, and exported as a checkpoint is.
+    """
     from mmcompress.cli import console
     from mmcompress.pipeline import standalone
 
     console.show(*console.artifact_summary(standalone.export(source, out, given)), json)
 
 
-@keyed(app, MODEL, "build")
-def build(artifact: Folder, out: Out, given: Given, json: Json = False) -> None:
+@keyed(app, MODEL, "build", "convert", without=("teacher.source",))
+def build(artifact: Source, out: Out, given: Given, json: Json = False) -> None:
     """Build TensorRT engines from an ONNX artifact, with an audit of layers and precisions."""
     from mmcompress.cli import console
     from mmcompress.pipeline import standalone
@@ -203,9 +258,9 @@ def build(artifact: Folder, out: Out, given: Given, json: Json = False) -> None:
     console.show(*console.artifact_summary(standalone.build(artifact, out, given)), json)
 
 
-@keyed(app, MEASURE, "bench")
-def bench(artifacts: Folders, out: Out, given: Given, json: Json = False) -> None:
-    """Latency of ONNX artifacts, interleaved in one run."""
+@keyed(app, MEASURE, "bench", "convert", without=("teacher.source",))
+def bench(artifacts: Sources, out: Out, given: Given, json: Json = False) -> None:
+    """Latency of ONNX artifacts, interleaved in one run. Checkpoints and teachers are exported into OUT-sources."""
     from mmcompress.cli import console, show_measure
     from mmcompress.pipeline import standalone
 
@@ -235,8 +290,8 @@ def compare(
     console.show(*show_measure.comparison_summary(standalone.compare(a, b, asked, pin)), json)
 
 
-@keyed(app, MEASURE, "drift", required=("--data",))
-def drift(artifacts: Folders, out: Out, given: Given, json: Json = False) -> None:
+@keyed(app, MEASURE, "drift", "convert", without=("teacher.source",), required=("--data",))
+def drift(artifacts: Sources, out: Out, given: Given, json: Json = False) -> None:
     """Accuracy of ONNX artifacts on a test set, and their distance from the first one and from the one before."""
     from mmcompress.cli import console, show_measure
     from mmcompress.pipeline import standalone
@@ -292,46 +347,48 @@ def check(
 
 @app.command(rich_help_panel=USE)
 def classify(
-    artifact: Folder,
+    artifact: Source,
     image: Annotated[Path, typer.Argument(metavar="IMAGE")],
     labels: Annotated[str, typer.Option(help="Separated by commas: cat,dog.")],
     template: Annotated[str, typer.Option(help="Sentence around a label.")] = "{}",
     backend: Backend = None,
     json: Json = False,
 ) -> None:
-    """Say which of some labels fits an image, in percent."""
+    """Say which of some labels fits an image, in percent. A teacher is exported into the user's cache first."""
     from mmcompress.cli import console, show_use
+    from mmcompress.pipeline.converted import graphs_to_use
     from mmcompress.runtime import encoder
 
     names = [label.strip() for label in labels.split(",") if label.strip()]
-    with encoder.Encoder.open(artifact, cast(Any, backend)) as opened:
+    with encoder.Encoder.open(graphs_to_use(artifact), cast(Any, backend)) as opened:
         console.show(*show_use.shares_summary(encoder.classify(opened, image, names, template)), json)
 
 
 @app.command(rich_help_panel=USE)
 def search(
-    artifact: Folder,
+    artifact: Source,
     text: Annotated[str, typer.Argument(metavar="TEXT", help="What to look for, in a language the model knows.")],
     images: Annotated[Path, typer.Option(help="Folder of images.")],
     top: Annotated[int, typer.Option(help="How many to show.")] = 5,
     backend: Backend = None,
     json: Json = False,
 ) -> None:
-    """Find the images in a folder that fit a text best."""
+    """Find the images in a folder that fit a text best. A teacher is exported into the user's cache first."""
     from mmcompress.cli import console, show_use
+    from mmcompress.pipeline.converted import graphs_to_use
     from mmcompress.runtime import encoder
 
-    with encoder.Encoder.open(artifact, cast(Any, backend)) as opened:
+    with encoder.Encoder.open(graphs_to_use(artifact), cast(Any, backend)) as opened:
         console.show(*show_use.matches_summary(encoder.search(opened, images, text, top)), json)
 
 
 @app.command(rich_help_panel=USE)
-def inspect(artifact: Folder, json: Json = False) -> None:
-    """Show what an artifact says of itself, after verifying every byte of it."""
-    from mmcompress.artifact import Artifact
+def inspect(artifact: Source, json: Json = False) -> None:
+    """Show what an artifact says of itself, after verifying every byte of it. A teacher is converted first."""
     from mmcompress.cli import console, show_use
+    from mmcompress.pipeline.converted import anything_to_use
 
-    opened = Artifact.open(artifact)
+    opened = anything_to_use(artifact)
     console.show(opened.manifest.model_dump(mode="json", by_alias=True), show_use.manifest_view(opened), json)
 
 

@@ -8,7 +8,7 @@ are options by their own names. Words become numbers, texts and lists here; the 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -123,6 +123,30 @@ def keys_of(place: str, without: Sequence[str] = ()) -> list[Key]:
     )
 
 
+def keys_of_all(places: Sequence[str], without: Sequence[str] = ()) -> list[Key]:
+    """The keys of a command's own place, and behind them those of the stages that it may run before.
+
+    What they share is one key. Of the others, shared tables keep their names, and what only `embed` has is
+    `--embed-views`.
+    """
+    own, *others = places
+    keys = {key.path: key for key in keys_of(own, without)}
+    for place in others:
+        for key in keys_of(place, without):
+            first = keys.get(key.path)
+            alike = first is not None and _meaning(first) == _meaning(key)
+            if key.path.split(".")[0] in SHARED_TABLES or key.path in StageConfig.model_fields or alike:
+                keys.setdefault(key.path, key)
+            else:
+                prefixed = replace(key, path=f"{place}.{key.path}", option=f"--{place}{key.option[1:]}")
+                keys[prefixed.path] = prefixed
+    return list(keys.values())
+
+
+def _meaning(key: Key) -> tuple[Any, ...]:
+    return key.annotation, key.docstring, key.default
+
+
 def _fields(
     model: type[BaseModel], table: BaseModel | None = None, above: str = ""
 ) -> Iterator[tuple[str, Any, str, Any]]:
@@ -141,14 +165,14 @@ def _fields(
 def merged(
     options: Mapping[Key, Any], assignments: Sequence[str], stages: Sequence[str] = (), without: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """Options and `--set` together, by dotted key; `prune.mlp` is `mlp` of the stage `prune`.
+    """Options and `--set` together, by dotted key; `prune.mlp` is `mlp` of the command's own stage, the first one.
 
     Raises UsageError where the two say different things.
     """
     given = {key.path: value for key, value in options.items()}
     for text, value in parse_assignments(assignments).items():
         head, _, rest = text.partition(".")
-        path = rest if head in stages and rest and rest.partition(".")[0] not in without else text
+        path = rest if head in stages[:1] and rest and rest.partition(".")[0] not in without else text
         for key, said in options.items():
             nested = key.path.startswith(f"{path}.") or path.startswith(f"{key.path}.")
             if nested or (key.path == path and said != value):

@@ -34,7 +34,8 @@ def keyed(
 ) -> Callable[[Function], Function]:
     """Make a command of a function that takes `given`: every key at some places is an option, besides its own ones.
 
-    A place is a stage (`prune`) or a table of one (`report.gates`). `without` are keys that are said in another way,
+    A place is a stage (`prune`) or a table of one (`report.gates`); the first is the command's own, the others are
+    stages that it may have to run before. `without` are keys that are said in another way,
     `required` the options that the command cannot do without.
     """
 
@@ -65,9 +66,9 @@ def with_options(
     function: Function, places: Sequence[str], without: Sequence[str] = (), required: Sequence[str] = ()
 ) -> Function:
     """The function with its `given` spelled out in the signature, as typer reads it."""
-    from mmcompress.cli.keys import keys_of, merged
+    from mmcompress.cli.keys import keys_of_all, merged
 
-    keys = {_parameter_name(key): key for place in reversed(places) for key in keys_of(place, without)}
+    keys = {_parameter_name(key): key for key in keys_of_all(places, without)}
     stages = [place for place in places if "." not in place]
     own = dict(inspect.signature(function, eval_str=True).parameters)
     del own["given"]

@@ -32,7 +32,7 @@ from PIL import Image
 from mmcompress.data.imagefile import MAX_PIXELS, image_size
 from mmcompress.data.preprocess import to_array
 from mmcompress.data.reading import Sample, named, samples
-from mmcompress.data.spec import expand, fingerprint
+from mmcompress.data.spec import expand, fingerprint, part_of
 from mmcompress.data.tally import Tally
 from mmcompress.errors import CorruptInputError, UsageError
 from mmcompress.manifest import Preprocessing
@@ -78,7 +78,13 @@ def read(
     Raises UsageError at once for a path that does not exist, and CorruptInputError when more than the fraction is bad
     or nothing is good: at the end, or on the way from 1,000 items on.
     """
-    return _finished(samples(named(expand(spec)), tally := Tally(spec, max_bad_fraction, log, announce)), tally)
+    tally = Tally(spec, max_bad_fraction, log, announce)
+    return _finished(_of_part(samples(named(expand(spec)), tally), spec), tally)
+
+
+def _of_part(stream: Iterator[Sample], spec: str) -> Iterator[Sample]:
+    share = part_of(spec)[0]
+    return stream if share is None else (sample for sample in stream if share.has(sample.key))
 
 
 def _finished(stream: Iterator[Sample], tally: Tally) -> Iterator[Sample]:
@@ -136,11 +142,11 @@ def batches(
     places = named(expand(spec))
     tally = Tally(spec, max_bad_fraction, log, announce=epoch == 0 and rank == 0)
     if shuffle_seed is None:
-        stream = samples(places, tally)
+        stream = _of_part(samples(places, tally), spec)
     else:
         order = random.Random(f"{shuffle_seed}/{epoch}")
         order.shuffle(places)
-        stream = _shuffled(samples(places, tally), order, buffer)
+        stream = _shuffled(_of_part(samples(places, tally), spec), order, buffer)
     stream = _dealt(stream, rank, world, drop_last)
     groups = islice(_groups(stream, batch, drop_last, tally), skip, None)
     return _decoded(groups, preprocessing, workers, tally, kept, refill=shuffle_seed is not None)

@@ -1,4 +1,4 @@
-"""Images to tensors on the device: Pillow and numpy only, equal to transformers' CLIPImageProcessor bit by bit.
+"""Images to tensors on the device: Pillow and numpy only, equal to transformers' processors bit by bit.
 
 Accuracy lost between training and the device is most often lost here: another resampling filter, a size that is rounded
 instead of cut off, a crop one pixel aside. So there is one implementation, used by training, calibration, the drift
@@ -13,6 +13,7 @@ normalized, which keeps caches and queues four times smaller.
 from __future__ import annotations
 
 import struct
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,24 +25,17 @@ from mmcompress.manifest import Preprocessing
 MAX_ASPECT = 100
 """Longer over shorter side; beyond it the resized image needs gigabytes and nothing of it survives the crop."""
 
-_FILTERS = {
-    "nearest": Image.Resampling.NEAREST,
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-    "lanczos": Image.Resampling.LANCZOS,
-}
-
 
 def to_array(image: Image.Image, preprocessing: Preprocessing) -> NDArray[np.uint8]:
     """Resize and crop any image to (S, S, 3) RGB."""
     rgb = to_rgb(upright(image))
     width, height = rgb.size
     if preprocessing.squash:
-        target = (preprocessing.size, preprocessing.size)
+        target = (preprocessing.resize, preprocessing.resize)
     else:
         target = resized_size(width, height, preprocessing.resize)
-    resized = rgb.resize(target, _FILTERS[preprocessing.interpolation])
-    return center_crop(np.asarray(resized), preprocessing.size)
+    resized = rgb.resize(target, Image.Resampling[preprocessing.interpolation.upper()])
+    return center_crop(np.asarray(resized), preprocessing.size, preprocessing.centre)
 
 
 def upright(image: Image.Image) -> Image.Image:
@@ -75,13 +69,16 @@ def resized_size(width: int, height: int, shorter: int) -> tuple[int, int]:
     return (shorter, longer) if width <= height else (longer, shorter)
 
 
-def center_crop(pixels: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+def center_crop(pixels: NDArray[np.uint8], size: int, centre: Literal["floor", "even"] = "floor") -> NDArray[np.uint8]:
     """(H, W, 3) -> (size, size, 3), padded with black where the image is smaller.
 
-    The odd pixel goes to the right and below when cropping, to the left and above when padding, as in transformers.
+    The odd pixel goes to the right and below when cropping, to the left and above when padding, as in transformers;
+    `even` starts at the even one of both places, as torchvision does.
     """
     height, width, channels = pixels.shape
     top, left = (height - size) // 2, (width - size) // 2
+    if centre == "even":
+        top, left = top + (top % 2 and (height - size) % 2), left + (left % 2 and (width - size) % 2)
     if top >= 0 and left >= 0:
         return np.ascontiguousarray(pixels[top : top + size, left : left + size])
     padded_height, padded_width = max(size, height), max(size, width)

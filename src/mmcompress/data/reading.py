@@ -15,8 +15,9 @@ from typing import Any
 
 from mmcompress.data.imagefile import image_size
 from mmcompress.data.layout import is_retrieval, numbered_classes
+from mmcompress.data.sentences import sentence_for
 from mmcompress.data.shards import MEMBER_BYTES, SUFFIXES, BrokenShardError, members
-from mmcompress.data.spec import CLASSNAMES, IMAGE_SUFFIXES, SHARD_SUFFIXES, images_in, is_stream
+from mmcompress.data.spec import CLASSNAMES, IMAGE_SUFFIXES, PHOTO_SUFFIXES, SHARD_SUFFIXES, images_in, is_stream
 from mmcompress.data.tally import Tally
 from mmcompress.errors import CorruptInputError, UsageError
 
@@ -41,6 +42,8 @@ def samples(places: Iterable[tuple[str, str]], tally: Tally) -> Iterator[Sample]
             yield from _table_samples(Path(place), tally)
         elif not is_stream(place) and Path(place).is_dir():
             yield from _class_samples(Path(place), name, tally)
+        elif not is_stream(place) and place.lower().endswith(PHOTO_SUFFIXES):
+            yield from _photo_sample(Path(place), name, tally)
         else:
             yield from _shard_samples(place, name, tally)
 
@@ -158,6 +161,18 @@ def _class_samples(folder: Path, name: str, tally: Tally) -> Iterator[Sample]:
             continue
         tally.good += 1
         yield Sample(_writable(f"{name}/{path.relative_to(folder).as_posix()}"), image, (label,), label, True)
+
+
+def _photo_sample(path: Path, name: str, tally: Tally) -> Iterator[Sample]:
+    """An image of which nothing is said; a sentence stands in, for those who need a text and not this one."""
+    try:
+        image = _stored(path)
+    except (ValueError, OSError) as error:
+        tally.add_bad(str(path), str(error))
+        return
+    tally.good += 1
+    key = _writable(name)
+    yield Sample(key, image, (sentence_for(key),), None, True)
 
 
 def _stored(path: Path) -> bytes:

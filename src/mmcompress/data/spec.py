@@ -13,6 +13,7 @@ import glob
 import hashlib
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from mmcompress.errors import UsageError
@@ -29,15 +30,50 @@ SHARD_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 ACCEPTED = (
     "give WebDataset shards ('shards/{00000..00005}.tar', a glob, or one .tar), a folder of .tar shards, "
     f"a folder with a {TABLE}, a folder of images by class (DIR/CLASS/*.jpg), a folder of CLIP_benchmark's "
-    f"(DIR/test/*.tar beside {CLASSNAMES}), a URL, 'pipe:COMMAND', '-' for stdin, or demo:train, demo:val, demo:test"
+    f"(DIR/test/*.tar beside {CLASSNAMES}), a folder of photos without captions, a URL, 'pipe:COMMAND', '-' for stdin, "
+    "or demo:train, demo:val, demo:test"
 )
+PHOTO_SUFFIXES = tuple(f".{suffix}" for suffix in IMAGE_SUFFIXES)
 _WHOLE = 64 * 2**20
 _END = 8 * 2**20
 
 
 def is_stream(spec: str) -> bool:
     """Whether the specification is read once, from its begin to its end, by another program."""
+    spec = part_of(spec)[1]
     return spec == "-" or spec.startswith("pipe:") or "://" in spec
+
+
+@dataclass(frozen=True)
+class Share:
+    """Every sample whose key falls into one of the bins `first` to `last` of `bins`."""
+
+    first: int
+    last: int
+    bins: int
+
+    def has(self, key: str) -> bool:
+        number = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big")
+        return self.first <= number % self.bins <= self.last
+
+
+def part_of(spec: str) -> tuple[Share | None, str]:
+    """`part:2-9/10:SPEC` -> (those bins, SPEC); None for a specification that stands for all of its samples.
+
+    So one set can be trained on and tested with, by parts that share no sample, wherever its shards begin and end.
+    """
+    if not spec.startswith("part:"):
+        return None, spec
+    match = re.fullmatch(r"part:(\d+)-(\d+)/(\d+):(.+)", spec)
+    share = Share(*map(int, match.groups()[:3])) if match else None
+    if match is None or share is None or not share.first <= share.last < share.bins:
+        raise UsageError(f"{spec!r} is no part of a data set", "for example: part:0-1/10:shards, the first two of ten")
+    return share, match[4]
+
+
+def is_photos(spec: str) -> bool:
+    """Whether there are images and nothing that is said of them."""
+    return not is_stream(spec) and all(place.lower().endswith(PHOTO_SUFFIXES) for place in expand(spec))
 
 
 def expand(spec: str) -> list[str]:
@@ -45,6 +81,7 @@ def expand(spec: str) -> list[str]:
 
     Raises UsageError for what does not exist. An existing path is taken as it is, whatever characters it has.
     """
+    spec = part_of(spec)[1]
     if is_stream(spec):
         return _braces(spec)
     pattern = str(packaged(spec)) if spec.startswith("demo:") else str(Path(spec).expanduser())
@@ -82,15 +119,14 @@ def _matches(pattern: str) -> list[Path]:
 
 
 def _place(path: Path) -> list[str]:
-    """A file is itself; a folder is its table if it has one, else its shards, its test shards, or its classes."""
+    """A file is itself; a folder is its table if it has one, else its shards, its test shards, its classes, or where
+    images lie right in it, all images below it."""
     if not path.is_dir():
         return [str(path)]
     if (path / TABLE).is_file():
         return [str(path / TABLE)]
-    if not (places := _shards(path) or _test_shards(path) or _class_folders(path)):
-        raise UsageError(
-            f"the folder {path} holds neither .tar shards nor a {TABLE}, nor folders of images by class", ACCEPTED
-        )
+    if not (places := _shards(path) or _test_shards(path) or _photos(path) or _class_folders(path)):
+        raise UsageError(f"the folder {path} holds neither .tar shards nor a {TABLE}, nor images", ACCEPTED)
     return [str(place) for place in places]
 
 
@@ -111,6 +147,12 @@ def _class_folders(folder: Path) -> list[Path]:
     """The folders right in it that hold an image at any depth, hidden ones left out; each is a class."""
     inside = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
     return [path for path in inside if next(images_in(path), None) is not None]
+
+
+def _photos(folder: Path) -> list[Path]:
+    """Every image below a folder in which images lie; none where all of them lie in folders of classes."""
+    loose = any(path.suffix[1:].lower() in IMAGE_SUFFIXES and path.name[0] != "." for path in folder.iterdir())
+    return sorted(images_in(folder)) if loose else []
 
 
 def images_in(folder: Path) -> Iterator[Path]:
@@ -140,6 +182,9 @@ def fingerprint(spec: str) -> str:
     Local files and folders: names, sizes and SHA-256 (of the first and last 8 MiB where a file has more than 64 MiB).
     Hub ids, aliases, URLs and commands: the text. `file.py:function`: the file and the function's name.
     """
+    share, whole = part_of(spec)
+    if share is not None:
+        return hash_json(["part", share.first, share.last, share.bins, fingerprint(whole)])
     if is_stream(spec):
         return hash_json(["text", spec])
     if match := re.fullmatch(r"(.+\.py):(\w+)", spec):

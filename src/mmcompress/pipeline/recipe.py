@@ -47,7 +47,11 @@ class Recipe(BaseModel):
 
 def load_recipe(path: Path, assignments: Mapping[str, Any] | None = None) -> Recipe:
     """Read, override and check a recipe; every stage's config is validated before the first one runs."""
-    tables = read_recipe(path)
+    return recipe_of(read_recipe(path), str(path), assignments)
+
+
+def recipe_of(tables: dict[str, Any], path: str, assignments: Mapping[str, Any] | None = None) -> Recipe:
+    """The recipe that some tables say, `assignments` over them; `path` is where they stand."""
     known = {*SHARED_TABLES, "stage"}
     for key in tables:
         if key not in known:
@@ -69,7 +73,7 @@ def load_recipe(path: Path, assignments: Mapping[str, Any] | None = None) -> Rec
         stages=stages,
     )
     for stage in stages:
-        stage_config(recipe, stage, str(path))
+        stage_config(recipe, stage, path)
     return recipe
 
 
@@ -86,7 +90,7 @@ def _override(tables: dict[str, Any], rows: Sequence[dict[str, Any]], key: str, 
         raise UsageError(f"--set {key}: no table or stage {head!r} in the recipe", suggestion(head, heads))
 
 
-def _stage_table(row: Mapping[str, Any], path: Path) -> StageTable:
+def _stage_table(row: Mapping[str, Any], path: str) -> StageTable:
     run = row.get("run")
     if not isinstance(run, str) or run not in STAGES:
         raise UsageError(f"{path}: [[stage]] run = {run!r} is no stage", suggestion(str(run), STAGES))

@@ -1,8 +1,9 @@
 """A pipeline is a list of stages; a stage is a function from a config and source artifacts to an artifact.
 
 Resume and caching are one rule. The key of a stage's output is the hash of (stage, config, digests of its parents and
-of the data it reads, version); a valid artifact with that key is reused, anything else is made again. A stage that is
-killed leaves no artifact, at most a hidden `.NAME.work` folder that it resumes from.
+of the data it reads, version); a valid artifact with that key is reused, if what it was found to have read otherwise is
+still the same (`outside.py`), and anything else is made again. A stage that is killed leaves no artifact, at most a
+hidden `.NAME.work` folder that it resumes from.
 """
 
 from __future__ import annotations
@@ -10,16 +11,17 @@ from __future__ import annotations
 import importlib
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from mmcompress import __version__
 from mmcompress.artifact import Artifact
 from mmcompress.config import DataConfig, StageConfig, TeacherConfig
-from mmcompress.data.spec import expand, fingerprint, is_stream
+from mmcompress.data.spec import expand, is_photos, is_stream, part_of
 from mmcompress.errors import CorruptInputError, UsageError, suggestion
 from mmcompress.lock import locked
-from mmcompress.manifest import hash_json
+from mmcompress.manifest import Kind, hash_json
+from mmcompress.pipeline.outside import READ, outside, revisions, still_as_read
 from mmcompress.pipeline.recipe import DATA_FIELDS, Recipe, StageTable, stage_config
 from mmcompress.places import MANIFEST, check_place
 from mmcompress.progress import say
@@ -41,8 +43,15 @@ def run_recipe(recipe: Recipe, out: Path, where: str = "recipe") -> dict[str, Ar
 def run_stages(recipe: Recipe, places: Mapping[str, Path], where: str) -> dict[str, Artifact]:
     """Run every stage whose output is not at its place yet; return the artifacts by name."""
     artifacts: dict[str, Artifact] = {}
+    made: set[Kind] = set()
     for table in recipe.stages:
+        stage = STAGES[table.run]
         check_place(places[table.name], stage=table.run)
+        roles = [role for role, kind in stage.consumes.items() if kind in made]
+        built = stage_config(recipe, table, where)
+        check_use(built, stage, roles, f"{where}: stage {table.name!r}")
+        stage.refuse_impossible(built, {})
+        made.add(stage.produces)
     with locked(*places.values()):
         for table in recipe.stages:
             stage = STAGES[table.run]
@@ -51,6 +60,24 @@ def run_stages(recipe: Recipe, places: Mapping[str, Path], where: str) -> dict[s
             built = stage_config(recipe, table, where)
             artifacts[table.name] = run_stage(stage, built, sources, gathered, places[table.name])
     return artifacts
+
+
+def check_use(built: StageConfig, stage: Stage, roles: Collection[str], where: str) -> None:
+    """Refuse, before anything runs, keys that say nothing with these sources, and photos of which nothing is said where
+    a stage learns or judges by what is said.
+    """
+    try:
+        built.check_sources(roles)
+    except ValueError as error:
+        raise UsageError(f"{where}: {error}", "leave it out") from error
+    data = getattr(built, "data", None)
+    for name in stage.captions if isinstance(data, DataConfig) else ():
+        spec = getattr(data, name)
+        if spec is not None and is_photos(spec):
+            raise UsageError(
+                f"{spec} is a folder of photos without captions, and {stage.name} learns from what is said of them",
+                "give pairs, or use quantize, prune, verdict or drift, which need the images alone",
+            )
 
 
 def _sources(stage: Stage, table: StageTable, artifacts: Mapping[str, Artifact], where: str) -> dict[str, Artifact]:
@@ -85,6 +112,7 @@ def run_stage(
     out: Path,
 ) -> Artifact:
     """Reuse the artifact at `out` if it has the right key and is undamaged, else make it; then enforce what it says."""
+    stage.refuse_impossible(built, sources)
     artifact = _made_or_reused(stage, built, sources, gathered, out)
     if stage.enforce:
         module, _, name = stage.enforce.partition(":")
@@ -103,11 +131,11 @@ def _made_or_reused(
     check_place(out, read, stage.name)
     parents = {role: artifact.digest for role, artifact in sources.items()}
     parents |= {f"{i:02d}-{artifact.path.name}": artifact.digest for i, artifact in enumerate(gathered)}
-    parents |= _outside(built)
+    parents |= outside(built)
     values = built.model_dump(mode="json", exclude={STRICT})
     key = hash_json([stage.name, values, parents, __version__])
     tidy(out)
-    if (reused := _reusable(out, key)) is not None:
+    if (reused := _reusable(out, key, built)) is not None:
         say(stage.name, out.name, "reused")
         return reused
     work = out.with_name(f".{out.name}.work")
@@ -116,23 +144,11 @@ def _made_or_reused(
     start = time.monotonic()
     with Artifact.create(out, kind=stage.produces, stage=stage.name, key=key, config=values, parents=parents) as draft:
         stage.function()(Job(built, sources, gathered, draft, out.name, work))
+        if found := {**draft.facts.get(READ, {}), **revisions(built)}:
+            draft.facts[READ] = found
     shutil.rmtree(work, ignore_errors=True)
     say(stage.name, out.name, f"done in {time.monotonic() - start:.1f} s")
     return Artifact.open(out)
-
-
-def _outside(built: StageConfig) -> dict[str, str]:
-    """Fingerprints of what a stage reads beside artifacts: shards, label files, the teacher's folder."""
-    fingerprints: dict[str, str] = {}
-    data = getattr(built, "data", None)
-    if isinstance(data, DataConfig):
-        for name in DATA_FIELDS:
-            if (spec := getattr(data, name)) is not None:
-                fingerprints[f"data.{name}"] = fingerprint(spec)
-    teacher = getattr(built, "teacher", None)
-    if isinstance(teacher, TeacherConfig):
-        fingerprints["teacher"] = fingerprint(teacher.source)
-    return fingerprints
 
 
 def _local_inputs(built: StageConfig) -> list[Path]:
@@ -145,6 +161,10 @@ def _local_inputs(built: StageConfig) -> list[Path]:
     for name in DATA_FIELDS if isinstance(data, DataConfig) else ():
         spec = getattr(data, name)
         if spec is not None and not is_stream(spec):
+            whole = Path(part_of(spec)[1]).expanduser()
+            if whole.is_dir() and is_photos(spec):
+                inputs.append(whole)
+                continue
             places = [Path(place) for place in expand(spec)]
             inputs += [*places, *({place.parent for place in places if place.is_dir()})]
     if isinstance(teacher, TeacherConfig) and (folder := Path(teacher.source).expanduser()).exists():
@@ -152,7 +172,7 @@ def _local_inputs(built: StageConfig) -> list[Path]:
     return inputs
 
 
-def _reusable(out: Path, key: str) -> Artifact | None:
+def _reusable(out: Path, key: str, built: StageConfig) -> Artifact | None:
     if not out.is_dir():
         return None
     try:
@@ -162,7 +182,8 @@ def _reusable(out: Path, key: str) -> Artifact | None:
         return None
     except UsageError:
         return None
-    return artifact if artifact.manifest.key == key else None
+    right = artifact.manifest.key == key and still_as_read(artifact.manifest.facts.get(READ, {}), built)
+    return artifact if right else None
 
 
 def _keep_work_of(work: Path, key: str) -> None:

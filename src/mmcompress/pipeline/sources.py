@@ -49,6 +49,10 @@ def data_unless_given(given: Given, near: Artifact | None, field: str = "train")
     return recorded_data(near)
 
 
+def names_teacher(given: Given) -> bool:
+    return bool({"teacher", "teacher.source"} & given.keys())
+
+
 def recorded_teacher(near: Artifact) -> dict[str, Any]:
     """The teacher that an artifact was made from, without the leave to run code: only this user can give that."""
     recorded = near.manifest.config.get("teacher")

@@ -1,7 +1,8 @@
 """A stage on its own, from its own command: the second of three hops from the command line to a stage.
 
-A function here is a command. It opens the artifacts that the user named, finds those that the user did not name
-(`sources.py`), and hands both to `run_single`, which runs the stage exactly as a recipe does. `given` is what the user
+A function here is a command. It opens the artifacts that the user named, makes one of what is none yet
+(`converted.py`), finds those that the user did not name (`sources.py`), and hands them to `run_single`, which runs the
+stage exactly as a recipe does; `routing.py` says which stage gets which key. `given` is what the user
 said, by the keys of the stage's config, options and `--set` alike. It wins over what is found, and a None in it is a
 None: what was not said is not in it. What cannot be found is an error that names the option to give.
 """
@@ -10,23 +11,41 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 from mmcompress.artifact import Artifact
 from mmcompress.compress.int8.comparison import CalibrationComparison
-from mmcompress.config import Backend, Precision, validated
+from mmcompress.config import Backend, ExportConfig, Precision
 from mmcompress.errors import UsageError, suggestion
-from mmcompress.lock import locked
+from mmcompress.int8 import GRAPH_RANGES, RANGES
 from mmcompress.manifest import Kind
 from mmcompress.measure.comparison import ComparisonDocument
-from mmcompress.pipeline.recipe import SHARED_TABLES, assign, load_recipe, parse_assignments, reduced
-from mmcompress.pipeline.run import run_recipe, run_stage, run_stages
+from mmcompress.pipeline.converted import (
+    all_as_graphs,
+    artifact_at,
+    as_checkpoint,
+    as_graphs,
+    as_model,
+    check_becomes_checkpoint,
+    is_artifact,
+    is_graph,
+    natural_precisions,
+    teacher_graphs,
+    teacher_named,
+    tracing_stage,
+)
+from mmcompress.pipeline.recipe import SHARED_TABLES, load_recipe, parse_assignments
+from mmcompress.pipeline.routing import routed, routed_with_source
+from mmcompress.pipeline.run import run_recipe, run_stages
+from mmcompress.pipeline.single import checked, run_single
 from mmcompress.pipeline.sources import (
     Given,
     artifacts_in,
     data_unless_given,
     embeddings_beside,
     in_recipe_order,
+    names_teacher,
+    parent_beside,
     recorded_budget,
     recorded_teacher,
 )
@@ -35,6 +54,8 @@ from mmcompress.stages import STAGES
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 NOTHING: Given = {}
+MEASURED: Given = {"backend": None, "precision": None, "batch": 1, "threads": None, "seconds": 30}
+"""How `compare` measures where nobody says it."""
 
 
 def recipe_path(recipe: str) -> Path:
@@ -75,31 +96,14 @@ def train(recipe: str, out: Path, given: Given = NOTHING) -> Artifact:
     return run_stages(loaded, places, str(path))[last.name]
 
 
-def run_single(
-    name: str,
-    tables: Mapping[str, Any],
-    given: Given,
-    sources: Mapping[str, Artifact],
-    out: Path,
-    gathered: Sequence[Artifact] = (),
-) -> Artifact:
-    """Check the config, `given` over `tables`, and run one stage; `out` becomes its artifact, or is reused."""
-    stage = STAGES[name]
-    values = {key: dict(value) if isinstance(value, Mapping) else value for key, value in tables.items()}
-    for key, value in given.items():
-        assign(values, key.split("."), value)
-    built = reduced(validated(stage.config, values, f"mmcompress {name}"), stage)
-    read = [*sources.values(), *gathered]
-    check_place(out, [artifact.path for artifact in read], name)
-    out.absolute().parent.mkdir(parents=True, exist_ok=True)
-    with locked(out, reading=[artifact.path for artifact in read]):
-        for artifact in read:
-            artifact.check_unchanged()
-        return run_stage(stage, built, sources, tuple(gathered), out)
-
-
 def embed(out: Path, given: Given) -> Artifact:
     return run_single("embed", {}, given, {}, out)
+
+
+def convert(source: str, out: Path, given: Given = NOTHING) -> Artifact:
+    """A teacher as a checkpoint of ours, with its own weights."""
+    check_becomes_checkpoint(source, "a checkpoint")
+    return run_single("convert", {}, {**given, "teacher.source": source}, {}, out)
 
 
 def distill(
@@ -108,59 +112,113 @@ def distill(
     """A new student, or with `checkpoint` that one recovered; the teacher is embedded first where it has not been."""
     check_place(out)
     start = None if checkpoint is None else Artifact.open(checkpoint, Kind.CHECKPOINT)
-    if start is None and not {"student", "student.source"} & given.keys():
+    student = any(key.split(".")[0] == "student" for key in given)
+    if start is None and not student:
         raise UsageError(
             "distill needs a student", "--student vit-s16 or inherit:0.25, or --from CHECKPOINT to recover one"
         )
-    cached = _teacher_embeddings(out, given, embeddings, start)
-    teacher = {} if {"teacher", "teacher.source"} & given.keys() else recorded_teacher(cached)
+    if start is not None and student:
+        raise UsageError(f"--student and --from {checkpoint} both say where to start", "leave one of them out")
+    cached, to = _embeddings(out, "distill", given, embeddings, start)
+    teacher = {} if names_teacher(given) else recorded_teacher(cached)
     tables = {"teacher": teacher, "data": data_unless_given(given, cached)}
-    return run_single("distill", tables, given, {"embeddings": cached} | ({"checkpoint": start} if start else {}), out)
+    sources = {"embeddings": cached} | ({"checkpoint": start} if start else {})
+    return run_single("distill", tables, to["distill"], sources, out)
 
 
-def prune(
-    checkpoint: Path,
-    out: Path,
-    given: Given = NOTHING,
-    *,
-    teacher: str | None = None,
-    embeddings: Path | None = None,
-) -> Artifact:
-    source = Artifact.open(checkpoint, Kind.CHECKPOINT)
-    named = {} if teacher is None else {"teacher.source": teacher}
-    cached = _teacher_embeddings(out, {**given, **named}, embeddings, source)
-    sources = {"checkpoint": source, "embeddings": cached}
-    return run_single("prune", {"data": data_unless_given(given, cached)}, given, sources, out)
+def prune(source: str | Path, out: Path, given: Given = NOTHING, *, embeddings: Path | None = None) -> Artifact:
+    """A checkpoint, or a teacher, which becomes one in OUT-checkpoint and is embedded as its own teacher."""
+    check_place(out)
+    near = artifact_at(source, Kind.CHECKPOINT, Kind.ONNX)
+    if near is None and embeddings is None and not names_teacher(given):
+        given = {**given, "teacher.source": str(source)}
+    if near is None:
+        check_becomes_checkpoint(source, "pruned")
+    elif near.manifest.kind is Kind.ONNX:
+        raise UsageError(f"{source} cannot be pruned: a graph has no blocks", "prune the checkpoint that it is from")
+    cached, to = _embeddings(out, "prune", given, embeddings, near, *([] if near else ["convert"]))
+    checkpoint = as_checkpoint(source, out, to.get("convert", NOTHING))
+    sources = {"checkpoint": checkpoint, "embeddings": cached}
+    return run_single("prune", {"data": data_unless_given(given, cached)}, to["prune"], sources, out)
 
 
-def _teacher_embeddings(out: Path, given: Given, embeddings: Path | None, near: Artifact | None) -> Artifact:
-    """Cached embeddings to learn from: those named, those of a teacher that is given, or those that `near` is from."""
+def _embeddings(
+    out: Path, own: str, given: Given, embeddings: Path | None, near: Artifact | None, *also: str
+) -> tuple[Artifact, dict[str, dict[str, Any]]]:
+    """Cached embeddings to learn from, and what each stage is given: those named, those of a teacher that is given,
+    made now in OUT-embeddings, or those that `near` is from. `also` are other stages that run.
+    """
+    found, why = None, f"--embeddings {embeddings} are given"
     if embeddings is not None:
-        return Artifact.open(embeddings, Kind.EMBEDDINGS)
-    if not {"teacher", "teacher.source"} & given.keys():
-        return embeddings_beside(near)
-    shared = {key: value for key, value in given.items() if key.split(".")[0] in ("teacher", "data")}
-    place = out.with_name(f"{out.name}-embeddings")
-    return run_single("embed", {"data": data_unless_given(given, near)}, shared, {}, place)
+        found = Artifact.open(embeddings, Kind.EMBEDDINGS)
+    elif not names_teacher(given):
+        if near is not None and near.manifest.stage == "convert" and parent_beside(near, "embeddings") is None:
+            given = {**given, "teacher.source": str(near.path)}  # it is a model in Hugging Face format itself
+        else:
+            found = embeddings_beside(near)
+            why = f"the teacher's embeddings are in {found.path}"
+    idle = {} if "convert" in also else {"convert": "nothing is converted"}
+    if found is not None:
+        return found, routed(given, own, *also, idle={"embed": why, **idle})
+    to = routed(given, own, "embed", *also, idle=idle)
+    data = {"data": data_unless_given(given, near)}
+    checked(own, data, to[own])
+    return run_single("embed", data, to["embed"], {}, out.with_name(f"{out.name}-embeddings")), to
 
 
-def quantize(checkpoint: Path, out: Path, given: Given = NOTHING, *, ranges: Path | None = None) -> Artifact:
-    """Fit integers, on the `ranges` of another quantized checkpoint if they are given."""
-    source = Artifact.open(checkpoint, Kind.CHECKPOINT)
-    sources = {"checkpoint": source} | ({"ranges": Artifact.open(ranges, Kind.CHECKPOINT)} if ranges else {})
-    return run_single("quantize", {"data": data_unless_given(given, source)}, given, sources, out)
+def quantize(source: str | Path, out: Path, given: Given = NOTHING, *, ranges: Path | None = None) -> Artifact:
+    """Fit integers, on the `ranges` of another quantized checkpoint if they are given; a teacher is converted first.
+
+    What is no checkpoint of ours is quantized as the graphs that it is, or that it is exported to, in OUT-teacher.
+    """
+    near = artifact_at(source, Kind.CHECKPOINT, Kind.ONNX)
+    to = routed_with_source(given, "quantize", near)
+    if ranges is not None and (unused := sorted({"method", "percentile", "smooth"} & to["quantize"].keys())):
+        raise UsageError(f"{unused[0]} says how ranges are found, and --ranges gives them", "leave one of them out")
+    tables = {"data": data_unless_given(given, near)}
+    checked("quantize", tables, to["quantize"])
+    reused = {"ranges": Artifact.open(ranges, Kind.CHECKPOINT)} if ranges else {}
+    if is_graph(source, near):
+        own = routed(to["quantize"], "quantize-graphs", idle={"quantize": f"{source} is quantized as a graph"})
+        checked("quantize-graphs", tables, own["quantize-graphs"])
+        if ranges is not None:
+            raise UsageError(f"--ranges are of checkpoints, and {source} is quantized as a graph", "leave it out")
+        graphs = near or as_model(source, out, to["convert"])
+        return run_single("quantize-graphs", tables, own["quantize-graphs"], {"graphs": graphs}, out)
+    checkpoint = near or as_checkpoint(source, out, to["convert"])
+    return run_single("quantize", tables, to["quantize"], {"checkpoint": checkpoint, **reused}, out)
 
 
-def qat(checkpoint: Path, out: Path, given: Given = NOTHING) -> Artifact:
-    source = Artifact.open(checkpoint, Kind.CHECKPOINT)
+def qat(checkpoint: str | Path, out: Path, given: Given = NOTHING) -> Artifact:
+    if (source := artifact_at(checkpoint, Kind.CHECKPOINT)) is None:
+        teacher_named(str(checkpoint), Kind.CHECKPOINT.value)
+        raise UsageError(
+            f"qat trains the integers of a quantized checkpoint, and {checkpoint} is a teacher",
+            f"quantize it first: mmcompress quantize {checkpoint} --data DATA --out DIR",
+        )
     return run_single("qat", {"data": data_unless_given(given, source)}, given, {"checkpoint": source}, out)
 
 
-def verdict(checkpoint: Path, out: Path, given: Given = NOTHING) -> Artifact:
-    """On training pairs that the checkpoint was not calibrated on unless others are given; within its own budget."""
-    source = Artifact.open(checkpoint, Kind.CHECKPOINT)
-    tables = {"data": data_unless_given(given, source, "validation"), **recorded_budget(source)}
-    return run_single("verdict", tables, given, {"checkpoint": source}, out)
+def verdict(source: str | Path, out: Path, given: Given = NOTHING) -> Artifact:
+    """On training pairs that the checkpoint was not calibrated on unless others are given; within its own budget.
+
+    What is not quantized yet is quantized first, in OUT-quantized; the data that is given then serves both.
+    """
+    checkpoint = artifact_at(source, Kind.CHECKPOINT, Kind.ONNX)
+    if checkpoint is not None and {RANGES, GRAPH_RANGES} & checkpoint.manifest.files.keys():
+        to = routed_with_source(given, "verdict", checkpoint, idle={"quantize": f"{source} is quantized"})
+    else:
+        if "data.train" not in given and "data.validation" in given:
+            given = {("data.train" if key == "data.validation" else key): value for key, value in given.items()}
+        to = routed_with_source(given, "verdict", checkpoint, "quantize")
+        checked("verdict", {"data": data_unless_given(given, checkpoint)}, to["verdict"])
+        place = out.with_name(f"{out.name}-quantized")
+        checkpoint = checkpoint or as_model(source, out, to["convert"])
+        checkpoint = quantize(checkpoint.path, place, to["quantize"])
+    field = "train" if "data.train" in given else "validation"
+    tables = {"data": data_unless_given(given, checkpoint, field), **recorded_budget(checkpoint)}
+    role = "graphs" if checkpoint.manifest.kind is Kind.ONNX else "checkpoint"
+    return run_single("verdict", tables, to["verdict"], {role: checkpoint}, out)
 
 
 def check_backend(backend: str | None) -> None:
@@ -176,25 +234,55 @@ def verdict_beside(checkpoint: Artifact, backend: str | None) -> Artifact:
 
 
 def export(source: str, out: Path, given: Given = NOTHING) -> Artifact:
-    """A checkpoint as ONNX; anything that is no artifact is a teacher, which goes through optimum as it is."""
-    if not (Path(source) / MANIFEST).is_file():
-        return run_single("baseline", {"teacher": {"source": source}}, given, {}, out)
-    checkpoint = Artifact.open(source, Kind.CHECKPOINT)
-    natural = {"precisions": ("int8",)} if checkpoint.manifest.stage in ("quantize", "qat") else {}
-    return run_single("export", natural, given, {"checkpoint": checkpoint}, out)
+    """A checkpoint as ONNX. A teacher goes through optimum as it is, or with a precision through our own exporter."""
+    checkpoint = artifact_at(source, Kind.CHECKPOINT)
+    if checkpoint is None and not {"precisions", "opset"} & given.keys():
+        stage = tracing_stage(source)
+        to = routed(given, stage, idle={"convert": "the teacher is exported as it is"})
+        checked(stage, {"teacher": {"source": source}}, to[stage])
+        teacher_named(source, Kind.CHECKPOINT.value)
+        return teacher_graphs(source, out, to[stage])
+    to = routed_with_source(given, "export", checkpoint, idle={"baseline": "mmcompress itself exports"})
+    natural = {} if checkpoint is None else {"precisions": natural_precisions(checkpoint)}
+    built = cast(ExportConfig, checked("export", natural, to["export"]))
+    if "int8" in built.precisions and (checkpoint is None or RANGES not in checkpoint.manifest.files):
+        raise UsageError(
+            f"{source} is not quantized, so it cannot be exported in int8",
+            f"mmcompress quantize {source} --data DATA --out DIR, and export that",
+        )
+    if checkpoint is None:
+        check_becomes_checkpoint(source, "exported in a precision of choice")
+        checkpoint = as_checkpoint(source, out, to["convert"])
+    return run_single("export", natural, to["export"], {"checkpoint": checkpoint}, out)
 
 
-def build(graphs: Path, out: Path, given: Given = NOTHING) -> Artifact:
-    return run_single("build", {}, given, {"graphs": Artifact.open(graphs, Kind.ONNX)}, out)
+def build(source: str | Path, out: Path, given: Given = NOTHING) -> Artifact:
+    """Engines of ONNX graphs; a checkpoint or a teacher is exported first, into OUT-graphs."""
+    to = routed_with_source(given, "build", artifact_at(source, Kind.ONNX, Kind.CHECKPOINT))
+    checked("build", {}, to["build"])
+    graphs = as_graphs(source, out.with_name(f"{out.name}-graphs"), to.get("convert", NOTHING))
+    return run_single("build", {}, to["build"], {"graphs": graphs}, out)
 
 
-def bench(artifacts: Sequence[Path], out: Path, given: Given = NOTHING) -> Artifact:
-    return run_single("bench", {}, given, {}, out, [Artifact.open(path, Kind.ONNX, Kind.ENGINE) for path in artifacts])
+def bench(sources: Sequence[str | Path], out: Path, given: Given) -> Artifact:
+    """What is no ONNX artifact or engine yet is exported first, into OUT-sources."""
+    to = _measured(sources, "bench", given)
+    graphs = all_as_graphs(sources, out, to.get("convert", NOTHING), Kind.ONNX, Kind.ENGINE)
+    return run_single("bench", {}, to["bench"], {}, out, graphs)
 
 
-def drift(artifacts: Sequence[Path], out: Path, given: Given) -> Artifact:
-    """The first artifact is the reference."""
-    return run_single("drift", {}, given, {}, out, [Artifact.open(path, Kind.ONNX) for path in artifacts])
+def drift(sources: Sequence[str | Path], out: Path, given: Given) -> Artifact:
+    """The first one is the reference; what is no ONNX artifact yet is exported first, into OUT-sources."""
+    to = _measured(sources, "drift", given)
+    graphs = all_as_graphs(sources, out, to.get("convert", NOTHING))
+    return run_single("drift", {}, to["drift"], {}, out, graphs)
+
+
+def _measured(sources: Sequence[str | Path], own: str, given: Given) -> dict[str, dict[str, Any]]:
+    fresh = any(not is_artifact(source) for source in sources)
+    to = routed(given, own, *(["convert"] if fresh else []), idle={} if fresh else {"convert": "nothing is converted"})
+    checked(own, {}, to[own])
+    return to
 
 
 def bisect(reference: Path, candidate: Path, out: Path, given: Given) -> Artifact:
@@ -233,10 +321,15 @@ def compare(
 ) -> ComparisonDocument | CalibrationComparison:
     """Two artifacts measured here, or two reports or calibrations read; makes no artifact."""
     from mmcompress.compress.int8.recalibration import compare_calibrations
-    from mmcompress.int8 import RANGES
     from mmcompress.measure.compare import compare as compare_paths
+    from mmcompress.measure.stored import stored_latencies
 
-    if all((path / RANGES).is_file() for path in (a, b)):
+    calibrations = all((path / RANGES).is_file() for path in (a, b))
+    if calibrations or all(stored_latencies(path) is not None for path in (a, b)):
+        said = [name for name in asked if asked[name] != MEASURED[name]] + ([] if pin is None else ["pin"])
+        if said:
+            raise UsageError(f"--{said[0]} says how to measure, and {a} and {b} are only read", "leave it out")
+    if calibrations:
         return compare_calibrations(a, b)
     if asked["precision"] not in (None, *get_args(Precision)):
         raise UsageError(

@@ -28,6 +28,11 @@ def check(
     gates = validated(Gates, limits, "mmcompress check")
     document = read_report(report)
     verdicts = judged(document, gates, None if baseline is None else read_report(baseline))
+    if not verdicts and baseline is not None:
+        raise UsageError(
+            f"--baseline {baseline} says what changes are against, and no limit is given",
+            "give one, --max-drop 0.01 say; those of the recipe were judged against the first row",
+        )
     verdicts = verdicts or list(document.gates)
     if not verdicts:
         raise UsageError(

@@ -34,6 +34,8 @@ class TestedOn(Part):
     """Texts that every image chooses from."""
     unseen_images: int | None
     """Images of classes that were kept out of training."""
+    own_answers: bool = False
+    """Whether right is what the first row answers, of photos that nobody captioned."""
 
 
 class OtherRow(Part):

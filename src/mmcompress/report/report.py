@@ -23,7 +23,15 @@ from mmcompress.report.document import GateVerdict, MachineRatio, ReportDocument
 from mmcompress.report.judging import judged, unjudged
 from mmcompress.report.measured import Measurement
 from mmcompress.report.rows import engine_of, other_test, relative, row_of, step_of, test_of
-from mmcompress.report.sentences import collapse_warnings, headlines, highlights, machine_warnings, not_measured
+from mmcompress.report.sentences import (
+    calibration_warnings,
+    collapse_warnings,
+    headlines,
+    highlights,
+    machine_warnings,
+    not_measured,
+    truth_warnings,
+)
 from mmcompress.stages import Job
 
 __all__ = ["joined", "report"]
@@ -104,6 +112,8 @@ def joined(title: str, gathered: Sequence[Artifact], folder: Path) -> ReportDocu
     graphs = [artifact for artifact in gathered if artifact.manifest.kind is Kind.ONNX]
     warnings = [
         *measured.mismatches(graphs, measurements),
+        *truth_warnings(document),
+        *calibration_warnings(gathered),
         *collapse_warnings(rows),
         *machine_warnings(document),
     ]

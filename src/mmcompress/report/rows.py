@@ -131,6 +131,7 @@ def test_of(drift: Measurement[DriftDocument] | None) -> TestedOn:
         images=first.images if first else None,
         candidates=first.candidates if first else None,
         unseen_images=first.unseen_images if first else None,
+        own_answers=bool(drift and drift.document.own_answers),
     )
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
+from mmcompress.artifact import Artifact
+from mmcompress.data.sentences import SENTENCES
 from mmcompress.document import Interval
 from mmcompress.formats import BACKENDS, megabytes, percent, significant
 from mmcompress.measure.bench.document import Run
@@ -28,6 +30,9 @@ def headlines(document: ReportDocument) -> list[str]:
         shares = ((last.macs, first.macs, "image MACs"), (last.bytes, first.bytes, "bytes"))
         bought = [f"{100 * share:.0f}% of its {what}" for x, y, what in shares if (share := ratio(x, y)) is not None]
         kept = f"{_run_start(last.row)} keeps {100 * b / a:.1f}% of {first.row}'s R@10"
+        if document.test.own_answers and last.metrics.flip_rate is not None:
+            same = 1 - last.metrics.flip_rate
+            kept = f"{_run_start(last.row)} answers {100 * same:.1f}% of the photos as {first.row} does"
         lines.append(f"{kept}{', at ' + ' and '.join(bought) if bought else ''}.")
     return lines
 
@@ -47,7 +52,10 @@ def highlights(document: ReportDocument) -> list[Highlight]:
         note = f"{_run_name(best.numerator)} against {_run_name(best.denominator)}"
         figures.append(_highlight("faster at batch 1", best.speedup, "times", note, best.ci95))
     a, b = first.metrics.i2t_r10, last.metrics.i2t_r10
-    if a and b is not None and not collapse_warnings([first, last]):
+    if document.test.own_answers and last.metrics.flip_rate is not None:
+        note = f"best of {document.test.candidates} texts, against {first.row}"
+        figures.append(_highlight("of answers kept", 1 - last.metrics.flip_rate, "percent", note))
+    elif a and b is not None and not collapse_warnings([first, last]):
         figures.append(_highlight("of R@10 kept", b / a, "percent", f"{percent(b)} after {percent(a)}"))
     if (smaller := ratio(first.bytes, last.bytes)) is not None:
         note = f"{megabytes(last.bytes)} after {megabytes(first.bytes)}"
@@ -70,11 +78,12 @@ def _highlight(
 def headline_ratios(document: ReportDocument) -> list[MachineRatio]:
     """The last row on each backend against the first row, at batch 1, from one interleaved run; fastest first.
 
-    Of several machines the first one's.
+    Of several machines the first one's, and of several precisions that of the row: a verdict holds FP32 beside INT8.
     """
     ends = (document.rows[-1].row, document.rows[0].row)
     main = document.machines[0].id if document.machines else None
     ratios = [r for r in document.ratios if (r.numerator.row, r.denominator.row) == ends]
+    ratios = [r for r in ratios if document.rows[-1].precision in (None, r.numerator.precision)]
     return sorted((r for r in ratios if r.batch == 1 and r.machine == main), key=lambda r: -r.speedup)
 
 
@@ -94,6 +103,26 @@ def _run_name(run: Run) -> str:
 
 def _run_start(row: str) -> str:
     return row.upper() if row in ("int8", "fp16", "fp32") else row
+
+
+def truth_warnings(document: ReportDocument) -> list[str]:
+    """What the accuracies of photos without captions mean."""
+    test = document.test
+    if not test.own_answers or not document.rows:
+        return []
+    return [
+        f"The test images have no captions: right is what {document.rows[0].row} answers, of {test.candidates} texts. "
+        "So recall and flips say how often a row agrees with it, not whether it is right."
+    ]
+
+
+def calibration_warnings(gathered: Sequence[Artifact]) -> list[str]:
+    """On what a text tower was calibrated, where it was on nothing of the user's."""
+    return [
+        f"{artifact.path.name}: photos without captions calibrated the image tower, {SENTENCES} the text tower."
+        for artifact in gathered
+        if artifact.manifest.facts.get("texts") == SENTENCES
+    ]
 
 
 def machine_warnings(document: ReportDocument) -> list[str]:

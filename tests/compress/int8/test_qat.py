@@ -16,12 +16,13 @@ from mmcompress.budget import Budget, Cost
 from mmcompress.compress.int8.acceptance import Fit, FitCost, closer, gained, needed
 from mmcompress.compress.train import optimize
 from mmcompress.errors import CorruptInputError, UsageError
+from mmcompress.export.pixels import image_processing
+from mmcompress.export.texts import save_text_processing
 from mmcompress.huggingface import dual_encoder_from_hugging_face, save_checkpoint
 from mmcompress.int8 import INTEGERS, IntegerLinear, linears_from_tensors
 from mmcompress.manifest import Kind
 from mmcompress.pipeline import standalone
 from mmcompress.pipeline.recipe import parse_assignments
-from mmcompress.processing import image_processing, save_text_processing
 
 KEPT = "text.blocks.1.fc2"
 PLAIN = ("method=minmax", "smooth=[]", "rounding=nearest", "bias_correction=false", "max_drop=null")

@@ -15,12 +15,13 @@ from safetensors.numpy import load_file, save_file
 from mmcompress.artifact import Artifact
 from mmcompress.compress.int8.recalibration import compare_calibrations
 from mmcompress.errors import UsageError
+from mmcompress.export.pixels import image_processing
+from mmcompress.export.texts import save_text_processing
 from mmcompress.huggingface import dual_encoder_from_hugging_face, save_checkpoint
 from mmcompress.int8 import INTEGERS, RANGES
 from mmcompress.manifest import Kind
 from mmcompress.pipeline import standalone
 from mmcompress.pipeline.recipe import parse_assignments
-from mmcompress.processing import image_processing, save_text_processing
 
 SMALL = ("samples=32", "held=32", "batch=8", "max_drop=1", "max_flips=1", "sensitivity=false")
 

@@ -25,7 +25,7 @@ from mmcompress.errors import CorruptInputError, GateFailedError, MissingRequire
 from mmcompress.export.export import read_int8
 from mmcompress.int8 import SEEN, Seen, linear_modules
 from mmcompress.measure.interleave import Record
-from mmcompress.measure.verdict import contest, contestants, ruling, verdict
+from mmcompress.measure.verdict import contest, contestants, origins, ruling, verdict
 from mmcompress.measure.verdict.candidates import CANDIDATES, candidates_for
 from mmcompress.measure.verdict.contest import Contestant
 from mmcompress.measure.verdict.document import HeldOutDrift
@@ -196,10 +196,9 @@ def test_of_equally_fast_finalists_the_one_that_drifts_least_is_taken() -> None:
 
 def test_a_race_ends_when_it_is_decided(world: Path, tmp_path: Path) -> None:
     source = Artifact.open(world / "quantized")
-    tensors = verdict.read_tensors(source.file("model.safetensors"))
     variant = contestants.Variant("fp32", contestants.Numerics())
     asked = VerdictConfig(data=DataConfig())
-    one = contestants.written(source, tensors, tmp_path, asked, "fp32", variant, "onnxruntime")
+    one = contestants.written(origins.origin_of(source), tmp_path, asked, "fp32", variant, "onnxruntime")
     seen: list[int] = []
 
     def decided(measured: Any) -> bool:
@@ -277,12 +276,12 @@ def test_quantize_gives_the_verdict_beside_its_own_artifact(
 def test_a_broken_baseline_is_an_error_that_says_which_check_failed(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = verdict.torch_embeddings
+    real = origins.CheckpointOrigin.embedded
 
     def other(*arguments: Any) -> Any:
         return {tower: rows + np.float32(1e-3) for tower, rows in real(*arguments).items()}
 
-    monkeypatch.setattr(verdict, "torch_embeddings", other)
+    monkeypatch.setattr(origins.CheckpointOrigin, "embedded", other)
     with pytest.raises(GateFailedError, match="fails its sanity check: equal to torch"):
         judge(world, tmp_path / "v")
     assert not (tmp_path / "v").exists()
@@ -332,10 +331,9 @@ def test_candidates_differ_and_leave_in_float_what_quantize_left(world: Path) ->
 def test_a_candidates_graph_has_q_dq_where_it_says(world: Path, tmp_path: Path) -> None:
     source = Artifact.open(world / "quantized")
     numerics = {c.name: n for c, n in candidates_for("openvino", source.model, read_int8(source))}["qkv-fc1"]
-    tensors = verdict.read_tensors(source.file("model.safetensors"))
     variant = contestants.Variant("int8", numerics)
     config = VerdictConfig(data=DataConfig())
-    pair = contestants.written(source, tensors, tmp_path, config, "qkv-fc1", variant, "openvino")
+    pair = contestants.written(origins.origin_of(source), tmp_path, config, "qkv-fc1", variant, "openvino")
     graph = onnx.load(str(pair.towers["image"].path)).graph
     quantized = {node.name.split(".input")[0] for node in graph.node if node.op_type == "QuantizeLinear"}
     assert quantized == {f"image.blocks.{p}" for p in ("0.qkv", "0.fc1", "1.qkv.q", "1.qkv.kv", "1.fc1")}

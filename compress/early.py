@@ -1,0 +1,117 @@
+"""What can be known before the first long step: whether stages that compress can work at all, from their configs.
+
+A misspelt student must not be found out after a night of embedding. So these checks run before the first stage of a
+recipe or command, on what is on this machine already: nothing is fetched, and no weights are loaded. They run again
+when a stage's sources are there, and then say whether these belong together.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from mmcompress.artifact import Artifact
+from mmcompress.compress.openclip import check_open_clip
+from mmcompress.compress.ownteacher import check_own
+from mmcompress.compress.train.student import check_preset, inherited_config, inherited_share
+from mmcompress.config import ConvertConfig, DistillConfig, EmbedConfig, TeacherConfig, TrainConfig
+from mmcompress.data.spec import fingerprint
+from mmcompress.errors import UsageError
+from mmcompress.export.pixels import image_processing
+from mmcompress.export.texts import save_text_processing
+from mmcompress.families import config_from_hugging_face
+from mmcompress.pretrained import check_folder
+from mmcompress.teachers import ALIASES, OPEN_CLIP, cached_folder, hub_id, own_code, resolve
+
+Sources = Mapping[str, Artifact]
+
+
+def check_embed(config: EmbedConfig, _: Sources) -> None:
+    check_source(config.teacher)
+
+
+def check_convert(config: ConvertConfig, _: Sources) -> None:
+    check_source(config.teacher)
+
+
+def check_train(config: TrainConfig, _: Sources) -> None:
+    if inherited_share(config.student.source) is not None:
+        raise UsageError(
+            "train begins with random weights, and inherits from no teacher", "give a preset: vit-s16, say"
+        )
+    check_preset(config.student)
+    if config.student.tokenizer is not None:
+        _check_tokenizer(TeacherConfig(source=config.student.tokenizer))
+
+
+def check_distill(config: DistillConfig, sources: Sources) -> None:
+    if "embeddings" in sources:
+        check_same_teacher(config.teacher.source, sources["embeddings"])
+        return  # nothing long stands before the stage any more, and it sees the rest itself
+    check_source(config.teacher)
+    if config.student is None:
+        return
+    share = inherited_share(config.student.source)
+    if share is None:
+        check_preset(config.student)
+    named = config.student.tokenizer if _brings_no_tokenizer(config.teacher.source) else None
+    place = config.teacher if named is None else config.teacher.model_copy(update={"source": named})
+    if _brings_no_tokenizer(place.source):
+        raise UsageError(
+            f"the teacher {place.source!r} has no Hugging Face folder to take a tokenizer from",
+            "set student.tokenizer to a folder or hub id with one",
+        )
+    folder = _check_tokenizer(place)
+    if folder is None:
+        return
+    image_processing(folder, config.teacher.trust_remote_code)
+    if share is not None:
+        inherited_config(config_from_hugging_face(folder), share)
+    elif config.text == "keep":
+        config_from_hugging_face(folder)
+
+
+def check_source(teacher: TeacherConfig) -> None:
+    """Refuse a teacher that is not there, or that is no teacher as far as can be seen without loading it."""
+    own = own_code(teacher.source)
+    if own is not None:
+        check_own(*own)
+    elif teacher.source.startswith(OPEN_CLIP):
+        check_open_clip(teacher.source.removeprefix(OPEN_CLIP))
+    elif (folder := _folder_here(teacher)) is not None:
+        check_folder(folder, teacher.trust_remote_code)
+
+
+def check_same_teacher(source: str, embeddings: Artifact) -> None:
+    """Raise UsageError where cached embeddings are of another teacher than the one that is named."""
+    recorded = embeddings.manifest.config.get("teacher")
+    theirs = recorded.get("source") if isinstance(recorded, dict) else None
+    if not isinstance(theirs, str) or ALIASES.get(source, source) == ALIASES.get(theirs, theirs):
+        return
+    if fingerprint(source) == fingerprint(theirs):
+        return
+    raise UsageError(
+        f"the embeddings in {embeddings.path} are of the teacher {theirs!r}, and the teacher is {source!r}",
+        "give the embeddings of that teacher, or leave one of both out",
+    )
+
+
+def _brings_no_tokenizer(source: str) -> bool:
+    return source.startswith(OPEN_CLIP) or own_code(source) is not None
+
+
+def _check_tokenizer(teacher: TeacherConfig) -> Path | None:
+    """The folder of a teacher if it is here, after its tokenizer has been read as a student's would be."""
+    folder = _folder_here(teacher)
+    if folder is not None:
+        with tempfile.TemporaryDirectory() as scratch:
+            save_text_processing(folder, Path(scratch), teacher.trust_remote_code)
+    return folder
+
+
+def _folder_here(teacher: TeacherConfig) -> Path | None:
+    """A folder on this machine; None for a hub id that is not cached, whose name may still be wrong."""
+    if hub_id(teacher.source) is not None:
+        return cached_folder(teacher.source)
+    return resolve(teacher)

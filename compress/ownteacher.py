@@ -1,0 +1,141 @@
+"""Teachers of one's own: `file.py:function`, a function without arguments that returns a `Teacher`.
+
+The file is run as a script would be: its folder stands first on the import path, so it may import what lies beside it.
+That holds while its code runs and no longer, so that its `model.py` is not what the next file imports. The file is
+named on the command line, and is trusted as the command line is.
+
+What it reads is recorded, since a cache of its answers must not outlive a change of its weights (`recording.py`). Files
+of weights that lie right beside it count too, read or not, and `Teacher(files=…)` declares what else there is.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any, ParamSpec, TypeVar
+
+from mmcompress.compress.contract import Teacher
+from mmcompress.compress.recording import recorded
+from mmcompress.errors import MMCompressError, UsageError, suggestion
+
+P = ParamSpec("P")
+T = TypeVar("T")
+EXAMPLE = "give --teacher path/to/file.py:function"
+WEIGHTS = (".bin", ".ckpt", ".h5", ".npy", ".npz", ".onnx", ".pkl", ".pt", ".pth", ".safetensors")
+
+
+def check_own(file: Path, function: str) -> None:
+    """Raise UsageError for a file that is absent or no Python, or names no such function. Nothing in it is run."""
+    if not file.is_file():
+        raise UsageError(f"there is no Python file {file}", EXAMPLE)
+    try:
+        tree = ast.parse(file.read_bytes(), str(file))
+    except (SyntaxError, ValueError) as error:
+        raise UsageError(f"{file} is no Python: {error}", EXAMPLE) from error
+    named: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            named.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            named.add(node.id)
+        elif isinstance(node, ast.alias):
+            named.add(node.asname or node.name)
+    if function not in named and "*" not in named:
+        raise UsageError(f"{file} has no function {function!r}", suggestion(function, named))
+
+
+def own_teacher(file: Path, function: str) -> tuple[Teacher, OwnCode]:
+    """Run the file and its function. The teacher's own code runs as `code.running` says at every call."""
+    check_own(file, function)
+    code = OwnCode(file.absolute())
+    with code.running():
+        build = getattr(code.module(), function, None)
+        if not callable(build):
+            raise UsageError(f"{file} has no function {function!r}", suggestion(function, vars(code.module())))
+        teacher: Any = build()
+    if not isinstance(teacher, Teacher):
+        raise UsageError(
+            f"{file}:{function} returned {type(teacher).__name__}",
+            "it must return a mmcompress.compress.teacher.Teacher",
+        )
+    code.read |= {Path(name).expanduser().absolute() for name in teacher.files}
+    image, text = code.wrapped(teacher.encode_image), code.wrapped(teacher.encode_text)
+    return replace(teacher, encode_image=image, encode_text=text), code
+
+
+@dataclass
+class OwnCode:
+    """The code of one file: the modules that it brought from its folder, and what it read."""
+
+    file: Path
+    modules: dict[str, ModuleType] = field(default_factory=dict)
+    read: set[Path] = field(default_factory=set)
+    recording: bool = True
+    """Until the teacher has answered for the first time."""
+
+    def module(self) -> ModuleType:
+        """The file's own module, run when it is first asked for."""
+        name = self.file.stem
+        if name not in self.modules:
+            spec = importlib.util.spec_from_file_location(name, self.file)
+            assert spec is not None and spec.loader is not None
+            module = importlib.util.module_from_spec(spec)
+            self.modules[name] = sys.modules[name] = module  # dataclasses and pickles look there
+            spec.loader.exec_module(module)
+        return self.modules[name]
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Import from the file's folder, record what is read, and put the user's exceptions into our words."""
+        aside = {name: sys.modules[name] for name in (*self.modules, self.file.stem) if name in sys.modules}
+        sys.modules.update(self.modules)
+        sys.path.insert(0, str(self.file.parent))
+        before = set(sys.modules)
+        try:
+            with recorded(self.read) if self.recording else nullcontext():
+                yield
+        except MMCompressError:
+            raise
+        except Exception as error:
+            raise self._in_our_words(error) from error
+        finally:
+            sys.path.remove(str(self.file.parent))
+            self.modules |= {name: sys.modules[name] for name in set(sys.modules) - before if self._is_own(name)}
+            for name in self.modules:
+                sys.modules.pop(name, None)
+            sys.modules.update(aside)
+
+    def wrapped(self, function: Callable[P, T]) -> Callable[P, T]:
+        def call(*args: P.args, **kwargs: P.kwargs) -> T:
+            with self.running():
+                return function(*args, **kwargs)
+
+        return call
+
+    def finished(self) -> tuple[Path, ...]:
+        """Stop recording. What a cache of the answers depends on, in order."""
+        self.recording = False
+        beside = {path for path in self.file.parent.iterdir() if path.suffix in WEIGHTS and path.is_file()}
+        return tuple(sorted({self.file, *self.read, *beside}))
+
+    def _is_own(self, name: str) -> bool:
+        origin = getattr(sys.modules[name], "__file__", None)
+        return isinstance(origin, str) and Path(origin).absolute().is_relative_to(self.file.parent)
+
+    def _in_our_words(self, error: Exception) -> UsageError:
+        """With the last line of the user's own files that the exception went through."""
+        lines = traceback.extract_tb(error.__traceback__)
+        own = [line for line in lines if Path(line.filename).absolute().is_relative_to(self.file.parent)]
+        where = f"{own[-1].filename}, line {own[-1].lineno}" if own else str(self.file)
+        said = (str(error).strip().splitlines() or [""])[0]
+        return UsageError(
+            f"the teacher's own code failed in {where}: {type(error).__name__}: {said}",
+            "docs/teachers.md says what a teacher has to give",
+        )

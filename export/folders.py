@@ -1,0 +1,106 @@
+"""What transformers opens of a teacher's folder: config, image processor and tokenizer.
+
+Everything that it, `tokenizers` or code of the folder's own raises on the way becomes one error with a hint. What is
+absent is refused and never replaced by a default: an image processor of another model embeds without complaint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from mmcompress.errors import CorruptInputError, MissingRequirementError, MMCompressError, UsageError, require
+from mmcompress.pretrained import quiet
+from mmcompress.strictjson import read_json
+
+T = TypeVar("T")
+_VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model")
+_PIECES = "*.model"
+"""Vocabularies of SentencePiece, which transformers reads with a package of its own."""
+_NEWER = {"TokenizersBackend": False, "Siglip2Tokenizer": True}
+"""Classes that transformers 5 writes, which are a `tokenizer.json` and nothing else; and whether they lower texts."""
+
+
+def config_of(folder: Path, trust_remote_code: bool = False) -> Any:
+    """The model's config."""
+    transformers = require("transformers", "compress")
+    return opened(
+        lambda: transformers.AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code),
+        f"the config.json in {folder}",
+        trust_remote_code,
+    )
+
+
+def image_processor_of(folder: Path, trust_remote_code: bool = False) -> Any:
+    """The folder's image processor, in the form that resizes with Pillow; UsageError where it has none."""
+    transformers = require("transformers", "compress")
+    nested = folder / "processor_config.json"
+    if not (folder / "preprocessor_config.json").is_file() and not (
+        nested.is_file() and "image_processor" in read_json(nested, "restore it from where it came")
+    ):
+        raise UsageError(
+            f"{folder} does not say how its images are prepared: there is neither a preprocessor_config.json nor a"
+            " processor_config.json with an image_processor",
+            "put the model's own one there; sizes, means and filters differ between models of one family",
+        )
+    return opened(
+        lambda: transformers.AutoImageProcessor.from_pretrained(
+            folder, use_fast=False, trust_remote_code=trust_remote_code
+        ),
+        f"the image processor in {folder}",
+        trust_remote_code,
+    )
+
+
+def tokenizer_of(folder: Path, trust_remote_code: bool = False) -> Any:
+    """The folder's tokenizer; UsageError where it has none, MissingRequirementError where SentencePiece is needed."""
+    transformers = require("transformers", "compress")
+    if not any((folder / name).is_file() for name in _VOCABULARIES) and not any(folder.glob(_PIECES)):
+        raise UsageError(f"{folder} has no tokenizer", "put the model's tokenizer.json and tokenizer_config.json there")
+    if not (folder / "tokenizer.json").is_file() and any(folder.glob(_PIECES)):
+        for package in ("sentencepiece", "google.protobuf"):
+            require(package, "sentencepiece")
+    stated = folder / "tokenizer_config.json"
+    name = read_json(stated, "restore it from where it came").get("tokenizer_class", "") if stated.is_file() else ""
+    newer = name in _NEWER and not hasattr(transformers, name) and (folder / "tokenizer.json").is_file()
+    opener = transformers.PreTrainedTokenizerFast if newer else transformers.AutoTokenizer
+    tokenizer = opened(
+        lambda: opener.from_pretrained(folder, trust_remote_code=trust_remote_code),
+        f"the tokenizer in {folder}",
+        trust_remote_code,
+    )
+    if newer and _NEWER[name]:
+        from tokenizers import normalizers
+
+        backend = tokenizer.backend_tokenizer
+        own = [] if backend.normalizer is None else [backend.normalizer]
+        backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), *own])
+    return tokenizer
+
+
+def opened(read: Callable[[], T], what: str, trusted: bool) -> T:
+    """What a call into transformers returns; whatever it raises says that `what` cannot be opened."""
+    try:
+        with quiet():
+            return read()
+    except MMCompressError:
+        raise
+    except ImportError as error:
+        raise MissingRequirementError(
+            f"{what} needs a package that cannot be imported: {_said(error)}",
+            "install what it names; pip install 'mmcompress[sentencepiece]' brings what SigLIP's tokenizer reads",
+        ) from error
+    except Exception as error:  # `tokenizers` raises bare Exception, and code of the folder's own whatever it likes
+        code = not trusted and "trust_remote_code" in str(error)
+        raise CorruptInputError(
+            f"{what} cannot be opened: {type(error).__name__}: {_said(error)}",
+            "it has code of its own; where you trust it, set teacher.trust_remote_code=true"
+            if code
+            else "check that the folder is whole, and that this version of transformers knows its classes",
+        ) from error
+
+
+def _said(error: Exception) -> str:
+    """Its first line; some go on for a page."""
+    return next((line for line in str(error).splitlines() if line.strip()), "")

@@ -1,0 +1,156 @@
+"""A teacher's image processor as the rule that a device repeats: read off transformers' own object, then tried.
+
+The config is not read by hand: what a key is called, what stands for an absent one, and which keys a class ignores is
+known to the class alone. Keys that no device repeats are refused by name. What a class does beyond its keys shows when
+it prepares a few odd images, which our own code must match to a level of 255.
+"""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+from PIL import Image
+
+from mmcompress.data.preprocess import normalize, to_array
+from mmcompress.errors import UsageError
+from mmcompress.export.folders import config_of, image_processor_of
+from mmcompress.export.oddities import odd_images
+from mmcompress.manifest import Preprocessing
+from mmcompress.pretrained import quiet
+
+LEVELS = 1.0
+"""How far the same pixel may lie apart, of 255: two resizers round differently, another filter or crop is far more."""
+_FLAGS = {"do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb"}
+
+
+def image_processing(folder: Path, trust_remote_code: bool = False) -> Preprocessing:
+    """How a Hugging Face folder prepares images. UsageError, with the key, for what a device cannot repeat exactly."""
+    processor = image_processor_of(folder, trust_remote_code)
+    rule = rule_from_processor(processor)
+    _check_repeats(processor, rule)
+    _check_model(folder, rule, trust_remote_code)
+    return rule
+
+
+def rule_from_processor(processor: Any) -> Preprocessing:
+    """What the attributes of a processor of transformers say."""
+    if _stated(processor, "max_num_patches") is not None:
+        _refuse(
+            processor, "max_num_patches", "images of one shape", "take the model of a fixed size, not the NaFlex one"
+        )
+    if not _stated(processor, "do_resize", True):
+        _refuse(processor, "do_resize", "true", "a device has to make images of any size the model's: set it")
+    for key, value in vars(processor).items():
+        if key.startswith("do_") and value and key not in _FLAGS and _takes(processor, key):
+            _refuse(processor, key, "no such step", "set it to false if the model does not depend on it")
+    size, resize, squash = _sizes(processor)
+    try:
+        interpolation = Image.Resampling(_stated(processor, "resample")).name.lower()
+    except ValueError:
+        _refuse(processor, "resample", "0 to 5, a filter of Pillow", "3 is bicubic, 2 bilinear")
+    factor = 255 * (_stated(processor, "rescale_factor") if _stated(processor, "do_rescale", True) else 1)
+    mean: tuple[float, ...] = (0.0, 0.0, 0.0)
+    std: tuple[float, ...] = (1.0, 1.0, 1.0)
+    if _stated(processor, "do_normalize", True):
+        mean, std = _of_channels(processor, "image_mean"), _of_channels(processor, "image_std")
+    # (factor * v - mean) / std of a value v in [0, 1] is (v - mean / factor) / (std / factor)
+    return Preprocessing.model_validate(
+        {
+            "size": size,
+            "resize": resize,
+            "squash": squash,
+            "interpolation": interpolation,
+            "mean": tuple(value / factor for value in mean),
+            "std": tuple(value / factor for value in std),
+        }
+    )
+
+
+def _takes(processor: Any, key: str) -> bool:
+    """Whether the class knows a key; transformers stores unknown ones of a config as attributes too."""
+    return hasattr(type(processor), key) or key in inspect.signature(type(processor).__init__).parameters
+
+
+def _stated(processor: Any, key: str, otherwise: Any = None) -> Any:
+    value = getattr(processor, key, None) if _takes(processor, key) else None
+    return otherwise if value is None else value
+
+
+def _sizes(processor: Any) -> tuple[int, int, bool]:
+    """(crop, resize, squash), as `Preprocessing` calls them."""
+    size = _stated(processor, "size")
+    stated = {key: value for key, value in dict(size).items() if value} if hasattr(size, "keys") else {}
+    side = stated.get("shortest_edge") or stated.get("height")
+    if not side or stated not in ({"shortest_edge": side}, {"height": side, "width": side}):
+        _refuse(processor, "size", "a shortest_edge, or an equal height and width", "give it the model's image_size")
+    squash = "height" in stated
+    share = _stated(processor, "crop_pct")
+    if share is not None:  # ConvNeXt: below 384 pixels an image is resized to more than is cropped out of it
+        return (side, int(side / share), False) if side < 384 else (side, side, True)
+    if not _stated(processor, "do_center_crop", False):
+        if not squash:
+            _refuse(processor, "do_center_crop", "true where size is a shortest_edge", "the images would be no squares")
+        return side, side, True
+    crop = dict(_stated(processor, "crop_size", {}))
+    if not crop.get("height") or crop != {"height": crop.get("height"), "width": crop.get("height")}:
+        _refuse(processor, "crop_size", "an equal height and width", "give it the model's image_size")
+    return crop["height"], side, squash
+
+
+def _of_channels(processor: Any, key: str) -> tuple[float, ...]:
+    value = _stated(processor, key)
+    values = (value,) * 3 if isinstance(value, (int, float)) else tuple(value or ())
+    if len(values) != 3 or (key == "image_std" and not all(values)):
+        _refuse(processor, key, "a number each for red, green and blue", "one for all is fine; none of std is 0")
+    return values
+
+
+def _refuse(processor: Any, key: str, expected: str, hint: str) -> NoReturn:
+    raise UsageError(
+        f"the teacher's {type(processor).__name__} has {key} = {getattr(processor, key, None)!r}, expected {expected}",
+        hint,
+    )
+
+
+def _check_repeats(processor: Any, rule: Preprocessing) -> None:
+    """The processor itself against our own code, on odd images."""
+    name = type(processor).__name__
+    for image in odd_images(rule.size):
+        what = f"an image of {image.width} x {image.height} pixels"
+        ours = normalize(to_array(image, rule)[None], rule)
+        try:
+            with quiet():
+                theirs = np.asarray(processor(images=[image], return_tensors="np")["pixel_values"], dtype=np.float32)
+        except Exception as error:  # a class that nothing is known about may raise anything
+            raise UsageError(
+                f"the teacher's {name} cannot prepare {what}: {type(error).__name__}: {error}",
+                "its config contradicts itself, or it needs more than an image",
+            ) from error
+        if theirs.shape != ours.shape:
+            raise UsageError(
+                f"the teacher's {name} makes {what} an array of shape {theirs.shape}, expected {ours.shape}",
+                "it does something that its keys do not say, so a device cannot repeat it",
+            )
+        apart = np.abs(ours - theirs) * np.array(rule.std, dtype=np.float32)[:, None, None] * 255
+        if not apart.max() <= LEVELS + 1e-2:
+            raise UsageError(
+                f"the teacher's {name} prepares {what} otherwise than its keys say: {apart.max():.0f} of 255 levels"
+                " apart from our own preprocessing",
+                "a device would see other images than the teacher; write what it does as a CLIPImageProcessor",
+            )
+
+
+def _check_model(folder: Path, rule: Preprocessing, trust_remote_code: bool) -> None:
+    """A model with learnt positions takes images of one size."""
+    if not (folder / "config.json").is_file():
+        return
+    vision = getattr(config_of(folder, trust_remote_code), "vision_config", None)
+    side = getattr(vision, "image_size", None)
+    if isinstance(side, int) and hasattr(vision, "patch_size") and side != rule.size:
+        raise UsageError(
+            f"the processor in {folder} makes images of {rule.size} pixels, and its model takes {side}",
+            "make crop_size (or size) in its config and image_size in config.json the same",
+        )

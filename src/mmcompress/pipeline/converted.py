@@ -1,0 +1,200 @@
+"""What is no artifact yet becomes one first, beside what is made of it, and is reused while the source is the same.
+
+A command that takes an artifact takes a teacher as well: an alias, a hub id, a folder in Hugging Face format. One that
+`model.py` can compute becomes a checkpoint (stage `convert`), any other one ONNX graphs (`baseline`, `trace`). Where a
+command needs graphs, a checkpoint is exported first too. Commands without `--out` keep these in the user's cache.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from mmcompress.artifact import Artifact
+from mmcompress.config import TeacherConfig
+from mmcompress.errors import UsageError, suggestion
+from mmcompress.manifest import Kind
+from mmcompress.pipeline.single import run_single
+from mmcompress.pipeline.sources import Given
+from mmcompress.places import MANIFEST
+from mmcompress.progress import say
+
+CACHE = "MMCOMPRESS_CACHE"
+"""The environment variable that says where commands without `--out` keep what they convert."""
+NOTHING: Given = {}
+
+
+def is_artifact(source: str | Path) -> bool:
+    """Whether a source is an artifact's folder; if not, it names a teacher, or nothing."""
+    return (Path(source) / MANIFEST).is_file()
+
+
+def artifact_at(source: str | Path, *kinds: Kind) -> Artifact | None:
+    """The artifact at a source, of one of the kinds; None where a teacher may be meant."""
+    return Artifact.open(source, *kinds) if is_artifact(source) else None
+
+
+def teacher_named(source: str, wanted: str = "an") -> TeacherConfig:
+    """The teacher that a source names, looked at and not loaded; `wanted` is the kind of artifact it stands for.
+
+    Raises UsageError for what is neither a teacher nor an artifact, before anything is fetched.
+    """
+    from mmcompress.teachers import ALIASES, resolve
+
+    path, teacher = Path(source).expanduser(), TeacherConfig(source=source)
+    if source.startswith("open_clip:") or (source in ALIASES and not path.exists()):
+        return teacher
+    if source.startswith("demo:"):
+        resolve(teacher)
+        return teacher
+    if re.fullmatch(r".+\.py:\w+", source):
+        if not Path(source.rpartition(":")[0]).expanduser().is_file():
+            raise UsageError(f"there is no Python file {source.rpartition(':')[0]}", "give path/to/file.py:function")
+        return teacher
+    artifact = f"give a folder that mmcompress wrote ({wanted} artifact)"
+    if path.exists():
+        if not (path / "config.json").is_file():
+            lacks = f"it has no {MANIFEST}, and no config.json of a model" if path.is_dir() else "it is no folder"
+            raise UsageError(f"{source} is not an artifact: {lacks}", f"{artifact}, or a model in Hugging Face format")
+        resolve(teacher)
+        return teacher
+    if source.count("/") != 1 or source.startswith((".", "/", "~")) or path.parent.is_dir():
+        raise UsageError(
+            f"{source} is not an artifact: there is no such folder",
+            f"{artifact}, or a teacher: {suggestion(source, ALIASES)}",
+        )
+    return teacher
+
+
+def becomes_checkpoint(teacher: TeacherConfig) -> bool:
+    """Whether a teacher is of a family that `model.py` computes."""
+    from mmcompress.families import config_from_hugging_face
+    from mmcompress.teachers import resolve
+
+    if teacher.source.startswith("open_clip:") or ".py:" in teacher.source:
+        return False
+    try:
+        config_from_hugging_face(resolve(teacher))
+    except UsageError:
+        return False
+    return True
+
+
+def check_becomes_checkpoint(source: str | Path, wanted: str) -> None:
+    """Raise UsageError, before anything is fetched or loaded that need not be, unless a teacher can be a checkpoint.
+
+    `wanted` says what cannot be done with it.
+    """
+    if not becomes_checkpoint(teacher_named(str(source), Kind.CHECKPOINT.value)):
+        raise UsageError(
+            f"{source} cannot be {wanted}: it is of no family whose blocks mmcompress knows",
+            "`mmcompress export` writes its ONNX as it is, and distill takes it as a teacher",
+        )
+
+
+def is_graph(source: str | Path, near: Artifact | None) -> bool:
+    """Whether a source is worked on as graphs: an ONNX artifact (`near`), or a teacher that cannot be a checkpoint."""
+    if near is not None:
+        return near.manifest.kind is Kind.ONNX
+    return not becomes_checkpoint(teacher_named(str(source), Kind.CHECKPOINT.value))
+
+
+def as_checkpoint(source: str | Path, out: Path, given: Given = NOTHING) -> Artifact:
+    """The checkpoint at a source, or the one that its teacher becomes, in OUT-checkpoint; `given` is of `convert`."""
+    if (artifact := artifact_at(source, Kind.CHECKPOINT)) is not None:
+        return artifact
+    check_becomes_checkpoint(source, "a checkpoint")
+    place = out.with_name(f"{out.name}-checkpoint")
+    return run_single("convert", {}, {**given, "teacher.source": str(source)}, {}, place)
+
+
+def as_model(source: str | Path, out: Path, given: Given = NOTHING) -> Artifact:
+    """What can be quantized: a checkpoint, or of a teacher that cannot be one its graphs, in OUT-teacher."""
+    if (artifact := artifact_at(source, Kind.CHECKPOINT, Kind.ONNX)) is not None:
+        return artifact
+    if is_graph(source, None):
+        return teacher_graphs(str(source), out.with_name(f"{out.name}-teacher"), given)
+    return as_checkpoint(source, out, given)
+
+
+def teacher_graphs(source: str, out: Path, given: Given = NOTHING) -> Artifact:
+    """A teacher's own graphs: through optimum where it is of transformers, else traced from its torch modules."""
+    return run_single(tracing_stage(source), {}, {**given, "teacher.source": source}, {}, out)
+
+
+def tracing_stage(source: str) -> str:
+    """The stage that makes graphs of a teacher as it is."""
+    return "trace" if source.startswith("open_clip:") or ".py:" in source else "baseline"
+
+
+def as_graphs(source: str | Path, out: Path, given: Given = NOTHING, *kinds: Kind) -> Artifact:
+    """The ONNX artifact at a source, or the one that its checkpoint or its teacher is exported to, at `out`."""
+    kinds = kinds or (Kind.ONNX,)
+    artifact = artifact_at(source, *kinds, Kind.CHECKPOINT)
+    if artifact is not None and artifact.manifest.kind is not Kind.CHECKPOINT:
+        return artifact
+    if artifact is None:
+        if not becomes_checkpoint(teacher_named(str(source), " or ".join(kind.value for kind in kinds))):
+            return teacher_graphs(str(source), out, given)
+        artifact = as_checkpoint(source, out, given)
+    return run_single("export", {"precisions": natural_precisions(artifact)}, {}, {"checkpoint": artifact}, out)
+
+
+def natural_precisions(checkpoint: Artifact) -> tuple[str, ...]:
+    """What a checkpoint is exported in where nobody says it."""
+    return ("int8",) if checkpoint.manifest.stage in ("quantize", "qat") else ("fp32",)
+
+
+def all_as_graphs(sources: Sequence[str | Path], out: Path, given: Given = NOTHING, *kinds: Kind) -> list[Artifact]:
+    """Each source as graphs; what is no ONNX artifact yet becomes one in `OUT-sources`, by a name of its own."""
+    for source in sources:  # all that is misspelt, before the first of them takes minutes
+        if not is_artifact(source):
+            teacher_named(str(source), " or ".join(kind.value for kind in kinds or (Kind.ONNX,)))
+    names = [name_of(source) for source in sources]
+    unique = [name if names.count(name) == 1 else f"{name}-{i}" for i, name in enumerate(names)]
+    folder = out.with_name(f"{out.name}-sources")
+    return [as_graphs(source, folder / name, given, *kinds) for source, name in zip(sources, unique, strict=True)]
+
+
+def name_of(source: str | Path) -> str:
+    """A file name for a source: `vit-b32`, `clip-vit-base-patch32`, `ViT-B-32-openai`."""
+    text = str(source).removeprefix("open_clip:")
+    if is_artifact(source) or Path(text).exists() or (text.count("/") == 1 and ":" not in str(source)):
+        text = Path(text).absolute().name
+    return re.sub(r"[^\w.-]+", "-", text.split(":", 1)[-1] if text.startswith("demo:") else text).strip("-.") or "model"
+
+
+def cache_folder() -> Path:
+    """Where commands without `--out` keep what they convert: MMCOMPRESS_CACHE, else the user's cache."""
+    if said := os.environ.get(CACHE):
+        return Path(said).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "mmcompress"
+
+
+def graphs_to_use(source: str | Path) -> Artifact:
+    """For commands that write nothing of their own: the artifact, or graphs of it in the user's cache."""
+    artifact = artifact_at(source, Kind.ONNX, Kind.ENGINE, Kind.CHECKPOINT)
+    if artifact is not None and artifact.manifest.kind is not Kind.CHECKPOINT:
+        return artifact
+    return as_graphs(source, _cached_place(source), NOTHING, Kind.ONNX, Kind.ENGINE)
+
+
+def anything_to_use(source: str | Path) -> Artifact:
+    """Any artifact, or what a teacher becomes in the user's cache."""
+    if (artifact := artifact_at(source)) is not None:
+        return artifact
+    make = as_checkpoint if becomes_checkpoint(teacher_named(str(source))) else as_graphs
+    return make(source, _cached_place(source))
+
+
+def _cached_place(source: str | Path) -> Path:
+    """One place a source, told by its path where it is one; what is there is made again when the source changes."""
+    if not is_artifact(source):
+        teacher_named(str(source), "onnx")
+    where = str(Path(source).resolve()) if Path(source).exists() else str(source)
+    place = cache_folder() / f"{name_of(source)}-{hashlib.sha256(where.encode()).hexdigest()[:8]}"
+    say("cache", place.name, f"in {place.parent}")
+    return place

@@ -1,0 +1,160 @@
+"""`mmcompress shrink`: a teacher to a small INT8 model and one page that says what it lost, as a recipe written here.
+
+The recipe is run like any other: every step is an artifact in the folder, so a run that was killed goes on, and a rerun
+does no work. What judges is kept apart from what is fitted: where no test pairs are given, the data is cut into three
+parts by the hash of each sample's key, one to prune, recover and calibrate on, one on which choices are made, and one
+that only the last measurement reads.
+
+A recovery is said in minutes and trained in steps: the embed stage has measured how fast this machine is with this
+teacher, and a step of training takes about three passes. The estimate rests on recorded figures, so a rerun makes it
+again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from mmcompress.artifact import Artifact
+from mmcompress.config import Backend
+from mmcompress.errors import UsageError
+from mmcompress.pipeline.converted import (
+    check_becomes_checkpoint,
+    is_artifact,
+    is_graph,
+    name_of,
+    teacher_named,
+    tracing_stage,
+)
+from mmcompress.pipeline.recipe import Recipe, parse_assignments, recipe_of
+from mmcompress.pipeline.run import run_recipe
+
+RECOVERY_BATCH = 64
+RECOVERY_LR = 1e-4
+PASSES = 3.0
+"""Forward passes that a step of training costs: one forward, two backward."""
+JUDGES = 45
+"""Samples that a part has at least, in the mean, so that twenty different texts are among them."""
+BINS = 10
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What `mmcompress shrink` is asked for."""
+
+    data: str
+    validation: str | None = None
+    test: str | None = None
+    labels: str | None = None
+    target_latency: str | float | None = None
+    backend: str | None = None
+    minutes: float = 0.0
+    overrides: Sequence[str] = ()
+
+
+def shrink(source: str, out: Path, wish: Wish) -> dict[str, Artifact]:
+    """Every artifact of the way by name, the report last."""
+    from mmcompress.measure.verdict.contestants import runnable
+
+    if is_artifact(source):
+        if not (Path(source) / "config.json").is_file():
+            raise UsageError(f"{source} is no whole model", "give a teacher, or a checkpoint that was not pruned yet")
+    elif wish.target_latency is not None:
+        check_becomes_checkpoint(source, "pruned")
+    else:
+        teacher_named(source)
+    if wish.minutes and wish.target_latency is None:
+        raise UsageError("--minutes are for what pruning lost, and nothing is pruned", "give --target-latency too")
+    backend = runnable(wish.backend)  # type: ignore[arg-type]
+    data = parts(wish)
+    planned = recipe_for(source, wish, data, backend, 1 if wish.minutes else 0)
+    if not wish.minutes:
+        return run_recipe(planned, out, "shrink")
+    names = [table.name for table in planned.stages]
+    begun = planned.model_copy(update={"stages": planned.stages[: names.index("prune") + 1]})
+    made = run_recipe(begun, out, "shrink")
+    steps = recovery_steps(wish.minutes, made["embed"], made["prune"])
+    return run_recipe(recipe_for(source, wish, data, backend, steps), out, "shrink")
+
+
+def recipe_for(source: str, wish: Wish, data: dict[str, str], backend: Backend, steps: int) -> Recipe:
+    """The stages in order, checked; `steps` of recovery. What cannot be a checkpoint is quantized as its graphs."""
+    tables = {"data": data, "teacher": {"source": source}}
+    measured = [
+        {"run": "bench", "backends": [backend]},
+        {"run": "drift", "backend": backend},
+        {"run": "report", "title": f"{name_of(source)}, shrunk"},
+    ]
+    if not is_artifact(source) and is_graph(source, None):
+        stages = [
+            {"run": tracing_stage(source), "name": "teacher"},
+            {"run": "quantize-graphs", "name": "quantize", "graphs": "teacher"},
+            {"run": "verdict", "name": "int8", "graphs": "quantize", "backend": backend},
+            *measured,
+        ]
+        return recipe_of({**tables, "stage": stages}, "shrink", parse_assignments(wish.overrides))
+    pruned: list[dict[str, Any]] = []
+    last = "convert"
+    if wish.target_latency is not None:
+        target = {"target_latency": wish.target_latency, "backend": backend, "precision": "int8", "towers": ["image"]}
+        pruned = [
+            {"run": "embed"},
+            {"run": "prune", "checkpoint": "convert", **target},
+            {"run": "export", "name": "pruned", "checkpoint": "prune"},
+        ]
+        last = "prune"
+    if steps:
+        trained = {"steps": steps, "batch": RECOVERY_BATCH, "lr": RECOVERY_LR}
+        pruned += [
+            {"run": "distill", "name": "recover", "checkpoint": "prune", "text": "keep", "optimizer": trained},
+            {"run": "export", "name": "recovered", "checkpoint": "recover"},
+        ]
+        last = "recover"
+    stages = [
+        {"run": "convert"},
+        {"run": "export", "name": "teacher", "checkpoint": "convert"},
+        *pruned,
+        {"run": "quantize", "checkpoint": last},
+        {"run": "verdict", "name": "int8", "checkpoint": "quantize", "backend": backend},
+        *measured,
+    ]
+    return recipe_of({**tables, "stage": stages}, "shrink", parse_assignments(wish.overrides))
+
+
+def parts(wish: Wish) -> dict[str, str]:
+    """The data table: what the user named, and parts of the data for what is not named."""
+    named = {"validation": wish.validation, "test": wish.test}
+    missing = [name for name, spec in named.items() if spec is None]
+    table = {name: spec for name, spec in {**named, "labels": wish.labels}.items() if spec is not None}
+    if not missing:
+        return {"train": wish.data, **table}
+    bins = _bins(wish.data)
+    for index, name in enumerate(missing):
+        table[name] = f"part:{index * bins}-{(index + 1) * bins - 1}/{BINS}:{wish.data}"
+    return {"train": f"part:{len(missing) * bins}-{BINS - 1}/{BINS}:{wish.data}", **table}
+
+
+def _bins(data: str) -> int:
+    """How many of ten bins judge: one where there is plenty, three at most."""
+    from mmcompress.data.batches import read
+
+    enough = JUDGES * BINS
+    there = sum(1 for _ in islice(read(data, max_bad_fraction=1.0, announce=False), enough))
+    bins = next((bins for bins in (1, 2, 3) if there * bins >= enough), None)
+    if bins is None:
+        raise UsageError(
+            f"{data} has {there} samples, too few to keep some apart for the choices and for the test: "
+            f"{-(-enough // 3)} are needed",
+            "give more, or name other sets with --validation and --test",
+        )
+    return bins
+
+
+def recovery_steps(minutes: float, embeddings: Artifact, pruned: Artifact) -> int:
+    """Steps that take about so long on this machine, by how fast it embedded and what pruning left."""
+    speed = float(embeddings.manifest.metrics["embedding"]["images_per_s"])
+    share = float(pruned.manifest.facts["macs_share"])
+    return max(1, round(60 * minutes * speed / (PASSES * share * RECOVERY_BATCH)))

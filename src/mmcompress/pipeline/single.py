@@ -1,0 +1,51 @@
+"""One stage with sources that are there already, run and locked exactly as a recipe runs it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mmcompress.artifact import Artifact
+from mmcompress.config import StageConfig, validated
+from mmcompress.lock import locked
+from mmcompress.pipeline.recipe import assign, reduced
+from mmcompress.pipeline.run import check_use, run_stage
+from mmcompress.pipeline.sources import Given
+from mmcompress.places import check_place
+from mmcompress.stages import STAGES
+
+NO_SOURCES: Mapping[str, Artifact] = {}
+
+
+def checked(
+    name: str, tables: Mapping[str, Any], given: Given, sources: Mapping[str, Artifact] = NO_SOURCES
+) -> StageConfig:
+    """The config of a stage, `given` over `tables`. Commands ask for it before their first long step."""
+    stage = STAGES[name]
+    values = {key: dict(value) if isinstance(value, Mapping) else value for key, value in tables.items()}
+    for key, value in given.items():
+        assign(values, key.split("."), value)
+    built = reduced(validated(stage.config, values, f"mmcompress {name}"), stage)
+    check_use(built, stage, sources, f"mmcompress {name}")
+    stage.refuse_impossible(built, sources)
+    return built
+
+
+def run_single(
+    name: str,
+    tables: Mapping[str, Any],
+    given: Given,
+    sources: Mapping[str, Artifact],
+    out: Path,
+    gathered: Sequence[Artifact] = (),
+) -> Artifact:
+    """Check the config, `given` over `tables`, and run one stage; `out` becomes its artifact, or is reused."""
+    built = checked(name, tables, given, sources)
+    read = [*sources.values(), *gathered]
+    check_place(out, [artifact.path for artifact in read], name)
+    out.absolute().parent.mkdir(parents=True, exist_ok=True)
+    with locked(out, reading=[artifact.path for artifact in read]):
+        for artifact in read:
+            artifact.check_unchanged()
+        return run_stage(STAGES[name], built, sources, tuple(gathered), out)

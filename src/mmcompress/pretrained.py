@@ -1,0 +1,151 @@
+"""Loading somebody else's model through transformers: the one entry for the teacher and for the baseline.
+
+transformers fills with random numbers whatever it does not find, and only logs that it did. So its load report is read
+here, and a tensor that is missing, unexpected or of another shape is an error, before anything is embedded. Whatever
+the library, or code from the model's own folder, raises on the way becomes one error that says what to do.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from mmcompress.errors import CorruptInputError, MissingRequirementError, MMCompressError, UsageError, require
+from mmcompress.strictjson import read_json
+
+OLDEST = (4, 56)
+"""The first transformers that takes `dtype` and knows MetaCLIP 2."""
+_HARMLESS = re.compile(r"(^|\.)position_ids$")
+"""Buffers that old versions saved and new ones compute."""
+
+
+def load_model(folder: Path, trust_remote_code: bool = False, attention: str | None = None) -> Any:
+    """The model of a Hugging Face folder, whole, in float32 and evaluation mode, with both feature functions.
+
+    `attention` is transformers' `attn_implementation`. Raises CorruptInputError for weights that are damaged or do not
+    belong to the config, UsageError for a model that is no teacher, MissingRequirementError for an absent package.
+    """
+    config = check_folder(folder, trust_remote_code)
+    transformers = require("transformers", "compress")
+    options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "dtype": require("torch", "compress").float32}
+    if attention is not None:
+        options["attn_implementation"] = attention
+    try:
+        with quiet():
+            model, report = transformers.AutoModel.from_pretrained(
+                folder, output_loading_info=True, ignore_mismatched_sizes=True, **options
+            )
+    except Exception as error:  # of transformers, of safetensors, or of the folder's own code
+        raise _in_our_words(error, folder, config) from error
+    check_report(report, folder, model)
+    if not all(callable(getattr(model, name, None)) for name in ("get_image_features", "get_text_features")):
+        raise UsageError(
+            f"the model in {folder} ({type(model).__name__}) does not embed both images and texts",
+            "give a CLIP, SigLIP, Chinese-CLIP or MetaCLIP model, or wrap it: docs/teachers.md says how",
+        )
+    return model.eval()
+
+
+def check_folder(folder: Path, trust_remote_code: bool = False) -> dict[str, Any]:
+    """The config.json of a folder that can be a teacher, as far as can be seen without loading it, or an error."""
+    _check_version(require("transformers", "compress").__version__)
+    restore = "restore it from where the weights are from"
+    config = read_json(folder / "config.json", restore)
+    if not isinstance(config, dict) or not {"model_type", "auto_map"} & config.keys():
+        raise CorruptInputError(f"{folder / 'config.json'} names no model_type", restore)
+    if config.get("model_type") == "siglip2":
+        raise UsageError(
+            f"{folder} is a NaFlex SigLIP 2, which takes images as patches of any aspect ratio",
+            "give one of fixed size, such as google/siglip2-base-patch16-224",
+        )
+    if "auto_map" in config and not trust_remote_code:
+        raise UsageError(
+            f"{folder} brings Python code of its own, which does not run unasked",
+            "if you trust its author: --set teacher.trust_remote_code=true",
+        )
+    if not any((folder / name).is_file() for name in _WEIGHTS):
+        raise CorruptInputError(f"{folder} has no weights", f"expected one of {', '.join(_WEIGHTS)}")
+    return config
+
+
+def check_report(report: Mapping[str, Any], folder: Path, model: Any) -> None:
+    """Raise CorruptInputError where transformers' load report names a tensor that is not as the config wants it."""
+    missing = sorted(report["missing_keys"])
+    unexpected = sorted(key for key in report["unexpected_keys"] if not _HARMLESS.search(key))
+    mismatched = sorted(key if isinstance(key, str) else key[0] for key in report["mismatched_keys"])
+    if missing:
+        raise CorruptInputError(
+            f"{folder}: {len(missing)} tensors are missing, the first is {missing[0]!r}; they would be random",
+            _prefix_hint(missing, unexpected) or "the weights do not belong to this config: restore both",
+        )
+    if mismatched:
+        expected = tuple(model.state_dict()[mismatched[0]].shape)
+        raise CorruptInputError(
+            f"{folder}: {len(mismatched)} tensors have another shape than the config says, the first is "
+            f"{mismatched[0]!r}, expected {expected}",
+            "the weights do not belong to this config: restore both",
+        )
+    if unexpected:
+        raise CorruptInputError(
+            f"{folder}: {len(unexpected)} tensors belong to nothing in the model, the first is {unexpected[0]!r}",
+            "the config names another model than these weights are of: restore both",
+        )
+
+
+def _prefix_hint(missing: Sequence[str], unexpected: Sequence[str]) -> str:
+    """What all names in the file begin with, where the rest of them is what is missing; else nothing."""
+    parts = unexpected[0].split(".")[:-1] if unexpected else []
+    for count in range(len(parts), 0, -1):
+        prefix = ".".join(parts[:count]) + "."
+        if all(name.startswith(prefix) for name in unexpected) and unexpected[0].removeprefix(prefix) in missing:
+            return f"every tensor that was found starts with {prefix!r}: save the weights without it"
+    return ""
+
+
+def _check_version(version: str) -> None:
+    if tuple(int(part) for part in re.findall(r"\d+", version)[:2]) < OLDEST:
+        oldest = ".".join(map(str, OLDEST))
+        raise MissingRequirementError(
+            f"transformers {version} is too old, expected {oldest} or newer", f"pip install 'transformers>={oldest},<5'"
+        )
+
+
+_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+
+
+def _in_our_words(error: Exception, folder: Path, config: Mapping[str, Any]) -> MMCompressError:
+    if isinstance(error, MMCompressError):
+        return error
+    said = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    what = f"the model in {folder} cannot be loaded: {said}"
+    if isinstance(error, ImportError):
+        return MissingRequirementError(what, "install what its code needs")
+    if "auto_map" in config:
+        return CorruptInputError(f"{what} ({type(error).__name__})", "its own code may want another transformers")
+    if "model type" in str(error):
+        return UsageError(
+            f"transformers does not know the model_type {config.get('model_type')!r} of {folder}",
+            "a newer transformers may, or wrap the model as file.py:function",
+        )
+    return CorruptInputError(what, "check that the folder is a whole Hugging Face model")
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Hold back what transformers, optimum and torch log and warn of: what they make is judged by us."""
+    loggers = [logging.getLogger(name) for name in ("transformers", "optimum", "torch", "torch.onnx")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

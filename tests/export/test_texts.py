@@ -1,0 +1,173 @@
+"""The canonical form of a tokenizer against `AutoTokenizer` on the same folder: ids and masks, family by family."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from small_tokenizers import CONTEXTS, FAMILIES, captions, clip, gemma, hard_texts, pieces, restated, write_config
+from tokenizers import Tokenizer, processors
+from transformers import AutoTokenizer, CLIPConfig, PreTrainedTokenizerFast
+
+from mmcompress.errors import CorruptInputError, MissingRequirementError, UsageError
+from mmcompress.export.oddities import odd_texts
+from mmcompress.export.texts import save_text_processing, text_processing_of
+from mmcompress.runtime.tokenize import attention_mask, load_tokenizer, tokenize
+
+
+def made(family: str, folder: Path) -> Path:
+    if family == "siglip":
+        pytest.importorskip("sentencepiece", reason="SigLIP's first tokenizer needs the package sentencepiece")
+    return FAMILIES[family](folder)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_ids_and_masks_are_those_of_transformers(family: str, tmp_path: Path) -> None:
+    folder = made(family, tmp_path)
+    tokenizer, processing = text_processing_of(folder)
+    assert processing.context == CONTEXTS[family]
+    texts = hard_texts()
+    theirs = AutoTokenizer.from_pretrained(folder)(
+        texts, padding="max_length", truncation=True, max_length=processing.context, return_tensors="np"
+    )
+    ours = tokenize(tokenizer, texts, processing)
+    assert len(texts) == 200
+    np.testing.assert_array_equal(ours, theirs["input_ids"])
+    assert processing.mask == ("attention_mask" in theirs)
+    if processing.mask and processing.pad_token_id != processing.eos_token_id:
+        np.testing.assert_array_equal(attention_mask(ours, processing), theirs["attention_mask"])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_students_folder_reads_texts_as_its_teachers(family: str, tmp_path: Path) -> None:
+    """Through its manifest, through `AutoTokenizer`, and as the folder of another student's tokenizer."""
+    folder = made(family, tmp_path)
+    student = tmp_path / "student"
+    student.mkdir()
+    processing = save_text_processing(folder, student)
+    (student / "config.json").write_bytes((folder / "config.json").read_bytes())
+    texts = hard_texts()
+    options = {"padding": "max_length", "truncation": True, "max_length": processing.context}
+    expected = AutoTokenizer.from_pretrained(folder)(texts, **options)["input_ids"]
+    saved = tokenize(load_tokenizer(student / "tokenizer.json"), texts, processing)
+    assert saved.tolist() == expected == AutoTokenizer.from_pretrained(student)(texts, **options)["input_ids"]
+    tokenizer, again = text_processing_of(student)
+    assert again == processing.model_copy(update={"context": again.context})
+    assert tokenize(tokenizer, texts, processing).tolist() == expected
+
+
+def test_capitals_are_kept_where_the_tokenizer_keeps_them(tmp_path: Path) -> None:
+    """transformers 5 names a class for SigLIP 2 that lowers; before it, the same file lowers nothing."""
+    texts = ["A Photo of a DOG", "a photo of a dog"]
+    (tmp_path / "old").mkdir()
+    (tmp_path / "new").mkdir()
+    upper, lower = tokenize(*_with_texts(gemma(tmp_path / "old"), texts))
+    assert upper.tolist() != lower.tolist()
+    both = tokenize(*_with_texts(gemma(tmp_path / "new", "Siglip2Tokenizer"), texts))
+    np.testing.assert_array_equal(both, [lower, lower])
+
+
+def _with_texts(folder: Path, texts: list[str]) -> tuple[Any, list[str], Any]:
+    tokenizer, processing = text_processing_of(folder)
+    return tokenizer, texts, processing
+
+
+def test_a_tokenizer_json_that_fills_up_by_itself_is_read_all_the_same(tmp_path: Path) -> None:
+    gemma(tmp_path)
+    tokenizer = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    tokenizer.enable_padding(length=64)
+    tokenizer.enable_truncation(8)
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    _, processing = text_processing_of(tmp_path)
+    assert processing.eos_token_id == 1 and processing.context == 64
+
+
+@pytest.mark.parametrize(
+    ("build", "changes", "what", "hint"),
+    [
+        (clip, {"padding_side": "left"}, "padding_side = 'left', expected 'right'", "tokenizer_config.json"),
+        (clip, {"truncation_side": "left"}, "truncation_side = 'left', expected 'right'", "tokenizer_config.json"),
+        (gemma, {"model_input_names": None}, "gives an attention mask", '"model_input_names": ["input_ids"]'),
+        (gemma, {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": None}, "has no pad_token", "state one"),
+    ],
+)
+def test_what_a_device_does_not_do_is_refused_by_name(
+    build: Any, changes: dict[str, Any], what: str, hint: str, tmp_path: Path
+) -> None:
+    restated(build(tmp_path), **changes)
+    with pytest.raises(UsageError) as caught:
+        text_processing_of(tmp_path)
+    assert what in caught.value.what and hint in caught.value.hint
+
+
+def test_a_text_needs_an_end(tmp_path: Path) -> None:
+    gemma(tmp_path, "PreTrainedTokenizerFast")
+    tokenizer = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    tokenizer.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 2)])
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(UsageError, match="ends texts with no token of its own"):
+        text_processing_of(tmp_path)
+
+
+SHOUTING = """
+from transformers import PreTrainedTokenizerFast
+class Shouting(PreTrainedTokenizerFast):
+    def _batch_encode_plus(self, batch_text_or_text_pairs, *args, **kwargs):
+        return super()._batch_encode_plus([text.upper() for text in batch_text_or_text_pairs], *args, **kwargs)
+"""
+
+
+def test_what_a_class_does_in_python_is_found_out(tmp_path: Path) -> None:
+    gemma(tmp_path, "Shouting", auto_map={"AutoTokenizer": [None, "tokenization_shouting.Shouting"]})
+    (tmp_path / "tokenization_shouting.py").write_text(SHOUTING)
+    with pytest.raises(CorruptInputError, match="cannot be opened") as untrusted:
+        text_processing_of(tmp_path)
+    assert "teacher.trust_remote_code=true" in untrusted.value.hint
+    with pytest.raises(UsageError, match=r"\(Shouting\) reads 'a' as \d+ 1 0 .*, and its tokenizer.json as") as caught:
+        text_processing_of(tmp_path, trust_remote_code=True)
+    assert "a device has the tokenizer.json alone" in caught.value.hint
+
+
+def test_folders_without_a_tokenizer_and_with_a_broken_one(tmp_path: Path) -> None:
+    CLIPConfig().save_pretrained(tmp_path)
+    with pytest.raises(UsageError, match="has no tokenizer") as absent:
+        text_processing_of(tmp_path)
+    assert "put the model's tokenizer.json" in absent.value.hint
+    (tmp_path / "tokenizer.json").write_text("{}")
+    write_config(tmp_path, "PreTrainedTokenizerFast")
+    with pytest.raises(CorruptInputError, match=r"the tokenizer in .* cannot be opened"):
+        text_processing_of(tmp_path)
+
+
+def test_a_package_that_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sentencepiece", None)
+    (tmp_path / "spiece.model").write_bytes(b"")
+    write_config(tmp_path, "SiglipTokenizer")
+    with pytest.raises(MissingRequirementError, match="needs the Python package 'sentencepiece'") as caught:
+        text_processing_of(tmp_path)
+    assert caught.value.hint == "pip install 'mmcompress[sentencepiece]'" and caught.value.exit_code == 3
+
+
+def test_siglip_takes_punctuation_away(tmp_path: Path) -> None:
+    pytest.importorskip("sentencepiece", reason="SigLIP's first tokenizer needs the package sentencepiece")
+    tokenizer, processing = text_processing_of(pieces(tmp_path))
+    rows = tokenize(tokenizer, ["A dog, in -- (the) water!", "a dog in the water"], processing)
+    np.testing.assert_array_equal(rows[0], rows[1])
+
+
+def test_the_odd_texts_are_about_two_hundred_and_different() -> None:
+    texts = odd_texts()
+    assert 190 <= len(texts) <= 220 and len(set(texts)) == len(texts)
+    assert max(len(text.split()) for text in texts) == 500
+
+
+def test_saved_without_a_mask_where_there_was_none(tmp_path: Path) -> None:
+    (tmp_path / "saved").mkdir()
+    processing = save_text_processing(gemma(tmp_path), tmp_path / "saved")
+    stated = json.loads((tmp_path / "saved" / "tokenizer_config.json").read_text())
+    assert not processing.mask and stated["model_input_names"] == ["input_ids"]
+    assert "attention_mask" not in PreTrainedTokenizerFast.from_pretrained(tmp_path / "saved")(captions(2))

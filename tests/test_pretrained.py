@@ -1,0 +1,122 @@
+"""Weights that do not belong to their config are an error, whatever transformers makes of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from clip_world import write_teacher
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import CLIPModel
+
+from mmcompress.errors import CorruptInputError, MissingRequirementError, MMCompressError, UsageError
+from mmcompress.pretrained import check_folder, load_model
+
+Change = Callable[[dict[str, Tensor]], dict[str, Tensor]]
+
+
+def changed(folder: Path, change: Change) -> Path:
+    write_teacher(folder)
+    save_file(change(load_file(folder / "model.safetensors")), folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+def configured(folder: Path, **keys: object) -> Path:
+    write_teacher(folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **keys}))
+    return folder
+
+
+def test_a_whole_folder_is_loaded_as_transformers_does(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    folder = changed(tmp_path, lambda t: {**t, "vision_model.embeddings.position_ids": torch.arange(17)[None]})
+    model, theirs = load_model(folder), CLIPModel.from_pretrained(folder)
+    assert not model.training and capfd.readouterr().err == ""
+    for (name, ours), expected in zip(model.state_dict().items(), theirs.state_dict().values(), strict=True):
+        assert torch.equal(ours, expected), name
+
+
+@pytest.mark.parametrize(
+    ("change", "what", "hint"),
+    [
+        (
+            lambda t: {f"model.{k}": v for k, v in t.items()},
+            "tensors are missing, the first is 'logit_scale'",
+            "'model.'",
+        ),
+        (
+            lambda t: {k: v for k, v in t.items() if k != "text_projection.weight"},
+            "1 tensors are missing, the first is 'text_projection.weight'",
+            "restore",
+        ),
+        (lambda t: {**t, "head.bias": torch.zeros(3)}, "1 tensors belong to nothing in the model", "restore"),
+        (
+            lambda t: {**t, "visual_projection.weight": torch.zeros(8, 64)},
+            "the first is 'visual_projection.weight', expected (32, 64)",
+            "restore",
+        ),
+    ],
+)
+def test_tensors_that_do_not_fit_are_named(tmp_path: Path, change: Change, what: str, hint: str) -> None:
+    with pytest.raises(CorruptInputError) as caught:
+        load_model(changed(tmp_path, change))
+    assert what in caught.value.what and hint in caught.value.hint
+
+
+def test_a_prefix_within_the_family_of_names_is_no_prefix(tmp_path: Path) -> None:
+    with pytest.raises(CorruptInputError, match="1 tensors are missing") as caught:
+        load_model(changed(tmp_path, lambda t: {k: v for k, v in t.items() if k != "logit_scale"}))
+    assert "starts with" not in caught.value.hint
+
+
+def test_damaged_and_absent_files(tmp_path: Path) -> None:
+    folder = write_teacher(tmp_path)
+    weights = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+    with pytest.raises(CorruptInputError, match="cannot be loaded"):
+        load_model(folder)
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(CorruptInputError, match="has no weights"):
+        load_model(folder)
+    (folder / "config.json").write_text("{")
+    with pytest.raises(CorruptInputError, match="is no JSON"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize(
+    ("keys", "kind", "what"),
+    [
+        ({"model_type": "siglip2"}, UsageError, "NaFlex"),
+        ({"model_type": "unheard_of"}, UsageError, "does not know the model_type 'unheard_of'"),
+        ({"model_type": None, "auto_map": {}}, UsageError, "Python code of its own"),
+        ({"auto_map": {"AutoModel": "mod.M"}}, UsageError, "Python code of its own"),
+        ({"model_type": "bert"}, MMCompressError, "missing"),
+    ],
+)
+def test_models_that_are_no_teacher(tmp_path: Path, keys: dict[str, object], kind: type, what: str) -> None:
+    with pytest.raises(kind, match=what):
+        load_model(configured(tmp_path, **keys))
+
+
+def test_code_of_the_folder_runs_where_it_is_trusted(tmp_path: Path) -> None:
+    auto = {"AutoConfig": "conf.C", "AutoModel": "mod.M"}
+    folder = configured(tmp_path, auto_map=auto, model_type="own_clip")
+    (folder / "conf.py").write_text(
+        "from transformers import CLIPConfig\nclass C(CLIPConfig):\n    model_type='own_clip'\n"
+    )
+    own = "from transformers import CLIPModel\nfrom .conf import C\nclass M(CLIPModel):\n    config_class = C\n"
+    (folder / "mod.py").write_text(own)
+    assert type(load_model(folder, trust_remote_code=True)).__name__ == "M"
+    (folder / "mod.py").write_text("import a_package_that_is_nowhere\n" + own)
+    with pytest.raises(MissingRequirementError, match="a_package_that_is_nowhere"):
+        load_model(folder, trust_remote_code=True)
+
+
+def test_an_old_transformers_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("transformers.__version__", "4.50.3")
+    with pytest.raises(MissingRequirementError, match=r"transformers 4\.50\.3 is too old, expected 4\.56"):
+        check_folder(write_teacher(tmp_path))

@@ -1,0 +1,65 @@
+"""Which files of a hub repository are fetched, and when its code is. The hub is a stand-in: there is none here."""
+
+from __future__ import annotations
+
+import fnmatch
+from pathlib import Path
+
+import pytest
+
+from mmcompress.config import TeacherConfig
+from mmcompress.teachers import cached_folder, hub_patterns, open_clip_weights, own_code, resolve
+
+COMMON = ["config.json", "preprocessor_config.json", "tokenizer_config.json", "README.md", "modeling_own.py"]
+SHARDS = ["pytorch_model-00001-of-00002.bin", "pytorch_model-00002-of-00002.bin", "pytorch_model.bin.index.json"]
+SAFE_SHARDS = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", "model.safetensors.index.json"]
+
+
+def fetched(names: list[str], trusted: bool = False) -> set[str]:
+    patterns = hub_patterns(names, trusted)
+    return {name for name in names if any(fnmatch.fnmatch(name, pattern) for pattern in patterns)}
+
+
+@pytest.mark.parametrize(
+    ("names", "wanted"),
+    [
+        (["model.safetensors", "pytorch_model.bin", "flax_model.msgpack"], {"model.safetensors"}),
+        (SHARDS, {*SHARDS}),
+        ([*SAFE_SHARDS, *SHARDS], {*SAFE_SHARDS, SHARDS[-1]}),
+        (["pytorch_model.bin", "adapter_model.safetensors"], {"pytorch_model.bin"}),
+        (["pytorch_model.bin", "onnx/model.safetensors", "onnx/model.onnx"], {"pytorch_model.bin"}),
+        (["model.safetensors", "spiece.model", "vocab.txt", "merges.txt"], None),
+        (["model.safetensors", "sentencepiece.bpe.model", "vocab.json", "cl100k.tiktoken"], None),
+    ],
+)
+def test_one_set_of_weights_and_every_tokenizer(names: list[str], wanted: set[str] | None) -> None:
+    configs = {"config.json", "preprocessor_config.json", "tokenizer_config.json"}
+    assert fetched([*COMMON, *names]) == configs | (set(names) if wanted is None else wanted)
+
+
+def test_code_is_fetched_where_it_may_run() -> None:
+    assert "modeling_own.py" not in fetched([*COMMON, "model.safetensors"])
+    assert "modeling_own.py" in fetched([*COMMON, "model.safetensors"], trusted=True)
+
+
+@pytest.mark.parametrize("trusted", [False, True])
+def test_what_is_trusted_reaches_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trusted: bool) -> None:
+    asked: list[list[str]] = []
+
+    def snapshot_download(hub_id: str, allow_patterns: list[str]) -> str:
+        assert hub_id == "openai/clip-vit-base-patch32"
+        asked.append(allow_patterns)
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.list_repo_files", lambda _: [*COMMON, "pytorch_model.bin"])
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    assert resolve(TeacherConfig(source="vit-b32", trust_remote_code=trusted)) == tmp_path
+    assert ("*.py" in asked[0]) == trusted and "pytorch_model.bin" in asked[0]
+
+
+def test_kinds_of_names() -> None:
+    assert own_code("a/b.py:f") == (Path("a/b.py"), "f") and own_code("open_clip:a/b") is None
+    assert open_clip_weights("ViT-B-32/openai") is None and open_clip_weights("hf-hub:a/b") is None
+    assert open_clip_weights("ViT-B-32//a/b.pt") == Path("/a/b.pt")
+    assert open_clip_weights("local-dir:a") == Path("a")
+    assert cached_folder("./nowhere") is None and cached_folder("demo:teacher") is None
