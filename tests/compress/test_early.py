@@ -91,4 +91,6 @@ def test_embeddings_of_another_teacher_are_refused(tmp_path: Path) -> None:
     with Artifact.create(tmp_path / "c", kind=Kind.CHECKPOINT, stage="distill", key="k") as draft:
         (draft.path / "x").write_bytes(b"1")
     with pytest.raises(UsageError, match="are of the teacher"):
-        standalone.prune(tmp_path / "c", tmp_path / "o", teacher=str(tmp_path / "b"), embeddings=tmp_path / "e")
+        standalone.prune(
+            tmp_path / "c", tmp_path / "o", {"teacher.source": str(tmp_path / "b")}, embeddings=tmp_path / "e"
+        )
