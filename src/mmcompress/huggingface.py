@@ -122,12 +122,15 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
     files = [WEIGHTS]
     if index.is_file():
         listed = read_json(index, "restore it from where it came")
-        files = sorted({Path(name).name for name in listed["weight_map"].values()})
+        try:
+            files = sorted({Path(name).name for name in listed["weight_map"].values()})
+        except (TypeError, KeyError, AttributeError) as error:
+            raise CorruptInputError(f"{index} lists no weights", "restore it from where it came") from error
     tensors: dict[str, Tensor] = {}
     for name in files:
         path = folder / name
         if not path.is_file():
-            raise UsageError(
+            raise CorruptInputError(
                 f"{folder} has no {name}",
                 "give a folder with safetensors weights (pickled pytorch_model.bin files are not loaded)",
             )
