@@ -7,6 +7,7 @@ here: below, embeddings are (B, D), finite and of unit norm.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -60,16 +61,40 @@ def logits_of(model: Any) -> tuple[float | None, float | None]:
     return None if scale is None else float(scale.detach().exp()), None if bias is None else float(bias.detach())
 
 
+def check_form(teacher: Teacher, source: str) -> None:
+    """Raise UsageError for a field that is not what `Teacher` says: whoever wrote it need not have a type checker."""
+    wrong = {
+        "encode_image, expected a function": not callable(teacher.encode_image),
+        "encode_text, expected a function": not callable(teacher.encode_text),
+        "preprocessing, expected a mmcompress.artifact.Preprocessing": not isinstance(
+            teacher.preprocessing, Preprocessing
+        ),
+        "embed_dim, expected a whole number above 0": not isinstance(teacher.embed_dim, int) or teacher.embed_dim < 1,
+        "logit_scale, expected a number above 0, or None": not _is_number(teacher.logit_scale, above=0),
+        "logit_bias, expected a number or None": not _is_number(teacher.logit_bias),
+        "files, expected a tuple of paths": not isinstance(teacher.files, tuple | list)
+        or not all(isinstance(name, str | Path) for name in teacher.files),
+    }
+    for what, is_so in wrong.items():
+        if is_so:
+            value = getattr(teacher, what.split(",")[0])
+            raise UsageError(f"the teacher {source} has {value!r} as its {what}", "docs/teachers.md shows a whole one")
+    for name in teacher.files:
+        if not Path(name).expanduser().is_file():
+            raise UsageError(
+                f"the teacher {source} says that it was read from {name}, which is no file", "correct files"
+            )
+
+
+def _is_number(value: object, above: float = -math.inf) -> bool:
+    return value is None or (isinstance(value, float | int) and math.isfinite(value) and value > above)
+
+
 def under_contract(teacher: Teacher, source: str) -> Teacher:
     """The same teacher with both functions checked. Answers become float32 on the CPU, without a gradient.
 
     Raises UsageError for answers of a wrong form, CorruptInputError for numbers that teach nothing.
     """
-    if not isinstance(teacher.preprocessing, Preprocessing):
-        raise UsageError(
-            f"the teacher {source} has a {type(teacher.preprocessing).__name__} as its preprocessing",
-            "give a mmcompress.artifact.Preprocessing",
-        )
 
     def encode_image(pixels: Tensor) -> Tensor:
         answer = answered(teacher.encode_image, pixels, source, "image")

@@ -15,7 +15,16 @@ from mmcompress.artifact import Artifact
 from mmcompress.compress.openclip import check_open_clip
 from mmcompress.compress.ownteacher import check_own
 from mmcompress.compress.train.student import check_preset, inherited_config, inherited_share
-from mmcompress.config import ConvertConfig, DistillConfig, EmbedConfig, TeacherConfig, TrainConfig
+from mmcompress.config import (
+    BaselineConfig,
+    ConvertConfig,
+    DistillConfig,
+    EmbedConfig,
+    PruneConfig,
+    TeacherConfig,
+    TraceConfig,
+    TrainConfig,
+)
 from mmcompress.data.spec import fingerprint
 from mmcompress.errors import UsageError
 from mmcompress.export.pixels import image_processing
@@ -27,11 +36,7 @@ from mmcompress.teachers import ALIASES, OPEN_CLIP, cached_folder, hub_id, own_c
 Sources = Mapping[str, Artifact]
 
 
-def check_embed(config: EmbedConfig, _: Sources) -> None:
-    check_source(config.teacher)
-
-
-def check_convert(config: ConvertConfig, _: Sources) -> None:
+def check_teacher(config: EmbedConfig | ConvertConfig | BaselineConfig | TraceConfig, _: Sources) -> None:
     check_source(config.teacher)
 
 
@@ -48,6 +53,7 @@ def check_train(config: TrainConfig, _: Sources) -> None:
 def check_distill(config: DistillConfig, sources: Sources) -> None:
     if "embeddings" in sources:
         check_same_teacher(config.teacher.source, sources["embeddings"])
+        check_one_space(sources)
         return  # nothing long stands before the stage any more, and it sees the rest itself
     check_source(config.teacher)
     if config.student is None:
@@ -70,6 +76,22 @@ def check_distill(config: DistillConfig, sources: Sources) -> None:
         inherited_config(config_from_hugging_face(folder), share)
     elif config.text == "keep":
         config_from_hugging_face(folder)
+
+
+def check_prune(_: PruneConfig, sources: Sources) -> None:
+    check_one_space(sources)
+
+
+def check_one_space(sources: Sources) -> None:
+    """Raise UsageError where a checkpoint does not embed into the space of the embeddings that it is to learn from."""
+    if not {"checkpoint", "embeddings"} <= sources.keys():
+        return
+    checkpoint, embeddings = sources["checkpoint"], sources["embeddings"]
+    if (ours := checkpoint.model.embed_dim) != (theirs := embeddings.manifest.facts["dim"]):
+        raise UsageError(
+            f"{checkpoint.path} embeds into {ours} dimensions, and the teacher of {embeddings.path} into {theirs}",
+            "give the teacher that the checkpoint was distilled from, or embeddings of it",
+        )
 
 
 def check_source(teacher: TeacherConfig) -> None:

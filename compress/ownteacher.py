@@ -15,13 +15,13 @@ import importlib.util
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any, ParamSpec, TypeVar
 
-from mmcompress.compress.contract import Teacher
+from mmcompress.compress.contract import Teacher, check_form
 from mmcompress.compress.recording import recorded
 from mmcompress.errors import MMCompressError, UsageError, suggestion
 
@@ -65,6 +65,7 @@ def own_teacher(file: Path, function: str) -> tuple[Teacher, OwnCode]:
             f"{file}:{function} returned {type(teacher).__name__}",
             "it must return a mmcompress.compress.teacher.Teacher",
         )
+    check_form(teacher, f"{file}:{function}")
     code.read |= {Path(name).expanduser().absolute() for name in teacher.files}
     image, text = code.wrapped(teacher.encode_image), code.wrapped(teacher.encode_text)
     return replace(teacher, encode_image=image, encode_text=text), code
@@ -103,10 +104,11 @@ class OwnCode:
                 yield
         except MMCompressError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # what it exits with would pass for our own end
             raise self._in_our_words(error) from error
         finally:
-            sys.path.remove(str(self.file.parent))
+            with suppress(ValueError):  # the code may have changed the path itself
+                sys.path.remove(str(self.file.parent))
             self.modules |= {name: sys.modules[name] for name in set(sys.modules) - before if self._is_own(name)}
             for name in self.modules:
                 sys.modules.pop(name, None)
@@ -129,7 +131,7 @@ class OwnCode:
         origin = getattr(sys.modules[name], "__file__", None)
         return isinstance(origin, str) and Path(origin).absolute().is_relative_to(self.file.parent)
 
-    def _in_our_words(self, error: Exception) -> UsageError:
+    def _in_our_words(self, error: Exception | SystemExit) -> UsageError:
         """With the last line of the user's own files that the exception went through."""
         lines = traceback.extract_tb(error.__traceback__)
         own = [line for line in lines if Path(line.filename).absolute().is_relative_to(self.file.parent)]

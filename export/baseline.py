@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from mmcompress.artifact import Draft
 from mmcompress.config import BaselineConfig
 from mmcompress.data.preprocess import normalize, to_array
-from mmcompress.errors import GateFailedError, MMCompressError, UsageError, require
+from mmcompress.errors import GateFailedError, MMCompressError, UsageError, finite, require
 from mmcompress.export.export import save_graph, specs
 from mmcompress.export.folders import image_processor_of, tokenizer_of
 from mmcompress.export.oddities import odd_images, odd_texts
@@ -79,7 +79,7 @@ def baseline(job: Job[BaselineConfig]) -> None:
             )
         )
         apart = [difference(path, job.draft.graphs[-1], feeds, expected[output]) for feeds, expected in cases]
-        differences[path.name] = max(apart)
+        differences[path.name] = max(finite(number, f"what {tower} embeddings differ by") for number in apart)
         if not differences[path.name] <= TOLERANCE:
             raise GateFailedError(
                 f"optimum's {path.name} differs from transformers by {differences[path.name]:.2e}",

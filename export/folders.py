@@ -70,6 +70,11 @@ def tokenizer_of(folder: Path, trust_remote_code: bool = False) -> Any:
         f"the tokenizer in {folder}",
         trust_remote_code,
     )
+    if not callable(tokenizer):  # AutoTokenizer answers False where its SentencePiece file cannot be read
+        raise CorruptInputError(
+            f"the tokenizer in {folder} cannot be opened: transformers makes nothing of its vocabulary",
+            "restore its files from where they came",
+        )
     if newer and _NEWER[name]:
         from tokenizers import normalizers
 
@@ -91,16 +96,18 @@ def opened(read: Callable[[], T], what: str, trusted: bool) -> T:
             f"{what} needs a package that cannot be imported: {_said(error)}",
             "install what it names; pip install 'mmcompress[sentencepiece]' brings what SigLIP's tokenizer reads",
         ) from error
-    except Exception as error:  # `tokenizers` raises bare Exception, and code of the folder's own whatever it likes
-        code = not trusted and "trust_remote_code" in str(error)
+    except (Exception, SystemExit) as error:  # `tokenizers` raises bare Exception, code of the folder's own anything
+        if not trusted and "trust_remote_code" in str(error):
+            raise UsageError(
+                f"{what} has code of its own, which does not run unasked",
+                "if you trust its author: --set teacher.trust_remote_code=true",
+            ) from error
         raise CorruptInputError(
             f"{what} cannot be opened: {type(error).__name__}: {_said(error)}",
-            "it has code of its own; where you trust it, set teacher.trust_remote_code=true"
-            if code
-            else "check that the folder is whole, and that this version of transformers knows its classes",
+            "check that the folder is whole, and that this version of transformers knows its classes",
         ) from error
 
 
-def _said(error: Exception) -> str:
+def _said(error: BaseException) -> str:
     """Its first line; some go on for a page."""
     return next((line for line in str(error).splitlines() if line.strip()), "")

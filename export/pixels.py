@@ -8,6 +8,7 @@ it prepares a few odd images, which our own code must match to a level of 255.
 from __future__ import annotations
 
 import inspect
+import math
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -51,7 +52,9 @@ def rule_from_processor(processor: Any) -> Preprocessing:
         interpolation = Image.Resampling(_stated(processor, "resample")).name.lower()
     except ValueError:
         _refuse(processor, "resample", "0 to 5, a filter of Pillow", "3 is bicubic, 2 bilinear")
-    factor = 255 * (_stated(processor, "rescale_factor") if _stated(processor, "do_rescale", True) else 1)
+    factor = 255 * (_stated(processor, "rescale_factor", 0) if _stated(processor, "do_rescale", True) else 1)
+    if not 0 < factor < math.inf:
+        _refuse(processor, "rescale_factor", "a number above 0", "1/255 makes of a byte a number from 0 to 1")
     mean: tuple[float, ...] = (0.0, 0.0, 0.0)
     std: tuple[float, ...] = (1.0, 1.0, 1.0)
     if _stated(processor, "do_normalize", True):
@@ -84,7 +87,7 @@ def _sizes(processor: Any) -> tuple[int, int, bool]:
     size = _stated(processor, "size")
     stated = {key: value for key, value in dict(size).items() if value} if hasattr(size, "keys") else {}
     side = stated.get("shortest_edge") or stated.get("height")
-    if not side or stated not in ({"shortest_edge": side}, {"height": side, "width": side}):
+    if not side or side < 1 or stated not in ({"shortest_edge": side}, {"height": side, "width": side}):
         _refuse(processor, "size", "a shortest_edge, or an equal height and width", "give it the model's image_size")
     squash = "height" in stated
     share = _stated(processor, "crop_pct")
@@ -94,8 +97,8 @@ def _sizes(processor: Any) -> tuple[int, int, bool]:
         if not squash:
             _refuse(processor, "do_center_crop", "true where size is a shortest_edge", "the images would be no squares")
         return side, side, True
-    crop = dict(_stated(processor, "crop_size", {}))
-    if not crop.get("height") or crop != {"height": crop.get("height"), "width": crop.get("height")}:
+    crop = {"height": 0, **dict(_stated(processor, "crop_size", {}))}
+    if crop["height"] < 1 or crop != {"height": crop["height"], "width": crop["height"]}:
         _refuse(processor, "crop_size", "an equal height and width", "give it the model's image_size")
     return crop["height"], side, squash
 
@@ -103,7 +106,8 @@ def _sizes(processor: Any) -> tuple[int, int, bool]:
 def _of_channels(processor: Any, key: str) -> tuple[float, ...]:
     value = _stated(processor, key)
     values = (value,) * 3 if isinstance(value, (int, float)) else tuple(value or ())
-    if len(values) != 3 or (key == "image_std" and not all(values)):
+    numbers = all(isinstance(each, int | float) and math.isfinite(each) for each in values)
+    if len(values) != 3 or not numbers or (key == "image_std" and not all(values)):
         _refuse(processor, key, "a number each for red, green and blue", "one for all is fine; none of std is 0")
     return values
 

@@ -56,20 +56,26 @@ def _schedule(policy: int, priority: int) -> bool:
     return True
 
 
+def check_cores(cores: Sequence[int]) -> None:
+    """Raise UsageError unless this process may be kept on these cores."""
+    if not hasattr(os, "sched_setaffinity"):
+        raise UsageError("this system cannot pin a process to cores", "leave `pin` out")
+    usable = os.sched_getaffinity(0)
+    if not cores or not set(cores) <= usable:
+        raise UsageError(
+            f"the cores {', '.join(map(str, cores)) or '(none)'} are not all usable here",
+            f"this process may use: {', '.join(map(str, sorted(usable)))}",
+        )
+
+
 @contextmanager
 def pinned(cores: Sequence[int] | None) -> Iterator[None]:
     """Keep this process, what it starts and its runtimes' threads on some cores; None leaves it as it is."""
     if cores is None:
         yield
         return
-    if not hasattr(os, "sched_setaffinity"):
-        raise UsageError("this system cannot pin a process to cores", "leave `pin` out")
+    check_cores(cores)
     before = os.sched_getaffinity(0)
-    if not cores or not set(cores) <= before:
-        raise UsageError(
-            f"the cores {', '.join(map(str, cores)) or '(none)'} are not all usable here",
-            f"this process may use: {', '.join(map(str, sorted(before)))}",
-        )
     os.sched_setaffinity(0, cores)
     try:
         yield

@@ -347,6 +347,7 @@ def test_broken_files_of_torch_are_refused_by_name(name: str, what: str, tmp_pat
         ("siglip", {"text_config.projection_size": 20}, "images become 64 channels and texts 20"),
         ("clip", {"text_config.hidden_act": "relu"}, "activation 'relu'"),
         ("clip", {"vision_config.num_attention_heads": 5}, "5 heads do not share 64 channels"),
+        ("clip", {"text_config.num_attention_heads": 0}, "0 heads do not share 64 channels"),
         ("clip", {"vision_config.patch_size": 40}, "image_size 32 holds no patch of 40 pixels"),
         ("clip", {"vision_config.hidden_size": "wide"}, "cannot be read"),
         ("clip", {"text_config.eos_token_id": None}, "text.eos_token_id"),

@@ -32,6 +32,7 @@ from mmcompress.compress.int8.sensitivity import RANKED, cost, fewest_kept
 from mmcompress.compress.int8.simulate import distance
 from mmcompress.config import QuantizeGraphsConfig
 from mmcompress.data.batches import batches
+from mmcompress.data.layout import read_labels
 from mmcompress.data.preprocess import normalize
 from mmcompress.data.sentences import SENTENCES
 from mmcompress.data.spec import is_photos
@@ -40,7 +41,6 @@ from mmcompress.export.export import Variant, described, save_graph
 from mmcompress.export.graph import Numerics
 from mmcompress.int8 import GRAPH_RANGES, INTEGERS, SEEN, IntegerLinear, Linears, Seen, Signedness, tensors_from_linears
 from mmcompress.manifest import Graph
-from mmcompress.measure.drift.testset import read_labels
 from mmcompress.progress import say, track
 from mmcompress.runtime.encoder import tower_feeds
 from mmcompress.runtime.session import Tower

@@ -15,7 +15,7 @@ from mmcompress.compress.train.augment import normalized
 from mmcompress.compress.train.pairs import trimmed
 from mmcompress.config import QatConfig, QuantizeConfig
 from mmcompress.data.batches import batches
-from mmcompress.measure.drift.testset import read_labels
+from mmcompress.data.layout import read_labels
 from mmcompress.progress import track
 from mmcompress.runtime.tokenize import load_tokenizer, tokenize
 

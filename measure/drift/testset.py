@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 
@@ -144,7 +143,7 @@ def prompt_embeddings(encoder: Encoder, texts: Sequence[str], templates: Sequenc
 def _pairs(
     keys: list[str], seen: list[bool], labels: list[str | None], captions: list[tuple[str, ...]], data: DataConfig
 ) -> EvaluationSet:
-    from mmcompress.data.layout import class_names, own_templates
+    from mmcompress.data.layout import class_names, own_templates, read_labels, read_templates
     from mmcompress.data.sentences import sentences
 
     assert data.test is not None
@@ -176,20 +175,3 @@ def _pairs(
             f'labels are a sample\'s class, or the "label" of its json; the first image has {labels[0]!r}',
         )
     return EvaluationSet(keys, np.array(seen), texts, tuple(templates), groups, np.arange(len(texts)), classes=True)
-
-
-def read_labels(spec: str) -> list[str]:
-    """Candidate texts, one a line, each once; `demo:names` are those that ship."""
-    from mmcompress.data.layout import read_lines
-    from mmcompress.data.spec import expand
-
-    path = Path(expand(spec)[0])
-    return list(dict.fromkeys(read_lines(path, "labels", "one label a line")))
-
-
-def read_templates(spec: str) -> list[str]:
-    """Prompt templates, one a line, each with a place for the label."""
-    from mmcompress.data.layout import checked_templates
-    from mmcompress.data.spec import expand
-
-    return checked_templates(Path(expand(spec)[0]))

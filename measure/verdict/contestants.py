@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 
 from mmcompress.config import Backend, VerdictConfig
-from mmcompress.errors import CorruptInputError, MissingRequirementError, UsageError
+from mmcompress.errors import CorruptInputError, MissingRequirementError, UsageError, suggestion
 from mmcompress.export.export import Variant
 from mmcompress.export.graph import Numerics
 from mmcompress.manifest import Graph
@@ -38,10 +39,13 @@ class Tried:
     failed: str | None = None
 
 
-def runnable(asked: Backend | None) -> Backend:
-    """The backend, or MissingRequirementError with the reason that it cannot run here."""
-    backend = asked or default_backend()
-    reason = available_backends()[backend]
+def runnable(asked: str | None) -> Backend:
+    """The backend; MissingRequirementError with the reason if it cannot run here, UsageError for a misspelt one."""
+    reasons = available_backends()
+    if asked is not None and asked not in reasons:
+        raise UsageError(f"there is no backend {asked!r}", suggestion(asked, reasons))
+    backend = cast(Backend, asked or default_backend())
+    reason = reasons[backend]
     if reason is None:
         return backend
     hint = f"pip install 'mmcompress[{backend}]'"

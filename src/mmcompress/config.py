@@ -33,6 +33,7 @@ def _without_times_sign(value: object) -> object:
 
 Share = Annotated[float, BeforeValidator(_without_times_sign), Field(gt=0, le=1)]
 """A part of what there is now: 0.5, or as text `0.5x`."""
+Count = Annotated[int, Field(ge=1)]
 
 
 def _refuse_unused(config: BaseModel, names: Sequence[str], why: str) -> None:
@@ -233,6 +234,8 @@ class DistillConfig(StageConfig):
     def _relations_weigh(self) -> Self:
         if not self.relational:
             _refuse_unused(self, ("temperature", "anchors"), "is of the relations, whose weight is 0")
+            if not self.cosine:
+                raise ValueError("cosine and relational are both 0, so there is nothing to learn")
         return self
 
 
@@ -461,13 +464,13 @@ class BuildConfig(StageConfig):
 class BenchConfig(StageConfig):
     """Latency of every row, interleaved in one run."""
 
-    backends: tuple[Backend, ...] = ("onnxruntime", "openvino")
+    backends: tuple[Backend, ...] = Field(default=("onnxruntime", "openvino"), min_length=1)
     """The runtimes that are measured."""
-    batches: tuple[int, ...] = (1, 8)
+    batches: tuple[Count, ...] = Field(default=(1, 8), min_length=1)
     """Images a call, and texts a call."""
-    threads: tuple[int, ...] | None = Field(default=None, min_length=1)
+    threads: tuple[Count, ...] | None = Field(default=None, min_length=1)
     """Thread counts of the CPU runtimes; all cores if not given. Ratios are at the last one."""
-    streams: tuple[int, ...] = ()
+    streams: tuple[Count, ...] = ()
     """Numbers of concurrent requests to measure beside single ones, such as [2, 4]; they share the threads."""
     seconds: float = Field(default=2.0, gt=0)
     """Measured time of each combination."""
@@ -477,7 +480,7 @@ class BenchConfig(StageConfig):
     """Run in the real-time class while measuring, where the system permits it, so that other programs do not count."""
     pin: tuple[int, ...] | None = Field(default=None, min_length=1)
     """Cores that the measurement is kept on, such as [0, 1]."""
-    photo: tuple[int, int] | None = (640, 480)
+    photo: tuple[Count, Count] | None = (640, 480)
     """Width and height of the image files that the input pipeline is measured on; null leaves it out."""
     ceiling: bool = True
     """Measure what one large matrix product reaches on each backend."""

@@ -98,7 +98,7 @@ def _tower(c: Any, path: Path) -> dict[str, Any]:
     width, heads, depth = c.hidden_size, c.num_attention_heads, c.num_hidden_layers
     if c.hidden_act not in _ACTIVATIONS:
         raise UsageError(f"{path}: activation {c.hidden_act!r}", f"supported are {', '.join(_ACTIVATIONS)}")
-    if width % heads:
+    if not heads or width % heads:
         raise CorruptInputError(f"{path}: {heads} heads do not share {width} channels", "restore it from where it came")
     return {
         "width": width,

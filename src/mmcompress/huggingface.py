@@ -143,7 +143,7 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for name in sorted({Path(name).name for name in names.values()}):
         if not (index.parent / name).is_file():
-            raise UsageError(f"{index.parent} has no {name}, which {index.name} lists", hint)
+            raise CorruptInputError(f"{index.parent} has no {name}, which {index.name} lists", hint)
         tensors.update(_read_file(index.parent / name))
     return tensors
 

@@ -40,7 +40,7 @@ def load_model(folder: Path, trust_remote_code: bool = False, attention: str | N
             model, report = transformers.AutoModel.from_pretrained(
                 folder, output_loading_info=True, ignore_mismatched_sizes=True, **options
             )
-    except Exception as error:  # of transformers, of safetensors, or of the folder's own code
+    except (Exception, SystemExit) as error:  # of transformers, of safetensors, or of the folder's own code
         raise _in_our_words(error, folder, config) from error
     check_report(report, folder, model)
     if not all(callable(getattr(model, name, None)) for name in ("get_image_features", "get_text_features")):
@@ -53,7 +53,8 @@ def load_model(folder: Path, trust_remote_code: bool = False, attention: str | N
 
 def check_folder(folder: Path, trust_remote_code: bool = False) -> dict[str, Any]:
     """The config.json of a folder that can be a teacher, as far as can be seen without loading it, or an error."""
-    _check_version(require("transformers", "compress").__version__)
+    transformers = require("transformers", "compress")
+    _check_version(transformers.__version__)
     restore = "restore it from where the weights are from"
     config = read_json(folder / "config.json", restore)
     if not isinstance(config, dict) or not {"model_type", "auto_map"} & config.keys():
@@ -62,6 +63,11 @@ def check_folder(folder: Path, trust_remote_code: bool = False) -> dict[str, Any
         raise UsageError(
             f"{folder} is a NaFlex SigLIP 2, which takes images as patches of any aspect ratio",
             "give one of fixed size, such as google/siglip2-base-patch16-224",
+        )
+    if "auto_map" not in config and (family := config["model_type"]) not in transformers.CONFIG_MAPPING:
+        raise UsageError(
+            f"transformers {transformers.__version__} does not know the model_type {family!r} of {folder}",
+            "a newer transformers may, or wrap the model as file.py:function",
         )
     if "auto_map" in config and not trust_remote_code:
         raise UsageError(
@@ -118,7 +124,7 @@ def _check_version(version: str) -> None:
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
-def _in_our_words(error: Exception, folder: Path, config: Mapping[str, Any]) -> MMCompressError:
+def _in_our_words(error: BaseException, folder: Path, config: Mapping[str, Any]) -> MMCompressError:
     if isinstance(error, MMCompressError):
         return error
     said = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
@@ -127,11 +133,6 @@ def _in_our_words(error: Exception, folder: Path, config: Mapping[str, Any]) -> 
         return MissingRequirementError(what, "install what its code needs")
     if "auto_map" in config:
         return CorruptInputError(f"{what} ({type(error).__name__})", "its own code may want another transformers")
-    if "model type" in str(error):
-        return UsageError(
-            f"transformers does not know the model_type {config.get('model_type')!r} of {folder}",
-            "a newer transformers may, or wrap the model as file.py:function",
-        )
     return CorruptInputError(what, "check that the folder is a whole Hugging Face model")
 
 

@@ -107,7 +107,7 @@ STAGES: Mapping[str, Stage] = {
             Kind.CHECKPOINT,
             "mmcompress.compress.convert:convert",
             {},
-            check="mmcompress.compress.early:check_convert",
+            check="mmcompress.compress.early:check_teacher",
         ),
         Stage(
             "embed",
@@ -116,7 +116,7 @@ STAGES: Mapping[str, Stage] = {
             "mmcompress.compress.train.embed:embed",
             {},
             reads=("train",),
-            check="mmcompress.compress.early:check_embed",
+            check="mmcompress.compress.early:check_teacher",
         ),
         Stage(
             "distill",
@@ -135,6 +135,7 @@ STAGES: Mapping[str, Stage] = {
             "mmcompress.compress.prune.prune:prune",
             {"checkpoint": Kind.CHECKPOINT, "embeddings": Kind.EMBEDDINGS},
             reads=("train",),
+            check="mmcompress.compress.early:check_prune",
         ),
         Stage(
             "quantize",
@@ -163,8 +164,22 @@ STAGES: Mapping[str, Stage] = {
             reads=("train", "validation"),
             captions=frozenset({"train", "validation"}),
         ),
-        Stage("trace", config.TraceConfig, Kind.ONNX, "mmcompress.compress.trace:trace", {}),
-        Stage("baseline", config.BaselineConfig, Kind.ONNX, "mmcompress.export.baseline:baseline", {}),
+        Stage(
+            "trace",
+            config.TraceConfig,
+            Kind.ONNX,
+            "mmcompress.compress.trace:trace",
+            {},
+            check="mmcompress.compress.early:check_teacher",
+        ),
+        Stage(
+            "baseline",
+            config.BaselineConfig,
+            Kind.ONNX,
+            "mmcompress.export.baseline:baseline",
+            {},
+            check="mmcompress.compress.early:check_teacher",
+        ),
         Stage(
             "export",
             config.ExportConfig,
@@ -182,6 +197,7 @@ STAGES: Mapping[str, Stage] = {
             named=frozenset({"graphs"}),
             reads=("validation", "train"),
             enforce="mmcompress.measure.verdict.ruling:enforce",
+            check="mmcompress.measure.early:check_verdict",
         ),
         Stage(
             "build",
@@ -197,6 +213,7 @@ STAGES: Mapping[str, Stage] = {
             "mmcompress.measure.bench.bench:bench",
             {},
             gathers=(Kind.ONNX,),
+            check="mmcompress.measure.early:check_bench",
         ),
         Stage(
             "drift",
@@ -206,6 +223,7 @@ STAGES: Mapping[str, Stage] = {
             {},
             gathers=(Kind.ONNX,),
             reads=("test", "labels", "templates"),
+            check="mmcompress.measure.early:check_answers",
         ),
         Stage(
             "bisect",
@@ -214,6 +232,7 @@ STAGES: Mapping[str, Stage] = {
             "mmcompress.measure.bisect.bisect:bisect",
             {"reference": Kind.ONNX, "candidate": Kind.ONNX},
             reads=("test",),
+            check="mmcompress.measure.early:check_answers",
         ),
         Stage(
             "report",

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 from clip_world import write_squares, write_teacher
+from typer.testing import CliRunner
 
+from mmcompress.architecture import DualEncoderConfig
 from mmcompress.artifact import Artifact
-from mmcompress.compress.early import check_same_teacher
-from mmcompress.errors import MMCompressError, UsageError
+from mmcompress.cli.commands import app
+from mmcompress.compress.early import check_one_space, check_same_teacher
+from mmcompress.errors import MissingRequirementError, MMCompressError, UsageError
 from mmcompress.manifest import Kind
 from mmcompress.pipeline import run, standalone
 
@@ -32,6 +36,8 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     config = json.loads((write_teacher(tmp_path / "other") / "config.json").read_text())
     (tmp_path / "other" / "config.json").write_text(json.dumps({**config, "model_type": "siglip2"}))
     (tmp_path / "own.py").write_text(OWN)
+    shutil.copytree(tmp_path / "teacher", tmp_path / "unknown")
+    (tmp_path / "unknown" / "config.json").write_text(json.dumps({**config, "model_type": "clap9000"}))
     return tmp_path
 
 
@@ -43,6 +49,7 @@ MISTAKES = [
     ("teacher", {"student.source": "inherit:0.001"}, "too small to inherit"),
     ("none", {"student.source": "vit-s16"}, "no teacher folder"),
     ("other", {"student.source": "vit-s16"}, "NaFlex"),
+    ("unknown", {"student.source": "vit-s16"}, "does not know the model_type 'clap9000'"),
     ("own.py:build", {"student.source": "vit-s16"}, "no Hugging Face folder to take a tokenizer from"),
     ("own.py:bild", {"student.source": "vit-s16"}, "has no function 'bild'"),
 ]
@@ -84,13 +91,84 @@ def test_embeddings_of_another_teacher_are_refused(tmp_path: Path) -> None:
     cached = Artifact.open(tmp_path / "e")
     check_same_teacher(str(tmp_path / "a"), cached)
     check_same_teacher(f"{tmp_path}/b/../a", cached)
-    given = {"teacher.source": str(tmp_path / "b"), "student.source": "vit-s16", "data.train": "x.tar"}
+    given = {"teacher.source": str(tmp_path / "b"), "student.source": "vit-s16", "data.train": "demo:train"}
     with pytest.raises(UsageError) as caught:
         standalone.distill(tmp_path / "o", given, embeddings=tmp_path / "e")
     assert str(tmp_path / "a") in caught.value.what and str(tmp_path / "b") in caught.value.what
+    with pytest.raises(UsageError, match="are of the teacher"):
+        standalone.prune(tmp_path / "b", tmp_path / "o", {"data.train": "demo:train"}, embeddings=tmp_path / "e")
+
+
+@pytest.mark.parametrize(
+    ("stages", "data", "what"),
+    [
+        (["embed", "drift"], {"test": "none.tar"}, "there is no none.tar"),
+        (["embed", "drift"], {"test": "demo:test", "labels": "none.txt"}, "there is no file none.txt"),
+        (["convert", "quantize"], {"labels": "one.txt"}, "lists one label, 'cat', which every image gets"),
+        (["convert", "quantize"], {"labels": "empty.txt"}, "lists no labels"),
+        (["convert", "drift"], {"test": "demo:test", "templates": "one.txt"}, "has no place for the label"),
+    ],
+)
+def test_what_later_stages_read_is_looked_at_first(
+    world: Path, monkeypatch: pytest.MonkeyPatch, stages: list[str], data: dict[str, str], what: str
+) -> None:
+    monkeypatch.chdir(world)
+    Path("one.txt").write_text("cat\n")
+    Path("empty.txt").write_text("\n")
+    given = {"train": "squares-00000.tar", **data}
+    lines = ["[data]", *(f'{key} = "{value}"' for key, value in given.items()), "[teacher]", 'source = "teacher"']
+    Path("recipe.toml").write_text("\n".join([*lines, *(f'[[stage]]\nrun = "{name}"' for name in stages), ""]))
+    with pytest.raises(MMCompressError, match=what):
+        standalone.run("recipe.toml", world / "run")
+    assert not (world / "run").exists()
+
+
+@pytest.mark.parametrize("command", ["quantize", "verdict", "drift", "bench"])
+def test_a_backend_that_is_not_here_is_refused_before_a_teacher_is_converted(world: Path, command: str) -> None:
+    given: dict[str, object] = {} if command == "bench" else {f"data.{'test' if command == 'drift' else 'train'}": "-"}
+    if command == "bench":
+        given["backends"] = ["tensorrt"]
+    elif command != "quantize":
+        given["backend"] = "tensorrt"
+    sources = [world / "teacher"] if command in ("bench", "drift") else world / "teacher"
+    if command == "quantize":
+        arguments = ["quantize", str(sources), "--data", "-", "--out", str(world / "out"), "--backend", "tensorrt"]
+        assert isinstance(CliRunner().invoke(app, arguments).exception, MissingRequirementError)
+        return
+    with pytest.raises(MissingRequirementError, match="tensorrt"):
+        getattr(standalone, command)(sources, world / "out", given)
+
+
+def test_a_loss_without_weight_is_nothing_to_learn(world: Path) -> None:
+    given = {"teacher.source": str(world / "teacher"), "data.train": "-", "student.source": "vit-s16"}
+    with pytest.raises(UsageError, match="nothing to learn"):
+        standalone.distill(world / "out", {**given, "cosine": 0.0, "relational": 0.0})
+
+
+def test_a_checkpoint_of_another_width_learns_nothing_from_a_teacher(tmp_path: Path) -> None:
+    model = DualEncoderConfig.model_validate(
+        {
+            "embed_dim": 16,
+            "image": {"width": 8, "head_dim": 4, "heads": (2,), "mlp": (8,), "image_size": 16, "patch": 8},
+            "text": {
+                "width": 8,
+                "head_dim": 4,
+                "heads": (2,),
+                "mlp": (8,),
+                "vocab": 9,
+                "context": 4,
+                "eos_token_id": 1,
+            },
+        }
+    )
     with Artifact.create(tmp_path / "c", kind=Kind.CHECKPOINT, stage="distill", key="k") as draft:
         (draft.path / "x").write_bytes(b"1")
-    with pytest.raises(UsageError, match="is a key of embed, which has nothing to do here"):
-        standalone.prune(
-            tmp_path / "c", tmp_path / "o", {"teacher.source": str(tmp_path / "b")}, embeddings=tmp_path / "e"
-        )
+        draft.model = model
+    for width in (16, 24):
+        with Artifact.create(tmp_path / f"e{width}", kind=Kind.EMBEDDINGS, stage="embed", key="k") as draft:
+            (draft.path / "x").write_bytes(b"1")
+            draft.facts = {"dim": width}
+    opened = {name: Artifact.open(tmp_path / name) for name in ("c", "e16", "e24")}
+    check_one_space({"checkpoint": opened["c"], "embeddings": opened["e16"]})
+    with pytest.raises(UsageError, match=r"embeds into 16 dimensions, and the teacher of .*e24 into 24"):
+        check_one_space({"checkpoint": opened["c"], "embeddings": opened["e24"]})

@@ -162,6 +162,15 @@ def test_a_package_that_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.
     assert caught.value.hint == "pip install 'mmcompress[sentencepiece]'" and caught.value.exit_code == 3
 
 
+def test_a_vocabulary_of_which_transformers_makes_nothing(tmp_path: Path) -> None:
+    """AutoTokenizer answers False there, and does not raise."""
+    CLIPConfig().save_pretrained(tmp_path)
+    (tmp_path / "spiece.model").write_bytes(b"junk")
+    write_config(tmp_path, "SiglipTokenizer")
+    with pytest.raises((CorruptInputError, MissingRequirementError), match=r"vocabulary|sentencepiece"):
+        text_processing_of(tmp_path)
+
+
 def test_siglip_takes_punctuation_away(tmp_path: Path) -> None:
     pytest.importorskip("sentencepiece", reason="SigLIP's first tokenizer needs the package sentencepiece")
     tokenizer, processing = text_processing_of(pieces(tmp_path))

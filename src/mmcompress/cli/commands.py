@@ -165,12 +165,14 @@ def quantize(
 ) -> None:
     """Fit INT8 to a checkpoint or to a teacher, from real samples; what would lose too much stays in float."""
     from mmcompress.cli import console, show_compress
-    from mmcompress.measure.verdict import ruling
+    from mmcompress.measure.verdict import contestants, ruling
     from mmcompress.pipeline import standalone
 
-    standalone.check_backend(backend)
+    judging = verdict or backend is not None or strict
+    if judging:
+        contestants.runnable(backend)
     fitted = standalone.quantize(artifact, out, given, ranges=ranges)
-    judged = standalone.verdict_beside(fitted, backend) if verdict or backend or strict else None
+    judged = standalone.verdict_beside(fitted, backend) if judging else None
     console.show(*show_compress.quantize_summary(fitted, judged), json)
     ruling.enforce(judged, strict)
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from mmcompress.data.spec import CLASSNAMES, DATASET_TYPE, TEMPLATES, expand, is_stream, settings_beside
 from mmcompress.errors import CorruptInputError, UsageError
+from mmcompress.packaged import packaged
 
 RETRIEVAL = "retrieval"
 LABEL_PLACES = ("{c}", "{}")
@@ -56,6 +57,27 @@ def own_templates(spec: str) -> list[str]:
     """The prompt templates that lie beside a test set; none where there are none."""
     templates = [settings_beside(place).get(TEMPLATES) for place in expand(spec)]
     return checked_templates(templates[0]) if templates and templates[0] is not None else []
+
+
+def read_labels(spec: str) -> list[str]:
+    """Candidate texts, one a line, each once; `demo:names` are those that ship. One has nothing to be confused with."""
+    path = _list_at(spec, "one label a line")
+    labels = list(dict.fromkeys(read_lines(path, "labels", "one label a line")))
+    if len(labels) < 2:
+        raise UsageError(f"{path} lists one label, {labels[0]!r}, which every image gets", "give two or more")
+    return labels
+
+
+def read_templates(spec: str) -> list[str]:
+    """Prompt templates, one a line, each with a place for the label."""
+    return checked_templates(_list_at(spec, "one template a line"))
+
+
+def _list_at(spec: str, wanted: str) -> Path:
+    path = packaged(spec) if spec.startswith("demo:") else Path(spec).expanduser()
+    if not path.is_file():
+        raise UsageError(f"there is no file {spec}", f"give a UTF-8 file with {wanted}")
+    return path
 
 
 def checked_templates(path: Path) -> list[str]:

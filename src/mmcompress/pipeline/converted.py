@@ -17,7 +17,7 @@ from mmcompress.artifact import Artifact
 from mmcompress.config import TeacherConfig
 from mmcompress.errors import UsageError, suggestion
 from mmcompress.manifest import Kind
-from mmcompress.pipeline.single import run_single
+from mmcompress.pipeline.single import checked, run_single
 from mmcompress.pipeline.sources import Given
 from mmcompress.places import MANIFEST
 from mmcompress.progress import say
@@ -153,6 +153,7 @@ def all_as_graphs(sources: Sequence[str | Path], out: Path, given: Given = NOTHI
     for source in sources:  # all that is misspelt, before the first of them takes minutes
         if not is_artifact(source):
             teacher_named(str(source), " or ".join(kind.value for kind in kinds or (Kind.ONNX,)))
+            checked(tracing_stage(str(source)), {}, {**given, "teacher.source": str(source)})
     names = [name_of(source) for source in sources]
     unique = [name if names.count(name) == 1 else f"{name}-{i}" for i, name in enumerate(names)]
     folder = out.with_name(f"{out.name}-sources")

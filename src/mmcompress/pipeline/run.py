@@ -11,12 +11,13 @@ from __future__ import annotations
 import importlib
 import shutil
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 from mmcompress import __version__
 from mmcompress.artifact import Artifact
 from mmcompress.config import DataConfig, StageConfig, TeacherConfig
+from mmcompress.data.layout import read_labels, read_templates
 from mmcompress.data.spec import expand, is_photos, is_stream, part_of
 from mmcompress.errors import CorruptInputError, UsageError, suggestion
 from mmcompress.lock import locked
@@ -30,13 +31,16 @@ from mmcompress.stages import STAGES, Job, Stage
 
 STRICT = "strict"
 """A key that says what follows from an artifact and not what is in it: it is no part of the artifact's own key."""
+_LISTS: Mapping[str, Callable[[str], list[str]]] = {"labels": read_labels, "templates": read_templates}
+"""Small files that a data table names, read before anything runs to see that they can be."""
 
 
 def run_recipe(recipe: Recipe, out: Path, where: str = "recipe") -> dict[str, Artifact]:
     """Run every stage whose output is not there yet, each into its folder of `out`; return the artifacts by name."""
     if (out / MANIFEST).exists():
         raise UsageError(f"{out} has a {MANIFEST}, so it is no folder of runs", "give another --out")
-    out.mkdir(parents=True, exist_ok=True)
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"{out} is a file, and a run is a folder of artifacts", "give another --out")
     return run_stages(recipe, {table.name: out / table.name for table in recipe.stages}, where)
 
 
@@ -52,6 +56,8 @@ def run_stages(recipe: Recipe, places: Mapping[str, Path], where: str) -> dict[s
         check_use(built, stage, roles, f"{where}: stage {table.name!r}")
         stage.refuse_impossible(built, {})
         made.add(stage.produces)
+    for place in places.values():
+        place.absolute().parent.mkdir(parents=True, exist_ok=True)
     with locked(*places.values()):
         for table in recipe.stages:
             stage = STAGES[table.run]
@@ -63,17 +69,20 @@ def run_stages(recipe: Recipe, places: Mapping[str, Path], where: str) -> dict[s
 
 
 def check_use(built: StageConfig, stage: Stage, roles: Collection[str], where: str) -> None:
-    """Refuse, before anything runs, keys that say nothing with these sources, and photos of which nothing is said where
-    a stage learns or judges by what is said.
+    """Refuse, before anything runs, keys that say nothing with these sources, data that is not there, lists that cannot
+    be read, and photos of which nothing is said where a stage learns or judges by what is said.
     """
     try:
         built.check_sources(roles)
     except ValueError as error:
         raise UsageError(f"{where}: {error}", "leave it out") from error
     data = getattr(built, "data", None)
-    for name in stage.captions if isinstance(data, DataConfig) else ():
+    for name in DATA_FIELDS if isinstance(data, DataConfig) else ():
         spec = getattr(data, name)
-        if spec is not None and is_photos(spec):
+        if spec is None:
+            continue
+        _LISTS.get(name, expand)(spec)
+        if name in stage.captions and is_photos(spec):
             raise UsageError(
                 f"{spec} is a folder of photos without captions, and {stage.name} learns from what is said of them",
                 "give pairs, or use quantize, prune, verdict or drift, which need the images alone",

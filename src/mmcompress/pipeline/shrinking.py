@@ -68,7 +68,7 @@ def shrink(source: str, out: Path, wish: Wish) -> dict[str, Artifact]:
         teacher_named(source)
     if wish.minutes and wish.target_latency is None:
         raise UsageError("--minutes are for what pruning lost, and nothing is pruned", "give --target-latency too")
-    backend = runnable(wish.backend)  # type: ignore[arg-type]
+    backend = runnable(wish.backend)
     data = parts(wish)
     planned = recipe_for(source, wish, data, backend, 1 if wish.minutes else 0)
     if not wish.minutes:

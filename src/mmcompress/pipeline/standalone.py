@@ -15,7 +15,7 @@ from typing import Any, cast, get_args
 
 from mmcompress.artifact import Artifact
 from mmcompress.compress.int8.comparison import CalibrationComparison
-from mmcompress.config import Backend, ExportConfig, Precision
+from mmcompress.config import ExportConfig, Precision
 from mmcompress.errors import UsageError, suggestion
 from mmcompress.int8 import GRAPH_RANGES, RANGES
 from mmcompress.manifest import Kind
@@ -92,7 +92,6 @@ def train(recipe: str, out: Path, given: Given = NOTHING) -> Artifact:
             f"{path} ends with a stage that runs {last.run!r}", "`mmcompress train` wants `train` at the end"
         )
     places = {table.name: out.with_name(f"{out.name}-{table.name}") for table in loaded.stages} | {last.name: out}
-    out.absolute().parent.mkdir(parents=True, exist_ok=True)
     return run_stages(loaded, places, str(path))[last.name]
 
 
@@ -134,6 +133,10 @@ def prune(source: str | Path, out: Path, given: Given = NOTHING, *, embeddings: 
         given = {**given, "teacher.source": str(source)}
     if near is None:
         check_becomes_checkpoint(source, "pruned")
+        if embeddings is not None:
+            from mmcompress.compress.early import check_same_teacher
+
+            check_same_teacher(str(source), Artifact.open(embeddings, Kind.EMBEDDINGS))
     elif near.manifest.kind is Kind.ONNX:
         raise UsageError(f"{source} cannot be pruned: a graph has no blocks", "prune the checkpoint that it is from")
     cached, to = _embeddings(out, "prune", given, embeddings, near, *([] if near else ["convert"]))
@@ -213,18 +216,13 @@ def verdict(source: str | Path, out: Path, given: Given = NOTHING) -> Artifact:
         to = routed_with_source(given, "verdict", checkpoint, "quantize")
         checked("verdict", {"data": data_unless_given(given, checkpoint)}, to["verdict"])
         place = out.with_name(f"{out.name}-quantized")
+        checked("quantize", {"data": data_unless_given(given, checkpoint)}, to["quantize"])
         checkpoint = checkpoint or as_model(source, out, to["convert"])
         checkpoint = quantize(checkpoint.path, place, to["quantize"])
     field = "train" if "data.train" in given else "validation"
     tables = {"data": data_unless_given(given, checkpoint, field), **recorded_budget(checkpoint)}
     role = "graphs" if checkpoint.manifest.kind is Kind.ONNX else "checkpoint"
     return run_single("verdict", tables, to["verdict"], {role: checkpoint}, out)
-
-
-def check_backend(backend: str | None) -> None:
-    """Refuse a misspelt runtime before the hours of work that it is wanted for."""
-    if backend is not None and backend not in get_args(Backend):
-        raise UsageError(f"there is no backend {backend!r}", suggestion(backend, get_args(Backend)))
 
 
 def verdict_beside(checkpoint: Artifact, backend: str | None) -> Artifact:

@@ -221,3 +221,9 @@ def test_the_machine_is_described() -> None:
     assert machine.memory_budget_bytes() > 0
     high_water = peak.high_water_bytes()
     assert high_water is None or high_water > 10 * MIB
+
+
+@pytest.mark.parametrize("key", ["batches", "threads", "streams", "photo"])
+def test_counts_are_above_zero(key: str) -> None:
+    with pytest.raises(ValueError, match="greater than or equal to 1"):
+        BenchConfig.model_validate({key: [0, 1]})

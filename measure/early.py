@@ -1,0 +1,42 @@
+"""What can be known before the first step about stages that measure: whether they can run on this machine at all.
+
+Hours of training may stand before a verdict. So these checks run first, as `compress/early.py` says of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from mmcompress.artifact import Artifact
+from mmcompress.config import BenchConfig, BisectConfig, DriftConfig, VerdictConfig
+from mmcompress.errors import MissingRequirementError
+from mmcompress.measure.verdict.contestants import runnable
+from mmcompress.runtime.backends import available_backends
+from mmcompress.runtime.scheduling import check_cores
+
+Sources = Mapping[str, Artifact]
+
+
+def check_verdict(config: VerdictConfig, _: Sources) -> None:
+    runnable(config.backend)
+
+
+def check_answers(config: DriftConfig | BisectConfig, _: Sources) -> None:
+    """Of stages that embed on one backend; engines bring their own, and are looked at when they are there."""
+    reason = available_backends()[config.backend] if config.backend is not None else None
+    if reason is not None:
+        raise MissingRequirementError(
+            f"{config.backend} does not run here: {reason}", "`mmcompress doctor` says what works on this machine"
+        )
+
+
+def check_bench(config: BenchConfig, _: Sources) -> None:
+    reasons = available_backends()
+    missing = {name: why for name in config.backends if (why := reasons[name]) is not None}
+    if len(missing) == len(config.backends):
+        raise MissingRequirementError(
+            "no backend of the bench runs here: " + "; ".join(f"{name}: {why}" for name, why in missing.items()),
+            "`mmcompress doctor` says what works on this machine",
+        )
+    if config.pin is not None:
+        check_cores(config.pin)
