@@ -23,13 +23,10 @@ from full_size import write_pairs
 from mmcompress.artifact import Artifact
 from mmcompress.compress.train.student import student_from_teacher
 from mmcompress.errors import MMCompressError
-from mmcompress.export.pixels import image_processing
-from mmcompress.export.texts import save_text_processing
-from mmcompress.huggingface import save_checkpoint
-from mmcompress.manifest import Kind, Preprocessing
+from mmcompress.manifest import Preprocessing
 from mmcompress.measure.drift.document import DriftDocument
 from mmcompress.pipeline import standalone
-from mmcompress.processing import save_preprocessing
+from mmcompress.processing import save_preprocessing, save_tokenizer_config
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "flickr8k-160"
 FAMILIES = ("clip", "siglip")
@@ -41,11 +38,13 @@ def write_teacher(folder: Path, family: str, captions: list[str], small: bool) -
     import torch
     from transformers import CLIPConfig, CLIPModel, SiglipConfig, SiglipModel
 
-    from mmcompress.compress.train.vocabulary import save_tokenizer, tokenizer_from_captions
+    from mmcompress.compress.train.vocabulary import BEGIN, END, save_tokenizer, tokenizer_from_captions
 
     folder.mkdir()
     context = 64 if family == "siglip" else 77
     processing = save_tokenizer(tokenizer_from_captions(captions, VOCAB), folder, context)
+    if family == "siglip":  # reads its padding, so its tokenizer gives no mask
+        save_tokenizer_config(folder, context, bos=BEGIN, eos=END, pad=END, add_prefix_space=True, mask=False)
     blocks, side = (3, 64) if small else (12, 224)
 
     def tower(width: int) -> dict[str, Any]:
@@ -89,15 +88,9 @@ def apart_from_transformers(teacher: Path) -> float:
 
 def compressed(folder: Path, teacher: Path, train: Path, asked: argparse.Namespace) -> list[Artifact]:
     """The pruned checkpoint, its graphs in FP32 and those in INT8."""
-    whole = folder / "whole"
-    with Artifact.create(whole, kind=Kind.CHECKPOINT, stage="distill", key="whole") as draft:
-        model = student_from_teacher(teacher, 1.0)
-        save_checkpoint(model, draft.path)
-        draft.model, draft.preprocessing = model.config, image_processing(teacher)
-        draft.tokenizer = save_text_processing(teacher, draft.path)
     share = {"heads": 0.5, "mlp": 0.5} if asked.uniform else {"target_macs": 0.5}
     pruning = {"data.train": str(train), "samples": asked.samples, "batch": 8, **share}
-    pruned = standalone.prune(whole, folder / "half", pruning, teacher=str(teacher))
+    pruned = standalone.prune(teacher, folder / "half", pruning)
     limits = {"max_drop": 1, "max_flips": 1, "sensitivity": False}
     calibration = {"data.train": str(train), "samples": asked.pairs, "held": asked.pairs, "batch": 8, **limits}
     standalone.quantize(folder / "half", folder / "int8", calibration)

@@ -97,20 +97,20 @@ def under_contract(teacher: Teacher, source: str) -> Teacher:
     """
 
     def encode_image(pixels: Tensor) -> Tensor:
-        answer = _answer(teacher.encode_image, pixels, source, "image")
+        answer = answered(teacher.encode_image, pixels, source, "image")
         images = _checked(answer, len(pixels), teacher.embed_dim, source, "image")
         if len(pixels) >= FEW:
             _refuse_constant(images, len(pixels.flatten(1).unique(dim=0)), source, "image")
         return images
 
     def encode_text(texts: Sequence[str]) -> Tensor:
-        answer = _answer(teacher.encode_text, list(texts), source, "text")
+        answer = answered(teacher.encode_text, list(texts), source, "text")
         return _checked(answer, len(texts), teacher.embed_dim, source, "text")
 
     return replace(teacher, encode_image=encode_image, encode_text=encode_text)
 
 
-def _answer(encode: Callable[[Any], Any], inputs: Any, source: str, tower: str) -> Any:
+def answered(encode: Callable[[Any], Any], inputs: Any, source: str, tower: str) -> Any:
     """What foreign code answers; what it raises becomes an error that names it."""
     try:
         return encode(inputs)

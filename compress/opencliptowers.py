@@ -3,14 +3,16 @@
 open_clip cleans a text in Python before its tokenizer sees it: ftfy repairs it, HTML entities become characters, and
 white space, case or punctuation go. What of that a `tokenizers.Tokenizer` can do is written in front of the model's
 own byte-pair merges, or of its Hugging Face tokenizer, and the result is held against open_clip's on odd texts. What is
-left out: text in a broken encoding, which ftfy guesses back, and entities beyond the usual ones.
+left out: text in a broken encoding, which ftfy guesses back, and entities beyond HTML 4's or by number.
 
 Branches that exist for training only (MobileCLIP, RepVGG) are folded into one convolution, as timm does it.
 """
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
+from html.entities import name2codepoint
 from typing import Any
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
@@ -22,8 +24,12 @@ from mmcompress.errors import UsageError, require
 from mmcompress.manifest import TextProcessing
 
 _SPLIT = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
-_ENTITIES = {"&lt;": "<", "&gt;": ">", "&quot;": '"', "&#39;": "'", "&apos;": "'", "&nbsp;": " "}
+_ENTITIES = {f"&{name};": chr(code) for name, code in name2codepoint.items() if name not in ("amp", "nbsp")}
+_ENTITIES |= {"&LT;": "<", "&GT;": ">", "&QUOT;": '"', "&#39;": "'", "&apos;": "'", "&nbsp;": " "}
 _LIGATURES = {"ﬀ": "ff", "ﬁ": "fi", "ﬂ": "fl", "ﬃ": "ffi", "ﬄ": "ffl", "ﬅ": "ſt", "ﬆ": "st", "Ĳ": "IJ", "ĳ": "ij"}
+_WIDTHS = {chr(code): unicodedata.normalize("NFKC", chr(code)) for code in range(0xFF01, 0xFFF0)}
+_C1 = {code: plain for code in range(0x80, 0xA0) if (plain := bytes([code]).decode("cp1252", "ignore"))}
+_TERMINAL = r"\x1b\[[0-9;]*[a-zA-Z]"
 _CONTROLS = r"[\x00-\x08\x0b\x0e-\x1f\x7f\u206a-\u206f\ufeff\ufff9-\ufffc]"
 _CASED = r"[\p{Lu}\p{Ll}\p{Lt}]"
 _PUNCTUATION = r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~]"""
@@ -111,10 +117,12 @@ def _cleaning_of(tokenizer: Any) -> list[Any]:
     kind = getattr(function, "__name__", "").removeprefix("_clean_")
     replace = normalizers.Replace
     fixed = [
-        *(replace("&amp;", "&") for _ in range(2)),
+        *(replace(entity, "&") for _ in range(2) for entity in ("&amp;", "&AMP;")),
         *(replace(entity, plain) for entity, plain in _ENTITIES.items()),
+        replace(Regex(_TERMINAL), ""),
+        *(replace(chr(code), plain) for code, plain in _C1.items()),
         *(replace(ligature, plain) for ligature, plain in _LIGATURES.items()),
-        *(replace(chr(0xFF00 + low), chr(0x20 + low)) for low in range(0x01, 0x5F)),
+        *(replace(char, plain) for char, plain in _WIDTHS.items()),
         replace(Regex("[\u2018\u2019\u201b\u02bc]"), "'"),
         replace(Regex("[\u201c\u201d\u201f]"), '"'),
         replace(Regex(_CONTROLS), ""),

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mmcompress.compress.contract import Teacher, check_teacher, logits_of, under_contract
+from mmcompress.compress.contract import Teacher, answered, check_teacher, logits_of, under_contract
 from mmcompress.compress.openclip import open_clip_teacher
 from mmcompress.compress.ownteacher import own_teacher
 from mmcompress.config import TeacherConfig
@@ -73,7 +73,7 @@ def _hugging_face_teacher(folder: Path, device: torch.device, trust_remote_code:
             features = _text_features(model, {name: tensor.to(device) for name, tensor in encoded.items()})
         return F.normalize(features.float(), dim=-1).cpu()
 
-    width = encode_text(["a"]).shape[1]
+    width = answered(encode_text, ["a"], str(folder), "text").shape[1]
     return Teacher(encode_image, encode_text, preprocessing, width, *logits_of(model))
 
 

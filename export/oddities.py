@@ -41,6 +41,7 @@ _PIECES = (
     "“quoted” ‘words’ «here» – — …",
     "(brackets) [and] {braces} <tags> \\ / |",
     "$5 €6 £7 100% #1 @home ~ ^ `",
+    "&amp; &lt;b&gt; &quot;entities&quot; &amp;amp;",
     "<|startoftext|> a <|endoftext|> b",
     "a <s> b </s> c",
     "[CLS] a [SEP] b [PAD] [MASK] [UNK]",

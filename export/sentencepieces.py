@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 import string
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +38,11 @@ def siglip_tokenizer(slow: Any) -> Tokenizer:
         [
             normalizers.Replace(Regex(f"[{re.escape(string.punctuation)}]"), ""),
             normalizers.Replace(Regex(r"[\s\x1c-\x1f]+"), " "),  # Python counts the four separators as white space
+            normalizers.Replace(Regex("^ "), ""),  # of what follows a special token: a text begins with SPACE
             *([normalizers.Precompiled(table)] if table else []),
             normalizers.Replace(Regex(f"[ {SPACE}]+"), SPACE),
             normalizers.Replace(Regex(f"{SPACE}$"), ""),
+            *_swallowed(slow.unk_token, pieces, proto.trainer_spec.byte_fallback),
         ]
     )
     tokenizer.add_special_tokens(list(slow.added_tokens_decoder.values()))
@@ -47,3 +50,15 @@ def siglip_tokenizer(slow: Any) -> Tokenizer:
         single=f"$A {slow.eos_token}", special_tokens=[(slow.eos_token, slow.eos_token_id)]
     )
     return tokenizer
+
+
+def _swallowed(unknown: str, pieces: Sequence[tuple[str, float]], byte_fallback: bool) -> list[normalizers.Normalizer]:
+    """What is lost because the class writes `unknown` before each part, and cuts as many pieces off as that alone has.
+
+    SentencePiece makes one piece of unknown characters in a row. Where the last one of "<unk>" is unknown itself, those
+    that a part begins with go with it. The published model knows ">".
+    """
+    known = {piece for piece, _ in pieces if len(piece) == 1}
+    if byte_fallback or unknown[-1] in known:
+        return []
+    return [normalizers.Replace(Regex(f"^[^{re.escape(''.join(sorted(known)))}]+"), "")]

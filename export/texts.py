@@ -106,6 +106,7 @@ def _canonical(folder: Path, reference: Any, config: Any) -> tuple[Tokenizer, Te
         prefix="" if reference.is_fast else SPACE,
         mask=mask,
     )
+    _check_embedded(folder, tokenizer, config)
     _check_repeats(folder, reference, tokenizer, processing)
     return tokenizer, processing
 
@@ -123,6 +124,17 @@ def _fast_form(folder: Path, reference: Any) -> Tokenizer:
         f"the tokenizer in {folder} ({type(reference).__name__}) has no fast form",
         "a device needs a tokenizer.json: convert it with a newer transformers and save it there",
     )
+
+
+def _check_embedded(folder: Path, tokenizer: Tokenizer, config: Any) -> None:
+    """Tokens that were added to a tokenizer alone are found by the one text, much later, that has one."""
+    rows = getattr(getattr(config, "text_config", None) or config, "vocab_size", None)
+    token, largest = max(tokenizer.get_vocab().items(), key=lambda entry: entry[1])
+    if rows is not None and largest >= rows:
+        raise UsageError(
+            f"the tokenizer in {folder} gives {token!r} the id {largest}, and its model embeds ids below {rows}",
+            "tokenizer and config.json do not belong together: restore both, or take out what was added",
+        )
 
 
 def _check_repeats(folder: Path, reference: Any, tokenizer: Tokenizer, processing: TextProcessing) -> None:

@@ -163,6 +163,8 @@ def test_positions_behind_the_tokenizers_context_go(family: str, tmp_path: Path)
     if family in ("chinese_clip", "altclip"):
         with pytest.raises(UsageError, match="pads with id 3, and the model masks id 1"):
             with_tokenizer(model, nine.model_copy(update={"pad_token_id": 3}))
+        with pytest.raises(UsageError, match="the tokenizer masks nothing"):
+            with_tokenizer(model, nine.model_copy(update={"mask": False}))
 
 
 @pytest.mark.parametrize("size", ["plain", "odd"])
@@ -268,6 +270,71 @@ def test_float_types_and_shards_load_and_a_broken_tensor_is_named(family: str, t
     save_file({**tensors, "stranger": torch.zeros(1)}, tmp_path / "model.safetensors")
     with pytest.raises(CorruptInputError, match="unexpected tensor 'stranger'"):
         dual_encoder_from_hugging_face(tmp_path)
+
+
+@pytest.mark.parametrize("shards", [1, 2])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_torchs_own_files_are_read_as_transformers_reads_them(family: str, shards: int, tmp_path: Path) -> None:
+    stock = write_family(tmp_path, family)
+    (tmp_path / "model.safetensors").unlink()
+    pickled(stock.state_dict(), tmp_path, shards)
+    images, ids = pixels(32), tokens(family)
+    found = embedded(dual_encoder_from_hugging_face(tmp_path), images, ids)
+    theirs = getattr(transformers, f"{CLASSES[family]}Model").from_pretrained(tmp_path).eval()
+    np.testing.assert_allclose(found[0], stock_images(theirs, images), atol=1e-5)
+    np.testing.assert_allclose(found[1], stock_texts(theirs, ids), atol=1e-5)
+
+
+def pickled(state: dict[str, Any], folder: Path, shards: int = 1) -> None:
+    """Weights as torch saves them: one file, or shards and their index."""
+    if shards == 1:
+        torch.save(state, folder / "pytorch_model.bin")
+        return
+    names = {name: f"pytorch_model-{i % shards + 1:05d}-of-{shards:05d}.bin" for i, name in enumerate(state)}
+    for file in set(names.values()):
+        torch.save({name: state[name] for name in state if names[name] == file}, folder / file)
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"metadata": {}, "weight_map": names}))
+
+
+def test_of_several_weights_those_are_read_that_transformers_reads(tmp_path: Path) -> None:
+    write_family(tmp_path, "clip")
+    other = stock_model("clip", seed=1)
+    pickled(other.state_dict(), tmp_path)
+    (tmp_path / "shards").mkdir()
+    other.save_pretrained(tmp_path / "shards", max_shard_size="100KB")
+    for file in (tmp_path / "shards").glob("model*"):
+        file.rename(tmp_path / file.name)
+    theirs = transformers.CLIPModel.from_pretrained(tmp_path).eval()
+    ours = dual_encoder_from_hugging_face(tmp_path).encode_image(pixels(32)).detach().numpy()
+    np.testing.assert_allclose(ours, stock_images(theirs, pixels(32)), atol=1e-5)
+
+
+class Code:
+    """What a pickle can hold besides tensors."""
+
+
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [
+        ("damaged", "pytorch_model.bin is damaged"),
+        ("code", "pytorch_model.bin is damaged"),
+        ("shard", "has no pytorch_model-00002-of-00002.bin, which pytorch_model.bin.index.json lists"),
+        ("index", "pytorch_model.bin.index.json lists no shards"),
+    ],
+)
+def test_broken_files_of_torch_are_refused_by_name(name: str, what: str, tmp_path: Path) -> None:
+    state = write_family(tmp_path, "clip").state_dict()
+    (tmp_path / "model.safetensors").unlink()
+    pickled({**state, "code": Code()} if name == "code" else state, tmp_path, 1 if name in ("damaged", "code") else 2)
+    if name == "damaged":
+        (tmp_path / "pytorch_model.bin").write_bytes(b"PK\x03\x04 and no more")
+    elif name == "shard":
+        (tmp_path / "pytorch_model-00002-of-00002.bin").unlink()
+    elif name == "index":
+        (tmp_path / "pytorch_model.bin.index.json").write_text("[]")
+    with pytest.raises(MMCompressError, match=what) as caught:
+        dual_encoder_from_hugging_face(tmp_path)
+    assert caught.value.hint
 
 
 @pytest.mark.parametrize(

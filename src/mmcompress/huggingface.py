@@ -7,11 +7,11 @@ tensor names, its sizes in the manifest, and a README that says why.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -25,6 +25,8 @@ from mmcompress.tensornames import entries, hugging_face_from_state, state_from_
 
 FOLDER_FILES = ("tokenizer.json", "tokenizer_config.json", "spiece.model", "preprocessor_config.json")
 """What a checkpoint takes over from the one it was made from."""
+_WEIGHTS = (WEIGHTS, "pytorch_model.bin")
+"""What transformers looks for, the first one first. A checkpoint of ours has the first."""
 _BUFFERS = ("position_ids", "token_type_ids")
 """Counters that older versions of transformers saved beside the weights."""
 
@@ -32,12 +34,16 @@ _BUFFERS = ("position_ids", "token_type_ids")
 def dual_encoder_from_hugging_face(folder: str | Path) -> DualEncoder:
     """Load a Hugging Face folder of one of the families, strictly, in float32."""
     folder = Path(folder)
-    return dual_encoder_from_checkpoint(folder, config_from_hugging_face(folder))
+    return _dual_encoder(folder, config_from_hugging_face(folder), _WEIGHTS)
 
 
 def dual_encoder_from_checkpoint(folder: str | Path, config: DualEncoderConfig) -> DualEncoder:
     """Load weights with Hugging Face names into a model of the given sizes; the first tensor that differs is named."""
-    tensors = _read_tensors(Path(folder))
+    return _dual_encoder(Path(folder), config, _WEIGHTS[:1])
+
+
+def _dual_encoder(folder: Path, config: DualEncoderConfig, files: Sequence[str]) -> DualEncoder:
+    tensors = _read_tensors(folder, files)
     expected = [name for entry in entries(config) for name in entry.theirs]
     floats = {name: tensors[name].float() for name in expected if name in tensors}
     state = state_from_hugging_face(floats, config, where=str(folder))
@@ -62,7 +68,7 @@ def dual_encoder_from_checkpoint(folder: str | Path, config: DualEncoderConfig) 
 def with_tokenizer(model: DualEncoder, processing: TextProcessing) -> DualEncoder:
     """The model for texts as its tokenizer makes them: the positions behind the tokenizer's context go, exactly.
 
-    Raises UsageError where there are too few positions, or where a masked tower would take something else for padding.
+    Raises UsageError where there are too few positions, or where a masked tower would take other tokens for padding.
     """
     text, context, hint = model.config.text, processing.context, "config.json and tokenizer do not belong together"
     if context > text.context:
@@ -73,6 +79,8 @@ def with_tokenizer(model: DualEncoder, processing: TextProcessing) -> DualEncode
         raise UsageError(
             f"the tokenizer pads with id {processing.pad_token_id}, and the model masks id {text.pad_token_id}", hint
         )
+    if text.attention == "masked" and not processing.mask:
+        raise UsageError("the tokenizer masks nothing of what fills a text up, and the model's text tower does", hint)
     if context == text.context:
         return model
     text = text.model_copy(update={"context": context})
@@ -116,27 +124,38 @@ def _first_not_finite(tensors: Mapping[str, Tensor]) -> str | None:
     return next((name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()), None)
 
 
-def _read_tensors(folder: Path) -> dict[str, Tensor]:
-    """Every tensor of `model.safetensors`, or of the shards that its index lists."""
-    index = folder / f"{WEIGHTS}.index.json"
-    files = [WEIGHTS]
-    if index.is_file():
-        listed = read_json(index, "restore it from where it came")
-        try:
-            files = sorted({Path(name).name for name in listed["weight_map"].values()})
-        except (TypeError, KeyError, AttributeError) as error:
-            raise CorruptInputError(f"{index} lists no weights", "restore it from where it came") from error
-    tensors: dict[str, Tensor] = {}
+def _read_tensors(folder: Path, files: Sequence[str]) -> dict[str, Tensor]:
+    """Every tensor of the first of these files that is there, whole or as the shards that its index lists."""
     for name in files:
-        path = folder / name
-        if not path.is_file():
-            raise CorruptInputError(
-                f"{folder} has no {name}",
-                "give a folder with safetensors weights (pickled pytorch_model.bin files are not loaded)",
-            )
-        try:
-            with safe_open(path, framework="pt") as reader:
-                tensors.update({key: reader.get_tensor(key) for key in reader.keys()})  # noqa: SIM118
-        except SafetensorError as error:
-            raise CorruptInputError(f"{path} is damaged: {error}", "restore it from where it came") from error
+        if (folder / name).is_file():
+            return _read_file(folder / name)
+        if (index := folder / f"{name}.index.json").is_file():
+            return _read_shards(index)
+    raise UsageError(f"{folder} has no {files[0]}", f"give a folder with its weights as {' or '.join(files)}")
+
+
+def _read_shards(index: Path) -> dict[str, Tensor]:
+    hint = "restore it from where it came"
+    listed = read_json(index, hint)
+    names = listed.get("weight_map") if isinstance(listed, dict) else None
+    if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
+        raise CorruptInputError(f"{index} lists no shards: it has no weight_map of file names", hint)
+    tensors: dict[str, Tensor] = {}
+    for name in sorted({Path(name).name for name in names.values()}):
+        if not (index.parent / name).is_file():
+            raise CorruptInputError(f"{index.parent} has no {name}, which {index.name} lists", hint)
+        tensors.update(_read_file(index.parent / name))
     return tensors
+
+
+def _read_file(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, or of one of torch's, whose pickle may hold nothing but tensors."""
+    try:
+        if path.suffix == ".bin":
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
+            return {name: tensor for name, tensor in loaded.items() if isinstance(tensor, Tensor)}
+        with safe_open(path, framework="pt") as reader:
+            return {key: reader.get_tensor(key) for key in reader.keys()}  # noqa: SIM118
+    except Exception as error:  # both readers raise types of their own, which have no common base
+        said = next(iter(str(error).splitlines()), type(error).__name__)
+        raise CorruptInputError(f"{path} is damaged: {said}", "restore it from where it came") from error

@@ -91,12 +91,12 @@ def test_embeddings_of_another_teacher_are_refused(tmp_path: Path) -> None:
     cached = Artifact.open(tmp_path / "e")
     check_same_teacher(str(tmp_path / "a"), cached)
     check_same_teacher(f"{tmp_path}/b/../a", cached)
-    given = {"teacher.source": str(tmp_path / "b"), "student.source": "vit-s16", "data.train": "-"}
+    given = {"teacher.source": str(tmp_path / "b"), "student.source": "vit-s16", "data.train": "demo:train"}
     with pytest.raises(UsageError) as caught:
         standalone.distill(tmp_path / "o", given, embeddings=tmp_path / "e")
     assert str(tmp_path / "a") in caught.value.what and str(tmp_path / "b") in caught.value.what
     with pytest.raises(UsageError, match="are of the teacher"):
-        standalone.prune(tmp_path / "b", tmp_path / "o", {"data.train": "-"}, embeddings=tmp_path / "e")
+        standalone.prune(tmp_path / "b", tmp_path / "o", {"data.train": "demo:train"}, embeddings=tmp_path / "e")
 
 
 @pytest.mark.parametrize(

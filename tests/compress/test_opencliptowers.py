@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from mmcompress.compress.opencliptowers import open_clip_towers
-from mmcompress.compress.towers import ODD_TEXTS
+from mmcompress.export.oddities import odd_texts
 
 open_clip: Any = pytest.importorskip("open_clip")
 
@@ -19,7 +19,7 @@ def test_its_tokenizer_and_its_folded_branches_are_the_models_own(name: str) -> 
     torch.manual_seed(0)
     model, own = open_clip.create_model(name).eval(), open_clip.get_tokenizer(name)
     made = open_clip_towers(model, own, name)
-    texts = [*ODD_TEXTS, "ΟΔΟΣ Σ ΣΑΣ", "don’t “quote” ﬁne &amp;amp; Ａ"]
+    texts = [*odd_texts(), "ΟΔΟΣ Σ ΣΑΣ", "don’t “quote” ﬁne &amp;amp; Ａ"]
     assert np.array_equal(made.tokens(texts).numpy(), own(texts).numpy())
     side = model.visual.image_size
     pixels = torch.randn(1, 3, *((side, side) if isinstance(side, int) else side))

@@ -103,7 +103,9 @@ def test_recovery_brings_a_pruned_student_back(made: dict[str, Artifact]) -> Non
 
 def test_a_refit_pruned_student_is_nearer_before_any_training(world: Path, made: dict[str, Artifact]) -> None:
     stage = STAGES["prune"]
-    values = {**made["prune"].manifest.config, "importance": "activation", "refit": True}
+    fields, config = stage.config.model_fields, made["prune"].manifest.config
+    said = {key: value for key, value in config.items() if value != fields[key].get_default()}
+    values = {**said, "importance": "activation", "refit": True}
     sources = {role: made[name] for role, name in (("checkpoint", "distill"), ("embeddings", "embed"))}
     refitted = run_stage(stage, stage.config.model_validate(values), sources, (), world / "refitted")
     assert refitted.model == made["prune"].model

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -96,6 +97,15 @@ def test_folders_that_are_no_teacher(tmp_path: Path) -> None:
     (folder / "model.safetensors").write_bytes(b"\x10" * 64)
     with pytest.raises(CorruptInputError, match="cannot be loaded"):
         load_teacher(TeacherConfig(source=str(folder)), CPU)
+
+
+def test_a_text_tower_that_cannot_answer_is_an_error_that_names_the_folder(tmp_path: Path) -> None:
+    config = json.loads((write_teacher(tmp_path) / "config.json").read_text())
+    config["text_config"]["eos_token_id"] = None
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CorruptInputError, match="encode_text failed for 1 texts") as caught:
+        load_teacher(TeacherConfig(source=str(tmp_path)), CPU)
+    assert str(tmp_path) in caught.value.what and caught.value.hint
 
 
 def test_saved_tokenizer_is_what_transformers_reads(tmp_path: Path) -> None:

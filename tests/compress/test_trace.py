@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from mmcompress.artifact import Artifact
 from mmcompress.compress import trace as stage
-from mmcompress.compress.towers import ODD_TEXTS, tokenizer_like
+from mmcompress.compress.towers import tokenizer_like
 from mmcompress.config import TeacherConfig, TraceConfig
 from mmcompress.errors import GateFailedError, UsageError
+from mmcompress.export.oddities import odd_texts
 from mmcompress.manifest import TextProcessing
 from mmcompress.pipeline.run import run_stage
 from mmcompress.runtime.encoder import Encoder
@@ -88,7 +89,7 @@ def test_a_tokenizer_that_differs_on_odd_texts_is_refused() -> None:
     one, other = tokenizer(), tokenizer()
     other.normalizer = normalizers.Replace("a", "w1")
     assert tokenizer_like(lambda texts: tokenize(one, texts, processing), tokenizer(), processing, "x") is not None
-    with pytest.raises(UsageError, match=r"other ids than a tokenizer\.json can: for 'a photo of a cat'"):
+    with pytest.raises(UsageError, match=r"other ids than a tokenizer\.json can: for 'a"):
         tokenizer_like(lambda texts: tokenize(other, texts, processing), tokenizer(), processing, "x")
     with pytest.raises(UsageError, match="gives 3 ids a text"):
-        tokenizer_like(lambda texts: np.zeros((len(ODD_TEXTS), 3)), tokenizer(), processing, "x")
+        tokenizer_like(lambda texts: np.zeros((len(odd_texts()), 3)), tokenizer(), processing, "x")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -104,6 +105,15 @@ def test_what_a_device_does_not_do_is_refused_by_name(
     assert what in caught.value.what and hint in caught.value.hint
 
 
+def test_a_token_that_the_model_has_no_row_for_is_named(tmp_path: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(clip(tmp_path))
+    size = len(tokenizer)
+    tokenizer.add_tokens(["dogcat"])
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(UsageError, match=rf"gives 'dogcat' the id {size}, and its model embeds ids below {size}"):
+        text_processing_of(tmp_path)
+
+
 def test_a_text_needs_an_end(tmp_path: Path) -> None:
     gemma(tmp_path, "PreTrainedTokenizerFast")
     tokenizer = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
@@ -166,6 +176,20 @@ def test_siglip_takes_punctuation_away(tmp_path: Path) -> None:
     tokenizer, processing = text_processing_of(pieces(tmp_path))
     rows = tokenize(tokenizer, ["A dog, in -- (the) water!", "a dog in the water"], processing)
     np.testing.assert_array_equal(rows[0], rows[1])
+
+
+@pytest.mark.filterwarnings("ignore:This sequence already has")
+@pytest.mark.parametrize("known", ["<>", ""])
+def test_siglip_reads_what_follows_a_special_token_as_its_class_does(known: str, tmp_path: Path) -> None:
+    """Where a vocabulary lacks ">", the class loses unknown characters there."""
+    pytest.importorskip("sentencepiece", reason="SigLIP's first tokenizer needs the package sentencepiece")
+    folder = pieces(tmp_path, known)
+    parts = ["</s>", "<unk>", "dog", "😀", "½", "É", " ", "\n", "-", "\x85", "5"]
+    texts = ["".join(three) for three in itertools.product(parts, repeat=3)]
+    tokenizer, processing = text_processing_of(folder)
+    options = {"padding": "max_length", "truncation": True, "max_length": 64}
+    expected = AutoTokenizer.from_pretrained(folder)(texts, **options)["input_ids"]
+    assert tokenize(tokenizer, texts, processing).tolist() == expected
 
 
 def test_the_odd_texts_are_about_two_hundred_and_different() -> None:

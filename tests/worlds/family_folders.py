@@ -84,7 +84,8 @@ def write_world(folder: Path, family: str) -> Path:
         single="<bos> $A <eos>", special_tokens=[("<bos>", BOS), ("<eos>", end)]
     )
     tokenizer.save(str(folder / "tokenizer.json"))
-    save_tokenizer_config(folder, CONTEXT, bos="<bos>", eos="<eos>", pad="<pad>", add_prefix_space=False)
+    names = {"bos": "<bos>", "eos": "<eos>", "pad": "<pad>"}
+    save_tokenizer_config(folder, CONTEXT, **names, add_prefix_space=False, mask=family != "siglip")
     save_preprocessing(Preprocessing(size=32, resize=32, mean=(0.5,) * 3, std=(0.5,) * 3), folder)
     return folder
 

@@ -68,8 +68,8 @@ def gemma(folder: Path, tokenizer_class: str = "GemmaTokenizer", **stated: Any) 
     return folder
 
 
-def pieces(folder: Path) -> Path:
-    """SigLIP's first: `spiece.model` and nothing else. Needs the package sentencepiece."""
+def pieces(folder: Path, known: str = "<>") -> Path:
+    """SigLIP's first: `spiece.model` and nothing else. Needs the package sentencepiece. The published one knows <>."""
     import sentencepiece
 
     model = io.BytesIO()
@@ -79,7 +79,7 @@ def pieces(folder: Path) -> Path:
         vocab_size=120,
         hard_vocab_limit=False,
         minloglevel=2,
-        user_defined_symbols=list("<>"),  # the published model has both
+        user_defined_symbols=list(known),
         **{"pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1},
     )
     (folder / "spiece.model").write_bytes(model.getvalue())

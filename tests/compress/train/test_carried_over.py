@@ -22,7 +22,7 @@ from mmcompress.compress.teacher import Teacher
 from mmcompress.manifest import Preprocessing
 def build():
     rule = Preprocessing(size=16, resize=18, interpolation="box", mean=(0.1, 0.2, 0.3), std=(0.3, 0.2, 0.1))
-    image = lambda x: normalize(x.flatten(1)[:, :32] + 1e-3, dim=-1)
+    image = lambda x: normalize(x.flatten(1)[:, ::24], dim=-1)
     text = lambda texts: normalize(torch.tensor([[1.0 + len(t) + i for i in range(32)] for t in texts]), dim=-1)
     return Teacher(image, text, rule, 32, logit_scale=100.0, logit_bias=-10.0)
 """
@@ -32,7 +32,7 @@ train = "{data}"
 [teacher]
 source = "{teacher}"
 [student]
-source = "{student}"
+source = "vit-t8-64"
 tokenizer = "{tokenizer}"
 [[stage]]
 run = "embed"
@@ -43,12 +43,11 @@ optimizer = {{ steps = 2, batch = 20, lr = 1e-3 }}
 """
 
 
-@pytest.mark.parametrize("student", ["vit-t8-64", "inherit:1.0"])
-def test_a_student_has_its_teachers_pixels_and_scale(student: str, tmp_path: Path) -> None:
+def test_a_student_has_its_teachers_pixels_and_scale(tmp_path: Path) -> None:
     """Not those of the folder that lends its tokenizer, which are bicubic, halves and 14.3."""
     data, tokenizer = write_squares(tmp_path), write_teacher(tmp_path / "tokenizer")
     (tmp_path / "mine.py").write_text(TEACHER)
-    stated = {"data": data, "teacher": f"{tmp_path}/mine.py:build", "student": student, "tokenizer": tokenizer}
+    stated = {"data": data, "teacher": f"{tmp_path}/mine.py:build", "tokenizer": tokenizer}
     (tmp_path / "recipe.toml").write_text(RECIPE.format(**stated))
     made = run_recipe(load_recipe(tmp_path / "recipe.toml"), tmp_path / "run")
     assert made["embed"].manifest.facts["logit_scale"] == 100 and made["embed"].manifest.facts["logit_bias"] == -10

@@ -41,6 +41,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "alone.toml").write_text(ALONE.format(data=write_squares(folder)))
     guide = f'[teacher]\nsource = "{write_teacher(folder / "guide")}"\n[[stage]]\nrun = "embed"\n'
     text = (folder / "alone.toml").read_text().replace("epochs = 50", "epochs = 2")
+    text = text.replace('embed_dim = 32\naugment = "none"\n', "")
     text = text.replace('[[stage]]\nrun = "train"', f'{guide}[[stage]]\nrun = "train"')
     (folder / "guided.toml").write_text(text)
     return folder
