@@ -15,6 +15,8 @@ VERSION_COMPATIBLE, which fail without a GPU.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from mmcompress.artifact import Artifact
 from mmcompress.config import BuildConfig
 from mmcompress.errors import UsageError
@@ -33,6 +35,11 @@ PREFERRED = (("int8", "signed"), ("fp16", "float"), ("fp32", "float"))
 
 _PASSED_ON = ("params", "macs", "logit_scale", "logit_bias")
 """Facts of the graphs that are facts of their engines."""
+
+
+def check_build(config: BuildConfig, _: Mapping[str, Artifact]) -> None:
+    """Whether this machine's TensorRT builds for the targets, before a teacher is converted for it."""
+    checked_targets(tensorrt_module(config.backend), config.backend, config.targets)
 
 
 def build(job: Job[BuildConfig]) -> None:

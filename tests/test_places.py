@@ -104,3 +104,9 @@ def test_the_old_artifact_comes_back_where_the_new_one_does_not_stand(tmp_path: 
     (tmp_path / ".a.old" / "mine").touch()
     tidy(tmp_path / "a")
     assert (tmp_path / ".a.old" / "mine").exists()
+
+
+def test_a_place_below_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "notes").write_text("x")
+    with pytest.raises(UsageError, match=r"lies below .*notes, which is no folder"):
+        check_place(tmp_path / "notes" / "a" / "out")

@@ -40,6 +40,8 @@ def check_place(out: Path, inputs: Iterable[Path] = (), stage: str | None = None
             raise UsageError(f"{out} exists and {why}, so it is not overwritten", _ELSEWHERE)
         if stage is not None and (other := _body(out)["stage"]) != stage:
             raise UsageError(f"{out} holds what {other} made, and {stage} would replace it", _ELSEWHERE)
+    if not (above := next(path for path in real.parents if path.exists())).is_dir():
+        raise UsageError(f"{out} lies below {above}, which is no folder", "give another --out")
     if out.exists() and not out.is_dir():
         raise UsageError(f"{out} exists and is no folder, so it is not overwritten", _ELSEWHERE)
 

@@ -205,6 +205,7 @@ STAGES: Mapping[str, Stage] = {
             Kind.ENGINE,
             "mmcompress.export.build:build",
             {"graphs": Kind.ONNX},
+            check="mmcompress.export.build:check_build",
         ),
         Stage(
             "bench",

@@ -17,7 +17,7 @@ from transformers import ChineseCLIPConfig, ChineseCLIPModel, SiglipConfig, Sigl
 
 from mmcompress.artifact import Artifact
 from mmcompress.config import BaselineConfig, TeacherConfig
-from mmcompress.errors import GateFailedError, UsageError
+from mmcompress.errors import CorruptInputError, GateFailedError, UsageError
 from mmcompress.export import baseline as stage
 from mmcompress.families import config_from_hugging_face
 from mmcompress.pipeline.run import run_stage
@@ -109,7 +109,7 @@ def test_a_graph_that_differs_is_refused(tmp_path: Path, monkeypatch: pytest.Mon
         made(folder, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     monkeypatch.setattr(stage, "difference", lambda *_: float("nan"))
-    with pytest.raises(GateFailedError, match=r"differs from transformers by nan"):
+    with pytest.raises(CorruptInputError, match=r"what image embeddings differ by is nan"):
         made(folder, tmp_path / "out")
 
 

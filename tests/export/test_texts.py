@@ -134,7 +134,7 @@ class Shouting(PreTrainedTokenizerFast):
 def test_what_a_class_does_in_python_is_found_out(tmp_path: Path) -> None:
     gemma(tmp_path, "Shouting", auto_map={"AutoTokenizer": [None, "tokenization_shouting.Shouting"]})
     (tmp_path / "tokenization_shouting.py").write_text(SHOUTING)
-    with pytest.raises(CorruptInputError, match="cannot be opened") as untrusted:
+    with pytest.raises(UsageError, match="has code of its own, which does not run unasked") as untrusted:
         text_processing_of(tmp_path)
     assert "teacher.trust_remote_code=true" in untrusted.value.hint
     with pytest.raises(UsageError, match=r"\(Shouting\) reads 'a' as \d+ 1 0 .*, and its tokenizer.json as") as caught:

@@ -168,8 +168,7 @@ def quantize(
     from mmcompress.measure.verdict import contestants, ruling
     from mmcompress.pipeline import standalone
 
-    judging = verdict or backend is not None or strict
-    if judging:
+    if judging := verdict or backend is not None or strict:
         contestants.runnable(backend)
     fitted = standalone.quantize(artifact, out, given, ranges=ranges)
     judged = standalone.verdict_beside(fitted, backend) if judging else None

@@ -72,12 +72,15 @@ def teacher_named(source: str, wanted: str = "an") -> TeacherConfig:
 def becomes_checkpoint(teacher: TeacherConfig) -> bool:
     """Whether a teacher is of a family that `model.py` computes."""
     from mmcompress.families import config_from_hugging_face
+    from mmcompress.pretrained import check_folder
     from mmcompress.teachers import resolve
 
     if teacher.source.startswith("open_clip:") or ".py:" in teacher.source:
         return False
+    folder = resolve(teacher)
+    check_folder(folder, teacher.trust_remote_code)
     try:
-        config_from_hugging_face(resolve(teacher))
+        config_from_hugging_face(folder)
     except UsageError:
         return False
     return True

@@ -174,6 +174,7 @@ def quantize(source: str | Path, out: Path, given: Given = NOTHING, *, ranges: P
 
     What is no checkpoint of ours is quantized as the graphs that it is, or that it is exported to, in OUT-teacher.
     """
+    check_place(out)
     near = artifact_at(source, Kind.CHECKPOINT, Kind.ONNX)
     to = routed_with_source(given, "quantize", near)
     if ranges is not None and (unused := sorted({"method", "percentile", "smooth"} & to["quantize"].keys())):
@@ -207,6 +208,7 @@ def verdict(source: str | Path, out: Path, given: Given = NOTHING) -> Artifact:
 
     What is not quantized yet is quantized first, in OUT-quantized; the data that is given then serves both.
     """
+    check_place(out)
     checkpoint = artifact_at(source, Kind.CHECKPOINT, Kind.ONNX)
     if checkpoint is not None and {RANGES, GRAPH_RANGES} & checkpoint.manifest.files.keys():
         to = routed_with_source(given, "verdict", checkpoint, idle={"quantize": f"{source} is quantized"})
@@ -256,6 +258,7 @@ def export(source: str, out: Path, given: Given = NOTHING) -> Artifact:
 
 def build(source: str | Path, out: Path, given: Given = NOTHING) -> Artifact:
     """Engines of ONNX graphs; a checkpoint or a teacher is exported first, into OUT-graphs."""
+    check_place(out)
     to = routed_with_source(given, "build", artifact_at(source, Kind.ONNX, Kind.CHECKPOINT))
     checked("build", {}, to["build"])
     graphs = as_graphs(source, out.with_name(f"{out.name}-graphs"), to.get("convert", NOTHING))
@@ -264,6 +267,7 @@ def build(source: str | Path, out: Path, given: Given = NOTHING) -> Artifact:
 
 def bench(sources: Sequence[str | Path], out: Path, given: Given) -> Artifact:
     """What is no ONNX artifact or engine yet is exported first, into OUT-sources."""
+    check_place(out)
     to = _measured(sources, "bench", given)
     graphs = all_as_graphs(sources, out, to.get("convert", NOTHING), Kind.ONNX, Kind.ENGINE)
     return run_single("bench", {}, to["bench"], {}, out, graphs)
@@ -271,6 +275,7 @@ def bench(sources: Sequence[str | Path], out: Path, given: Given) -> Artifact:
 
 def drift(sources: Sequence[str | Path], out: Path, given: Given) -> Artifact:
     """The first one is the reference; what is no ONNX artifact yet is exported first, into OUT-sources."""
+    check_place(out)
     to = _measured(sources, "drift", given)
     graphs = all_as_graphs(sources, out, to.get("convert", NOTHING))
     return run_single("drift", {}, to["drift"], {}, out, graphs)
