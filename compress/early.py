@@ -14,6 +14,8 @@ from pathlib import Path
 from mmcompress.artifact import Artifact
 from mmcompress.compress.openclip import check_open_clip
 from mmcompress.compress.ownteacher import check_own
+from mmcompress.compress.prune.prune import towers_of
+from mmcompress.compress.prune.sizes import check_share
 from mmcompress.compress.train.student import check_preset, inherited_config, inherited_share
 from mmcompress.config import (
     BaselineConfig,
@@ -56,6 +58,8 @@ def check_distill(config: DistillConfig, sources: Sources) -> None:
         check_one_space(sources)
         return  # nothing long stands before the stage any more, and it sees the rest itself
     check_source(config.teacher)
+    if "checkpoint" in sources:
+        _check_width(sources["checkpoint"], config.teacher)
     if config.student is None:
         return
     share = inherited_share(config.student.source)
@@ -78,8 +82,27 @@ def check_distill(config: DistillConfig, sources: Sources) -> None:
         config_from_hugging_face(folder)
 
 
-def check_prune(_: PruneConfig, sources: Sources) -> None:
+def check_prune(config: PruneConfig, sources: Sources) -> None:
     check_one_space(sources)
+    if "checkpoint" not in sources:
+        return
+    model = sources["checkpoint"].model
+    for tower in towers_of(model, config):
+        if config.target is not None and config.target[0] != "latency":
+            check_share(model, tower, *config.target, config.mlp_multiple)
+
+
+def _check_width(checkpoint: Artifact, teacher: TeacherConfig) -> None:
+    """As `check_one_space`, before there are embeddings, of a teacher that says how wide it is without being loaded."""
+    folder = None if _brings_no_tokenizer(teacher.source) else _folder_here(teacher)
+    if folder is None:
+        return
+    try:
+        theirs = config_from_hugging_face(folder).embed_dim
+    except UsageError:  # of a family that says it otherwise
+        return
+    if checkpoint.model.embed_dim != theirs:
+        raise _other_space(checkpoint, teacher.source, theirs)
 
 
 def check_one_space(sources: Sources) -> None:
@@ -87,11 +110,16 @@ def check_one_space(sources: Sources) -> None:
     if not {"checkpoint", "embeddings"} <= sources.keys():
         return
     checkpoint, embeddings = sources["checkpoint"], sources["embeddings"]
-    if (ours := checkpoint.model.embed_dim) != (theirs := embeddings.manifest.facts["dim"]):
-        raise UsageError(
-            f"{checkpoint.path} embeds into {ours} dimensions, and the teacher of {embeddings.path} into {theirs}",
-            "give the teacher that the checkpoint was distilled from, or embeddings of it",
-        )
+    if checkpoint.model.embed_dim != (theirs := embeddings.manifest.facts["dim"]):
+        raise _other_space(checkpoint, f"of {embeddings.path}", theirs)
+
+
+def _other_space(checkpoint: Artifact, teacher: str, theirs: int) -> UsageError:
+    ours = checkpoint.model.embed_dim
+    return UsageError(
+        f"{checkpoint.path} embeds into {ours} dimensions, and the teacher {teacher} into {theirs}",
+        "give the teacher that the checkpoint was distilled from, or embeddings of it",
+    )
 
 
 def check_source(teacher: TeacherConfig) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import Tensor
 
-from mmcompress.architecture import NEVER_COMPRESSED, TowerConfig
+from mmcompress.architecture import NEVER_COMPRESSED, DualEncoderConfig, TowerConfig
 from mmcompress.compress.prune.harm import measured_errors
 from mmcompress.compress.prune.importance import magnitudes, taylor
 from mmcompress.compress.prune.latency_target import sizes_at_latency
@@ -49,7 +49,10 @@ def prune(job: Job[PruneConfig]) -> None:
         samples = list(track(islice(pairs.stream(0, 0), steps), "samples", steps))
         scores = unit_scores(model, samples, embeddings.anchors(config.anchors, here.device), config)
         pruned, measured = model, {}
-        for tower in towers_of(model, config):
+        towers = towers_of(model.config, config)
+        if len(towers) < len(config.towers):
+            say("", "text", NEVER_COMPRESSED)
+        for tower in towers:
             inputs = [pair.pixels if tower == "image" else pair.tokens for pair in samples]
             width = rounded_width(getattr(model.config, tower), config.width, config.width_multiple)
             pruned = narrowed(pruned, tower, width, inputs, config.refit)
@@ -71,16 +74,14 @@ def prune(job: Job[PruneConfig]) -> None:
     job.draft.metrics = {"towers": {tower: facts for tower, facts in measured.items() if facts}}
 
 
-def towers_of(model: DualEncoder, config: PruneConfig) -> list[TowerName]:
+def towers_of(model: DualEncoderConfig, config: PruneConfig) -> list[TowerName]:
     """The towers to prune. Raises UsageError if none of those that were asked for can be."""
-    towers = [tower for tower in config.towers if tower in model.config.compressed]
+    towers = [tower for tower in config.towers if tower in model.compressed]
     if not towers:
         raise UsageError(
             "a text tower with LayerNorms behind its blocks, as Chinese-CLIP's and AltCLIP's, is not pruned",
             'prune the image tower: --set towers=["image"]',
         )
-    if len(towers) < len(config.towers):
-        say("", "text", NEVER_COMPRESSED)
     return towers
 
 

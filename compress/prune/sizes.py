@@ -50,12 +50,24 @@ def sizes_within(blocks: Sequence[Sequence[Choice]], share: float, base: float, 
     """
     chosen = best_choices(blocks, share * full - base)
     if chosen is None:
-        floor = (base + floor_cost(blocks)) / full
-        raise UsageError(
-            f"{what} cannot be pruned to {share:g}x: the floor is {floor:.3f}x",
-            f"ask for {floor + 0.001:.3f}x or more, or prune a smaller model",
-        )
+        raise _below_the_floor(what, share, (base + floor_cost(blocks)) / full)
     return [choice.size for choice in chosen]
+
+
+def check_share(config: DualEncoderConfig, name: TowerName, kind: str, share: float, mlp_multiple: int) -> None:
+    """Raise UsageError where even the cheapest block alone, of one head, costs more than the share of a tower."""
+    cost, base, full = static_cost(config, name, kind)
+    tower: TowerConfig = getattr(config, name)
+    floor = (base + min(cost((1, min(mlp_multiple, mlp)), index) for index, mlp in enumerate(tower.mlp))) / full
+    if share < floor:
+        raise _below_the_floor(f"the {kind} of the {name} tower", share, floor)
+
+
+def _below_the_floor(what: str, share: float, floor: float) -> UsageError:
+    return UsageError(
+        f"{what} cannot be pruned to {share:g}x: the floor is {floor:.3f}x",
+        f"ask for {floor + 0.001:.3f}x or more, or prune a smaller model",
+    )
 
 
 def levels(full: int, multiple: int) -> list[int]:

@@ -172,3 +172,20 @@ def test_a_checkpoint_of_another_width_learns_nothing_from_a_teacher(tmp_path: P
     check_one_space({"checkpoint": opened["c"], "embeddings": opened["e16"]})
     with pytest.raises(UsageError, match=r"embeds into 16 dimensions, and the teacher of .*e24 into 24"):
         check_one_space({"checkpoint": opened["c"], "embeddings": opened["e24"]})
+
+
+def test_a_share_below_the_floor_is_refused_before_anything_is_embedded(tmp_path: Path) -> None:
+    write_teacher(tmp_path / "teacher")
+    given = {"data.train": "demo:train", "target_macs": 0.001}
+    with pytest.raises(UsageError, match=r"the macs of the image tower cannot be pruned to 0\.001x: the floor is"):
+        standalone.prune(tmp_path / "teacher", tmp_path / "pruned", given)
+    assert not (tmp_path / "pruned-embeddings").exists()
+
+
+def test_a_teacher_of_another_width_is_refused_before_it_is_embedded(tmp_path: Path) -> None:
+    write_teacher(tmp_path / "teacher")
+    start = standalone.convert(str(tmp_path / "teacher"), tmp_path / "start")
+    given = {"teacher.source": "demo:teacher", "data.train": "demo:train"}
+    with pytest.raises(UsageError, match="dimensions, and the teacher"):
+        standalone.distill(tmp_path / "recovered", given, checkpoint=start.path)
+    assert not (tmp_path / "recovered-embeddings").exists()

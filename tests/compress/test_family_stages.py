@@ -127,11 +127,11 @@ def test_a_post_norm_tower_is_left_alone(family: str, tmp_path: Path, capsys: py
     student = student_from_teacher(tmp_path, 0.4)
     assert student.config.macs <= 0.4 * model.config.macs and (student.config.text == model.config.text) == post
     config = PruneConfig(data=DataConfig())
-    assert towers_of(model, config) == (["image"] if post else ["image", "text"])
+    assert towers_of(model.config, config) == (["image"] if post else ["image", "text"])
     assert ("stays as it is" in capsys.readouterr().err) == post
     if post:
         with pytest.raises(UsageError, match="is not pruned"):
-            towers_of(model, config.model_copy(update={"towers": ("text",)}))
+            towers_of(model.config, config.model_copy(update={"towers": ("text",)}))
 
 
 @pytest.fixture(scope="module")

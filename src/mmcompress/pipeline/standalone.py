@@ -9,7 +9,7 @@ None: what was not said is not in it. What cannot be found is an error that name
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -118,7 +118,7 @@ def distill(
         )
     if start is not None and student:
         raise UsageError(f"--student and --from {checkpoint} both say where to start", "leave one of them out")
-    cached, to = _embeddings(out, "distill", given, embeddings, start)
+    cached, to = _embeddings(out, "distill", given, embeddings, start, start=lambda _: start)
     teacher = {} if names_teacher(given) else recorded_teacher(cached)
     tables = {"teacher": teacher, "data": data_unless_given(given, cached)}
     sources = {"embeddings": cached} | ({"checkpoint": start} if start else {})
@@ -139,17 +139,27 @@ def prune(source: str | Path, out: Path, given: Given = NOTHING, *, embeddings: 
             check_same_teacher(str(source), Artifact.open(embeddings, Kind.EMBEDDINGS))
     elif near.manifest.kind is Kind.ONNX:
         raise UsageError(f"{source} cannot be pruned: a graph has no blocks", "prune the checkpoint that it is from")
-    cached, to = _embeddings(out, "prune", given, embeddings, near, *([] if near else ["convert"]))
-    checkpoint = as_checkpoint(source, out, to.get("convert", NOTHING))
-    sources = {"checkpoint": checkpoint, "embeddings": cached}
+
+    def checkpoint(to: Mapping[str, Given]) -> Artifact:
+        return near or as_checkpoint(source, out, to.get("convert", NOTHING))
+
+    cached, to = _embeddings(out, "prune", given, embeddings, near, *([] if near else ["convert"]), start=checkpoint)
+    sources = {"checkpoint": checkpoint(to), "embeddings": cached}
     return run_single("prune", {"data": data_unless_given(given, cached)}, to["prune"], sources, out)
 
 
 def _embeddings(
-    out: Path, own: str, given: Given, embeddings: Path | None, near: Artifact | None, *also: str
+    out: Path,
+    own: str,
+    given: Given,
+    embeddings: Path | None,
+    near: Artifact | None,
+    *also: str,
+    start: Callable[[Mapping[str, Given]], Artifact | None],
 ) -> tuple[Artifact, dict[str, dict[str, Any]]]:
     """Cached embeddings to learn from, and what each stage is given: those named, those of a teacher that is given,
-    made now in OUT-embeddings, or those that `near` is from. `also` are other stages that run.
+    made now in OUT-embeddings, or those that `near` is from. `also` are other stages that run, `start` is the
+    checkpoint that the stage begins with, by which it is checked before anything is embedded.
     """
     found, why = None, f"--embeddings {embeddings} are given"
     if embeddings is not None:
@@ -165,7 +175,8 @@ def _embeddings(
         return found, routed(given, own, *also, idle={"embed": why, **idle})
     to = routed(given, own, "embed", *also, idle=idle)
     data = {"data": data_unless_given(given, near)}
-    checked(own, data, to[own])
+    begun = start(to)
+    checked(own, data, to[own], {"checkpoint": begun} if begun else {})
     return run_single("embed", data, to["embed"], {}, out.with_name(f"{out.name}-embeddings")), to
 
 
