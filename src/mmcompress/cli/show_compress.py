@@ -11,10 +11,8 @@ from mmcompress.artifact import Artifact
 from mmcompress.cli.console import Summary, about, artifact_summary, empty_table
 from mmcompress.cli.show_measure import verdict_summary
 from mmcompress.cli.show_report import report_summary
-from mmcompress.formats import (
-    compact,
-    percent,
-)
+from mmcompress.formats import compact, percent
+from mmcompress.manifest import Kind
 
 
 def prune_summary(artifact: Artifact) -> Summary:
@@ -45,11 +43,21 @@ def qat_summary(artifact: Artifact) -> Summary:
 
 
 def quantize_summary(artifact: Artifact, judged: Artifact | None) -> Summary:
-    """A quantized checkpoint, and the verdict on it where one was asked for."""
+    """What became INT8, what that cost on held pairs, and the verdict on it where one was asked for."""
+    document, place = artifact_summary(artifact)
+    facts, cost = artifact.manifest.facts, artifact.manifest.metrics["calibration"]
+    integers = facts["linears"] if "linears" in facts else facts["products"]
+    lines = [f"INT8: {integers} of {integers + len(facts['kept'])} products with weights; the others stay in float"]
+    if "flips" in cost:
+        lost, flips = percent(cost["r10_lost"]), percent(cost["flips"])
+        lines.append(f"on held pairs it loses {lost} of the R@10 hits and answers {flips} of the images otherwise")
+    if artifact.manifest.kind is Kind.CHECKPOINT:
+        lines.append(f"it holds the float weights too; the small files come from: mmcompress export {artifact.path}")
+    said = Group(place, *map(Text, lines))
     if judged is None:
-        return artifact_summary(artifact)
+        return document, said
     verdict, view = verdict_summary(judged)
-    return {**about(artifact), "judged": verdict}, Group(artifact_summary(artifact)[1], view)
+    return {**about(artifact), "judged": verdict}, Group(said, view)
 
 
 def run_summary(artifacts: Mapping[str, Artifact]) -> Summary:

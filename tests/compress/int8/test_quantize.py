@@ -8,11 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from clip_world import write_squares, write_teacher
+from rich.console import Console
 from safetensors.numpy import load_file
 from torch import Tensor
 
 from mmcompress.artifact import Artifact
 from mmcompress.budget import Cost
+from mmcompress.cli.show_compress import quantize_summary
 from mmcompress.errors import UsageError
 from mmcompress.export.pixels import image_processing
 from mmcompress.export.texts import save_text_processing
@@ -64,6 +66,11 @@ def test_the_artifact_is_a_checkpoint_with_ranges_integers_and_a_record_of_choic
     for tower in ("image", "text"):
         assert {"smooth", "ranges", "rounding", "bias"} == set(facts["choices"][tower])
     assert quantize(world, tmp_path / "again" / "q", "max_drop=1", "max_flips=1").digest == found.digest
+    with (page := Console(width=200)).capture() as shown:
+        page.print(quantize_summary(found, None)[1])
+    said = shown.get()
+    assert f"INT8: {linears} of {linears} products" in said and "of the R@10 hits" in said
+    assert f"mmcompress export {found.path}" in said
     graphs = standalone.export(str(found.path), tmp_path / "onnx", {"precisions": ("fp32", "int8")})
     assert graphs.manifest.facts["kept"] == []
 
