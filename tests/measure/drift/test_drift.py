@@ -217,7 +217,7 @@ def test_captions_are_the_candidates_without_labels(make_artifact: Make, shard: 
 def test_wrong_labels_and_no_data_are_named(make_artifact: Make, shard: Path, tmp_path: Path) -> None:
     artifact = make_artifact()
     wrong = tmp_path / "wrong.txt"
-    wrong.write_text("elephant\n")
+    wrong.write_text("elephant\ngiraffe\n")
     with pytest.raises(UsageError, match=r"no image of .* has a label that is in .*wrong.txt") as caught:
         report_of([artifact], test=str(shard), labels=str(wrong))
     assert "'red'" in caught.value.hint
