@@ -14,7 +14,7 @@ from pathlib import Path
 from mmcompress.artifact import Artifact
 from mmcompress.compress.openclip import check_open_clip
 from mmcompress.compress.ownteacher import check_own
-from mmcompress.compress.prune.prune import towers_of
+from mmcompress.compress.prune.prune import prunable_towers
 from mmcompress.compress.prune.sizes import check_share
 from mmcompress.compress.train.student import check_preset, inherited_config, inherited_share
 from mmcompress.config import (
@@ -87,7 +87,7 @@ def check_prune(config: PruneConfig, sources: Sources) -> None:
     if "checkpoint" not in sources:
         return
     model = sources["checkpoint"].model
-    for tower in towers_of(model, config):
+    for tower in prunable_towers(model, config):
         if config.target is not None and config.target[0] != "latency":
             check_share(model, tower, *config.target, config.mlp_multiple)
 

@@ -49,10 +49,7 @@ def prune(job: Job[PruneConfig]) -> None:
         samples = list(track(islice(pairs.stream(0, 0), steps), "samples", steps))
         scores = unit_scores(model, samples, embeddings.anchors(config.anchors, here.device), config)
         pruned, measured = model, {}
-        towers = towers_of(model.config, config)
-        if len(towers) < len(config.towers):
-            say("", "text", NEVER_COMPRESSED)
-        for tower in towers:
+        for tower in towers_of(model.config, config):
             inputs = [pair.pixels if tower == "image" else pair.tokens for pair in samples]
             width = rounded_width(getattr(model.config, tower), config.width, config.width_multiple)
             pruned = narrowed(pruned, tower, width, inputs, config.refit)
@@ -75,6 +72,14 @@ def prune(job: Job[PruneConfig]) -> None:
 
 
 def towers_of(model: DualEncoderConfig, config: PruneConfig) -> list[TowerName]:
+    """`prunable_towers`, and a word on the console where one of those that were asked for is none."""
+    towers = prunable_towers(model, config)
+    if len(towers) < len(config.towers):
+        say("", "text", NEVER_COMPRESSED)
+    return towers
+
+
+def prunable_towers(model: DualEncoderConfig, config: PruneConfig) -> list[TowerName]:
     """The towers to prune. Raises UsageError if none of those that were asked for can be."""
     towers = [tower for tower in config.towers if tower in model.compressed]
     if not towers:

@@ -175,8 +175,9 @@ def _embeddings(
         return found, routed(given, own, *also, idle={"embed": why, **idle})
     to = routed(given, own, "embed", *also, idle=idle)
     data = {"data": data_unless_given(given, near)}
-    begun = start(to)
-    checked(own, data, to[own], {"checkpoint": begun} if begun else {})
+    checked(own, data, to[own])
+    if (begun := start(to)) is not None:
+        checked(own, data, to[own], {"checkpoint": begun})
     return run_single("embed", data, to["embed"], {}, out.with_name(f"{out.name}-embeddings")), to
 
 
