@@ -89,6 +89,8 @@ def write_checkpoint(
         write_tokenizer(draft.path)
         if ranges is not None:
             (draft.path / "ranges.json").write_text(json.dumps(ranges))
+            draft.facts = {"linears": len(linear_modules(config)), "kept": []}
+            draft.metrics = {"calibration": {}}
         draft.model = config
         draft.preprocessing = Preprocessing(size=32, resize=32, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
         draft.tokenizer = TextProcessing(context=CONTEXT, pad_token_id=51, eos_token_id=EOS)
