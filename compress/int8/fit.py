@@ -10,7 +10,7 @@ Left out: trying all combinations.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -44,11 +44,12 @@ from mmcompress.int8 import (
     quantize_weight,
 )
 from mmcompress.model import DualEncoder
+from mmcompress.progress import track
 
 KINDS: tuple[Signedness, ...] = ("unsigned", "signed")
 JUDGED: Signedness = "unsigned"
 ROUNDINGS = ("nearest", "clipped", "gptq", "refitted")
-_ROWS = 512
+_ROWS = 128
 """Inputs of a Linear, of each batch, that the methods of its range are compared on."""
 
 
@@ -102,15 +103,20 @@ def chosen_ranges(
     }
     if len(methods) == 1:
         return {name: by_method[methods[0]] for name, by_method in candidates.items()}, dict.fromkeys(names, methods[0])
-    weights = {kind: plain(model, tower, kind) for kind in KINDS}
+    weights = {
+        kind: {
+            name: torch.from_numpy(dequantize_weight(stored.weight, stored.scales).astype(np.float32))
+            for name, stored in plain(model, tower, kind).items()
+        }
+        for kind in KINDS
+    }
     errors = {name: dict.fromkeys(methods, 0.0) for name in names}
 
     def see(name: str, x: Tensor) -> None:
         rows = x[:: max(1, len(x) // _ROWS)]
         exact = rows @ names[name].weight.T
         for kind in KINDS:
-            stored = weights[kind][name]
-            weight = torch.from_numpy(dequantize_weight(stored.weight, stored.scales).astype(np.float32)).to(x)
+            weight = weights[kind][name].to(x)
             for method, ends in candidates[name].items():
                 entering = fake_quantized(rows, activation_quantizer(ends, kind, SCALE_TYPES[kind]))
                 errors[name][method] += float((entering @ weight - exact).double().square().mean())
@@ -137,17 +143,23 @@ def chosen_weights(
         with quantizing(model, linears, ranges, JUDGED):
             return distance(reference, embedded(model, tower, judging))
 
-    def rounded_all(kind: Signedness, rounding: str) -> dict[str, IntegerLinear]:
-        return {name: rounded(linear, moments[name], kind, rounding) for name, linear in names.items()}
+    def rounded_all(kind: Signedness, roundings: Sequence[str]) -> dict[str, dict[str, IntegerLinear]]:
+        results: dict[str, dict[str, IntegerLinear]] = {rounding: {} for rounding in roundings}
+        for name, linear in track(names.items(), f"rounding the {tower} tower", len(names)):
+            for rounding, stored in rounded(linear, moments[name], kind, roundings).items():
+                results[rounding][name] = stored
+        return results
 
     def corrected_all(kind: Signedness, linears: Linears) -> dict[str, IntegerLinear]:
         return {name: corrected(linears[name], linear, moments[name], kind) for name, linear in names.items()}
 
     roundings = ROUNDINGS if config.rounding == "auto" else (config.rounding,)
-    candidates = {rounding: rounded_all(JUDGED, rounding) for rounding in roundings}
+    candidates = rounded_all(JUDGED, roundings)
     rounding_drifts = {rounding: drift(linears) for rounding, linears in candidates.items()}
     rounding = _least(rounding_drifts)
-    chosen = {kind: candidates[rounding] if kind == JUDGED else rounded_all(kind, rounding) for kind in KINDS}
+    chosen = {
+        kind: candidates[rounding] if kind == JUDGED else rounded_all(kind, [rounding])[rounding] for kind in KINDS
+    }
     bias_drifts = {"off": rounding_drifts[rounding]}
     if config.bias_correction and rounding != "refitted":
         bias_drifts["corrected"] = drift(corrected_all(JUDGED, chosen[JUDGED]))
@@ -175,9 +187,9 @@ def plain(model: DualEncoder, tower: str, kind: Signedness) -> dict[str, Integer
     }
 
 
-def rounded(linear: nn.Linear, moments: Moments, kind: Signedness, rounding: str) -> IntegerLinear:
-    """One Linear in the integers of one kind of graph, its bias as it is unless the weights were refitted."""
-    return rounded_weight(*_parameters(linear), moments, kind, rounding, SCALE_TYPES[kind])
+def rounded(linear: nn.Linear, moments: Moments, kind: Signedness, roundings: Sequence[str]) -> dict[str, IntegerLinear]:
+    """One Linear in the integers of one kind of graph by rounding, its bias as it is unless the weights were refitted."""
+    return rounded_weight(*_parameters(linear), moments, kind, roundings, SCALE_TYPES[kind])
 
 
 def rounded_weight(
@@ -185,22 +197,27 @@ def rounded_weight(
     bias: Floats,
     moments: Moments,
     kind: Signedness,
-    rounding: str,
+    roundings: Sequence[str],
     dtype: type[np.floating[Any]] = np.float32,
-) -> IntegerLinear:
+) -> dict[str, IntegerLinear]:
     """(in, out), (out,) as `rounded`, with scales of a type."""
-    if rounding == "refitted":
+    gram = moments.gram
+    results: dict[str, IntegerLinear] = {}
+    if "nearest" in roundings:
+        results["nearest"] = IntegerLinear(*quantize_weight(weight, kind, dtype), bias)
+    if {"clipped", "gptq"} & set(roundings):
+        scales = clipping_scales(weight, kind, gram.diagonal(), dtype)
+        if "clipped" in roundings:
+            results["clipped"] = IntegerLinear(nearest(weight, scales, kind), scales, bias)
+        if "gptq" in roundings:
+            results["gptq"] = IntegerLinear(gptq(weight, scales, kind, gram), scales, bias)
+    if "refitted" in roundings:
         noise = moments.noise(kind)
-        fitted, power = refitted(weight, moments.folds, noise), moments.gram + np.diag(noise)
+        fitted, power = refitted(weight, moments.folds, noise), gram + np.diag(noise)
         scales = clipping_scales(fitted, kind, power.diagonal(), dtype)
         stored = IntegerLinear(gptq(fitted, scales, kind, power), scales, bias)
-        return corrected_weight(stored, weight, bias, moments, kind)
-    if rounding == "nearest":
-        return IntegerLinear(*quantize_weight(weight, kind, dtype), bias)
-    scales = clipping_scales(weight, kind, moments.gram.diagonal(), dtype)
-    if rounding == "clipped":
-        return IntegerLinear(nearest(weight, scales, kind), scales, bias)
-    return IntegerLinear(gptq(weight, scales, kind, moments.gram), scales, bias)
+        results["refitted"] = corrected_weight(stored, weight, bias, moments, kind)
+    return results
 
 
 def corrected(stored: IntegerLinear, linear: nn.Linear, moments: Moments, kind: Signedness) -> IntegerLinear:

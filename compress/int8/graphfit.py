@@ -205,11 +205,12 @@ def rounded_all(
         moments = _moments_of(tower, group, ranges, fitting, kind)
         for product in (product for name in group for product in tower.by_input[name] if product.linear):
             weight, bias = tower.parameters[product.name]
+            possible = {r: "gptq" if r == "refitted" and product.bias is None else r for r in roundings}
+            found = rounded_weight(weight, bias, moments[product.input], kind, list(possible.values()))
             for rounding in roundings:
-                possible = "gptq" if rounding == "refitted" and product.bias is None else rounding
-                stored = rounded_weight(weight, bias, moments[product.input], kind, possible)
+                stored = found[possible[rounding]]
                 results[rounding, False][product.name] = stored
-                if product.bias and possible != "refitted":
+                if product.bias and rounding != "refitted":
                     stored = corrected_weight(stored, weight, bias, moments[product.input], kind)
                 results[rounding, True][product.name] = stored
     return results

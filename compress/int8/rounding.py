@@ -36,9 +36,12 @@ REFIT_DAMPINGS = (0.001, 0.01, 0.1, 1.0)
 _TRIED_OUTPUTS = 128
 """Output channels, evenly spaced, that a damping is chosen on."""
 _SHARES = (0.9, 0.8, 0.7, 0.6, 0.5)
+_AT_A_TIME = 64
+"""Output channels whose scales are searched together."""
 _FINER = (0.05, 0.025)
 """Shares of the scale that covers every weight, and the steps around the best of them."""
-_BLOCK = 128
+_FEW = 8
+"""Inputs that are rounded one after the other, without a matrix product between."""
 Real = NDArray[np.float64]
 
 
@@ -71,7 +74,15 @@ def clipping_scales(
     The error of a channel is sum_j E[x_j^2] (w_j - q_j s)^2, which takes inputs as uncorrelated. Candidates are shares
     of the scale that covers every weight: first some that are far apart, then those around a channel's best.
     """
-    widest = weight_scales(weight, kind, dtype or SCALE_TYPES[kind])
+    starts = range(0, weight.shape[1], _AT_A_TIME)
+    parts = [_clipping_scales(weight[:, i : i + _AT_A_TIME], kind, power, dtype or SCALE_TYPES[kind]) for i in starts]
+    found: Floats = np.concatenate(parts)
+    return found
+
+
+def _clipping_scales(weight: Floats, kind: Signedness, power: Floats, dtype: type[np.floating[Any]]) -> Floats:
+    """As `clipping_scales`, for a few channels: what is tried with them stays in the CPU's cache."""
+    widest = weight_scales(weight, kind, dtype)
     exact, powers = _single(weight), _single(power)
 
     def scales_of(shares: Real) -> Floats:
@@ -141,31 +152,42 @@ def _filtered_out(weight: Tensor, covariance: Tensor, rows: int, noise: Tensor, 
 def gptq(weight: Floats, scales: Floats, kind: Signedness, gram: Real, damping: float = 0.01) -> NDArray[np.int8]:
     """(in, out), (out,), (in, in) sum of x x^T -> int8 (in, out) with a small error of the output x @ weight.
 
-    Frantar et al. 2023, algorithm 1: with U^T U the inverse of the damped Gram matrix, round input by input, and
-    subtract U[i, i+1:] (w_i - q_i) / U[i, i] from the inputs that are still to come; in blocks, so that most of it is
-    one matrix product. A weight of zero stays zero, so that 2:4 sparsity does.
+    The result of Frantar et al. 2023, algorithm 1, found from the front of the Gram matrix instead of its inverse (Chen
+    et al. 2025, "The Geometry of LLM Quantization": it is Babai's nearest plane). With R upper triangular and R R^T the
+    damped Gram matrix, the error of the output is |R^T (w - q)|, whose row i reads no later input: so q_i rounds
+    w_i + sum_k<i R[k, i] / R[i, i] (w_k - q_k). A half tells the other half of its errors once it is done, and so on
+    down to a few inputs, so that nearly all of it is matrix products. A weight of zero stays zero, so that 2:4 does.
     """
     zero = weight == 0
-    steps = weight.astype(np.float64) / scales.astype(np.float64)
-    upper = _inverse_factor(gram, damping * (float(gram.diagonal().mean()) or 1.0))
-    integers = np.empty_like(steps)
-    for start in range(0, len(steps), _BLOCK):
-        end = min(start + _BLOCK, len(steps))
-        errors = np.empty((end - start, steps.shape[1]))
+    exact = weight.astype(np.float64) / scales.astype(np.float64)
+    steps = exact.copy()
+    carried = _carried(gram, damping * (float(gram.diagonal().mean()) or 1.0))
+    integers, lost = np.empty_like(steps), np.empty_like(steps)
+
+    def settle(start: int, end: int) -> None:
+        if end - start > _FEW:
+            middle = start + (end - start) // 4 * 2  # even, as pairs settle together
+            settle(start, middle)
+            steps[middle:end] += carried[start:middle, middle:end].T @ lost[start:middle]
+            settle(middle, end)
+            return
         for i in range(start, end):
             integers[i] = np.where(zero[i], 0, _rounded(steps, integers, i, kind))
-            errors[i - start] = (steps[i] - integers[i]) / upper[i, i]
-            steps[i + 1 : end] -= np.outer(upper[i, i + 1 : end], errors[i - start])
-        steps[end:] -= upper[start:end, end:].T @ errors
-    return integers.astype(np.int8)
+            lost[i] = exact[i] - integers[i]
+            steps[i + 1 : end] += np.outer(carried[i, i + 1 : end], lost[i])
+
+    settle(0, len(steps))
+    rounded: NDArray[np.int8] = integers.astype(np.int8)
+    return rounded
 
 
-def _inverse_factor(gram: Real, damping: float) -> Real:
-    """(n, n) -> (n, n) upper triangular U with U^T U the inverse of gram + damping: R^-1, where R R^T is that sum."""
-    one = torch.eye(len(gram), dtype=torch.float64)
-    upper = torch.linalg.cholesky((_double(gram) + damping * one).flip(0, 1)).flip(0, 1)
-    inverse: Real = torch.linalg.solve_triangular(upper, one, upper=True).numpy()
-    return inverse
+def _carried(gram: Real, damping: float) -> Real:
+    """(n, n) -> (n, n): R with each column by its diagonal, where R is upper triangular and R R^T is gram + damping."""
+    damped = _double(gram)
+    damped.diagonal().add_(damping)
+    upper = torch.linalg.cholesky(damped.flip(0, 1)).flip(0, 1)
+    carried: Real = (upper / upper.diagonal()).numpy()
+    return carried
 
 
 def _rounded(steps: Real, integers: Real, i: int, kind: Signedness) -> Real:
