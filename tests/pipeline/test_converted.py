@@ -176,14 +176,43 @@ def test_commands_without_out_keep_what_they_convert_in_a_cache(
         return json.loads(done.out.splitlines()[-1]), done.err
 
     first, log = shares()
-    assert log.count("running") == 2
+    assert log.count("running") == 2 and f"{teacher} becomes ONNX graphs first" in " ".join(log.split())
     second, log = shares()
     assert first == second and log.count("reused") == 2
     changed(teacher)
     third, log = shares()
     assert third != first, log
     assert cli("search", teacher, "red", "--images", photos).code == 0
-    assert json.loads(cli("inspect", teacher, "--json").out.splitlines()[-1])["kind"] == "checkpoint"
+    looked = cli("inspect", teacher, "--json")
+    assert json.loads(looked.out.splitlines()[-1])["kind"] == "checkpoint"
+    assert "becomes a checkpoint first" in " ".join(looked.err.split())
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "what"),
+    [
+        ("classify", ("nowhere.png", "--labels", "a,b"), "there is no image nowhere.png"),
+        ("classify", ("{image}", "--labels", ","), "there are no labels"),
+        ("classify", ("{image}", "--labels", "a,b", "--template", "a {x} {}"), "has a place {x}"),
+        ("classify", ("{image}", "--labels", "a,b", "--backend", "openvin"), "there is no backend 'openvin'"),
+        ("classify", ("{image}", "--labels", "a,b", "--backend", "tensorrt"), "tensorrt runs engines"),
+        ("search", ("red", "--images", "nowhere"), "there is no folder nowhere"),
+        ("search", ("red", "--images", ".", "--top", "0"), "--top 0 asks for no results"),
+    ],
+)
+def test_a_question_without_an_answer_converts_nothing(
+    cli: Cli,
+    tmp_path: Path,
+    coloured_squares: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    command: str,
+    arguments: tuple[str, ...],
+    what: str,
+) -> None:
+    monkeypatch.setenv(CACHE, str(tmp_path / "cache"))
+    image = str(coloured_squares / "00.png")
+    done = cli(command, "demo:teacher", *(image if word == "{image}" else word for word in arguments))
+    assert done.code == 2 and what in done.err and not (tmp_path / "cache").exists(), done.err
 
 
 def test_a_teacher_is_exported_in_the_precision_that_is_asked_for(cli: Cli, tmp_path: Path, teacher: Path) -> None:

@@ -21,6 +21,7 @@ from mmcompress.pipeline.single import checked, run_single
 from mmcompress.pipeline.sources import Given
 from mmcompress.places import MANIFEST
 from mmcompress.progress import say
+from mmcompress.runtime.backends import check_runs_graphs
 
 CACHE = "MMCOMPRESS_CACHE"
 """The environment variable that says where commands without `--out` keep what they convert."""
@@ -178,27 +179,33 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "mmcompress"
 
 
-def graphs_to_use(source: str | Path) -> Artifact:
-    """For commands that write nothing of their own: the artifact, or graphs of it in the user's cache."""
+def graphs_to_use(source: str | Path, backend: str | None = None) -> Artifact:
+    """For commands that write nothing of their own: the artifact, or graphs of it in the user's cache.
+
+    Raises for a `backend` that does not run such graphs, before there are any.
+    """
     artifact = artifact_at(source, Kind.ONNX, Kind.ENGINE, Kind.CHECKPOINT)
     if artifact is not None and artifact.manifest.kind is not Kind.CHECKPOINT:
         return artifact
-    return as_graphs(source, _cached_place(source), NOTHING, Kind.ONNX, Kind.ENGINE)
+    if backend is not None:
+        check_runs_graphs(backend)
+    return as_graphs(source, _cached_place(source, "ONNX graphs"), NOTHING, Kind.ONNX, Kind.ENGINE)
 
 
 def anything_to_use(source: str | Path) -> Artifact:
     """Any artifact, or what a teacher becomes in the user's cache."""
     if (artifact := artifact_at(source)) is not None:
         return artifact
-    make = as_checkpoint if becomes_checkpoint(teacher_named(str(source))) else as_graphs
-    return make(source, _cached_place(source))
+    if becomes_checkpoint(teacher_named(str(source))):
+        return as_checkpoint(source, _cached_place(source, "a checkpoint"))
+    return as_graphs(source, _cached_place(source, "ONNX graphs"))
 
 
-def _cached_place(source: str | Path) -> Path:
+def _cached_place(source: str | Path, becoming: str) -> Path:
     """One place a source, told by its path where it is one; what is there is made again when the source changes."""
     if not is_artifact(source):
         teacher_named(str(source), "onnx")
     where = str(Path(source).resolve()) if Path(source).exists() else str(source)
     place = cache_folder() / f"{name_of(source)}-{hashlib.sha256(where.encode()).hexdigest()[:8]}"
-    say("cache", place.name, f"in {place.parent}")
+    say("cache", place.name, f"{source} becomes {becoming} first, once for all such commands, in {place.parent}")
     return place
