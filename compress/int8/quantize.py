@@ -43,7 +43,7 @@ from mmcompress.config import QuantizeConfig
 from mmcompress.data.sentences import SENTENCES
 from mmcompress.data.spec import is_photos
 from mmcompress.distributed import world
-from mmcompress.errors import UsageError, suggestion
+from mmcompress.errors import UsageError
 from mmcompress.huggingface import dual_encoder_from_checkpoint, save_checkpoint
 from mmcompress.int8 import (
     INTEGERS,
@@ -78,7 +78,6 @@ def quantize(job: Job[QuantizeConfig]) -> None:
     if spec is None:
         raise UsageError("quantize needs samples to calibrate on", "set data.train, or give --data")
     model = dual_encoder_from_checkpoint(source.path, source.model)
-    check_names(model, config.keep)
     if "text" not in model.config.compressed:
         say("", "text", NEVER_COMPRESSED)
     with world(config.device) as here:
@@ -211,13 +210,6 @@ def keep_sensitive(
     for name in sorted(kept - asked):
         say("", name, "stays in float: INT8 would lose more than the budget")
     return ranking, kept, cost_of(kept)
-
-
-def check_names(model: DualEncoder, names: Iterable[str]) -> None:
-    known = [name for name, _ in model.linears()]
-    for name in names:
-        if name not in known:
-            raise UsageError(f"quantize.keep: there is no Linear {name!r} in this model", suggestion(name, known))
 
 
 def without(linears: Linears, kept: frozenset[str]) -> Linears:

@@ -13,6 +13,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from mmcompress.architecture import DualEncoderConfig
 from mmcompress.artifact import Artifact
 from mmcompress.config import TeacherConfig
 from mmcompress.errors import UsageError, suggestion
@@ -104,6 +105,15 @@ def is_graph(source: str | Path, near: Artifact | None) -> bool:
     if near is not None:
         return near.manifest.kind is Kind.ONNX
     return not becomes_checkpoint(teacher_named(str(source), Kind.CHECKPOINT.value))
+
+
+def coming_start(source: str | Path, near: Artifact | None) -> DualEncoderConfig | None:
+    """The sizes of the checkpoint at a source (`near`), or of the one that its teacher becomes; None for a graph."""
+    if near is not None:
+        return near.manifest.model if near.manifest.kind is Kind.CHECKPOINT else None
+    from mmcompress.compress.early import coming_model
+
+    return coming_model(teacher_named(str(source)))
 
 
 def as_checkpoint(source: str | Path, out: Path, given: Given = NOTHING) -> Artifact:

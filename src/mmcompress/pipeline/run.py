@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from mmcompress import __version__
+from mmcompress.architecture import DualEncoderConfig
 from mmcompress.artifact import Artifact, read_manifest
-from mmcompress.config import DataConfig, StageConfig, TeacherConfig
+from mmcompress.config import ConvertConfig, DataConfig, StageConfig, TeacherConfig
 from mmcompress.data.spec import expand, is_photos, is_stream, part_of
 from mmcompress.errors import CorruptInputError, UsageError
 from mmcompress.lock import locked
@@ -56,7 +57,7 @@ def run_stages(recipe: Recipe, places: Mapping[str, Path], where: str) -> dict[s
         parents = _parents(step, digests, places)
         standing = None if parents is None else digest_of_standing(step.stage, step.config, parents, step.place)
         if standing is None:
-            step.stage.refuse_impossible(step.config, {})
+            step.stage.refuse_impossible(step.config, {}, _coming_start(step, steps))
         else:
             digests[step.name] = standing
     for place in places.values():
@@ -68,6 +69,16 @@ def run_stages(recipe: Recipe, places: Mapping[str, Path], where: str) -> dict[s
             gathered = tuple(artifacts[name] for name in step.gathered)
             artifacts[step.name] = run_stage(step.stage, step.config, sources, gathered, step.place)
     return artifacts
+
+
+def _coming_start(step: Step, steps: Sequence[Step]) -> DualEncoderConfig | None:
+    """The sizes of the checkpoint that a step starts from where a teacher becomes it, if they count and are known."""
+    start = next((other for other in steps if other.name == step.sources.get("checkpoint")), None)
+    if not step.stage.fits or start is None or not isinstance(start.config, ConvertConfig):
+        return None
+    from mmcompress.compress.early import coming_model
+
+    return coming_model(start.config.teacher)
 
 
 def _parents(step: Step, digests: Mapping[str, str], places: Mapping[str, Path]) -> Parents | None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mmcompress.architecture import DualEncoderConfig
 from mmcompress.artifact import Artifact
 from mmcompress.config import StageConfig, validated
 from mmcompress.lock import locked
@@ -20,11 +21,18 @@ NO_SOURCES: Mapping[str, Artifact] = {}
 
 
 def checked(
-    name: str, tables: Mapping[str, Any], given: Given, sources: Mapping[str, Artifact] = NO_SOURCES
+    name: str,
+    tables: Mapping[str, Any],
+    given: Given,
+    sources: Mapping[str, Artifact] = NO_SOURCES,
+    start: DualEncoderConfig | None = None,
 ) -> StageConfig:
-    """As `config_of`, with what the stage itself says is impossible refused: for before a command's first long step."""
+    """As `config_of`, with what the stage itself says is impossible refused: for before a command's first long step.
+
+    `start` are the sizes of a checkpoint that is still to be made.
+    """
     built = config_of(name, tables, given, sources)
-    STAGES[name].refuse_impossible(built, sources)
+    STAGES[name].refuse_impossible(built, sources, start)
     return built
 
 

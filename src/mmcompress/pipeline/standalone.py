@@ -27,6 +27,7 @@ from mmcompress.pipeline.converted import (
     as_graphs,
     as_model,
     check_becomes_checkpoint,
+    coming_start,
     is_artifact,
     is_graph,
     natural_precisions,
@@ -201,6 +202,7 @@ def quantize(source: str | Path, out: Path, given: Given = NOTHING, *, ranges: P
             raise UsageError(f"--ranges are of checkpoints, and {source} is quantized as a graph", "leave it out")
         graphs = near or as_model(source, out, to["convert"])
         return run_single("quantize-graphs", tables, own["quantize-graphs"], {"graphs": graphs}, out)
+    checked("quantize", tables, to["quantize"], reused, coming_start(source, near))
     checkpoint = near or as_checkpoint(source, out, to["convert"])
     return run_single("quantize", tables, to["quantize"], {"checkpoint": checkpoint, **reused}, out)
 
@@ -230,7 +232,8 @@ def verdict(source: str | Path, out: Path, given: Given = NOTHING) -> Artifact:
         to = routed_with_source(given, "verdict", checkpoint, "quantize")
         checked("verdict", {"data": data_unless_given(given, checkpoint)}, to["verdict"])
         place = out.with_name(f"{out.name}-quantized")
-        checked("quantize", {"data": data_unless_given(given, checkpoint)}, to["quantize"])
+        tables = {"data": data_unless_given(given, checkpoint)}
+        checked("quantize", tables, to["quantize"], start=coming_start(source, checkpoint))
         checkpoint = checkpoint or as_model(source, out, to["convert"])
         checkpoint = quantize(checkpoint.path, place, to["quantize"])
     field = "train" if "data.train" in given else "validation"
