@@ -37,7 +37,7 @@ def made(world: Path) -> list[str]:
 def test_a_misspelt_linear_is_refused_before_a_teacher_is_converted(world: Path, command: str) -> None:
     keep = {"keep" if command == "quantize" else "quantize.keep": ["image.blocks.0.fc3"]}
     with pytest.raises(UsageError, match=r"there is no Linear 'image\.blocks\.0\.fc3' in this model") as caught:
-        getattr(standalone, command)("teacher", Path("out"), {"data.train": "squares-00000.tar", **keep})
+        getattr(standalone, command)("teacher", Path("out"), {"data.train": "demo:train", **keep})
     assert "did you mean 'image.blocks.0.fc" in caught.value.hint and made(world) == []
 
 

@@ -170,7 +170,7 @@ def quantize(
 
     if judging := verdict or backend is not None or strict:
         contestants.runnable(backend)
-    fitted = standalone.quantize(artifact, out, given, ranges=ranges)
+    fitted = standalone.quantize(artifact, out, given, ranges=ranges, judged=judging)
     judged = standalone.verdict_beside(fitted, backend) if judging else None
     console.show(*show_compress.quantize_summary(fitted, judged), json)
     ruling.enforce(judged, strict)
@@ -357,11 +357,12 @@ def classify(
 ) -> None:
     """Say which of some labels fits an image, in percent. A teacher is exported into the user's cache first."""
     from mmcompress.cli import console, show_use
-    from mmcompress.pipeline.converted import graphs_to_use
+    from mmcompress.pipeline.converted import check_named, graphs_to_use
     from mmcompress.runtime import answers
     from mmcompress.runtime.encoder import Encoder
 
     names = [label.strip() for label in labels.split(",") if label.strip()]
+    check_named(artifact)
     answers.check_classify(image, names, template)
     with Encoder.open(graphs_to_use(artifact, backend), cast(Any, backend)) as encoder:
         console.show(*show_use.shares_summary(answers.classify(encoder, image, names, template)), json)
@@ -378,10 +379,11 @@ def search(
 ) -> None:
     """Find the images in a folder that fit a text best. A teacher is exported into the user's cache first."""
     from mmcompress.cli import console, show_use
-    from mmcompress.pipeline.converted import graphs_to_use
+    from mmcompress.pipeline.converted import check_named, graphs_to_use
     from mmcompress.runtime import answers
     from mmcompress.runtime.encoder import Encoder
 
+    check_named(artifact)
     answers.check_search(images, top)
     with Encoder.open(graphs_to_use(artifact, backend), cast(Any, backend)) as encoder:
         console.show(*show_use.matches_summary(answers.search(encoder, images, text, top)), json)

@@ -71,6 +71,12 @@ def teacher_named(source: str, wanted: str = "an") -> TeacherConfig:
     return teacher
 
 
+def check_named(source: str | Path, wanted: str = Kind.ONNX.value) -> None:
+    """Raise UsageError for what is neither an artifact nor the name of a teacher. Nothing is opened or fetched."""
+    if not is_artifact(source):
+        teacher_named(str(source), wanted)
+
+
 def becomes_checkpoint(teacher: TeacherConfig) -> bool:
     """Whether a teacher is of a family that `model.py` computes."""
     from mmcompress.families import config_from_hugging_face
@@ -213,8 +219,7 @@ def anything_to_use(source: str | Path) -> Artifact:
 
 def _cached_place(source: str | Path, becoming: str) -> Path:
     """One place a source, told by its path where it is one; what is there is made again when the source changes."""
-    if not is_artifact(source):
-        teacher_named(str(source), "onnx")
+    check_named(source)
     where = str(Path(source).resolve()) if Path(source).exists() else str(source)
     place = cache_folder() / f"{name_of(source)}-{hashlib.sha256(where.encode()).hexdigest()[:8]}"
     say("cache", place.name, f"{source} becomes {becoming} first, once for all such commands, in {place.parent}")

@@ -36,7 +36,9 @@ def checked(
     return built
 
 
-def config_of(name: str, tables: Mapping[str, Any], given: Given, sources: Mapping[str, Artifact]) -> StageConfig:
+def config_of(
+    name: str, tables: Mapping[str, Any], given: Given, sources: Mapping[str, Artifact] = NO_SOURCES
+) -> StageConfig:
     """The config of a stage, `given` over `tables`."""
     stage = STAGES[name]
     values = {key: dict(value) if isinstance(value, Mapping) else value for key, value in tables.items()}

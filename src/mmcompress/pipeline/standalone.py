@@ -15,11 +15,12 @@ from typing import Any, cast, get_args
 
 from mmcompress.artifact import Artifact
 from mmcompress.compress.int8.comparison import CalibrationComparison
-from mmcompress.config import ExportConfig, Precision
+from mmcompress.config import ExportConfig, Precision, QuantizeConfig
 from mmcompress.errors import UsageError, suggestion
 from mmcompress.int8 import GRAPH_RANGES, RANGES
 from mmcompress.manifest import Kind
 from mmcompress.measure.comparison import ComparisonDocument
+from mmcompress.pipeline.apart import check_leaves_some_unseen, with_some_apart
 from mmcompress.pipeline.converted import (
     all_as_graphs,
     artifact_at,
@@ -27,6 +28,7 @@ from mmcompress.pipeline.converted import (
     as_graphs,
     as_model,
     check_becomes_checkpoint,
+    check_named,
     coming_start,
     is_artifact,
     is_graph,
@@ -182,9 +184,12 @@ def _embeddings(
     return run_single("embed", data, to["embed"], {}, out.with_name(f"{out.name}-embeddings")), to
 
 
-def quantize(source: str | Path, out: Path, given: Given = NOTHING, *, ranges: Path | None = None) -> Artifact:
+def quantize(
+    source: str | Path, out: Path, given: Given = NOTHING, *, ranges: Path | None = None, judged: bool = False
+) -> Artifact:
     """Fit integers, on the `ranges` of another quantized checkpoint if they are given; a teacher is converted first.
 
+    Where it is `judged` on the same data afterwards, that has to have samples that are not calibrated on.
     What is no checkpoint of ours is quantized as the graphs that it is, or that it is exported to, in OUT-teacher.
     """
     check_place(out)
@@ -193,7 +198,9 @@ def quantize(source: str | Path, out: Path, given: Given = NOTHING, *, ranges: P
     if ranges is not None and (unused := sorted({"method", "percentile", "smooth"} & to["quantize"].keys())):
         raise UsageError(f"{unused[0]} says how ranges are found, and --ranges gives them", "leave one of them out")
     tables = {"data": data_unless_given(given, near)}
-    checked("quantize", tables, to["quantize"])
+    built = cast(QuantizeConfig, checked("quantize", tables, to["quantize"]))
+    if judged and built.data.train is not None and built.data.validation is None:
+        check_leaves_some_unseen(built.data.train, built)
     reused = {"ranges": Artifact.open(ranges, Kind.CHECKPOINT)} if ranges else {}
     if is_graph(source, near):
         own = routed(to["quantize"], "quantize-graphs", idle={"quantize": f"{source} is quantized as a graph"})
@@ -229,10 +236,12 @@ def verdict(source: str | Path, out: Path, given: Given = NOTHING) -> Artifact:
     else:
         if "data.train" not in given and "data.validation" in given:
             given = {("data.train" if key == "data.validation" else key): value for key, value in given.items()}
+        check_named(source, Kind.CHECKPOINT.value)
+        given = with_some_apart(given, data_unless_given(given, checkpoint))
         to = routed_with_source(given, "verdict", checkpoint, "quantize")
-        checked("verdict", {"data": data_unless_given(given, checkpoint)}, to["verdict"])
-        place = out.with_name(f"{out.name}-quantized")
         tables = {"data": data_unless_given(given, checkpoint)}
+        checked("verdict", tables, to["verdict"])
+        place = out.with_name(f"{out.name}-quantized")
         checked("quantize", tables, to["quantize"], start=coming_start(source, checkpoint))
         checkpoint = checkpoint or as_model(source, out, to["convert"])
         checkpoint = quantize(checkpoint.path, place, to["quantize"])
