@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from photos import write_photos
 
 from mmcompress.data.batches import read
 from mmcompress.errors import UsageError
@@ -18,12 +18,7 @@ Cli = Callable[..., Any]
 
 @pytest.fixture
 def photos(tmp_path: Path, coloured_squares: Path) -> Path:
-    folder = tmp_path / "photos"
-    folder.mkdir()
-    for index in range(10):
-        for path in coloured_squares.glob("*.png"):
-            shutil.copyfile(path, folder / f"{index}-{path.name}")
-    return folder
+    return write_photos(tmp_path / "photos", coloured_squares, 10)
 
 
 def keys(spec: str) -> set[str]:

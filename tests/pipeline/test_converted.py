@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from photos import write_photos
 from PIL import Image
 from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
 
@@ -35,13 +36,7 @@ def teacher(tmp_path: Path, tiny_clip_folder: Path) -> Path:
 
 @pytest.fixture
 def photos(tmp_path: Path, coloured_squares: Path) -> Path:
-    """Photos without a word about them."""
-    folder = tmp_path / "photos"
-    folder.mkdir()
-    for index in range(2):
-        for path in coloured_squares.glob("*.png"):
-            shutil.copyfile(path, folder / f"{index}-{path.name}")
-    return folder
+    return write_photos(tmp_path / "photos", coloured_squares, 2)
 
 
 def changed(teacher: Path) -> None:
