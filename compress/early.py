@@ -26,7 +26,6 @@ from mmcompress.config import (
     DistillConfig,
     EmbedConfig,
     PruneConfig,
-    QatConfig,
     QuantizeConfig,
     StudentConfig,
     TeacherConfig,
@@ -113,10 +112,6 @@ def fits_quantize(config: QuantizeConfig, model: DualEncoderConfig, sources: Sou
     check_keep(model, config.keep)
     if "ranges" in sources:
         check_same_blocks(sources["ranges"], model)
-
-
-def check_qat(config: QatConfig, _: Sources) -> None:
-    check_fills_a_batch(config.data.train, config.optimizer.batch)
 
 
 def check_fills_a_batch(spec: str | None, batch: int) -> None:

@@ -175,7 +175,6 @@ STAGES: Mapping[str, Stage] = {
             {"checkpoint": Kind.CHECKPOINT},
             reads=("train", "validation"),
             captions=frozenset({"train", "validation"}),
-            check="mmcompress.compress.early:check_qat",
         ),
         Stage(
             "trace",

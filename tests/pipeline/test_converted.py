@@ -146,10 +146,14 @@ def test_photos_are_judged_by_the_first_rows_own_answers(cli: Cli, tmp_path: Pat
     assert first["i2t_r1"] == 1 and first["top1"] is None
     assert second["flip_rate"] == pytest.approx(second["flips_lost"])
     assert second["i2t_r1"] == pytest.approx(1 - second["flip_rate"], abs=0.05)
-    assert cli("report", tmp_path / "d", tmp_path / "d-sources", "--out", tmp_path / "r").code == 0
+    assert cli("report", tmp_path / "d", "--out", tmp_path / "r").code == 0  # which finds what it measured
     page = json.loads((tmp_path / "r" / "report.json").read_text())
     assert any("have no captions: right is what my-clip answers" in warning for warning in page["warnings"])
     assert any("% of the photos as my-clip does" in line for line in page["headlines"])
+    shutil.rmtree(tmp_path / "d-sources")
+    shutil.rmtree(tmp_path / "q")
+    lost = cli("report", tmp_path / "d", "--out", tmp_path / "r")
+    assert lost.code == 2 and "d measured my-clip, q, which is not beside it" in lost.err
 
 
 def test_what_learns_from_captions_refuses_photos(cli: Cli, tmp_path: Path, photos: Path) -> None:

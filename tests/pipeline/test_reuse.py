@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from clip_world import write_squares, write_teacher
@@ -21,9 +22,9 @@ def checks(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     asked: list[str] = []
     check = Stage.refuse_impossible
 
-    def counted(stage: Stage, built: StageConfig, sources: object) -> None:
+    def counted(stage: Stage, built: StageConfig, *known: Any) -> None:
         asked.append(stage.name)
-        check(stage, built, sources)  # type: ignore[arg-type]
+        check(stage, built, *known)
 
     monkeypatch.setattr(Stage, "refuse_impossible", counted)
     return asked

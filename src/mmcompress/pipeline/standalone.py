@@ -47,6 +47,7 @@ from mmcompress.pipeline.sources import (
     data_unless_given,
     embeddings_beside,
     in_recipe_order,
+    measured_beside,
     names_teacher,
     parent_beside,
     recorded_budget,
@@ -236,13 +237,14 @@ def verdict(source: str | Path, out: Path, given: Given = NOTHING) -> Artifact:
     else:
         if "data.train" not in given and "data.validation" in given:
             given = {("data.train" if key == "data.validation" else key): value for key, value in given.items()}
-        check_named(source, Kind.CHECKPOINT.value)
-        given = with_some_apart(given, data_unless_given(given, checkpoint))
         to = routed_with_source(given, "verdict", checkpoint, "quantize")
         tables = {"data": data_unless_given(given, checkpoint)}
         checked("verdict", tables, to["verdict"])
-        place = out.with_name(f"{out.name}-quantized")
+        check_named(source, Kind.CHECKPOINT.value)
         checked("quantize", tables, to["quantize"], start=coming_start(source, checkpoint))
+        given = with_some_apart(given, tables["data"])
+        to = routed_with_source(given, "verdict", checkpoint, "quantize")
+        place = out.with_name(f"{out.name}-quantized")
         checkpoint = checkpoint or as_model(source, out, to["convert"])
         checkpoint = quantize(checkpoint.path, place, to["quantize"])
     field = "train" if "data.train" in given else "validation"
@@ -336,6 +338,7 @@ def report(folders: Sequence[Path], out: Path | None = None, given: Given = NOTH
         raise UsageError(
             f"nothing to report on in {names}", "give a folder of `mmcompress run`, or artifacts of bench and drift"
         )
+    joined += measured_beside(joined)
     run_folder = folders[0].absolute().parent if (folders[0] / MANIFEST).is_file() else folders[0]
     out = out or run_folder / "report"
     if out.absolute() in named:
