@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
+from itertools import islice
 from pathlib import Path
 
+from mmcompress.architecture import DualEncoderConfig
 from mmcompress.artifact import Artifact
+from mmcompress.compress.int8.recalibration import check_keep, check_same_blocks
 from mmcompress.compress.openclip import check_open_clip
-from mmcompress.compress.ownteacher import check_own
+from mmcompress.compress.ownteacher import check_has_towers, check_own
 from mmcompress.compress.prune.prune import prunable_towers
-from mmcompress.compress.prune.sizes import check_share
+from mmcompress.compress.prune.sizes import check_latency_share, check_share
 from mmcompress.compress.train.student import check_preset, inherited_config, inherited_share
 from mmcompress.config import (
     BaselineConfig,
@@ -23,11 +26,14 @@ from mmcompress.config import (
     DistillConfig,
     EmbedConfig,
     PruneConfig,
+    QuantizeConfig,
+    StudentConfig,
     TeacherConfig,
     TraceConfig,
     TrainConfig,
 )
-from mmcompress.data.spec import fingerprint
+from mmcompress.data.batches import read
+from mmcompress.data.spec import fingerprint, is_stream
 from mmcompress.errors import UsageError
 from mmcompress.export.pixels import image_processing
 from mmcompress.export.texts import save_text_processing
@@ -40,6 +46,8 @@ Sources = Mapping[str, Artifact]
 
 def check_teacher(config: EmbedConfig | ConvertConfig | BaselineConfig | TraceConfig, _: Sources) -> None:
     check_source(config.teacher)
+    if isinstance(config, TraceConfig) and (own := own_code(config.teacher.source)) is not None:
+        check_has_towers(*own)
 
 
 def check_train(config: TrainConfig, _: Sources) -> None:
@@ -50,6 +58,7 @@ def check_train(config: TrainConfig, _: Sources) -> None:
     check_preset(config.student)
     if config.student.tokenizer is not None:
         _check_tokenizer(TeacherConfig(source=config.student.tokenizer))
+    check_fills_a_batch(config.data.train, config.optimizer.batch)
 
 
 def check_distill(config: DistillConfig, sources: Sources) -> None:
@@ -60,12 +69,16 @@ def check_distill(config: DistillConfig, sources: Sources) -> None:
     check_source(config.teacher)
     if "checkpoint" in sources:
         _check_width(sources["checkpoint"], config.teacher)
-    if config.student is None:
-        return
-    share = inherited_share(config.student.source)
+    if config.student is not None:
+        _check_student(config, config.student)
+    check_fills_a_batch(config.data.train, config.optimizer.batch)
+
+
+def _check_student(config: DistillConfig, student: StudentConfig) -> None:
+    share = inherited_share(student.source)
     if share is None:
-        check_preset(config.student)
-    named = config.student.tokenizer if _brings_no_tokenizer(config.teacher.source) else None
+        check_preset(student)
+    named = student.tokenizer if _brings_no_tokenizer(config.teacher.source) else None
     place = config.teacher if named is None else config.teacher.model_copy(update={"source": named})
     if _brings_no_tokenizer(place.source):
         raise UsageError(
@@ -84,25 +97,49 @@ def check_distill(config: DistillConfig, sources: Sources) -> None:
 
 def check_prune(config: PruneConfig, sources: Sources) -> None:
     check_one_space(sources)
-    if "checkpoint" not in sources:
-        return
-    model = sources["checkpoint"].model
+    check_fills_a_batch(config.data.train, config.batch)
+
+
+def fits_prune(config: PruneConfig, model: DualEncoderConfig, _: Sources) -> None:
     for tower in prunable_towers(model, config):
         if config.target is not None and config.target[0] != "latency":
             check_share(model, tower, *config.target, config.mlp_multiple)
+        elif config.target is not None and tower == "image":
+            check_latency_share(model, config.target[1], config.mlp_multiple)
+
+
+def fits_quantize(config: QuantizeConfig, model: DualEncoderConfig, sources: Sources) -> None:
+    check_keep(model, config.keep)
+    if "ranges" in sources:
+        check_same_blocks(sources["ranges"], model)
+
+
+def check_fills_a_batch(spec: str | None, batch: int) -> None:
+    """Raise UsageError where data has less than one batch; of a stream, which is read once, nothing is known yet."""
+    if spec is None or is_stream(spec):
+        return
+    there = sum(1 for _ in islice(read(spec, max_bad_fraction=1.0, announce=False), batch))
+    if there < batch:
+        raise UsageError(
+            f"a batch of {batch} pairs was asked for, and there are {there} in {spec}",
+            "give a smaller batch, or more data",
+        )
+
+
+def coming_model(teacher: TeacherConfig) -> DualEncoderConfig | None:
+    """The sizes of the checkpoint that a teacher becomes; None for one that becomes none, or is not here yet."""
+    folder = None if _brings_no_tokenizer(teacher.source) else _folder_here(teacher)
+    try:
+        return None if folder is None else config_from_hugging_face(folder)
+    except UsageError:  # of a family that says it otherwise
+        return None
 
 
 def _check_width(checkpoint: Artifact, teacher: TeacherConfig) -> None:
     """As `check_one_space`, before there are embeddings, of a teacher that says how wide it is without being loaded."""
-    folder = None if _brings_no_tokenizer(teacher.source) else _folder_here(teacher)
-    if folder is None:
-        return
-    try:
-        theirs = config_from_hugging_face(folder).embed_dim
-    except UsageError:  # of a family that says it otherwise
-        return
-    if checkpoint.model.embed_dim != theirs:
-        raise _other_space(checkpoint, teacher.source, theirs)
+    theirs = coming_model(teacher)
+    if theirs is not None and checkpoint.model.embed_dim != theirs.embed_dim:
+        raise _other_space(checkpoint, teacher.source, theirs.embed_dim)
 
 
 def check_one_space(sources: Sources) -> None:

@@ -51,6 +51,26 @@ def check_own(file: Path, function: str) -> None:
         raise UsageError(f"{file} has no function {function!r}", suggestion(function, named))
 
 
+def check_has_towers(file: Path, function: str) -> None:
+    """Raise UsageError for a function that makes a Teacher in a file without a word of towers, which graphs need."""
+    source = file.read_text(encoding="utf-8", errors="replace")
+    if "towers" in source:
+        return
+    named = (node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef) and node.name == function)
+    calls = [node for body in named for node in ast.walk(body) if isinstance(node, ast.Call)]
+    teachers = [call for call in calls if ast.unparse(call.func).rpartition(".")[2] == Teacher.__name__]
+    handed_on = any(isinstance(given, ast.Starred) for call in teachers for given in call.args)
+    if teachers and not handed_on and all(word.arg for call in teachers for word in call.keywords):
+        raise without_towers(f"{file}:{function}")
+
+
+def without_towers(source: str) -> UsageError:
+    return UsageError(
+        f"the teacher {source!r} offers functions only, and a graph is traced from torch modules",
+        "give its Teacher `towers`, a function that returns mmcompress.compress.towers.Towers",
+    )
+
+
 def own_teacher(file: Path, function: str) -> tuple[Teacher, OwnCode]:
     """Run the file and its function. The teacher's own code runs as `code.running` says at every call."""
     check_own(file, function)

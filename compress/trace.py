@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from mmcompress.compress.ownteacher import without_towers
 from mmcompress.compress.teacher import Teacher, load_teacher
 from mmcompress.compress.towers import Towers
 from mmcompress.config import TraceConfig
@@ -43,10 +44,7 @@ def trace(job: Job[TraceConfig]) -> None:
     source = job.config.teacher.source
     teacher = load_teacher(job.config.teacher, torch.device("cpu"))
     if teacher.towers is None:
-        raise UsageError(
-            f"the teacher {source!r} offers functions only, and a graph is traced from torch modules",
-            "give its Teacher `towers`, a function that returns mmcompress.compress.towers.Towers",
-        )
+        raise without_towers(source)
     towers = teacher.towers()
     towers.tokenizer.no_padding()
     towers.tokenizer.no_truncation()

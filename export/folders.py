@@ -1,20 +1,17 @@
 """What transformers opens of a teacher's folder: config, image processor and tokenizer.
 
-Everything that it, `tokenizers` or code of the folder's own raises on the way becomes one error with a hint. What is
-absent is refused and never replaced by a default: an image processor of another model embeds without complaint.
+What is absent is refused and never replaced by a default: an image processor of another model embeds without complaint.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from mmcompress.errors import CorruptInputError, MissingRequirementError, MMCompressError, UsageError, require
-from mmcompress.pretrained import quiet
+from mmcompress.errors import CorruptInputError, UsageError, require
+from mmcompress.pretrained import opened
 from mmcompress.strictjson import read_json
 
-T = TypeVar("T")
 _VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model")
 _PIECES = "*.model"
 """Vocabularies of SentencePiece, which transformers reads with a package of its own."""
@@ -82,32 +79,3 @@ def tokenizer_of(folder: Path, trust_remote_code: bool = False) -> Any:
         own = [] if backend.normalizer is None else [backend.normalizer]
         backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), *own])
     return tokenizer
-
-
-def opened(read: Callable[[], T], what: str, trusted: bool) -> T:
-    """What a call into transformers returns; whatever it raises says that `what` cannot be opened."""
-    try:
-        with quiet():
-            return read()
-    except MMCompressError:
-        raise
-    except ImportError as error:
-        raise MissingRequirementError(
-            f"{what} needs a package that cannot be imported: {_said(error)}",
-            "install what it names; pip install 'mmcompress[sentencepiece]' brings what SigLIP's tokenizer reads",
-        ) from error
-    except (Exception, SystemExit) as error:  # `tokenizers` raises bare Exception, code of the folder's own anything
-        if not trusted and "trust_remote_code" in str(error):
-            raise UsageError(
-                f"{what} has code of its own, which does not run unasked",
-                "if you trust its author: --set teacher.trust_remote_code=true",
-            ) from error
-        raise CorruptInputError(
-            f"{what} cannot be opened: {type(error).__name__}: {_said(error)}",
-            "check that the folder is whole, and that this version of transformers knows its classes",
-        ) from error
-
-
-def _said(error: BaseException) -> str:
-    """Its first line; some go on for a page."""
-    return next((line for line in str(error).splitlines() if line.strip()), "")

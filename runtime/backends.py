@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 from mmcompress.artifact import Artifact
 from mmcompress.config import Backend, Precision
@@ -62,6 +63,16 @@ def open_file(path: Path, graph: Graph, backend: Backend, *, threads: int | None
     opening = BACKENDS[backend].open
     assert opening is not None, backend
     return opening(path, graph, threads or usable_cores())
+
+
+def check_runs_graphs(backend: str) -> None:
+    """Raise where a backend takes no ONNX graphs, or does not run here: for before a model becomes graphs for it."""
+    if backend not in BACKENDS:
+        raise UsageError(f"there is no backend {backend!r}", suggestion(backend, BACKENDS))
+    row = BACKENDS[cast(Backend, backend)]
+    if row.runs is not Kind.ONNX:
+        raise UsageError(f"{backend} runs engines, which this is none of yet", "make one first: mmcompress build")
+    row.check()
 
 
 def check_runnable(artifact: Artifact, backend: Backend) -> None:

@@ -1,4 +1,4 @@
-"""Images and texts into one space, with the delivered files: what `classify`, `search` and the drift table stand on.
+"""Images and texts into one space, with the delivered files: what the answers and the drift table stand on.
 
 An encoder opens the graphs of an artifact on one backend and joins them with the preprocessing and the tokenizer that
 the manifest states. Every embedding that leaves it has unit norm, whatever the graph returns.
@@ -203,70 +203,13 @@ def read_pixels(path: Path, preprocessing: Preprocessing) -> NDArray[np.uint8]:
     """One image file -> (S, S, 3)."""
     from mmcompress.data.batches import decode
 
-    if not path.is_file():
-        raise UsageError(f"there is no image {path}", f"give a file that ends in {', '.join(IMAGE_SUFFIXES)}")
+    check_image(path)
     try:
         return decode(path.read_bytes(), preprocessing)
     except CorruptInputError as error:
         raise CorruptInputError(f"{path}: {error.what}", error.hint) from error
 
 
-def classify(
-    encoder: Encoder, image: Path | str, labels: Sequence[str], template: str = "{}"
-) -> list[tuple[str, float]]:
-    """Labels with their probabilities, the likeliest first: softmax over the labels given, so they sum to 1."""
-    if not labels:
-        raise UsageError("there are no labels to choose from", "for example: --labels cat,dog")
-    if "{}" not in template:
-        raise UsageError(f"the template {template!r} has no place for the label", 'for example: "a photo of a {}"')
-    embedding = encoder.image_files([image])[0]
-    encoder.warn_by_chance()
-    texts = encoder.texts([template.replace("{}", label) for label in labels])
-    probabilities = softmax(encoder.logit_scale * (texts @ embedding).astype(np.float64))
-    order = np.argsort(-probabilities, kind="stable")
-    return [(labels[i], float(probabilities[i])) for i in order]
-
-
-def softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(N,) -> (N,)"""
-    exponentials = np.exp(logits - logits.max())
-    return cast(NDArray[np.float64], exponentials / exponentials.sum())
-
-
-def search(encoder: Encoder, images: Path | str, text: str, top: int = 5) -> list[tuple[Path, float]]:
-    """The images under a folder whose embeddings are closest to the text, with their cosines, best first.
-
-    Files that are no whole images are named and skipped.
-    """
-    if top < 1:
-        raise UsageError(f"--top {top} asks for no results", "give 1 or more")
-    paths, embeddings = embed_folder(encoder, Path(images))
-    encoder.warn_by_chance()
-    scores = embeddings @ encoder.texts([text])[0]
-    order = np.argsort(-scores, kind="stable")[:top]
-    return [(paths[i], float(scores[i])) for i in order]
-
-
-def embed_folder(encoder: Encoder, folder: Path) -> tuple[list[Path], NDArray[np.float32]]:
-    """(paths, (N, D)) of the whole images under a folder, in the order of their names."""
-    if not folder.is_dir():
-        raise UsageError(f"there is no folder {folder}", "give a folder with images")
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
-    paths: list[Path] = []
-    parts: list[NDArray[np.float32]] = []
-    for start in range(0, len(files), BATCH):
-        pixels: list[NDArray[np.uint8]] = []
-        for path in files[start : start + BATCH]:
-            try:
-                pixels.append(read_pixels(path, encoder.preprocessing))
-                paths.append(path)
-            except (CorruptInputError, OSError) as error:
-                say("search", path.name, f"skipped: {error}")
-        if pixels:
-            parts.append(encoder.pixels(np.stack(pixels), paths[-len(pixels) :]))
-    if not parts:
-        raise UsageError(
-            f"{folder} has no image that can be read ({len(files)} files tried)",
-            f"give a folder with files that end in {', '.join(IMAGE_SUFFIXES)}",
-        )
-    return paths, np.concatenate(parts)
+def check_image(path: Path) -> None:
+    if not path.is_file():
+        raise UsageError(f"there is no image {path}", f"give a file that ends in {', '.join(IMAGE_SUFFIXES)}")

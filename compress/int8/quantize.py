@@ -27,7 +27,8 @@ from mmcompress.budget import Budget, Cost
 from mmcompress.compress.int8.fit import JUDGED, chosen_ranges, chosen_smoothing, chosen_weights, drift_of_both
 from mmcompress.compress.int8.ranges import NOTHING, Histogram, widened
 from mmcompress.compress.int8.recalibration import given_ranges
-from mmcompress.compress.int8.samples import SHUFFLED, Captioned, feeds, held_pairs, plain_pairs, possible_answers
+from mmcompress.compress.int8.record import fit_facts
+from mmcompress.compress.int8.samples import Captioned, feeds, held_pairs, plain_pairs, possible_answers
 from mmcompress.compress.int8.sensitivity import RANKED, cost, fewest_kept, sensitivities
 from mmcompress.compress.int8.simulate import (
     TOWERS,
@@ -40,19 +41,16 @@ from mmcompress.compress.int8.simulate import (
 )
 from mmcompress.compress.prune.semistructured import SPARSE
 from mmcompress.config import QuantizeConfig
-from mmcompress.data.sentences import SENTENCES
 from mmcompress.data.spec import is_photos
 from mmcompress.distributed import world
-from mmcompress.errors import UsageError, suggestion
+from mmcompress.errors import UsageError
 from mmcompress.huggingface import dual_encoder_from_checkpoint, save_checkpoint
 from mmcompress.int8 import (
     INTEGERS,
     RANGES,
-    SEEN,
     IntegerLinear,
     Linears,
     Range,
-    Seen,
     Signedness,
     tensors_from_linears,
 )
@@ -78,7 +76,6 @@ def quantize(job: Job[QuantizeConfig]) -> None:
     if spec is None:
         raise UsageError("quantize needs samples to calibrate on", "set data.train, or give --data")
     model = dual_encoder_from_checkpoint(source.path, source.model)
-    check_names(model, config.keep)
     if "text" not in model.config.compressed:
         say("", "text", NEVER_COMPRESSED)
     with world(config.device) as here:
@@ -106,17 +103,7 @@ def quantize(job: Job[QuantizeConfig]) -> None:
         "params": source.model.params,
         "macs": source.model.macs,
         "linears": len(linears[JUDGED]),
-        "kept": sorted(kept),
-        "choices": fitted.choices,
-        "sensitivity": [
-            {"module": name, "drift": float(f"{distance:.4g}"), "kept": name in kept}
-            for name, distance in ranking.items()
-        ],
-        "budget": config.max_drop if config.sensitivity else None,
-        "texts": SENTENCES if is_photos(spec) else "captions",
-        SEEN: Seen(
-            pairs=-(-config.samples // config.batch) * config.batch, seed=config.seed, buffer=SHUFFLED
-        ).model_dump(),
+        **fit_facts(config, spec, fitted.choices, ranking, kept),
         **{name: fact for name, fact in source.manifest.facts.items() if name == SPARSE},
     }
     job.draft.metrics = {"calibration": {"drift": drift, **(asdict(left) if left else {})}}
@@ -211,13 +198,6 @@ def keep_sensitive(
     for name in sorted(kept - asked):
         say("", name, "stays in float: INT8 would lose more than the budget")
     return ranking, kept, cost_of(kept)
-
-
-def check_names(model: DualEncoder, names: Iterable[str]) -> None:
-    known = [name for name, _ in model.linears()]
-    for name in names:
-        if name not in known:
-            raise UsageError(f"quantize.keep: there is no Linear {name!r} in this model", suggestion(name, known))
 
 
 def without(linears: Linears, kept: frozenset[str]) -> Linears:

@@ -27,6 +27,7 @@ from mmcompress.card import export_card
 from mmcompress.compress.int8.fit import JUDGED, KINDS
 from mmcompress.compress.int8.graphfit import FittedTower, fit_tower
 from mmcompress.compress.int8.graphtower import Feeds, GraphTower
+from mmcompress.compress.int8.record import fit_facts
 from mmcompress.compress.int8.samples import SHUFFLED
 from mmcompress.compress.int8.sensitivity import RANKED, cost, fewest_kept
 from mmcompress.compress.int8.simulate import distance
@@ -34,12 +35,11 @@ from mmcompress.config import QuantizeGraphsConfig
 from mmcompress.data.batches import batches
 from mmcompress.data.layout import read_labels
 from mmcompress.data.preprocess import normalize
-from mmcompress.data.sentences import SENTENCES
 from mmcompress.data.spec import is_photos
 from mmcompress.errors import UsageError, suggestion
 from mmcompress.export.export import Variant, described, save_graph
 from mmcompress.export.graph import Numerics
-from mmcompress.int8 import GRAPH_RANGES, INTEGERS, SEEN, IntegerLinear, Linears, Seen, Signedness, tensors_from_linears
+from mmcompress.int8 import GRAPH_RANGES, INTEGERS, IntegerLinear, Linears, Signedness, tensors_from_linears
 from mmcompress.manifest import Graph
 from mmcompress.progress import say, track
 from mmcompress.runtime.encoder import tower_feeds
@@ -84,26 +84,13 @@ def quantize_graphs(job: Job[QuantizeGraphsConfig]) -> None:
     save_file(tensors_from_linears(linears), job.draft.path / INTEGERS)
     said = source.manifest.facts
     job.draft.facts = {
-        **{
-            name: said[name]
-            for name in ("params", "macs", "logit_scale", "logit_bias", "opset", "constant")
-            if name in said
-        },
+        **{name: said[name] for name in _PASSED_ON if name in said},
         "ranges_source": {
             "stage": "quantize-graphs",
             **config.model_dump(include={"method", "percentile", "samples", "seed"}),
         },
         "products": len(linears[JUDGED]),
-        "kept": sorted(kept),
-        "choices": {name: one.choices for name, one in fitted.items()},
-        "sensitivity": [
-            {"module": name, "drift": float(f"{value:.4g}"), "kept": name in kept} for name, value in ranking.items()
-        ],
-        "budget": config.max_drop if config.sensitivity else None,
-        "texts": SENTENCES if is_photos(spec) else "captions",
-        SEEN: Seen(
-            pairs=-(-config.samples // config.batch) * config.batch, seed=config.seed, buffer=SHUFFLED
-        ).model_dump(),
+        **fit_facts(config, spec, {name: one.choices for name, one in fitted.items()}, ranking, kept),
     }
     job.draft.metrics = {"calibration": {"drift": drift, **(asdict(left) if left else {})}}
     sizes = {file.name: file.stat().st_size for file in job.draft.path.iterdir()}

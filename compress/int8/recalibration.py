@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 from safetensors import safe_open
 
-from mmcompress.architecture import WEIGHTS
+from mmcompress.architecture import WEIGHTS, DualEncoderConfig
 from mmcompress.artifact import Artifact
 from mmcompress.compress.int8.comparison import CalibrationComparison, RangePair
-from mmcompress.errors import UsageError
+from mmcompress.errors import UsageError, suggestion
 from mmcompress.int8 import Range, attention_operands, linear_modules, read_ranges
 from mmcompress.manifest import Kind
 
@@ -27,8 +28,23 @@ SAME = 0.1
 
 def given_ranges(given: Artifact, checkpoint: Artifact) -> dict[str, Range]:
     """The ranges of a quantized checkpoint, for another one with the same blocks."""
+    ranges = check_same_blocks(given, checkpoint.model)
+    _check_gains(given, checkpoint)
+    return ranges
+
+
+def check_keep(model: DualEncoderConfig, names: Iterable[str]) -> None:
+    """Raise UsageError for a name of no Linear that is quantized in a model."""
+    known = linear_modules(model)
+    for name in names:
+        if name not in known:
+            raise UsageError(f"quantize.keep: there is no Linear {name!r} in this model", suggestion(name, known))
+
+
+def check_same_blocks(given: Artifact, model: DualEncoderConfig) -> dict[str, Range]:
+    """The ranges of a quantized checkpoint. Raises UsageError unless they are of what a model has."""
     ranges = read_ranges(given)
-    wanted = {*linear_modules(checkpoint.model), *attention_operands(checkpoint.model)}
+    wanted = {*linear_modules(model), *attention_operands(model)}
     for name in sorted(wanted ^ set(ranges)):
         if name in ranges:
             raise UsageError(
@@ -41,7 +57,6 @@ def given_ranges(given: Artifact, checkpoint: Artifact) -> dict[str, Range]:
                 "quantize that one without its budgets: --set max_drop=null --set max_flips=null",
             )
         raise UsageError(f"{given.path} has no range of {name}", "give --ranges of a checkpoint with the same blocks")
-    _check_gains(given, checkpoint)
     return ranges
 
 

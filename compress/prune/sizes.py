@@ -18,6 +18,8 @@ from mmcompress.errors import UsageError
 
 LEVELS = 6
 """Sizes of each sub-block that are measured, at most."""
+FASTER = 10.0
+"""No tower that is left of another one computes so many times as many multiply-accumulates a second."""
 Levels = dict[int, float]
 """Kept heads or units -> error."""
 BlockErrors = tuple[Levels, Levels, float]
@@ -56,11 +58,27 @@ def sizes_within(blocks: Sequence[Sequence[Choice]], share: float, base: float, 
 
 def check_share(config: DualEncoderConfig, name: TowerName, kind: str, share: float, mlp_multiple: int) -> None:
     """Raise UsageError where even the cheapest block alone, of one head, costs more than the share of a tower."""
-    cost, base, full = static_cost(config, name, kind)
-    tower: TowerConfig = getattr(config, name)
-    floor = (base + min(cost((1, min(mlp_multiple, mlp)), index) for index, mlp in enumerate(tower.mlp))) / full
+    floor = floor_share(config, name, kind, mlp_multiple)
     if share < floor:
         raise _below_the_floor(f"the {kind} of the {name} tower", share, floor)
+
+
+def check_latency_share(config: DualEncoderConfig, share: float, mlp_multiple: int) -> None:
+    """As `check_share`, of the image tower's latency: what is certainly too little, before anything is measured."""
+    floor = floor_share(config, "image", "macs", mlp_multiple)
+    if share < floor / FASTER:
+        raise UsageError(
+            f"the latency of the image tower cannot be pruned to {share:g}x: the smallest one does {floor:.3f}x of its"
+            " multiply-accumulates",
+            f"ask for about {floor:.2f}x or more, or prune a smaller model",
+        )
+
+
+def floor_share(config: DualEncoderConfig, name: TowerName, kind: str, mlp_multiple: int) -> float:
+    """The share of a tower that is left with its cheapest block alone, of one head."""
+    cost, base, full = static_cost(config, name, kind)
+    tower: TowerConfig = getattr(config, name)
+    return (base + min(cost((1, min(mlp_multiple, mlp)), index) for index, mlp in enumerate(tower.mlp))) / full
 
 
 def _below_the_floor(what: str, share: float, floor: float) -> UsageError:

@@ -81,6 +81,13 @@ def bisect_document(reference: Artifact, candidate: Artifact, config: BisectConf
         )
         for tower in TOWERS
     }
+    if all(
+        reference.manifest.files[full.file] == candidate.manifest.files[other.file] for full, other in graphs.values()
+    ):
+        raise UsageError(
+            f"{reference.path} and {candidate.path} hold the same graphs, so nothing can leave the reference",
+            "give the FP32 export of a checkpoint, and its export in INT8 or FP16",
+        )
     modules: list[BisectModule] = []
     blocks: list[BisectBlock] = []
     with ExitStack() as stack:

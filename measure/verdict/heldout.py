@@ -73,7 +73,8 @@ def held_out(source: Artifact, config: VerdictConfig) -> Held:
     if len(texts) < FEWEST:
         raise UsageError(
             f"{spec} has {len(texts)} different captions that the calibration has not seen, {FEWEST} are needed",
-            "give other pairs with --data, or set data.validation",
+            "give other pairs with --data; of a small set quantize one part, --data part:3-9/10:SET, and judge on "
+            "the other, --data part:0-2/10:SET",
         )
     place = {caption: index for index, caption in enumerate(texts)}
     group = np.array([place[caption] for caption in captions[: config.samples]])

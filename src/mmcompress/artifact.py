@@ -62,7 +62,7 @@ class Artifact:
 
     def check_unchanged(self) -> None:
         """Raise CorruptInputError if another artifact stands at the path since this one was opened."""
-        if not (self.path / MANIFEST).is_file() or _read_manifest(self.path / MANIFEST).digest != self.digest:
+        if not (self.path / MANIFEST).is_file() or read_manifest(self.path / MANIFEST).digest != self.digest:
             raise CorruptInputError(f"{self.path} was replaced while it was being read", "run the command again")
 
     @staticmethod
@@ -80,7 +80,7 @@ class Artifact:
                 f"{path} is not an artifact: {lacks}",
                 f"give a folder that mmcompress wrote ({expected} artifact)",
             )
-        manifest = _read_manifest(manifest_path)
+        manifest = read_manifest(manifest_path)
         _verify_files(path, manifest)
         if kinds and manifest.kind not in kinds:
             raise UsageError(
@@ -168,7 +168,8 @@ def _write_manifest(path: Path, manifest: Manifest) -> None:
     write_json(path, {**body, "seal": manifest.compute_seal()})
 
 
-def _read_manifest(path: Path) -> Manifest:
+def read_manifest(path: Path) -> Manifest:
+    """What an artifact says of itself, none of its files looked at. Raises CorruptInputError where it was changed."""
     again = "make the artifact again: delete the folder and rerun the command that wrote it"
     try:
         body = json_from_text(path.read_bytes())

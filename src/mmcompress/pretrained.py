@@ -10,14 +10,15 @@ from __future__ import annotations
 import logging
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from mmcompress.errors import CorruptInputError, MissingRequirementError, MMCompressError, UsageError, require
 from mmcompress.strictjson import read_json
 
+T = TypeVar("T")
 OLDEST = (4, 56)
 """The first transformers that takes `dtype` and knows MetaCLIP 2."""
 _HARMLESS = re.compile(r"(^|\.)position_ids$")
@@ -30,18 +31,18 @@ def load_model(folder: Path, trust_remote_code: bool = False, attention: str | N
     `attention` is transformers' `attn_implementation`. Raises CorruptInputError for weights that are damaged or do not
     belong to the config, UsageError for a model that is no teacher, MissingRequirementError for an absent package.
     """
-    config = check_folder(folder, trust_remote_code)
+    check_folder(folder, trust_remote_code)
     transformers = require("transformers", "compress")
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "dtype": require("torch", "compress").float32}
     if attention is not None:
         options["attn_implementation"] = attention
-    try:
-        with quiet():
-            model, report = transformers.AutoModel.from_pretrained(
-                folder, output_loading_info=True, ignore_mismatched_sizes=True, **options
-            )
-    except (Exception, SystemExit) as error:  # of transformers, of safetensors, or of the folder's own code
-        raise _in_our_words(error, folder, config) from error
+    model, report = opened(
+        lambda: transformers.AutoModel.from_pretrained(
+            folder, output_loading_info=True, ignore_mismatched_sizes=True, **options
+        ),
+        f"the model in {folder}",
+        trust_remote_code,
+    )
     check_report(report, folder, model)
     if not all(callable(getattr(model, name, None)) for name in ("get_image_features", "get_text_features")):
         raise UsageError(
@@ -124,18 +125,6 @@ def _check_version(version: str) -> None:
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
-def _in_our_words(error: BaseException, folder: Path, config: Mapping[str, Any]) -> MMCompressError:
-    if isinstance(error, MMCompressError):
-        return error
-    said = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    what = f"the model in {folder} cannot be loaded: {said}"
-    if isinstance(error, ImportError):
-        return MissingRequirementError(what, "install what its code needs")
-    if "auto_map" in config:
-        return CorruptInputError(f"{what} ({type(error).__name__})", "its own code may want another transformers")
-    return CorruptInputError(what, "check that the folder is a whole Hugging Face model")
-
-
 @contextmanager
 def quiet() -> Iterator[None]:
     """Hold back what transformers, optimum and torch log and warn of: what they make is judged by us."""
@@ -150,3 +139,32 @@ def quiet() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+
+
+def opened(read: Callable[[], T], what: str, trusted: bool) -> T:
+    """What a call into transformers returns; whatever it raises says that `what` cannot be opened."""
+    try:
+        with quiet():
+            return read()
+    except MMCompressError:
+        raise
+    except ImportError as error:
+        raise MissingRequirementError(
+            f"{what} needs a package that cannot be imported: {_said(error)}",
+            "install what it names; pip install 'mmcompress[sentencepiece]' brings what SigLIP's tokenizer reads",
+        ) from error
+    except (Exception, SystemExit) as error:  # safetensors, `tokenizers` and the folder's own code raise anything
+        if not trusted and "trust_remote_code" in str(error):
+            raise UsageError(
+                f"{what} has code of its own, which does not run unasked",
+                "if you trust its author: --set teacher.trust_remote_code=true",
+            ) from error
+        raise CorruptInputError(
+            f"{what} cannot be opened: {type(error).__name__}: {_said(error)}",
+            "check that the folder is whole, and that this version of transformers knows its classes",
+        ) from error
+
+
+def _said(error: BaseException) -> str:
+    """Its first line; some go on for a page."""
+    return next((line for line in str(error).splitlines() if line.strip()), "")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar, cast
 
 from mmcompress import config
-from mmcompress.architecture import Config
+from mmcompress.architecture import Config, DualEncoderConfig
 from mmcompress.artifact import Artifact, Draft
 from mmcompress.config import StageConfig
 from mmcompress.errors import MissingRequirementError
@@ -59,15 +59,25 @@ class Stage:
     check: str = ""
     """`module:function` of a config and the sources that are there already. It raises for what cannot work, and is
     called before the first stage runs, and again when all sources are there."""
+    fits: str = ""
+    """As `check`, of a config, the sizes of the checkpoint that the stage starts from, and the sources: for as soon as
+    these sizes are known, which may be before there is a checkpoint."""
     enforce: str = ""
     """`module:function` of a finished artifact and `strict` that raises where a strict run must not go on."""
 
     def function(self) -> _StageFunction:
         return cast(_StageFunction, self._imported(self.run))
 
-    def refuse_impossible(self, built: StageConfig, sources: Mapping[str, Artifact]) -> None:
+    def refuse_impossible(
+        self, built: StageConfig, sources: Mapping[str, Artifact], start: DualEncoderConfig | None = None
+    ) -> None:
+        """Raise for what cannot work. `start` are the sizes of a checkpoint that is still to be made, if known."""
         if self.check:
             self._imported(self.check)(built, sources)
+        if self.fits and "checkpoint" in sources:
+            start = sources["checkpoint"].model
+        if self.fits and start is not None:
+            self._imported(self.fits)(built, start, sources)
 
     def _imported(self, place: str) -> Any:
         module, _, name = place.partition(":")
@@ -136,6 +146,7 @@ STAGES: Mapping[str, Stage] = {
             {"checkpoint": Kind.CHECKPOINT, "embeddings": Kind.EMBEDDINGS},
             reads=("train",),
             check="mmcompress.compress.early:check_prune",
+            fits="mmcompress.compress.early:fits_prune",
         ),
         Stage(
             "quantize",
@@ -146,6 +157,7 @@ STAGES: Mapping[str, Stage] = {
             optional=frozenset({"ranges"}),
             named=frozenset({"ranges"}),
             reads=("train", "validation", "labels"),
+            fits="mmcompress.compress.early:fits_quantize",
         ),
         Stage(
             "quantize-graphs",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import resource
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,12 +14,9 @@ from typing import Any
 import pytest
 from report_run import make_run
 
-from mmcompress.artifact import Artifact
 from mmcompress.cli import commands as cli_module
-from mmcompress.cli import doctor
 from mmcompress.errors import CorruptInputError, GateFailedError, MissingRequirementError, UsageError
-from mmcompress.manifest import Kind
-from mmcompress.pipeline import sources, standalone
+from mmcompress.pipeline import standalone
 
 Cli = Callable[..., Any]
 COMMANDS = (
@@ -214,38 +210,6 @@ def test_report_is_reused(cli: Cli, tmp_path: Path) -> None:
     assert (tmp_path / "report" / "report.html").stat().st_mtime_ns == before
 
 
-def test_doctor_names_what_is_missing(cli: Cli) -> None:
-    found = json.loads(cli("doctor", "--json").out)
-    assert {backend["name"] for backend in found["backends"]} == {"openvino", "onnxruntime", "tensorrt", "tensorrt-rtx"}
-    assert all((backend["reason"] is None) == backend["usable"] for backend in found["backends"])
-    assert {"compress", "openvino", "tensorrt-rtx", "pycuda"} <= {extra["name"] for extra in found["extras"]}
-    shown = cli("doctor").out
-    assert "pip install 'mmcompress[" in shown or all(not extra["missing"] for extra in found["extras"])
-
-
-def test_doctor_reads_requirements_and_processor(tmp_path: Path) -> None:
-    (extra,) = doctor.extras(
-        [
-            "numpy>=1.26",
-            'no-such-package>=1; extra == "toy"',
-            'no-such-engine; (platform_machine == "x86_64") and extra == "toy"',
-            'pytest>=8; extra == "toy"',
-            'mmcompress[toy]; extra == "all"',
-        ]
-    )
-    assert extra.name == "toy"
-    assert [(package.package, package.only) for package in extra.missing] == [
-        ("no-such-package", None),
-        ("no-such-engine", 'platform_machine == "x86_64"'),
-    ]
-    assert list(extra.installed) == ["pytest"]
-    assert extra.command == "pip install 'mmcompress[toy]'"
-    cpuinfo = tmp_path / "cpuinfo"
-    cpuinfo.write_text("model name\t: X\nflags\t\t: fpu avx2 avx512f avx512_vnni amx_int8\n")
-    assert doctor.int8_instructions(cpuinfo) == ("AVX2", "AVX-512", "AVX-512 VNNI", "AMX INT8")
-    assert doctor.int8_instructions(tmp_path / "none") is None
-
-
 def test_commands_are_short() -> None:
     """Parse, call one function, print: at most ten lines each."""
     import ast
@@ -256,70 +220,6 @@ def test_commands_are_short() -> None:
             statements = node.body[1:] if ast.get_docstring(node) else node.body
             lines = statements[-1].end_lineno - statements[0].lineno + 1 if statements else 0
             assert lines <= 10 or node.name == "main", node.name
-
-
-def test_sources_are_found_beside_the_artifact_by_digest(tmp_path: Path) -> None:
-    with Artifact.create(tmp_path / "cache", kind=Kind.EMBEDDINGS, stage="embed", key="e") as draft:
-        (draft.path / "x.bin").write_bytes(b"1")
-    cache = Artifact.open(tmp_path / "cache")
-    parents = {"embeddings": cache.digest}
-    data = {"data": {"train": "shards"}}
-    with Artifact.create(
-        tmp_path / "student", kind=Kind.CHECKPOINT, stage="distill", key="s", config=data, parents=parents
-    ):
-        pass
-    student = Artifact.open(tmp_path / "student")
-    assert sources.parent_beside(student, "embeddings") == cache.path
-    assert sources.parent_beside(student, "checkpoint") is None
-    assert sources.recorded_data(student) == sources.data_unless_given({}, student) == {"train": "shards"}
-    assert sources.data_unless_given({"data.train": "other"}, student) == {}
-    shutil.rmtree(cache.path)
-    with pytest.raises(UsageError, match="they are not beside"):
-        standalone.prune(student.path, tmp_path / "pruned")
-
-
-def test_stage_commands_follow_one_another(
-    cli: Cli, tmp_path: Path, tiny_clip_folder: Path, coloured_squares: Path
-) -> None:
-    """From a teacher to INT8 files and back to a person, each stage by its own command."""
-    few = ("--set", "optimizer.steps=2", "--set", "optimizer.batch=8", "--json")
-
-    def made(*arguments: object) -> dict[str, Any]:
-        done = cli(*arguments)
-        assert done.code == 0, done.err
-        return dict(json.loads(done.out.splitlines()[-1]))
-
-    student = tmp_path / "student"
-    teacher = ("--teacher", tiny_clip_folder, "--data", coloured_squares)
-    first = made("distill", *teacher, "--student", "inherit:0.5", "--out", student, *few)
-    assert first["kind"] == "checkpoint" and (tmp_path / "student-embeddings" / "manifest.json").is_file()
-    assert "reused" in cli("distill", *teacher, "--student", "inherit:0.5", "--out", student, *few).err
-    made("prune", student, "--out", tmp_path / "pruned", "--set", "prune.mlp=0.5", "--set", "batch=8", "--json")
-    tight = ("--out", tmp_path / "tight", "--set", "batch=8", "--set", "samples=8")
-    halved = cli("prune", student, *tight, "--target-macs", "0.9x")
-    assert halved.code == 0 and "of the MACs" in halved.out
-    floor = cli("prune", student, *tight, "--target-macs", "0.001x")
-    assert floor.code == 2 and "the macs of the image tower cannot be pruned to 0.001x: the floor is 0." in floor.err
-    both = cli("prune", student, *tight, "--target-macs", "0.5x", "--target-latency", "0.5x")
-    assert both.code == 2 and "target_macs and target_latency exclude each other: give one" in both.err
-    made("distill", "--from", tmp_path / "pruned", "--out", tmp_path / "recovered", *few)
-    made("quantize", tmp_path / "recovered", "--out", tmp_path / "ranges", "--set", "batch=8", "--json")
-    within = cli("qat", tmp_path / "ranges", "--max-drop", "1", "--out", tmp_path / "within")
-    assert within.code == 0 and "not trained: INT8 loses" in within.out
-    unlimited = ("--max-drop", "any", "--max-flips", "any")
-    trained = cli("qat", tmp_path / "ranges", "--out", tmp_path / "qat", *few[:-1], *unlimited)
-    assert trained.code == 0 and "drift before" in trained.out
-    unfit = cli("qat", tmp_path / "recovered", "--out", tmp_path / "unfit")
-    assert unfit.code == 2 and "so it is no quantized checkpoint" in unfit.err
-    assert "image-int8-signed.onnx" in made("export", tmp_path / "qat", "--out", tmp_path / "q8", "--json")["files"]
-    int8 = made("export", tmp_path / "ranges", "--out", tmp_path / "int8", "--json")
-    assert {"image-int8-unsigned.onnx", "image-int8-signed.onnx"} <= set(int8["files"])
-    image = coloured_squares / "00.png"
-    shares = json.loads(cli("classify", tmp_path / "int8", image, "--labels", "red,blue", "--json").out)
-    assert sum(answer["share"] for answer in shares) == pytest.approx(1)
-    assert "%" in cli("classify", tmp_path / "int8", image, "--labels", "red,blue").out
-    found = cli("search", tmp_path / "int8", "a red square", "--images", coloured_squares, "--top", "3").out
-    assert len(found.splitlines()) == 3 and ".png" in found
 
 
 def test_json_is_alone_on_stdout_in_a_new_process(tmp_path: Path) -> None:

@@ -95,7 +95,7 @@ def test_folders_that_are_no_teacher(tmp_path: Path) -> None:
         resolve(TeacherConfig(source=str(tmp_path)))
     folder = write_teacher(tmp_path / "t")
     (folder / "model.safetensors").write_bytes(b"\x10" * 64)
-    with pytest.raises(CorruptInputError, match="cannot be loaded"):
+    with pytest.raises(CorruptInputError, match="cannot be opened"):
         load_teacher(TeacherConfig(source=str(folder)), CPU)
 
 

@@ -132,6 +132,9 @@ def test_what_is_wrong_with_the_lists_is_said(benchmark: Path) -> None:
     (benchmark / "zeroshot_classification_templates.txt").write_text("a photo\n")
     with pytest.raises(UsageError, match="the template 'a photo' has no place for the label"):
         own_templates(str(benchmark))
+    (benchmark / "zeroshot_classification_templates.txt").write_text("a {c}\na {colour} {c}\n")
+    with pytest.raises(UsageError, match=r"templates.txt: the template 'a \{colour\} \{c\}' has a place \{colour\}"):
+        own_templates(str(benchmark))
 
 
 def test_a_label_is_put_in_as_it_is() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from photos import write_photos
 from PIL import Image
 from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
 
@@ -35,13 +36,7 @@ def teacher(tmp_path: Path, tiny_clip_folder: Path) -> Path:
 
 @pytest.fixture
 def photos(tmp_path: Path, coloured_squares: Path) -> Path:
-    """Photos without a word about them."""
-    folder = tmp_path / "photos"
-    folder.mkdir()
-    for index in range(2):
-        for path in coloured_squares.glob("*.png"):
-            shutil.copyfile(path, folder / f"{index}-{path.name}")
-    return folder
+    return write_photos(tmp_path / "photos", coloured_squares, 2)
 
 
 def changed(teacher: Path) -> None:
@@ -151,10 +146,14 @@ def test_photos_are_judged_by_the_first_rows_own_answers(cli: Cli, tmp_path: Pat
     assert first["i2t_r1"] == 1 and first["top1"] is None
     assert second["flip_rate"] == pytest.approx(second["flips_lost"])
     assert second["i2t_r1"] == pytest.approx(1 - second["flip_rate"], abs=0.05)
-    assert cli("report", tmp_path / "d", tmp_path / "d-sources", "--out", tmp_path / "r").code == 0
+    assert cli("report", tmp_path / "d", "--out", tmp_path / "r").code == 0  # which finds what it measured
     page = json.loads((tmp_path / "r" / "report.json").read_text())
     assert any("have no captions: right is what my-clip answers" in warning for warning in page["warnings"])
     assert any("% of the photos as my-clip does" in line for line in page["headlines"])
+    shutil.rmtree(tmp_path / "d-sources")
+    shutil.rmtree(tmp_path / "q")
+    lost = cli("report", tmp_path / "d", "--out", tmp_path / "r")
+    assert lost.code == 2 and "d measured my-clip, q, which is not beside it" in lost.err
 
 
 def test_what_learns_from_captions_refuses_photos(cli: Cli, tmp_path: Path, photos: Path) -> None:
@@ -176,14 +175,43 @@ def test_commands_without_out_keep_what_they_convert_in_a_cache(
         return json.loads(done.out.splitlines()[-1]), done.err
 
     first, log = shares()
-    assert log.count("running") == 2
+    assert log.count("running") == 2 and f"{teacher} becomes ONNX graphs first" in " ".join(log.split())
     second, log = shares()
     assert first == second and log.count("reused") == 2
     changed(teacher)
     third, log = shares()
     assert third != first, log
     assert cli("search", teacher, "red", "--images", photos).code == 0
-    assert json.loads(cli("inspect", teacher, "--json").out.splitlines()[-1])["kind"] == "checkpoint"
+    looked = cli("inspect", teacher, "--json")
+    assert json.loads(looked.out.splitlines()[-1])["kind"] == "checkpoint"
+    assert "becomes a checkpoint first" in " ".join(looked.err.split())
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "what"),
+    [
+        ("classify", ("nowhere.png", "--labels", "a,b"), "there is no image nowhere.png"),
+        ("classify", ("{image}", "--labels", ","), "there are no labels"),
+        ("classify", ("{image}", "--labels", "a,b", "--template", "a {x} {}"), "has a place {x}"),
+        ("classify", ("{image}", "--labels", "a,b", "--backend", "openvin"), "there is no backend 'openvin'"),
+        ("classify", ("{image}", "--labels", "a,b", "--backend", "tensorrt"), "tensorrt runs engines"),
+        ("search", ("red", "--images", "nowhere"), "there is no folder nowhere"),
+        ("search", ("red", "--images", ".", "--top", "0"), "--top 0 asks for no results"),
+    ],
+)
+def test_a_question_without_an_answer_converts_nothing(
+    cli: Cli,
+    tmp_path: Path,
+    coloured_squares: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    command: str,
+    arguments: tuple[str, ...],
+    what: str,
+) -> None:
+    monkeypatch.setenv(CACHE, str(tmp_path / "cache"))
+    image = str(coloured_squares / "00.png")
+    done = cli(command, "demo:teacher", *(image if word == "{image}" else word for word in arguments))
+    assert done.code == 2 and what in done.err and not (tmp_path / "cache").exists(), done.err
 
 
 def test_a_teacher_is_exported_in_the_precision_that_is_asked_for(cli: Cli, tmp_path: Path, teacher: Path) -> None:

@@ -15,6 +15,7 @@ from mmcompress.lock import locked
 from mmcompress.manifest import Kind
 from mmcompress.pipeline import run as pipeline
 from mmcompress.pipeline import standalone
+from mmcompress.pipeline.plan import sources_of
 from mmcompress.pipeline.recipe import StageTable, load_recipe, parse_assignments
 from mmcompress.pipeline.run import run_recipe
 from mmcompress.stages import STAGES
@@ -24,8 +25,12 @@ GOOD = """
 train = "demo:train"
 [teacher]
 source = "someone/somewhere"
+[student]
+source = "vit-s16"
 [[stage]]
 run = "embed"
+[[stage]]
+run = "distill"
 [[stage]]
 run = "prune"
 mlp = 0.5
@@ -62,29 +67,29 @@ def test_a_wrong_recipe_says_what_and_what_to_do(tmp_path: Path, change: tuple[s
 
 
 def test_ranges_are_those_that_a_recipe_names_and_no_others() -> None:
-    made: Any = {name: SimpleNamespace(manifest=SimpleNamespace(kind=Kind.CHECKPOINT)) for name in ("first", "second")}
+    made = {"first": Kind.CHECKPOINT, "second": Kind.CHECKPOINT, "graphs": Kind.ONNX}
     table = StageTable(run="quantize", name="quantize", sources={}, config={})
-    assert pipeline._sources(STAGES["quantize"], table, made, "recipe") == {"checkpoint": made["second"]}
+    assert sources_of(STAGES["quantize"], table, made, "recipe") == {"checkpoint": "second"}
     table = StageTable(run="quantize", name="quantize", sources={"ranges": "first"}, config={})
-    assert pipeline._sources(STAGES["quantize"], table, made, "recipe")["ranges"] is made["first"]
+    assert sources_of(STAGES["quantize"], table, made, "recipe")["ranges"] == "first"
     table = StageTable(run="quantize", name="quantize", sources={"ranges": "frist"}, config={})
     with pytest.raises(UsageError, match=r"ranges = 'frist' is no earlier stage that makes a checkpoint"):
-        pipeline._sources(STAGES["quantize"], table, made, "recipe")
+        sources_of(STAGES["quantize"], table, made, "recipe")
 
 
 def test_missing_recipe_and_missing_source(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="there is no recipe"):
         load_recipe(tmp_path / "nothing.toml")
-    only_prune = GOOD.replace('[[stage]]\nrun = "embed"\n', "")
+    without = GOOD.replace('[[stage]]\nrun = "distill"\n', "")
     with pytest.raises(UsageError, match="needs a checkpoint artifact and no stage before it makes one") as caught:
-        run_recipe(load_recipe(recipe(tmp_path, only_prune)), tmp_path / "run")
-    assert "distill" in caught.value.hint
+        run_recipe(load_recipe(recipe(tmp_path, without)), tmp_path / "run")
+    assert "distill" in caught.value.hint and not (tmp_path / "run").exists()
 
 
 def test_overrides_reach_their_table(tmp_path: Path) -> None:
     path = recipe(tmp_path, GOOD)
     changed = load_recipe(path, parse_assignments(["prune.mlp=0.4", "teacher.source=other", "data.workers=2"]))
-    assert changed.stages[1].config["mlp"] == 0.4
+    assert changed.stages[2].config["mlp"] == 0.4
     assert changed.teacher["source"] == "other" and changed.data["workers"] == 2
     with pytest.raises(UsageError, match="no table or stage 'prone'") as caught:
         load_recipe(path, {"prone.mlp": 0.4})

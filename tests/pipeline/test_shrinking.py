@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from photos import write_photos
 
 from mmcompress.artifact import Artifact
 from mmcompress.compress.prune import latency_target
@@ -24,12 +24,7 @@ Cli = Callable[..., Any]
 
 @pytest.fixture
 def photos(tmp_path: Path, coloured_squares: Path) -> Path:
-    folder = tmp_path / "photos"
-    folder.mkdir()
-    for index in range(10):
-        for path in coloured_squares.glob("*.png"):
-            shutil.copyfile(path, folder / f"{index}-{path.name}")
-    return folder
+    return write_photos(tmp_path / "photos", coloured_squares, 10)
 
 
 def test_what_judges_is_apart_from_what_is_fitted(photos: Path) -> None:

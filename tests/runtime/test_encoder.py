@@ -19,7 +19,8 @@ from mmcompress.artifact import Artifact
 from mmcompress.data.preprocess import normalize, to_array
 from mmcompress.errors import CorruptInputError, UsageError
 from mmcompress.manifest import TensorSpec
-from mmcompress.runtime.encoder import Encoder, classify, search
+from mmcompress.runtime.answers import classify, search
+from mmcompress.runtime.encoder import Encoder
 
 Make = Callable[..., Artifact]
 
@@ -130,6 +131,8 @@ def test_user_errors_are_named(make_artifact: Make, folder: Path, tmp_path: Path
             classify(encoder, folder / "0.png", [])
         with pytest.raises(UsageError, match="'a photo' has no place for the label"):
             classify(encoder, folder / "0.png", ["red"], template="a photo")
+        with pytest.raises(UsageError, match=r"'a \{x\} \{\}' has a place \{x\}, and only the label is put in"):
+            classify(encoder, folder / "0.png", ["red"], template="a {x} {}")
         with pytest.raises(UsageError, match="there is no folder"):
             search(encoder, tmp_path / "absent", "red")
         with pytest.raises(UsageError, match=r"no image that can be read \(0 files tried\)"):
@@ -163,7 +166,8 @@ sys.modules.update(dict.fromkeys(blocked))
 import importlib
 for module in {MODULES!r}:
     importlib.import_module("mmcompress." + module)
-from mmcompress.runtime.encoder import Encoder, classify, search
+from mmcompress.runtime.answers import classify, search
+from mmcompress.runtime.encoder import Encoder
 with Encoder.open({str(make_artifact().path)!r}) as encoder:
     print(len(classify(encoder, {str(folder / "0.png")!r}, ["red", "blue"])))
     print(len(search(encoder, {str(folder)!r}, "red")))

@@ -15,6 +15,7 @@ from torch.nn.functional import normalize
 
 from mmcompress.families import CLASSES
 from mmcompress.manifest import Preprocessing
+from mmcompress.model import DualEncoder
 from mmcompress.processing import save_preprocessing, save_tokenizer_config
 
 FAMILIES = tuple(CLASSES)
@@ -124,3 +125,9 @@ def stock_texts(model: Any, ids: NDArray[np.int32], mask: NDArray[Any] | None = 
     else:
         features = model.get_text_features(**given)
     return np.asarray(normalize(features, dim=-1))
+
+
+@torch.no_grad()
+def embedded(model: DualEncoder, images: torch.Tensor, ids: np.ndarray[Any, Any]) -> tuple[Any, Any]:
+    """Our own embeddings of (B, 3, S, S) images and (B, T) token ids."""
+    return model.encode_image(images).numpy(), model.encode_text(torch.from_numpy(ids)).numpy()

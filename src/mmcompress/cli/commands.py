@@ -170,7 +170,7 @@ def quantize(
 
     if judging := verdict or backend is not None or strict:
         contestants.runnable(backend)
-    fitted = standalone.quantize(artifact, out, given, ranges=ranges)
+    fitted = standalone.quantize(artifact, out, given, ranges=ranges, judged=judging)
     judged = standalone.verdict_beside(fitted, backend) if judging else None
     console.show(*show_compress.quantize_summary(fitted, judged), json)
     ruling.enforce(judged, strict)
@@ -357,12 +357,15 @@ def classify(
 ) -> None:
     """Say which of some labels fits an image, in percent. A teacher is exported into the user's cache first."""
     from mmcompress.cli import console, show_use
-    from mmcompress.pipeline.converted import graphs_to_use
-    from mmcompress.runtime import encoder
+    from mmcompress.pipeline.converted import check_named, graphs_to_use
+    from mmcompress.runtime import answers
+    from mmcompress.runtime.encoder import Encoder
 
     names = [label.strip() for label in labels.split(",") if label.strip()]
-    with encoder.Encoder.open(graphs_to_use(artifact), cast(Any, backend)) as opened:
-        console.show(*show_use.shares_summary(encoder.classify(opened, image, names, template)), json)
+    check_named(artifact)
+    answers.check_classify(image, names, template)
+    with Encoder.open(graphs_to_use(artifact, backend), cast(Any, backend)) as encoder:
+        console.show(*show_use.shares_summary(answers.classify(encoder, image, names, template)), json)
 
 
 @app.command(rich_help_panel=USE)
@@ -376,11 +379,14 @@ def search(
 ) -> None:
     """Find the images in a folder that fit a text best. A teacher is exported into the user's cache first."""
     from mmcompress.cli import console, show_use
-    from mmcompress.pipeline.converted import graphs_to_use
-    from mmcompress.runtime import encoder
+    from mmcompress.pipeline.converted import check_named, graphs_to_use
+    from mmcompress.runtime import answers
+    from mmcompress.runtime.encoder import Encoder
 
-    with encoder.Encoder.open(graphs_to_use(artifact), cast(Any, backend)) as opened:
-        console.show(*show_use.matches_summary(encoder.search(opened, images, text, top)), json)
+    check_named(artifact)
+    answers.check_search(images, top)
+    with Encoder.open(graphs_to_use(artifact, backend), cast(Any, backend)) as encoder:
+        console.show(*show_use.matches_summary(answers.search(encoder, images, text, top)), json)
 
 
 @app.command(rich_help_panel=USE)

@@ -9,6 +9,7 @@ several classes an image (`.npy`), whose measure is another one.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -84,11 +85,24 @@ def checked_templates(path: Path) -> list[str]:
     """Templates, one a line, each once and with a place for the label."""
     templates = list(dict.fromkeys(read_lines(path, "templates", "one template a line")))
     for template in templates:
-        if not any(place in template for place in LABEL_PLACES):
-            raise UsageError(
-                f"{path}: the template {template!r} has no place for the label", 'for example: "a photo of a {c}."'
-            )
+        check_template(template, f"{path}: ")
     return templates
+
+
+def check_template(template: str, where: str = "") -> None:
+    """Raise UsageError, which begins with `where` it stands, for a template without a place for the label, or with a
+    place for anything else.
+    """
+    for place in re.findall(r"\{[^{}]*\}", template):
+        if place not in LABEL_PLACES:
+            raise UsageError(
+                f"{where}the template {template!r} has a place {place}, and only the label is put in",
+                f"write {' or '.join(LABEL_PLACES)} where it goes",
+            )
+    if not any(place in template for place in LABEL_PLACES):
+        raise UsageError(
+            f"{where}the template {template!r} has no place for the label", 'for example: "a photo of a {c}."'
+        )
 
 
 def filled(template: str, label: str) -> str:

@@ -13,6 +13,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from mmcompress.architecture import DualEncoderConfig
 from mmcompress.artifact import Artifact
 from mmcompress.config import TeacherConfig
 from mmcompress.errors import UsageError, suggestion
@@ -21,6 +22,7 @@ from mmcompress.pipeline.single import checked, run_single
 from mmcompress.pipeline.sources import Given
 from mmcompress.places import MANIFEST
 from mmcompress.progress import say
+from mmcompress.runtime.backends import check_runs_graphs
 
 CACHE = "MMCOMPRESS_CACHE"
 """The environment variable that says where commands without `--out` keep what they convert."""
@@ -69,6 +71,12 @@ def teacher_named(source: str, wanted: str = "an") -> TeacherConfig:
     return teacher
 
 
+def check_named(source: str | Path, wanted: str = Kind.ONNX.value) -> None:
+    """Raise UsageError for what is neither an artifact nor the name of a teacher. Nothing is opened or fetched."""
+    if not is_artifact(source):
+        teacher_named(str(source), wanted)
+
+
 def becomes_checkpoint(teacher: TeacherConfig) -> bool:
     """Whether a teacher is of a family that `model.py` computes."""
     from mmcompress.families import config_from_hugging_face
@@ -103,6 +111,15 @@ def is_graph(source: str | Path, near: Artifact | None) -> bool:
     if near is not None:
         return near.manifest.kind is Kind.ONNX
     return not becomes_checkpoint(teacher_named(str(source), Kind.CHECKPOINT.value))
+
+
+def coming_start(source: str | Path, near: Artifact | None) -> DualEncoderConfig | None:
+    """The sizes of the checkpoint at a source (`near`), or of the one that its teacher becomes; None for a graph."""
+    if near is not None:
+        return near.manifest.model if near.manifest.kind is Kind.CHECKPOINT else None
+    from mmcompress.compress.early import coming_model
+
+    return coming_model(teacher_named(str(source)))
 
 
 def as_checkpoint(source: str | Path, out: Path, given: Given = NOTHING) -> Artifact:
@@ -178,27 +195,32 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "mmcompress"
 
 
-def graphs_to_use(source: str | Path) -> Artifact:
-    """For commands that write nothing of their own: the artifact, or graphs of it in the user's cache."""
+def graphs_to_use(source: str | Path, backend: str | None = None) -> Artifact:
+    """For commands that write nothing of their own: the artifact, or graphs of it in the user's cache.
+
+    Raises for a `backend` that does not run such graphs, before there are any.
+    """
     artifact = artifact_at(source, Kind.ONNX, Kind.ENGINE, Kind.CHECKPOINT)
     if artifact is not None and artifact.manifest.kind is not Kind.CHECKPOINT:
         return artifact
-    return as_graphs(source, _cached_place(source), NOTHING, Kind.ONNX, Kind.ENGINE)
+    if backend is not None:
+        check_runs_graphs(backend)
+    return as_graphs(source, _cached_place(source, "ONNX graphs"), NOTHING, Kind.ONNX, Kind.ENGINE)
 
 
 def anything_to_use(source: str | Path) -> Artifact:
     """Any artifact, or what a teacher becomes in the user's cache."""
     if (artifact := artifact_at(source)) is not None:
         return artifact
-    make = as_checkpoint if becomes_checkpoint(teacher_named(str(source))) else as_graphs
-    return make(source, _cached_place(source))
+    if becomes_checkpoint(teacher_named(str(source))):
+        return as_checkpoint(source, _cached_place(source, "a checkpoint"))
+    return as_graphs(source, _cached_place(source, "ONNX graphs"))
 
 
-def _cached_place(source: str | Path) -> Path:
+def _cached_place(source: str | Path, becoming: str) -> Path:
     """One place a source, told by its path where it is one; what is there is made again when the source changes."""
-    if not is_artifact(source):
-        teacher_named(str(source), "onnx")
+    check_named(source)
     where = str(Path(source).resolve()) if Path(source).exists() else str(source)
     place = cache_folder() / f"{name_of(source)}-{hashlib.sha256(where.encode()).hexdigest()[:8]}"
-    say("cache", place.name, f"in {place.parent}")
+    say("cache", place.name, f"{source} becomes {becoming} first, once for all such commands, in {place.parent}")
     return place

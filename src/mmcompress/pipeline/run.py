@@ -11,28 +11,30 @@ from __future__ import annotations
 import importlib
 import shutil
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from mmcompress import __version__
-from mmcompress.artifact import Artifact
-from mmcompress.config import DataConfig, StageConfig, TeacherConfig
-from mmcompress.data.layout import read_labels, read_templates
+from mmcompress.architecture import DualEncoderConfig
+from mmcompress.artifact import Artifact, read_manifest
+from mmcompress.config import ConvertConfig, DataConfig, StageConfig, TeacherConfig
 from mmcompress.data.spec import expand, is_photos, is_stream, part_of
-from mmcompress.errors import CorruptInputError, UsageError, suggestion
+from mmcompress.errors import CorruptInputError, UsageError
 from mmcompress.lock import locked
-from mmcompress.manifest import Kind, hash_json
+from mmcompress.manifest import Manifest, hash_json
 from mmcompress.pipeline.outside import READ, outside, revisions, still_as_read
-from mmcompress.pipeline.recipe import DATA_FIELDS, Recipe, StageTable, stage_config
+from mmcompress.pipeline.plan import Step, plan
+from mmcompress.pipeline.recipe import DATA_FIELDS, Recipe
 from mmcompress.places import MANIFEST, check_place
 from mmcompress.progress import say
 from mmcompress.publish import tidy
-from mmcompress.stages import STAGES, Job, Stage
+from mmcompress.stages import Job, Stage
 
 STRICT = "strict"
 """A key that says what follows from an artifact and not what is in it: it is no part of the artifact's own key."""
-_LISTS: Mapping[str, Callable[[str], list[str]]] = {"labels": read_labels, "templates": read_templates}
-"""Small files that a data table names, read before anything runs to see that they can be."""
+Parents = dict[str, str]
+"""Digests by role."""
 
 
 def run_recipe(recipe: Recipe, out: Path, where: str = "recipe") -> dict[str, Artifact]:
@@ -45,72 +47,70 @@ def run_recipe(recipe: Recipe, out: Path, where: str = "recipe") -> dict[str, Ar
 
 
 def run_stages(recipe: Recipe, places: Mapping[str, Path], where: str) -> dict[str, Artifact]:
-    """Run every stage whose output is not at its place yet; return the artifacts by name."""
-    artifacts: dict[str, Artifact] = {}
-    made: set[Kind] = set()
-    for table in recipe.stages:
-        stage = STAGES[table.run]
-        check_place(places[table.name], stage=table.run)
-        roles = [role for role, kind in stage.consumes.items() if kind in made]
-        built = stage_config(recipe, table, where)
-        check_use(built, stage, roles, f"{where}: stage {table.name!r}")
-        stage.refuse_impossible(built, {})
-        made.add(stage.produces)
+    """Run every stage whose output is not at its place yet; return the artifacts by name.
+
+    What cannot work is refused before the first one runs, and only of those that will.
+    """
+    steps = plan(recipe, places, where)
+    digests: dict[str, str] = {}
+    for step in steps:
+        parents = _parents(step, digests, places)
+        standing = None if parents is None else digest_of_standing(step.stage, step.config, parents, step.place)
+        if standing is None:
+            step.stage.refuse_impossible(step.config, {}, _coming_start(step, steps))
+        else:
+            digests[step.name] = standing
     for place in places.values():
         place.absolute().parent.mkdir(parents=True, exist_ok=True)
+    artifacts: dict[str, Artifact] = {}
     with locked(*places.values()):
-        for table in recipe.stages:
-            stage = STAGES[table.run]
-            sources = _sources(stage, table, artifacts, where)
-            gathered = tuple(a for a in artifacts.values() if a.manifest.kind in stage.gathers)
-            built = stage_config(recipe, table, where)
-            artifacts[table.name] = run_stage(stage, built, sources, gathered, places[table.name])
+        for step in steps:
+            sources = {role: artifacts[name] for role, name in step.sources.items()}
+            gathered = tuple(artifacts[name] for name in step.gathered)
+            artifacts[step.name] = run_stage(step.stage, step.config, sources, gathered, step.place)
     return artifacts
 
 
-def check_use(built: StageConfig, stage: Stage, roles: Collection[str], where: str) -> None:
-    """Refuse, before anything runs, keys that say nothing with these sources, data that is not there, lists that cannot
-    be read, and photos of which nothing is said where a stage learns or judges by what is said.
+def _coming_start(step: Step, steps: Sequence[Step]) -> DualEncoderConfig | None:
+    """The sizes of the checkpoint that a step starts from where a teacher becomes it, if they count and are known."""
+    start = next((other for other in steps if other.name == step.sources.get("checkpoint")), None)
+    if not step.stage.fits or start is None or not isinstance(start.config, ConvertConfig):
+        return None
+    from mmcompress.compress.early import coming_model
+
+    return coming_model(start.config.teacher)
+
+
+def _parents(step: Step, digests: Mapping[str, str], places: Mapping[str, Path]) -> Parents | None:
+    """The digests of what a step is made from; None where one of them is still to be made."""
+    if not {*step.sources.values(), *step.gathered} <= digests.keys():
+        return None
+    sources = {role: digests[name] for role, name in step.sources.items()}
+    return sources | {_gathered_role(i, places[name].name): digests[name] for i, name in enumerate(step.gathered)}
+
+
+def digest_of_standing(stage: Stage, built: StageConfig, parents: Parents, out: Path) -> str | None:
+    """The digest of the artifact at `out` that a run will reuse unless it is damaged; None where it will make one.
+
+    By its manifest alone, since no file need be read twice.
     """
+    if not (out / MANIFEST).is_file():
+        return None
     try:
-        built.check_sources(roles)
-    except ValueError as error:
-        raise UsageError(f"{where}: {error}", "leave it out") from error
-    data = getattr(built, "data", None)
-    for name in DATA_FIELDS if isinstance(data, DataConfig) else ():
-        spec = getattr(data, name)
-        if spec is None:
-            continue
-        _LISTS.get(name, expand)(spec)
-        if name in stage.captions and is_photos(spec):
-            raise UsageError(
-                f"{spec} is a folder of photos without captions, and {stage.name} learns from what is said of them",
-                "give pairs, or use quantize, prune, verdict or drift, which need the images alone",
-            )
+        manifest = read_manifest(out / MANIFEST)
+    except CorruptInputError:
+        return None
+    return manifest.digest if _is_right(manifest, _key(stage, built, parents | outside(built)), built) else None
 
 
-def _sources(stage: Stage, table: StageTable, artifacts: Mapping[str, Artifact], where: str) -> dict[str, Artifact]:
-    """Each source is the one that the table names, or the latest earlier artifact of its kind."""
-    sources: dict[str, Artifact] = {}
-    for role, kind in stage.consumes.items():
-        fitting = {name: artifact for name, artifact in artifacts.items() if artifact.manifest.kind is kind}
-        named = table.sources.get(role)
-        if named is None and role in stage.named:
-            continue
-        if named is not None and named not in fitting:
-            raise UsageError(
-                f"{where}: stage {table.name!r}: {role} = {named!r} is no earlier stage that makes a {kind.value}",
-                suggestion(named, fitting),
-            )
-        if fitting:
-            sources[role] = fitting[named] if named is not None else list(fitting.values())[-1]
-        elif role not in stage.optional:
-            makers = ", ".join(s.name for s in STAGES.values() if s.produces is kind)
-            raise UsageError(
-                f"{where}: stage {table.name!r} needs a {kind.value} artifact and no stage before it makes one",
-                f"put a stage that makes one before it: {makers}",
-            )
-    return sources
+def parents_of(sources: Mapping[str, Artifact], gathered: Sequence[Artifact]) -> Parents:
+    """The digests of what a stage is made from, by role."""
+    named = {role: artifact.digest for role, artifact in sources.items()}
+    return named | {_gathered_role(i, artifact.path.name): artifact.digest for i, artifact in enumerate(gathered)}
+
+
+def _gathered_role(index: int, name: str) -> str:
+    return f"{index:02d}-{name}"
 
 
 def run_stage(
@@ -121,7 +121,6 @@ def run_stage(
     out: Path,
 ) -> Artifact:
     """Reuse the artifact at `out` if it has the right key and is undamaged, else make it; then enforce what it says."""
-    stage.refuse_impossible(built, sources)
     artifact = _made_or_reused(stage, built, sources, gathered, out)
     if stage.enforce:
         module, _, name = stage.enforce.partition(":")
@@ -138,26 +137,34 @@ def _made_or_reused(
 ) -> Artifact:
     read = [*(artifact.path for artifact in (*sources.values(), *gathered)), *_local_inputs(built)]
     check_place(out, read, stage.name)
-    parents = {role: artifact.digest for role, artifact in sources.items()}
-    parents |= {f"{i:02d}-{artifact.path.name}": artifact.digest for i, artifact in enumerate(gathered)}
-    parents |= outside(built)
-    values = built.model_dump(mode="json", exclude={STRICT})
-    key = hash_json([stage.name, values, parents, __version__])
+    parents = parents_of(sources, gathered) | outside(built)
+    key = _key(stage, built, parents)
     tidy(out)
     if (reused := _reusable(out, key, built)) is not None:
         say(stage.name, out.name, "reused")
         return reused
+    stage.refuse_impossible(built, sources)
     work = out.with_name(f".{out.name}.work")
     _keep_work_of(work, key)
     say(stage.name, out.name, "running")
     start = time.monotonic()
-    with Artifact.create(out, kind=stage.produces, stage=stage.name, key=key, config=values, parents=parents) as draft:
+    said = _said(built)
+    with Artifact.create(out, kind=stage.produces, stage=stage.name, key=key, config=said, parents=parents) as draft:
         stage.function()(Job(built, sources, gathered, draft, out.name, work))
         if found := {**draft.facts.get(READ, {}), **revisions(built)}:
             draft.facts[READ] = found
     shutil.rmtree(work, ignore_errors=True)
     say(stage.name, out.name, f"done in {time.monotonic() - start:.1f} s")
     return Artifact.open(out)
+
+
+def _said(built: StageConfig) -> dict[str, Any]:
+    """The config as it is recorded."""
+    return built.model_dump(mode="json", exclude={STRICT})
+
+
+def _key(stage: Stage, built: StageConfig, parents: Parents) -> str:
+    return hash_json([stage.name, _said(built), parents, __version__])
 
 
 def _local_inputs(built: StageConfig) -> list[Path]:
@@ -191,8 +198,11 @@ def _reusable(out: Path, key: str, built: StageConfig) -> Artifact | None:
         return None
     except UsageError:
         return None
-    right = artifact.manifest.key == key and still_as_read(artifact.manifest.facts.get(READ, {}), built)
-    return artifact if right else None
+    return artifact if _is_right(artifact.manifest, key, built) else None
+
+
+def _is_right(manifest: Manifest, key: str, built: StageConfig) -> bool:
+    return manifest.key == key and still_as_read(manifest.facts.get(READ, {}), built)
 
 
 def _keep_work_of(work: Path, key: str) -> None:

@@ -14,13 +14,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from mmcompress.artifact import Artifact
 from mmcompress.config import Backend
 from mmcompress.errors import UsageError
+from mmcompress.pipeline.apart import BINS, judging_bins, part
 from mmcompress.pipeline.converted import (
     check_becomes_checkpoint,
     is_artifact,
@@ -36,9 +36,6 @@ RECOVERY_BATCH = 64
 RECOVERY_LR = 1e-4
 PASSES = 3.0
 """Forward passes that a step of training costs: one forward, two backward."""
-JUDGES = 45
-"""Samples that a part has at least, in the mean, so that twenty different texts are among them."""
-BINS = 10
 
 
 @dataclass(frozen=True)
@@ -131,26 +128,10 @@ def parts(wish: Wish) -> dict[str, str]:
     table = {name: spec for name, spec in {**named, "labels": wish.labels}.items() if spec is not None}
     if not missing:
         return {"train": wish.data, **table}
-    bins = _bins(wish.data)
+    bins = judging_bins(wish.data)
     for index, name in enumerate(missing):
-        table[name] = f"part:{index * bins}-{(index + 1) * bins - 1}/{BINS}:{wish.data}"
-    return {"train": f"part:{len(missing) * bins}-{BINS - 1}/{BINS}:{wish.data}", **table}
-
-
-def _bins(data: str) -> int:
-    """How many of ten bins judge: one where there is plenty, three at most."""
-    from mmcompress.data.batches import read
-
-    enough = JUDGES * BINS
-    there = sum(1 for _ in islice(read(data, max_bad_fraction=1.0, announce=False), enough))
-    bins = next((bins for bins in (1, 2, 3) if there * bins >= enough), None)
-    if bins is None:
-        raise UsageError(
-            f"{data} has {there} samples, too few to keep some apart for the choices and for the test: "
-            f"{-(-enough // 3)} are needed",
-            "give more, or name other sets with --validation and --test",
-        )
-    return bins
+        table[name] = part(wish.data, index * bins, (index + 1) * bins - 1)
+    return {"train": part(wish.data, len(missing) * bins, BINS - 1), **table}
 
 
 def recovery_steps(minutes: float, embeddings: Artifact, pruned: Artifact) -> int:

@@ -6,11 +6,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mmcompress.architecture import DualEncoderConfig
 from mmcompress.artifact import Artifact
 from mmcompress.config import StageConfig, validated
 from mmcompress.lock import locked
+from mmcompress.pipeline.plan import check_use
 from mmcompress.pipeline.recipe import assign, reduced
-from mmcompress.pipeline.run import check_use, run_stage
+from mmcompress.pipeline.run import digest_of_standing, parents_of, run_stage
 from mmcompress.pipeline.sources import Given
 from mmcompress.places import check_place
 from mmcompress.stages import STAGES
@@ -19,16 +21,31 @@ NO_SOURCES: Mapping[str, Artifact] = {}
 
 
 def checked(
+    name: str,
+    tables: Mapping[str, Any],
+    given: Given,
+    sources: Mapping[str, Artifact] = NO_SOURCES,
+    start: DualEncoderConfig | None = None,
+) -> StageConfig:
+    """As `config_of`, with what the stage itself says is impossible refused: for before a command's first long step.
+
+    `start` are the sizes of a checkpoint that is still to be made.
+    """
+    built = config_of(name, tables, given, sources)
+    STAGES[name].refuse_impossible(built, sources, start)
+    return built
+
+
+def config_of(
     name: str, tables: Mapping[str, Any], given: Given, sources: Mapping[str, Artifact] = NO_SOURCES
 ) -> StageConfig:
-    """The config of a stage, `given` over `tables`. Commands ask for it before their first long step."""
+    """The config of a stage, `given` over `tables`."""
     stage = STAGES[name]
     values = {key: dict(value) if isinstance(value, Mapping) else value for key, value in tables.items()}
     for key, value in given.items():
         assign(values, key.split("."), value)
     built = reduced(validated(stage.config, values, f"mmcompress {name}"), stage)
     check_use(built, stage, sources, f"mmcompress {name}")
-    stage.refuse_impossible(built, sources)
     return built
 
 
@@ -41,11 +58,13 @@ def run_single(
     gathered: Sequence[Artifact] = (),
 ) -> Artifact:
     """Check the config, `given` over `tables`, and run one stage; `out` becomes its artifact, or is reused."""
-    built = checked(name, tables, given, sources)
+    stage, built = STAGES[name], config_of(name, tables, given, sources)
     read = [*sources.values(), *gathered]
+    if digest_of_standing(stage, built, parents_of(sources, gathered), out) is None:
+        stage.refuse_impossible(built, sources)
     check_place(out, [artifact.path for artifact in read], name)
     out.absolute().parent.mkdir(parents=True, exist_ok=True)
     with locked(out, reading=[artifact.path for artifact in read]):
         for artifact in read:
             artifact.check_unchanged()
-        return run_stage(STAGES[name], built, sources, tuple(gathered), out)
+        return run_stage(stage, built, sources, tuple(gathered), out)

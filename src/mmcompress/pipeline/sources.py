@@ -87,13 +87,45 @@ def embeddings_beside(near: Artifact | None) -> Artifact:
 def parent_beside(artifact: Artifact, role: str) -> Path | None:
     """The folder beside an artifact that holds its parent, told by the digest."""
     digest = artifact.manifest.parents.get(role)
-    for manifest in sorted(artifact.path.absolute().parent.glob(f"*/{MANIFEST}")):
+    found = _digests_in(artifact.path.absolute().parent) if digest is not None else {}
+    return next((folder for folder, own in found.items() if own == digest), None)
+
+
+def measured_beside(artifacts: Sequence[Artifact]) -> list[Artifact]:
+    """What bench and drift measured and what is not among the artifacts, from beside them and from their OUT-sources.
+
+    Raises UsageError where not one of the measured artifacts is to be found.
+    """
+    measurements = [a for a in artifacts if a.manifest.stage in ("bench", "drift")]
+    wanted = {digest: role for a in measurements for role, digest in a.manifest.parents.items() if role[:2].isdigit()}
+    for artifact in artifacts:
+        wanted.pop(artifact.digest, None)
+    found: list[Artifact] = []
+    for place in (measurement.path.absolute() for measurement in measurements):
+        for folder, digest in {
+            **_digests_in(place.parent),
+            **_digests_in(place.with_name(f"{place.name}-sources")),
+        }.items():
+            if wanted.pop(digest, None) is not None:
+                found.append(Artifact.open(folder))
+    if wanted and not any(a.manifest.kind in (Kind.ONNX, Kind.ENGINE) for a in (*artifacts, *found)):
+        names = ", ".join(role[3:] for role in wanted.values())
+        raise UsageError(
+            f"{measurements[0].path} measured {names}, which is not beside it",
+            "give the folders of these artifacts too",
+        )
+    return found
+
+
+def _digests_in(folder: Path) -> dict[Path, str]:
+    """The artifacts right in a folder with the digests that they state, in order."""
+    digests: dict[Path, str] = {}
+    for manifest in sorted(folder.glob(f"*/{MANIFEST}")):
         try:
-            if digest is not None and json_from_text(manifest.read_bytes()).get("digest") == digest:
-                return manifest.parent
+            digests[manifest.parent] = json_from_text(manifest.read_bytes()).get("digest")
         except (ValueError, AttributeError):
             continue
-    return None
+    return digests
 
 
 def artifacts_in(folder: Path) -> list[Artifact]:

@@ -15,11 +15,12 @@ from typing import Any, cast, get_args
 
 from mmcompress.artifact import Artifact
 from mmcompress.compress.int8.comparison import CalibrationComparison
-from mmcompress.config import ExportConfig, Precision
+from mmcompress.config import ExportConfig, Precision, QuantizeConfig
 from mmcompress.errors import UsageError, suggestion
 from mmcompress.int8 import GRAPH_RANGES, RANGES
 from mmcompress.manifest import Kind
 from mmcompress.measure.comparison import ComparisonDocument
+from mmcompress.pipeline.apart import check_leaves_some_unseen, with_some_apart
 from mmcompress.pipeline.converted import (
     all_as_graphs,
     artifact_at,
@@ -27,6 +28,8 @@ from mmcompress.pipeline.converted import (
     as_graphs,
     as_model,
     check_becomes_checkpoint,
+    check_named,
+    coming_start,
     is_artifact,
     is_graph,
     natural_precisions,
@@ -44,6 +47,7 @@ from mmcompress.pipeline.sources import (
     data_unless_given,
     embeddings_beside,
     in_recipe_order,
+    measured_beside,
     names_teacher,
     parent_beside,
     recorded_budget,
@@ -181,9 +185,12 @@ def _embeddings(
     return run_single("embed", data, to["embed"], {}, out.with_name(f"{out.name}-embeddings")), to
 
 
-def quantize(source: str | Path, out: Path, given: Given = NOTHING, *, ranges: Path | None = None) -> Artifact:
+def quantize(
+    source: str | Path, out: Path, given: Given = NOTHING, *, ranges: Path | None = None, judged: bool = False
+) -> Artifact:
     """Fit integers, on the `ranges` of another quantized checkpoint if they are given; a teacher is converted first.
 
+    Where it is `judged` on the same data afterwards, that has to have samples that are not calibrated on.
     What is no checkpoint of ours is quantized as the graphs that it is, or that it is exported to, in OUT-teacher.
     """
     check_place(out)
@@ -192,7 +199,9 @@ def quantize(source: str | Path, out: Path, given: Given = NOTHING, *, ranges: P
     if ranges is not None and (unused := sorted({"method", "percentile", "smooth"} & to["quantize"].keys())):
         raise UsageError(f"{unused[0]} says how ranges are found, and --ranges gives them", "leave one of them out")
     tables = {"data": data_unless_given(given, near)}
-    checked("quantize", tables, to["quantize"])
+    built = cast(QuantizeConfig, checked("quantize", tables, to["quantize"]))
+    if judged and built.data.train is not None and built.data.validation is None:
+        check_leaves_some_unseen(built.data.train, built)
     reused = {"ranges": Artifact.open(ranges, Kind.CHECKPOINT)} if ranges else {}
     if is_graph(source, near):
         own = routed(to["quantize"], "quantize-graphs", idle={"quantize": f"{source} is quantized as a graph"})
@@ -201,6 +210,7 @@ def quantize(source: str | Path, out: Path, given: Given = NOTHING, *, ranges: P
             raise UsageError(f"--ranges are of checkpoints, and {source} is quantized as a graph", "leave it out")
         graphs = near or as_model(source, out, to["convert"])
         return run_single("quantize-graphs", tables, own["quantize-graphs"], {"graphs": graphs}, out)
+    checked("quantize", tables, to["quantize"], reused, coming_start(source, near))
     checkpoint = near or as_checkpoint(source, out, to["convert"])
     return run_single("quantize", tables, to["quantize"], {"checkpoint": checkpoint, **reused}, out)
 
@@ -228,9 +238,13 @@ def verdict(source: str | Path, out: Path, given: Given = NOTHING) -> Artifact:
         if "data.train" not in given and "data.validation" in given:
             given = {("data.train" if key == "data.validation" else key): value for key, value in given.items()}
         to = routed_with_source(given, "verdict", checkpoint, "quantize")
-        checked("verdict", {"data": data_unless_given(given, checkpoint)}, to["verdict"])
+        tables = {"data": data_unless_given(given, checkpoint)}
+        checked("verdict", tables, to["verdict"])
+        check_named(source, Kind.CHECKPOINT.value)
+        checked("quantize", tables, to["quantize"], start=coming_start(source, checkpoint))
+        given = with_some_apart(given, tables["data"])
+        to = routed_with_source(given, "verdict", checkpoint, "quantize")
         place = out.with_name(f"{out.name}-quantized")
-        checked("quantize", {"data": data_unless_given(given, checkpoint)}, to["quantize"])
         checkpoint = checkpoint or as_model(source, out, to["convert"])
         checkpoint = quantize(checkpoint.path, place, to["quantize"])
     field = "train" if "data.train" in given else "validation"
@@ -324,6 +338,7 @@ def report(folders: Sequence[Path], out: Path | None = None, given: Given = NOTH
         raise UsageError(
             f"nothing to report on in {names}", "give a folder of `mmcompress run`, or artifacts of bench and drift"
         )
+    joined += measured_beside(joined)
     run_folder = folders[0].absolute().parent if (folders[0] / MANIFEST).is_file() else folders[0]
     out = out or run_folder / "report"
     if out.absolute() in named:

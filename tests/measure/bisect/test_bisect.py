@@ -99,6 +99,7 @@ def exported(model: tuple[Tensors, Ranges], tmp_path: Path) -> Callable[..., Art
                     if precision == "int8":
                         numerics = Numerics(np.float32, "unsigned", {**model[1], **(ranges or {})})
                     proto = BUILDERS[tower](CONFIG, {**model[0], **(tensors or {})}, numerics, 18)
+                    proto.producer_version = name  # so that two exports are never the same bytes
                     file = draft.path / variant.file(tower)  # type: ignore[arg-type]
                     file.write_bytes(proto.SerializeToString())
                     draft.graphs.append(described(proto, file.name, tower, variant))  # type: ignore[arg-type]
@@ -213,6 +214,14 @@ def test_other_models_and_no_data_are_refused(exported: Callable[..., Artifact],
     with pytest.raises(UsageError, match="are models of different sizes") as caught:
         bisect_document(reference, Artifact(reference.path, other), BisectConfig(data=DataConfig(test="demo:val")))
     assert "two exports of one checkpoint" in caught.value.hint
+
+
+def test_an_artifact_against_itself_is_refused(exported: Callable[..., Artifact], pairs: DataConfig) -> None:
+    """But not the INT8 graphs of an artifact against the FP32 ones beside them."""
+    reference = exported("reference", "fp32")
+    with pytest.raises(UsageError, match="hold the same graphs") as caught:
+        bisect_document(reference, reference, BisectConfig(data=pairs, samples=4))
+    assert "its export in INT8 or FP16" in caught.value.hint
 
 
 def test_modules_are_told_by_the_names_of_tensors() -> None:

@@ -1,0 +1,37 @@
+"""What a fit of integers says of itself in its manifest, whatever its products are part of: blocks or graphs."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from mmcompress.compress.int8.samples import SHUFFLED
+from mmcompress.config import FitConfig
+from mmcompress.data.sentences import SENTENCES
+from mmcompress.data.spec import is_photos
+from mmcompress.int8 import SEEN, Seen
+
+
+def fit_facts(
+    config: FitConfig,
+    spec: str,
+    choices: Mapping[str, object],
+    ranking: Mapping[str, float],
+    kept: Collection[str],
+) -> dict[str, Any]:
+    """Which products stay in float and why, what was chosen for the others, and which samples of `spec` were seen.
+
+    `ranking` has the drift of each product by itself, `kept` the names of those in float.
+    """
+    return {
+        "kept": sorted(kept),
+        "choices": choices,
+        "sensitivity": [
+            {"module": name, "drift": float(f"{drift:.4g}"), "kept": name in kept} for name, drift in ranking.items()
+        ],
+        "budget": config.max_drop if config.sensitivity else None,
+        "texts": SENTENCES if is_photos(spec) else "captions",
+        SEEN: Seen(
+            pairs=-(-config.samples // config.batch) * config.batch, seed=config.seed, buffer=SHUFFLED
+        ).model_dump(),
+    }

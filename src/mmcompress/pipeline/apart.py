@@ -1,0 +1,79 @@
+"""One set of data in parts that share no sample: what is fitted, what choices are made on, what is only measured.
+
+The parts are tenths, told by the hash of each sample's key. A set that is large is calibrated on in part only, and the
+rest can judge as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import islice
+from typing import Any, cast
+
+from mmcompress.config import FitConfig
+from mmcompress.data.spec import is_stream
+from mmcompress.errors import UsageError
+from mmcompress.pipeline.routing import routed
+from mmcompress.pipeline.single import config_of
+from mmcompress.pipeline.sources import Given
+from mmcompress.progress import say
+
+JUDGES = 45
+"""Samples that a part has at least, in the mean, so that twenty different texts are among them."""
+BINS = 10
+
+
+def part(data: str, first: int, last: int) -> str:
+    """The specification of some tenths of a set."""
+    return f"part:{first}-{last}/{BINS}:{data}"
+
+
+def judging_bins(data: str) -> int:
+    """How many of ten bins judge: one where there is plenty, three at most. Raises UsageError where that is too few."""
+    enough = JUDGES * BINS
+    there = _count(data, enough)
+    bins = next((bins for bins in (1, 2, 3) if there * bins >= enough), None)
+    if bins is None:
+        raise UsageError(
+            f"{data} has {there} samples, too few to keep some apart for the choices and for the test: "
+            f"{-(-enough // 3)} are needed",
+            "give more, or name other sets with --validation and --test",
+        )
+    return bins
+
+
+def leaves_some_unseen(data: str, fit: FitConfig) -> bool:
+    """Whether a calibration leaves samples that can judge it. A stream is taken for endless."""
+    seen = -(-fit.samples // fit.batch) * fit.batch
+    return is_stream(data) or _count(data, seen + JUDGES) == seen + JUDGES
+
+
+def check_leaves_some_unseen(data: str, fit: FitConfig) -> None:
+    """Raise UsageError, with commands that go, where a calibration would leave too little for a verdict."""
+    if not leaves_some_unseen(data, fit):
+        bins = judging_bins(data)
+        raise UsageError(
+            f"{data} has too few samples to calibrate on {fit.samples} and to leave some for a verdict",
+            f"calibrate on a part: --data {part(data, bins, BINS - 1)} --validation {part(data, 0, bins - 1)}",
+        )
+
+
+def with_some_apart(given: Given, recorded: Mapping[str, Any]) -> Given:
+    """What is said to a verdict that quantizes first, with a part of the data kept for it where none would be left.
+
+    `recorded` is the data table of its source, of which nothing is said.
+    """
+    own = routed(given, "verdict", "quantize")["quantize"]
+    fit = cast(FitConfig, config_of("quantize", {"data": recorded}, own))
+    if fit.data.train is None or fit.data.validation is not None or leaves_some_unseen(fit.data.train, fit):
+        return given
+    bins = judging_bins(fit.data.train)
+    rest, judging = part(fit.data.train, bins, BINS - 1), part(fit.data.train, 0, bins - 1)
+    say("", "data", f"{judging} is kept for the verdict, as there is little; {rest} calibrates")
+    return {**given, "data.train": rest, "data.validation": judging}
+
+
+def _count(data: str, most: int) -> int:
+    from mmcompress.data.batches import read
+
+    return sum(1 for _ in islice(read(data, max_bad_fraction=1.0, announce=False), most))

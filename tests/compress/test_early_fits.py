@@ -1,0 +1,104 @@
+"""What depends on the model and the data that a command has is refused before a teacher is converted or embedded."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from clip_world import write_squares, write_teacher
+from conv_teacher import teacher as convolutions
+
+from mmcompress.compress.ownteacher import check_has_towers
+from mmcompress.compress.prune.sizes import check_latency_share
+from mmcompress.errors import UsageError
+from mmcompress.families import config_from_hugging_face
+from mmcompress.pipeline import standalone
+from mmcompress.pipeline.shrinking import Wish, shrink
+
+FEW = {"samples": 16, "batch": 8, "sensitivity": False, "smooth": []}
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    write_squares(tmp_path)
+    write_teacher(tmp_path / "teacher")
+    return tmp_path
+
+
+def made(world: Path) -> list[str]:
+    return sorted(path.name for path in world.iterdir() if path.name.startswith("out"))
+
+
+@pytest.mark.parametrize("command", ["quantize", "verdict"])
+def test_a_misspelt_linear_is_refused_before_a_teacher_is_converted(world: Path, command: str) -> None:
+    keep = {"keep" if command == "quantize" else "quantize.keep": ["image.blocks.0.fc3"]}
+    with pytest.raises(UsageError, match=r"there is no Linear 'image\.blocks\.0\.fc3' in this model") as caught:
+        getattr(standalone, command)("teacher", Path("out"), {"data.train": "demo:train", **keep})
+    assert "did you mean 'image.blocks.0.fc" in caught.value.hint and made(world) == []
+
+
+def test_a_recipe_refuses_it_too(world: Path) -> None:
+    Path("recipe.toml").write_text(
+        '[data]\ntrain = "squares-00000.tar"\n[teacher]\nsource = "teacher"\n'
+        '[[stage]]\nrun = "convert"\n[[stage]]\nrun = "quantize"\nkeep = ["image.blocks.9.fc1"]\n'
+    )
+    with pytest.raises(UsageError, match="there is no Linear"):
+        standalone.run("recipe.toml", Path("out"))
+    assert made(world) == []
+
+
+def test_ranges_of_other_blocks_are_refused_before_a_teacher_is_converted(world: Path) -> None:
+    fitted = standalone.quantize("teacher", Path("fitted"), {"data.train": "squares-00000.tar", **FEW})
+    assert fitted.model.image.depth == 4
+    shutil.copytree("teacher", "shallow")
+    config = Path("shallow/config.json")
+    config.write_text(config.read_text().replace('"num_hidden_layers": 4', '"num_hidden_layers": 3'))
+    assert config_from_hugging_face(Path("shallow")).image.depth == 3
+    with pytest.raises(UsageError, match=r"fitted has a range of \S+, which this model has not"):
+        standalone.quantize("shallow", Path("out"), {"data.train": "squares-00000.tar"}, ranges=Path("fitted"))
+    assert made(world) == []
+
+
+@pytest.mark.parametrize(
+    ("command", "given"),
+    [
+        ("prune", {"batch": 61}),
+        ("distill", {"optimizer.batch": 61, "student.source": "inherit:0.5"}),
+        ("distill", {"student.source": "inherit:0.5", "data.train": "part:0-4/10:squares-00000.tar"}),
+    ],
+)
+def test_a_batch_that_data_does_not_fill_is_refused_before_anything_is_embedded(
+    world: Path, command: str, given: Mapping[str, Any]
+) -> None:
+    said = {"data.train": "squares-00000.tar", "teacher.source": "teacher", **given}
+    with pytest.raises(UsageError, match=r"a batch of \d+ pairs was asked for, and there are \d+ in .*squares"):
+        if command == "prune":
+            standalone.prune("teacher", Path("out"), said)
+        else:
+            standalone.distill(Path("out"), said)
+    assert made(world) == []
+
+
+def test_a_latency_that_no_size_has_is_refused_before_anything_is_measured(world: Path) -> None:
+    with pytest.raises(UsageError, match=r"the latency of the image tower cannot be pruned to 0\.001x") as caught:
+        shrink("teacher", Path("out"), Wish("demo:train", target_latency="0.001x"))
+    assert "or more" in caught.value.hint and made(world) == []
+    model = config_from_hugging_face(Path("teacher"))
+    check_latency_share(model, 0.5, 32)
+
+
+def test_a_teacher_of_functions_alone_is_refused_before_it_is_run(world: Path) -> None:
+    Path("own.py").write_text(
+        "from mmcompress.compress.teacher import Teacher\nprint('it ran')\nraise SystemExit\n"
+        "def build():\n    return Teacher(encode_image=id, encode_text=id, preprocessing=None, embed_dim=4)\n"
+        "def other(*fields):\n    return Teacher(*fields)\n"
+    )
+    with pytest.raises(UsageError, match="offers functions only, and a graph is traced from torch modules"):
+        shrink("own.py:build", Path("out"), Wish("demo:train"))
+    assert made(world) == []
+    check_has_towers(Path("own.py"), "other")
+    check_has_towers(Path(convolutions.__code__.co_filename), "teacher")
