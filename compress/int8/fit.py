@@ -49,7 +49,7 @@ from mmcompress.progress import track
 KINDS: tuple[Signedness, ...] = ("unsigned", "signed")
 JUDGED: Signedness = "unsigned"
 ROUNDINGS = ("nearest", "clipped", "gptq", "refitted")
-_ROWS = 128
+_ROWS = 256
 """Inputs of a Linear, of each batch, that the methods of its range are compared on."""
 
 
@@ -187,8 +187,10 @@ def plain(model: DualEncoder, tower: str, kind: Signedness) -> dict[str, Integer
     }
 
 
-def rounded(linear: nn.Linear, moments: Moments, kind: Signedness, roundings: Sequence[str]) -> dict[str, IntegerLinear]:
-    """One Linear in the integers of one kind of graph by rounding, its bias as it is unless the weights were refitted."""
+def rounded(
+    linear: nn.Linear, moments: Moments, kind: Signedness, roundings: Sequence[str]
+) -> dict[str, IntegerLinear]:
+    """One Linear in the integers of one kind of graph, by rounding; its bias as it is unless the weights were refitted."""
     return rounded_weight(*_parameters(linear), moments, kind, roundings, SCALE_TYPES[kind])
 
 
@@ -237,11 +239,10 @@ def drift_of_both(
     model: DualEncoder, judging: Feeds, linears: Mapping[Signedness, Linears], ranges: Mapping[str, Range]
 ) -> dict[str, dict[str, float]]:
     """How far each kind of graph moves each tower's embeddings."""
-    drifts: dict[str, dict[str, float]] = {}
-    for kind in KINDS:
-        drifts[kind] = {}
-        for tower in ("image", "text"):
-            reference = embedded(model, tower, judging.of(tower))
+    drifts: dict[str, dict[str, float]] = {kind: {} for kind in KINDS}
+    for tower in ("image", "text"):
+        reference = embedded(model, tower, judging.of(tower))
+        for kind in KINDS:
             with quantizing(model, linears[kind], ranges, kind):
                 drifts[kind][tower] = distance(reference, embedded(model, tower, judging.of(tower)))
     return drifts

@@ -60,6 +60,10 @@ from mmcompress.stages import Job
 from mmcompress.strictjson import write_json
 
 
+COMPARED = 64
+"""Pairs that smoothing, ranges, roundings and biases are compared on, once to fit and once to judge."""
+
+
 @dataclass(frozen=True)
 class Fitted:
     """Everything that a checkpoint needs to become INT8."""
@@ -119,23 +123,27 @@ def fit_integers(
 ) -> Fitted:
     """Smooth, calibrate and round both towers, each technique where it lowers the drift.
 
-    With `given` ranges the model stays as it is, since they are of its activations unsmoothed, and is only rounded.
+    Techniques are compared on the first `COMPARED` pairs: a drift is a mean over every dimension and needs few, while
+    hits and flips, which decide what stays in float, need all. With `given` ranges the model stays as it is, since they are of its activations unsmoothed, and is only rounded.
     """
     towers = model.config.compressed
+    few = -(-COMPARED // config.batch)
     choices: dict[str, dict[str, object]] = {tower: {} for tower in towers}
     ranges = dict(given or {})
     if given is None:
         for tower in towers:
             if config.smooth:
-                fed = fitting.of(tower)[::2], judging.of(tower)[::2]  # half will do to rank four strengths
+                fed = fitting.of(tower)[:few], judging.of(tower)[:few]
                 model, choices[tower]["smooth"] = chosen_smoothing(model, tower, *fed, config)
         histograms, ranges = calibrate(model, samples())
         for tower in towers:
-            tower_ranges, choices[tower]["ranges"] = chosen_ranges(model, histograms, tower, fitting.of(tower), config)
+            tower_ranges, choices[tower]["ranges"] = chosen_ranges(
+                model, histograms, tower, fitting.of(tower)[:few], config
+            )
             ranges |= tower_ranges
     linears: dict[Signedness, dict[str, IntegerLinear]] = {"signed": {}, "unsigned": {}}
     for tower in towers:
-        rounded, chosen = chosen_weights(model, ranges, tower, fitting.of(tower), judging.of(tower), config)
+        rounded, chosen = chosen_weights(model, ranges, tower, fitting.of(tower), judging.of(tower)[:few], config)
         for kind, named in rounded.items():
             linears[kind] |= named
         choices[tower] |= chosen

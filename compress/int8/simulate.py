@@ -70,9 +70,9 @@ def distance(reference: Tensor, other: Tensor) -> float:
 
 def fake_quantized(x: Tensor, quantizer: ActivationQuantizer) -> Tensor:
     """What is left of x after quantizing and restoring it; any shape."""
-    return torch.fake_quantize_per_tensor_affine(
-        x, float(quantizer.scale), quantizer.zero_point, *LIMITS[quantizer.kind]
-    )
+    low, high = (limit - quantizer.zero_point for limit in LIMITS[quantizer.kind])
+    scale = float(quantizer.scale)
+    return (x / scale).round_().clamp_(low, high).mul_(scale)
 
 
 @contextmanager
