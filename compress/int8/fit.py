@@ -190,7 +190,7 @@ def plain(model: DualEncoder, tower: str, kind: Signedness) -> dict[str, Integer
 def rounded(
     linear: nn.Linear, moments: Moments, kind: Signedness, roundings: Sequence[str]
 ) -> dict[str, IntegerLinear]:
-    """One Linear in the integers of one kind of graph, by rounding; its bias as it is unless the weights were refitted."""
+    """One Linear as integers of one kind of graph, by rounding; its bias as it is unless the weights were refitted."""
     return rounded_weight(*_parameters(linear), moments, kind, roundings, SCALE_TYPES[kind])
 
 

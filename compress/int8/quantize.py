@@ -59,7 +59,6 @@ from mmcompress.progress import say
 from mmcompress.stages import Job
 from mmcompress.strictjson import write_json
 
-
 COMPARED = 64
 """Pairs that smoothing, ranges, roundings and biases are compared on, once to fit and once to judge."""
 
@@ -124,30 +123,35 @@ def fit_integers(
     """Smooth, calibrate and round both towers, each technique where it lowers the drift.
 
     Techniques are compared on the first `COMPARED` pairs: a drift is a mean over every dimension and needs few, while
-    hits and flips, which decide what stays in float, need all. With `given` ranges the model stays as it is, since they are of its activations unsmoothed, and is only rounded.
+    hits and flips, which decide what stays in float, need all. With `given` ranges the model stays as it is, since they
+    are of its activations unsmoothed, and is only rounded.
     """
     towers = model.config.compressed
-    few = -(-COMPARED // config.batch)
     choices: dict[str, dict[str, object]] = {tower: {} for tower in towers}
     ranges = dict(given or {})
     if given is None:
         for tower in towers:
             if config.smooth:
-                fed = fitting.of(tower)[:few], judging.of(tower)[:few]
+                fed = _few(fitting.of(tower)), _few(judging.of(tower))
                 model, choices[tower]["smooth"] = chosen_smoothing(model, tower, *fed, config)
         histograms, ranges = calibrate(model, samples())
         for tower in towers:
             tower_ranges, choices[tower]["ranges"] = chosen_ranges(
-                model, histograms, tower, fitting.of(tower)[:few], config
+                model, histograms, tower, _few(fitting.of(tower)), config
             )
             ranges |= tower_ranges
     linears: dict[Signedness, dict[str, IntegerLinear]] = {"signed": {}, "unsigned": {}}
     for tower in towers:
-        rounded, chosen = chosen_weights(model, ranges, tower, fitting.of(tower), judging.of(tower)[:few], config)
+        rounded, chosen = chosen_weights(model, ranges, tower, fitting.of(tower), _few(judging.of(tower)), config)
         for kind, named in rounded.items():
             linears[kind] |= named
         choices[tower] |= chosen
     return Fitted(model, ranges, linears, choices)
+
+
+def _few(batches: Batches) -> Batches:
+    """The first `COMPARED` rows, in whole batches."""
+    return batches[: -(-COMPARED // len(batches[0]))]
 
 
 def calibrate(model: DualEncoder, samples: Iterable[Captioned]) -> tuple[dict[str, Histogram], dict[str, Range]]:

@@ -28,6 +28,9 @@ from mmcompress.progress import track
 RANKED = 32
 """Pairs that Linears are ranked on; what is kept in float is decided on all that judge."""
 
+SPARED = 24
+"""Sets of Linears, halved again and again, that are tried to be given up."""
+
 
 def sensitivities(
     model: DualEncoder, judging: Feeds, linears: Linears, ranges: Mapping[str, Range], kind: Signedness
@@ -64,17 +67,23 @@ def _embeddings(tower: Tower, streams: Batches, inputs: Batches, start: int) -> 
 
 
 def fewest_kept(ranking: Sequence[str], holds: Callable[[frozenset[str]], bool]) -> frozenset[str]:
-    """The modules to keep in float: the worst first until `holds`, less those that turn out not to be needed."""
+    """The modules to keep in float: the worst first until `holds`, less those that turn out not to be needed.
+
+    Every answer of `holds` costs a pass over all that judge, so `SPARED` sets at most are tried to be given up.
+    """
     few, many = -1, 0
     while many < len(ranking) and not holds(frozenset(ranking[:many])):
         few, many = many, min(max(1, 2 * many), len(ranking))
     while many - few > 1:
         middle = (few + many) // 2
         few, many = (few, middle) if holds(frozenset(ranking[:middle])) else (middle, many)
-    kept = frozenset(ranking[:many])
+    kept, left = frozenset(ranking[:many]), SPARED
 
     def spare(names: Sequence[str]) -> None:
-        nonlocal kept
+        nonlocal kept, left
+        if not left:
+            return
+        left -= 1
         if holds(kept - frozenset(names)):
             kept = kept - frozenset(names)
         elif len(names) > 1:
