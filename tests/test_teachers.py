@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import fnmatch
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -63,3 +66,17 @@ def test_kinds_of_names() -> None:
     assert open_clip_weights("ViT-B-32//a/b.pt") == Path("/a/b.pt")
     assert open_clip_weights("local-dir:a") == Path("a")
     assert cached_folder("./nowhere") is None and cached_folder("demo:teacher") is None
+
+
+def test_a_hub_that_cannot_be_reached_is_said_in_a_fresh_process(tmp_path: Path) -> None:
+    """Before anything else has imported the parts of huggingface_hub, which it loads only when asked."""
+    code = (
+        "from mmcompress.config import TeacherConfig\n"
+        "from mmcompress.errors import MissingRequirementError\n"
+        "from mmcompress.teachers import resolve\n"
+        "try: resolve(TeacherConfig(source='nobody/nothing'))\n"
+        "except MissingRequirementError as error: print(error)"
+    )
+    offline = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], env=offline, capture_output=True, text=True)
+    assert "nobody/nothing" in done.stdout, done.stderr

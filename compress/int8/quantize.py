@@ -28,7 +28,7 @@ from mmcompress.compress.int8.fit import JUDGED, chosen_ranges, chosen_smoothing
 from mmcompress.compress.int8.ranges import NOTHING, Histogram, widened
 from mmcompress.compress.int8.recalibration import given_ranges
 from mmcompress.compress.int8.record import fit_facts
-from mmcompress.compress.int8.samples import Captioned, feeds, held_pairs, plain_pairs, possible_answers
+from mmcompress.compress.int8.samples import Captioned, feeds, held_pairs, plain_pairs, possible_answers, warn_of_few
 from mmcompress.compress.int8.sensitivity import RANKED, cost, fewest_kept, sensitivities
 from mmcompress.compress.int8.simulate import (
     TOWERS,
@@ -90,6 +90,7 @@ def quantize(job: Job[QuantizeConfig]) -> None:
         given = None if reused is None else given_ranges(reused, source)
         fitted = fit_integers(model, feeds(fitting), feeds(judging), pairs, config, given)
         unseen = held_pairs(source, config.data.validation, config) if config.data.validation else judging
+        warn_of_few(one.pixels.numpy() for one in unseen)
         answers = possible_answers(source, config, held)
         ranking, kept, left = keep_sensitive(fitted, judging, unseen, answers, config)
         linears = {kind: without(of_kind, kept) for kind, of_kind in fitted.linears.items()}

@@ -28,7 +28,7 @@ from mmcompress.compress.int8.fit import JUDGED, KINDS
 from mmcompress.compress.int8.graphfit import FittedTower, fit_tower
 from mmcompress.compress.int8.graphtower import Feeds, GraphTower
 from mmcompress.compress.int8.record import fit_facts
-from mmcompress.compress.int8.samples import SHUFFLED
+from mmcompress.compress.int8.samples import SHUFFLED, warn_of_few
 from mmcompress.compress.int8.sensitivity import RANKED, cost, fewest_kept
 from mmcompress.compress.int8.simulate import distance
 from mmcompress.config import QuantizeGraphsConfig
@@ -68,6 +68,7 @@ def quantize_graphs(job: Job[QuantizeGraphsConfig]) -> None:
         for name, tower in towers.items()
     }
     unseen = held_pairs(source, config.data.validation, config) if config.data.validation else judging
+    warn_of_few(array for fed in of("image", unseen) for array in fed.values())
     answers = label_batches(source, config) or of("text", held)
     ranking, kept, left = keep_sensitive(towers, fitted, judging, unseen, answers, config)
     linears: dict[Signedness, Linears] = {

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from mmcompress.artifact import Artifact
@@ -16,9 +18,11 @@ from mmcompress.compress.train.pairs import trimmed
 from mmcompress.config import QatConfig, QuantizeConfig
 from mmcompress.data.batches import batches
 from mmcompress.data.layout import read_labels
-from mmcompress.progress import track
+from mmcompress.progress import say, track
 from mmcompress.runtime.tokenize import load_tokenizer, tokenize
 
+ENOUGH = 64
+"""Different images that can tell what INT8 costs."""
 SHUFFLED = 4096
 """Encoded samples that are held for shuffling."""
 
@@ -52,6 +56,13 @@ def feeds(pairs: Sequence[Captioned]) -> Feeds:
 def held_pairs(source: Artifact, spec: str, config: QuantizeConfig) -> list[Captioned]:
     """The first batches, which are held in memory."""
     return list(islice(plain_pairs(source, spec, config), -(-min(config.held, config.samples) // config.batch)))
+
+
+def warn_of_few(judging: Iterable[NDArray[Any]]) -> None:
+    """Say so where few different images (B, ...) judge: a small set is read again and again, and judges its own fit."""
+    different = len({image.tobytes() for images in judging for image in images})
+    if different < ENOUGH:
+        say("", "data", f"warning: {different} different images judge INT8, so what it costs is hardly known")
 
 
 def plain_pairs(

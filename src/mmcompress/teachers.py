@@ -106,14 +106,14 @@ def hub_patterns(names: Sequence[str], trust_remote_code: bool) -> list[str]:
 
 def _download(hub_id: str, source: str, trust_remote_code: bool) -> Path:
     hub = require("huggingface_hub", "compress")
-    unreachable = (OSError, ValueError, hub.errors.HfHubHTTPError)
+    refused = require("huggingface_hub.errors", "compress").HfHubHTTPError
     try:
         try:
             names = hub.list_repo_files(hub_id)
             return Path(hub.snapshot_download(hub_id, allow_patterns=hub_patterns(names, trust_remote_code)))
-        except (OSError, hub.errors.HfHubHTTPError):
+        except (OSError, refused):
             return Path(hub.snapshot_download(hub_id, local_files_only=True))
-    except unreachable as error:
+    except (OSError, ValueError, refused) as error:
         raise MissingRequirementError(
             f"the teacher {source!r} ({hub_id}) is not cached here, and the hub cannot be reached or has no such model",
             f"connect, or give a local folder: --teacher /path/to/{hub_id.split('/')[1]}",

@@ -14,6 +14,7 @@ from mmcompress.artifact import Artifact
 from mmcompress.compress.prune import latency_target
 from mmcompress.data.batches import read
 from mmcompress.errors import MissingRequirementError, UsageError
+from mmcompress.int8 import INTEGERS
 from mmcompress.manifest import Kind
 from mmcompress.measure.bench import blockcosts
 from mmcompress.measure.verdict import contest
@@ -50,6 +51,19 @@ def test_only_what_is_not_named_is_cut_off(photos: Path) -> None:
 def test_too_little_to_keep_some_apart_is_said_at_once(coloured_squares: Path) -> None:
     with pytest.raises(UsageError, match="has 32 samples, too few to keep some apart"):
         parts(Wish(str(coloured_squares)))
+
+
+def test_an_out_folder_among_the_photos_is_refused_first(photos: Path, tiny_clip_folder: Path) -> None:
+    with pytest.raises(UsageError, match="lies below"):
+        shrink(str(tiny_clip_folder), photos / "small", Wish(str(photos)))
+    assert not (photos / "small").exists()
+
+
+def test_a_quantized_checkpoint_is_not_shrunk_from_its_float_weights(tmp_path: Path, photos: Path) -> None:
+    for name in ("manifest.json", "config.json", INTEGERS):
+        (tmp_path / name).write_text("{}")
+    with pytest.raises(UsageError, match="is quantized"):
+        shrink(str(tmp_path), tmp_path / "out", Wish(str(photos)))
 
 
 def test_stages_are_those_that_were_asked_for(photos: Path) -> None:

@@ -10,9 +10,9 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from mmcompress.config import DataConfig, StageConfig
+from mmcompress.config import DataConfig, StageConfig, TeacherConfig
 from mmcompress.data.layout import read_labels, read_templates
-from mmcompress.data.spec import expand, is_photos
+from mmcompress.data.spec import expand, is_photos, is_stream, part_of
 from mmcompress.errors import UsageError, suggestion
 from mmcompress.manifest import Kind
 from mmcompress.pipeline.recipe import DATA_FIELDS, Recipe, StageTable, stage_config
@@ -43,8 +43,8 @@ def plan(recipe: Recipe, places: Mapping[str, Path], where: str) -> list[Step]:
     steps = []
     for table in recipe.stages:
         stage = STAGES[table.run]
-        check_place(places[table.name], stage=table.run)
         config, sources = stage_config(recipe, table, where), sources_of(stage, table, kinds, where)
+        check_place(places[table.name], local_inputs(config), table.run)
         check_use(config, stage, sources, f"{where}: stage {table.name!r}")
         gathered = tuple(name for name, kind in kinds.items() if kind in stage.gathers)
         steps.append(Step(table.name, stage, config, places[table.name], sources, gathered))
@@ -95,3 +95,24 @@ def check_use(built: StageConfig, stage: Stage, roles: Collection[str], where: s
                 f"{spec} is a folder of photos without captions, and {stage.name} learns from what is said of them",
                 "give pairs, or use quantize, prune, verdict or drift, which need the images alone",
             )
+
+
+def local_inputs(built: StageConfig) -> list[Path]:
+    """The files and folders that a config names as data or teacher.
+
+    What lies beside shards or beside a table is not read, but a folder in a folder of classes is a class.
+    """
+    data, teacher = getattr(built, "data", None), getattr(built, "teacher", None)
+    inputs: list[Path] = []
+    for name in DATA_FIELDS if isinstance(data, DataConfig) else ():
+        spec = getattr(data, name)
+        if spec is not None and not is_stream(spec):
+            whole = Path(part_of(spec)[1]).expanduser()
+            if whole.is_dir() and is_photos(spec):
+                inputs.append(whole)
+                continue
+            places = [Path(place) for place in expand(spec)]
+            inputs += [*places, *({place.parent for place in places if place.is_dir()})]
+    if isinstance(teacher, TeacherConfig) and (folder := Path(teacher.source).expanduser()).exists():
+        inputs.append(folder)
+    return inputs

@@ -18,14 +18,13 @@ from typing import Any
 from mmcompress import __version__
 from mmcompress.architecture import DualEncoderConfig
 from mmcompress.artifact import Artifact, read_manifest
-from mmcompress.config import ConvertConfig, DataConfig, StageConfig, TeacherConfig
-from mmcompress.data.spec import expand, is_photos, is_stream, part_of
+from mmcompress.config import ConvertConfig, StageConfig
 from mmcompress.errors import CorruptInputError, UsageError
 from mmcompress.lock import locked
 from mmcompress.manifest import Manifest, hash_json
 from mmcompress.pipeline.outside import READ, outside, revisions, still_as_read
-from mmcompress.pipeline.plan import Step, plan
-from mmcompress.pipeline.recipe import DATA_FIELDS, Recipe
+from mmcompress.pipeline.plan import Step, local_inputs, plan
+from mmcompress.pipeline.recipe import Recipe
 from mmcompress.places import MANIFEST, check_place
 from mmcompress.progress import say
 from mmcompress.publish import tidy
@@ -135,7 +134,7 @@ def _made_or_reused(
     gathered: tuple[Artifact, ...],
     out: Path,
 ) -> Artifact:
-    read = [*(artifact.path for artifact in (*sources.values(), *gathered)), *_local_inputs(built)]
+    read = [*(artifact.path for artifact in (*sources.values(), *gathered)), *local_inputs(built)]
     check_place(out, read, stage.name)
     parents = parents_of(sources, gathered) | outside(built)
     key = _key(stage, built, parents)
@@ -165,27 +164,6 @@ def _said(built: StageConfig) -> dict[str, Any]:
 
 def _key(stage: Stage, built: StageConfig, parents: Parents) -> str:
     return hash_json([stage.name, _said(built), parents, __version__])
-
-
-def _local_inputs(built: StageConfig) -> list[Path]:
-    """The files and folders that a config names as data or teacher.
-
-    What lies beside shards or beside a table is not read, but a folder in a folder of classes is a class.
-    """
-    data, teacher = getattr(built, "data", None), getattr(built, "teacher", None)
-    inputs: list[Path] = []
-    for name in DATA_FIELDS if isinstance(data, DataConfig) else ():
-        spec = getattr(data, name)
-        if spec is not None and not is_stream(spec):
-            whole = Path(part_of(spec)[1]).expanduser()
-            if whole.is_dir() and is_photos(spec):
-                inputs.append(whole)
-                continue
-            places = [Path(place) for place in expand(spec)]
-            inputs += [*places, *({place.parent for place in places if place.is_dir()})]
-    if isinstance(teacher, TeacherConfig) and (folder := Path(teacher.source).expanduser()).exists():
-        inputs.append(folder)
-    return inputs
 
 
 def _reusable(out: Path, key: str, built: StageConfig) -> Artifact | None:

@@ -20,6 +20,7 @@ from typing import Any
 from mmcompress.artifact import Artifact
 from mmcompress.config import Backend
 from mmcompress.errors import UsageError
+from mmcompress.int8 import INTEGERS
 from mmcompress.pipeline.apart import BINS, judging_bins, part
 from mmcompress.pipeline.converted import (
     check_becomes_checkpoint,
@@ -57,6 +58,8 @@ def shrink(source: str, out: Path, wish: Wish) -> dict[str, Artifact]:
     from mmcompress.measure.verdict.contestants import runnable
 
     if is_artifact(source):
+        if (Path(source) / INTEGERS).is_file():
+            raise UsageError(f"{source} is quantized, and shrink begins in float", "give what it was made from")
         if not (Path(source) / "config.json").is_file():
             raise UsageError(f"{source} is no whole model", "give a teacher, or a checkpoint that was not pruned yet")
     elif wish.target_latency is not None:

@@ -15,6 +15,7 @@ from torch import Tensor
 from mmcompress.artifact import Artifact
 from mmcompress.budget import Cost
 from mmcompress.cli.show_compress import quantize_summary
+from mmcompress.compress.int8.samples import warn_of_few
 from mmcompress.errors import UsageError
 from mmcompress.export.pixels import image_processing
 from mmcompress.export.texts import save_text_processing
@@ -138,3 +139,11 @@ def test_images_choose_between_the_labels(world: Path, tmp_path: Path, monkeypat
     monkeypatch.setattr(calibrate, "cost", counted)
     quantize(world, tmp_path / "q", f"data.labels={labels}", "max_flips=1", "rounding=nearest", "smooth=[]")
     assert texts == [24 + 8, 24 + 8], "half of the 48 samples judge, with their captions beside the labels"
+
+
+def test_a_set_that_is_read_again_and_again_is_no_judge(capsys: pytest.CaptureFixture[str]) -> None:
+    one = np.zeros((1, 3, 4, 4))
+    warn_of_few([one] * 80)
+    assert "1 different images judge" in " ".join(capsys.readouterr().err.split())
+    warn_of_few([np.arange(64.0).reshape(64, 1)])
+    assert not capsys.readouterr().err
