@@ -44,8 +44,8 @@ def plan(recipe: Recipe, places: Mapping[str, Path], where: str) -> list[Step]:
     for table in recipe.stages:
         stage = STAGES[table.run]
         config, sources = stage_config(recipe, table, where), sources_of(stage, table, kinds, where)
-        check_place(places[table.name], local_inputs(config), table.run)
         check_use(config, stage, sources, f"{where}: stage {table.name!r}")
+        check_place(places[table.name], local_inputs(config), table.run)
         gathered = tuple(name for name, kind in kinds.items() if kind in stage.gathers)
         steps.append(Step(table.name, stage, config, places[table.name], sources, gathered))
         kinds[table.name] = stage.produces
