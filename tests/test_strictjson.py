@@ -65,4 +65,4 @@ def test_no_other_module_writes_json() -> None:
         for file in folder.rglob("*.py")
         if "import json\n" in file.read_text(encoding="utf-8")
     }
-    assert using - {"src/mmcompress/strictjson.py"} == {"src/mmcompress/data/reading.py"}
+    assert using - {"src/mmcompress/strictjson.py"} == {"src/mmcompress/data/parsing.py"}

@@ -10,7 +10,6 @@ The table is an artifact in the user's cache, keyed by device, backend, its vers
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -29,6 +28,7 @@ from mmcompress.measure.bench.blockcosts import BlockCosts, shares_of_first, tab
 from mmcompress.measure.compare import race
 from mmcompress.measure.estimate import Ratio
 from mmcompress.measure.subjects import Subject
+from mmcompress.places import cache_folder
 from mmcompress.progress import say
 from mmcompress.runtime.machine import cpu_model, usable_cores
 from mmcompress.runtime.scheduling import realtime
@@ -136,8 +136,3 @@ def _costs_from(artifact: Artifact) -> BlockCosts:
 
 def _uniform(tower: ImageConfig, size: tuple[int, int], depth: int) -> ImageConfig:
     return tower.model_copy(update={"heads": size[:1] * depth, "mlp": size[1:] * depth})
-
-
-def cache_folder() -> Path:
-    """`$XDG_CACHE_HOME/mmcompress`, or `~/.cache/mmcompress`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mmcompress"

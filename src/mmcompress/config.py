@@ -1,8 +1,8 @@
 """Everything a recipe can say: one frozen model a table, one docstring a key.
 
 A recipe is TOML with `[data]`, `[teacher]`, `[student]` and ordered `[[stage]]` tables. The three shared tables are the
-defaults of the stages that have a field of that name, so a stage's config holds all that its result depends on, and
-its hash can serve as the cache key. Nothing here imports torch.
+defaults of the stages that have a field of that name, so a stage's config holds all that its result depends on; what it
+holds beside that is marked, and the hash of the rest serves as the cache key. Nothing here imports torch.
 
 A key is spelled here and nowhere else: the commands make their options of these classes, with a key's name, docstring
 and default (`cli/options.py`), so every key has a docstring. The file is long because it is a table.
@@ -23,7 +23,17 @@ from mmcompress.gates import Gates
 Precision = Literal["fp32", "fp16", "int8"]
 Backend = Literal["onnxruntime", "openvino", "tensorrt", "tensorrt-rtx"]
 Augmentation = Literal["none", "photo", "drawing"]
-Device = Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")]
+
+
+class _Aside:
+    """Marks a key that is no part of an artifact's own key: see `what_counts`."""
+
+
+_HOW = _Aside()
+"""Says how something is computed, or what follows from it, and not what comes out."""
+_NAMED = _Aside()
+"""Names what has a fingerprint, which is part of the artifact's key in its place."""
+Device = Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$"), _HOW]
 C = TypeVar("C", bound=Config)
 
 
@@ -47,25 +57,25 @@ class DataConfig(Config):
     """Image-text pairs: WebDataset shards (brace ranges, folders of shards, CLIP_benchmark's folders), a folder with a
     `captions.tsv`, or a folder of images by class."""
 
-    train: str | None = None
+    train: Annotated[str | None, _NAMED] = None
     """Pairs to learn from and to calibrate on: shards (`d/{00..09}.tar`), a folder, a stream, or `demo:train`."""
-    validation: str | None = None
+    validation: Annotated[str | None, _NAMED] = None
     """Pairs that choices are made on; `demo:val`, say."""
-    test: str | None = None
+    test: Annotated[str | None, _NAMED] = None
     """Pairs that nothing was trained or chosen on: shards, a folder (also by class), a stream, or `demo:test`."""
-    labels: str | None = None
+    labels: Annotated[str | None, _NAMED] = None
     """Text file with one candidate text a line; without it the candidates are the classes that the test set has by
     itself, else the captions of the evaluated pairs."""
-    templates: str | None = None
+    templates: Annotated[str | None, _NAMED] = None
     """Text file with one prompt a line around a class, `a photo of a {c}.`; the test set's own if not given."""
     max_bad_fraction: float = Field(default=0.05, ge=0, le=1)
     """Share of unreadable samples above which a stage stops."""
-    workers: int = Field(default=4, ge=1)
+    workers: Annotated[int, _HOW] = Field(default=4, ge=1)
     """Threads that decode images."""
 
 
 class TeacherConfig(Config):
-    source: str
+    source: Annotated[str, _NAMED]
     """Alias (`vit-l14`), hub id, local Hugging Face folder, `open_clip:NAME/TAG`, or `file.py:function`."""
     trust_remote_code: bool = False
     """Let a hub repository run its own Python code. Off unless you trust its author."""
@@ -76,7 +86,7 @@ class StudentConfig(Config):
     """A preset (`vit-s16`), or `inherit:F`: heads, MLP units and blocks of the teacher, at F of its image MACs."""
     image_size: int | None = None
     """Input side of a preset, in pixels; the preset's own if not given."""
-    tokenizer: str | None = None
+    tokenizer: Annotated[str | None, _NAMED] = None
     """Folder or hub id to take the tokenizer from, where the teacher brings none."""
 
     @model_validator(mode="after")
@@ -109,7 +119,7 @@ class OptimizerConfig(Config):
     """Decay of the averaged weights that are saved; 0 saves the last ones."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of the arithmetic; weights stay in float32. `auto` is bfloat16 on GPUs from Ampere on and on CPUs with AMX."""
-    save_minutes: float = Field(default=1.0, gt=0)
+    save_minutes: Annotated[float, _HOW] = Field(default=1.0, gt=0)
     """How often the state to resume from is written."""
 
 
@@ -438,7 +448,7 @@ class VerdictConfig(BudgetConfig):
     """Pairs that the drift is measured on."""
     seconds: float = Field(default=4.0, gt=0)
     """Longest measured time of each graph in the final race."""
-    strict: bool = False
+    strict: Annotated[bool, _HOW] = False
     """Exit with 1 where INT8 is not clearly better; a run stops there too, when the artifact is written."""
 
     @model_validator(mode="after")
@@ -539,6 +549,20 @@ class ReportConfig(StageConfig):
     gates: Gates = Gates()
     """Limits that are judged and recorded; `mmcompress check REPORT` fails where one was missed."""
     card: CardConfig = CardConfig()
+
+
+def what_counts(config: Config) -> dict[str, Any]:
+    """The keys and values that a result depends on, beside what has a fingerprint: an artifact's key is made of them.
+
+    Left out is what is marked: the same data elsewhere, more workers or another device give the same artifact.
+    """
+    counted = config.model_dump(mode="json")
+    for name, field in type(config).model_fields.items():
+        if any(isinstance(mark, _Aside) for mark in field.metadata):
+            del counted[name]
+        elif isinstance(value := getattr(config, name), Config):
+            counted[name] = what_counts(value)
+    return counted
 
 
 def validated(model: type[C], values: Mapping[str, Any], where: str) -> C:

@@ -2,11 +2,13 @@
 
 Writing replaces what is there, so this decides what mmcompress may delete. It looks at what a folder holds and never at
 its name alone: many programs keep a `manifest.json`, and people put notes beside files that a program made. An input is
-never the place of an output, nor above or below it. All of this is known before a stage runs, and checked there.
+never the place of an output, nor above or below it. All of this is known before a stage runs, and checked there. What
+nobody gave a place goes into one cache folder.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -15,9 +17,18 @@ from mmcompress.errors import UsageError
 from mmcompress.strictjson import json_from_text
 
 MANIFEST = "manifest.json"
+CACHE = "MMCOMPRESS_CACHE"
+"""The environment variable that says where the cache folder is."""
 _KEYS = frozenset({"schema", "kind", "stage", "key", "files", "digest", "seal"})
 _LEFT_BY_SYSTEMS = frozenset({".DS_Store", "Thumbs.db", "desktop.ini"})
 _ELSEWHERE = "give another --out, or move it away"
+
+
+def cache_folder() -> Path:
+    """Where what can be made again is kept from run to run: MMCOMPRESS_CACHE, else `mmcompress` in the user's cache."""
+    if said := os.environ.get(CACHE):
+        return Path(said).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "mmcompress"
 
 
 def check_place(out: Path, inputs: Iterable[Path] = (), stage: str | None = None) -> None:

@@ -12,7 +12,7 @@ from types import ModuleType
 import pytest
 
 from mmcompress.data.batches import read
-from mmcompress.data.reading import Sample
+from mmcompress.data.sample import Sample
 from mmcompress.packaged import packaged
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -19,9 +19,9 @@ from pathlib import Path
 import pytest
 from shards import pair, picture, png_of, shard, write_tar
 
-from mmcompress.data import reading, shards
+from mmcompress.data import parsing, shards
 from mmcompress.data.batches import count, read
-from mmcompress.data.reading import Sample
+from mmcompress.data.sample import Sample
 from mmcompress.errors import CorruptInputError, UsageError
 from mmcompress.packaged import packaged
 
@@ -118,7 +118,7 @@ def test_bad_samples_are_named_and_skipped(tmp_path: Path, files: list[tuple[str
 
 
 def test_large_members_are_refused_unread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (shards, reading):
+    for module in (shards, parsing):
         monkeypatch.setattr(module, "MEMBER_BYTES", 2**20)
     assert reason(tmp_path, [("k.jpg", bytes(2**20 + 1)), ("k.txt", b"x")]) == "k: a file has more than 1 MiB"
 

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from mmcompress.data import spec as dataspec
 from mmcompress.data.batches import read
 from mmcompress.data.spec import ACCEPTED, expand, fingerprint, is_stream
 from mmcompress.errors import CorruptInputError, UsageError
@@ -118,22 +117,6 @@ def test_fingerprint_of_tables_covers_their_images(tmp_path: Path) -> None:
     (tmp_path / "x.jpg").write_bytes(b"22")
     assert fingerprint(str(tmp_path)) != first
     assert fingerprint(str(tmp_path / "captions.tsv")) != table
-
-
-def test_fingerprint_of_large_files_reads_both_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dataspec, "_WHOLE", 100)
-    monkeypatch.setattr(dataspec, "_END", 10)
-    file = tmp_path / "model.safetensors"
-    seen: set[str] = set()
-    for place, size in ((None, 200), (0, 200), (195, 200), (None, 201)):
-        content = bytearray(size)
-        if place is not None:
-            content[place] = 1
-        file.unlink(missing_ok=True)
-        file.write_bytes(content)
-        os.utime(file, ns=(0, len(seen)))
-        seen.add(fingerprint(str(tmp_path)))
-    assert len(seen) == 4
 
 
 def test_fingerprint_of_teachers(tmp_path: Path) -> None:

@@ -116,7 +116,7 @@ def test_the_whole_way(
         monkeypatch.setattr(contest, name, value)
     monkeypatch.setattr(blockcosts, "ROUND_S", 0.002)
     monkeypatch.setattr(latency_target, "RACE_S", 0.1)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("MMCOMPRESS_CACHE", str(tmp_path / "cache"))
     quick = (
         *("--set", "quantize.samples=32", "--set", "quantize.batch=16", "--set", "int8.seconds=0.01"),
         *("--set", "bench.rounds=4", "--set", "bench.seconds=0.05", "--set", "bench.ceiling=false"),

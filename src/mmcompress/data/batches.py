@@ -1,14 +1,15 @@
 """Image-text pairs as batches of pixels: the one way that data enters training, calibration and the drift table.
 
-Reading is sequential and single (see reading.py), decoding runs on threads, since Pillow works outside of the
-interpreter lock, and results are taken in order, so that a batch does not depend on the number of threads. The order of
-an epoch is a function of (seed, epoch) alone: shards are permuted and mixed through a buffer. So a stage that was
-killed goes on at the batch where it was, without decoding those before it.
+What is put into order is references into shards (reading.py). Images are read and decoded on threads, since Pillow works
+outside of the interpreter lock, and results are taken in order, so that a batch does not depend on the number of
+threads. The order of an epoch is a function of (seed, epoch) alone: shards are permuted and mixed through a buffer. So
+a stage that was killed goes on at the batch where it was, without reading an image before it, and each of several
+processes reads its own images only.
 
 For that, batches are cut before images are decoded. An image that looks whole and still does not decode cannot shift
 the batches after it: in a shuffled epoch the next one of its batch takes its place once more, which keeps every batch
-full; in sequential order its batch is one shorter, which keeps every sample single. Left out: splitting shards over
-processes. Each process reads all and decodes its own share, which needs no agreement about sizes.
+full; in sequential order its batch is one shorter, which keeps every sample single. Left out: whole shards for each
+process, which would make the batches of several others than those of one.
 """
 
 from __future__ import annotations
@@ -31,14 +32,16 @@ from PIL import Image
 
 from mmcompress.data.imagefile import MAX_PIXELS, image_size
 from mmcompress.data.preprocess import to_array
-from mmcompress.data.reading import Sample, named, samples
+from mmcompress.data.reading import Listed, listed, named, samples
+from mmcompress.data.sample import Sample
 from mmcompress.data.spec import expand, fingerprint, part_of
 from mmcompress.data.tally import Tally
 from mmcompress.errors import CorruptInputError, UsageError
 from mmcompress.manifest import Preprocessing
 from mmcompress.packaged import packaged
+from mmcompress.progress import track
 
-__all__ = ["Batch", "Sample", "batches", "count", "decode", "expand", "fingerprint", "packaged", "read"]
+__all__ = ["Batch", "Sample", "batches", "count", "decode", "expand", "fingerprint", "listing", "packaged", "read"]
 
 MAX_BAD_FRACTION = 0.05
 KEPT_BYTES = 256 * 2**20
@@ -68,6 +71,8 @@ class Batch:
     captions: list[tuple[str, ...]]
     labels: list[str | None]
     seen: list[bool]
+    marks: list[bytes]
+    """See `sample.mark_of`."""
 
 
 def read(
@@ -79,10 +84,10 @@ def read(
     or nothing is good: at the end, or on the way from 1,000 items on.
     """
     tally = Tally(spec, max_bad_fraction, log, announce)
-    return _finished(_of_part(samples(named(expand(spec)), tally), spec), tally)
+    return _finished(samples(_of_part(listed(named(expand(spec)), tally), spec), tally), tally)
 
 
-def _of_part(stream: Iterator[Sample], spec: str) -> Iterator[Sample]:
+def _of_part(stream: Iterator[Listed], spec: str) -> Iterator[Listed]:
     share = part_of(spec)[0]
     return stream if share is None else (sample for sample in stream if share.has(sample.key))
 
@@ -93,8 +98,16 @@ def _finished(stream: Iterator[Sample], tally: Tally) -> Iterator[Sample]:
 
 
 def count(spec: str, max_bad_fraction: float = MAX_BAD_FRACTION) -> int:
-    """How many samples `read` yields. Reads everything, decodes nothing."""
-    return sum(1 for _ in read(spec, max_bad_fraction=max_bad_fraction, announce=False))
+    """How many samples `read` yields. Shards are counted by their indices, of other data everything is read."""
+    return sum(1 for _ in listing(spec, max_bad_fraction))
+
+
+def listing(spec: str, max_bad_fraction: float = MAX_BAD_FRACTION) -> Iterator[Listed]:
+    """What `read` yields, in order, and no image of an indexed shard is read; the same errors as `read`'s."""
+    tally = Tally(spec, max_bad_fraction, announce=False)
+    places = named(expand(spec))
+    yield from _of_part(listed(track(places, "listing", len(places)), tally), spec)
+    tally.finish()
 
 
 def decode(image: bytes, preprocessing: Preprocessing) -> NDArray[np.uint8]:
@@ -142,17 +155,17 @@ def batches(
     places = named(expand(spec))
     tally = Tally(spec, max_bad_fraction, log, announce=epoch == 0 and rank == 0)
     if shuffle_seed is None:
-        stream = _of_part(samples(places, tally), spec)
+        stream = _of_part(listed(places, tally), spec)
     else:
         order = random.Random(f"{shuffle_seed}/{epoch}")
         order.shuffle(places)
-        stream = _shuffled(_of_part(samples(places, tally), spec), order, buffer)
+        stream = _shuffled(_of_part(listed(places, tally), spec), order, buffer)
     stream = _dealt(stream, rank, world, drop_last)
     groups = islice(_groups(stream, batch, drop_last, tally), skip, None)
     return _decoded(groups, preprocessing, workers, tally, kept, refill=shuffle_seed is not None)
 
 
-def _shuffled(stream: Iterator[Sample], order: random.Random, buffer: int) -> Iterator[Sample]:
+def _shuffled(stream: Iterator[Listed], order: random.Random, buffer: int) -> Iterator[Listed]:
     """Each sample that comes in pushes a random one of the buffer out; at the end the buffer is emptied at random."""
     held = list(islice(stream, buffer))
     for sample in stream:
@@ -163,14 +176,14 @@ def _shuffled(stream: Iterator[Sample], order: random.Random, buffer: int) -> It
     yield from held
 
 
-def _dealt(stream: Iterator[Sample], rank: int, world: int, drop_last: bool) -> Iterator[Sample]:
+def _dealt(stream: Iterator[Listed], rank: int, world: int, drop_last: bool) -> Iterator[Listed]:
     """Every world-th sample; an incomplete last round is dropped where all ranks need equally many."""
     while hand := list(islice(stream, world)):
         if len(hand) == world or (not drop_last and rank < len(hand)):
             yield hand[rank]
 
 
-def _groups(stream: Iterator[Sample], batch: int, drop_last: bool, tally: Tally) -> Iterator[list[Sample]]:
+def _groups(stream: Iterator[Listed], batch: int, drop_last: bool, tally: Tally) -> Iterator[list[Listed]]:
     full = 0
     while group := list(islice(stream, batch)):
         if len(group) == batch or not drop_last:
@@ -185,7 +198,7 @@ def _groups(stream: Iterator[Sample], batch: int, drop_last: bool, tally: Tally)
 
 
 def _decoded(
-    groups: Iterator[list[Sample]],
+    groups: Iterator[list[Listed]],
     preprocessing: Preprocessing,
     workers: int,
     tally: Tally,
@@ -195,7 +208,7 @@ def _decoded(
     """Decode on threads, at most `workers + 1` batches ahead, and hand out in order."""
     decode_piece = partial(_decode_piece, preprocessing=preprocessing, kept=kept)
     pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
-    waiting: deque[tuple[list[Sample], list[Future[list[NDArray[np.uint8] | str]]]]] = deque()
+    waiting: deque[tuple[list[Listed], list[Future[list[NDArray[np.uint8] | str]]]]] = deque()
     try:
         more = True
         while more or waiting:
@@ -214,7 +227,7 @@ def _decoded(
 
 
 def _decode_piece(
-    piece: list[Sample], preprocessing: Preprocessing, kept: dict[str, NDArray[np.uint8]] | None
+    piece: list[Listed], preprocessing: Preprocessing, kept: dict[str, NDArray[np.uint8]] | None
 ) -> list[NDArray[np.uint8] | str]:
     """Pixels, or why there are none."""
     results: list[NDArray[np.uint8] | str] = []
@@ -222,7 +235,7 @@ def _decode_piece(
         try:
             pixels = None if kept is None else kept.get(sample.key)
             if pixels is None:
-                pixels = _pixels(sample.image, preprocessing)
+                pixels = _pixels(sample.stored(), preprocessing)
                 if kept is not None and (len(kept) + 1) * pixels.nbytes <= KEPT_BYTES:
                     kept[sample.key] = pixels
             results.append(pixels)
@@ -231,7 +244,7 @@ def _decode_piece(
     return results
 
 
-def _batch(group: list[Sample], results: list[NDArray[np.uint8] | str], tally: Tally, refill: bool) -> Batch | None:
+def _batch(group: list[Listed], results: list[NDArray[np.uint8] | str], tally: Tally, refill: bool) -> Batch | None:
     good = []
     for index, (sample, result) in enumerate(zip(group, results, strict=True)):
         if isinstance(result, str):
@@ -251,4 +264,5 @@ def _batch(group: list[Sample], results: list[NDArray[np.uint8] | str], tally: T
         captions=[sample.captions for sample in chosen],
         labels=[sample.label for sample in chosen],
         seen=[sample.seen for sample in chosen],
+        marks=[sample.mark for sample in chosen],
     )

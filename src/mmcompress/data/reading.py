@@ -1,51 +1,61 @@
-"""Samples out of shards, tables, folders and streams, with a tally of what could not be read.
+"""Samples of shards, tables, folders and streams, with a tally of what could not be read.
 
-The layout is WebDataset's: a sample is the run of files of a tar that share a name up to its first dot. A shard that
-breaks (shards.py) keeps the samples before the break and counts.
+A local shard is read by its index (`index.py`): what is listed of it is references, whose images nobody has read yet.
+Everything else is read from its begin to its end. A shard that breaks keeps the samples before the break and counts.
 """
 
 from __future__ import annotations
 
-import itertools
-import json
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 from mmcompress.data.imagefile import image_size
+from mmcompress.data.index import Reference, indexed_shard, references
 from mmcompress.data.layout import is_retrieval, numbered_classes
+from mmcompress.data.parsing import Damage, Meaning, different, parsed, writable
+from mmcompress.data.sample import Sample
 from mmcompress.data.sentences import sentence_for
-from mmcompress.data.shards import MEMBER_BYTES, SUFFIXES, BrokenShardError, members
-from mmcompress.data.spec import CLASSNAMES, IMAGE_SUFFIXES, PHOTO_SUFFIXES, SHARD_SUFFIXES, images_in, is_stream
+from mmcompress.data.shards import MEMBER_BYTES
+from mmcompress.data.spec import PHOTO_SUFFIXES, SHARD_SUFFIXES, images_in, is_stream
 from mmcompress.data.tally import Tally
 from mmcompress.errors import CorruptInputError, UsageError
 
-
-@dataclass(frozen=True)
-class Sample:
-    """An image as it was stored, and what is said of it."""
-
-    key: str
-    """Unique within the data: the shard's or the class's name and the name in it, or the path in a table."""
-    image: bytes
-    captions: tuple[str, ...]
-    label: str | None
-    seen: bool
-    """False for a class that was kept out of training."""
+Listed = Sample | Reference
+"""A good sample, its image in memory or still in its shard."""
 
 
-def samples(places: Iterable[tuple[str, str]], tally: Tally) -> Iterator[Sample]:
+def samples(stream: Iterable[Listed], tally: Tally) -> Iterator[Sample]:
+    """What is listed, with its images read. `tally.finish` is left to the caller."""
+    for item in stream:
+        try:
+            sample = item if isinstance(item, Sample) else _read(item)
+        except OSError as error:
+            tally.good -= 1
+            tally.add_bad(item.key, f"the image cannot be read: {error}")
+            continue
+        yield sample
+
+
+def _read(item: Reference) -> Sample:
+    return Sample(item.key, item.stored(), item.captions, item.label, item.seen)
+
+
+def listed(places: Iterable[tuple[str, str]], tally: Tally) -> Iterator[Listed]:
     """Every good sample of the (place, name)s, in order. `tally.finish` is left to the caller."""
     for place, name in places:
         if place.endswith(".tsv") and not is_stream(place):
             yield from _table_samples(Path(place), tally)
         elif not is_stream(place) and Path(place).is_dir():
             yield from _class_samples(Path(place), name, tally)
-        elif not is_stream(place) and place.lower().endswith(PHOTO_SUFFIXES):
+        elif is_photo(place):
             yield from _photo_sample(Path(place), name, tally)
         else:
-            yield from _shard_samples(place, name, tally)
+            yield from _of_shard(place, name, tally)
+
+
+def is_photo(place: str) -> bool:
+    """Whether a place is an image file by itself."""
+    return not is_stream(place) and place.lower().endswith(PHOTO_SUFFIXES)
 
 
 def named(places: list[str]) -> list[tuple[str, str]]:
@@ -63,96 +73,25 @@ def named(places: list[str]) -> list[tuple[str, str]]:
     return list(zip(places, names, strict=True))
 
 
-def _shard_samples(shard: str, name: str, tally: Tally) -> Iterator[Sample]:
-    keys: set[str] = set()
-    classes, lines = numbered_classes(shard), is_retrieval(shard)
-    try:
-        for key, group in itertools.groupby(members(shard), lambda member: member[0]):
-            files, repeated = {}, key in keys
-            for _, suffix, content in group:  # a tar that breaks here drops the unfinished sample
-                repeated |= suffix in files
-                files[suffix] = content
-            keys.add(key)
-            try:
-                if repeated:
-                    raise ValueError("a file or a sample of that name was there before")
-                sample = _sample(f"{name}/{key}", files, classes, lines)
-            except ValueError as error:
-                tally.add_bad(f"{shard}: {key}", str(error))
-                continue
-            tally.good += 1
-            yield sample
-    except BrokenShardError as error:
-        tally.add_bad(shard, f"the shard breaks after {len(keys)} samples: {error}")
+def _of_shard(place: str, name: str, tally: Tally) -> Iterator[Listed]:
+    shard = indexed_shard(place, name)
+    for found in references(shard) if shard and shard.index.seekable else _unindexed(place, name):
+        if isinstance(found, Damage):
+            tally.add_bad(place if found.key is None else f"{place}: {found.key}", found.reason)
+            continue
+        tally.good += 1
+        yield found
 
 
-def _sample(key: str, files: Mapping[str, bytes | None], classes: list[str] | None, lines: bool) -> Sample:
-    """ValueError says what is wrong with it. `classes` are what a `.cls` counts; with `lines` a `.txt` has one caption
-    a line."""
-    suffix = next((suffix for suffix in IMAGE_SUFFIXES if suffix in files), None)
-    if suffix is None:
-        raise ValueError(f"no image (jpg, jpeg, png or webp) among: {', '.join(sorted(files))}")
-    if any(files[known] is None for known in SUFFIXES if known in files):
-        raise ValueError(f"a file has more than {MEMBER_BYTES // 2**20} MiB")
-    image = files[suffix] or b""
-    about = _about(files.get("json"))
-    try:
-        text = (files.get("txt") or b"").decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError("the txt is not UTF-8") from error
-    label = about.get("label")
-    if classes is not None and (number := files.get("cls")) is not None:
-        label = _class(number, classes)
-    texts = text.splitlines() if lines else [text]
-    captions = _captions([*texts, *(about.get("captions") or [])]) or _captions([about.get("caption")])
-    if not captions and "cls" in files:
-        captions = _captions([label])
-    if not captions:
-        lacks = f", and no {CLASSNAMES} says what its cls means" if "cls" in files else ""
-        raise ValueError(f"no caption (txt, or captions or caption in json){lacks}")
-    image_size(image)
-    return Sample(
-        key, image, captions, None if label is None else _writable(str(label)), about.get("seen") is not False
-    )
-
-
-def _class(number: bytes, classes: list[str]) -> str:
-    """The name of a class, by its number."""
-    text = number.decode("ascii", "replace").strip()
-    if not (text.isascii() and text.isdigit()) or int(text[:9]) >= len(classes) or len(text) > 9:
-        raise ValueError(f"the cls is {text[:20]!r}, and the classes are numbered 0 to {len(classes) - 1}")
-    return classes[int(text)]
-
-
-def _about(content: bytes | None) -> dict[str, Any]:
-    if content is None:
-        return {}
-    try:
-        about = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise ValueError("the json cannot be parsed") from error
-    if not isinstance(about, dict):
-        raise ValueError("the json is no object")
-    if not isinstance(about.get("captions"), list | None):
-        raise ValueError("captions in json is no list")
-    if not isinstance(about.get("seen"), bool | None):
-        raise ValueError("seen in json is neither true nor false")
-    return about
-
-
-def _captions(texts: list[Any]) -> tuple[str, ...]:
-    """What is text and not empty, each once."""
-    return tuple(dict.fromkeys(_writable(text.strip()) for text in texts if isinstance(text, str) and text.strip()))
-
-
-def _writable(text: str) -> str:
-    """JSON can escape half a character, which no file could be written with."""
-    return text.encode("utf-8", "replace").decode()
+def _unindexed(place: str, name: str) -> Iterator[Sample | Damage]:
+    meaning = Meaning(numbered_classes(place), is_retrieval(place))
+    for found in parsed(place, f"{name}/", meaning):
+        yield found if isinstance(found, Damage) else found[0]
 
 
 def _class_samples(folder: Path, name: str, tally: Tally) -> Iterator[Sample]:
     """The images below a folder, in the order of their paths; its name is their class, and their caption."""
-    label = _writable(folder.name)
+    label = writable(folder.name)
     for path in sorted(images_in(folder)):
         try:
             image = _stored(path)
@@ -160,7 +99,7 @@ def _class_samples(folder: Path, name: str, tally: Tally) -> Iterator[Sample]:
             tally.add_bad(str(path), str(error))
             continue
         tally.good += 1
-        yield Sample(_writable(f"{name}/{path.relative_to(folder).as_posix()}"), image, (label,), label, True)
+        yield Sample(writable(f"{name}/{path.relative_to(folder).as_posix()}"), image, (label,), label, True)
 
 
 def _photo_sample(path: Path, name: str, tally: Tally) -> Iterator[Sample]:
@@ -171,7 +110,7 @@ def _photo_sample(path: Path, name: str, tally: Tally) -> Iterator[Sample]:
         tally.add_bad(str(path), str(error))
         return
     tally.good += 1
-    key = _writable(name)
+    key = writable(name)
     yield Sample(key, image, (sentence_for(key),), None, True)
 
 
@@ -195,7 +134,7 @@ def _table_samples(table: Path, tally: Tally) -> Iterator[Sample]:
             path = (folder / name).resolve()
             if not path.is_relative_to(folder):
                 raise ValueError("the image lies outside of the folder of the table")
-            captions = _captions([row["caption"] for row in group])
+            captions = different([row["caption"] for row in group])
             if not captions:
                 raise ValueError("no caption")
             if not path.is_file():

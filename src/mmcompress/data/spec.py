@@ -8,16 +8,17 @@ path's: moving a data set does not run a stage again, changing a byte of it does
 
 from __future__ import annotations
 
-import functools
 import glob
 import hashlib
 import re
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from mmcompress.errors import UsageError
-from mmcompress.manifest import hash_file, hash_json
+from mmcompress.data.digests import sha256_of
+from mmcompress.errors import CorruptInputError, UsageError
+from mmcompress.manifest import hash_json
 from mmcompress.packaged import packaged
 
 TABLE = "captions.tsv"
@@ -33,9 +34,9 @@ ACCEPTED = (
     f"(DIR/test/*.tar beside {CLASSNAMES}), a folder of photos without captions, a URL, 'pipe:COMMAND', '-' for stdin, "
     "or demo:train, demo:val, demo:test"
 )
+_HASHING = 8
+"""Files that are hashed at once."""
 PHOTO_SUFFIXES = tuple(f".{suffix}" for suffix in IMAGE_SUFFIXES)
-_WHOLE = 64 * 2**20
-_END = 8 * 2**20
 
 
 def is_stream(spec: str) -> bool:
@@ -179,7 +180,7 @@ def _shards(folder: Path) -> list[Path]:
 def fingerprint(spec: str) -> str:
     """Content identity of a data specification or of a teacher's source.
 
-    Local files and folders: names, sizes and SHA-256 (of the first and last 8 MiB where a file has more than 64 MiB).
+    Local files and folders: names, sizes and SHA-256, which `digests.py` remembers.
     Hub ids, aliases, URLs and commands: the text. `file.py:function`: the file and the function's name.
     """
     share, whole = part_of(spec)
@@ -193,9 +194,9 @@ def fingerprint(spec: str) -> str:
             return hash_json(["function", function, _identity(file)])
     path = packaged(spec) if spec.startswith("demo:") else Path(spec).expanduser()
     if path.is_dir() and not _test_shards(path):
-        return hash_json(["files", [[name, *_identity(file)] for name, file in _content(path)]])
+        return _of_files(_content(path))
     if path.exists() or spec.startswith("demo:") or "{" in spec or glob.has_magic(spec):
-        return hash_json(["files", [[Path(place).name, *_identity(Path(place))] for place in _files(spec)]])
+        return _of_files([(Path(place).name, Path(place)) for place in _files(spec)])
     return hash_json(["text", spec])
 
 
@@ -219,18 +220,15 @@ def _content(folder: Path) -> list[tuple[str, Path]]:
     return [(name, path) for name, path in files if not re.search(r"(^|/)(\.|__pycache__/)", name)]
 
 
+def _of_files(named: list[tuple[str, Path]]) -> str:
+    """The identity of files under their names; they are hashed side by side, outside of the interpreter lock."""
+    with ThreadPoolExecutor(_HASHING, thread_name_prefix="hash") as pool:
+        identities = pool.map(_identity, [path for _, path in named])
+        return hash_json(["files", [[name, *found] for (name, _), found in zip(named, identities, strict=True)]])
+
+
 def _identity(path: Path) -> tuple[int, str]:
-    stat = path.stat()
-    return stat.st_size, _hash(str(path.absolute()), stat.st_size, stat.st_mtime_ns)
-
-
-@functools.lru_cache(maxsize=65536)
-def _hash(path: str, size: int, mtime_ns: int) -> str:
-    """One recipe asks for the same files at every stage, so what was hashed is remembered until it is touched."""
-    if size <= _WHOLE:
-        return hash_file(Path(path))
-    with Path(path).open("rb") as stream:
-        digest = hashlib.sha256(stream.read(_END))
-        stream.seek(size - _END)
-        digest.update(stream.read(_END))
-    return digest.hexdigest()
+    try:
+        return path.stat().st_size, sha256_of(path)
+    except OSError as error:
+        raise CorruptInputError(f"{path} cannot be read: {error.strerror}", "mend it, or leave it out") from error

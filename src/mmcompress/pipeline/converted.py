@@ -8,7 +8,6 @@ command needs graphs, a checkpoint is exported first too. Commands without `--ou
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,12 +19,10 @@ from mmcompress.errors import UsageError, suggestion
 from mmcompress.manifest import Kind
 from mmcompress.pipeline.single import checked, run_single
 from mmcompress.pipeline.sources import Given
-from mmcompress.places import MANIFEST
+from mmcompress.places import MANIFEST, cache_folder
 from mmcompress.progress import say
 from mmcompress.runtime.backends import check_runs_graphs
 
-CACHE = "MMCOMPRESS_CACHE"
-"""The environment variable that says where commands without `--out` keep what they convert."""
 NOTHING: Given = {}
 
 
@@ -186,13 +183,6 @@ def name_of(source: str | Path) -> str:
     if is_artifact(source) or Path(text).exists() or (text.count("/") == 1 and ":" not in str(source)):
         text = Path(text).absolute().name
     return re.sub(r"[^\w.-]+", "-", text.split(":", 1)[-1] if text.startswith("demo:") else text).strip("-.") or "model"
-
-
-def cache_folder() -> Path:
-    """Where commands without `--out` keep what they convert: MMCOMPRESS_CACHE, else the user's cache."""
-    if said := os.environ.get(CACHE):
-        return Path(said).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "mmcompress"
 
 
 def graphs_to_use(source: str | Path, backend: str | None = None) -> Artifact:

@@ -8,14 +8,14 @@ another training have the same size, and may differ in the middle only.
 
 from __future__ import annotations
 
-import functools
 import re
 from collections.abc import Mapping
 from pathlib import Path
 
 from mmcompress.config import DataConfig, StageConfig, StudentConfig, TeacherConfig
+from mmcompress.data.digests import sha256_of
 from mmcompress.data.spec import fingerprint
-from mmcompress.manifest import hash_file, hash_json
+from mmcompress.manifest import hash_json
 from mmcompress.pipeline.recipe import DATA_FIELDS
 from mmcompress.teachers import OPEN_CLIP, cached_folder, open_clip_weights, own_code
 
@@ -51,7 +51,7 @@ def still_as_read(recorded: Mapping[str, str], built: StageConfig) -> bool:
             cached = cached_folder(name.removeprefix(_HUB))
             if cached is not None and cached.name != known:
                 return False
-        elif not (folder / name).is_file() or hash_file(folder / name) != known:
+        elif not (folder / name).is_file() or sha256_of(folder / name) != known:
             return False
     return True
 
@@ -83,10 +83,4 @@ def _content(place: Path) -> list[tuple[str, str]]:
     files = [place] if place.is_file() else sorted(path for path in place.rglob("*") if path.is_file())
     named = [(path.relative_to(place).as_posix() if path != place else "", path) for path in files]
     seen = [(name, path) for name, path in named if not re.search(r"(^|/)(\.|__pycache__/)", name)]
-    return [(name, _hash(str(path.absolute()), path.stat().st_size, path.stat().st_mtime_ns)) for name, path in seen]
-
-
-@functools.lru_cache(maxsize=4096)
-def _hash(path: str, size: int, mtime_ns: int) -> str:
-    """Every stage of a recipe asks for the same files: what was hashed is remembered until it is touched."""
-    return hash_file(Path(path))
+    return [(name, sha256_of(path)) for name, path in seen]

@@ -1,9 +1,9 @@
 """A pipeline is a list of stages; a stage is a function from a config and source artifacts to an artifact.
 
-Resume and caching are one rule. The key of a stage's output is the hash of (stage, config, digests of its parents and
-of the data it reads, version); a valid artifact with that key is reused, if what it was found to have read otherwise is
-still the same (`outside.py`), and anything else is made again. A stage that is killed leaves no artifact, at most a
-hidden `.NAME.work` folder that it resumes from.
+Resume and caching are one rule. The key of a stage's output is the hash of (stage, what counts of its config, digests
+of its parents and of the data it reads, version); a valid artifact with that key is reused, if what it was found to have
+read otherwise is still the same (`outside.py`), and anything else is made again. A stage that is killed leaves no
+artifact, at most a hidden `.NAME.work` folder that it resumes from.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 from mmcompress import __version__
 from mmcompress.architecture import DualEncoderConfig
 from mmcompress.artifact import Artifact, read_manifest
-from mmcompress.config import ConvertConfig, StageConfig
+from mmcompress.config import ConvertConfig, StageConfig, what_counts
 from mmcompress.errors import CorruptInputError, UsageError
 from mmcompress.lock import locked
 from mmcompress.manifest import Manifest, hash_json
@@ -31,7 +31,7 @@ from mmcompress.publish import tidy
 from mmcompress.stages import Job, Stage
 
 STRICT = "strict"
-"""A key that says what follows from an artifact and not what is in it: it is no part of the artifact's own key."""
+"""A key that says what follows from an artifact and not what is in it: it is not recorded either."""
 Parents = dict[str, str]
 """Digests by role."""
 
@@ -163,7 +163,7 @@ def _said(built: StageConfig) -> dict[str, Any]:
 
 
 def _key(stage: Stage, built: StageConfig, parents: Parents) -> str:
-    return hash_json([stage.name, _said(built), parents, __version__])
+    return hash_json([stage.name, what_counts(built), parents, __version__])
 
 
 def _reusable(out: Path, key: str, built: StageConfig) -> Artifact | None:

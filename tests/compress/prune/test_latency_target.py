@@ -60,7 +60,7 @@ def test_a_latency_below_the_floor_says_the_floor(simulated: None) -> None:
 def test_the_table_is_measured_once_and_read_from_the_cache_then(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: Precision
 ) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("MMCOMPRESS_CACHE", str(tmp_path))
     monkeypatch.setattr(blockcosts, "ROUND_S", 0.02)
     measured = block_costs(MODEL, 64, "onnxruntime", precision, 1)
     assert measured.depth == 4 and set(measured.heads) == {1, 2, 3, 4} and set(measured.mlp) == {64, 128}
