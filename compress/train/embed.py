@@ -5,7 +5,8 @@ result. Augmentation and caching do not exclude each other: a view is a function
 student can be shown exactly the pixels that the teacher saw (Wu et al. 2022, TinyViT, section 3.1; Beyer et al. 2022,
 "a good teacher is patient and consistent").
 
-Layout: chunks of `images (n, V, D)` and `texts (m, D)` in FP16, with the keys and the number of captions of each.
+Layout: chunks of `images (n, V, D)` and `texts (m, D)` in FP16, with the keys and the number of captions of each, and
+`marks (n, 16)` of the image and the captions that were embedded, since two sets may use the same keys.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from mmcompress.compress.teacher import Teacher, load_teacher
 from mmcompress.compress.train.augment import normalized, pixels_of_views
 from mmcompress.config import EmbedConfig
 from mmcompress.data.batches import Batch, batches, count
+from mmcompress.data.sample import MARK_BYTES, difference
 from mmcompress.distributed import world
 from mmcompress.errors import CorruptInputError, UsageError
 from mmcompress.manifest import hash_file
@@ -49,6 +51,10 @@ class Embeddings:
     """(M, D) of unit norm, the captions of each sample in a row"""
     rows: dict[str, tuple[int, int, int]]
     """Key -> (row of its images, first caption, captions)."""
+    marks: bytes
+    """N marks of what was embedded, see `sample.mark_of`."""
+    data: str | None
+    """The fingerprint of the data that was embedded."""
     views: int
     augment: str
     seed: int
@@ -60,13 +66,25 @@ class Embeddings:
     def dim(self) -> int:
         return self.images.shape[-1]
 
-    def lookup(self, keys: Sequence[str], views: NDArray[np.int64], captions: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """The images (B, D) in the given views and the texts (B, D) of the given captions, in FP32."""
-        missing = next((key for key in keys if key not in self.rows), None)
-        if missing is not None:
+    def check(self, key: str, mark: bytes) -> None:
+        """Raise CorruptInputError unless the sample is the one that was embedded under its key."""
+        if key not in self.rows:
             raise CorruptInputError(
-                f"the sample {missing!r} has no teacher embedding", "embed the same data that the student learns from"
+                f"the sample {key!r} has no teacher embedding", "embed the same data that the student learns from"
             )
+        at = MARK_BYTES * self.rows[key][0]
+        if other := difference(mark, self.marks[at : at + MARK_BYTES]):
+            raise CorruptInputError(
+                f"the sample {key!r} is not the one whose teacher embedding is cached: it has other {other}",
+                "sets may use the same keys: embed the same data that the student learns from",
+            )
+
+    def lookup(
+        self, keys: Sequence[str], marks: Sequence[bytes], views: NDArray[np.int64], captions: Sequence[int]
+    ) -> tuple[Tensor, Tensor]:
+        """The images (B, D) in the given views and the texts (B, D) of the given captions, in FP32; see `check`."""
+        for key, mark in zip(keys, marks, strict=True):
+            self.check(key, mark)
         rows = torch.tensor([self.rows[key][0] for key in keys])
         texts = torch.tensor([self.rows[key][1] + caption for key, caption in zip(keys, captions, strict=True)])
         return self.images[rows, torch.from_numpy(views)].float(), self.texts[texts].float()
@@ -167,7 +185,8 @@ def _write_chunk(
     keys = [key for batch, _ in chunk for key in batch.keys]
     texts = embedded_texts(teacher, [caption for own in captions for caption in own], 4 * config.batch)
     images = torch.cat([embedded for _, embedded in chunk])
-    save_file({"images": images, "texts": texts}, folder / f"embeddings-{index:05d}.safetensors")
+    marks = torch.tensor([list(mark) for batch, _ in chunk for mark in batch.marks], dtype=torch.uint8)
+    save_file({"images": images, "texts": texts, "marks": marks}, folder / f"embeddings-{index:05d}.safetensors")
     numbers = [[key, len(own)] for key, own in zip(keys, captions, strict=True)]
     partial = folder / "keys.tmp"
     write_json(partial, numbers, indent=None)
@@ -189,12 +208,19 @@ def load_embeddings(artifact: Artifact) -> Embeddings:
     """Read an embeddings artifact; the tensors are mapped into memory as FP16."""
     images: list[Tensor] = []
     texts: list[Tensor] = []
+    marks: list[bytes] = []
     rows: dict[str, tuple[int, int, int]] = {}
     captions = 0
     for name in sorted(n for n in artifact.manifest.files if n.startswith("keys-")):
         tensors = load_file(artifact.file(name.replace("keys-", "embeddings-").replace(".json", ".safetensors")))
         images.append(tensors["images"])
         texts.append(tensors["texts"])
+        if "marks" not in tensors:
+            raise CorruptInputError(
+                f"{artifact.path} does not say which images and captions it is of, as earlier versions did not",
+                "embed the data again",
+            )
+        marks.append(tensors["marks"].numpy().tobytes())
         for key, number in read_json(artifact.file(name), "embed the data again"):
             rows[key] = (len(rows), captions, number)
             captions += number
@@ -203,6 +229,8 @@ def load_embeddings(artifact: Artifact) -> Embeddings:
         torch.cat(images) if len(images) > 1 else images[0],
         torch.cat(texts) if len(texts) > 1 else texts[0],
         rows,
+        b"".join(marks),
+        artifact.manifest.parents.get("data.train"),
         facts["views"],
         facts["augment"],
         facts["seed"],

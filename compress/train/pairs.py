@@ -20,9 +20,11 @@ from mmcompress.artifact import Artifact, Draft
 from mmcompress.compress.train.augment import choices, normalized, pixels_of_views
 from mmcompress.compress.train.embed import Embeddings
 from mmcompress.config import DataConfig
-from mmcompress.data.batches import Batch, batches, count
+from mmcompress.data.batches import Batch, batches, count, decode, listing
+from mmcompress.data.spec import fingerprint, is_stream
 from mmcompress.distributed import World
-from mmcompress.errors import UsageError
+from mmcompress.errors import CorruptInputError, UsageError
+from mmcompress.manifest import Preprocessing
 from mmcompress.reach import reach
 from mmcompress.runtime.tokenize import load_tokenizer, tokenize
 
@@ -81,7 +83,7 @@ def training_pairs(
         else:
             shown = (view_of * embeddings.views).astype(np.int64)
             pixels = pixels_of_views(decoded, shown, embeddings.seed, embeddings.augment, here.device)
-            targets = embeddings.lookup(decoded.keys, shown, chosen)
+            targets = embeddings.lookup(decoded.keys, decoded.marks, shown, chosen)
             teacher = targets[0].to(here.device), targets[1].to(here.device)
         names = [label or caption for label, caption in zip(decoded.labels, texts, strict=True)]
         return TrainingBatch(
@@ -108,7 +110,34 @@ def training_pairs(
         )
         return (pairs(samples, epoch) for samples in decoded)
 
-    return TrainingPairs(len(embeddings) if embeddings else count(spec, data.max_bad_fraction), stream)
+    if embeddings is None:
+        return TrainingPairs(count(spec, data.max_bad_fraction), stream)
+    return TrainingPairs(paired(spec, data.max_bad_fraction, embeddings, preprocessing), stream)
+
+
+def paired(spec: str, max_bad_fraction: float, embeddings: Embeddings, preprocessing: Preprocessing) -> int:
+    """How many samples there are to train on, each of which was embedded as it is: `Embeddings.check`.
+
+    The data that was embedded has the fingerprint that was recorded. Other data is looked through here, before the
+    first step, by the indices of its shards; a stream can be read once only, and is checked batch by batch.
+    """
+    if is_stream(spec) or fingerprint(spec) == embeddings.data:
+        return len(embeddings)
+    number = 0
+    for sample in listing(spec, max_bad_fraction):
+        if sample.key in embeddings.rows or _decodes(sample.stored(), preprocessing):
+            embeddings.check(sample.key, sample.mark)
+            number += 1
+    return number
+
+
+def _decodes(image: bytes, preprocessing: Preprocessing) -> bool:
+    """Whether an image is one; of others there is neither an embedding nor a batch."""
+    try:
+        decode(image, preprocessing)
+    except CorruptInputError:
+        return False
+    return True
 
 
 def trimmed(tokens: NDArray[np.int32], text: TextConfig) -> NDArray[np.int32]:

@@ -2,4 +2,5 @@
 
 from mmcompress.cli.commands import main
 
-main()
+if __name__ == "__main__":  # processes that it starts import it too
+    main()

@@ -245,7 +245,7 @@ def test_embeddings_of_other_data_are_refused(world: Path, made: dict[str, Artif
     import numpy as np
 
     with pytest.raises(CorruptInputError, match="'stranger' has no teacher embedding"):
-        found.lookup(["stranger"], np.array([0]), [0])
+        found.lookup(["stranger"], [bytes(16)], np.array([0]), [0])
 
 
 def test_a_student_is_needed(world: Path, tmp_path: Path) -> None:

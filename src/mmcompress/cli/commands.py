@@ -408,6 +408,31 @@ def doctor(json: Json = False) -> None:
     console.show(*show_use.diagnosis_summary(diagnosis()), json)
 
 
+data = typer.Typer(name="data", no_args_is_help=True, context_settings=SETTINGS)
+app.add_typer(data, rich_help_panel=USE)
+
+
+@data.callback()
+def data_commands() -> None:
+    """Look at image-text pairs before anything learns from them: `data index`."""
+
+
+@data.command("index")
+def data_index(
+    spec: Annotated[str, typer.Argument(metavar="SHARDS", help="Shards, a pattern of them, or a folder.")],
+    processes: Annotated[int, typer.Option(min=1, help="That read side by side.")] = 1,
+    json: Json = False,
+) -> None:
+    """Read the shards that are new once, into the cache folder: samples, places, damage. Later passes read no headers.
+
+    Whatever reads shards does so by itself; this does it beforehand.
+    """
+    from mmcompress.cli import console, show_use
+    from mmcompress.data.indexing import index_data
+
+    console.show(*show_use.data_summary(index_data(spec, processes)), json)
+
+
 def main() -> NoReturn:
     # OpenMP's threads spin while they wait, which takes the processor from those that decode images. Read once, when
     # torch is imported.

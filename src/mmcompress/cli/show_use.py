@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from rich.cells import cell_len
@@ -12,8 +13,11 @@ from rich.text import Text
 from mmcompress.artifact import Artifact
 from mmcompress.cli.console import Summary, empty_table, pairs
 from mmcompress.cli.doctor import Diagnosis
+from mmcompress.data.indexing import DataFacts
+from mmcompress.data.tally import printable
 from mmcompress.formats import (
     count,
+    megabytes,
     millions,
     percent,
 )
@@ -31,6 +35,23 @@ def matches_summary(matches: Sequence[tuple[Path, float]]) -> Summary:
     """Images with their cosine similarity to the text."""
     lines = _aligned([(str(path), f"{similarity:.3f}") for path, similarity in matches])
     return [{"image": str(path), "similarity": similarity} for path, similarity in matches], lines
+
+
+def data_summary(facts: DataFacts) -> Summary:
+    """What the indices of a data set say, with the shards in which something is damaged."""
+    shards = facts.shards
+    samples, damaged = sum(shard.samples for shard in shards), sum(shard.damaged for shard in shards)
+    made = [shard for shard in shards if shard.made]
+    lines = [
+        f"{count(samples)} samples in {count(len(shards))} shards, {megabytes(sum(shard.bytes for shard in shards))}; "
+        f"{count(damaged)} items cannot be read",
+        f"{count(len(made))} shards read now, in {facts.seconds:.1f} s",
+    ]
+    if packed := sum(not shard.seekable for shard in shards):
+        lines.append(f"{count(packed)} are compressed, so a run that goes on in the middle reads them from their begin")
+    lines += [f"{shard.shard}: {count(shard.damaged)}, {shard.first_damage}" for shard in shards if shard.damaged]
+    document = {"samples": samples, "damaged": damaged, "made": len(made), "shards": [asdict(one) for one in shards]}
+    return document, Text("\n".join(printable(line) for line in lines))
 
 
 def _aligned(rows: Sequence[tuple[str, str]]) -> Text:

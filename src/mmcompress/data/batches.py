@@ -1,6 +1,6 @@
 """Image-text pairs as batches of pixels: the one way that data enters training, calibration and the drift table.
 
-What is put into order is references into shards (reading.py). Images are read and decoded on threads, since Pillow works
+What is put into order is references into shards (reading.py). Images are read and decoded on threads, as Pillow works
 outside of the interpreter lock, and results are taken in order, so that a batch does not depend on the number of
 threads. The order of an epoch is a function of (seed, epoch) alone: shards are permuted and mixed through a buffer. So
 a stage that was killed goes on at the batch where it was, without reading an image before it, and each of several
@@ -162,7 +162,23 @@ def batches(
         stream = _shuffled(_of_part(listed(places, tally), spec), order, buffer)
     stream = _dealt(stream, rank, world, drop_last)
     groups = islice(_groups(stream, batch, drop_last, tally), skip, None)
-    return _decoded(groups, preprocessing, workers, tally, kept, refill=shuffle_seed is not None)
+    decoded = _decoded(groups, preprocessing, workers, tally, kept, refill=shuffle_seed is not None)
+    return _as_many(decoded, spec) if drop_last and world > 1 else (one for one in decoded if one is not None)
+
+
+def _as_many(decoded: Iterator[Batch | None], spec: str) -> Iterator[Batch]:
+    """Where no image of a batch can be decoded its neighbour takes its place: a process with fewer batches would leave
+    the others waiting for it."""
+    last, before = None, 0
+    for one in decoded:
+        last = one or last
+        if last is None:
+            before += 1
+        else:
+            yield from [last] * (1 + before)
+            before = 0
+    if before:
+        raise CorruptInputError(f"{spec}: a process got no image that can be decoded", "mend or remove them")
 
 
 def _shuffled(stream: Iterator[Listed], order: random.Random, buffer: int) -> Iterator[Listed]:
@@ -204,8 +220,8 @@ def _decoded(
     tally: Tally,
     kept: dict[str, NDArray[np.uint8]] | None,
     refill: bool,
-) -> Iterator[Batch]:
-    """Decode on threads, at most `workers + 1` batches ahead, and hand out in order."""
+) -> Iterator[Batch | None]:
+    """Decode on threads, at most `workers + 1` batches ahead, and hand out in order; None for one without an image."""
     decode_piece = partial(_decode_piece, preprocessing=preprocessing, kept=kept)
     pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
     waiting: deque[tuple[list[Listed], list[Future[list[NDArray[np.uint8] | str]]]]] = deque()
@@ -219,8 +235,7 @@ def _decoded(
             if waiting:
                 group, futures = waiting.popleft()
                 results = [result for future in futures for result in future.result()]
-                if (batch := _batch(group, results, tally, refill)) is not None:
-                    yield batch
+                yield _batch(group, results, tally, refill)
         tally.finish()
     finally:
         pool.shutdown(cancel_futures=True)

@@ -83,6 +83,8 @@ class IndexedShard:
     index: Index
     identity: Identity
     """Of the file that the index is of."""
+    made: bool
+    """Whether the shard was read for it now."""
 
 
 class Reference(NamedTuple):
@@ -129,7 +131,7 @@ class Reference(NamedTuple):
 def indexed_shard(place: str, name: str) -> IndexedShard | None:
     """A local shard with its index, which is read from the cache or made; None for what has none.
 
-    That are streams, files that cannot be read, and those that break by an error of the system, which may pass.
+    Those are streams, files that cannot be read, and those that break by an error of the system, which may pass.
     """
     if is_stream(place):
         return None
@@ -138,17 +140,17 @@ def indexed_shard(place: str, name: str) -> IndexedShard | None:
     try:
         digest, identity = sha256_of(path), identity_of(path)
         file = _file_of(digest, meaning)
-        index = _read(file)
+        known = _read(file)
+        index = known if known is not None else _made(place, meaning)
         if index is None:
-            index = _made(place, meaning)
-            if index is None:
-                return None
+            return None
+        if known is None:
             if identity_of(path) != identity:
                 raise CorruptInputError(f"{path} changes while it is read", "wait until it is written")
             _write(file, index)
     except OSError:
         return None
-    return IndexedShard(path, name, index, identity)
+    return IndexedShard(path, name, index, identity, known is None)
 
 
 def _file_of(digest: str, meaning: Meaning) -> Path:
@@ -189,7 +191,7 @@ def _made(shard: str, meaning: Meaning) -> Index | None:
 def _read(file: Path) -> Index | None:
     """None where there is no index, or no whole one."""
     try:
-        with np.load(file, allow_pickle=False) as arrays:
+        with file.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
             index = Index(arrays["images"], arrays["marks"], arrays["texts"].tobytes(), arrays["damages"].tobytes())
     except _NO_INDEX:
         return None

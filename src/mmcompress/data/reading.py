@@ -43,19 +43,21 @@ def _read(item: Reference) -> Sample:
 def listed(places: Iterable[tuple[str, str]], tally: Tally) -> Iterator[Listed]:
     """Every good sample of the (place, name)s, in order. `tally.finish` is left to the caller."""
     for place, name in places:
-        if place.endswith(".tsv") and not is_stream(place):
-            yield from _table_samples(Path(place), tally)
-        elif not is_stream(place) and Path(place).is_dir():
-            yield from _class_samples(Path(place), name, tally)
-        elif is_photo(place):
-            yield from _photo_sample(Path(place), name, tally)
-        else:
+        if not is_image_or_table(place):
             yield from _of_shard(place, name, tally)
+        elif place.endswith(".tsv"):
+            yield from _table_samples(Path(place), tally)
+        elif Path(place).is_dir():
+            yield from _class_samples(Path(place), name, tally)
+        else:
+            yield from _photo_sample(Path(place), name, tally)
 
 
-def is_photo(place: str) -> bool:
-    """Whether a place is an image file by itself."""
-    return not is_stream(place) and place.lower().endswith(PHOTO_SUFFIXES)
+def is_image_or_table(place: str) -> bool:
+    """Whether a place is a table, a folder of a class or an image by itself; any other one is read as a shard."""
+    if is_stream(place):
+        return False
+    return place.endswith(".tsv") or Path(place).is_dir() or place.lower().endswith(PHOTO_SUFFIXES)
 
 
 def named(places: list[str]) -> list[tuple[str, str]]:
@@ -75,7 +77,7 @@ def named(places: list[str]) -> list[tuple[str, str]]:
 
 def _of_shard(place: str, name: str, tally: Tally) -> Iterator[Listed]:
     shard = indexed_shard(place, name)
-    for found in references(shard) if shard and shard.index.seekable else _unindexed(place, name):
+    for found in references(shard) if shard is not None and shard.index.seekable else _unindexed(place, name):
         if isinstance(found, Damage):
             tally.add_bad(place if found.key is None else f"{place}: {found.key}", found.reason)
             continue

@@ -32,7 +32,7 @@ class Tally:
     first: list[str] = field(default_factory=list)
 
     def add_bad(self, name: str, reason: str) -> None:
-        line = _printable(f"{name}: {reason}")
+        line = printable(f"{name}: {reason}")
         if self.log is not None:
             self.log.parent.mkdir(parents=True, exist_ok=True)
             with self.log.open("a" if self.bad else "w", encoding="utf-8") as stream:
@@ -70,6 +70,6 @@ class Tally:
         return f"{logged}mend or remove them, or allow more with data.max_bad_fraction"
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """A name from a stranger's tar must not steer a terminal."""
     return "".join(c if c.isprintable() else "�" for c in text)

@@ -1,8 +1,8 @@
 """A pipeline is a list of stages; a stage is a function from a config and source artifacts to an artifact.
 
 Resume and caching are one rule. The key of a stage's output is the hash of (stage, what counts of its config, digests
-of its parents and of the data it reads, version); a valid artifact with that key is reused, if what it was found to have
-read otherwise is still the same (`outside.py`), and anything else is made again. A stage that is killed leaves no
+of its parents and of the data it reads, version); a valid artifact with that key is reused, if what it was found to
+have read otherwise is still the same (`outside.py`), and anything else is made again. A stage that is killed leaves no
 artifact, at most a hidden `.NAME.work` folder that it resumes from.
 """
 

@@ -15,7 +15,14 @@ from mmcompress.manifest import Preprocessing
 def batch(keys: list[str], size: int = 32) -> Batch:
     pixels = np.random.default_rng(0).integers(0, 256, (len(keys), size, size, 3), dtype=np.uint8)
     count = len(keys)
-    return Batch(keys=keys, pixels=pixels, captions=[("x",)] * count, labels=[None] * count, seen=[True] * count)
+    return Batch(
+        keys=keys,
+        pixels=pixels,
+        captions=[("x",)] * count,
+        labels=[None] * count,
+        seen=[True] * count,
+        marks=[bytes(16)] * count,
+    )
 
 
 def views(*numbers: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
@@ -25,7 +32,7 @@ def views(*numbers: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
 @pytest.mark.parametrize("kind", ["photo", "drawing"])
 def test_a_view_depends_on_its_sample_alone(kind: str) -> None:
     both = batch(["a", "b"])
-    alone = Batch(["b"], both.pixels[1:], [("x",)], [None], [True])
+    alone = Batch(["b"], both.pixels[1:], [("x",)], [None], [True], [bytes(16)])
     together = pixels_of_views(both, views(1, 3), 0, kind, torch.device("cpu"))
     single = pixels_of_views(alone, views(3), 0, kind, torch.device("cpu"))
     torch.testing.assert_close(together[1], single[0])
