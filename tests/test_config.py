@@ -1,17 +1,25 @@
-"""What excludes each other in a config is refused when it is read, with the key."""
+"""What excludes each other in a config is refused when it is read, and what of a config is part of a key."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 
-from mmcompress.config import PruneConfig, QuantizeConfig, validated
+from mmcompress.architecture import Config
+from mmcompress.config import PruneConfig, QuantizeConfig, validated, what_counts
 from mmcompress.distributed import world
 from mmcompress.errors import MissingRequirementError, UsageError
+from mmcompress.stages import STAGES
 
 DATA = {"data": {"train": "demo:train"}}
+NO_PART_OF_KEYS = {
+    *("data.train", "data.validation", "data.test", "data.labels", "data.templates", "data.workers"),
+    *("teacher.source", "student.tokenizer", "device", "optimizer.save_minutes", "strict"),
+}
+"""What has a fingerprint, and what changes no result."""
 
 
 @pytest.mark.parametrize(
@@ -39,3 +47,23 @@ def test_what_goes_together_is_taken() -> None:
 def test_a_gpu_that_is_not_there_is_said() -> None:
     with pytest.raises(MissingRequirementError, match="torch finds no GPU here"), world("cuda:0"):
         pass
+
+
+def changed(config: Config) -> Iterator[tuple[str, Config]]:
+    """The config with each of its keys changed in turn."""
+    for name in type(config).model_fields:
+        if isinstance(value := getattr(config, name), Config):
+            for path, other in changed(value):
+                yield f"{name}.{path}", config.model_copy(update={name: other})
+        else:
+            yield name, config.model_copy(update={name: "another"})
+
+
+@pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")
+@pytest.mark.parametrize("name", STAGES)
+def test_a_key_is_of_what_a_result_depends_on(name: str) -> None:
+    model = STAGES[name].config
+    needed = {"teacher": {"source": "vit-b32"}, "data": {}, "student": {"source": "vit-s16"}}
+    config = model.model_validate({key: needed[key] for key in needed if key in model.model_fields})
+    for path, other in changed(config):
+        assert (what_counts(other) == what_counts(config)) == (path in NO_PART_OF_KEYS), path

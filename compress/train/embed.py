@@ -75,7 +75,7 @@ class Embeddings:
         at = MARK_BYTES * self.rows[key][0]
         if other := difference(mark, self.marks[at : at + MARK_BYTES]):
             raise CorruptInputError(
-                f"the sample {key!r} is not the one whose teacher embedding is cached: it has other {other}",
+                f"the sample {key!r} is not the one whose teacher embedding is cached: it has {other}",
                 "sets may use the same keys: embed the same data that the student learns from",
             )
 

@@ -19,7 +19,7 @@ from mmcompress.compress.train.pairs import TrainingBatch, training_pairs
 from mmcompress.compress.train.student import student_from_preset
 from mmcompress.compress.train.vocabulary import save_tokenizer, tokenizer_from_captions, vocabulary_size
 from mmcompress.config import TeacherConfig, TrainConfig
-from mmcompress.data.batches import read
+from mmcompress.data.batches import listing
 from mmcompress.distributed import gathered, gathered_ids, world
 from mmcompress.errors import UsageError
 from mmcompress.export.texts import save_text_processing
@@ -88,7 +88,7 @@ def _new_model(config: TrainConfig, guide: Embeddings | None, draft: Draft) -> D
         folder = resolve(TeacherConfig(source=config.student.tokenizer))
         draft.tokenizer = save_text_processing(folder, draft.path)
     else:
-        captions = (c for sample in read(config.data.train) for c in sample.captions)
+        captions = (c for sample in listing(config.data.train) for c in sample.captions)
         draft.tokenizer = save_tokenizer(tokenizer_from_captions(captions, config.vocab), draft.path, config.context)
     vocab = vocabulary_size(load_tokenizer(draft.path / draft.tokenizer.file))
     embed_dim = guide.dim if guide is not None else config.embed_dim

@@ -44,6 +44,6 @@ def mark_of(image: bytes, captions: Sequence[str]) -> bytes:
 def difference(mark: bytes, other: bytes) -> str | None:
     """In what two samples of one key differ, as words; None where they are the same."""
     parts = [
-        word for word, at in (("image", 0), ("captions", _HALF)) if mark[at : at + _HALF] != other[at : at + _HALF]
+        word for word, at in (("another image", 0), ("other captions", _HALF)) if mark[at : at + _HALF] != other[at : at + _HALF]
     ]
     return " and ".join(parts) or None
