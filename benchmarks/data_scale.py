@@ -4,7 +4,7 @@ python benchmarks/data_scale.py [--pairs 1000 20000 200000] [--a-shard 10000] [-
 
 Pairs are JPEGs of 32 pixels with a sentence, so that what is measured is everything but pixels. `first` is a machine
 that has not seen the data: nothing in the cache folder. `again` is a rerun. Times are of one run each, in seconds of
-the clock and without the start of Python, files in the page cache; the last column is one more shard in the folder.
+the processor, without the start of Python, files in the page cache; the last column is one more shard in the folder.
 The functions are older than the index, so an earlier commit can be measured by the same file.
 """
 
@@ -36,9 +36,9 @@ from mmcompress.manifest import Preprocessing
 spec, skip, steps = sys.argv[1], int(sys.argv[2]), json.loads(sys.argv[3])
 P = Preprocessing(size=32, resize=32, mean=(0.5,) * 3, std=(0.5,) * 3)
 for step in steps:
-    start = time.perf_counter()
+    start = time.process_time()
     eval(step)
-    print(time.perf_counter() - start)
+    print(time.process_time() - start)
 """
 
 

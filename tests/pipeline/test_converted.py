@@ -21,8 +21,8 @@ from mmcompress.data.sentences import SENTENCES
 from mmcompress.huggingface import dual_encoder_from_checkpoint
 from mmcompress.measure.verdict import contest
 from mmcompress.pipeline.converted import name_of
-from mmcompress.places import CACHE
 from mmcompress.pipeline.sources import parent_beside
+from mmcompress.places import CACHE
 from mmcompress.runtime.tokenize import load_tokenizer, tokenize
 
 Cli = Callable[..., Any]

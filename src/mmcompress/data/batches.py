@@ -145,7 +145,8 @@ def batches(
 ) -> Iterator[Batch]:
     """Batches of one pass over the data, from batch `skip` on.
 
-    With a seed the order is shuffled, as a function of (seed, epoch): `buffer` encoded samples are held in memory.
+    With a seed the order is shuffled, as a function of (seed, epoch), through a buffer of `buffer` samples; their
+    encoded images are held in memory where they are of no indexed shard.
     Of `world` processes each takes every world-th sample, so theirs together are the batches of one process with
     `batch * world`; with `drop_last` all of them get equally many. Images are taken from `kept`, by key, and put there
     while they fit; one such dict belongs to one spec and one preprocessing.
@@ -247,15 +248,22 @@ def _decode_piece(
     """Pixels, or why there are none."""
     results: list[NDArray[np.uint8] | str] = []
     for sample in piece:
+        if kept is not None and (known := kept.get(sample.key)) is not None:
+            results.append(known)
+            continue
         try:
-            pixels = None if kept is None else kept.get(sample.key)
-            if pixels is None:
-                pixels = _pixels(sample.stored(), preprocessing)
-                if kept is not None and (len(kept) + 1) * pixels.nbytes <= KEPT_BYTES:
-                    kept[sample.key] = pixels
-            results.append(pixels)
+            image = sample.stored()  # a shard that has changed is an error
+        except OSError as error:
+            results.append(f"the image cannot be read: {error}")
+            continue
+        try:
+            pixels = _pixels(image, preprocessing)
         except (*_PILLOW_ERRORS, CorruptInputError) as error:
             results.append(f"the image cannot be decoded: {error}")
+            continue
+        if kept is not None and (len(kept) + 1) * pixels.nbytes <= KEPT_BYTES:
+            kept[sample.key] = pixels
+        results.append(pixels)
     return results
 
 

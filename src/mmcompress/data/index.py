@@ -15,9 +15,11 @@ from __future__ import annotations
 import functools
 import io
 import os
+import uuid
 import zipfile
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -138,8 +140,8 @@ def indexed_shard(place: str, name: str) -> IndexedShard | None:
     path = Path(place)
     meaning = Meaning(numbered_classes(place), is_retrieval(place))
     try:
-        digest, identity = sha256_of(path), identity_of(path)
-        file = _file_of(digest, meaning)
+        identity = identity_of(path)
+        file = _file_of(sha256_of(path), meaning)
         known = _read(file)
         index = known if known is not None else _made(place, meaning)
         if index is None:
@@ -208,12 +210,14 @@ def _write(file: Path, index: Index) -> None:
         texts=np.frombuffer(index.texts, np.uint8),
         damages=np.frombuffer(index.damages, np.uint8),
     )
-    partial = file.with_name(f".{file.name}.{os.getpid()}")
+    partial = file.with_name(f".{uuid.uuid4().hex}")  # machines may share the folder
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         partial.write_bytes(content.getbuffer())
         partial.replace(file)
     except OSError as error:
+        with suppress(OSError):
+            partial.unlink()
         _warn_of_cache(str(file.parent), error.strerror or str(error))
 
 

@@ -43,7 +43,5 @@ def mark_of(image: bytes, captions: Sequence[str]) -> bytes:
 
 def difference(mark: bytes, other: bytes) -> str | None:
     """In what two samples of one key differ, as words; None where they are the same."""
-    parts = [
-        word for word, at in (("another image", 0), ("other captions", _HALF)) if mark[at : at + _HALF] != other[at : at + _HALF]
-    ]
-    return " and ".join(parts) or None
+    halves = ("another image", slice(_HALF)), ("other captions", slice(_HALF, None))
+    return " and ".join(words for words, half in halves if mark[half] != other[half]) or None
