@@ -141,7 +141,7 @@ def test_skipping_is_what_would_have_followed(three: str, seed: int | None, skip
 
 
 def test_skipping_decodes_nothing(three: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from mmcompress.data import batches as data
+    from mmcompress.data import decoding as data
 
     decoded: list[bytes] = []
     pixels = data._pixels
@@ -157,7 +157,7 @@ def test_skipping_decodes_nothing(three: str, monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.parametrize("room", [60, 5])
 def test_kept_images_are_decoded_once(three: str, monkeypatch: pytest.MonkeyPatch, room: int) -> None:
-    from mmcompress.data import batches as data
+    from mmcompress.data import decoding as data
 
     expected = [made(three, shuffle_seed=2, epoch=epoch) for epoch in (0, 1)]
     decoded: list[bytes] = []
