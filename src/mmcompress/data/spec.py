@@ -34,8 +34,8 @@ ACCEPTED = (
     f"(DIR/test/*.tar beside {CLASSNAMES}), a folder of photos without captions, a URL, 'pipe:COMMAND', '-' for stdin, "
     "or demo:train, demo:val, demo:test"
 )
-_HASHING = 8
-"""Files that are hashed at once."""
+_HASHING, _AT_ONCE = 8, 16
+"""Threads that hash files, and the files that one takes at a time: most are known, and handing over costs more."""
 PHOTO_SUFFIXES = tuple(f".{suffix}" for suffix in IMAGE_SUFFIXES)
 
 
@@ -222,9 +222,14 @@ def _content(folder: Path) -> list[tuple[str, Path]]:
 
 def _of_files(named: list[tuple[str, Path]]) -> str:
     """The identity of files under their names; they are hashed side by side, outside of the interpreter lock."""
+    parts = [named[i : i + _AT_ONCE] for i in range(0, len(named), _AT_ONCE)]
     with ThreadPoolExecutor(_HASHING, thread_name_prefix="hash") as pool:
-        identities = pool.map(_identity, [path for _, path in named])
-        return hash_json(["files", [[name, *found] for (name, _), found in zip(named, identities, strict=True)]])
+        found = [one for part in pool.map(_identities, parts) for one in part]
+    return hash_json(["files", found])
+
+
+def _identities(named: list[tuple[str, Path]]) -> list[tuple[str, int, str]]:
+    return [(name, *_identity(path)) for name, path in named]
 
 
 def _identity(path: Path) -> tuple[int, str]:
