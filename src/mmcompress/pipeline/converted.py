@@ -94,16 +94,17 @@ def becomes_checkpoint(teacher: TeacherConfig) -> bool:
     return True
 
 
-def check_becomes_checkpoint(source: str | Path, wanted: str) -> None:
+def check_becomes_checkpoint(
+    source: str | Path,
+    wanted: str,
+    hint: str = "`mmcompress export` writes its ONNX as it is, and distill takes it as a teacher",
+) -> None:
     """Raise UsageError, before anything is fetched or loaded that need not be, unless a teacher can be a checkpoint.
 
-    `wanted` says what cannot be done with it.
+    `wanted` says what cannot be done with it, and `hint` what can.
     """
     if not becomes_checkpoint(teacher_named(str(source), Kind.CHECKPOINT.value)):
-        raise UsageError(
-            f"{source} cannot be {wanted}: it is of no family whose blocks mmcompress knows",
-            "`mmcompress export` writes its ONNX as it is, and distill takes it as a teacher",
-        )
+        raise UsageError(f"{source} cannot be {wanted}: it is of no family whose blocks mmcompress knows", hint)
 
 
 def is_graph(source: str | Path, near: Artifact | None) -> bool:
