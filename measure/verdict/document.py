@@ -133,7 +133,7 @@ class ReasonedRecommendation(Recommendation):
 
 
 class VerdictDocument(Document):
-    """FP32, FP16 and INT8 of one checkpoint on one backend, and the recommendation."""
+    """FP32, on GPUs FP16, and INT8 of one checkpoint on one backend, and the recommendation."""
 
     backend: Backend
     """The runtime that was asked about."""

@@ -1,7 +1,7 @@
 """The ruling of a verdict: from ratios and drift to the file that should be shipped, and the words for it. Pure.
 
 INT8 costs accuracy and a calibration that has to be kept, so it has to earn its place: the whole 95% interval of its
-speed-up over the faster of FP32 and FP16 lies beyond 2%, and it loses no more of FP32's R@10 hits, and answers no more
+speed-up over the fastest float graph lies beyond 2%, and it loses no more of FP32's R@10 hits, and answers no more
 images otherwise, than the budget. Of the float graphs the plainer one stays unless another is faster by as much. The
 image tower decides, since texts are usually embedded once; what the text tower does is reported beside it.
 """
@@ -56,7 +56,7 @@ def plainest(floats: Sequence[Contestant], faster: Faster) -> Contestant:
 def ruled(
     int8: Contestant, drift: HeldOutDrift, floats: Sequence[Contestant], faster: Faster, budget: Budget
 ) -> Ruling:
-    """`floats` in the order of preference: FP32 on the backend, FP32 elsewhere, FP16; `drift` is that of INT8."""
+    """`floats` in the order of preference: FP32 on the backend, FP32 elsewhere or FP16; `drift` is that of INT8."""
     to_beat = max(floats, key=lambda contestant: faster(contestant, floats[0]).speedup)
     ratio = faster(int8, to_beat)
     own = faster(int8, floats[0]) if to_beat.backend != int8.backend else None

@@ -425,7 +425,7 @@ class ExportConfig(StageConfig):
 
 
 class VerdictConfig(BudgetConfig):
-    """FP32, FP16 and INT8 graphs of a quantized checkpoint, side by side on one backend: which to ship."""
+    """Float and INT8 graphs of a quantized checkpoint, side by side on one backend: which to ship."""
 
     data: DataConfig
     """Choices are made on the validation pairs; without any, on training pairs that calibration has not seen."""
