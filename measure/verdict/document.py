@@ -146,7 +146,9 @@ class VerdictDocument(Document):
     pairs: int
     """Held-out images."""
     texts: int
-    """Different texts that belong to them."""
+    """Different texts that they choose from: their captions, else sentences that ship."""
+    own_answers: bool = False
+    """Whether right is what FP32 answers, of photos that nobody captioned."""
     max_drop: float | None
     """Share of R@10 hits that was allowed to be lost, 0 to 1; null for any."""
     max_flips: float | None

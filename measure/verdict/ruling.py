@@ -67,13 +67,29 @@ def ruled(
     return Ruling(plainest(floats, faster) if obstacles else int8, to_beat, ratio, own, tuple(obstacles))
 
 
-def sentence(ruling: Ruling, int8: Contestant, drift: HeldOutDrift, faster: Faster, budget: Budget, pairs: int) -> str:
-    """The verdict in plain words."""
+def sentence(
+    ruling: Ruling,
+    int8: Contestant,
+    drift: HeldOutDrift,
+    faster: Faster,
+    budget: Budget,
+    pairs: int,
+    shipped: int | None = None,
+) -> str:
+    """The verdict in plain words; of photos that nobody captioned, `shipped` sentences stood in for captions."""
+    said = _ruling_in_words(ruling, int8, drift, faster, budget, f"{pairs} held-out {'photos' if shipped else 'pairs'}")
+    truth = f"The photos have no captions: right is what FP32 answers among {shipped} sentences that ship."
+    return f"{said} {truth}" if shipped else said
+
+
+def _ruling_in_words(
+    ruling: Ruling, int8: Contestant, drift: HeldOutDrift, faster: Faster, budget: Budget, held: str
+) -> str:
     on = BACKENDS[int8.backend]
     own = f" On {on} alone, it is {pace(ruling.own_speedup, 'FP32')}." if ruling.own_speedup else ""
     if ruling.int8:
         fastest = f"{pace(ruling.speedup, named(ruling.to_beat))}, the fastest float graph"
-        within = f"and on {pairs} held-out pairs it {budget.told(drift.cost)}"
+        within = f"and on {held} it {budget.told(drift.cost)}"
         return f"Ship {named(int8)} ({int8.name}): it is {fastest}, {within}.{own}"
     because = "; ".join(ruling.obstacles)
     told = f"Do not ship {named(int8)} ({int8.name}, the best of the candidates): {because}. Ship {named(ruling.ship)}"

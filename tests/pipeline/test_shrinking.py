@@ -143,6 +143,10 @@ def test_the_whole_way(
     assert page["rows"][-1]["precision"] == "int8" and page["rows"][-1]["latency"]
     assert page["verdicts"] and any("no captions" in warning for warning in page["warnings"])
     assert page["test"]["data"].startswith("part:")
+    (verdict,) = page["verdicts"]
+    said = f"right is what FP32 answers among {verdict['texts']} sentences that ship."
+    assert verdict["own_answers"] and verdict["recommendation"]["sentence"].endswith(said)
+    assert f"drift is from FP32 on {verdict['pairs']} photos of part:" in (out / "report" / "report.html").read_text()
     assert (out / "report" / "report.html").is_file() and (out / "report" / "report.md").is_file()
     again = cli(*asked)
     assert again.code == 0 and "running" not in again.err

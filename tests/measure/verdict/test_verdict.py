@@ -15,6 +15,7 @@ import pytest
 from held_out import held_out_drift
 from matched_clip import CAPTIONS, write_matched, write_squares
 from numpy.typing import NDArray
+from photos import write_photos
 
 from mmcompress.artifact import Artifact
 from mmcompress.budget import Budget
@@ -192,6 +193,14 @@ def test_of_equally_fast_finalists_the_one_that_drifts_least_is_taken() -> None:
 
     assert chosen(0.998) is near
     assert chosen(0.8) is far
+
+
+def test_too_few_photos_are_called_photos(world: Path, tmp_path: Path, coloured_squares: Path) -> None:
+    photos = write_photos(tmp_path / "photos", coloured_squares, 1)
+    for path in sorted(photos.iterdir())[15:]:
+        path.unlink()
+    with pytest.raises(UsageError, match="has 15 photos that the calibration has not seen, 40 are enough"):
+        judge(world, tmp_path / "v", **{"data.validation": str(photos)})
 
 
 def test_a_race_ends_when_it_is_decided(world: Path, tmp_path: Path) -> None:
