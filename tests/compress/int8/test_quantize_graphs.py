@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -161,6 +162,16 @@ def test_mistakes_are_named(world: tuple[Artifact, Path], quantized: Artifact, t
             STAGES["quantize-graphs"], QuantizeGraphsConfig(data=DataConfig()), {"graphs": world[0]}, (), tmp_path / "q"
         )
     assert not (tmp_path / "q").exists()
+
+
+def test_a_teachers_graphs_are_not_bisected(
+    cli: Callable[..., Any], quantized: Artifact, world: tuple[Artifact, Path], tmp_path: Path
+) -> None:
+    for pair in ((world[0].path, quantized.path), (quantized.path, world[0].path)):
+        done = cli("bisect", *pair, "--data", world[1], "--out", tmp_path / "b")
+        assert done.code == 2 and f"error: {pair[0]} cannot be bisected" in done.err, done.err
+        assert "hint: give two exports of one checkpoint" in done.err and "running" not in done.err
+    assert not (tmp_path / "b").exists()
 
 
 def test_an_input_whose_neighbours_are_unknown_is_its_own() -> None:
