@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
-from itertools import islice
 from pathlib import Path
 
 from mmcompress.architecture import DualEncoderConfig
@@ -32,7 +31,7 @@ from mmcompress.config import (
     TraceConfig,
     TrainConfig,
 )
-from mmcompress.data.batches import read
+from mmcompress.data.batches import count_up_to
 from mmcompress.data.spec import fingerprint, is_stream
 from mmcompress.errors import UsageError
 from mmcompress.export.pixels import image_processing
@@ -118,7 +117,7 @@ def check_fills_a_batch(spec: str | None, batch: int) -> None:
     """Raise UsageError where data has less than one batch; of a stream, which is read once, nothing is known yet."""
     if spec is None or is_stream(spec):
         return
-    there = sum(1 for _ in islice(read(spec, max_bad_fraction=1.0, announce=False), batch))
+    there = count_up_to(batch, spec)
     if there < batch:
         raise UsageError(
             f"a batch of {batch} pairs was asked for, and there are {there} in {spec}",

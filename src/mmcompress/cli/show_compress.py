@@ -12,6 +12,7 @@ from mmcompress.cli.console import Summary, about, artifact_summary, empty_table
 from mmcompress.cli.show_measure import verdict_summary
 from mmcompress.cli.show_report import report_summary
 from mmcompress.formats import compact, percent
+from mmcompress.int8 import SEEN
 from mmcompress.manifest import Kind
 
 
@@ -48,6 +49,9 @@ def quantize_summary(artifact: Artifact, judged: Artifact | None) -> Summary:
     facts, cost = artifact.manifest.facts, artifact.manifest.metrics["calibration"]
     integers = facts["linears"] if "linears" in facts else facts["products"]
     lines = [f"INT8: {integers} of {integers + len(facts['kept'])} products with weights; the others stay in float"]
+    asked, seen = artifact.manifest.config["samples"], facts[SEEN]["pairs"]
+    if seen < asked:
+        lines.append(f"calibrated on {seen} samples, which are all there are; {asked} were asked for")
     if "flips" in cost:
         lost, flips = percent(cost["r10_lost"]), percent(cost["flips"])
         lines.append(
