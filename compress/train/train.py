@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mmcompress.artifact import Draft
-from mmcompress.compress.train.distill import distillation_loss
+from mmcompress.compress.train.distill import distillation_terms
 from mmcompress.compress.train.embed import Embeddings, load_embeddings
 from mmcompress.compress.train.losses import info_nce
 from mmcompress.compress.train.optimize import optimize
@@ -52,18 +52,18 @@ def train(job: Job[TrainConfig]) -> None:
         )
         anchors = guide.anchors(config.anchors, here.device) if guide is not None else None
 
-        def loss_of(batch: TrainingBatch, _: int) -> Tensor:
+        def loss_of(batch: TrainingBatch, _: int) -> dict[str, Tensor]:
             student = model(batch.pixels, batch.tokens)
             images, texts = gathered(student, here)
             groups = gathered_ids(batch.groups, here)
             scale = model.logit_scale.clamp(max=MAX_LOGIT_SCALE)
             same = groups[:, None] == groups[None, :]
-            loss = config.contrastive * info_nce(images, texts, scale, same, config.smoothing)
+            terms = {"contrastive": config.contrastive * info_nce(images, texts, scale, same, config.smoothing)}
             if batch.teacher is not None and anchors is not None:
-                loss = loss + distillation_loss(
+                terms |= distillation_terms(
                     student, batch.teacher, anchors, config.cosine, config.relational, config.temperature
                 )
-            return loss
+            return terms
 
         metrics = optimize(
             model,

@@ -89,7 +89,10 @@ class StudentConfig(Config):
 
 
 class OptimizerConfig(Config):
-    """AdamW (Loshchilov & Hutter 2019) with linear warm-up and cosine decay to zero."""
+    """AdamW (Loshchilov & Hutter 2019) with linear warm-up and cosine decay to zero.
+
+    A key with `exclude` changes no weight, so it is no part of an artifact's key: a run goes on when it is changed.
+    """
 
     epochs: float = Field(default=10.0, gt=0)
     """Passes over the training pairs."""
@@ -109,7 +112,9 @@ class OptimizerConfig(Config):
     """Decay of the averaged weights that are saved; 0 saves the last ones."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of the arithmetic; weights stay in float32. `auto` is bfloat16 on GPUs from Ampere on and on CPUs with AMX."""
-    save_minutes: float = Field(default=1.0, gt=0)
+    max_skipped: int = Field(default=10, ge=1, exclude=True)
+    """Steps in a row with a loss or gradient that is not finite, each of them skipped, at which training gives up."""
+    save_minutes: float = Field(default=1.0, gt=0, exclude=True)
     """How often the state to resume from is written."""
 
 
