@@ -25,6 +25,7 @@ from mmcompress.compress.train.optimize import optimize
 from mmcompress.compress.train.pairs import TrainingBatch, training_pairs
 from mmcompress.compress.train.student import inherited_share, student_from_preset, student_from_teacher
 from mmcompress.compress.train.vocabulary import vocabulary_size
+from mmcompress.compress.train.watching import watch_of
 from mmcompress.config import DistillConfig
 from mmcompress.distributed import world
 from mmcompress.errors import UsageError
@@ -95,6 +96,7 @@ def distill(job: Job[DistillConfig]) -> None:
             pairs=pairs.count,
             world=here,
             work=job.work,
+            watch=watch_of(model, draft, config.data, config.watch, config.optimizer.batch, here),
             what=f"distilling {job.name}",
         )
     save_checkpoint(model.cpu(), draft.path)

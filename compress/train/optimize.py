@@ -11,16 +11,14 @@ figures that are reduced over them, in one all-reduce that also says whether one
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from mmcompress.compress.train.meter import Meter
+from mmcompress.compress.train.meter import Figures, metered
 from mmcompress.compress.train.state import (
     Position,
     StateWriter,
@@ -29,10 +27,11 @@ from mmcompress.compress.train.state import (
     training_tensors,
 )
 from mmcompress.compress.train.stopping import told_to_stop
+from mmcompress.compress.train.watching import Watch
 from mmcompress.config import OptimizerConfig
-from mmcompress.distributed import World, average_gradients, mean_over_ranks, of_all_ranks, told_by_first_rank
+from mmcompress.distributed import World, average_gradients, mean_over_ranks, of_all_ranks
 from mmcompress.errors import StoppedError, UsageError
-from mmcompress.progress import counted, say
+from mmcompress.progress import say
 
 
 class Keyed(Protocol):
@@ -77,11 +76,13 @@ def optimize(
     world: World,
     work: Path,
     what: str,
+    watch: Watch | None = None,
 ) -> dict[str, float | None]:
     """Train the model in place; return what the run took.
 
     `stream(epoch, skip)` yields the batches of an epoch after the first `skip`; `loss_of(batch, epoch)` is a scalar, or
-    the terms that add up to one, by name. With `config.ema` the model ends with the averaged weights.
+    the terms that add up to one, by name. With `config.ema` the model ends with the averaged weights, and
+    with those that were the best where they are watched.
 
     Raises StoppedError when SIGTERM or SIGUSR1 came, with the state written; UsageError where training diverged.
     """
@@ -89,24 +90,23 @@ def optimize(
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     optimizer = _optimizer(trained, config)
     average = {name: p.detach().clone() for name, p in trained.items()} if config.ema else {}
-    tensors = training_tensors(trained, average, optimizer)
+    best = {name: p.detach().clone() for name, p in trained.items()} if watch and watch.keep_best else {}
+    tensors = training_tensors(trained, {"average": average, "best": best}, optimizer)
     at = restored(work, tensors, world)
-    first = world.rank == 0
-    if at.step and first:
+    if at.step and world.rank == 0:
         say("", work.name, f"goes on after step {at.step} of {steps}")
     mixed = config.precision == "bfloat16" or (config.precision == "auto" and computes_bfloat16(world.device))
-    meter = Meter(config.batch, world.device)
-    saved = time.monotonic()
     batches = _batches(stream, at.step, steps, an_epoch)
     with (
         told_to_stop() as asked,
-        StateWriter(work, world.size) as states,
-        counted(what, steps, at.step, quiet=not first) as count,
+        StateWriter(work, world, config.save_minutes) as states,
+        metered(what, steps, at.step, config, world) as meter,
     ):
         with meter.waiting():
             upcoming = next(batches, None)
-        while upcoming is not None:
+        while upcoming is not None and not (watch and watch.over(at)):
             epoch, batch = upcoming
+            rate = learning_rate(at.step, steps, config)
             with torch.autocast(world.device.type, torch.bfloat16, enabled=mixed):
                 terms = _named(loss_of(batch, epoch))
                 loss = sum(terms.values(), next(iter(terms.values())).new_zeros(()))
@@ -114,52 +114,62 @@ def optimize(
             loss.backward()
             average_gradients(trained.values(), world)
             norm = nn.utils.clip_grad_norm_(trained.values(), config.clip)
-            wanted = (norm, loss, *terms.values(), loss.new_tensor(float(asked.by is not None)))
-            figures = mean_over_ranks(torch.stack([figure.detach().float() for figure in wanted]), world)
+            told = (loss.new_tensor(float(asked.by is not None)), norm, loss, *terms.values())
+            reduced = mean_over_ranks(torch.stack([figure.detach().float() for figure in told]), world)
             with meter.waiting():  # while a GPU computes: what follows needs its figures
                 upcoming = next(batches, None)
-            size, at_loss, *by_term, stop = figures.tolist()
-            if math.isfinite(size) and math.isfinite(at_loss):
-                for group in optimizer.param_groups:
-                    group["lr"] = learning_rate(at.step, steps, config)
-                optimizer.step()
-                decay = min(config.ema, (1 + at.step) / (10 + at.step))
-                for name, mean in average.items():
-                    mean.lerp_(trained[name].detach(), 1 - decay)
-                at.loss, at.in_a_row = at_loss, 0
+            stop, size, of_all, *by_term = reduced.tolist()
+            figures = Figures(size, of_all, dict(zip(terms, by_term, strict=True)))
+            if figures.finite:
+                _update(optimizer, rate, trained, average, min(config.ema, (1 + at.step) / (10 + at.step)))
+                at.loss, at.in_a_row = figures.loss, 0
             else:
                 at.skipped, at.in_a_row = at.skipped + 1, at.in_a_row + 1
-                _tell_of_skipped(at, batch, at_loss, config.max_skipped, world, what)
-            at.step, meter.steps = at.step + 1, meter.steps + 1
+                _tell_of_skipped(at, batch, figures.loss, config.max_skipped, world, what)
+            at.step += 1
+            if watch and watch.due(at.step, steps):
+                watch.look(at, trained, average, best, world)
             if stop:
-                if first:
-                    states.write(at, tensors)
-                    states.wait()
-                told_by_first_rank(at.step, world)  # the others stay until it is written
+                states.write_now(at, tensors)
                 raise StoppedError(
                     f"{what} was told to stop ({asked.by or 'another process was'}) after step {at.step} of {steps}; "
                     "its state is written",
                     "give the same command again: it goes on there",
                 )
-            if first and time.monotonic() - saved > 60 * config.save_minutes and not states.busy:
-                states.write(at, tensors)
-                saved = time.monotonic()
-            count(partial(meter.told, at.loss, dict(zip(terms, by_term, strict=True)), at.skipped))
+            states.write_when_due(at, tensors)
+            meter.tell(at.step, at.skipped, figures, rate)
     with torch.no_grad():
-        for name, mean in average.items():
-            trained[name].copy_(mean)
+        for name, weight in (best or average).items():
+            trained[name].copy_(weight)
     if at.loss is None:
         raise UsageError("training diverged: no step had a finite loss and gradient", "lower the learning rate")
     check_finite_tensors(tensors)
-    if at.skipped and first:
-        say("", work.name, f"warning: {at.skipped} of {steps} steps were skipped, as their loss was not finite")
+    if at.skipped and world.rank == 0:
+        say("", work.name, f"warning: {at.skipped} of {steps} steps were skipped, as they were not finite")
+    measured = {} if at.best is None else {"best_r10": at.best, "best_step": at.best_step}
     return {
-        "steps": steps,
+        "steps": at.step,
         "skipped": at.skipped,
         "loss": at.loss,
+        **measured,
         "seconds": meter.seconds,
-        "images_per_s": meter.images_per_s if meter.steps else None,
+        "images_per_s": meter.images_per_s,
     }
+
+
+def _update(
+    optimizer: torch.optim.Optimizer,
+    rate: float,
+    trained: Mapping[str, Tensor],
+    average: Mapping[str, Tensor],
+    decay: float,
+) -> None:
+    """One step of AdamW at a learning rate, and of the average."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    optimizer.step()
+    for name, mean in average.items():
+        mean.lerp_(trained[name].detach(), 1 - decay)
 
 
 def _named(loss: Loss) -> Mapping[str, Tensor]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import time
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -43,12 +44,19 @@ class Position:
     """Of these, the ones since the last step that was not skipped."""
     loss: float | None = None
     """Of the last step that was not skipped."""
+    best: float | None = None
+    """Highest R@10 that was measured on validation pairs; None where none was."""
+    best_step: int = 0
+    """The steps that were done then."""
+    since_best: int = 0
+    """Measurements since then."""
 
 
 def training_tensors(
-    trained: Mapping[str, nn.Parameter], average: Mapping[str, Tensor], optimizer: torch.optim.AdamW
+    trained: Mapping[str, nn.Parameter], others: Mapping[str, Mapping[str, Tensor]], optimizer: torch.optim.AdamW
 ) -> dict[str, Tensor]:
-    """Every tensor that a step changes in place, by name: weights, their average, AdamW's moments and count of updates.
+    """Every tensor that a step changes in place, by name: weights, AdamW's moments and count of updates, and `others`
+    by what they are, an average say.
 
     AdamW would make its own at its first step; here they are made at once, so that they are there to be loaded into.
     """
@@ -62,7 +70,7 @@ def training_tensors(
         optimizer.state[parameter] = own
         tensors[f"weight/{name}"] = parameter.detach()
         tensors |= {f"{part}/{name}": tensor for part, tensor in own.items()}
-    return tensors | {f"average/{name}": mean for name, mean in average.items()}
+    return tensors | {f"{part}/{name}": own for part, named in others.items() for name, own in named.items()}
 
 
 def check_finite_tensors(tensors: Mapping[str, Tensor]) -> None:
@@ -82,10 +90,15 @@ def check_finite_tensors(tensors: Mapping[str, Tensor]) -> None:
 
 
 class StateWriter:
-    """Writes states into a folder, one at a time, while the training goes on. Closing it waits for the last one."""
+    """Writes states into a folder, one at a time, while the training goes on. Closing it waits for the last one.
 
-    def __init__(self, work: Path, world_size: int) -> None:
-        self._work, self._world_size = work, world_size
+    Every rank has one, and that of rank 0 writes. It raises UsageError for tensors that are not finite, and of a file
+    that could not be written when the next one is due.
+    """
+
+    def __init__(self, work: Path, here: World, every_minutes: float) -> None:
+        self._work, self._here, self._every_s = work, here, 60 * every_minutes
+        self._saved = time.monotonic()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="state")
         self._pending: Future[None] | None = None
 
@@ -95,23 +108,30 @@ class StateWriter:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         self._thread.shutdown()
         if error is None:
-            self.wait()
+            self._wait()
 
-    @property
-    def busy(self) -> bool:
-        return self._pending is not None and not self._pending.done()
+    def write_when_due(self, position: Position, tensors: Mapping[str, Tensor]) -> None:
+        """Copy the tensors and have them written, where it is time and the file before is written."""
+        busy = self._pending is not None and not self._pending.done()
+        if self._here.rank == 0 and not busy and time.monotonic() - self._saved > self._every_s:
+            self._hand_over(position, tensors)
 
-    def write(self, position: Position, tensors: Mapping[str, Tensor]) -> None:
-        """Copy the tensors, and have them written. Raises UsageError where they are not finite, and of the file before
-        that could not be written."""
-        self.wait()
+    def write_now(self, position: Position, tensors: Mapping[str, Tensor]) -> None:
+        """Write, and return on every rank when it is on the disk."""
+        if self._here.rank == 0:
+            self._hand_over(position, tensors)
+            self._wait()
+        told_by_first_rank(position.step, self._here)
+
+    def _hand_over(self, position: Position, tensors: Mapping[str, Tensor]) -> None:
+        self._wait()
         check_finite_tensors(tensors)
         copies = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
-        about = {"position": json.dumps(asdict(position)), "world_size": str(self._world_size)}
+        about = {"position": json.dumps(asdict(position)), "world_size": str(self._here.size)}
         self._pending = self._thread.submit(_write, self._work, position.step, copies, about)
+        self._saved = time.monotonic()
 
-    def wait(self) -> None:
-        """Return when what was handed over is on the disk."""
+    def _wait(self) -> None:
         if self._pending is None:
             return
         try:

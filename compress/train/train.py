@@ -18,6 +18,7 @@ from mmcompress.compress.train.optimize import optimize
 from mmcompress.compress.train.pairs import TrainingBatch, training_pairs
 from mmcompress.compress.train.student import student_from_preset
 from mmcompress.compress.train.vocabulary import save_tokenizer, tokenizer_from_captions, vocabulary_size
+from mmcompress.compress.train.watching import watch_of
 from mmcompress.config import TeacherConfig, TrainConfig
 from mmcompress.data.batches import read
 from mmcompress.distributed import gathered, gathered_ids, world
@@ -73,6 +74,7 @@ def train(job: Job[TrainConfig]) -> None:
             pairs=pairs.count,
             world=here,
             work=job.work,
+            watch=watch_of(model, draft, config.data, config.watch, config.optimizer.batch, here),
             what=f"training {job.name}",
         )
     save_checkpoint(model.cpu(), draft.path, getattr(torch, config.save_dtype))

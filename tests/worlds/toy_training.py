@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mmcompress.compress.train.optimize import optimize
+from mmcompress.compress.train.watching import Watch
 from mmcompress.config import OptimizerConfig
 from mmcompress.distributed import World
 
@@ -52,10 +53,12 @@ def run(
     config: OptimizerConfig,
     at_step: Callable[[int], float | None] = lambda _: None,
     also: Callable[[int, nn.Module], float | Tensor] = lambda *_: 0.0,
+    watched: Callable[[nn.Module], Watch] | None = None,
 ) -> Run:
     """Train. `at_step` is called before each step, and what it returns is added to the loss; so is `also`."""
     work.mkdir(exist_ok=True)
     trained, steps_run = network(), 0
+    watch = watched(trained) if watched else None
 
     def loss_of(batch: Rows, _: int) -> Tensor:
         nonlocal steps_run
@@ -64,5 +67,7 @@ def run(
         return nn.functional.mse_loss(trained(batch.values), batch.values) + added + also(batch.step, trained)
 
     pairs = BATCHES * BATCH
-    found = optimize(trained, loss_of, stream, config=config, pairs=pairs, world=HERE, work=work, what="test")
+    found = optimize(
+        trained, loss_of, stream, config=config, pairs=pairs, world=HERE, work=work, what="test", watch=watch
+    )
     return Run(trained.state_dict(), found, steps_run)

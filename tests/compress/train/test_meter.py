@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import time
 
@@ -9,22 +10,33 @@ import pytest
 import torch
 
 from mmcompress import progress
-from mmcompress.compress.train.meter import Meter
+from mmcompress.compress.train.meter import Figures, Meter
 
 
 def test_a_meter_tells_speed_waiting_terms_memory_and_skips(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = 100.0
+    now, drawn, said = 100.0, {}, []
     monkeypatch.setattr(time, "monotonic", lambda: now)
-    meter = Meter(batch=16, device=torch.device("cpu"))
+    meter = Meter(
+        16, torch.device("cpu"), lambda told: said.append(told()), lambda step, more: drawn.update({step: more})
+    )
+    assert meter.images_per_s is None, "what was not timed is not a figure"
     with meter.waiting():
         now += 1
-    meter.steps, now = 10, now + 3
-    assert (meter.images_per_s, meter.waiting_share) == (40.0, 0.25)
-    said = meter.told(0.5, {"cosine": 0.3, "relational": 0.2}, 0)
-    assert re.fullmatch(
-        r"40 images/s, 25% waiting for data, loss 0\.5 \(cosine 0\.3, relational 0\.2\), [\d.,]+ MB", said
-    )
-    assert meter.told(None, {"loss": 0.3}, 2).endswith(" MB, 2 skipped") and "(" not in meter.told(0.5, {"loss": 1}, 0)
+    now += 3
+    meter.tell(8, 0, Figures(2.0, 0.5, {"cosine": 0.3, "relational": 0.2}), 1e-3)
+    meter.tell(9, 2, Figures(2.0, math.nan, {"loss": math.nan}), 1e-3)
+    first = r"4 images/s, 25% waiting for data, loss 0\.5 \(cosine 0\.3, relational 0\.2\), [\d.,]+ MB"
+    assert re.fullmatch(first, said[0])
+    assert re.fullmatch(r"8 images/s, 25% waiting for data, loss nan, [\d.,]+ MB, 2 skipped", said[1])
+    assert drawn[8] == {
+        "loss/cosine": 0.3,
+        "loss/relational": 0.2,
+        "gradient norm": 2.0,
+        "learning rate": 1e-3,
+        "skipped": 0,
+        "images per second": 4.0,
+        "waiting for data": 0.25,
+    }
 
 
 def test_a_log_has_a_line_now_and_then_and_a_quiet_count_none(

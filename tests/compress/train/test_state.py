@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from toy_training import network, run
+from toy_training import HERE, network, run
 
 from mmcompress.compress.train import state
 from mmcompress.compress.train.state import Position, StateWriter, training_tensors
@@ -19,21 +20,25 @@ from mmcompress.errors import UsageError
 EACH_STEP = OptimizerConfig(epochs=3, batch=8, ema=0.9, save_minutes=1e-9)
 
 
-def interrupted(step: int) -> None:
-    if step == 11:
-        raise KeyboardInterrupt
-
-
 def states(work: Path) -> list[Path]:
     return sorted(work.glob("state-*.safetensors"))
 
 
 @pytest.fixture
 def stopped(tmp_path: Path) -> Path:
-    """The folder of a run that was interrupted in its twelfth step of fifteen."""
+    """The folder of a run that was interrupted in its twelfth step of fifteen, with two states."""
+    work = tmp_path / "stopped"
+
+    def interrupted(step: int) -> None:
+        written, deadline = {5: 1, 11: 2}.get(step, 0), time.monotonic() + 60
+        while len(states(work)) < written and time.monotonic() < deadline:  # they are written beside the training
+            time.sleep(0.001)
+        if step == 11:
+            raise KeyboardInterrupt
+
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path / "stopped", EACH_STEP, interrupted)
-    return tmp_path / "stopped"
+        run(work, EACH_STEP, interrupted)
+    return work
 
 
 def flipped(path: Path) -> None:
@@ -119,8 +124,7 @@ def test_tensors_are_copied_before_they_are_written(tmp_path: Path) -> None:
     model = network()
     tensors = training_tensors(dict(model.named_parameters()), {}, torch.optim.AdamW(model.parameters()))
     before = tensors["weight/0.weight"].clone()
-    with StateWriter(tmp_path, 1) as writer:
-        writer.write(Position(step=7), tensors)
+    with StateWriter(tmp_path, HERE, 0) as writer:
+        writer.write_when_due(Position(step=7), tensors)
         tensors["weight/0.weight"].fill_(9)
-        writer.wait()
     assert torch.equal(load_file(tmp_path / "state-000007.safetensors")["weight/0.weight"], before)
