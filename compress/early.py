@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
-from itertools import islice
 from pathlib import Path
 
 from mmcompress.architecture import DualEncoderConfig
@@ -19,6 +18,7 @@ from mmcompress.compress.openclip import check_open_clip
 from mmcompress.compress.ownteacher import check_has_towers, check_own
 from mmcompress.compress.prune.prune import prunable_towers
 from mmcompress.compress.prune.sizes import check_latency_share, check_share
+from mmcompress.compress.train.scalars import check_tensorboard
 from mmcompress.compress.train.student import check_preset, inherited_config, inherited_share
 from mmcompress.config import (
     BaselineConfig,
@@ -32,7 +32,7 @@ from mmcompress.config import (
     TraceConfig,
     TrainConfig,
 )
-from mmcompress.data.batches import read
+from mmcompress.data.batches import count_up_to
 from mmcompress.data.spec import fingerprint, is_stream
 from mmcompress.errors import UsageError
 from mmcompress.export.pixels import image_processing
@@ -56,12 +56,14 @@ def check_train(config: TrainConfig, _: Sources) -> None:
             "train begins with random weights, and inherits from no teacher", "give a preset: vit-s16, say"
         )
     check_preset(config.student)
+    check_tensorboard(config.optimizer.tensorboard)
     if config.student.tokenizer is not None:
         _check_tokenizer(TeacherConfig(source=config.student.tokenizer))
     check_fills_a_batch(config.data.train, config.optimizer.batch)
 
 
 def check_distill(config: DistillConfig, sources: Sources) -> None:
+    check_tensorboard(config.optimizer.tensorboard)
     if "embeddings" in sources:
         check_same_teacher(config.teacher.source, sources["embeddings"])
         check_one_space(sources)
@@ -118,7 +120,7 @@ def check_fills_a_batch(spec: str | None, batch: int) -> None:
     """Raise UsageError where data has less than one batch; of a stream, which is read once, nothing is known yet."""
     if spec is None or is_stream(spec):
         return
-    there = sum(1 for _ in islice(read(spec, max_bad_fraction=1.0, announce=False), batch))
+    there = count_up_to(batch, spec)
     if there < batch:
         raise UsageError(
             f"a batch of {batch} pairs was asked for, and there are {there} in {spec}",

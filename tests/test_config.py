@@ -17,7 +17,8 @@ from mmcompress.stages import STAGES
 DATA = {"data": {"train": "demo:train"}}
 NO_PART_OF_KEYS = {
     *("data.train", "data.validation", "data.test", "data.labels", "data.templates", "data.workers"),
-    *("teacher.source", "student.tokenizer", "device", "optimizer.save_minutes", "strict"),
+    *("teacher.source", "student.tokenizer", "device", "strict"),
+    *("optimizer.save_minutes", "optimizer.max_skipped", "optimizer.tensorboard"),
 }
 """What has a fingerprint, and what changes no result."""
 

@@ -72,6 +72,11 @@ def listing(spec: str, max_bad_fraction: float = MAX_BAD_FRACTION) -> Iterator[L
     tally.finish()
 
 
+def count_up_to(most: int, spec: str) -> int:
+    """How many whole samples there are, of which so many are looked at at most, whatever lies between them."""
+    return sum(1 for _ in islice(listing(spec, max_bad_fraction=1.0), most))
+
+
 def batches(
     spec: str,
     preprocessing: Preprocessing,
