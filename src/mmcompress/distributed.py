@@ -16,6 +16,7 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -26,6 +27,8 @@ import torch.distributed.nn.functional
 from torch import Tensor, nn
 
 from mmcompress.errors import MissingRequirementError
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -92,3 +95,38 @@ def average_gradients(parameters: Iterable[nn.Parameter], here: World) -> None:
     flat /= here.size
     for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
         gradient.copy_(mean.view_as(gradient))
+
+
+def mean_over_ranks(figures: Tensor, here: World) -> Tensor:
+    """(N,) of each rank -> (N,), the same on every rank: not finite where one rank's is not."""
+    if here.size == 1:
+        return figures
+    dist.all_reduce(figures)
+    return figures / here.size
+
+
+@torch.no_grad()
+def of_first_rank(tensors: Iterable[Tensor], here: World) -> None:
+    """Overwrite every tensor by what rank 0 has there."""
+    if here.size > 1:
+        for tensor in tensors:
+            dist.broadcast(tensor, 0)
+
+
+def told_by_first_rank(value: T, here: World) -> T:
+    """What rank 0 has, on every rank; small things only."""
+    if here.size == 1:
+        return value
+    told = [value]
+    dist.broadcast_object_list(told, 0, device=here.device)
+    return told[0]
+
+
+def of_all_ranks(values: Iterable[T], here: World) -> list[T]:
+    """The values of all ranks, in their order; small things only."""
+    own = list(values)
+    if here.size == 1:
+        return own
+    parts: list[list[T]] = [[] for _ in range(here.size)]
+    dist.all_gather_object(parts, own)
+    return [value for part in parts for value in part]

@@ -107,8 +107,8 @@ STAGES: Mapping[str, Stage] = {
             "mmcompress.compress.train.train:train",
             {"embeddings": Kind.EMBEDDINGS},
             optional=frozenset({"embeddings"}),
-            reads=("train",),
-            captions=frozenset({"train"}),
+            reads=("train", "validation"),
+            captions=frozenset({"train", "validation"}),
             check="mmcompress.compress.early:check_train",
         ),
         Stage(
@@ -135,7 +135,8 @@ STAGES: Mapping[str, Stage] = {
             "mmcompress.compress.train.distill:distill",
             {"embeddings": Kind.EMBEDDINGS, "checkpoint": Kind.CHECKPOINT},
             optional=frozenset({"checkpoint"}),
-            reads=("train",),
+            reads=("train", "validation"),
+            captions=frozenset({"validation"}),
             check="mmcompress.compress.early:check_distill",
         ),
         Stage(
