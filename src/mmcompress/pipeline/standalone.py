@@ -215,6 +215,10 @@ def quantize(
         graphs = near or as_model(source, out, to["convert"])
         return run_single("quantize-graphs", tables, own["quantize-graphs"], {"graphs": graphs}, out)
     checked("quantize", tables, to["quantize"], reused, coming_start(source, near))
+    if near is None and reused:
+        from mmcompress.compress.early import check_coming_weights
+
+        check_coming_weights(reused["ranges"], teacher_named(str(source)))
     checkpoint = near or as_checkpoint(source, out, to["convert"])
     return run_single("quantize", tables, to["quantize"], {"checkpoint": checkpoint, **reused}, out)
 
