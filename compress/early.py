@@ -13,7 +13,7 @@ from pathlib import Path
 
 from mmcompress.architecture import DualEncoderConfig
 from mmcompress.artifact import Artifact
-from mmcompress.compress.int8.recalibration import check_keep, check_same_blocks
+from mmcompress.compress.int8.given import check_keep, check_same_blocks, check_same_weights
 from mmcompress.compress.openclip import check_open_clip
 from mmcompress.compress.ownteacher import check_has_towers, check_own
 from mmcompress.compress.prune.prune import prunable_towers
@@ -114,6 +114,14 @@ def fits_quantize(config: QuantizeConfig, model: DualEncoderConfig, sources: Sou
     check_keep(model, config.keep)
     if "ranges" in sources:
         check_same_blocks(sources["ranges"], model)
+    if {"ranges", "checkpoint"} <= sources.keys():
+        check_same_weights(sources["ranges"], sources["checkpoint"].path)
+
+
+def check_coming_weights(ranges: Artifact, teacher: TeacherConfig) -> None:
+    """As `fits_quantize`, before a teacher is a checkpoint, of one whose weights are here in one file."""
+    if (folder := _folder_here(teacher)) is not None:
+        check_same_weights(ranges, folder)
 
 
 def check_fills_a_batch(spec: str | None, batch: int) -> None:

@@ -157,6 +157,7 @@ def test_user_errors_are_named(make_artifact: Make, folder: Path, tmp_path: Path
 MODULES = (
     *(f"runtime.{name}" for name in ("backends", "encoder", "tokenize", "cuda", "machine", "conditions", "nvml")),
     *("measure.bench.bench", "measure.drift.drift", "measure.peak", "measure.compare", "data.preprocess"),
+    "compress.int8.recalibration",
 )
 
 
