@@ -9,7 +9,6 @@ ranks get from it. A save copies the tensors, which the others wait for; the fil
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import time
 from collections.abc import Mapping
@@ -27,6 +26,7 @@ from typing_extensions import Self
 from mmcompress.distributed import World, of_first_rank, told_by_first_rank
 from mmcompress.errors import UsageError
 from mmcompress.progress import say
+from mmcompress.strictjson import json_from_text, text_from_json
 
 _KEPT = 2
 _UNREADABLE = (SafetensorError, OSError, KeyError, TypeError, ValueError)
@@ -127,7 +127,7 @@ class StateWriter:
         self._wait()
         check_finite_tensors(tensors)
         copies = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
-        about = {"position": json.dumps(asdict(position)), "world_size": str(self._here.size)}
+        about = {"position": text_from_json(asdict(position)), "world_size": str(self._here.size)}
         self._pending = self._thread.submit(_write, self._work, position.step, copies, about)
         self._saved = time.monotonic()
 
@@ -180,7 +180,7 @@ def _load(path: Path, tensors: Mapping[str, Tensor], world_size: int) -> Positio
         raise ValueError("its content does not match its SHA-256")
     if {name: t.shape for name, t in found.items()} != {name: t.shape for name, t in tensors.items()}:
         raise ValueError("it has other tensors than this model")
-    position = Position(**json.loads(about["position"]))
+    position = Position(**json_from_text(about["position"]))
     with torch.no_grad():
         for name, tensor in tensors.items():
             tensor.copy_(found[name])
