@@ -95,6 +95,8 @@ def distill(job: Job[DistillConfig]) -> None:
             work=job.work,
             what=f"distilling {job.name}",
         )
+    if not here.leads:
+        return  # the artifact is written by rank 0
     save_checkpoint(model.cpu(), draft.path)
     draft.metrics = {"training": metrics}
     draft.facts = {"params": model.config.params, "macs": model.config.macs, **({SPARSE: sparse} if sparse else {})}

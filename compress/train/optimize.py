@@ -7,6 +7,7 @@ resumed ends with the very bytes of one that was not.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 import time
@@ -19,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from mmcompress.config import OptimizerConfig
-from mmcompress.distributed import World, average_gradients
+from mmcompress.distributed import World, average_gradients, broadcast
 from mmcompress.errors import UsageError
 from mmcompress.progress import track
 
@@ -65,7 +66,8 @@ def optimize(
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     optimizer = _optimizer(trained, config)
     average = {name: p.detach().clone() for name, p in trained.items()} if config.ema else {}
-    first = _restore(work, trained, average, optimizer)
+    first = _restore(work, trained, average, optimizer) if world.leads else 0
+    first = _alike(model, trained, average, optimizer, first, world)
     mixed = config.precision == "bfloat16" or (config.precision == "auto" and computes_bfloat16(world.device))
     start = saved = time.monotonic()
     seen = 0
@@ -78,7 +80,7 @@ def optimize(
             loss = loss_of(batch, epoch)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        average_gradients(trained.values(), world)
+        loss = average_gradients(trained.values(), loss, world)
         nn.utils.clip_grad_norm_(trained.values(), config.clip)
         optimizer.step()
         decay = min(config.ema, (1 + step) / (10 + step))
@@ -177,3 +179,36 @@ def _restore(
         for name, mean in average.items():
             mean.copy_(tensors[f"average/{name}"])
     return step
+
+
+def _alike(
+    model: nn.Module,
+    trained: dict[str, nn.Parameter],
+    average: dict[str, Tensor],
+    optimizer: torch.optim.Optimizer,
+    first: int,
+    world: World,
+) -> int:
+    """Give every rank the weights and the state that rank 0 has made or restored; the step that all go on from.
+
+    Broadcast, as only rank 0 need see the file. That all have the very same is checked: a trained rank that is averaged
+    with a fresh one would be noticed by nobody.
+    """
+    if world.size == 1:
+        return first
+    first = world.shared(first)
+    world.agree("model", [f"{name} {tuple(p.shape)}" for name, p in model.named_parameters()])
+    for parameter in trained.values() if first and not world.leads else ():
+        optimizer.state[parameter] = {
+            "step": torch.tensor(float(first)),
+            "exp_avg": torch.zeros_like(parameter),
+            "exp_avg_sq": torch.zeros_like(parameter),
+        }
+    moments = [optimizer.state[p][name] for p in trained.values() if first for name in ("exp_avg", "exp_avg_sq")]
+    state = [*model.parameters(), *model.buffers(), *average.values(), *moments]
+    broadcast(state, world)
+    digest = hashlib.sha256()
+    for tensor in state:
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    world.agree(f"state at step {first}", digest.hexdigest())
+    return first

@@ -23,6 +23,8 @@ from mmcompress.config import DataConfig
 from mmcompress.data.batches import Batch, batches, count
 from mmcompress.distributed import World
 from mmcompress.errors import UsageError
+from mmcompress.manifest import hash_file
+from mmcompress.ranks import share_of_batch
 from mmcompress.reach import reach
 from mmcompress.runtime.tokenize import load_tokenizer, tokenize
 
@@ -68,6 +70,8 @@ def training_pairs(
         raise UsageError("this stage needs training data", "set data.train, or give --data")
     assert preprocessing is not None and text is not None and model is not None
     spec, tokenizer = data.train, load_tokenizer(student.path / text.file)
+    own_batch = share_of_batch(batch, here.size)
+    here.agree("tokenizer", hash_file(student.path / text.file) if here.size > 1 else "")
 
     kept: dict[str, NDArray[np.uint8]] = {}
 
@@ -95,7 +99,7 @@ def training_pairs(
         decoded = batches(
             spec,
             preprocessing,
-            batch=batch // here.size,
+            batch=own_batch,
             workers=data.workers,
             max_bad_fraction=data.max_bad_fraction,
             shuffle_seed=seed,
@@ -108,7 +112,9 @@ def training_pairs(
         )
         return (pairs(samples, epoch) for samples in decoded)
 
-    return TrainingPairs(len(embeddings) if embeddings else count(spec, data.max_bad_fraction), stream)
+    if embeddings is not None:
+        return TrainingPairs(len(embeddings), stream)
+    return TrainingPairs(here.shared(count(spec, data.max_bad_fraction) if here.leads else 0), stream)
 
 
 def trimmed(tokens: NDArray[np.int32], text: TextConfig) -> NDArray[np.int32]:

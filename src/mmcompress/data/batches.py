@@ -18,7 +18,7 @@ import random
 import struct
 import zlib
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -68,6 +68,8 @@ class Batch:
     captions: list[tuple[str, ...]]
     labels: list[str | None]
     seen: list[bool]
+    number: int
+    """Which batch of the pass it is; one of which no image can be decoded is left out."""
 
 
 def read(
@@ -123,6 +125,7 @@ def batches(
     shuffle_seed: int | None = None,
     epoch: int = 0,
     skip: int = 0,
+    only: Callable[[int], bool] | None = None,
     buffer: int = 16384,
     drop_last: bool = False,
     rank: int = 0,
@@ -130,7 +133,7 @@ def batches(
     log: Path | None = None,
     kept: dict[str, NDArray[np.uint8]] | None = None,
 ) -> Iterator[Batch]:
-    """Batches of one pass over the data, from batch `skip` on.
+    """Batches of one pass over the data, from batch `skip` on, and of those `only` some, by number.
 
     With a seed the order is shuffled, as a function of (seed, epoch): `buffer` encoded samples are held in memory.
     Of `world` processes each takes every world-th sample, so theirs together are the batches of one process with
@@ -148,7 +151,9 @@ def batches(
         order.shuffle(places)
         stream = _shuffled(_of_part(samples(places, tally), spec), order, buffer)
     stream = _dealt(stream, rank, world, drop_last)
-    groups = islice(_groups(stream, batch, drop_last, tally), skip, None)
+    groups: Iterator[tuple[int, list[Sample]]] = islice(enumerate(_groups(stream, batch, drop_last, tally)), skip, None)
+    if only is not None:
+        groups = ((number, group) for number, group in groups if only(number))
     return _decoded(groups, preprocessing, workers, tally, kept, refill=shuffle_seed is not None)
 
 
@@ -185,7 +190,7 @@ def _groups(stream: Iterator[Sample], batch: int, drop_last: bool, tally: Tally)
 
 
 def _decoded(
-    groups: Iterator[list[Sample]],
+    groups: Iterator[tuple[int, list[Sample]]],
     preprocessing: Preprocessing,
     workers: int,
     tally: Tally,
@@ -195,18 +200,19 @@ def _decoded(
     """Decode on threads, at most `workers + 1` batches ahead, and hand out in order."""
     decode_piece = partial(_decode_piece, preprocessing=preprocessing, kept=kept)
     pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
-    waiting: deque[tuple[list[Sample], list[Future[list[NDArray[np.uint8] | str]]]]] = deque()
+    waiting: deque[tuple[int, list[Sample], list[Future[list[NDArray[np.uint8] | str]]]]] = deque()
     try:
         more = True
         while more or waiting:
             while more and len(waiting) <= workers:
-                if more := (group := next(groups, None)) is not None:
+                if more := (numbered := next(groups, None)) is not None:
+                    number, group = numbered
                     pieces = [group[i : i + _PIECE] for i in range(0, len(group), _PIECE)]
-                    waiting.append((group, [pool.submit(decode_piece, piece) for piece in pieces]))
+                    waiting.append((number, group, [pool.submit(decode_piece, piece) for piece in pieces]))
             if waiting:
-                group, futures = waiting.popleft()
+                number, group, futures = waiting.popleft()
                 results = [result for future in futures for result in future.result()]
-                if (batch := _batch(group, results, tally, refill)) is not None:
+                if (batch := _batch(number, group, results, tally, refill)) is not None:
                     yield batch
         tally.finish()
     finally:
@@ -231,7 +237,9 @@ def _decode_piece(
     return results
 
 
-def _batch(group: list[Sample], results: list[NDArray[np.uint8] | str], tally: Tally, refill: bool) -> Batch | None:
+def _batch(
+    number: int, group: list[Sample], results: list[NDArray[np.uint8] | str], tally: Tally, refill: bool
+) -> Batch | None:
     good = []
     for index, (sample, result) in enumerate(zip(group, results, strict=True)):
         if isinstance(result, str):
@@ -251,4 +259,5 @@ def _batch(group: list[Sample], results: list[NDArray[np.uint8] | str], tally: T
         captions=[sample.captions for sample in chosen],
         labels=[sample.label for sample in chosen],
         seen=[sample.seen for sample in chosen],
+        number=number,
     )
