@@ -12,6 +12,7 @@ Nothing here imports torch before several processes are announced: one process d
 from __future__ import annotations
 
 import json
+import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -66,7 +67,7 @@ def announced(environment: Mapping[str, str]) -> Announced | None:
     hint = "start it with torchrun, which sets them all: torchrun --nproc_per_node 2 -m mmcompress …"
     if missing := [name for name in VARIABLES if not environment.get(name)]:
         given = ", ".join(f"{name}={environment[name]}" for name in VARIABLES if environment.get(name))
-        raise UsageError(f"{given} announces several processes, and {', '.join(missing)} is not set", hint)
+        raise UsageError(f"{given} announces several processes, but {', '.join(missing)}: not set", hint)
     names = ("RANK", "WORLD_SIZE", "MASTER_PORT", "LOCAL_RANK")
     try:
         rank, size, _, local_rank = (int(environment.get(name, environment["RANK"])) for name in names)
@@ -119,6 +120,7 @@ class Ranks:
         try:
             code = command()
         finally:
+            _end_unasked()
             self._set(_END, code)
             left_group()
             limit = time.monotonic() + GRACE_SECONDS
@@ -140,6 +142,7 @@ class Ranks:
             code = ended.code
         except BaseException as error:
             code = self._failed(error)
+        _end_unasked()
         left_group()
         self._set(f"gone/{self.rank}", code)
         return code
@@ -151,7 +154,8 @@ class Ranks:
             what = error.what if isinstance(error, MMCompressError) else f"{type(error).__name__}: {error}"
             hint = error.hint if isinstance(error, MMCompressError) else "its traceback stands above"
             kind = type(error).__name__ if known else MissingRequirementError.__name__
-            told = {"kind": kind, "what": f"rank {self.rank} of {self.size}: {what}", "hint": hint}
+            said = what if what.startswith("rank ") else f"rank {self.rank} of {self.size}: {what}"
+            told = {"kind": kind, "what": said, "hint": hint}
             self._store.compare_set(_FAILED, "", json.dumps(told))
         left_group()
         limit = time.monotonic() + GRACE_SECONDS
@@ -159,6 +163,7 @@ class Ranks:
             if time.monotonic() > limit:
                 raise error
             time.sleep(0.02)
+        _end_unasked()
         if not isinstance(error, MMCompressError):
             self._set(f"gone/{self.rank}", 1)
             raise error  # a bug keeps its traceback
@@ -197,6 +202,11 @@ class Ranks:
     def _set(self, key: str, value: object) -> None:
         with _told():
             self._store.set(key, json.dumps(value))
+
+
+def _end_unasked() -> None:
+    """torchrun asks all to end when the first one has ended with an error; each has its own exit code to end with."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def lost(error: Exception) -> LostProcessError:
