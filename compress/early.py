@@ -19,6 +19,7 @@ from mmcompress.compress.openclip import check_open_clip
 from mmcompress.compress.ownteacher import check_has_towers, check_own
 from mmcompress.compress.prune.prune import prunable_towers
 from mmcompress.compress.prune.sizes import check_latency_share, check_share
+from mmcompress.compress.train.scalars import check_tensorboard
 from mmcompress.compress.train.student import check_preset, inherited_config, inherited_share
 from mmcompress.config import (
     BaselineConfig,
@@ -56,12 +57,14 @@ def check_train(config: TrainConfig, _: Sources) -> None:
             "train begins with random weights, and inherits from no teacher", "give a preset: vit-s16, say"
         )
     check_preset(config.student)
+    check_tensorboard(config.optimizer.tensorboard)
     if config.student.tokenizer is not None:
         _check_tokenizer(TeacherConfig(source=config.student.tokenizer))
     check_fills_a_batch(config.data.train, config.optimizer.batch)
 
 
 def check_distill(config: DistillConfig, sources: Sources) -> None:
+    check_tensorboard(config.optimizer.tensorboard)
     if "embeddings" in sources:
         check_same_teacher(config.teacher.source, sources["embeddings"])
         check_one_space(sources)

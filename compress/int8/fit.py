@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from mmcompress.compress.int8.ranges import METHODS, Histogram, ranges_of
-from mmcompress.compress.int8.rounding import clipping_scales, corrected_bias, gptq, nearest, refitted
+from mmcompress.compress.int8.rounding import clipping_scales, corrected_bias, gptq, nearest, refit_damping, refitted
 from mmcompress.compress.int8.simulate import (
     Batches,
     Feeds,
@@ -30,7 +30,7 @@ from mmcompress.compress.int8.simulate import (
     observing,
     quantizing,
 )
-from mmcompress.compress.int8.smooth import NORM_OF, smoothed
+from mmcompress.compress.int8.smooth import NORM_OF, smoothed, tower_factors
 from mmcompress.config import QuantizeConfig
 from mmcompress.int8 import (
     SCALE_TYPES,
@@ -72,22 +72,32 @@ def chosen_smoothing(
 
     with observing(model, see):
         embedded(model, tower, fitting)
-    candidates = {"off": model} | {str(alpha): smoothed(model, absmax, tower, alpha) for alpha in config.smooth}
+    factors: dict[str, dict[str, Tensor]] = {"off": {}}
+    factors |= {str(alpha): tower_factors(model, absmax, tower, alpha) for alpha in config.smooth}
+    histograms = histograms_of(model, tower, fitting, factors)
     method = "percentile" if config.method == "auto" else config.method
     drifts = {}
-    for name, candidate in candidates.items():
-        histograms = histograms_of(candidate, tower, fitting)
-        ranges = {module: ranges_of(histogram, method, config.percentile) for module, histogram in histograms.items()}
-        linears = plain(candidate, tower, JUDGED)
-        with quantizing(candidate, linears, ranges, JUDGED):
-            drifts[name] = distance(reference, embedded(candidate, tower, judging))
-    return candidates[_least(drifts)], _record(drifts)
+    for strength, of_strength in factors.items():
+        candidate = smoothed(model, of_strength)
+        ranges = {
+            name: ranges_of(histogram, method, config.percentile) for name, histogram in histograms[strength].items()
+        }
+        with quantizing(candidate, plain(candidate, tower, JUDGED), ranges, JUDGED):
+            drifts[strength] = distance(reference, embedded(candidate, tower, judging))
+    return smoothed(model, factors[_least(drifts)]), _record(drifts)
 
 
-def histograms_of(model: DualEncoder, tower: str, batches: Batches) -> dict[str, Histogram]:
-    """What goes into every Linear of a tower."""
-    histograms = {name: Histogram() for name in modules(model, tower)}
-    with observing(model, lambda name, x: histograms[name].add(x)):
+def histograms_of(
+    model: DualEncoder, tower: str, batches: Batches, factors: Mapping[str, Mapping[str, Tensor]]
+) -> dict[str, dict[str, Histogram]]:
+    """What would go into every Linear of a tower, smoothed by the factors of each strength, from one pass."""
+    histograms = {strength: {name: Histogram() for name in modules(model, tower)} for strength in factors}
+
+    def see(name: str, x: Tensor) -> None:
+        for strength, named in histograms.items():
+            named[name].add(x / factors[strength][name] if name in factors[strength] else x)
+
+    with observing(model, see):
         embedded(model, tower, batches)
     return histograms
 
@@ -214,8 +224,10 @@ def rounded_weight(
         if "gptq" in roundings:
             results["gptq"] = IntegerLinear(gptq(weight, scales, kind, gram), scales, bias)
     if "refitted" in roundings:
-        noise = moments.noise(kind)
-        fitted, power = refitted(weight, moments.folds, noise), gram + np.diag(noise)
+        noise, folds = moments.noise(kind), moments.folds
+        if moments.damping is None:
+            moments.damping = refit_damping(weight, folds, noise)
+        fitted, power = refitted(weight, folds, noise, moments.damping), gram + np.diag(noise)
         scales = clipping_scales(fitted, kind, power.diagonal(), dtype)
         stored = IntegerLinear(gptq(fitted, scales, kind, power), scales, bias)
         results["refitted"] = corrected_weight(stored, weight, bias, moments, kind)

@@ -149,7 +149,7 @@ def train(
     config: QatConfig,
     here: World,
     job: Job[QatConfig],
-) -> tuple[Fit, dict[str, float]]:
+) -> tuple[Fit, dict[str, float | None]]:
     """The trained fit, and what training took. `drift` is what the loss is in units of, so that it starts at 1."""
     learners = nn.ModuleDict({kind: TrainedLinears(given.linears[kind], given.ranges, kind) for kind in KINDS})
     learners = learners.to(here.device)

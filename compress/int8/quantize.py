@@ -94,7 +94,7 @@ def quantize(job: Job[QuantizeConfig]) -> None:
         answers = possible_answers(source, config, held)
         ranking, kept, left = keep_sensitive(fitted, judging, unseen, answers, config)
         linears = {kind: without(of_kind, kept) for kind, of_kind in fitted.linears.items()}
-        drift = drift_of_both(fitted.model, feeds(judging), linears, fitted.ranges)
+        drift = drift_of_both(fitted.model, feeds(judging).first(COMPARED), linears, fitted.ranges)
     for name in source.manifest.files:
         shutil.copyfile(source.file(name), job.draft.path / name)
     if fitted.model is not model:
@@ -128,31 +128,28 @@ def fit_integers(
     are of its activations unsmoothed, and is only rounded.
     """
     towers = model.config.compressed
+    few_fitting, few_judging = fitting.first(COMPARED), judging.first(COMPARED)
     choices: dict[str, dict[str, object]] = {tower: {} for tower in towers}
     ranges = dict(given or {})
     if given is None:
         for tower in towers:
             if config.smooth:
-                fed = _few(fitting.of(tower)), _few(judging.of(tower))
-                model, choices[tower]["smooth"] = chosen_smoothing(model, tower, *fed, config)
+                model, choices[tower]["smooth"] = chosen_smoothing(
+                    model, tower, few_fitting.of(tower), few_judging.of(tower), config
+                )
         histograms, ranges = calibrate(model, samples())
         for tower in towers:
             tower_ranges, choices[tower]["ranges"] = chosen_ranges(
-                model, histograms, tower, _few(fitting.of(tower)), config
+                model, histograms, tower, few_fitting.of(tower), config
             )
             ranges |= tower_ranges
     linears: dict[Signedness, dict[str, IntegerLinear]] = {"signed": {}, "unsigned": {}}
     for tower in towers:
-        rounded, chosen = chosen_weights(model, ranges, tower, fitting.of(tower), _few(judging.of(tower)), config)
+        rounded, chosen = chosen_weights(model, ranges, tower, fitting.of(tower), few_judging.of(tower), config)
         for kind, named in rounded.items():
             linears[kind] |= named
         choices[tower] |= chosen
     return Fitted(model, ranges, linears, choices)
-
-
-def _few(batches: Batches) -> Batches:
-    """The first `COMPARED` rows, in whole batches."""
-    return batches[: -(-COMPARED // len(batches[0]))]
 
 
 def calibrate(model: DualEncoder, samples: Iterable[Captioned]) -> tuple[dict[str, Histogram], dict[str, Range]]:
@@ -183,8 +180,9 @@ def keep_sensitive(
     if not config.sensitivity:
         return {}, asked, None
     linears = fitted.linears[JUDGED]
-    ranking = sensitivities(model, feeds(ranked[: -(-RANKED // config.batch)]), linears, ranges, JUDGED)
-    fed = Feeds(feeds(judged).image, [*feeds(judged).text, *answers])
+    ranking = sensitivities(model, feeds(ranked).first(RANKED), linears, ranges, JUDGED)
+    own = feeds(judged).text
+    fed = Feeds(feeds(judged).image, [*own, *(one for one in answers if not any(one is text for text in own))])
 
     @cache
     def embeddings(tower: str, kept: frozenset[str]) -> Tensor:
@@ -198,16 +196,14 @@ def keep_sensitive(
 
     reference = of_both(frozenset(linears))
 
-    def cost_of(kept: frozenset[str]) -> Cost:
-        return cost(reference, of_both(asked | kept), captioned)
-
     budget = Budget.of(config)
     captioned = not is_photos(config.data.validation or config.data.train or "")
 
-    def holds(kept: frozenset[str]) -> bool:
-        return budget.holds(cost_of(kept))
+    def cost_of(kept: frozenset[str]) -> Cost:
+        return cost(reference, of_both(asked | kept), captioned)
 
-    kept = asked | fewest_kept([name for name in ranking if name not in asked], holds)
+    drifts = {name: drift for name, drift in ranking.items() if name not in asked}
+    kept = asked | fewest_kept(drifts, lambda kept: budget.used(cost_of(kept)))
     for name in sorted(kept - asked):
         say("", name, "stays in float: INT8 would lose more than the budget")
     return ranking, kept, cost_of(kept)

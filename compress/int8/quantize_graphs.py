@@ -207,7 +207,8 @@ def keep_sensitive(
     if budget.holds(left):
         return {}, asked, left
     ranking = sensitivities(towers, fitted, ranked)
-    kept = asked | fewest_kept([n for n in ranking if n not in asked], lambda kept: budget.holds(cost_of(kept)))
+    drifts = {name: drift for name, drift in ranking.items() if name not in asked}
+    kept = asked | fewest_kept(drifts, lambda kept: budget.used(cost_of(kept)))
     for name in sorted(kept - asked):
         say("", name, "stays in float: INT8 would lose more than the budget")
     return ranking, kept, cost_of(kept)

@@ -18,6 +18,7 @@ are symmetric and positive, are factorized by Cholesky, and what is only tried i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -112,34 +113,39 @@ def _clipping_scales(weight: Floats, kind: Signedness, power: Floats, dtype: typ
     return scales_of(best)
 
 
-def refitted(weight: Floats, folds: Sequence[tuple[Real, int]], noise: Real) -> Real:
+def refitted(weight: Floats, folds: Sequence[tuple[Real, int]], noise: Real, damping: float) -> Real:
     """(in, out), covariances (in, in) of the inputs x with their number of rows, (in,) mean square of the noise n that
     quantizing puts on x -> (in, out): weights W' with the smallest error of (x + n) W' against x W, biases aside.
 
     W' = (C + D)^-1 C W, with the noise in D: a Wiener filter, which is ridge regression with a penalty that is known.
-    What few rows did not show must not be taken for noise, so C gets a multiple of the identity; how large, is tried on
-    the fold that a solution has not seen, and W itself is tried as well. Li et al. 2025, "GPTAQ", also fit to quantized
-    inputs, with a matrix of moments between x and x + n that is not kept here. Weights of zero stay zero.
+    What few rows did not show must not be taken for noise, so C gets a multiple of the identity, `damping`; of infinite
+    damping W stays as it is. Li et al. 2025, "GPTAQ", also fit to quantized inputs, with a matrix of moments between x
+    and x + n that is not kept here. Weights of zero stay zero.
     """
     exact = _double(weight)
-    if len(folds) < 2:
+    if damping == math.inf:
         return exact.numpy()
-    penalty = _double(noise)
-    known = [(_double(covariance), rows) for covariance, rows in folds]
-    tried = exact[:, :: -(-exact.shape[1] // _TRIED_OUTPUTS)]
-
-    def error(lost: Tensor, covariance: Tensor) -> float:
-        return float((lost * (covariance @ lost)).sum() + penalty @ (tried - lost).square_().sum(dim=1))
-
-    seen, (unseen, _) = known
-    errors = {damping: error(_filtered_out(tried, *seen, penalty, damping), unseen) for damping in REFIT_DAMPINGS}
-    best = min(errors, key=lambda damping: errors[damping])
-    if errors[best] >= error(torch.zeros_like(tried), unseen):
-        return exact.numpy()
-    rows = sum(rows for _, rows in known)
-    pooled = sum((covariance * (share / rows) for covariance, share in known), torch.zeros(()))
-    fitted: Real = (exact - _filtered_out(exact, pooled, rows, penalty, best)).masked_fill_(exact == 0, 0).numpy()
+    rows = sum(rows for _, rows in folds)
+    pooled = _double(sum((covariance * (share / rows) for covariance, share in folds), np.zeros(())))
+    lost = _filtered_out(exact, pooled, rows, _double(noise), damping)
+    fitted: Real = (exact - lost).masked_fill_(exact == 0, 0).numpy()
     return fitted
+
+
+def refit_damping(weight: Floats, folds: Sequence[tuple[Real, int]], noise: Real) -> float:
+    """The damping of `refitted` with the smallest error on the fold that a solution has not seen, tried on some of the
+    outputs; infinite where W itself has, or where there is one fold only."""
+    if len(folds) < 2:
+        return math.inf
+    tried, penalty = _single(weight[:, :: -(-weight.shape[1] // _TRIED_OUTPUTS)]), _single(noise)
+    (first, rows), (second, _) = folds
+    seen, unseen = _single(first), _single(second)
+
+    def error(damping: float) -> float:
+        lost = torch.zeros_like(tried) if damping == math.inf else _filtered_out(tried, seen, rows, penalty, damping)
+        return float((lost * (unseen @ lost)).sum() + penalty @ (tried - lost).square_().sum(dim=1))
+
+    return min((math.inf, *REFIT_DAMPINGS), key=error)
 
 
 def _filtered_out(weight: Tensor, covariance: Tensor, rows: int, noise: Tensor, damping: float) -> Tensor:

@@ -2,8 +2,8 @@
 
 One Linear at a time is quantized, the rest of its tower is not, and the distance that the tower's embeddings move says
 how sensitive it is. The worst go back to float, as many as it takes until INT8 in both towers loses no more than the
-budget; then those are given up again without which the budget holds as well, since a ranking of single Linears says
-little of how their errors add up.
+budget; where they are few, those are given up again without which the budget holds as well, since a ranking of single
+Linears says little of how their errors add up.
 
 The budget (`budget.py`) is of what a user sees: R@10 hits that are lost and images that flip.
 """
@@ -11,6 +11,7 @@ The budget (`budget.py`) is of what a user sees: R@10 hits that are lost and ima
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate
 
 import numpy as np
 import torch
@@ -25,11 +26,11 @@ from mmcompress.measure import agreement
 from mmcompress.model import DualEncoder, Tower
 from mmcompress.progress import track
 
-RANKED = 32
+RANKED = 16
 """Pairs that Linears are ranked on; what is kept in float is decided on all that judge."""
 
-SPARED = 24
-"""Sets of Linears, halved again and again, that are tried to be given up."""
+SPARED = 16
+"""Linears that are kept, up to which sets of them are tried to be given up, and as many sets."""
 
 
 def sensitivities(
@@ -66,25 +67,38 @@ def _embeddings(tower: Tower, streams: Batches, inputs: Batches, start: int) -> 
     return F.normalize(torch.cat(found), dim=-1)
 
 
-def fewest_kept(ranking: Sequence[str], holds: Callable[[frozenset[str]], bool]) -> frozenset[str]:
-    """The modules to keep in float: the worst first until `holds`, less those that turn out not to be needed.
+def fewest_kept(drifts: Mapping[str, float], used: Callable[[frozenset[str]], float]) -> frozenset[str]:
+    """The modules to keep in float: the worst first until `used` is 1 at most, less those that are not needed.
 
-    Every answer of `holds` costs a pass over all that judge, so `SPARED` sets at most are tried to be given up.
+    `drifts` are by module, the worst first; `used` is how much of the budget INT8 takes with some modules in float.
+    Every answer costs a pass over all that judge. So the next number to try is guessed from the last: errors of
+    modules add up in their squares, which a drift is, and what the budget counts grows as their root; where two
+    guesses have not halved what is open, the middle is tried. At most `SPARED` sets are tried to be given up, and none
+    where more modules are kept than that: such a model gains little from INT8.
     """
-    few, many = -1, 0
-    while many < len(ranking) and not holds(frozenset(ranking[:many])):
-        few, many = many, min(max(1, 2 * many), len(ranking))
+    ranking = list(drifts)
+    left_over = [sum(drifts.values()) - before for before in accumulate(drifts.values(), initial=0.0)]
+    share = used(frozenset())
+    if share <= 1:
+        return frozenset()
+    few, tried, many = 0, 0, len(ranking)
+    widths = [many]
     while many - few > 1:
-        middle = (few + many) // 2
-        few, many = (few, middle) if holds(frozenset(ranking[:middle])) else (middle, many)
-    kept, left = frozenset(ranking[:many]), SPARED
+        bearable = left_over[tried] / share**2 if share else -1.0
+        guess = next((number for number, rest in enumerate(left_over) if rest <= bearable), few)
+        slow = len(widths) > 1 and many - few > widths[-2] / 2
+        tried = (few + many) // 2 if slow else min(max(guess, few + 1), many - 1)
+        share = used(frozenset(ranking[:tried]))
+        few, many = (few, tried) if share <= 1 else (tried, many)
+        widths.append(many - few)
+    kept, left = frozenset(ranking[:many]), SPARED if many <= SPARED else 0
 
     def spare(names: Sequence[str]) -> None:
         nonlocal kept, left
         if not left:
             return
         left -= 1
-        if holds(kept - frozenset(names)):
+        if used(kept - frozenset(names)) <= 1:
             kept = kept - frozenset(names)
         elif len(names) > 1:
             half = len(names) // 2

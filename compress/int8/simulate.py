@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -47,6 +48,15 @@ class Feeds:
 
     def of(self, tower: str) -> Batches:
         return self.image if tower == "image" else self.text
+
+    def first(self, rows: int) -> Feeds:
+        """Some rows of each."""
+        return Feeds(_first(self.image, rows), _first(self.text, rows))
+
+
+def _first(batches: Batches, rows: int) -> Batches:
+    starts = accumulate(map(len, batches), initial=0)
+    return [batch[: rows - start] for batch, start in zip(batches, starts, strict=False) if start < rows]
 
 
 def embedded(model: DualEncoder, tower: str, batches: Batches) -> Tensor:
@@ -149,6 +159,11 @@ def observing_attention(model: DualEncoder, see: Callable[[str, Tensor], None]) 
     return _attached(attention.register_forward_pre_hook(watch(name)) for name, attention in model.attentions())
 
 
+def _total(x: Tensor) -> Tensor:
+    """(rows, in) -> (in,) in float64"""
+    return x.sum(dim=0, dtype=torch.float64).cpu()
+
+
 class Moments:
     """Streaming sums over the inputs (rows, in) of a Linear, in float64: x x^T and x, and of what each kind makes of x
     its sum and its squared error. Every second batch is in a fold of its own: one tests what was fitted to the other.
@@ -164,17 +179,20 @@ class Moments:
         )
         self._totals = {kind: torch.zeros(()) for kind in quantizers}
         self._errors = {kind: torch.zeros(()) for kind in quantizers}
+        self.damping: float | None = None
+        """Of a refit, once one has chosen it; what suits the noise of one kind suits that of the other."""
 
     def add(self, x: Tensor) -> None:
         fold = self._batches % 2
         self._batches += 1
         self._rows[fold] += len(x)
-        self._grams[fold] = self._grams[fold] + (x.T @ x).double().cpu()
-        self._sums[fold] = self._sums[fold] + x.double().sum(dim=0).cpu()
+        gram = (x.T @ x).cpu()
+        self._grams[fold] = self._grams[fold].add_(gram) if self._grams[fold].ndim else gram.double()
+        self._sums[fold] = self._sums[fold] + _total(x)
         for kind, quantizer in self._quantizers.items():
             entering = fake_quantized(x, quantizer)
-            self._totals[kind] = self._totals[kind] + entering.double().sum(dim=0).cpu()
-            self._errors[kind] = self._errors[kind] + (entering - x).double().square().sum(dim=0).cpu()
+            self._totals[kind] = self._totals[kind] + _total(entering)
+            self._errors[kind] = self._errors[kind] + _total(entering.sub_(x).square_())
 
     @property
     def rows(self) -> int:

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from mmcompress.model import DualEncoder
-from mmcompress.transformer import Block
 
 _SMALLEST = 1e-5
 NORM_OF = {"qkv": "norm1", "fc1": "norm2"}
@@ -30,19 +29,30 @@ def smoothing_factors(activations: Tensor, weights: Tensor, alpha: float) -> Ten
     return torch.where((activations > 0) & (weights > 0), factors, torch.ones_like(factors))
 
 
-def smoothed(model: DualEncoder, absmax: Mapping[str, Tensor], tower: str, alpha: float) -> DualEncoder:
-    """A copy with the LayerNorms in front of QKV and FC1 of one tower smoothed; `absmax` is per input channel (in,)."""
-    copied = deepcopy(model)
-    for index, block in enumerate(getattr(copied, tower).blocks):
-        assert isinstance(block, Block)
-        for part, before in NORM_OF.items():
-            linear, norm = block.get_submodule(part), block.get_submodule(before)
-            assert isinstance(linear.weight, Tensor) and isinstance(norm.weight, Tensor)
-            assert isinstance(norm.bias, Tensor)
+def tower_factors(model: DualEncoder, absmax: Mapping[str, Tensor], tower: str, alpha: float) -> dict[str, Tensor]:
+    """Factors (in,) of every QKV and FC1 of a tower at one strength, from the largest magnitudes (in,) they read."""
+    factors = {}
+    for name, linear in model.linears():
+        if name.startswith(f"{tower}.") and name.rpartition(".")[2] in NORM_OF:
             weights = linear.weight.detach().abs().amax(dim=0)
-            factors = smoothing_factors(absmax[f"{tower}.blocks.{index}.{part}"].to(weights), weights, alpha)
-            with torch.no_grad():
-                linear.weight *= factors
-                norm.weight /= factors
-                norm.bias /= factors
+            factors[name] = smoothing_factors(absmax[name].to(weights), weights, alpha)
+    return factors
+
+
+def smoothed(model: DualEncoder, factors: Mapping[str, Tensor]) -> DualEncoder:
+    """The model with the LayerNorms in front of some QKV and FC1 divided by factors (in,); it shares with the one that
+    it is made from what it does not change, and is that one where nothing changes."""
+    if not factors:
+        return model
+    changed = {*factors, *(f"{name.rpartition('.')[0]}.{NORM_OF[name.rpartition('.')[2]]}" for name in factors)}
+    shared = (weight for name, weight in model.named_parameters() if name.rpartition(".")[0] not in changed)
+    copied = deepcopy(model, {id(weight): weight for weight in shared})
+    for name, of_linear in factors.items():
+        block, _, part = name.rpartition(".")
+        linear, norm = copied.get_submodule(name), copied.get_submodule(f"{block}.{NORM_OF[part]}")
+        assert isinstance(linear.weight, Tensor) and isinstance(norm.weight, Tensor) and isinstance(norm.bias, Tensor)
+        with torch.no_grad():
+            linear.weight *= of_linear
+            norm.weight /= of_linear
+            norm.bias /= of_linear
     return copied

@@ -9,9 +9,11 @@ need no more than averaged gradients. Recovery after pruning is this stage again
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from mmcompress.architecture import NEVER_COMPRESSED
@@ -23,6 +25,7 @@ from mmcompress.compress.train.optimize import optimize
 from mmcompress.compress.train.pairs import TrainingBatch, training_pairs
 from mmcompress.compress.train.student import inherited_share, student_from_preset, student_from_teacher
 from mmcompress.compress.train.vocabulary import vocabulary_size
+from mmcompress.compress.train.watching import watch_of
 from mmcompress.config import DistillConfig
 from mmcompress.distributed import world
 from mmcompress.errors import UsageError
@@ -74,9 +77,9 @@ def distill(job: Job[DistillConfig]) -> None:
         )
         anchors = embeddings.anchors(config.anchors, here.device)
 
-        def loss_of(batch: TrainingBatch, _: int) -> Tensor:
+        def loss_of(batch: TrainingBatch, _: int) -> Mapping[str, Tensor]:
             assert batch.teacher is not None
-            return distillation_loss(
+            return distillation_terms(
                 _embeddings(model, batch, text),
                 batch.teacher,
                 anchors,
@@ -93,6 +96,7 @@ def distill(job: Job[DistillConfig]) -> None:
             pairs=pairs.count,
             world=here,
             work=job.work,
+            watch=watch_of(model, draft, config.data, config.watch, config.optimizer.batch, here),
             what=f"distilling {job.name}",
         )
     if not here.leads:
@@ -111,22 +115,32 @@ def _embeddings(model: DualEncoder, batch: TrainingBatch, text: Literal["distill
     return embedded
 
 
-def distillation_loss(
+def distillation_terms(
     student: tuple[Tensor, Tensor],
     teacher: tuple[Tensor, Tensor],
     anchors: tuple[Tensor, Tensor],
     cosine: float = 1.0,
     relation: float = 1.0,
     temperature: float = 0.05,
-) -> Tensor:
-    """The weighted terms; each side is (images (B, D), texts (B, D)), the anchors (images (K, D), texts (K, D))."""
-    loss = student[0].new_zeros(())
+) -> dict[str, Tensor]:
+    """The weighted terms by name, without those of weight 0.
+
+    Each side is (images (B, D), texts (B, D)), the anchors (images (K, D), texts (K, D)).
+    """
+    terms: dict[str, Tensor] = {}
     for ours, theirs, others in zip(student, teacher, reversed(anchors), strict=True):
         if cosine:
-            loss = loss + cosine * cosine_distance(ours, theirs)
+            terms["cosine"] = terms.get("cosine", 0) + cosine * cosine_distance(ours, theirs)
         if relation:
-            loss = loss + relation * relational(ours, theirs, others, temperature)
-    return loss
+            terms["relational"] = terms.get("relational", 0) + relation * relational(ours, theirs, others, temperature)
+    return terms
+
+
+def distillation_loss(
+    student: tuple[Tensor, Tensor], teacher: tuple[Tensor, Tensor], anchors: tuple[Tensor, Tensor]
+) -> Tensor:
+    """The sum of the terms, each of weight 1."""
+    return torch.stack([*distillation_terms(student, teacher, anchors).values()]).sum()
 
 
 def _text_mode(config: DistillConfig, model: DualEncoder) -> Literal["distill", "keep"]:

@@ -220,7 +220,10 @@ def embedded_texts(teacher: Teacher, captions: Sequence[str], batch: int) -> Ten
 
 
 def load_embeddings(artifact: Artifact) -> Embeddings:
-    """Read an embeddings artifact; the tensors are mapped into memory as FP16."""
+    """Read an embeddings artifact; the tensors are mapped into memory as FP16.
+
+    Raises CorruptInputError that names the sample for numbers that are not finite.
+    """
     images: list[Tensor] = []
     texts: list[Tensor] = []
     rows: dict[str, tuple[int, int, int]] = {}
@@ -229,7 +232,9 @@ def load_embeddings(artifact: Artifact) -> Embeddings:
         tensors = load_file(artifact.file(name.replace("keys-", "embeddings-").replace(".json", ".safetensors")))
         images.append(tensors["images"])
         texts.append(tensors["texts"])
-        for key, number in read_json(artifact.file(name), "embed the data again"):
+        numbers: list[tuple[str, int]] = read_json(artifact.file(name), "embed the data again")
+        _check_finite(artifact, numbers, tensors["images"], tensors["texts"])
+        for key, number in numbers:
             rows[key] = (len(rows), captions, number)
             captions += number
     facts = artifact.manifest.facts
@@ -240,4 +245,17 @@ def load_embeddings(artifact: Artifact) -> Embeddings:
         facts["views"],
         facts["augment"],
         facts["seed"],
+    )
+
+
+def _check_finite(artifact: Artifact, numbers: Sequence[tuple[str, int]], images: Tensor, texts: Tensor) -> None:
+    """Raise for a chunk, images (n, V, D) and texts (m, D), whose largest or smallest number is NaN or infinite."""
+    if all(torch.isfinite(torch.stack(side.aminmax())).all() for side in (images, texts)):
+        return
+    of_caption = [row for row, (_, number) in enumerate(numbers) for _ in range(number)]
+    rows = (~torch.isfinite(images.flatten(1)).all(dim=1)).nonzero().flatten().tolist()
+    rows += [of_caption[row] for row in (~torch.isfinite(texts).all(dim=1)).nonzero().flatten().tolist()]
+    raise CorruptInputError(
+        f"{artifact.path}: the teacher's embedding of the sample {numbers[min(rows)][0]!r} is not finite",
+        "delete the folder, and embed the data again",
     )

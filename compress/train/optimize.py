@@ -1,31 +1,51 @@
 """The one training loop: AdamW, warm-up and cosine, averaged weights, and a resume that changes nothing.
 
 Every random choice is a function of (seed, step or epoch, sample), so the state to resume from is the weights, their
-average, the two moments and the step. It is written beside the artifact, swapped in whole, and a run that is killed and
-resumed ends with the very bytes of one that was not.
+average, AdamW's own tensors and the step (`state.py`). A run that is killed, or told to stop, and resumed by as many
+processes ends with the very bytes of one that was not.
+
+A step whose loss or gradient is not finite is skipped: the weights stay, and the schedule goes on. All ranks decide by
+figures that are reduced over them, in one all-reduce that also says whether one of them was told to stop.
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
-import os
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from mmcompress.compress.train.meter import Figures, metered
+from mmcompress.compress.train.state import (
+    Position,
+    StateWriter,
+    check_finite_tensors,
+    restored,
+    training_tensors,
+)
+from mmcompress.compress.train.stopping import told_to_stop
+from mmcompress.compress.train.watching import Watch
 from mmcompress.config import OptimizerConfig
-from mmcompress.distributed import World, average_gradients, broadcast
-from mmcompress.errors import UsageError
-from mmcompress.progress import track
+from mmcompress.distributed import World, average_gradients, mean_over_ranks, of_first_rank
+from mmcompress.errors import StoppedError, UsageError
+from mmcompress.progress import say
 
-B = TypeVar("B")
-_STATE = "state.safetensors"
+
+class Keyed(Protocol):
+    """A batch that can say which samples it holds."""
+
+    @property
+    def keys(self) -> Sequence[str]: ...
+
+
+B = TypeVar("B", bound=Keyed)
+Loss = Tensor | Mapping[str, Tensor]
+"""A scalar, or the terms that it is the sum of."""
+_NAMED = 8
+"""Samples that a message names."""
 
 
 def total_steps(config: OptimizerConfig, pairs: int) -> tuple[int, int]:
@@ -48,7 +68,7 @@ def learning_rate(step: int, steps: int, config: OptimizerConfig) -> float:
 
 def optimize(
     model: nn.Module,
-    loss_of: Callable[[B, int], Tensor],
+    loss_of: Callable[[B, int], Loss],
     stream: Callable[[int, int], Iterator[B]],
     *,
     config: OptimizerConfig,
@@ -56,47 +76,121 @@ def optimize(
     world: World,
     work: Path,
     what: str,
-) -> dict[str, float]:
+    watch: Watch | None = None,
+) -> dict[str, float | None]:
     """Train the model in place; return what the run took.
 
-    `stream(epoch, skip)` yields the batches of an epoch after the first `skip`; `loss_of(batch, epoch)` is a scalar.
-    With `config.ema` the model ends with the averaged weights.
+    `stream(epoch, skip)` yields the batches of an epoch after the first `skip`; `loss_of(batch, epoch)` is a scalar, or
+    the terms that add up to one, by name. With `config.ema` the model ends with the averaged weights, and
+    with those that were the best where they are watched.
+
+    Raises StoppedError when SIGTERM or SIGUSR1 came, with the state written; UsageError where training diverged.
     """
     steps, an_epoch = total_steps(config, pairs)
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     optimizer = _optimizer(trained, config)
     average = {name: p.detach().clone() for name, p in trained.items()} if config.ema else {}
-    first = _restore(work, trained, average, optimizer) if world.leads else 0
-    first = _alike(model, trained, average, optimizer, first, world)
+    best = {name: p.detach().clone() for name, p in trained.items()} if watch and watch.keep_best else {}
+    tensors = training_tensors(trained, {"average": average, "best": best}, optimizer)
+    of_first_rank([*model.parameters(), *model.buffers()], world)
+    at = restored(work, tensors, world)
+    if at.step and world.rank == 0:
+        say("", work.name, f"goes on after step {at.step} of {steps}")
     mixed = config.precision == "bfloat16" or (config.precision == "auto" and computes_bfloat16(world.device))
-    start = saved = time.monotonic()
-    seen = 0
-    batches = _batches(stream, first, steps, an_epoch)
-    loss = torch.zeros(())
-    for step, (epoch, batch) in enumerate(track(batches, what, steps, first), first):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, steps, config)
-        with torch.autocast(world.device.type, torch.bfloat16, enabled=mixed):
-            loss = loss_of(batch, epoch)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        loss = average_gradients(trained.values(), loss, world)
-        nn.utils.clip_grad_norm_(trained.values(), config.clip)
-        optimizer.step()
-        decay = min(config.ema, (1 + step) / (10 + step))
-        for name, mean in average.items():
-            mean.lerp_(trained[name].detach(), 1 - decay)
-        seen += config.batch
-        if world.rank == 0 and time.monotonic() - saved > 60 * config.save_minutes:
-            _save(work, step + 1, trained, average, optimizer)
-            saved = time.monotonic()
+    batches = _batches(stream, at.step, steps, an_epoch)
+    with (
+        told_to_stop() as asked,
+        StateWriter(work, world, config.save_minutes) as states,
+        metered(what, steps, at.step, config, world) as meter,
+    ):
+        with meter.waiting():
+            upcoming = next(batches, None)
+        while upcoming is not None and not (watch and watch.over(at)):
+            epoch, batch = upcoming
+            rate = learning_rate(at.step, steps, config)
+            with torch.autocast(world.device.type, torch.bfloat16, enabled=mixed):
+                terms = _named(loss_of(batch, epoch))
+                loss = sum(terms.values(), next(iter(terms.values())).new_zeros(()))
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            average_gradients(trained.values(), world)
+            norm = nn.utils.clip_grad_norm_(trained.values(), config.clip)
+            told = (loss.new_tensor(float(asked.by is not None)), norm, loss, *terms.values())
+            reduced = mean_over_ranks(torch.stack([figure.detach().float() for figure in told]), world)
+            with meter.waiting():  # while a GPU computes: what follows needs its figures
+                upcoming = next(batches, None)
+            stop, size, of_all, *by_term = reduced.tolist()
+            figures = Figures(size, of_all, dict(zip(terms, by_term, strict=True)))
+            if figures.finite:
+                _update(optimizer, rate, trained, average, min(config.ema, (1 + at.step) / (10 + at.step)))
+                at.loss, at.in_a_row = figures.loss, 0
+            else:
+                at.skipped, at.in_a_row = at.skipped + 1, at.in_a_row + 1
+                _tell_of_skipped(at, batch, figures.loss, config.max_skipped, world, what)
+            at.step += 1
+            if watch and watch.due(at.step, steps):
+                watch.look(at, trained, average, best, world)
+            if stop:
+                states.write_now(at, tensors)
+                raise StoppedError(
+                    f"{what} was told to stop ({asked.by or 'another process was'}) after step {at.step} of {steps}; "
+                    "its state is written",
+                    "give the same command again: it goes on there",
+                )
+            states.write_when_due(at, tensors)
+            meter.tell(at.step, at.skipped, figures, rate)
     with torch.no_grad():
-        for name, mean in average.items():
-            trained[name].copy_(mean)
-    if not torch.isfinite(loss):
-        raise UsageError(f"training diverged: the loss is {loss.item()}", "lower the learning rate")
-    seconds = time.monotonic() - start
-    return {"steps": steps, "loss": loss.item(), "seconds": seconds, "images_per_s": seen / seconds if seconds else 0.0}
+        for name, weight in (best or average).items():
+            trained[name].copy_(weight)
+    if at.loss is None:
+        raise UsageError("training diverged: no step had a finite loss and gradient", "lower the learning rate")
+    check_finite_tensors(tensors)
+    if at.skipped and world.rank == 0:
+        say("", work.name, f"warning: {at.skipped} of {steps} steps were skipped, as they were not finite")
+    measured = {} if at.best is None else {"best_r10": at.best, "best_step": at.best_step}
+    return {
+        "steps": at.step,
+        "skipped": at.skipped,
+        "loss": at.loss,
+        **measured,
+        "seconds": meter.seconds,
+        "images_per_s": meter.images_per_s,
+    }
+
+
+def _update(
+    optimizer: torch.optim.Optimizer,
+    rate: float,
+    trained: Mapping[str, Tensor],
+    average: Mapping[str, Tensor],
+    decay: float,
+) -> None:
+    """One step of AdamW at a learning rate, and of the average."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    optimizer.step()
+    for name, mean in average.items():
+        mean.lerp_(trained[name].detach(), 1 - decay)
+
+
+def _named(loss: Loss) -> Mapping[str, Tensor]:
+    return loss if isinstance(loss, Mapping) else {"loss": loss}
+
+
+def _tell_of_skipped(at: Position, batch: Keyed, loss: float, most: int, here: World, what: str) -> None:
+    """Say which samples the first skipped step had; raise UsageError at the one that is too many."""
+    if at.skipped > 1 and at.in_a_row < most:
+        return
+    keys = here.of_all(batch.keys)
+    samples = ", ".join(keys[:_NAMED]) + (f" and {len(keys) - _NAMED} more" if len(keys) > _NAMED else "")
+    if at.in_a_row >= most:
+        raise UsageError(
+            f"{what} diverged: the loss or its gradient was not finite in {most} steps in a row, the last of them "
+            f"step {at.step + 1}, with a loss of {loss} on the samples {samples}",
+            "lower the learning rate, or look at these samples; the last good state stays",
+        )
+    if here.rank == 0:
+        say("", what, f"step {at.step + 1} is skipped: its loss is {loss} or its gradient is not finite ({samples})")
 
 
 def computes_bfloat16(device: torch.device) -> bool:
@@ -137,78 +231,3 @@ def _batches(
             raise UsageError(
                 "the training data ended early: fewer pairs can be read than were counted", "check the shards"
             )
-
-
-def _save(
-    work: Path,
-    step: int,
-    trained: dict[str, nn.Parameter],
-    average: dict[str, Tensor],
-    optimizer: torch.optim.Optimizer,
-) -> None:
-    tensors = {"step": torch.tensor(step)}
-    for name, parameter in trained.items():
-        tensors[f"weight/{name}"] = parameter.detach()
-        for moment in ("exp_avg", "exp_avg_sq"):
-            tensors[f"{moment}/{name}"] = optimizer.state[parameter][moment]
-    tensors |= {f"average/{name}": mean for name, mean in average.items()}
-    partial = work / f"{_STATE}.tmp"
-    save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, partial)
-    with partial.open("rb") as written:
-        os.fsync(written.fileno())
-    partial.replace(work / _STATE)
-
-
-def _restore(
-    work: Path, trained: dict[str, nn.Parameter], average: dict[str, Tensor], optimizer: torch.optim.Optimizer
-) -> int:
-    """Load the state of an interrupted run into place; return the step to go on from."""
-    path = work / _STATE
-    if not path.is_file():
-        return 0
-    tensors = load_file(path)
-    step = int(tensors["step"])
-    with torch.no_grad():
-        for name, parameter in trained.items():
-            parameter.copy_(tensors[f"weight/{name}"])
-            optimizer.state[parameter] = {
-                "step": torch.tensor(float(step)),
-                "exp_avg": tensors[f"exp_avg/{name}"].to(parameter.device),
-                "exp_avg_sq": tensors[f"exp_avg_sq/{name}"].to(parameter.device),
-            }
-        for name, mean in average.items():
-            mean.copy_(tensors[f"average/{name}"])
-    return step
-
-
-def _alike(
-    model: nn.Module,
-    trained: dict[str, nn.Parameter],
-    average: dict[str, Tensor],
-    optimizer: torch.optim.Optimizer,
-    first: int,
-    world: World,
-) -> int:
-    """Give every rank the weights and the state that rank 0 has made or restored; the step that all go on from.
-
-    Broadcast, as only rank 0 need see the file. That all have the very same is checked: a trained rank that is averaged
-    with a fresh one would be noticed by nobody.
-    """
-    if world.size == 1:
-        return first
-    first = world.shared(first)
-    world.agree("model", [f"{name} {tuple(p.shape)}" for name, p in model.named_parameters()])
-    for parameter in trained.values() if first and not world.leads else ():
-        optimizer.state[parameter] = {
-            "step": torch.tensor(float(first)),
-            "exp_avg": torch.zeros_like(parameter),
-            "exp_avg_sq": torch.zeros_like(parameter),
-        }
-    moments = [optimizer.state[p][name] for p in trained.values() if first for name in ("exp_avg", "exp_avg_sq")]
-    state = [*model.parameters(), *model.buffers(), *average.values(), *moments]
-    broadcast(state, world)
-    digest = hashlib.sha256()
-    for tensor in state:
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    world.agree(f"state at step {first}", digest.hexdigest())
-    return first

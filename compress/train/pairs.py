@@ -7,7 +7,7 @@ resumed run sees the same.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,6 +33,8 @@ from mmcompress.runtime.tokenize import load_tokenizer, tokenize
 class TrainingBatch:
     """One batch on the device."""
 
+    keys: Sequence[str]
+    """Of its B samples."""
     pixels: Tensor
     """(B, 3, S, S) normalized"""
     tokens: Tensor
@@ -89,6 +91,7 @@ def training_pairs(
             teacher = targets[0].to(here.device), targets[1].to(here.device)
         names = [label or caption for label, caption in zip(decoded.labels, texts, strict=True)]
         return TrainingBatch(
+            decoded.keys,
             normalized(pixels, preprocessing),
             torch.from_numpy(trimmed(tokenize(tokenizer, texts, text), model.text)).to(here.device),
             torch.tensor([_group(name) for name in names], device=here.device),

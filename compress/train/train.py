@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from mmcompress.artifact import Draft
-from mmcompress.compress.train.distill import distillation_loss
+from mmcompress.compress.train.distill import distillation_terms
 from mmcompress.compress.train.embed import Embeddings, load_embeddings
 from mmcompress.compress.train.losses import info_nce
 from mmcompress.compress.train.optimize import optimize
 from mmcompress.compress.train.pairs import TrainingBatch, training_pairs
 from mmcompress.compress.train.student import student_from_preset
 from mmcompress.compress.train.vocabulary import save_tokenizer, tokenizer_from_captions, vocabulary_size
+from mmcompress.compress.train.watching import watch_of
 from mmcompress.config import TeacherConfig, TrainConfig
 from mmcompress.data.batches import read
 from mmcompress.distributed import gathered, gathered_ids, world
@@ -52,18 +53,18 @@ def train(job: Job[TrainConfig]) -> None:
         )
         anchors = guide.anchors(config.anchors, here.device) if guide is not None else None
 
-        def loss_of(batch: TrainingBatch, _: int) -> Tensor:
+        def loss_of(batch: TrainingBatch, _: int) -> dict[str, Tensor]:
             student = model(batch.pixels, batch.tokens)
             images, texts = gathered(student, here)
             groups = gathered_ids(batch.groups, here)
             scale = model.logit_scale.clamp(max=MAX_LOGIT_SCALE)
             same = groups[:, None] == groups[None, :]
-            loss = config.contrastive * info_nce(images, texts, scale, same, config.smoothing)
+            terms = {"contrastive": config.contrastive * info_nce(images, texts, scale, same, config.smoothing)}
             if batch.teacher is not None and anchors is not None:
-                loss = loss + distillation_loss(
+                terms |= distillation_terms(
                     student, batch.teacher, anchors, config.cosine, config.relational, config.temperature
                 )
-            return loss
+            return terms
 
         metrics = optimize(
             model,
@@ -73,6 +74,7 @@ def train(job: Job[TrainConfig]) -> None:
             pairs=pairs.count,
             world=here,
             work=job.work,
+            watch=watch_of(model, draft, config.data, config.watch, config.optimizer.batch, here),
             what=f"training {job.name}",
         )
     if not here.leads:

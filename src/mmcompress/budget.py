@@ -6,6 +6,7 @@ offsets neither. A limit that is None is none; a cost that is NaN breaks any lim
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from mmcompress.config import BudgetConfig
@@ -41,6 +42,14 @@ class Budget:
 
     def holds(self, cost: Cost) -> bool:
         return not self.broken(cost)
+
+    def used(self, cost: Cost) -> float:
+        """How much of the tighter limit a cost takes: it holds up to 1."""
+        parts = ((cost.r10_lost, self.max_drop), (cost.flips, self.max_flips))
+        shares = [
+            value / limit if limit else (0.0 if value == 0 else math.inf) for value, limit in parts if limit is not None
+        ]
+        return math.inf if any(math.isnan(share) for share in shares) else max(shares, default=0.0)
 
     def broken(self, cost: Cost) -> list[str]:
         """In words, each limit that a cost passes."""

@@ -89,7 +89,10 @@ class StudentConfig(Config):
 
 
 class OptimizerConfig(Config):
-    """AdamW (Loshchilov & Hutter 2019) with linear warm-up and cosine decay to zero."""
+    """AdamW (Loshchilov & Hutter 2019) with linear warm-up and cosine decay to zero.
+
+    A key with `exclude` changes no weight, so it is no part of an artifact's key: a run goes on when it is changed.
+    """
 
     epochs: float = Field(default=10.0, gt=0)
     """Passes over the training pairs."""
@@ -109,8 +112,12 @@ class OptimizerConfig(Config):
     """Decay of the averaged weights that are saved; 0 saves the last ones."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of the arithmetic; weights stay in float32. `auto` is bfloat16 on GPUs from Ampere on and on CPUs with AMX."""
-    save_minutes: float = Field(default=1.0, gt=0)
+    max_skipped: int = Field(default=10, ge=1, exclude=True)
+    """Steps in a row with a loss or gradient that is not finite, each of them skipped, at which training gives up."""
+    save_minutes: float = Field(default=1.0, gt=0, exclude=True)
     """How often the state to resume from is written."""
+    tensorboard: str | None = Field(default=None, exclude=True)
+    """Folder that loss, learning rate and speed of every step are written to for TensorBoard, of this run alone."""
 
 
 class StageConfig(Config):
@@ -121,6 +128,49 @@ class StageConfig(Config):
 
     def check_sources(self, roles: Collection[str]) -> None:
         """Raise ValueError for a key that was said and says nothing with, or without, these sources."""
+
+
+class WatchConfig(Config):
+    """R@10 on validation pairs while training runs."""
+
+    steps: int | None = Field(default=None, ge=1)
+    """Steps between two measurements on data.validation; null for none."""
+    samples: int = Field(default=1000, ge=2)
+    """Pairs that are measured: the first ones of data.validation."""
+    keep_best: bool = False
+    """End with the weights that had the highest R@10, and not with the last ones."""
+    patience: int | None = Field(default=None, ge=1)
+    """Measurements in a row without a higher R@10 at which training ends; null for never."""
+
+    @model_validator(mode="after")
+    def _watched(self) -> Self:
+        if self.steps is None:
+            _refuse_unused(self, ("samples", "keep_best", "patience"), "is of measurements, and steps are not given")
+        return self
+
+
+class WatchedConfig(StageConfig):
+    """Of stages that train a model of both towers."""
+
+    data: DataConfig
+    watch: WatchConfig = WatchConfig()
+    """What is measured while it trains."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _idle_validation_left_out(cls, values: Any) -> Any:
+        """Pairs that nothing is measured on are no part of a result, so to change them makes nothing again."""
+        if not isinstance(values, dict) or "data" not in values or dict(values.get("watch", {})).get("steps"):
+            return values
+        data = values["data"]
+        given = data if isinstance(data, Mapping) else data.model_dump(exclude_unset=True)
+        return values | {"data": {name: value for name, value in given.items() if name != "validation"}}
+
+    @model_validator(mode="after")
+    def _watched_on_something(self) -> Self:
+        if self.watch.steps is not None and self.data.validation is None:
+            raise ValueError("watch.steps needs pairs to measure on: data.validation")
+        return self
 
 
 class BudgetConfig(StageConfig):
@@ -159,10 +209,9 @@ class ConvertConfig(StageConfig):
     teacher: TeacherConfig
 
 
-class TrainConfig(StageConfig):
+class TrainConfig(WatchedConfig):
     """Contrastive training of a dual encoder from image-text pairs, with a guide's help where there is one."""
 
-    data: DataConfig
     student: StudentConfig
     """A preset; `student.tokenizer` names an existing tokenizer, else one is trained on the captions."""
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -208,10 +257,9 @@ class TrainConfig(StageConfig):
         return self
 
 
-class DistillConfig(StageConfig):
+class DistillConfig(WatchedConfig):
     """Fit a student's embeddings to the cached ones of the teacher."""
 
-    data: DataConfig
     teacher: TeacherConfig
     student: StudentConfig | None = None
     """Where the student starts from; a recovery starts from the checkpoint it is given."""

@@ -1,8 +1,8 @@
 """Several processes, one result: every rank sees its share of each batch, and all have the same weights.
 
 The losses compare every image with every text of the whole batch, so embeddings are gathered across ranks, and each
-rank computes the same loss of all of them. After the backward pass one all-reduce takes the mean of the gradients and
-of the loss, which is what one process with the whole batch would have. DistributedDataParallel was left out: it would
+rank computes the same loss of all of them. After the backward pass one all-reduce takes the mean of the gradients,
+which is what one process with the whole batch would have. DistributedDataParallel was left out: it would
 hide that all-reduce behind the backward pass, but a student's gradients are small, and every loop would need a wrapped
 twin of its model.
 
@@ -47,6 +47,10 @@ class World:
     def collected(self, value: T) -> list[T]:
         """On rank 0 the value of every rank, by rank; on the others nothing."""
         return [value] if self.size == 1 else _ranks().collected(value)
+
+    def of_all(self, values: Iterable[T]) -> list[T]:
+        """The values of all ranks, by rank, on every rank."""
+        return self.shared([value for part in self.collected(list(values)) for value in part])
 
     def agree(self, what: str, value: str | int | list[str]) -> None:
         """Raise CorruptInputError on a rank whose value is not rank 0's: their results must not be mixed."""
@@ -139,41 +143,45 @@ def _all_parts(local: Tensor, size: int) -> list[Tensor]:
     return parts
 
 
-def average_gradients(parameters: Iterable[nn.Parameter], loss: Tensor, here: World) -> Tensor:
-    """Replace every gradient by its mean over the ranks, and return that of the loss, in one all-reduce.
+def average_gradients(parameters: Iterable[nn.Parameter], here: World) -> None:
+    """Replace every gradient by its mean over the ranks, in one all-reduce.
 
     A parameter that other ranks have a gradient of, and this one has not, gets the mean too; what no rank has a
     gradient of is left without.
     """
-    loss = loss.detach()
-    if here.size == 1:
-        return loss
-    trained = list(parameters)
-    own = torch.tensor([float(p.grad is not None) for p in trained], device=loss.device)
-    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in trained]
-    flat = torch.cat([*(gradient.flatten() for gradient in gradients), own, loss.float().flatten()])
-    with _heard():
-        dist.all_reduce(flat)
-    flat /= here.size
-    *means, anywhere, mean_loss = flat.split([*(p.numel() for p in trained), len(trained), 1])
-    for index, (parameter, gradient) in enumerate(zip(trained, means, strict=True)):
-        if parameter.grad is not None:
-            parameter.grad.copy_(gradient.view_as(parameter))
-        elif anywhere[index] > 0:
-            parameter.grad = gradient.view_as(parameter).clone()
-    mean: Tensor = mean_loss.reshape(())
-    return mean
-
-
-def broadcast(tensors: Iterable[Tensor], here: World) -> None:
-    """Replace each tensor by rank 0's, in place."""
     if here.size == 1:
         return
-    with _heard(), torch.no_grad():
-        for tensor in tensors:
-            whole = tensor.detach().contiguous()
+    trained = list(parameters)
+    own = torch.tensor([float(p.grad is not None) for p in trained], device=here.device)
+    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in trained]
+    *means, anywhere = mean_over_ranks(torch.cat([*(gradient.flatten() for gradient in gradients), own]), here).split(
+        [*(p.numel() for p in trained), len(trained)]
+    )
+    for index, (parameter, mean) in enumerate(zip(trained, means, strict=True)):
+        if parameter.grad is not None:
+            parameter.grad.copy_(mean.view_as(parameter))
+        elif anywhere[index] > 0:
+            parameter.grad = mean.view_as(parameter).clone()
+
+
+def mean_over_ranks(figures: Tensor, here: World) -> Tensor:
+    """(N,) of each rank -> (N,), the same on every rank: not finite where one rank's is not. Overwrites its input."""
+    if here.size == 1:
+        return figures
+    with _heard():
+        dist.all_reduce(figures)
+    figures /= here.size
+    return figures
+
+
+@torch.no_grad()
+def of_first_rank(tensors: Iterable[Tensor], here: World) -> None:
+    """Overwrite every tensor by what rank 0 has there."""
+    for tensor in tensors if here.size > 1 else ():
+        whole = tensor.detach().contiguous()
+        with _heard():
             dist.broadcast(whole, 0)
-            tensor.copy_(whole)
+        tensor.copy_(whole)
 
 
 @contextmanager

@@ -48,6 +48,15 @@ class CorruptInputError(MMCompressError):
     exit_code = 4
 
 
+class StoppedError(MMCompressError):
+    """A scheduler asked a run to stop; its state is written, and the same command goes on there.
+
+    The code is EX_TEMPFAIL of sysexits.h, "try again later": a job script requeues on it, and on no other.
+    """
+
+    exit_code = 75
+
+
 def suggestion(word: str, known: Iterable[str]) -> str:
     """ "did you mean …?" for a misspelt word, else the list of what is known."""
     known = sorted(known)

@@ -6,7 +6,9 @@ Everything goes to stderr, so that `--json` keeps stdout to itself.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import TypeVar
 
 from rich.console import Console
@@ -24,24 +26,49 @@ def say(stage: str, name: str, text: str) -> None:
     console.print(f"[bold]{escape(f'{label or name:<22}')}[/bold] {escape(text)}")
 
 
+Told = Callable[[], str]
+"""What to show beside a count, asked for only when it is shown."""
+
+
 def track(items: Iterable[T], what: str, total: int | None, start: int = 0) -> Iterator[T]:
     """Yield the items, showing rate and time left: a bar on a terminal, a line every half minute in a log."""
+    began = time.monotonic()
+    with counted(what, total, start) as count:
+        for done, item in enumerate(items, 1):
+            yield item
+            count(partial(_rate, done, began))
+
+
+def _rate(done: int, began: float) -> str:
+    seconds = time.monotonic() - began
+    return f"{done / seconds:.2f}/s" if seconds > 0 else ""
+
+
+@contextmanager
+def counted(what: str, total: int | None, start: int = 0, *, quiet: bool = False) -> Iterator[Callable[[Told], None]]:
+    """Give a function to call after each item, which shows the count and what it is given: as `track` does."""
     columns = (
         TextColumn("  {task.description}"),
         BarColumn(bar_width=24),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
         TimeRemainingColumn(),
+        TextColumn("{task.fields[told]}"),
     )
     began = logged = time.monotonic()
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(what, total=total, completed=start, rate="")
-        for done, item in enumerate(items, 1):
-            yield item
+    done = start
+    in_log = not quiet and not console.is_terminal
+    with Progress(*columns, console=console, transient=True, disable=quiet or in_log) as bar:
+        task = bar.add_task(what, total=total, completed=start, told="")
+
+        def count(told: Told) -> None:
+            nonlocal done, logged
+            done += 1
             now = time.monotonic()
-            rate = done / (now - began) if now > began else 0.0
-            bar.update(task, advance=1, rate=f"{rate:.1f}/s")
-            if not console.is_terminal and now - logged > LOG_SECONDS:
-                left = f", {(total - start - done) / rate:.0f} s left" if total and rate else ""
-                console.print(f"  {what}: {start + done}{f' of {total}' if total else ''}, {rate:.2f}/s{left}")
+            if not (quiet or in_log):
+                bar.update(task, advance=1, told=told())
+            elif in_log and now - logged > LOG_SECONDS:
+                left = f", {(total - done) * (now - began) / (done - start):.0f} s left" if total else ""
+                console.print(f"  {what}: {done}{f' of {total}' if total else ''}, {told()}{left}", markup=False)
                 logged = now
+
+        yield count

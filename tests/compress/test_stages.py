@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from clip_world import CAPTIONS, write_squares, write_teacher
+from safetensors.torch import load_file, save_file
 
 from mmcompress.artifact import Artifact
 from mmcompress.compress.teacher import Teacher, load_teacher
@@ -21,6 +22,7 @@ from mmcompress.compress.train.embed import load_embeddings
 from mmcompress.config import TeacherConfig
 from mmcompress.errors import CorruptInputError, UsageError
 from mmcompress.huggingface import dual_encoder_from_checkpoint
+from mmcompress.manifest import Kind
 from mmcompress.pipeline.recipe import load_recipe
 from mmcompress.pipeline.run import run_recipe, run_stage
 from mmcompress.stages import STAGES
@@ -187,13 +189,13 @@ def test_killed_and_run_again_ends_with_the_same_digests(world: Path, made: dict
     )
     command = [sys.executable, "-c", script, str(world / "recipe.toml"), str(out)]
     process = subprocess.Popen(command, env=os.environ, stderr=subprocess.DEVNULL)
-    state = out / ".distill.work" / "state.safetensors"
+    work = out / ".distill.work"
     deadline = time.monotonic() + 60
-    while not state.exists() and process.poll() is None and time.monotonic() < deadline:
+    while not list(work.glob("state-*.safetensors")) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
-    assert state.exists() and not (out / "distill").exists()
+    assert list(work.glob("state-*.safetensors")) and not (out / "distill").exists()
     assert digests(run_recipe(load_recipe(world / "recipe.toml"), out)) == digests(made)
 
 
@@ -246,6 +248,21 @@ def test_embeddings_of_other_data_are_refused(world: Path, made: dict[str, Artif
 
     with pytest.raises(CorruptInputError, match="'stranger' has no teacher embedding"):
         found.lookup(["stranger"], np.array([0]), [0])
+
+
+@pytest.mark.parametrize("side", ["images", "texts"])
+def test_embeddings_that_are_not_finite_are_refused_by_sample(
+    made: dict[str, Artifact], tmp_path: Path, side: str
+) -> None:
+    with Artifact.create(tmp_path / "broken", kind=Kind.EMBEDDINGS, stage="embed", key="e") as draft:
+        draft.inherit(made["embed"], *made["embed"].manifest.files)
+        draft.facts = made["embed"].manifest.facts
+        chunk = draft.path / "embeddings-00000.safetensors"
+        tensors = load_file(chunk)
+        tensors[side][7, ..., 3] = float("-inf")
+        save_file(tensors, chunk)
+    with pytest.raises(CorruptInputError, match=r"embedding of the sample '[^']*0007' is not finite"):
+        load_embeddings(Artifact.open(tmp_path / "broken"))
 
 
 def test_a_student_is_needed(world: Path, tmp_path: Path) -> None:

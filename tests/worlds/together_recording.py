@@ -1,4 +1,4 @@
-"""What the training loop averages over the processes, recorded step by step."""
+"""What the training loop averages over the processes, step by step: gradients, their norm, the loss by term."""
 
 from __future__ import annotations
 
@@ -15,20 +15,25 @@ from mmcompress.distributed import World
 
 @contextmanager
 def recorded(folder: Path) -> Iterator[None]:
-    """Write the mean loss and the mean gradients of every step into `folder/NN.safetensors`, on rank 0."""
-    average, steps = optimize.average_gradients, iter(range(100))
+    """Write the mean figures and the mean gradients of every step into `folder/NN.safetensors`, on rank 0."""
+    gradients: dict[str, Tensor] = {}
+    average, mean, steps = optimize.average_gradients, optimize.mean_over_ranks, iter(range(100))
 
-    def recording(parameters: Iterable[nn.Parameter], loss: Tensor, here: World) -> Tensor:
+    def averaged(parameters: Iterable[nn.Parameter], here: World) -> None:
         trained = list(parameters)
-        mean = average(trained, loss, here)
+        average(trained, here)
+        gradients.update({str(i): p.grad.clone() for i, p in enumerate(trained) if p.grad is not None})
+
+    def reduced(figures: Tensor, here: World) -> Tensor:
+        found = mean(figures, here)
         if here.leads:
             folder.mkdir(exist_ok=True)
-            gradients = {str(i): p.grad for i, p in enumerate(trained) if p.grad is not None}
-            save_file({"loss": mean.reshape(1), **gradients}, folder / f"{next(steps):02d}.safetensors")
-        return mean
+            save_file({"figures": found, **gradients}, folder / f"{next(steps):02d}.safetensors")
+        gradients.clear()
+        return found
 
-    optimize.average_gradients = recording
+    optimize.average_gradients, optimize.mean_over_ranks = averaged, reduced
     try:
         yield
     finally:
-        optimize.average_gradients = average
+        optimize.average_gradients, optimize.mean_over_ranks = average, mean

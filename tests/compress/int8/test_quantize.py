@@ -16,6 +16,7 @@ from mmcompress.artifact import Artifact
 from mmcompress.budget import Cost
 from mmcompress.cli.show_compress import quantize_summary
 from mmcompress.compress.int8.samples import warn_of_few
+from mmcompress.compress.int8.sensitivity import fewest_kept
 from mmcompress.errors import UsageError
 from mmcompress.export.pixels import image_processing
 from mmcompress.export.texts import save_text_processing
@@ -97,8 +98,10 @@ def test_a_budget_that_cannot_hold_keeps_linears_in_float(
     """A loss of 0.01 for each of 32 Linears as integers: a budget of 0.295 leaves 29, and gives back none."""
     from mmcompress.compress.int8 import quantize as calibrate
 
-    losses = iter([0.32, 0.31, 0.30, 0.28, 0.29, 0.31, 0.30, 0.30, 0.29])
-    monkeypatch.setattr(calibrate, "cost", lambda *_: Cost(next(losses), 0.0))
+    def used(kept: frozenset[str]) -> float:
+        return 0.01 * (32 - len(kept)) / 0.295
+
+    monkeypatch.setattr(calibrate, "fewest_kept", lambda drifts, _: fewest_kept(drifts, used))
     found = quantize(world, tmp_path / "q", "max_drop=0.295", "max_flips=1", "rounding=nearest", "smooth=[]")
     ranking = [row["module"] for row in found.manifest.facts["sensitivity"]]
     assert found.manifest.facts["kept"] == sorted(ranking[:3])

@@ -7,7 +7,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mmcompress.compress.int8.rounding import PAIR_LIMIT, clipping_scales, corrected_bias, gptq, nearest, refitted
+from mmcompress.compress.int8.rounding import (
+    PAIR_LIMIT,
+    clipping_scales,
+    corrected_bias,
+    gptq,
+    nearest,
+    refit_damping,
+    refitted,
+)
 from mmcompress.int8 import SCALE_TYPES, dequantize_weight, quantize_weight, weight_scales
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
@@ -114,17 +122,21 @@ def folds_of(x: Floats) -> list[tuple[Floats, int]]:
     return [(np.cov(half, rowvar=False, bias=True), len(half)) for half in (x[::2], x[1::2])]
 
 
+def refit(weight: Floats, folds: list[tuple[Floats, int]], noise: Floats) -> Floats:
+    return refitted(weight, folds, noise, refit_damping(weight, folds, noise))
+
+
 def test_a_refit_without_noise_changes_nothing() -> None:
     weight = weight_of()
-    np.testing.assert_allclose(refitted(weight, folds_of(inputs_of()), np.zeros(48)), weight, rtol=1e-6)
-    np.testing.assert_array_equal(refitted(weight, folds_of(inputs_of())[:1], np.ones(48)), weight)
+    np.testing.assert_allclose(refit(weight, folds_of(inputs_of()), np.zeros(48)), weight, rtol=1e-6)
+    np.testing.assert_array_equal(refit(weight, folds_of(inputs_of())[:1], np.ones(48)), weight)
 
 
 def test_a_refit_is_the_least_squares_fit_to_noisy_inputs() -> None:
     """Against numpy's lstsq on the noisy inputs themselves; noise as rounding makes it, uniform within a step."""
     weight, x, step = weight_of(), inputs_of(rows=100_000), 1.5
     noisy = x + np.random.default_rng(5).uniform(-step / 2, step / 2, x.shape)
-    found = refitted(weight, folds_of(x), np.full(48, step**2 / 12))
+    found = refit(weight, folds_of(x), np.full(48, step**2 / 12))
     centred = noisy - noisy.mean(axis=0), (x - x.mean(axis=0)) @ weight
     expected = np.linalg.lstsq(*centred)[0]
     assert np.abs(found - expected).max() < 0.02 * np.abs(expected).max()
@@ -140,7 +152,7 @@ def test_few_rows_are_not_taken_for_all_there_is(rows: int) -> None:
     """On inputs that it has not seen a refit is no worse than the weights it started from."""
     weight, step, x = weight_of(), 0.5, inputs_of(rows=50_000)
     unseen = np.cov(x[2000:], rowvar=False, bias=True)
-    found = refitted(weight, folds_of(x[:rows]), np.full(48, step**2 / 12))
+    found = refit(weight, folds_of(x[:rows]), np.full(48, step**2 / 12))
     moved = found - weight
     lost = float((moved * (unseen @ moved)).sum() + step**2 / 12 * (found**2).sum())
     assert lost <= step**2 / 12 * float((weight.astype(float) ** 2).sum()) * 1.001
@@ -149,4 +161,4 @@ def test_few_rows_are_not_taken_for_all_there_is(rows: int) -> None:
 def test_a_refit_keeps_zeros() -> None:
     weight = weight_of()
     weight[::3] = 0
-    assert not refitted(weight, folds_of(inputs_of()), np.full(48, 0.1))[::3].any()
+    assert not refit(weight, folds_of(inputs_of()), np.full(48, 0.1))[::3].any()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
+import pytest
 import torch
 from tiny_encoder import captioned, encoder
 
@@ -10,32 +13,55 @@ from mmcompress.compress.int8.fit import plain
 from mmcompress.compress.int8.quantize import calibrate
 from mmcompress.compress.int8.ranges import ranges_of
 from mmcompress.compress.int8.samples import feeds
-from mmcompress.compress.int8.sensitivity import cost, fewest_kept, sensitivities
+from mmcompress.compress.int8.sensitivity import SPARED, cost, fewest_kept, sensitivities
 from mmcompress.compress.int8.simulate import TOWERS, distance, embedded
 from mmcompress.int8 import fake_quantize_weight
 
+LIKE = dict.fromkeys("abcd", 1.0)
+
+
+def share(fits: bool) -> float:
+    return 0.5 if fits else 2.0
+
 
 def test_nothing_is_kept_where_the_budget_holds() -> None:
-    assert fewest_kept(["a", "b"], lambda kept: True) == frozenset()
+    assert fewest_kept(LIKE, lambda kept: 1.0) == frozenset()
 
 
 def test_the_worst_are_kept_until_the_budget_holds_and_no_more() -> None:
-    assert fewest_kept(["a", "b", "c", "d"], lambda kept: {"a", "b"} <= kept) == {"a", "b"}
-    assert fewest_kept(["a", "b", "c", "d"], lambda kept: "c" in kept) == {"c"}, "a and b turned out not to be needed"
-    assert fewest_kept(["a", "b"], lambda kept: False) == {"a", "b"}
+    assert fewest_kept(LIKE, lambda kept: share({"a", "b"} <= kept)) == {"a", "b"}
+    assert fewest_kept(LIKE, lambda kept: share("c" in kept)) == {"c"}, "a and b turned out not to be needed"
+    assert fewest_kept(LIKE, lambda kept: math.inf) == set("abcd")
 
 
 def test_without_any_one_of_the_kept_the_budget_breaks() -> None:
     """On random additive errors, against every smaller set by one."""
     for seed in range(20):
         errors = dict(zip("abcdefgh", np.random.default_rng(seed).exponential(size=8), strict=True))
-        ranking = sorted(errors, key=lambda name: -errors[name])
+        drifts = dict(sorted(errors.items(), key=lambda item: -item[1]))
 
-        def holds(kept: frozenset[str], errors: dict[str, float] = errors) -> bool:
-            return sum(error for name, error in errors.items() if name not in kept) <= 2.0
+        def used(kept: frozenset[str], errors: dict[str, float] = errors) -> float:
+            return math.sqrt(sum(error for name, error in errors.items() if name not in kept) / 2.0)
 
-        kept = fewest_kept(ranking, holds)
-        assert holds(kept) and not any(holds(kept - {name}) for name in kept)
+        kept = fewest_kept(drifts, used)
+        assert used(kept) <= 1 and not any(used(kept - {name}) <= 1 for name in kept)
+
+
+@pytest.mark.parametrize("needed", [0, 1, 3, 20, 60, 95, 96])
+def test_few_sets_are_tried_however_many_are_needed(needed: int) -> None:
+    """Counted on errors that add up as they are said to, and on some that do not."""
+    drifts = {f"{number:02d}": 1 / (1 + number) for number in range(96)}
+    bearable = sum(list(drifts.values())[needed:])
+    for power in (0.5, 0.3, 2.0):
+        tried = []
+
+        def used(kept: frozenset[str], power: float = power, tried: list[frozenset[str]] = tried) -> float:
+            tried.append(kept)
+            left = sum(error for name, error in drifts.items() if name not in kept)
+            return (left / bearable) ** power if bearable else 1e6 * left
+
+        assert fewest_kept(drifts, used) == frozenset(list(drifts)[:needed])
+        assert len(tried) <= (SPARED if needed in (1, 3) else 0) + 15
 
 
 def test_the_ranking_finds_the_linear_that_was_made_bad() -> None:

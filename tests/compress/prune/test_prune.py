@@ -35,7 +35,7 @@ def pairs() -> TrainingBatch:
     torch.manual_seed(1)
     teacher = tuple(F.normalize(torch.randn(6, 32), dim=-1) for _ in range(2))
     tokens = torch.randint(0, 50, (6, 12))
-    return TrainingBatch(torch.randn(6, 3, 32, 32), tokens, torch.arange(6), (teacher[0], teacher[1]))
+    return TrainingBatch(list("abcdef"), torch.randn(6, 3, 32, 32), tokens, torch.arange(6), (teacher[0], teacher[1]))
 
 
 def config(**changes: object) -> PruneConfig:
@@ -79,7 +79,11 @@ def test_importance_is_the_change_of_the_loss_to_first_order(model: DualEncoder,
     """Closing the gate of one unit by a hair, by finite differences, on a single pair (so that |.| is outside)."""
     assert pairs.teacher is not None
     one = TrainingBatch(
-        pairs.pixels[:1], pairs.tokens[:1], pairs.groups[:1], (pairs.teacher[0][:1], pairs.teacher[1][:1])
+        pairs.keys[:1],
+        pairs.pixels[:1],
+        pairs.tokens[:1],
+        pairs.groups[:1],
+        (pairs.teacher[0][:1], pairs.teacher[1][:1]),
     )
     assert one.teacher is not None
     scores = taylor(model, [one], ANCHORS)

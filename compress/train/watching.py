@@ -1,0 +1,115 @@
+"""Watching a training: R@10 on validation pairs now and then, the best weights kept, an end where it rises no more.
+
+What is measured are the weights that the run would end with: their average where there is one. What was measured is
+part of the state (`state.py`), so a run that is resumed ends with the same weights as one that was not. Rank 0
+measures, and tells the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mmcompress.artifact import Artifact, Draft
+from mmcompress.compress.train.augment import normalized
+from mmcompress.compress.train.pairs import trimmed
+from mmcompress.compress.train.state import Position
+from mmcompress.config import DataConfig, WatchConfig
+from mmcompress.data.batches import batches
+from mmcompress.distributed import World
+from mmcompress.formats import percent
+from mmcompress.measure.retrieval import retrieval
+from mmcompress.model import DualEncoder
+from mmcompress.progress import say
+from mmcompress.runtime.tokenize import load_tokenizer, tokenize
+
+
+@dataclass(frozen=True)
+class Watch:
+    """What is measured while training runs, and what follows from it."""
+
+    measure: Callable[[], float]
+    """R@10 of the model as it is: a share, the mean of both ways."""
+    every: int
+    """Steps between two measurements."""
+    keep_best: bool
+    patience: int | None
+    """Measurements in a row without a higher one after which training is over."""
+
+    def due(self, step: int, steps: int) -> bool:
+        return step % self.every == 0 or step == steps
+
+    def over(self, at: Position) -> bool:
+        return self.patience is not None and at.since_best >= self.patience
+
+    def look(
+        self,
+        at: Position,
+        trained: Mapping[str, Tensor],
+        average: Mapping[str, Tensor],
+        best: Mapping[str, Tensor],
+        here: World,
+    ) -> None:
+        """Measure, write the outcome into the position, and the weights into `best` where they are."""
+        with _standing_in(trained, average), torch.no_grad():
+            r10 = here.shared(self.measure() if here.leads else 0.0)
+            if at.best is None or r10 > at.best:
+                at.best, at.best_step, at.since_best = r10, at.step, 0
+                for name, kept in best.items():
+                    kept.copy_(trained[name])
+            else:
+                at.since_best += 1
+        if here.rank == 0:
+            before = f", the best {percent(at.best)} after {at.best_step}" if at.best_step != at.step else ""
+            say("", "validation", f"R@10 {percent(r10)} after {at.step} steps{before}")
+
+
+def watch_of(
+    model: DualEncoder, student: Draft | Artifact, data: DataConfig, config: WatchConfig, batch: int, here: World
+) -> Watch | None:
+    """What the config asks for, on the first `config.samples` plain pairs of the validation data."""
+    if config.steps is None or data.validation is None:
+        return None
+    spec, preprocessing, text = data.validation, student.preprocessing, student.tokenizer
+    assert preprocessing is not None and text is not None
+    tokenizer = load_tokenizer(student.path / text.file)
+
+    def measure() -> float:
+        images: list[Tensor] = []
+        captions: list[str] = []
+        owner: list[int] = []
+        stream = batches(spec, preprocessing, batch=batch, workers=data.workers, max_bad_fraction=data.max_bad_fraction)
+        for some in islice(stream, -(-config.samples // batch)):
+            first = sum(map(len, images))
+            room = config.samples - first
+            pixels = torch.from_numpy(some.pixels[:room]).to(here.device).permute(0, 3, 1, 2).float() / 255
+            images.append(model.encode_image(normalized(pixels, preprocessing)).cpu())
+            for row, own in enumerate(some.captions[:room], first):
+                captions += own
+                owner += [row] * len(own)
+        tokens = trimmed(tokenize(tokenizer, captions, text), model.config.text)
+        texts = [model.encode_text(part.to(here.device)).cpu() for part in torch.from_numpy(tokens).split(batch)]
+        shares = retrieval(torch.cat(images).numpy(), torch.cat(texts).numpy(), np.array(owner))
+        return (shares["i2t_r10"] + shares["t2i_r10"]) / 2
+
+    return Watch(measure, config.steps, config.keep_best, config.patience)
+
+
+@contextmanager
+def _standing_in(trained: Mapping[str, Tensor], average: Mapping[str, Tensor]) -> Iterator[None]:
+    """The averaged weights in the model for a while."""
+    with torch.no_grad():
+        own = {name: trained[name].clone() for name in average}
+        for name, mean in average.items():
+            trained[name].copy_(mean)
+        try:
+            yield
+        finally:
+            for name, weight in own.items():
+                trained[name].copy_(weight)
