@@ -90,6 +90,7 @@ class Ranks:
         """Whether all ranks are in the same stage now; if not, rank 0 computes alone."""
         self._store = store
         self._said = 0
+        self._others_are_gone = False
 
     @property
     def leads(self) -> bool:
@@ -123,7 +124,7 @@ class Ranks:
             _end_unasked()
             self._set(_END, code)
             left_group()
-            limit = time.monotonic() + GRACE_SECONDS
+            limit = time.monotonic() + (0 if self._others_are_gone else GRACE_SECONDS)
             for rank in range(1, self.size):
                 while not self._has(_FAILED) and not self._has(f"gone/{rank}") and time.monotonic() < limit:
                     time.sleep(0.02)
@@ -174,7 +175,10 @@ class Ranks:
         limit = time.monotonic() + 1.0
         while self.leads and not self._has(_FAILED) and time.monotonic() < limit:
             time.sleep(0.02)
-        return self._failure() or lost(error)
+        if (failure := self._failure()) is not None:
+            return failure
+        self._others_are_gone = True
+        return lost(error)
 
     def _failure(self) -> MMCompressError | None:
         if not self.leads or not self._has(_FAILED):

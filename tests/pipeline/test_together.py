@@ -33,7 +33,7 @@ views = 2
 batch = 10
 [[stage]]
 run = "train"
-student = {{source = "vit-s16", image_size = 32}}
+student = {{source = "vit-t8-64", image_size = 32}}
 optimizer = {FLOAT}
 [[stage]]
 run = "distill"
@@ -191,21 +191,21 @@ def test_rank_1_fails(world: Path, tmp_path: Path, kind: str, told: str) -> None
 @pytest.mark.slow
 def test_a_rank_that_is_killed_is_started_again_and_changes_nothing(world: Path, tmp_path: Path) -> None:
     """Rank 1 has no state of its own: what it goes on from is rank 0's."""
-    whole = torchrun(*distillation(world, tmp_path / "whole", 150))
+    whole = torchrun(*distillation(world, tmp_path / "whole" / "out", 150))
     assert whole.returncode == 0, whole.stderr
-    started = command(*distillation(world, tmp_path / "killed", 150), restarts=1)
+    started = command(*distillation(world, tmp_path / "killed" / "out", 150), restarts=1)
     with subprocess.Popen(started, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT) as run:
         assert run.stderr is not None
-        while not [*(tmp_path / ".killed.work").glob("state-*.safetensors")]:
+        while not [*(tmp_path / "killed" / ".out.work").glob("state-*.safetensors")]:
             assert run.poll() is None
             time.sleep(0.01)
         os.kill(rank_1_of(run.pid), signal.SIGKILL)
         told = run.stderr.read()
         assert run.wait(timeout=120) == 0, told
-    assert told.count("distill (killed)       running") == 2 and "goes on after step" in told
-    one, two = (Artifact.open(tmp_path / name) for name in ("whole", "killed"))
-    assert one.digest == two.digest
-    assert not [path for path in tmp_path.iterdir() if path.name[0] == "."]
+    assert told.count("distill (out)          running") == 2 and "goes on after step" in told
+    one, two = (Artifact.open(tmp_path / name / "out") for name in ("whole", "killed"))
+    assert one.manifest.files == two.manifest.files and one.digest == two.digest
+    assert not [path for path in (tmp_path / "killed").iterdir() if path.name[0] == "."]
 
 
 def rank_1_of(launcher: int) -> int:
