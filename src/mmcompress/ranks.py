@@ -56,8 +56,6 @@ class Announced:
     rank: int
     size: int
     local_rank: int
-    attempt: str
-    """Which of torchrun's restarts this is."""
 
 
 def announced(environment: Mapping[str, str]) -> Announced | None:
@@ -76,7 +74,7 @@ def announced(environment: Mapping[str, str]) -> Announced | None:
         raise UsageError(f"{said}: these must be whole numbers", hint) from error
     if not 0 <= rank < size:
         raise UsageError(f"RANK={rank} is none of WORLD_SIZE={size} processes", hint)
-    return Announced(rank, size, local_rank, environment.get("TORCHELASTIC_RESTART_COUNT", "0"))
+    return Announced(rank, size, local_rank)
 
 
 class Ranks:
@@ -258,7 +256,7 @@ def joined(found: Announced) -> Iterator[Ranks]:
     dist: Any = torch.distributed
     try:
         base, _, _ = next(iter(dist.rendezvous("env://", timeout=timedelta(seconds=JOIN_SECONDS))))
-        store = dist.PrefixStore(f"mmcompress/{found.attempt}", base)
+        store = dist.PrefixStore("mmcompress", base)  # a new one for each of torchrun's restarts
         store.set(f"here/{found.rank}", "")
         store.wait([f"here/{rank}" for rank in range(found.size)], timedelta(seconds=JOIN_SECONDS))
         gpus = torch.cuda.is_available()

@@ -43,6 +43,8 @@ optimizer = {FLOAT}
 run = "quantize"
 samples = 40
 batch = 20
+method = "percentile"
+percentile = 90
 max_drop = 1.0
 max_flips = 1.0
 """
