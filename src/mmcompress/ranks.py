@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import signal
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -256,9 +257,7 @@ def joined(found: Announced) -> Iterator[Ranks]:
     dist: Any = torch.distributed
     try:
         base, _, _ = next(iter(dist.rendezvous("env://", timeout=timedelta(seconds=JOIN_SECONDS))))
-        store = dist.PrefixStore("mmcompress", base)  # a new one for each of torchrun's restarts
-        store.set(f"here/{found.rank}", "")
-        store.wait([f"here/{rank}" for rank in range(found.size)], timedelta(seconds=JOIN_SECONDS))
+        store = dist.PrefixStore(f"mmcompress/{_round(found, base)}", base)
         gpus = torch.cuda.is_available()
         backend = "cpu:gloo,cuda:nccl" if gpus else "gloo"
         group = dist.PrefixStore("group", store)
@@ -274,6 +273,36 @@ def joined(found: Announced) -> Iterator[Ranks]:
     finally:
         _here = None
         left_group()
+
+
+def _round(found: Announced, store: Any) -> int:
+    """Meet all processes of this start; which start it is, counted by rank 0.
+
+    torchrun may keep its store when it starts all again, with what those before have written, and its own count of
+    restarts differs between nodes. So every other rank asks under a name that nobody had before.
+    """
+    limit = time.monotonic() + JOIN_SECONDS
+
+    def pause() -> None:
+        if time.monotonic() > limit:
+            raise RuntimeError("some did not come")
+        time.sleep(0.05)
+
+    if found.rank:
+        name = uuid.uuid4().hex
+        store.set(f"ask/{found.rank}", name)
+        while not store.check([f"round/{name}"]):
+            pause()
+        number = int(store.get(f"round/{name}"))
+        store.set(f"here/{number}/{found.rank}", "")
+        return number
+    number = int(store.add("rounds", 1))
+    for rank in range(1, found.size):
+        while not store.check([f"here/{number}/{rank}"]):
+            if store.check([f"ask/{rank}"]):  # may be of one that is gone; the new one overwrites it
+                store.set(f"round/{store.get(f'ask/{rank}').decode()}", str(number))
+            pause()
+    return number
 
 
 def left_group() -> None:
