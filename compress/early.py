@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
-from itertools import islice
 from pathlib import Path
 
 from mmcompress.architecture import DualEncoderConfig
 from mmcompress.artifact import Artifact
-from mmcompress.compress.int8.recalibration import check_keep, check_same_blocks
+from mmcompress.compress.int8.given import check_keep, check_same_blocks, check_same_weights
 from mmcompress.compress.openclip import check_open_clip
 from mmcompress.compress.ownteacher import check_has_towers, check_own
 from mmcompress.compress.prune.prune import prunable_towers
@@ -33,7 +32,7 @@ from mmcompress.config import (
     TraceConfig,
     TrainConfig,
 )
-from mmcompress.data.batches import read
+from mmcompress.data.batches import count_up_to
 from mmcompress.data.spec import fingerprint, is_stream
 from mmcompress.errors import UsageError
 from mmcompress.export.pixels import image_processing
@@ -115,13 +114,21 @@ def fits_quantize(config: QuantizeConfig, model: DualEncoderConfig, sources: Sou
     check_keep(model, config.keep)
     if "ranges" in sources:
         check_same_blocks(sources["ranges"], model)
+    if {"ranges", "checkpoint"} <= sources.keys():
+        check_same_weights(sources["ranges"], sources["checkpoint"].path)
+
+
+def check_coming_weights(ranges: Artifact, teacher: TeacherConfig) -> None:
+    """As `fits_quantize`, before a teacher is a checkpoint, of one whose weights are here in one file."""
+    if (folder := _folder_here(teacher)) is not None:
+        check_same_weights(ranges, folder)
 
 
 def check_fills_a_batch(spec: str | None, batch: int) -> None:
     """Raise UsageError where data has less than one batch; of a stream, which is read once, nothing is known yet."""
     if spec is None or is_stream(spec):
         return
-    there = sum(1 for _ in islice(read(spec, max_bad_fraction=1.0, announce=False), batch))
+    there = count_up_to(batch, spec)
     if there < batch:
         raise UsageError(
             f"a batch of {batch} pairs was asked for, and there are {there} in {spec}",

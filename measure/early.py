@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from mmcompress.artifact import Artifact
 from mmcompress.config import BenchConfig, BisectConfig, DriftConfig, VerdictConfig
-from mmcompress.errors import MissingRequirementError
+from mmcompress.errors import MissingRequirementError, UsageError
 from mmcompress.measure.verdict.contestants import runnable
 from mmcompress.runtime.backends import available_backends
 from mmcompress.runtime.scheduling import check_cores
@@ -28,6 +28,18 @@ def check_answers(config: DriftConfig | BisectConfig, _: Sources) -> None:
         raise MissingRequirementError(
             f"{config.backend} does not run here: {reason}", "`mmcompress doctor` says what works on this machine"
         )
+
+
+def check_bisect(config: BisectConfig, sources: Sources) -> None:
+    """Refuse graphs that are no exports of a checkpoint: their modules have no names that two files share."""
+    check_answers(config, sources)
+    for artifact in sources.values():
+        if artifact.manifest.model is None:
+            raise UsageError(
+                f"{artifact.path} cannot be bisected: its graphs are a teacher's own, and only the exports of a "
+                "checkpoint name their modules",
+                "give two exports of one checkpoint; of other graphs `mmcompress drift` says how far they moved",
+            )
 
 
 def check_bench(config: BenchConfig, _: Sources) -> None:

@@ -30,8 +30,9 @@ def classify(
 
 def check_classify(image: Path | str, labels: Sequence[str], template: str) -> None:
     """Raise UsageError for what cannot be answered, whatever the model is; before one is converted for it."""
-    if not labels:
-        raise UsageError("there are no labels to choose from", "for example: --labels cat,dog")
+    if len(set(labels)) < 2:
+        one = f"{labels[0]!r} is the only label, and would get 100% of any image" if labels else "there are no labels"
+        raise UsageError(one, "give at least two labels: --labels cat,dog")
     check_template(template)
     check_image(Path(image))
 

@@ -6,7 +6,9 @@ import fnmatch
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -58,6 +60,28 @@ def test_what_is_trusted_reaches_the_hub(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
     assert resolve(TeacherConfig(source="vit-b32", trust_remote_code=trusted)) == tmp_path
     assert ("*.py" in asked[0]) == trusted and "pytorch_model.bin" in asked[0]
+
+
+@pytest.mark.parametrize("source", ["own.py", "own.py:", "models/own.py", "~/own.py"])
+def test_a_file_without_a_function_is_told_the_form(
+    cli: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str
+) -> None:
+    """Of which `models/own.py` could be a hub id, and is not asked for."""
+    monkeypatch.chdir(tmp_path)
+    Path("own.py").write_text("def function(): ...\n")
+    monkeypatch.setattr("huggingface_hub.list_repo_files", lambda _: pytest.fail("the hub was asked"))
+    commands = (
+        ("embed", "--teacher", source),
+        ("quantize", source),
+        ("shrink", source),
+        ("distill", "--teacher", source),
+    )
+    student = ("--student", "vit-s16")
+    for command in commands:
+        done = cli(*command, "--data", "demo:val", "--out", "out", *(student if command[0] == "distill" else ()))
+        assert (done.code, len(list(tmp_path.iterdir()))) == (2, 1), done.err
+        assert "is a Python file, and no function in it is named" in done.err
+        assert f"hint: name it: {source.removesuffix(':')}:function" in done.err
 
 
 def test_kinds_of_names() -> None:

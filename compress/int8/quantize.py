@@ -26,7 +26,6 @@ from mmcompress.architecture import NEVER_COMPRESSED
 from mmcompress.budget import Budget, Cost
 from mmcompress.compress.int8.fit import JUDGED, chosen_ranges, chosen_smoothing, chosen_weights, drift_of_both
 from mmcompress.compress.int8.ranges import NOTHING, Histogram, widened
-from mmcompress.compress.int8.recalibration import given_ranges
 from mmcompress.compress.int8.record import fit_facts
 from mmcompress.compress.int8.samples import Captioned, feeds, held_pairs, plain_pairs, possible_answers, warn_of_few
 from mmcompress.compress.int8.sensitivity import RANKED, cost, fewest_kept, sensitivities
@@ -52,6 +51,7 @@ from mmcompress.int8 import (
     Linears,
     Range,
     Signedness,
+    read_ranges,
     tensors_from_linears,
 )
 from mmcompress.model import DualEncoder
@@ -87,7 +87,7 @@ def quantize(job: Job[QuantizeConfig]) -> None:
         fitting, judging = held[::2], held[1::2] or held
         pairs = partial(plain_pairs, source, spec, config, "calibrating")
         reused = job.sources.get("ranges")
-        given = None if reused is None else given_ranges(reused, source)
+        given = None if reused is None else read_ranges(reused)
         fitted = fit_integers(model, feeds(fitting), feeds(judging), pairs, config, given)
         unseen = held_pairs(source, config.data.validation, config) if config.data.validation else judging
         warn_of_few(one.pixels.numpy() for one in unseen)

@@ -7,8 +7,9 @@ from typing import Any
 
 from mmcompress.compress.int8.samples import SHUFFLED
 from mmcompress.config import FitConfig
+from mmcompress.data.batches import count_up_to
 from mmcompress.data.sentences import SENTENCES
-from mmcompress.data.spec import is_photos
+from mmcompress.data.spec import is_photos, is_stream
 from mmcompress.int8 import SEEN, Seen
 
 
@@ -19,10 +20,13 @@ def fit_facts(
     ranking: Mapping[str, float],
     kept: Collection[str],
 ) -> dict[str, Any]:
-    """Which products stay in float and why, what was chosen for the others, and which samples of `spec` were seen.
+    """Which products stay in float and why, what was chosen for the others, and which samples of `spec` were seen:
+    no more than there are, since nothing is shown twice.
 
     `ranking` has the drift of each product by itself, `kept` the names of those in float.
     """
+    asked = -(-config.samples // config.batch) * config.batch
+    seen = asked if is_stream(spec) else count_up_to(asked, spec)
     return {
         "kept": sorted(kept),
         "choices": choices,
@@ -31,7 +35,5 @@ def fit_facts(
         ],
         "budget": config.max_drop if config.sensitivity else None,
         "texts": SENTENCES if is_photos(spec) else "captions",
-        SEEN: Seen(
-            pairs=-(-config.samples // config.batch) * config.batch, seed=config.seed, buffer=SHUFFLED
-        ).model_dump(),
+        SEEN: Seen(pairs=seen, seed=config.seed, buffer=SHUFFLED).model_dump(),
     }

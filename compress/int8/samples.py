@@ -59,7 +59,7 @@ def held_pairs(source: Artifact, spec: str, config: QuantizeConfig) -> list[Capt
 
 
 def warn_of_few(judging: Iterable[NDArray[Any]]) -> None:
-    """Say so where few different images (B, ...) judge: a small set is read again and again, and judges its own fit."""
+    """Say so where few different images (B, ...) judge."""
     different = len({image.tobytes() for images in judging for image in images})
     if different < ENOUGH:
         say("", "data", f"warning: {different} different images judge INT8, so what it costs is hardly known")

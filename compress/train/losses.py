@@ -39,3 +39,40 @@ def info_nce(images: Tensor, texts: Tensor, logit_scale: Tensor, same: Tensor, s
     by_image = -(target * logits.log_softmax(dim=1)).sum(dim=1).mean()
     by_text = -(target.T * logits.log_softmax(dim=0).T).sum(dim=1).mean()
     return (by_image + by_text) / 2
+
+
+def affinity(
+    student: tuple[Tensor, Tensor], teacher: tuple[Tensor, Tensor], student_scale: Tensor, teacher_scale: float
+) -> Tensor:
+    """Mean KL(teacher || student) of the batch's similarities, images to texts and texts to images.
+
+    Each side is unit images (B, D) and texts (B, D) with its own factor on the similarities. It is affinity mimicking
+    (Wu et al. 2023, TinyCLIP, equations 2 to 4) and contrastive relational distillation (Yang et al. 2024, CLIP-KD,
+    equation 5), and differs from the cross entropy to the teacher's logits by the teacher's entropy, a constant.
+    """
+    ours = student_scale * student[0] @ student[1].T
+    theirs = teacher_scale * teacher[0] @ teacher[1].T
+    both = ((ours, theirs), (ours.T, theirs.T))
+    first, second = (
+        F.kl_div(own.log_softmax(dim=1), target.log_softmax(dim=1), reduction="batchmean", log_target=True)
+        for own, target in both
+    )
+    return (first + second) / 2
+
+
+def interactive(
+    student: tuple[Tensor, Tensor], teacher: tuple[Tensor, Tensor], logit_scale: Tensor, same: Tensor
+) -> Tensor:
+    """InfoNCE between the student's images and the teacher's texts, and the other way round.
+
+    Each side is unit images (B, D) and texts (B, D); `same` as in `info_nce`. Of each InfoNCE only the direction counts
+    in which the student asks and the teacher's batch answers (Yang et al. 2024, CLIP-KD, equations 9 and 10).
+    """
+    target = same.to(student[0].dtype)
+    target = target / target.sum(dim=1, keepdim=True)
+    asked = (
+        (logit_scale.exp() * ours @ theirs.T).log_softmax(dim=1)
+        for ours, theirs in zip(student, reversed(teacher), strict=True)
+    )
+    by_image, by_text = (-(target * logits).sum(dim=1).mean() for logits in asked)
+    return (by_image + by_text) / 2

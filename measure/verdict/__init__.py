@@ -1,1 +1,1 @@
-"""Which file to ship on a backend: FP32, FP16 and the INT8 candidates, raced."""
+"""Which file to ship on a backend: the float graphs and the INT8 candidates, raced."""

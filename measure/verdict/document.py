@@ -133,7 +133,7 @@ class ReasonedRecommendation(Recommendation):
 
 
 class VerdictDocument(Document):
-    """FP32, FP16 and INT8 of one checkpoint on one backend, and the recommendation."""
+    """FP32, on GPUs FP16, and INT8 of one checkpoint on one backend, and the recommendation."""
 
     backend: Backend
     """The runtime that was asked about."""
@@ -146,7 +146,9 @@ class VerdictDocument(Document):
     pairs: int
     """Held-out images."""
     texts: int
-    """Different texts that belong to them."""
+    """Different texts that they choose from: their captions, else sentences that ship."""
+    own_answers: bool = False
+    """Whether right is what FP32 answers, of photos that nobody captioned."""
     max_drop: float | None
     """Share of R@10 hits that was allowed to be lost, 0 to 1; null for any."""
     max_flips: float | None

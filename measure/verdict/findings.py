@@ -74,14 +74,15 @@ def ruling_of(findings: Findings, budget: Budget) -> Ruling:
 
 def recommendation(findings: Findings, ruling: Ruling, budget: Budget) -> Recommendation:
     """What the manifest's facts say."""
-    moved, pairs = findings.drifts[findings.int8], len(findings.held.image_group)
+    moved, held = findings.drifts[findings.int8], findings.held
+    shipped = None if held.captioned else len(held.tokens)
     return Recommendation(
         int8=ruling.int8,
         precision=ruling.ship.precision,
         backend=ruling.ship.backend,
         files=tuple(ruling.ship.towers[tower].graph.file for tower in TOWERS),
         candidate=findings.int8.name,
-        sentence=sentence(ruling, findings.int8, moved, findings.faster, budget, pairs),
+        sentence=sentence(ruling, findings.int8, moved, findings.faster, budget, len(held.image_group), shipped),
     )
 
 
@@ -98,6 +99,7 @@ def document(
         data=findings.held.spec,
         pairs=len(findings.held.image_group),
         texts=len(findings.held.tokens),
+        own_answers=not findings.held.captioned,
         max_drop=budget.max_drop,
         max_flips=budget.max_flips,
         sanity=tuple(findings.sanity),

@@ -72,8 +72,10 @@ def held_out(source: Artifact, config: VerdictConfig) -> Held:
     texts = list(dict.fromkeys(captions[: config.samples]))
     if len(texts) < FEWEST:
         raise UsageError(
-            f"{spec} has {len(texts)} different captions that the calibration has not seen, {FEWEST} are needed",
-            "give other pairs with --data; of a small set quantize one part, --data part:3-9/10:SET, and judge on "
+            f"{spec} has {len(captions)} photos that the calibration has not seen, {2 * FEWEST} are enough"
+            if is_photos(spec)
+            else f"{spec} has {len(texts)} different captions that the calibration has not seen, {FEWEST} are needed",
+            "give others with --data; of a small set quantize one part, --data part:3-9/10:SET, and judge on "
             "the other, --data part:0-2/10:SET",
         )
     place = {caption: index for index, caption in enumerate(texts)}

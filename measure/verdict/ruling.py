@@ -1,7 +1,7 @@
 """The ruling of a verdict: from ratios and drift to the file that should be shipped, and the words for it. Pure.
 
 INT8 costs accuracy and a calibration that has to be kept, so it has to earn its place: the whole 95% interval of its
-speed-up over the faster of FP32 and FP16 lies beyond 2%, and it loses no more of FP32's R@10 hits, and answers no more
+speed-up over the fastest float graph lies beyond 2%, and it loses no more of FP32's R@10 hits, and answers no more
 images otherwise, than the budget. Of the float graphs the plainer one stays unless another is faster by as much. The
 image tower decides, since texts are usually embedded once; what the text tower does is reported beside it.
 """
@@ -56,7 +56,7 @@ def plainest(floats: Sequence[Contestant], faster: Faster) -> Contestant:
 def ruled(
     int8: Contestant, drift: HeldOutDrift, floats: Sequence[Contestant], faster: Faster, budget: Budget
 ) -> Ruling:
-    """`floats` in the order of preference: FP32 on the backend, FP32 elsewhere, FP16; `drift` is that of INT8."""
+    """`floats` in the order of preference: FP32 on the backend, FP32 elsewhere or FP16; `drift` is that of INT8."""
     to_beat = max(floats, key=lambda contestant: faster(contestant, floats[0]).speedup)
     ratio = faster(int8, to_beat)
     own = faster(int8, floats[0]) if to_beat.backend != int8.backend else None
@@ -67,13 +67,29 @@ def ruled(
     return Ruling(plainest(floats, faster) if obstacles else int8, to_beat, ratio, own, tuple(obstacles))
 
 
-def sentence(ruling: Ruling, int8: Contestant, drift: HeldOutDrift, faster: Faster, budget: Budget, pairs: int) -> str:
-    """The verdict in plain words."""
+def sentence(
+    ruling: Ruling,
+    int8: Contestant,
+    drift: HeldOutDrift,
+    faster: Faster,
+    budget: Budget,
+    pairs: int,
+    shipped: int | None = None,
+) -> str:
+    """The verdict in plain words; of photos that nobody captioned, `shipped` sentences stood in for captions."""
+    said = _ruling_in_words(ruling, int8, drift, faster, budget, f"{pairs} held-out {'photos' if shipped else 'pairs'}")
+    truth = f"The photos have no captions: right is what FP32 answers among {shipped} sentences that ship."
+    return f"{said} {truth}" if shipped else said
+
+
+def _ruling_in_words(
+    ruling: Ruling, int8: Contestant, drift: HeldOutDrift, faster: Faster, budget: Budget, held: str
+) -> str:
     on = BACKENDS[int8.backend]
     own = f" On {on} alone, it is {pace(ruling.own_speedup, 'FP32')}." if ruling.own_speedup else ""
     if ruling.int8:
         fastest = f"{pace(ruling.speedup, named(ruling.to_beat))}, the fastest float graph"
-        within = f"and on {pairs} held-out pairs it {budget.told(drift.cost)}"
+        within = f"and on {held} it {budget.told(drift.cost)}"
         return f"Ship {named(int8)} ({int8.name}): it is {fastest}, {within}.{own}"
     because = "; ".join(ruling.obstacles)
     told = f"Do not ship {named(int8)} ({int8.name}, the best of the candidates): {because}. Ship {named(ruling.ship)}"

@@ -1,6 +1,6 @@
 """The verdict stage: whether INT8 earns its place on a backend, and which file to ship if it does not.
 
-FP32, FP16 and the INT8 candidates of a quantized checkpoint are written and run here, on the backend that is asked
+Float graphs and the INT8 candidates of a quantized checkpoint are written and run here, on the backend that is asked
 about. The FP32 baseline is checked first, since a ratio to a broken one says nothing. A few rounds then order the
 candidates by speed; drift is measured in that order until two are within the budget, and these race against every float
 graph, in one interleaved run, for the figures that decide. On CPUs FP32 on ONNX Runtime takes part as well: a backend

@@ -305,9 +305,10 @@ class PruneConfig(StageConfig):
     target_macs: Share | None = None
     """Share of each tower's multiply-accumulates to keep, `0.5` or `0.5x`; blocks get what they need most."""
     target_params: Share | None = None
-    """Share of each tower's parameters to keep."""
+    """Share of each tower's parameters to keep, `0.5` or `0.5x`."""
     target_latency: Share | None = None
-    """Share of the image tower's latency at batch 1 to keep, measured on `backend`; the text tower stays."""
+    """Share of the image tower's latency at batch 1 to keep, `0.5` or `0.5x`, measured on `backend`; the text tower
+    stays."""
     backend: Literal["openvino", "onnxruntime"] = "openvino"
     """The runtime of `target_latency`; TensorRT would need an engine built for every size that is timed."""
     precision: Literal["fp32", "int8"] = "fp32"
@@ -472,7 +473,7 @@ class ExportConfig(StageConfig):
 
 
 class VerdictConfig(BudgetConfig):
-    """FP32, FP16 and INT8 graphs of a quantized checkpoint, side by side on one backend: which to ship."""
+    """Float and INT8 graphs of a quantized checkpoint, side by side on one backend: which to ship."""
 
     data: DataConfig
     """Choices are made on the validation pairs; without any, on training pairs that calibration has not seen."""

@@ -255,7 +255,7 @@ STAGES: Mapping[str, Stage] = {
             "mmcompress.measure.bisect.bisect:bisect",
             {"reference": Kind.ONNX, "candidate": Kind.ONNX},
             reads=("test",),
-            check="mmcompress.measure.early:check_answers",
+            check="mmcompress.measure.early:check_bisect",
         ),
         Stage(
             "report",

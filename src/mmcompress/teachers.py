@@ -48,9 +48,19 @@ _PICKLES = (".pt", ".pth", ".bin")
 
 
 def own_code(source: str) -> tuple[Path, str] | None:
-    """`path/file.py:function` -> its two parts; None for any other teacher."""
-    file, colon, function = source.rpartition(":")
-    return (Path(file).expanduser(), function) if colon and file.endswith(".py") else None
+    """`path/file.py:function` -> its two parts; None for any other teacher.
+
+    Raises UsageError for a file without a function.
+    """
+    file, _, function = source.rpartition(":")
+    if file.endswith(".py") and function:
+        return Path(file).expanduser(), function
+    if source.endswith((".py", ".py:")) and not Path(source).expanduser().is_dir():
+        name = source.removesuffix(":")
+        raise UsageError(
+            f"the teacher {source} is a Python file, and no function in it is named", f"name it: {name}:function"
+        )
+    return None
 
 
 def open_clip_weights(name: str) -> Path | None:

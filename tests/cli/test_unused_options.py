@@ -23,6 +23,14 @@ TEACHER = ("--teacher", "demo:teacher", "--data", "demo:val")
             ("distill", *TEACHER, "--student", "vit-t16", "--relational", "0", "--anchors", "9"),
             "anchors is of the relations, whose weight is 0",
         ),
+        (
+            ("distill", *TEACHER, "--student", "vit-t16", "--validation", "demo:val"),
+            "--validation is what --watch-steps measures on",
+        ),
+        (
+            ("distill", *TEACHER, "--student", "vit-t16", "--watch-patience", "3"),
+            "patience is of measurements, and steps are not given",
+        ),
         (("prune", "demo:teacher", "--data", "demo:val", "--backend", "openvino"), "backend is of target_latency"),
         (("prune", "demo:teacher", "--data", "demo:val", "--threads", "2"), "threads is of target_latency"),
         (("prune", "demo:teacher", "--data", "demo:val", "--anchors", "2"), "anchors is of the importance taylor"),

@@ -7,18 +7,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from clip_world import write_squares, write_teacher
 from conv_teacher import teacher as convolutions
+from safetensors.numpy import load_file, save_file
 
 from mmcompress.compress.ownteacher import check_has_towers
 from mmcompress.compress.prune.sizes import check_latency_share
-from mmcompress.errors import UsageError
+from mmcompress.errors import CorruptInputError, UsageError
 from mmcompress.families import config_from_hugging_face
 from mmcompress.pipeline import standalone
 from mmcompress.pipeline.shrinking import Wish, shrink
 
 FEW = {"samples": 16, "batch": 8, "sensitivity": False, "smooth": []}
+RANGED = {name: value for name, value in FEW.items() if name != "smooth"}
 
 
 @pytest.fixture
@@ -61,6 +64,32 @@ def test_ranges_of_other_blocks_are_refused_before_a_teacher_is_converted(world:
     with pytest.raises(UsageError, match=r"fitted has a range of \S+, which this model has not"):
         standalone.quantize("shallow", Path("out"), {"data.train": "squares-00000.tar"}, ranges=Path("fitted"))
     assert made(world) == []
+
+
+def test_ranges_of_other_weights_are_refused_before_a_teacher_is_converted(world: Path) -> None:
+    """Models of equal blocks and of equal gains, as random ones are, and one that SmoothQuant went through."""
+    standalone.quantize("teacher", Path("plain"), {"data.train": "squares-00000.tar", **FEW})
+    write_teacher(Path("another"), seed=1)
+    with pytest.raises(UsageError, match=r"plain are of another model than another: \S+fc1\.weight is a different one"):
+        standalone.quantize("another", Path("out"), {"data.train": "squares-00000.tar"}, ranges=Path("plain"))
+    shutil.copytree("teacher", "smoothed")
+    weights = load_file("smoothed/model.safetensors")
+    factors = np.geomspace(0.1, 10, 64, dtype=np.float32)
+    for name in [name for name in weights if name.endswith("layer_norm2.weight")]:
+        weights[name] /= factors
+        weights[name.replace("weight", "bias")] /= factors
+        weights[name.replace("layer_norm2", "mlp.fc1")] *= factors
+    save_file(weights, "smoothed/model.safetensors", {"format": "pt"})
+    with pytest.raises(UsageError, match=r"plain are of other activations: \S+layer_norm2\.weight differs"):
+        standalone.quantize("smoothed", Path("out"), {"data.train": "squares-00000.tar"}, ranges=Path("plain"))
+    Path("smoothed/model.safetensors").write_bytes(b"nothing")
+    with pytest.raises(CorruptInputError, match=r"model\.safetensors is damaged"):
+        standalone.quantize("smoothed", Path("out"), {"data.train": "squares-00000.tar"}, ranges=Path("plain"))
+    assert made(world) == []
+    again = standalone.quantize(
+        "teacher", Path("again"), {"data.train": "squares-00000.tar", **RANGED}, ranges=Path("plain")
+    )
+    assert "ranges" in again.manifest.parents
 
 
 @pytest.mark.parametrize(

@@ -69,6 +69,9 @@ def test_the_error_names_what_failed_with_its_figures() -> None:
     assert "the FP32 baseline on openvino fails its sanity check: unit norm" in caught.value.what
     assert ": 1, the limit is 0.001" in caught.value.what and caught.value.exit_code == 1
     assert "captions of the data belong to its images" in caught.value.hint
+    with pytest.raises(GateFailedError) as caught:
+        enforce_checks(checks(2 * images, texts, None, known, 1e-4), "openvino")
+    assert "unit norm" in caught.value.what and "captions" not in caught.value.hint, "photos have none"
 
 
 def why(images: Rows, texts: Rows, group: NDArray[np.int64], own: NDArray[np.int64]) -> str | None:

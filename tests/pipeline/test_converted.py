@@ -192,6 +192,8 @@ def test_commands_without_out_keep_what_they_convert_in_a_cache(
     [
         ("classify", ("nowhere.png", "--labels", "a,b"), "there is no image nowhere.png"),
         ("classify", ("{image}", "--labels", ","), "there are no labels"),
+        ("classify", ("{image}", "--labels", "cat"), "'cat' is the only label"),
+        ("classify", ("{image}", "--labels", "cat, cat"), "give at least two labels"),
         ("classify", ("{image}", "--labels", "a,b", "--template", "a {x} {}"), "has a place {x}"),
         ("classify", ("{image}", "--labels", "a,b", "--backend", "openvin"), "there is no backend 'openvin'"),
         ("classify", ("{image}", "--labels", "a,b", "--backend", "tensorrt"), "tensorrt runs engines"),

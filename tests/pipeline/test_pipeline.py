@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -152,7 +153,8 @@ def test_a_work_folder_of_somebody_else_is_left_alone(tmp_path: Path) -> None:
 
 def test_exit_codes_are_those_of_the_design() -> None:
     codes = {error.__name__: error.exit_code for error in MMCompressError.__subclasses__()}
-    assert codes == {"GateFailedError": 1, "UsageError": 2, "MissingRequirementError": 3, "CorruptInputError": 4}
+    design = {"GateFailedError": 1, "UsageError": 2, "MissingRequirementError": 3, "CorruptInputError": 4}
+    assert codes == {**design, "StoppedError": os.EX_TEMPFAIL}
 
 
 def test_the_iterative_recipe_prunes_what_was_recovered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

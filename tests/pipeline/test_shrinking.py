@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import conv_teacher
 import pytest
 from photos import write_photos
 
@@ -78,6 +79,16 @@ def test_stages_are_those_that_were_asked_for(photos: Path) -> None:
     assert names(3, target_latency="0.5x") == [*pruned, "recover", "recovered", *measured]
 
 
+def test_what_cannot_be_pruned_is_told_to_leave_the_target_out(tmp_path: Path, photos: Path) -> None:
+    source = f"{conv_teacher.__file__}:teacher"
+    with pytest.raises(UsageError, match="cannot be pruned: it is of no family") as caught:
+        shrink(source, tmp_path / "out", Wish(str(photos), target_latency="0.5x"))
+    assert "leave --target-latency out" in caught.value.hint and not (tmp_path / "out").exists()
+    wish = Wish(str(photos))
+    stages = recipe_for(source, wish, parts(wish), "onnxruntime", 0).stages
+    assert [table.run for table in stages][:3] == ["trace", "quantize-graphs", "verdict"], "which goes without"
+
+
 def test_minutes_become_steps_by_recorded_figures(tmp_path: Path) -> None:
     made = []
     for name, facts, metrics in (
@@ -132,6 +143,10 @@ def test_the_whole_way(
     assert page["rows"][-1]["precision"] == "int8" and page["rows"][-1]["latency"]
     assert page["verdicts"] and any("no captions" in warning for warning in page["warnings"])
     assert page["test"]["data"].startswith("part:")
+    (verdict,) = page["verdicts"]
+    said = f"right is what FP32 answers among {verdict['texts']} sentences that ship."
+    assert verdict["own_answers"] and verdict["recommendation"]["sentence"].endswith(said)
+    assert f"drift is from FP32 on {verdict['pairs']} photos of part:" in (out / "report" / "report.html").read_text()
     assert (out / "report" / "report.html").is_file() and (out / "report" / "report.md").is_file()
     again = cli(*asked)
     assert again.code == 0 and "running" not in again.err

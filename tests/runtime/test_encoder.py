@@ -123,16 +123,18 @@ def test_user_errors_are_named(make_artifact: Make, folder: Path, tmp_path: Path
     (tmp_path / "empty").mkdir()
     with Encoder.open(make_artifact()) as encoder:
         with pytest.raises(UsageError, match=r"there is no image .*absent.png"):
-            classify(encoder, tmp_path / "absent.png", ["red"])
+            classify(encoder, tmp_path / "absent.png", ["red", "blue"])
         with pytest.raises(CorruptInputError, match=r"broken.png: an image cannot be decoded") as corrupt:
-            classify(encoder, folder / "broken.png", ["red"])
+            classify(encoder, folder / "broken.png", ["red", "blue"])
         assert corrupt.value.exit_code == 4
+        with pytest.raises(UsageError, match="'red' is the only label, and would get 100% of any image"):
+            classify(encoder, folder / "0.png", ["red"])
         with pytest.raises(UsageError, match="there are no labels"):
             classify(encoder, folder / "0.png", [])
         with pytest.raises(UsageError, match="'a photo' has no place for the label"):
-            classify(encoder, folder / "0.png", ["red"], template="a photo")
+            classify(encoder, folder / "0.png", ["red", "blue"], template="a photo")
         with pytest.raises(UsageError, match=r"'a \{x\} \{\}' has a place \{x\}, and only the label is put in"):
-            classify(encoder, folder / "0.png", ["red"], template="a {x} {}")
+            classify(encoder, folder / "0.png", ["red", "blue"], template="a {x} {}")
         with pytest.raises(UsageError, match="there is no folder"):
             search(encoder, tmp_path / "absent", "red")
         with pytest.raises(UsageError, match=r"no image that can be read \(0 files tried\)"):
@@ -148,13 +150,14 @@ def test_user_errors_are_named(make_artifact: Make, folder: Path, tmp_path: Path
         encoder.texts(["red"])
     with Encoder.open(make_artifact(facts={"logit_scale": None})) as encoder:
         with pytest.raises(UsageError, match="does not state the model's logit scale") as caught:
-            classify(encoder, folder / "0.png", ["red"])
+            classify(encoder, folder / "0.png", ["red", "blue"])
         assert caught.value.exit_code == 2
 
 
 MODULES = (
     *(f"runtime.{name}" for name in ("backends", "encoder", "tokenize", "cuda", "machine", "conditions", "nvml")),
     *("measure.bench.bench", "measure.drift.drift", "measure.peak", "measure.compare", "data.preprocess"),
+    "compress.int8.recalibration",
 )
 
 
@@ -188,7 +191,7 @@ def test_an_answer_without_direction_is_refused_by_every_command(
     image = folder / "0.png"
     said = f"{artifact.path}: the image tower on onnxruntime answers {image} with"
     with Encoder.open(artifact, "onnxruntime") as encoder:
-        for ask in (lambda: classify(encoder, image, ["red"]), lambda: search(encoder, folder, "red")):
+        for ask in (lambda: classify(encoder, image, ["red", "blue"]), lambda: search(encoder, folder, "red")):
             with pytest.raises(CorruptInputError) as caught:
                 ask()
             assert caught.value.what.startswith(said) and caught.value.what.endswith(what)

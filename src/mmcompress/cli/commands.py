@@ -185,7 +185,7 @@ def verdict(
     given: Given,
     json: Json = False,
 ) -> None:
-    """Measure FP32, FP16 and INT8 on a backend, choose the fastest INT8 graph, and say which file to ship.
+    """Measure FP32 (on GPUs FP16 too) and INT8 on a backend, choose the fastest INT8 graph, and say which file to ship.
 
     The budget is the one that the checkpoint was quantized within, where none is given. What is not quantized yet is
     quantized first, into OUT-quantized.

@@ -12,6 +12,7 @@ from mmcompress.cli.console import Summary, about, artifact_summary, empty_table
 from mmcompress.cli.show_measure import verdict_summary
 from mmcompress.cli.show_report import report_summary
 from mmcompress.formats import compact, percent
+from mmcompress.int8 import SEEN
 from mmcompress.manifest import Kind
 
 
@@ -43,14 +44,19 @@ def qat_summary(artifact: Artifact) -> Summary:
 
 
 def quantize_summary(artifact: Artifact, judged: Artifact | None) -> Summary:
-    """What became INT8, what that cost on held pairs, and the verdict on it where one was asked for."""
+    """What became INT8, what that cost on samples held apart, and the verdict on it where one was asked for."""
     document, place = artifact_summary(artifact)
     facts, cost = artifact.manifest.facts, artifact.manifest.metrics["calibration"]
     integers = facts["linears"] if "linears" in facts else facts["products"]
     lines = [f"INT8: {integers} of {integers + len(facts['kept'])} products with weights; the others stay in float"]
+    asked, seen = artifact.manifest.config["samples"], facts[SEEN]["pairs"]
+    if seen < asked:
+        lines.append(f"calibrated on {seen} samples, which are all there are; {asked} were asked for")
     if "flips" in cost:
         lost, flips = percent(cost["r10_lost"]), percent(cost["flips"])
-        lines.append(f"on held pairs it loses {lost} of the R@10 hits and answers {flips} of the images otherwise")
+        lines.append(
+            f"on samples held apart it loses {lost} of the R@10 hits and answers {flips} of the images otherwise"
+        )
     if artifact.manifest.kind is Kind.CHECKPOINT:
         lines.append(f"it holds the float weights too; the small files come from: mmcompress export {artifact.path}")
     said = Group(place, *map(Text, lines))

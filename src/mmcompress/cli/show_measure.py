@@ -87,7 +87,7 @@ def bisect_summary(artifact: Artifact, most: int = 12) -> Summary:
 
 
 def verdict_summary(artifact: Artifact) -> Summary:
-    """FP32, FP16 and INT8 side by side, and which to ship."""
+    """Float graphs and INT8 side by side, and which to ship."""
     verdict = VerdictDocument.read(artifact.file("verdict.json"))
     table = empty_table(
         "precision", "on", ">size", ">image, p50", ">speed-up", "95%", ">text, p50", ">speed-up", ">R@10 lost", ">flips"

@@ -99,6 +99,11 @@ def count(spec: str, max_bad_fraction: float = MAX_BAD_FRACTION) -> int:
     return sum(1 for _ in read(spec, max_bad_fraction=max_bad_fraction, announce=False))
 
 
+def count_up_to(most: int, spec: str) -> int:
+    """How many whole samples there are, of which so many are read at most, whatever lies between them."""
+    return sum(1 for _ in islice(read(spec, max_bad_fraction=1.0, announce=False), most))
+
+
 def decode(image: bytes, preprocessing: Preprocessing) -> NDArray[np.uint8]:
     """JPEG, PNG or WebP -> (S, S, 3); CorruptInputError for what is damaged or larger than 64 MiPixel."""
     try:

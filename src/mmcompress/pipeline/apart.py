@@ -7,10 +7,10 @@ rest can judge as it is.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from itertools import islice
 from typing import Any, cast
 
 from mmcompress.config import FitConfig
+from mmcompress.data.batches import count_up_to
 from mmcompress.data.spec import is_stream
 from mmcompress.errors import UsageError
 from mmcompress.pipeline.routing import routed
@@ -31,7 +31,7 @@ def part(data: str, first: int, last: int) -> str:
 def judging_bins(data: str) -> int:
     """How many of ten bins judge: one where there is plenty, three at most. Raises UsageError where that is too few."""
     enough = JUDGES * BINS
-    there = _count(data, enough)
+    there = count_up_to(enough, data)
     bins = next((bins for bins in (1, 2, 3) if there * bins >= enough), None)
     if bins is None:
         raise UsageError(
@@ -45,7 +45,7 @@ def judging_bins(data: str) -> int:
 def leaves_some_unseen(data: str, fit: FitConfig) -> bool:
     """Whether a calibration leaves samples that can judge it. A stream is taken for endless."""
     seen = -(-fit.samples // fit.batch) * fit.batch
-    return is_stream(data) or _count(data, seen + JUDGES) == seen + JUDGES
+    return is_stream(data) or count_up_to(seen + JUDGES, data) == seen + JUDGES
 
 
 def check_leaves_some_unseen(data: str, fit: FitConfig) -> None:
@@ -71,9 +71,3 @@ def with_some_apart(given: Given, recorded: Mapping[str, Any]) -> Given:
     rest, judging = part(fit.data.train, bins, BINS - 1), part(fit.data.train, 0, bins - 1)
     say("", "data", f"{judging} is kept for the verdict, as there is little; {rest} calibrates")
     return {**given, "data.train": rest, "data.validation": judging}
-
-
-def _count(data: str, most: int) -> int:
-    from mmcompress.data.batches import read
-
-    return sum(1 for _ in islice(read(data, max_bad_fraction=1.0, announce=False), most))

@@ -44,7 +44,7 @@ def teacher_named(source: str, wanted: str = "an") -> TeacherConfig:
 
     Raises UsageError for what is neither a teacher nor an artifact, before anything is fetched.
     """
-    from mmcompress.teachers import ALIASES, resolve
+    from mmcompress.teachers import ALIASES, own_code, resolve
 
     path, teacher = Path(source).expanduser(), TeacherConfig(source=source)
     if source.startswith("open_clip:") or (source in ALIASES and not path.exists()):
@@ -52,9 +52,9 @@ def teacher_named(source: str, wanted: str = "an") -> TeacherConfig:
     if source.startswith("demo:"):
         resolve(teacher)
         return teacher
-    if re.fullmatch(r".+\.py:\w+", source):
-        if not Path(source.rpartition(":")[0]).expanduser().is_file():
-            raise UsageError(f"there is no Python file {source.rpartition(':')[0]}", "give path/to/file.py:function")
+    if (own := own_code(source)) is not None:
+        if not own[0].is_file():
+            raise UsageError(f"there is no Python file {own[0]}", "give path/to/file.py:function")
         return teacher
     artifact = f"give a folder that mmcompress wrote ({wanted} artifact)"
     if path.exists():
@@ -94,16 +94,17 @@ def becomes_checkpoint(teacher: TeacherConfig) -> bool:
     return True
 
 
-def check_becomes_checkpoint(source: str | Path, wanted: str) -> None:
+def check_becomes_checkpoint(
+    source: str | Path,
+    wanted: str,
+    hint: str = "`mmcompress export` writes its ONNX as it is, and distill takes it as a teacher",
+) -> None:
     """Raise UsageError, before anything is fetched or loaded that need not be, unless a teacher can be a checkpoint.
 
-    `wanted` says what cannot be done with it.
+    `wanted` says what cannot be done with it, and `hint` what can.
     """
     if not becomes_checkpoint(teacher_named(str(source), Kind.CHECKPOINT.value)):
-        raise UsageError(
-            f"{source} cannot be {wanted}: it is of no family whose blocks mmcompress knows",
-            "`mmcompress export` writes its ONNX as it is, and distill takes it as a teacher",
-        )
+        raise UsageError(f"{source} cannot be {wanted}: it is of no family whose blocks mmcompress knows", hint)
 
 
 def is_graph(source: str | Path, near: Artifact | None) -> bool:

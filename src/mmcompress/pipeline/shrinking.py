@@ -63,7 +63,7 @@ def shrink(source: str, out: Path, wish: Wish) -> dict[str, Artifact]:
         if not (Path(source) / "config.json").is_file():
             raise UsageError(f"{source} is no whole model", "give a teacher, or a checkpoint that was not pruned yet")
     elif wish.target_latency is not None:
-        check_becomes_checkpoint(source, "pruned")
+        check_becomes_checkpoint(source, "pruned", "leave --target-latency out: it is quantized as it is then")
     else:
         teacher_named(source)
     if wish.minutes and wish.target_latency is None:

@@ -122,6 +122,10 @@ def distill(
         )
     if start is not None and student:
         raise UsageError(f"--student and --from {checkpoint} both say where to start", "leave one of them out")
+    if "data.validation" in given and not any("watch" in key for key in given):
+        raise UsageError(
+            "--validation is what --watch-steps measures on, and it is not given", "add it, or leave --validation out"
+        )
     cached, to = _embeddings(out, "distill", given, embeddings, start, start=lambda _: start)
     teacher = {} if names_teacher(given) else recorded_teacher(cached)
     tables = {"teacher": teacher, "data": data_unless_given(given, cached)}
@@ -211,6 +215,10 @@ def quantize(
         graphs = near or as_model(source, out, to["convert"])
         return run_single("quantize-graphs", tables, own["quantize-graphs"], {"graphs": graphs}, out)
     checked("quantize", tables, to["quantize"], reused, coming_start(source, near))
+    if near is None and reused:
+        from mmcompress.compress.early import check_coming_weights
+
+        check_coming_weights(reused["ranges"], teacher_named(str(source)))
     checkpoint = near or as_checkpoint(source, out, to["convert"])
     return run_single("quantize", tables, to["quantize"], {"checkpoint": checkpoint, **reused}, out)
 

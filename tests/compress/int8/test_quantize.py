@@ -77,6 +77,20 @@ def test_the_artifact_is_a_checkpoint_with_ranges_integers_and_a_record_of_choic
     assert graphs.manifest.facts["kept"] == []
 
 
+def test_no_more_samples_are_said_to_be_seen_than_there_are(world: Path, tmp_path: Path) -> None:
+    quick = ("rounding=nearest", "smooth=[]", "sensitivity=false")
+    found = quantize(world, tmp_path / "q", "samples=512", *quick)
+    assert found.manifest.facts["seen"]["pairs"] == 60, "one pass over sixty squares"
+    with (page := Console(width=200)).capture() as shown:
+        page.print(quantize_summary(found, None)[1])
+    assert "calibrated on 60 samples, which are all there are; 512 were asked for" in shown.get()
+    few = quantize(world, tmp_path / "few", "samples=44", *quick)
+    assert few.manifest.facts["seen"]["pairs"] == 48, "in whole batches"
+    with (page := Console(width=200)).capture() as shown:
+        page.print(quantize_summary(few, None)[1])
+    assert "calibrated on" not in shown.get()
+
+
 def test_what_is_to_be_kept_is_kept_and_a_typo_is_named(world: Path, tmp_path: Path) -> None:
     kept = "text.blocks.1.fc2"
     found = quantize(world, tmp_path / "q", f'keep=["{kept}"]', "rounding=nearest", "smooth=[]", "sensitivity=false")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ CONVOLUTIONS = [f"image.{name}.Conv" for name in ("depthwise.depthwise.0", "grou
 
 
 def fit(source: Artifact, data: Path, out: Path, **changed: Any) -> Artifact:
-    asked = {"samples": 60, "held": 60, "batch": 10, "max_drop": None, "max_flips": None, **changed}
+    asked = {"samples": 512, "held": 60, "batch": 10, "max_drop": None, "max_flips": None, **changed}
     config = QuantizeGraphsConfig(data=DataConfig(train=str(data)), **asked)
     return run_stage(STAGES["quantize-graphs"], config, {"graphs": source}, (), out)
 
@@ -60,7 +61,8 @@ def test_the_artifact_has_float_and_both_kinds_of_integers(quantized: Artifact, 
     facts = quantized.manifest.facts
     assert facts["products"] == 12 and facts["kept"] == [] and facts["logit_scale"] == 20.0
     assert facts["params"] == source.manifest.facts["params"]
-    assert facts["seen"]["pairs"] == 60 and {GRAPH_RANGES, INTEGERS} < quantized.manifest.files.keys()
+    assert facts["seen"]["pairs"] == 60, "there are no more"
+    assert {GRAPH_RANGES, INTEGERS} < quantized.manifest.files.keys()
     drift = quantized.manifest.metrics["calibration"]["drift"]
     assert all(0 < drift[kind]["image"] < 2e-4 and 0 < drift[kind]["text"] < 5e-3 for kind in ("signed", "unsigned"))
 
@@ -161,6 +163,16 @@ def test_mistakes_are_named(world: tuple[Artifact, Path], quantized: Artifact, t
             STAGES["quantize-graphs"], QuantizeGraphsConfig(data=DataConfig()), {"graphs": world[0]}, (), tmp_path / "q"
         )
     assert not (tmp_path / "q").exists()
+
+
+def test_a_teachers_graphs_are_not_bisected(
+    cli: Callable[..., Any], quantized: Artifact, world: tuple[Artifact, Path], tmp_path: Path
+) -> None:
+    for pair in ((world[0].path, quantized.path), (quantized.path, world[0].path)):
+        done = cli("bisect", *pair, "--data", world[1], "--out", tmp_path / "b")
+        assert done.code == 2 and f"error: {pair[0]} cannot be bisected" in done.err, done.err
+        assert "hint: give two exports of one checkpoint" in done.err and "running" not in done.err
+    assert not (tmp_path / "b").exists()
 
 
 def test_an_input_whose_neighbours_are_unknown_is_its_own() -> None:

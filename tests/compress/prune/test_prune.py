@@ -119,6 +119,14 @@ def test_a_wrong_target_is_named(wrong: dict[str, object], what: str) -> None:
     assert what in caught.value.what
 
 
+@pytest.mark.parametrize("target", ["target_macs", "target_params", "target_latency"])
+@pytest.mark.parametrize("wrong", ["70%", "4ms", "70", "2x"])
+def test_a_wrong_share_is_told_the_forms(target: str, wrong: str) -> None:
+    with pytest.raises(UsageError, match=f"{target}: Input should be .* .got '{wrong}'") as caught:
+        validated(PruneConfig, {"data": {}, target: wrong}, "mmcompress prune")
+    assert "to keep, `0.5` or `0.5x`" in caught.value.hint
+
+
 def test_one_tower_can_be_left_alone(model: DualEncoder, pairs: TrainingBatch) -> None:
     pruned = pruned_by_taylor(model, pairs, config(heads=0.5, mlp=0.25, towers=("image",)))
     assert pruned.config.text == model.config.text

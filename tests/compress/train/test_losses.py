@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from mmcompress.compress.train.losses import cosine_distance, info_nce, relational
+from mmcompress.compress.train.losses import affinity, cosine_distance, info_nce, interactive, relational
 
 
 def unit(rows: int, seed: int, width: int = 16) -> torch.Tensor:
@@ -56,3 +56,29 @@ def test_info_nce_shares_the_target_among_equal_labels() -> None:
     together = info_nce(images, texts, torch.tensor(4.0), groups[:, None] == groups[None])
     floor = math.log(2) / 2  # two of four rows have an entropy of log 2
     assert together.item() == pytest.approx(apart.item(), abs=1e-4) and together.item() > floor
+
+
+def test_affinity_is_the_cross_entropy_to_the_teacher_less_its_entropy() -> None:
+    student, teacher = (unit(6, 0), unit(6, 1)), (unit(6, 2), unit(6, 3))
+    ours, theirs = 7.0 * student[0] @ student[1].T, 20.0 * teacher[0] @ teacher[1].T
+    expected = sum(
+        F.cross_entropy(a, b.softmax(dim=1)) + (b.softmax(dim=1) * b.log_softmax(dim=1)).sum(dim=1).mean()
+        for a, b in ((ours, theirs), (ours.T, theirs.T))
+    )
+    found = affinity(student, teacher, torch.tensor(7.0), 20.0)
+    assert found.item() == pytest.approx(expected.item() / 2, rel=1e-4)
+    assert affinity(teacher, teacher, torch.tensor(20.0), 20.0).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_interactive_asks_the_teachers_other_modality() -> None:
+    student, teacher, target = (unit(6, 0), unit(6, 1)), (unit(6, 2), unit(6, 3)), torch.arange(6)
+    expected = F.cross_entropy(9.0 * student[0] @ teacher[1].T, target)
+    expected = expected + F.cross_entropy(9.0 * student[1] @ teacher[0].T, target)
+    found = interactive(student, teacher, torch.tensor(math.log(9.0)), torch.eye(6, dtype=torch.bool))
+    assert found.item() == pytest.approx(expected.item() / 2, rel=1e-5)
+    twice = torch.eye(6, dtype=torch.bool)
+    twice[0, 1] = twice[1, 0] = True
+    shared = interactive(student, teacher, torch.tensor(math.log(9.0)), twice).item()
+    other = (9.0 * student[0] @ teacher[1].T).log_softmax(1), (9.0 * student[1] @ teacher[0].T).log_softmax(1)
+    moved = sum((log[0, 0] - log[0, 1] + log[1, 1] - log[1, 0]).item() / 2 for log in other) / 12
+    assert shared == pytest.approx(found.item() + moved, rel=1e-4)

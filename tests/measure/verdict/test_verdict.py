@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 from held_out import held_out_drift
 from matched_clip import CAPTIONS, write_matched, write_squares
 from numpy.typing import NDArray
+from photos import write_photos
 
 from mmcompress.artifact import Artifact
 from mmcompress.budget import Budget
@@ -34,7 +36,7 @@ from mmcompress.measure.verdict.heldout import Held, held_out
 from mmcompress.pipeline import standalone
 from mmcompress.pipeline.recipe import parse_assignments
 from mmcompress.pipeline.run import run_stage
-from mmcompress.runtime.backends import graph_for, open_file, open_session
+from mmcompress.runtime.backends import CPU_BACKENDS, graph_for, open_file, open_session
 from mmcompress.runtime.encoder import Encoder
 from mmcompress.stages import STAGES
 
@@ -71,9 +73,9 @@ def made(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     return judge(world, tmp_path_factory.mktemp("made") / "int8", backend="openvino")
 
 
-def test_the_artifact_is_an_export_in_three_precisions(made: Artifact) -> None:
+def test_the_artifact_is_an_export_in_float_and_int8(made: Artifact) -> None:
     assert [(graph.tower, graph.precision) for graph in made.manifest.graphs] == [
-        (tower, precision) for tower in ("image", "text") for precision in ("fp32", "fp16", "int8")
+        (tower, precision) for tower in ("image", "text") for precision in ("fp32", "int8")
     ]
     assert "README.md" in made.manifest.files
     found = {}
@@ -88,12 +90,11 @@ def test_the_document_says_what_was_measured(made: Artifact) -> None:
     assert [(row["precision"], row["backend"]) for row in found["rows"]] == [
         ("fp32", "openvino"),
         ("fp32", "onnxruntime"),
-        ("fp16", "openvino"),
         ("int8", "openvino"),
     ]
     assert (found["pairs"], found["texts"], found["missing"]) == (48, 48, {})
     assert all(one["passed"] for one in found["sanity"]) and len(found["sanity"]) == 5
-    assert [row["drift"] is None for row in found["rows"]] == [True, False, False, False]
+    assert [row["drift"] is None for row in found["rows"]] == [True, False, False]
     fastest = [row for row in found["rows"] if row["image"]["against_fastest_float"] is None]
     to_beat = found["recommendation"]["to_beat"]
     assert [(row["precision"], row["backend"]) for row in fastest] == [(to_beat["precision"], to_beat["backend"])]
@@ -194,6 +195,14 @@ def test_of_equally_fast_finalists_the_one_that_drifts_least_is_taken() -> None:
     assert chosen(0.8) is far
 
 
+def test_too_few_photos_are_called_photos(world: Path, tmp_path: Path, coloured_squares: Path) -> None:
+    photos = write_photos(tmp_path / "photos", coloured_squares, 1)
+    for path in sorted(photos.iterdir())[15:]:
+        path.unlink()
+    with pytest.raises(UsageError, match="has 15 photos that the calibration has not seen, 40 are enough"):
+        judge(world, tmp_path / "v", **{"data.validation": str(photos)})
+
+
 def test_a_race_ends_when_it_is_decided(world: Path, tmp_path: Path) -> None:
     source = Artifact.open(world / "quantized")
     variant = contestants.Variant("fp32", contestants.Numerics())
@@ -249,7 +258,7 @@ def test_the_command_prints_the_table_and_fails_only_where_strict(
     asked = ("verdict", world / "quantized", "--out", refused.path, "--backend", "onnxruntime", "--max-drop", "0")
     asked += ("--data", world / "squares-00000.tar", *(part for one in QUICK for part in ("--set", one)))
     done = cli(*asked)
-    assert done.code == 0 and "FP16" in done.out and "Do not ship INT8" in done.out and "reused" in done.err
+    assert done.code == 0 and "FP32" in done.out and "Do not ship INT8" in done.out and "reused" in done.err
     done = cli(*asked, "--strict", "--json")
     assert done.code == 1 and "error: INT8 is not recommended: Do not ship INT8" in done.err
     found = json.loads(done.out.splitlines()[-1])
@@ -291,16 +300,40 @@ def test_a_graph_that_the_backend_does_not_load_is_null_with_the_reason(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refusing(path: Path, *arguments: Any, **keywords: Any) -> Any:
-        if "fp16" in path.name or path.parent.name == "signed":
+        if path.parent.name == "signed":
             raise CorruptInputError(f"onnxruntime cannot load {path.name}: no such kernel")
         return open_file(path, *arguments, **keywords)
 
     monkeypatch.setattr(contest, "open_file", refusing)
     found = document(judge(world, tmp_path / "v"))
-    assert found["missing"] == {"fp16 on onnxruntime": "onnxruntime cannot load image-fp16.onnx: no such kernel"}
-    assert [row["precision"] for row in found["rows"]] == ["fp32", "int8"]
+    assert found["missing"] == {} and [row["precision"] for row in found["rows"]] == ["fp32", "int8"]
     (signed,) = (one for one in found["candidates"] if one["name"] == "signed")
     assert "no such kernel" in signed["failed"] and signed["image_p50_ms"] is None and not signed["finalist"]
+
+
+class Loaded(contest.Entrant):
+    """A graph that every backend takes."""
+
+    def open(self) -> Any:
+        return nullcontext()
+
+
+@pytest.mark.parametrize("loads", [True, False])
+def test_fp16_is_raced_on_gpus_alone(loads: bool) -> None:
+    """CPU runtimes compute it in FP32, so that it would only be FP32 again."""
+
+    def write(name: str, variant: Any, backend: Any) -> Any:
+        if name == "fp16" and not loads:
+            raise CorruptInputError("no such kernel")
+        graph: Any = None
+        return Contestant(name, variant.precision, dict.fromkeys(contest.TOWERS, Loaded(Path(), graph, backend, None)))
+
+    floats, missing = contestants.float_contestants(write, "tensorrt-rtx")
+    assert [one.precision for one in floats] == ["fp32", "fp16"][: 1 + loads]
+    assert missing == ({} if loads else {"fp16 on tensorrt-rtx": "no such kernel"})
+    for backend in CPU_BACKENDS:
+        floats, missing = contestants.float_contestants(write, backend)
+        assert {one.precision for one in floats} == {"fp32"} and missing == {}
 
 
 def test_gpu_backends_without_a_gpu_say_why(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,107 @@
+"""Ranges that are given to another checkpoint, and names that are: whether they are of what it has.
+
+Ranges belong to a model with certain blocks and to a strength of SmoothQuant, which is folded into its LayerNorms. So
+they are given to a checkpoint as it is, a quantized one that is rounded anew or one that was trained on a little, and
+are refused where the gains of its LayerNorms are others, or its first FC1, which tells another model. A teacher's own
+file is looked at before it becomes a checkpoint.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from mmcompress.architecture import WEIGHTS, DualEncoderConfig
+from mmcompress.artifact import Artifact
+from mmcompress.errors import CorruptInputError, UsageError, suggestion
+from mmcompress.int8 import Range, attention_operands, linear_modules, read_ranges
+
+SAME = 0.1
+"""Median difference of a LayerNorm's gains, as a share, from which on it is another one."""
+ALIKE = 0.5
+"""Cosine between two weights, below which they are of two models. Between random ones it is near 0."""
+
+
+def check_keep(model: DualEncoderConfig, names: Iterable[str]) -> None:
+    """Raise UsageError for a name of no Linear that is quantized in a model."""
+    known = linear_modules(model)
+    for name in names:
+        if name not in known:
+            raise UsageError(f"quantize.keep: there is no Linear {name!r} in this model", suggestion(name, known))
+
+
+def check_same_blocks(given: Artifact, model: DualEncoderConfig) -> dict[str, Range]:
+    """The ranges of a quantized checkpoint. Raises UsageError unless they are of what a model has."""
+    ranges = read_ranges(given)
+    wanted = {*linear_modules(model), *attention_operands(model)}
+    for name in sorted(wanted ^ set(ranges)):
+        if name in ranges:
+            raise UsageError(
+                f"{given.path} has a range of {name}, which this model has not",
+                "give --ranges of a checkpoint with the same blocks",
+            )
+        if name in given.manifest.facts.get("kept", ()):
+            raise UsageError(
+                f"{given.path} has no range of {name}, since it stays in float there",
+                "quantize that one without its budgets: --set max_drop=null --set max_flips=null",
+            )
+        raise UsageError(f"{given.path} has no range of {name}", "give --ranges of a checkpoint with the same blocks")
+    return ranges
+
+
+def check_same_weights(given: Artifact, source: Path) -> None:
+    """Raise UsageError where the ranges of a quantized checkpoint are of other activations than those of the model in a
+    folder: a checkpoint, or a teacher's. Tensors that are not in a `model.safetensors` there are not looked at.
+    """
+    if not (source / WEIGHTS).is_file():
+        return
+    with _opened(given.file(WEIGHTS)) as a, _opened(source / WEIGHTS) as b:
+        both = sorted({*a.keys()} & {*b.keys()})
+        gains = [name for name in both if re.search(r"layer_norm\d\.weight$", name)]
+        for name in gains:
+            if (theirs := a.get_slice(name).get_shape()) != (own := b.get_slice(name).get_shape()):
+                raise UsageError(
+                    f"{given.path} is {theirs[0]} channels wide at {name}, and {source} {own[0]}",
+                    "give --ranges of a checkpoint with the same blocks",
+                )
+        for name in (name for name in both if name.endswith("layers.0.mlp.fc1.weight")):
+            if _cosine(_read_through(a, name), _read_through(b, name)) < ALIKE:
+                raise UsageError(
+                    f"the ranges of {given.path} are of another model than {source}: {name} is a different one",
+                    "leave --ranges out, or give those of a checkpoint that has the same origin",
+                )
+        for name in gains:
+            before = a.get_tensor(name).double()
+            moved = ((b.get_tensor(name).double() - before).abs() / (before.abs() + 1e-6)).median().item()
+            if moved > SAME:
+                raise UsageError(
+                    f"the ranges of {given.path} are of other activations: {name} differs from that of {source} by "
+                    f"{moved:.0%}",
+                    "SmoothQuant is folded into those weights: give ranges that were found with --set smooth=[], or "
+                    f"quantize {given.path} itself again",
+                )
+
+
+def _opened(path: Path) -> Any:
+    try:
+        return safe_open(path, "pt")
+    except SafetensorError as error:
+        raise CorruptInputError(f"{path} is damaged: {error}", "restore it from where the weights are from") from error
+
+
+def _read_through(weights: Any, name: str) -> Tensor:
+    """(out, in) of an FC1 times the gain of the LayerNorm before it, which SmoothQuant leaves as it is."""
+    fc1: Tensor = weights.get_tensor(name).double()
+    gain: Tensor = weights.get_tensor(name.replace("mlp.fc1", "layer_norm2")).double()
+    return fc1 * gain
+
+
+def _cosine(a: Tensor, b: Tensor) -> float:
+    """Of matrices as vectors; 0 for two shapes."""
+    return float(torch.cosine_similarity(a.flatten(), b.flatten(), dim=0)) if a.shape == b.shape else 0.0
