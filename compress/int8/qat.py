@@ -71,14 +71,19 @@ def qat(job: Job[QatConfig]) -> None:
         raise UsageError(f"{source.path} is 2:4 sparse, and qat would fill its zeros", "leave qat out, or sparsity")
     with world(config.device) as here:
         model = dual_encoder_from_checkpoint(source.path, source.model).requires_grad_(False).to(here.device)
+        if not here.leads:  # what is judged and decided is rank 0's
+            if (drift := here.shared(None)) is not None:
+                train(model, given, drift, _pairs(source, config, here), config, here, job)
+            return
         judging = feeds(list(plain_pairs(source, spec, config)))
         before = fit_cost(model, given, judging)
         after, chosen, parts = None, given, Parts()
-        if not needed(before, budget):
+        drift = here.shared(before.drift if needed(before, budget) else None)
+        if drift is None:
             say("", job.name, f"not trained: INT8 {budget.told(before.cost)}")
         else:
             trained, draft.metrics["training"] = train(
-                model, given, before.drift, _pairs(source, config, here), config, here, job
+                model, given, drift, _pairs(source, config, here), config, here, job
             )
             after = fit_cost(model, trained, judging)
             chosen, parts = closer(given, trained, before.drift, after.drift)
@@ -153,14 +158,21 @@ def train(
         with torch.no_grad():
             reference: tuple[Tensor, Tensor] = model(batch.pixels, batch.tokens)
         losses = []
-        for at, kind in enumerate(KINDS):  # each kind has every second pair
+        kind_of = (here.rank + here.size * torch.arange(len(batch.pixels))) % len(KINDS)
+        for at, kind in enumerate(KINDS):  # each kind has every second pair of the whole batch
+            own = kind_of == at
+            if not own.any():
+                continue
+            weight = here.size * int(own.sum()) / len(range(at, config.optimizer.batch, len(KINDS)))
             learner = learners[kind]
             assert isinstance(learner, TrainedLinears)
-            embeddings = learner.embed(model, batch.pixels[at::2], batch.tokens[at::2])
+            own = own.to(here.device)
+            embeddings = learner.embed(model, batch.pixels[own], batch.tokens[own])
             for tower, ours, exact in zip(TOWERS, embeddings, reference, strict=True):
                 if drift[kind][tower]:
-                    losses.append(cosine_distance(ours, exact[at::2]) / drift[kind][tower])
-        return torch.stack(losses).mean()
+                    losses.append(weight * cosine_distance(ours, exact[own]) / drift[kind][tower])
+        terms = sum(distance > 0 for towers in drift.values() for distance in towers.values())
+        return torch.stack(losses).sum() / terms if losses else torch.zeros((), requires_grad=True)
 
     training = optimize(
         learners,

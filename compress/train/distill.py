@@ -99,6 +99,8 @@ def distill(job: Job[DistillConfig]) -> None:
             watch=watch_of(model, draft, config.data, config.watch, config.optimizer.batch, here),
             what=f"distilling {job.name}",
         )
+    if not here.leads:
+        return  # the artifact is written by rank 0
     save_checkpoint(model.cpu(), draft.path)
     draft.metrics = {"training": metrics}
     draft.facts = {"params": model.config.params, "macs": model.config.macs, **({SPARSE: sparse} if sparse else {})}

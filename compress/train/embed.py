@@ -34,6 +34,7 @@ from mmcompress.distributed import world
 from mmcompress.errors import CorruptInputError, UsageError
 from mmcompress.manifest import hash_file
 from mmcompress.progress import say, track
+from mmcompress.ranks import wait_until_seen
 from mmcompress.stages import Job
 from mmcompress.strictjson import read_json, write_json
 from mmcompress.teachers import own_code
@@ -101,7 +102,11 @@ class Embeddings:
 
 
 def embed(job: Job[EmbedConfig]) -> None:
-    """Stage: embed every training pair with the teacher, a chunk at a time; a killed run goes on at its last chunk."""
+    """Stage: embed every training pair with the teacher, a chunk at a time.
+
+    A killed run goes on with the chunks that are missing. Of several processes each makes whole chunks, every Nth one,
+    so that a chunk is the same, whoever makes it.
+    """
     config, data = job.config, job.config.data
     if data.train is None:
         raise UsageError("embed needs training data", "set data.train, or give --data")
@@ -110,26 +115,40 @@ def embed(job: Job[EmbedConfig]) -> None:
     with world(config.device) as here:
         teacher = load_teacher(config.teacher, here.device)
         read = _hashes(teacher, config)
-        _drop_chunks_of_another(job.work, read)
-        done = len(list(job.work.glob("keys-*.json")))
+        here.agree("teacher", [f"{name} {digest}" for name, digest in read.items()])
+        if here.leads:
+            _drop_chunks_of_another(job.work, read)
+        done = set(here.shared(_chunks_in(job.work)))
+
+        def is_mine(number: int) -> bool:
+            chunk = number // a_chunk
+            return chunk not in done and chunk % here.size == here.rank
+
         stream = batches(
             data.train,
             teacher.preprocessing,
             batch=config.batch,
             workers=data.workers,
             max_bad_fraction=data.max_bad_fraction,
-            skip=done * a_chunk,
+            only=is_mine,
         )
-        total = -(-count(data.train, data.max_bad_fraction) // config.batch)
-        shown = track(stream, "embedding", total, min(total, done * a_chunk))
+        whole = count(data.train, data.max_bad_fraction) if here.leads else 0
+        mine = sum(map(is_mine, range(-(-whole // config.batch))))
+        shown = track(stream, "embedding", mine)
         embedded = _embedded(shown, teacher, config)
-        pairs = 0
-        for index in itertools.count(done):
-            chunk = list(itertools.islice(embedded, a_chunk))
-            if not chunk:
-                break
+        wrote, pairs = [], 0
+        for index, batches_of_chunk in itertools.groupby(embedded, key=lambda item: item[0].number // a_chunk):
+            chunk = list(batches_of_chunk)
             pairs += sum(len(batch.keys) for batch, _ in chunk)
             _write_chunk(job.work, index, chunk, teacher, config)
+            wrote.append(index)
+        of_all = here.collected((wrote, pairs))
+    if not here.leads:
+        return  # the artifact is written by rank 0
+    chunks = done.union(*(written for written, _ in of_all))
+    wait_until_seen(lambda: chunks == set(_chunks_in(job.work)), job.work)
+    _check_decoded(job.work, whole, config)
+    pairs = sum(own for _, own in of_all)
     for path in sorted(job.work.glob("*-*[0-9].*")):
         shutil.copyfile(path, job.draft.path / path.name)
     seconds = time.monotonic() - start
@@ -146,6 +165,21 @@ def embed(job: Job[EmbedConfig]) -> None:
     }
     if read:
         job.draft.facts["read"] = read
+
+
+def _chunks_in(work: Path) -> list[int]:
+    """The numbers of the chunks that are whole."""
+    return sorted(int(path.stem.removeprefix("keys-")) for path in work.glob("keys-*.json"))
+
+
+def _check_decoded(work: Path, whole: int, config: EmbedConfig) -> None:
+    """Each process has counted the damaged images of its own chunks only; here they are judged together."""
+    embedded = sum(len(read_json(path, "embed the data again")) for path in work.glob("keys-*.json"))
+    if whole - embedded > config.data.max_bad_fraction * whole:
+        raise CorruptInputError(
+            f"{config.data.train}: {whole - embedded} of {whole} images cannot be decoded",
+            "mend or remove them, or allow more with data.max_bad_fraction",
+        )
 
 
 def _hashes(teacher: Teacher, config: EmbedConfig) -> dict[str, str]:
@@ -188,7 +222,7 @@ def _write_chunk(
     marks = torch.tensor([list(mark) for batch, _ in chunk for mark in batch.marks], dtype=torch.uint8)
     save_file({"images": images, "texts": texts, "marks": marks}, folder / f"embeddings-{index:05d}.safetensors")
     numbers = [[key, len(own)] for key, own in zip(keys, captions, strict=True)]
-    partial = folder / "keys.tmp"
+    partial = folder / f"keys{index:05d}.tmp"
     write_json(partial, numbers, indent=None)
     partial.replace(folder / f"keys-{index:05d}.json")
 

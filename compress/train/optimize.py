@@ -29,7 +29,7 @@ from mmcompress.compress.train.state import (
 from mmcompress.compress.train.stopping import told_to_stop
 from mmcompress.compress.train.watching import Watch
 from mmcompress.config import OptimizerConfig
-from mmcompress.distributed import World, average_gradients, mean_over_ranks, of_all_ranks
+from mmcompress.distributed import World, average_gradients, mean_over_ranks, of_first_rank
 from mmcompress.errors import StoppedError, UsageError
 from mmcompress.progress import say
 
@@ -92,6 +92,7 @@ def optimize(
     average = {name: p.detach().clone() for name, p in trained.items()} if config.ema else {}
     best = {name: p.detach().clone() for name, p in trained.items()} if watch and watch.keep_best else {}
     tensors = training_tensors(trained, {"average": average, "best": best}, optimizer)
+    of_first_rank([*model.parameters(), *model.buffers()], world)
     at = restored(work, tensors, world)
     if at.step and world.rank == 0:
         say("", work.name, f"goes on after step {at.step} of {steps}")
@@ -180,7 +181,7 @@ def _tell_of_skipped(at: Position, batch: Keyed, loss: float, most: int, here: W
     """Say which samples the first skipped step had; raise UsageError at the one that is too many."""
     if at.skipped > 1 and at.in_a_row < most:
         return
-    keys = of_all_ranks(batch.keys, here)
+    keys = here.of_all(batch.keys)
     samples = ", ".join(keys[:_NAMED]) + (f" and {len(keys) - _NAMED} more" if len(keys) > _NAMED else "")
     if at.in_a_row >= most:
         raise UsageError(

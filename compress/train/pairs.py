@@ -24,7 +24,8 @@ from mmcompress.data.batches import Batch, batches, count, decode, listing
 from mmcompress.data.spec import fingerprint, is_stream
 from mmcompress.distributed import World
 from mmcompress.errors import CorruptInputError, UsageError
-from mmcompress.manifest import Preprocessing
+from mmcompress.manifest import Preprocessing, hash_file
+from mmcompress.ranks import share_of_batch
 from mmcompress.reach import reach
 from mmcompress.runtime.tokenize import load_tokenizer, tokenize
 
@@ -72,6 +73,8 @@ def training_pairs(
         raise UsageError("this stage needs training data", "set data.train, or give --data")
     assert preprocessing is not None and text is not None and model is not None
     spec, tokenizer = data.train, load_tokenizer(student.path / text.file)
+    own_batch = share_of_batch(batch, here.size)
+    here.agree("tokenizer", hash_file(student.path / text.file) if here.size > 1 else "")
 
     kept: dict[str, NDArray[np.uint8]] = {}
 
@@ -100,7 +103,7 @@ def training_pairs(
         decoded = batches(
             spec,
             preprocessing,
-            batch=batch // here.size,
+            batch=own_batch,
             workers=data.workers,
             max_bad_fraction=data.max_bad_fraction,
             shuffle_seed=seed,
@@ -113,9 +116,12 @@ def training_pairs(
         )
         return (pairs(samples, epoch) for samples in decoded)
 
-    if embeddings is None:
-        return TrainingPairs(count(spec, data.max_bad_fraction), stream)
-    return TrainingPairs(paired(spec, data.max_bad_fraction, embeddings, preprocessing), stream)
+    def number() -> int:
+        if embeddings is None:
+            return count(spec, data.max_bad_fraction)
+        return paired(spec, data.max_bad_fraction, embeddings, preprocessing)
+
+    return TrainingPairs(here.shared(number() if here.leads else 0), stream)
 
 
 def paired(spec: str, max_bad_fraction: float, embeddings: Embeddings, preprocessing: Preprocessing) -> int:

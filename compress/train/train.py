@@ -77,6 +77,8 @@ def train(job: Job[TrainConfig]) -> None:
             watch=watch_of(model, draft, config.data, config.watch, config.optimizer.batch, here),
             what=f"training {job.name}",
         )
+    if not here.leads:
+        return  # the artifact is written by rank 0
     save_checkpoint(model.cpu(), draft.path, getattr(torch, config.save_dtype))
     draft.metrics = {"training": metrics}
     draft.facts = {"params": model.config.params, "macs": model.config.macs}

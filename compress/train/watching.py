@@ -22,7 +22,7 @@ from mmcompress.compress.train.pairs import trimmed
 from mmcompress.compress.train.state import Position
 from mmcompress.config import DataConfig, WatchConfig
 from mmcompress.data.batches import batches
-from mmcompress.distributed import World, told_by_first_rank
+from mmcompress.distributed import World
 from mmcompress.formats import percent
 from mmcompress.measure.retrieval import retrieval
 from mmcompress.model import DualEncoder
@@ -58,7 +58,7 @@ class Watch:
     ) -> None:
         """Measure, write the outcome into the position, and the weights into `best` where they are."""
         with _standing_in(trained, average), torch.no_grad():
-            r10 = told_by_first_rank(self.measure() if here.rank == 0 else 0.0, here)
+            r10 = here.shared(self.measure() if here.leads else 0.0)
             if at.best is None or r10 > at.best:
                 at.best, at.best_step, at.since_best = r10, at.step, 0
                 for name, kept in best.items():

@@ -1,7 +1,7 @@
 """The stages: what each is called, what it takes and makes, and where its function is. Data about functions.
 
 A stage is a function from a config and source artifacts to an artifact. It gets a `Job`, fills the job's draft, and
-never sees where its output will lie; `pipeline.py` runs it, and publishes the draft.
+never sees where its output will lie; `pipeline/run.py` runs it, and publishes the draft.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from mmcompress.artifact import Artifact, Draft
 from mmcompress.config import StageConfig
 from mmcompress.errors import MissingRequirementError
 from mmcompress.manifest import Kind
+from mmcompress.ranks import processes, share_of_batch
 
 C = TypeVar("C", bound=Config)
 
@@ -62,6 +63,8 @@ class Stage:
     fits: str = ""
     """As `check`, of a config, the sizes of the checkpoint that the stage starts from, and the sources: for as soon as
     these sizes are known, which may be before there is a checkpoint."""
+    together: bool = False
+    """Whether the processes of a command share its work; any other stage runs on rank 0 alone."""
     enforce: str = ""
     """`module:function` of a finished artifact and `strict` that raises where a strict run must not go on."""
 
@@ -72,6 +75,8 @@ class Stage:
         self, built: StageConfig, sources: Mapping[str, Artifact], start: DualEncoderConfig | None = None
     ) -> None:
         """Raise for what cannot work. `start` are the sizes of a checkpoint that is still to be made, if known."""
+        if self.together and (optimizer := getattr(built, "optimizer", None)) is not None:
+            share_of_batch(optimizer.batch, processes())
         if self.check:
             self._imported(self.check)(built, sources)
         if self.fits and "checkpoint" in sources:
@@ -110,6 +115,7 @@ STAGES: Mapping[str, Stage] = {
             reads=("train", "validation"),
             captions=frozenset({"train", "validation"}),
             check="mmcompress.compress.early:check_train",
+            together=True,
         ),
         Stage(
             "convert",
@@ -127,6 +133,7 @@ STAGES: Mapping[str, Stage] = {
             {},
             reads=("train",),
             check="mmcompress.compress.early:check_teacher",
+            together=True,
         ),
         Stage(
             "distill",
@@ -138,6 +145,7 @@ STAGES: Mapping[str, Stage] = {
             reads=("train", "validation"),
             captions=frozenset({"validation"}),
             check="mmcompress.compress.early:check_distill",
+            together=True,
         ),
         Stage(
             "prune",
@@ -176,6 +184,7 @@ STAGES: Mapping[str, Stage] = {
             {"checkpoint": Kind.CHECKPOINT},
             reads=("train", "validation"),
             captions=frozenset({"train", "validation"}),
+            together=True,
         ),
         Stage(
             "trace",

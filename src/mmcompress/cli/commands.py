@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, cast
 
@@ -19,6 +20,7 @@ import typer
 from mmcompress import __version__
 from mmcompress.cli.options import SETTINGS, Commands, Set, keyed
 from mmcompress.errors import MMCompressError
+from mmcompress.ranks import announced, joined
 
 app = typer.Typer(
     cls=Commands,
@@ -437,13 +439,35 @@ def main() -> NoReturn:
     # OpenMP's threads spin while they wait, which takes the processor from those that decode images. Read once, when
     # torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    sys.exit(_told(_on_all_ranks))
+
+
+def _told(run: Callable[[], int]) -> int:
+    """Run; the exit code, an error printed."""
     try:
-        app(prog_name="mmcompress")
+        return run()
     except MMCompressError as error:
         print(f"error: {error.what}", file=sys.stderr)
         if error.hint:
             print(f"hint: {error.hint}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        return error.exit_code
     except KeyboardInterrupt:
-        sys.exit(130)
-    sys.exit(0)
+        return 130
+
+
+def _on_all_ranks() -> int:
+    """Of the processes that torchrun announces rank 0 runs the command, and the others follow it."""
+    if (found := announced(os.environ)) is None:
+        return _command()
+    from mmcompress.pipeline.together import follow
+
+    with joined(found) as here:
+        return here.lead(lambda: _told(_command)) if here.leads else follow(here)
+
+
+def _command() -> int:
+    try:
+        app(prog_name="mmcompress")
+    except SystemExit as ended:
+        return int(ended.code or 0)
+    return 0

@@ -15,7 +15,7 @@ process, which would make the batches of several others than those of one.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 
@@ -87,6 +87,7 @@ def batches(
     shuffle_seed: int | None = None,
     epoch: int = 0,
     skip: int = 0,
+    only: Callable[[int], bool] | None = None,
     buffer: int = 16384,
     drop_last: bool = False,
     rank: int = 0,
@@ -94,7 +95,7 @@ def batches(
     log: Path | None = None,
     kept: dict[str, NDArray[np.uint8]] | None = None,
 ) -> Iterator[Batch]:
-    """Batches of one pass over the data, from batch `skip` on.
+    """Batches of one pass over the data, from batch `skip` on, and of those `only` some, by number.
 
     With a seed the order is shuffled, as a function of (seed, epoch), through a buffer of `buffer` samples; their
     encoded images are held in memory where they are of no indexed shard.
@@ -113,7 +114,9 @@ def batches(
         order.shuffle(places)
         stream = _shuffled(_of_part(listed(places, tally), spec), order, buffer)
     stream = _dealt(stream, rank, world, drop_last)
-    groups = islice(_groups(stream, batch, drop_last, tally), skip, None)
+    groups: Iterator[tuple[int, list[Listed]]] = islice(enumerate(_groups(stream, batch, drop_last, tally)), skip, None)
+    if only is not None:
+        groups = ((number, group) for number, group in groups if only(number))
     decoded = decoded_batches(groups, preprocessing, workers, tally, kept, refill=shuffle_seed is not None)
     return _as_many(decoded, spec) if drop_last and world > 1 else (one for one in decoded if one is not None)
 

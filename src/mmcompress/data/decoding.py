@@ -55,6 +55,8 @@ class Batch:
     seen: list[bool]
     marks: list[bytes]
     """See `sample.mark_of`."""
+    number: int
+    """Which batch of the pass it is; one of which no image can be decoded is left out."""
 
 
 def decode(image: bytes, preprocessing: Preprocessing) -> NDArray[np.uint8]:
@@ -74,28 +76,30 @@ def _pixels(image: bytes, preprocessing: Preprocessing) -> NDArray[np.uint8]:
 
 
 def decoded_batches(
-    groups: Iterator[list[Listed]],
+    groups: Iterator[tuple[int, list[Listed]]],
     preprocessing: Preprocessing,
     workers: int,
     tally: Tally,
     kept: dict[str, NDArray[np.uint8]] | None,
     refill: bool,
 ) -> Iterator[Batch | None]:
-    """Decode on threads, at most `workers + 1` batches ahead, and hand out in order; None for one without an image."""
+    """Decode numbered groups on threads, at most `workers + 1` ahead, and hand out in order; None for one without an
+    image."""
     decode_piece = partial(_decode_piece, preprocessing=preprocessing, kept=kept)
     pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
-    waiting: deque[tuple[list[Listed], list[Future[list[NDArray[np.uint8] | str]]]]] = deque()
+    waiting: deque[tuple[int, list[Listed], list[Future[list[NDArray[np.uint8] | str]]]]] = deque()
     try:
         more = True
         while more or waiting:
             while more and len(waiting) <= workers:
-                if more := (group := next(groups, None)) is not None:
+                if more := (numbered := next(groups, None)) is not None:
+                    number, group = numbered
                     pieces = [group[i : i + _PIECE] for i in range(0, len(group), _PIECE)]
-                    waiting.append((group, [pool.submit(decode_piece, piece) for piece in pieces]))
+                    waiting.append((number, group, [pool.submit(decode_piece, piece) for piece in pieces]))
             if waiting:
-                group, futures = waiting.popleft()
+                number, group, futures = waiting.popleft()
                 results = [result for future in futures for result in future.result()]
-                yield _batch(group, results, tally, refill)
+                yield _batch(number, group, results, tally, refill)
         tally.finish()
     finally:
         pool.shutdown(cancel_futures=True)
@@ -126,7 +130,9 @@ def _decode_piece(
     return results
 
 
-def _batch(group: list[Listed], results: list[NDArray[np.uint8] | str], tally: Tally, refill: bool) -> Batch | None:
+def _batch(
+    number: int, group: list[Listed], results: list[NDArray[np.uint8] | str], tally: Tally, refill: bool
+) -> Batch | None:
     good = []
     for index, (sample, result) in enumerate(zip(group, results, strict=True)):
         if isinstance(result, str):
@@ -147,4 +153,5 @@ def _batch(group: list[Listed], results: list[NDArray[np.uint8] | str], tally: T
         labels=[sample.label for sample in chosen],
         seen=[sample.seen for sample in chosen],
         marks=[sample.mark for sample in chosen],
+        number=number,
     )

@@ -25,6 +25,7 @@ from mmcompress.manifest import Manifest, hash_json
 from mmcompress.pipeline.outside import READ, outside, revisions, still_as_read
 from mmcompress.pipeline.plan import Step, local_inputs, plan
 from mmcompress.pipeline.recipe import Recipe
+from mmcompress.pipeline.together import KEY, run_on_all
 from mmcompress.places import MANIFEST, check_place
 from mmcompress.progress import say
 from mmcompress.publish import tidy
@@ -149,7 +150,7 @@ def _made_or_reused(
     start = time.monotonic()
     said = _said(built)
     with Artifact.create(out, kind=stage.produces, stage=stage.name, key=key, config=said, parents=parents) as draft:
-        stage.function()(Job(built, sources, gathered, draft, out.name, work))
+        run_on_all(stage, Job(built, sources, gathered, draft, out.name, work), key)
         if found := {**draft.facts.get(READ, {}), **revisions(built)}:
             draft.facts[READ] = found
     shutil.rmtree(work, ignore_errors=True)
@@ -185,7 +186,7 @@ def _is_right(manifest: Manifest, key: str, built: StageConfig) -> bool:
 
 def _keep_work_of(work: Path, key: str) -> None:
     """Keep the resume state of the same key; drop any other. A folder of that name without a key is not ours."""
-    mark = work / "key"
+    mark = work / KEY
     if mark.is_file() and mark.read_text() == key:
         return
     if work.exists() and not mark.is_file():

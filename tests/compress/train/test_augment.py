@@ -22,6 +22,7 @@ def batch(keys: list[str], size: int = 32) -> Batch:
         labels=[None] * count,
         seen=[True] * count,
         marks=[bytes(16)] * count,
+        number=0,
     )
 
 
@@ -32,7 +33,7 @@ def views(*numbers: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
 @pytest.mark.parametrize("kind", ["photo", "drawing"])
 def test_a_view_depends_on_its_sample_alone(kind: str) -> None:
     both = batch(["a", "b"])
-    alone = Batch(["b"], both.pixels[1:], [("x",)], [None], [True], [bytes(16)])
+    alone = Batch(["b"], both.pixels[1:], [("x",)], [None], [True], [bytes(16)], 0)
     together = pixels_of_views(both, views(1, 3), 0, kind, torch.device("cpu"))
     single = pixels_of_views(alone, views(3), 0, kind, torch.device("cpu"))
     torch.testing.assert_close(together[1], single[0])

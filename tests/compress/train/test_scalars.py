@@ -9,7 +9,15 @@ import pytest
 from toy_training import run
 
 from mmcompress.compress.early import check_distill, check_train
-from mmcompress.config import DataConfig, DistillConfig, OptimizerConfig, StudentConfig, TeacherConfig, TrainConfig
+from mmcompress.config import (
+    DataConfig,
+    DistillConfig,
+    OptimizerConfig,
+    StudentConfig,
+    TeacherConfig,
+    TrainConfig,
+    what_counts,
+)
 from mmcompress.errors import MissingRequirementError
 
 
@@ -30,7 +38,7 @@ def test_an_absent_package_is_named_before_anything_runs(monkeypatch: pytest.Mon
 
 def test_what_changes_no_weight_is_in_no_key() -> None:
     plain, other = OptimizerConfig(), OptimizerConfig(tensorboard="runs", save_minutes=9, max_skipped=3)
-    assert plain.model_dump() == other.model_dump() and plain.model_dump() != OptimizerConfig(lr=1).model_dump()
+    assert what_counts(plain) == what_counts(other) != what_counts(OptimizerConfig(lr=1))
 
 
 def test_every_step_is_drawn_once(tmp_path: Path) -> None:
