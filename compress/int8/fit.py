@@ -11,7 +11,9 @@ Left out: trying all combinations.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,7 +21,15 @@ import torch
 from torch import Tensor, nn
 
 from mmcompress.compress.int8.ranges import METHODS, Histogram, ranges_of
-from mmcompress.compress.int8.rounding import clipping_scales, corrected_bias, gptq, nearest, refit_damping, refitted
+from mmcompress.compress.int8.rounding import (
+    clipping_scales,
+    corrected_bias,
+    factor_of,
+    gptq,
+    nearest,
+    refit_damping,
+    refitted,
+)
 from mmcompress.compress.int8.simulate import (
     Batches,
     Feeds,
@@ -48,7 +58,8 @@ from mmcompress.progress import track
 
 KINDS: tuple[Signedness, ...] = ("unsigned", "signed")
 JUDGED: Signedness = "unsigned"
-ROUNDINGS = ("nearest", "clipped", "gptq", "refitted")
+ROUNDINGS = ("nearest", "refitted")
+"""What `auto` chooses between: clipped scales and GPTQ are parts of a refit."""
 _ROWS = 256
 """Inputs of a Linear, of each batch, that the methods of its range are compared on."""
 
@@ -155,9 +166,11 @@ def chosen_weights(
 
     def rounded_all(kind: Signedness, roundings: Sequence[str]) -> dict[str, dict[str, IntegerLinear]]:
         results: dict[str, dict[str, IntegerLinear]] = {rounding: {} for rounding in roundings}
-        for name, linear in track(names.items(), f"rounding the {tower} tower", len(names)):
-            for rounding, stored in rounded(linear, moments[name], kind, roundings).items():
-                results[rounding][name] = stored
+        with ThreadPoolExecutor(torch.get_num_threads(), initializer=partial(torch.set_num_threads, 1)) as pool:
+            every = pool.map(lambda name: rounded(names[name], moments[name], kind, roundings), names)
+            for name, found in zip(names, track(every, f"rounding the {tower} tower", len(names)), strict=True):
+                for rounding, stored in found.items():
+                    results[rounding][name] = stored
         return results
 
     def corrected_all(kind: Signedness, linears: Linears) -> dict[str, IntegerLinear]:
@@ -222,14 +235,14 @@ def rounded_weight(
         if "clipped" in roundings:
             results["clipped"] = IntegerLinear(nearest(weight, scales, kind), scales, bias)
         if "gptq" in roundings:
-            results["gptq"] = IntegerLinear(gptq(weight, scales, kind, gram), scales, bias)
+            results["gptq"] = IntegerLinear(gptq(weight, scales, kind, factor_of(gram)), scales, bias)
     if "refitted" in roundings:
-        noise, folds = moments.noise(kind), moments.folds
+        noise = moments.noise(kind)
         if moments.damping is None:
-            moments.damping = refit_damping(weight, folds, noise)
-        fitted, power = refitted(weight, folds, noise, moments.damping), gram + np.diag(noise)
-        scales = clipping_scales(fitted, kind, power.diagonal(), dtype)
-        stored = IntegerLinear(gptq(fitted, scales, kind, power), scales, bias)
+            moments.damping = refit_damping(weight, moments.folds, noise)
+        fitted, factor = refitted(weight, moments.covariance, moments.rows, noise, moments.damping)
+        scales = clipping_scales(fitted, kind, gram.diagonal() + noise, dtype)
+        stored = IntegerLinear(gptq(fitted, scales, kind, factor), scales, bias)
         results["refitted"] = corrected_weight(stored, weight, bias, moments, kind)
     return results
 

@@ -59,8 +59,8 @@ from mmcompress.progress import say
 from mmcompress.stages import Job
 from mmcompress.strictjson import write_json
 
-COMPARED = 64
-"""Pairs that smoothing, ranges, roundings and biases are compared on, once to fit and once to judge."""
+COMPARED = 1 << 14
+"""Numbers in the embeddings, over all pairs, that smoothing, ranges, roundings and biases are compared on."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def quantize(job: Job[QuantizeConfig]) -> None:
         answers = possible_answers(source, config, held)
         ranking, kept, left = keep_sensitive(fitted, judging, unseen, answers, config)
         linears = {kind: without(of_kind, kept) for kind, of_kind in fitted.linears.items()}
-        drift = drift_of_both(fitted.model, feeds(judging).first(COMPARED), linears, fitted.ranges)
+        drift = drift_of_both(fitted.model, feeds(judging).first(compared(model)), linears, fitted.ranges)
     for name in source.manifest.files:
         shutil.copyfile(source.file(name), job.draft.path / name)
     if fitted.model is not model:
@@ -123,12 +123,12 @@ def fit_integers(
 ) -> Fitted:
     """Smooth, calibrate and round both towers, each technique where it lowers the drift.
 
-    Techniques are compared on the first `COMPARED` pairs: a drift is a mean over every dimension and needs few, while
-    hits and flips, which decide what stays in float, need all. With `given` ranges the model stays as it is, since they
+    Techniques are compared on the first few pairs: a drift is a mean over every dimension as well, while hits and
+    flips, which decide what stays in float, need all. With `given` ranges the model stays as it is, since they
     are of its activations unsmoothed, and is only rounded.
     """
     towers = model.config.compressed
-    few_fitting, few_judging = fitting.first(COMPARED), judging.first(COMPARED)
+    few_fitting, few_judging = fitting.first(compared(model)), judging.first(compared(model))
     choices: dict[str, dict[str, object]] = {tower: {} for tower in towers}
     ranges = dict(given or {})
     if given is None:
@@ -150,6 +150,11 @@ def fit_integers(
             linears[kind] |= named
         choices[tower] |= chosen
     return Fitted(model, ranges, linears, choices)
+
+
+def compared(model: DualEncoder) -> int:
+    """Pairs that make `COMPARED` numbers."""
+    return -(-COMPARED // model.config.embed_dim)
 
 
 def calibrate(model: DualEncoder, samples: Iterable[Captioned]) -> tuple[dict[str, Histogram], dict[str, Range]]:

@@ -44,6 +44,8 @@ _FINER = (0.05, 0.025)
 _FEW = 8
 """Inputs that are rounded one after the other, without a matrix product between."""
 Real = NDArray[np.float64]
+Factor = Tensor
+"""(in, in) upper triangular, float64; see `factor_of`."""
 
 
 def nearest(weight: Floats, scales: Floats, kind: Signedness) -> NDArray[np.int8]:
@@ -113,23 +115,27 @@ def _clipping_scales(weight: Floats, kind: Signedness, power: Floats, dtype: typ
     return scales_of(best)
 
 
-def refitted(weight: Floats, folds: Sequence[tuple[Real, int]], noise: Real, damping: float) -> Real:
-    """(in, out), covariances (in, in) of the inputs x with their number of rows, (in,) mean square of the noise n that
-    quantizing puts on x -> (in, out): weights W' with the smallest error of (x + n) W' against x W, biases aside.
+def refitted(
+    weight: Floats, covariance: Real, rows: int, noise: Real, damping: float
+) -> tuple[NDArray[np.float64], Factor]:
+    """(in, out), covariance (in, in) of the inputs x over so many rows, (in,) mean square of the noise n that
+    quantizing puts on x -> (in, out): weights W' with the smallest error of (x + n) W' against x W, biases aside; and
+    the factor of the covariance of x + n, for `gptq`.
 
     W' = (C + D)^-1 C W, with the noise in D: a Wiener filter, which is ridge regression with a penalty that is known.
     What few rows did not show must not be taken for noise, so C gets a multiple of the identity, `damping`; of infinite
     damping W stays as it is. Li et al. 2025, "GPTAQ", also fit to quantized inputs, with a matrix of moments between x
     and x + n that is not kept here. Weights of zero stay zero.
     """
-    exact = _double(weight)
+    exact, penalty, power = _double(weight), _double(noise), _double(covariance)
+    shift = 0.0 if damping == math.inf else _shift(power, rows, damping)
+    power.diagonal().add_(penalty)
     if damping == math.inf:
-        return exact.numpy()
-    rows = sum(rows for _, rows in folds)
-    pooled = _double(sum((covariance * (share / rows) for covariance, share in folds), np.zeros(())))
-    lost = _filtered_out(exact, pooled, rows, _double(noise), damping)
-    fitted: Real = (exact - lost).masked_fill_(exact == 0, 0).numpy()
-    return fitted
+        return exact.numpy(), factor_of(power)
+    upper = factor_of(power, shift)
+    inner = torch.linalg.solve_triangular(upper, penalty[:, None] * exact, upper=True)
+    lost = torch.linalg.solve_triangular(upper.T, inner, upper=False)
+    return (exact - lost).masked_fill_(exact == 0, 0).numpy(), upper
 
 
 def refit_damping(weight: Floats, folds: Sequence[tuple[Real, int]], noise: Real) -> float:
@@ -150,31 +156,47 @@ def refit_damping(weight: Floats, folds: Sequence[tuple[Real, int]], noise: Real
 
 def _filtered_out(weight: Tensor, covariance: Tensor, rows: int, noise: Tensor, damping: float) -> Tensor:
     """(in, out): W - (C + D)^-1 C W = (C + D)^-1 D W, with C damped in proportion to inputs per row."""
-    mean = damping * (float(covariance.trace()) / rows or 1.0)
-    factor = torch.linalg.cholesky(covariance + torch.diag(noise + mean))
-    return torch.cholesky_solve(noise[:, None] * weight, factor)
+    power = covariance.clone()
+    power.diagonal().add_(noise + _shift(covariance, rows, damping))
+    return torch.cholesky_solve(noise[:, None] * weight, torch.linalg.cholesky(power))
 
 
-def gptq(weight: Floats, scales: Floats, kind: Signedness, gram: Real, damping: float = 0.01) -> NDArray[np.int8]:
-    """(in, out), (out,), (in, in) sum of x x^T -> int8 (in, out) with a small error of the output x @ weight.
+def _shift(covariance: Tensor, rows: int, damping: float) -> float:
+    return damping * (float(covariance.trace()) / rows or 1.0)
+
+
+def factor_of(gram: Real | Tensor, shift: float | None = None) -> Factor:
+    """(in, in) mean of x x^T -> upper triangular R (in, in), with R R^T the Gram matrix, its diagonal raised by
+    `shift`: a hundredth of its mean if not given (Frantar et al. 2023, section 3.3)."""
+    damped = _double(gram) if isinstance(gram, np.ndarray) else gram
+    mean = float(damped.diagonal().mean()) or 1.0
+    damped.diagonal().add_(0.01 * mean if shift is None else shift)
+    factor: Factor = torch.linalg.cholesky(damped.flip(0, 1)).flip(0, 1)
+    return factor
+
+
+def gptq(weight: Floats, scales: Floats, kind: Signedness, factor: Factor) -> NDArray[np.int8]:
+    """(in, out), (out,), `factor_of` the inputs -> int8 (in, out) with a small error of the output x @ weight.
 
     The result of Frantar et al. 2023, algorithm 1, found from the front of the Gram matrix instead of its inverse (Chen
-    et al. 2025, "The Geometry of LLM Quantization": it is Babai's nearest plane). With R upper triangular and R R^T the
-    damped Gram matrix, the error of the output is |R^T (w - q)|, whose row i reads no later input: so q_i rounds
-    w_i + sum_k<i R[k, i] / R[i, i] (w_k - q_k). A half tells the other half of its errors once it is done, and so on
-    down to a few inputs, so that nearly all of it is matrix products. A weight of zero stays zero, so that 2:4 does.
+    et al. 2025, "The Geometry of LLM Quantization": it is Babai's nearest plane). The error of the output is
+    |R^T (w - q)|, whose row i reads no later input: so q_i rounds w_i + sum_k<i R[k, i] / R[i, i] (w_k - q_k). A half
+    tells the other half of its errors once it is done, and so on down to a few inputs, so that nearly all of it is
+    matrix products. A weight of zero stays zero, so that 2:4 does.
     """
     zero = weight == 0
     exact = weight.astype(np.float64) / scales.astype(np.float64)
     steps = exact.copy()
-    carried = _carried(gram, damping * (float(gram.diagonal().mean()) or 1.0))
+    told = factor / factor.diagonal()
+    carried: Real = told.numpy()
     integers, lost = np.empty_like(steps), np.empty_like(steps)
+    ahead, behind = torch.from_numpy(steps), torch.from_numpy(lost)
 
     def settle(start: int, end: int) -> None:
         if end - start > _FEW:
             middle = start + (end - start) // 4 * 2  # even, as pairs settle together
             settle(start, middle)
-            steps[middle:end] += carried[start:middle, middle:end].T @ lost[start:middle]
+            ahead[middle:end].addmm_(told[start:middle, middle:end].T, behind[start:middle])
             settle(middle, end)
             return
         for i in range(start, end):
@@ -185,15 +207,6 @@ def gptq(weight: Floats, scales: Floats, kind: Signedness, gram: Real, damping: 
     settle(0, len(steps))
     rounded: NDArray[np.int8] = integers.astype(np.int8)
     return rounded
-
-
-def _carried(gram: Real, damping: float) -> Real:
-    """(n, n) -> (n, n): R with each column by its diagonal, where R is upper triangular and R R^T is gram + damping."""
-    damped = _double(gram)
-    damped.diagonal().add_(damping)
-    upper = torch.linalg.cholesky(damped.flip(0, 1)).flip(0, 1)
-    carried: Real = (upper / upper.diagonal()).numpy()
-    return carried
 
 
 def _rounded(steps: Real, integers: Real, i: int, kind: Signedness) -> Real:

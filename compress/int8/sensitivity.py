@@ -26,7 +26,7 @@ from mmcompress.measure import agreement
 from mmcompress.model import DualEncoder, Tower
 from mmcompress.progress import track
 
-RANKED = 16
+RANKED = 8
 """Pairs that Linears are ranked on; what is kept in float is decided on all that judge."""
 
 SPARED = 16

@@ -379,10 +379,10 @@ class FitConfig(BudgetConfig):
     """Share of the absolute activations that the range of `percentile` covers, in percent."""
     samples: int = Field(default=512, ge=1)
     """Pairs that the ranges come from."""
-    held: int = Field(default=384, ge=1)
+    held: int = Field(default=256, ge=1)
     """Of those, the ones that are held in memory: one half fits weights and biases, the other judges what is chosen."""
     rounding: Literal["auto", "nearest", "clipped", "gptq", "refitted"] = "auto"
-    """How weights become integers, `refitted` by GPTQ after a refit to noisy inputs; `auto` takes what drifts least."""
+    """How weights become integers, `refitted` by GPTQ after a refit to noisy inputs; `auto` takes that or `nearest`."""
     bias_correction: bool = True
     """Try to take the mean error of every output into its bias."""
     sensitivity: bool = True

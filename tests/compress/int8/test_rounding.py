@@ -11,6 +11,7 @@ from mmcompress.compress.int8.rounding import (
     PAIR_LIMIT,
     clipping_scales,
     corrected_bias,
+    factor_of,
     gptq,
     nearest,
     refit_damping,
@@ -42,7 +43,7 @@ def output_error(x: Floats, weight: Any, integers: Any, scales: Any) -> float:
 def test_gptq_on_uncorrelated_inputs_is_plain_rounding(kind: Any, inputs: int) -> None:
     weight = weight_of(inputs)
     scales = weight_scales(weight, kind)
-    np.testing.assert_array_equal(gptq(weight, scales, kind, np.eye(inputs)), nearest(weight, scales, kind))
+    np.testing.assert_array_equal(gptq(weight, scales, kind, factor_of(np.eye(inputs))), nearest(weight, scales, kind))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -64,7 +65,7 @@ def test_gptq_and_clipping_lower_the_output_error(kind: Any) -> None:
     clipped = output_error(independent, weight, nearest(weight, scales, kind), scales)
     assert clipped <= 1.001 * output_error(independent, weight, integers, covering)
     assert kind == "signed" or (scales < covering).any(), "pairs give way instead of the step"
-    fitted = gptq(weight, scales, kind, x.T @ x / len(x))
+    fitted = gptq(weight, scales, kind, factor_of(x.T @ x / len(x)))
     assert output_error(x, weight, fitted, scales) < 0.5 * plain
 
 
@@ -81,7 +82,7 @@ def test_gptq_equals_the_algorithm_without_blocks() -> None:
         error = (steps[i] - expected[i]) / inverse[i, i]
         steps -= np.outer(inverse[:, i], error)
         inverse -= np.outer(inverse[:, i], inverse[i]) / inverse[i, i]
-    found = gptq(weight, scales, "signed", gram)
+    found = gptq(weight, scales, "signed", factor_of(gram))
     assert (found != expected).mean() < 1e-3 and np.abs(found - expected).max() <= 1
 
 
@@ -91,7 +92,9 @@ def test_pairs_stay_within_16_bits_however_far_the_scale_clips(inputs: int, fitt
     weight, x = weight_of(inputs, 128), inputs_of(inputs)
     scales = weight_scales(weight, "signed") * np.float32(0.4)
     gram = x.T @ x / len(x)
-    found = (gptq(weight, scales, "unsigned", gram) if fitted else nearest(weight, scales, "unsigned")).astype(int)
+    found = (
+        gptq(weight, scales, "unsigned", factor_of(gram)) if fitted else nearest(weight, scales, "unsigned")
+    ).astype(int)
     assert np.abs(found).max() <= 127
     first, second = found[: inputs // 2 * 2 : 2], found[1 : inputs // 2 * 2 : 2]
     sums = np.abs(first + second)[first * second > 0]
@@ -104,7 +107,7 @@ def test_a_channel_of_zeros_and_inputs_that_never_fire_are_no_trouble() -> None:
     for gram in (np.zeros((48, 48)), np.diag([0.0] * 24 + [1.0] * 24)):
         for kind in KINDS:
             scales = clipping_scales(weight, kind, gram.diagonal())
-            assert np.isfinite(scales).all() and not gptq(weight, scales, kind, gram)[:, 3].any()
+            assert np.isfinite(scales).all() and not gptq(weight, scales, kind, factor_of(gram))[:, 3].any()
 
 
 def test_bias_correction_removes_the_mean_error() -> None:
@@ -123,7 +126,9 @@ def folds_of(x: Floats) -> list[tuple[Floats, int]]:
 
 
 def refit(weight: Floats, folds: list[tuple[Floats, int]], noise: Floats) -> Floats:
-    return refitted(weight, folds, noise, refit_damping(weight, folds, noise))
+    rows = sum(rows for _, rows in folds)
+    covariance = sum((covariance * (own / rows) for covariance, own in folds), np.zeros(()))
+    return refitted(weight, covariance, rows, noise, refit_damping(weight, folds, noise))[0]
 
 
 def test_a_refit_without_noise_changes_nothing() -> None:
