@@ -32,6 +32,9 @@ RANKED = 8
 SPARED = 16
 """Linears that are kept, up to which sets of them are tried to be given up, and as many sets."""
 
+PRECISION = 8
+"""Of many Linears, one in so many may be kept without need: another pass costs more than it is worth."""
+
 
 def sensitivities(
     model: DualEncoder, judging: Feeds, linears: Linears, ranges: Mapping[str, Range], kind: Signedness
@@ -83,7 +86,7 @@ def fewest_kept(drifts: Mapping[str, float], used: Callable[[frozenset[str]], fl
         return frozenset()
     few, tried, many = 0, 0, len(ranking)
     widths = [many]
-    while many - few > 1:
+    while many - few > max(1, many // PRECISION):
         bearable = left_over[tried] / share**2 if share else -1.0
         guess = next((number for number, rest in enumerate(left_over) if rest <= bearable), few)
         slow = len(widths) > 1 and many - few > widths[-2] / 2

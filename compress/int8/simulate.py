@@ -165,8 +165,8 @@ def _total(x: Tensor) -> Tensor:
 
 
 class Moments:
-    """Streaming sums over the inputs (rows, in) of a Linear, in float64: x x^T and x, and of what each kind makes of x
-    its sum and its squared error. Every second batch is in a fold of its own: one tests what was fitted to the other.
+    """Streaming sums over the inputs (rows, in) of a Linear: x x^T as float32 multiplies it, and in float64 x, and of
+    what each kind makes of x its sum and its squared error. Every second batch is in a fold of its own: one tests what was fitted to the other.
     """
 
     def __init__(self, quantizers: Mapping[Signedness, ActivationQuantizer]) -> None:
@@ -187,7 +187,7 @@ class Moments:
         self._batches += 1
         self._rows[fold] += len(x)
         gram = (x.T @ x).cpu()
-        self._grams[fold] = self._grams[fold].add_(gram) if self._grams[fold].ndim else gram.double()
+        self._grams[fold] = self._grams[fold].add_(gram) if self._grams[fold].ndim else gram
         self._sums[fold] = self._sums[fold] + _total(x)
         for kind, quantizer in self._quantizers.items():
             entering = fake_quantized(x, quantizer)
@@ -201,7 +201,7 @@ class Moments:
     @property
     def gram(self) -> Matrix:
         """(in, in) mean of x x^T."""
-        return (sum(self._grams, torch.zeros(())) / self.rows).numpy()
+        return (sum(self._grams, torch.zeros(())).double() / self.rows).numpy()
 
     @property
     def covariance(self) -> Matrix:
@@ -220,7 +220,7 @@ class Moments:
         for rows, gram, total in zip(self._rows, self._grams, self._sums, strict=True):
             if rows:
                 mean = total / rows
-                folds.append(((gram / rows - torch.outer(mean, mean)).numpy(), rows))
+                folds.append(((gram.double() / rows - torch.outer(mean, mean)).numpy(), rows))
         return folds
 
     def mean_quantized(self, kind: Signedness) -> Vector:
