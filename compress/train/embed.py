@@ -135,10 +135,9 @@ def embed(job: Job[EmbedConfig]) -> None:
         whole = count(data.train, data.max_bad_fraction) if here.leads else 0
         mine = sum(map(is_mine, range(-(-whole // config.batch))))
         shown = track(stream, "embedding", mine)
-        embedded = _embedded(shown, teacher, config)
         wrote, pairs = [], 0
-        for index, batches_of_chunk in itertools.groupby(embedded, key=lambda item: item[0].number // a_chunk):
-            chunk = list(batches_of_chunk)
+        for index, of_chunk in itertools.groupby(shown, key=lambda one: one.number // a_chunk):
+            chunk = list(_embedded(of_chunk, teacher, config))
             pairs += sum(len(batch.keys) for batch, _ in chunk)
             _write_chunk(job.work, index, chunk, teacher, config)
             wrote.append(index)

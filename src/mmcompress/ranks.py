@@ -11,7 +11,6 @@ Nothing here imports torch before several processes are announced: one process d
 
 from __future__ import annotations
 
-import json
 import signal
 import time
 import uuid
@@ -24,6 +23,7 @@ from typing import Any, TypeVar
 
 from mmcompress import errors
 from mmcompress.errors import CorruptInputError, MissingRequirementError, MMCompressError, UsageError
+from mmcompress.strictjson import json_from_text, text_from_json
 
 T = TypeVar("T")
 VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -156,7 +156,7 @@ class Ranks:
             kind = type(error).__name__ if known else MissingRequirementError.__name__
             said = what if what.startswith("rank ") else f"rank {self.rank} of {self.size}: {what}"
             told = {"kind": kind, "what": said, "hint": hint}
-            self._store.compare_set(_FAILED, "", json.dumps(told))
+            self._store.compare_set(_FAILED, "", text_from_json(told))
         left_group()
         limit = time.monotonic() + GRACE_SECONDS
         while not self._has(_END):
@@ -182,7 +182,7 @@ class Ranks:
     def _failure(self) -> MMCompressError | None:
         if not self.leads or not self._has(_FAILED):
             return None
-        told = json.loads(self._store.get(_FAILED))
+        told = json_from_text(self._store.get(_FAILED))
         kind: type[MMCompressError] = getattr(errors, told["kind"], MissingRequirementError)
         return kind(told["what"], told["hint"])
 
@@ -192,11 +192,11 @@ class Ranks:
             if (failure := self._failure()) is not None:
                 raise failure
             if not self.leads and self._has(_END) and not self._has(key):
-                raise EndedError(json.loads(self._store.get(_END)))
+                raise EndedError(json_from_text(self._store.get(_END)))
             time.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
         with _told():
-            return json.loads(self._store.get(key))
+            return json_from_text(self._store.get(key))
 
     def _has(self, key: str) -> bool:
         with _told():
@@ -204,7 +204,7 @@ class Ranks:
 
     def _set(self, key: str, value: object) -> None:
         with _told():
-            self._store.set(key, json.dumps(value))
+            self._store.set(key, text_from_json(value))
 
 
 def _end_unasked() -> None:

@@ -11,7 +11,7 @@ from clip_world import write_squares, write_teacher
 from small_model import outputs, random_pixels, random_tokens, small_model
 from torch import Tensor
 
-from mmcompress.compress.int8.rounding import gptq
+from mmcompress.compress.int8.rounding import factor_of, gptq
 from mmcompress.compress.prune.semistructured import is_two_four, keep_zeros, sparsified, two_four
 from mmcompress.errors import UsageError
 from mmcompress.export.sparsity import two_four_weights
@@ -82,7 +82,7 @@ def test_training_and_rounding_keep_the_zeros() -> None:
     with pytest.raises(UsageError, match=r"text\.blocks\.0\.qkv is said to be 2:4 sparse and is not"):
         keep_zeros(model, ["text.blocks.0.qkv"])
     x, weight = correlated(32).numpy().astype(np.float64), before[names[0]][:, :32].numpy().T
-    rounded = gptq(weight, np.abs(weight).max(axis=0) / 127, "signed", x.T @ x / len(x))
+    rounded = gptq(weight, np.abs(weight).max(axis=0) / 127, "signed", factor_of(x.T @ x / len(x)))
     assert ((rounded == 0) >= (weight == 0)).all()
 
 

@@ -50,6 +50,8 @@ with world("cpu") as here:
     except MMCompressError as error:
         (work / "error").write_text(error.what)
         sys.exit(error.exit_code)
+    finally:
+        here.collected(None)  # rank 0 holds the store
     save_file(trained.state_dict(), work / "weights")
 """
 
