@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,7 +23,7 @@ from mmcompress.compress.ownteacher import own_teacher
 from mmcompress.config import TeacherConfig
 from mmcompress.export.pixels import image_processing
 from mmcompress.export.texts import text_processing_of
-from mmcompress.pretrained import load_model
+from mmcompress.pretrained import image_features, load_model, text_features
 from mmcompress.progress import say
 from mmcompress.runtime.tokenize import attention_mask, tokenize
 from mmcompress.teachers import OPEN_CLIP, own_code, resolve
@@ -60,7 +59,7 @@ def _hugging_face_teacher(folder: Path, device: torch.device, trust_remote_code:
 
     def encode_image(pixels: Tensor) -> Tensor:
         with torch.inference_mode():
-            return F.normalize(model.get_image_features(pixel_values=pixels.to(device)).float(), dim=-1).cpu()
+            return F.normalize(image_features(model, pixels.to(device)).float(), dim=-1).cpu()
 
     def encode_text(texts: Sequence[str]) -> Tensor:
         tokens = tokenize(tokenizer, texts, processing)
@@ -70,17 +69,8 @@ def _hugging_face_teacher(folder: Path, device: torch.device, trust_remote_code:
             longest = int(encoded["attention_mask"].sum(1).max())  # what is masked in all of them need not be computed
             encoded = {name: tensor[:, :longest] for name, tensor in encoded.items()}
         with torch.inference_mode():
-            features = _text_features(model, {name: tensor.to(device) for name, tensor in encoded.items()})
+            features = text_features(model, {name: tensor.to(device) for name, tensor in encoded.items()})
         return F.normalize(features.float(), dim=-1).cpu()
 
     width = answered(encode_text, ["a"], str(folder), "text").shape[1]
     return Teacher(encode_image, encode_text, preprocessing, width, *logits_of(model))
-
-
-def _text_features(model: Any, encoded: dict[str, Tensor]) -> Tensor:
-    """`get_text_features`; for Chinese-CLIP what it should do (transformers 4.57 projects a pooler it never built)."""
-    if model.config.model_type != "chinese_clip":
-        features: Tensor = model.get_text_features(**encoded)
-    else:
-        features = model.text_projection(model.text_model(**encoded).last_hidden_state[:, 0])
-    return features

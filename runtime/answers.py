@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
@@ -13,6 +14,10 @@ from mmcompress.data.layout import check_template, prompts
 from mmcompress.errors import CorruptInputError, UsageError
 from mmcompress.progress import say
 from mmcompress.runtime.encoder import BATCH, IMAGE_SUFFIXES, Encoder, check_image, read_pixels
+
+OTHER_SUFFIXES = frozenset({".avif", ".bmp", ".gif", ".heic", ".heif", ".jfif", ".jp2", ".jxl", ".tif", ".tiff"})
+"""Images too, which are not read here."""
+_READ = ", ".join(IMAGE_SUFFIXES)
 
 
 def classify(
@@ -46,9 +51,9 @@ def softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
 def search(encoder: Encoder, images: Path | str, text: str, top: int = 5) -> list[tuple[Path, float]]:
     """The images under a folder whose embeddings are closest to the text, with their cosines, best first.
 
-    Files that are no whole images are named and skipped.
+    Files that are no whole images are named and skipped, those of other formats by their endings.
     """
-    check_search(images, top)
+    check_search(images, text, top)
     paths, embeddings = embed_folder(encoder, Path(images))
     encoder.warn_by_chance()
     scores = embeddings @ encoder.texts([text])[0]
@@ -56,8 +61,10 @@ def search(encoder: Encoder, images: Path | str, text: str, top: int = 5) -> lis
     return [(paths[i], float(scores[i])) for i in order]
 
 
-def check_search(images: Path | str, top: int) -> None:
+def check_search(images: Path | str, text: str, top: int) -> None:
     """As `check_classify`."""
+    if not text.strip():
+        raise UsageError(f"{text!r} says nothing to look for", "describe an image: 'a red car'")
     if top < 1:
         raise UsageError(f"--top {top} asks for no results", "give 1 or more")
     if not Path(images).is_dir():
@@ -66,7 +73,11 @@ def check_search(images: Path | str, top: int) -> None:
 
 def embed_folder(encoder: Encoder, folder: Path) -> tuple[list[Path], NDArray[np.float32]]:
     """(paths, (N, D)) of the whole images under a folder, in the order of their names."""
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+    there = sorted(path for path in folder.rglob("*") if path.is_file())
+    files = [path for path in there if path.suffix.lower() in IMAGE_SUFFIXES]
+    if others := Counter(path.suffix.lower() for path in there if path.suffix.lower() in OTHER_SUFFIXES):
+        endings = ", ".join(f"{count} {suffix}" for suffix, count in sorted(others.items()))
+        say("search", folder.name, f"{others.total()} images were skipped: {endings}; read are {_READ}")
     paths: list[Path] = []
     parts: list[NDArray[np.float32]] = []
     for start in range(0, len(files), BATCH):
@@ -82,6 +93,6 @@ def embed_folder(encoder: Encoder, folder: Path) -> tuple[list[Path], NDArray[np
     if not parts:
         raise UsageError(
             f"{folder} has no image that can be read ({len(files)} files tried)",
-            f"give a folder with files that end in {', '.join(IMAGE_SUFFIXES)}",
+            f"give a folder with files that end in {_READ}",
         )
     return paths, np.concatenate(parts)

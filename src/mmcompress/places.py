@@ -40,21 +40,26 @@ def check_place(out: Path, inputs: Iterable[Path] = (), stage: str | None = None
         raise UsageError(f"{out} is a link, and an artifact replaces the whole of a folder", f"give {out.resolve()}")
     if not out.name or out.name == "..":
         raise UsageError(f"{str(out)!r} has no name that an artifact could get", "give a folder: --out NAME")
+    check_apart(out, inputs)
+    if out.is_dir() and any(out.iterdir()):
+        if why := why_not_ours(out):
+            raise UsageError(f"{out} exists and {why}, so it is not overwritten", _ELSEWHERE)
+        if stage is not None and (other := _body(out)["stage"]) != stage:
+            raise UsageError(f"{out} holds what {other} made, and {stage} would replace it", _ELSEWHERE)
+    if not (above := next(path for path in out.resolve().parents if path.exists())).is_dir():
+        raise UsageError(f"{out} lies below {above}, which is no folder", "give another --out")
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"{out} exists and is no folder, so it is not overwritten", _ELSEWHERE)
+
+
+def check_apart(out: Path, inputs: Iterable[Path]) -> None:
+    """Raise UsageError where `out` is one of the inputs, or lies above or below one."""
     real = out.resolve()
     for path in inputs:
         source = path.resolve()
         if real == source or real in source.parents or source in real.parents:
             where = "is" if real == source else "lies above" if real in source.parents else "lies below"
             raise UsageError(f"{out} {where} {path}, which is read to make it", "give another --out")
-    if out.is_dir() and any(out.iterdir()):
-        if why := why_not_ours(out):
-            raise UsageError(f"{out} exists and {why}, so it is not overwritten", _ELSEWHERE)
-        if stage is not None and (other := _body(out)["stage"]) != stage:
-            raise UsageError(f"{out} holds what {other} made, and {stage} would replace it", _ELSEWHERE)
-    if not (above := next(path for path in real.parents if path.exists())).is_dir():
-        raise UsageError(f"{out} lies below {above}, which is no folder", "give another --out")
-    if out.exists() and not out.is_dir():
-        raise UsageError(f"{out} exists and is no folder, so it is not overwritten", _ELSEWHERE)
 
 
 def _body(folder: Path) -> Any:

@@ -52,6 +52,21 @@ def load_model(folder: Path, trust_remote_code: bool = False, attention: str | N
     return model.eval()
 
 
+def image_features(model: Any, pixels: Any) -> Any:
+    """(B, 3, S, S) normalized -> (B, D), not of unit norm: what the teacher is taken to say of images, in torch."""
+    return model.get_image_features(pixel_values=pixels)
+
+
+def text_features(model: Any, encoded: Mapping[str, Any]) -> Any:
+    """`input_ids`, and where the model takes it `attention_mask`, (B, T) -> (B, D), as `image_features`.
+
+    For Chinese-CLIP what its function should do: that of transformers 4.57 projects a pooler that was never built.
+    """
+    if model.config.model_type != "chinese_clip":
+        return model.get_text_features(**encoded)
+    return model.text_projection(model.text_model(**encoded).last_hidden_state[:, 0])
+
+
 def check_folder(folder: Path, trust_remote_code: bool = False) -> dict[str, Any]:
     """The config.json of a folder that can be a teacher, as far as can be seen without loading it, or an error."""
     transformers = require("transformers", "compress")

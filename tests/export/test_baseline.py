@@ -34,8 +34,9 @@ def teacher_folder(folder: Path, model: Any) -> Path:
     return folder
 
 
-def made(folder: Path, out: Path) -> Artifact:
-    return run_stage(STAGES["baseline"], BaselineConfig(teacher=TeacherConfig(source=str(folder))), {}, (), out)
+def made(folder: Path, out: Path, trusted: bool = False) -> Artifact:
+    teacher = TeacherConfig(source=str(folder), trust_remote_code=trusted)
+    return run_stage(STAGES["baseline"], BaselineConfig(teacher=teacher), {}, (), out)
 
 
 def run(artifact: Artifact, tower: str, first: np.ndarray[Any, Any], mask: np.ndarray[Any, Any] | None = None) -> Any:
@@ -105,12 +106,32 @@ def test_a_graph_that_differs_is_refused(tmp_path: Path, monkeypatch: pytest.Mon
     folder = teacher_folder(tmp_path / "teacher", clip_of(config_of()))
     other = stage.exported_by_optimum(clip_of(config_of(), seed=1), CONTEXT)
     monkeypatch.setattr(stage, "exported_by_optimum", lambda *_: other)
-    with pytest.raises(GateFailedError, match=r"optimum's image-fp32\.onnx differs from transformers"):
+    with pytest.raises(GateFailedError, match=r"optimum's image-fp32\.onnx differs from the teacher's"):
         made(folder, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     monkeypatch.setattr(stage, "difference", lambda *_: float("nan"))
     with pytest.raises(CorruptInputError, match=r"what image embeddings differ by is nan"):
         made(folder, tmp_path / "out")
+
+
+@pytest.mark.parametrize(("tower", "inputs"), [("image", "pixel_values"), ("text", "input_ids, attention_mask=None")])
+def test_a_graph_is_held_against_the_functions_that_the_cache_is_made_with(
+    tmp_path: Path, tower: str, inputs: str
+) -> None:
+    """Code of the folder's own that changes one of them and leaves forward() as it is, which optimum exports."""
+    folder = teacher_folder(tmp_path / "teacher", clip_of(config_of()))
+    names = inputs.replace("=None", "")
+    (folder / "mod.py").write_text(
+        "from transformers import CLIPModel\n"
+        "class M(CLIPModel):\n"
+        f"    def get_{tower}_features(self, {inputs}):\n"
+        f"        return super().get_{tower}_features({names}).flip(-1)\n"
+    )
+    stated = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**stated, "auto_map": {"AutoModel": "mod.M"}}))
+    with pytest.raises(GateFailedError, match=rf"{tower}-fp32\.onnx differs from the teacher's get_{tower}_") as caught:
+        made(folder, tmp_path / "out", trusted=True)
+    assert "file.py:function" in caught.value.hint and not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("source", ["open_clip:ViT-B-32/openai", "mine.py:teacher"])

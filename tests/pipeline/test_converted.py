@@ -317,3 +317,49 @@ def test_what_cannot_be_a_checkpoint_is_quantized_as_its_graphs(
     target = ("--target-latency", "0.5x", "--backend", "onnxruntime")
     done = cli("shrink", convolutions, "--data", photos, "--out", tmp_path / "s", *target)
     assert done.code == 2 and "cannot be pruned" in done.err and not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [["quantize"], ["verdict"], ["drift", "demo:student"], ["shrink", "--validation", "PHOTOS", "--test", "PHOTOS"]],
+    ids=lambda words: words[0],
+)
+def test_a_place_inside_the_photos_is_refused_before_anything_is_converted(
+    cli: Cli, teacher: Path, photos: Path, asked: list[str]
+) -> None:
+    before = sorted(photos.rglob("*"))
+    more = [photos if word == "PHOTOS" else word for word in asked[1:]]
+    done = cli(asked[0], teacher, *more, "--data", photos, "--out", photos / "q")
+    assert done.code == 2 and "lies below" in done.err and "running" not in done.err, done.err
+    assert sorted(photos.rglob("*")) == before
+
+
+def test_a_place_inside_the_data_is_refused_before_a_teacher_is_embedded(
+    cli: Cli, tmp_path: Path, teacher: Path, coloured_squares: Path
+) -> None:
+    """What is made beside OUT is named like the data."""
+    data = Path(shutil.copytree(coloured_squares, tmp_path / "p-embeddings"))
+    done = cli("prune", teacher, "--data", data, "--mlp-multiple", "8", *FEW, "--out", tmp_path / "p")
+    assert done.code == 2 and "running" not in done.err, done.err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["my clip", "p-embeddings"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "stranger"),
+    [
+        (["quantize", "--data", "PHOTOS"], "q-checkpoint"),
+        (["verdict", "--data", "PHOTOS"], "q-quantized"),
+        (["bench"], "q-sources/my clip"),
+        (["export", "--precision", "fp32"], "q"),
+    ],
+)
+def test_a_folder_of_the_user_beside_is_refused_before_anything_is_converted(
+    cli: Cli, tmp_path: Path, teacher: Path, photos: Path, asked: list[str], stranger: str
+) -> None:
+    place = tmp_path / stranger.replace("my clip", name_of(teacher))
+    place.mkdir(parents=True)
+    (place / "thesis.txt").write_text("mine")
+    words = [photos if word == "PHOTOS" else word for word in asked[1:]]
+    done = cli(asked[0], teacher, *words, "--out", tmp_path / "q")
+    assert done.code == 2 and "is not overwritten" in done.err and "running" not in done.err, done.err
+    assert [path.name for path in place.iterdir()] == ["thesis.txt"]

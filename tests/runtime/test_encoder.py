@@ -116,7 +116,18 @@ def test_search_ranks_by_cosine_and_names_what_it_skips(
     said = "".join(capsys.readouterr().err.split())
     assert "broken.png" in said
     assert "text.jpg" in said
-    assert "notes.txt" not in said
+    assert "notes.txt" not in said and "images were skipped" not in said
+
+
+def test_search_says_once_how_many_images_of_other_formats_it_skips(
+    make_artifact: Make, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a.gif", "more/B.GIF", "c.tif", "d.bmp"):
+        Image.new("RGB", (SIDE, SIDE)).save(folder / name)
+    with Encoder.open(make_artifact()) as encoder:
+        assert len(search(encoder, folder, "red", top=9)) == 5
+    said = " ".join(capsys.readouterr().err.split())
+    assert said.count("4 images were skipped: 1 .bmp, 2 .gif, 1 .tif; read are .jpg, .jpeg, .png, .webp") == 1
 
 
 def test_user_errors_are_named(make_artifact: Make, folder: Path, tmp_path: Path) -> None:
@@ -139,6 +150,10 @@ def test_user_errors_are_named(make_artifact: Make, folder: Path, tmp_path: Path
             search(encoder, tmp_path / "absent", "red")
         with pytest.raises(UsageError, match=r"no image that can be read \(0 files tried\)"):
             search(encoder, tmp_path / "empty", "red")
+        for nothing in ("", " \n"):
+            with pytest.raises(UsageError, match="says nothing to look for") as empty:
+                search(encoder, folder, nothing)
+            assert empty.value.exit_code == 2 and "describe an image" in empty.value.hint
         with pytest.raises(UsageError, match="--top 0"):
             search(encoder, folder, "red", top=0)
     with pytest.raises(UsageError, match="is not an artifact: there is no such folder"):

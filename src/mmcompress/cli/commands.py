@@ -386,7 +386,7 @@ def search(
     from mmcompress.runtime.encoder import Encoder
 
     check_named(artifact)
-    answers.check_search(images, top)
+    answers.check_search(images, text, top)
     with Encoder.open(graphs_to_use(artifact, backend), cast(Any, backend)) as encoder:
         console.show(*show_use.matches_summary(answers.search(encoder, images, text, top)), json)
 

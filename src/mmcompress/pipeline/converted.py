@@ -19,7 +19,7 @@ from mmcompress.errors import UsageError, suggestion
 from mmcompress.manifest import Kind
 from mmcompress.pipeline.single import checked, run_single
 from mmcompress.pipeline.sources import Given
-from mmcompress.places import MANIFEST, cache_folder
+from mmcompress.places import MANIFEST, cache_folder, check_apart, check_place
 from mmcompress.progress import say
 from mmcompress.runtime.backends import check_runs_graphs
 
@@ -138,6 +138,13 @@ def as_model(source: str | Path, out: Path, given: Given = NOTHING) -> Artifact:
     return as_checkpoint(source, out, given)
 
 
+def made_first(source: str | Path, near: Artifact | None) -> dict[str, str]:
+    """The end of the name that `as_model` puts behind OUT, and the stage that makes it; nothing where `near` is it."""
+    if near is not None:
+        return {}
+    return {"teacher": tracing_stage(str(source))} if is_graph(source, None) else {"checkpoint": "convert"}
+
+
 def teacher_graphs(source: str, out: Path, given: Given = NOTHING) -> Artifact:
     """A teacher's own graphs: through optimum where it is of transformers, else traced from its torch modules."""
     return run_single(tracing_stage(source), {}, {**given, "teacher.source": source}, {}, out)
@@ -157,6 +164,7 @@ def as_graphs(source: str | Path, out: Path, given: Given = NOTHING, *kinds: Kin
     if artifact is None:
         if not becomes_checkpoint(teacher_named(str(source), " or ".join(kind.value for kind in kinds))):
             return teacher_graphs(str(source), out, given)
+        check_place(out, stage="export")
         artifact = as_checkpoint(source, out, given)
     return run_single("export", {"precisions": natural_precisions(artifact)}, {}, {"checkpoint": artifact}, out)
 
@@ -166,8 +174,13 @@ def natural_precisions(checkpoint: Artifact) -> tuple[str, ...]:
     return ("int8",) if checkpoint.manifest.stage in ("quantize", "qat") else ("fp32",)
 
 
-def all_as_graphs(sources: Sequence[str | Path], out: Path, given: Given = NOTHING, *kinds: Kind) -> list[Artifact]:
-    """Each source as graphs; what is no ONNX artifact yet becomes one in `OUT-sources`, by a name of its own."""
+def all_as_graphs(
+    sources: Sequence[str | Path], out: Path, given: Given = NOTHING, *kinds: Kind, read: Sequence[Path] = ()
+) -> list[Artifact]:
+    """Each source as graphs; what is no ONNX artifact yet becomes one in `OUT-sources`, by a name of its own.
+
+    `OUT-sources` lies apart from what is `read` later.
+    """
     for source in sources:  # all that is misspelt, before the first of them takes minutes
         if not is_artifact(source):
             teacher_named(str(source), " or ".join(kind.value for kind in kinds or (Kind.ONNX,)))
@@ -175,6 +188,10 @@ def all_as_graphs(sources: Sequence[str | Path], out: Path, given: Given = NOTHI
     names = [name_of(source) for source in sources]
     unique = [name if names.count(name) == 1 else f"{name}-{i}" for i, name in enumerate(names)]
     folder = out.with_name(f"{out.name}-sources")
+    for source, name in zip(sources, unique, strict=True):
+        if not is_artifact(source):
+            check_apart(folder, read)
+            check_place(folder / name)
     return [as_graphs(source, folder / name, given, *kinds) for source, name in zip(sources, unique, strict=True)]
 
 

@@ -10,7 +10,7 @@ from mmcompress.architecture import DualEncoderConfig
 from mmcompress.artifact import Artifact
 from mmcompress.config import StageConfig, validated
 from mmcompress.lock import locked
-from mmcompress.pipeline.plan import check_use
+from mmcompress.pipeline.plan import check_use, local_inputs
 from mmcompress.pipeline.recipe import assign, reduced
 from mmcompress.pipeline.run import digest_of_standing, parents_of, run_stage
 from mmcompress.pipeline.sources import Given
@@ -47,6 +47,20 @@ def config_of(
     built = reduced(validated(stage.config, values, f"mmcompress {name}"), stage)
     check_use(built, stage, sources, f"mmcompress {name}")
     return built
+
+
+def check_places(out: Path, name: str, built: StageConfig, beside: Mapping[str, str], source: str | Path = "") -> None:
+    """Raise UsageError, before a command's first long step, unless all that it makes may be written.
+
+    That is OUT, by the stage `name`, and OUT-END of every end in `beside`, by the stage that makes it there. They lie
+    apart from what the config reads, and from `source` where that is a folder.
+    """
+    read = local_inputs(built)
+    if source and (folder := Path(source).expanduser()).exists():
+        read.append(folder)
+    check_place(out, read, name)
+    for end, stage in beside.items():
+        check_place(out.with_name(f"{out.name}-{end}"), read, stage)
 
 
 def run_single(

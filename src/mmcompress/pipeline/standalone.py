@@ -32,15 +32,17 @@ from mmcompress.pipeline.converted import (
     coming_start,
     is_artifact,
     is_graph,
+    made_first,
     natural_precisions,
     teacher_graphs,
     teacher_named,
     tracing_stage,
 )
+from mmcompress.pipeline.plan import local_inputs
 from mmcompress.pipeline.recipe import SHARED_TABLES, load_recipe, parse_assignments
 from mmcompress.pipeline.routing import routed, routed_with_source
 from mmcompress.pipeline.run import run_recipe, run_stages
-from mmcompress.pipeline.single import checked, run_single
+from mmcompress.pipeline.single import check_places, checked, config_of, run_single
 from mmcompress.pipeline.sources import (
     Given,
     artifacts_in,
@@ -152,8 +154,10 @@ def prune(source: str | Path, out: Path, given: Given = NOTHING, *, embeddings: 
         return near or as_checkpoint(source, out, to.get("convert", NOTHING))
 
     cached, to = _embeddings(out, "prune", given, embeddings, near, *([] if near else ["convert"]), start=checkpoint)
+    tables = {"data": data_unless_given(given, cached)}
+    check_places(out, "prune", config_of("prune", tables, to["prune"]), made_first(source, near))
     sources = {"checkpoint": checkpoint(to), "embeddings": cached}
-    return run_single("prune", {"data": data_unless_given(given, cached)}, to["prune"], sources, out)
+    return run_single("prune", tables, to["prune"], sources, out)
 
 
 def _embeddings(
@@ -183,7 +187,8 @@ def _embeddings(
         return found, routed(given, own, *also, idle={"embed": why, **idle})
     to = routed(given, own, "embed", *also, idle=idle)
     data = {"data": data_unless_given(given, near)}
-    checked(own, data, to[own])
+    beside = {"embeddings": "embed"} | ({"checkpoint": "convert"} if "convert" in also else {})
+    check_places(out, own, checked(own, data, to[own]), beside)
     if (begun := start(to)) is not None:
         checked(own, data, to[own], {"checkpoint": begun})
     return run_single("embed", data, to["embed"], {}, out.with_name(f"{out.name}-embeddings")), to
@@ -207,7 +212,9 @@ def quantize(
     if judged and built.data.train is not None and built.data.validation is None:
         check_leaves_some_unseen(built.data.train, built)
     reused = {"ranges": Artifact.open(ranges, Kind.CHECKPOINT)} if ranges else {}
-    if is_graph(source, near):
+    graph = is_graph(source, near)
+    check_places(out, "quantize-graphs" if graph else "quantize", built, made_first(source, near), source)
+    if graph:
         own = routed(to["quantize"], "quantize-graphs", idle={"quantize": f"{source} is quantized as a graph"})
         checked("quantize-graphs", tables, own["quantize-graphs"])
         if ranges is not None:
@@ -247,8 +254,10 @@ def verdict(source: str | Path, out: Path, given: Given = NOTHING) -> Artifact:
             given = {("data.train" if key == "data.validation" else key): value for key, value in given.items()}
         to = routed_with_source(given, "verdict", checkpoint, "quantize")
         tables = {"data": data_unless_given(given, checkpoint)}
-        checked("verdict", tables, to["verdict"])
+        built = checked("verdict", tables, to["verdict"])
         check_named(source, Kind.CHECKPOINT.value)
+        fitting = "quantize-graphs" if is_graph(source, checkpoint) else "quantize"
+        check_places(out, "verdict", built, {**made_first(source, checkpoint), "quantized": fitting}, source)
         checked("quantize", tables, to["quantize"], start=coming_start(source, checkpoint))
         given = with_some_apart(given, tables["data"])
         to = routed_with_source(given, "verdict", checkpoint, "quantize")
@@ -286,6 +295,7 @@ def export(source: str, out: Path, given: Given = NOTHING) -> Artifact:
         )
     if checkpoint is None:
         check_becomes_checkpoint(source, "exported in a precision of choice")
+        check_places(out, "export", built, made_first(source, None), source)
         checkpoint = as_checkpoint(source, out, to["convert"])
     return run_single("export", natural, to["export"], {"checkpoint": checkpoint}, out)
 
@@ -301,25 +311,27 @@ def build(source: str | Path, out: Path, given: Given = NOTHING) -> Artifact:
 
 def bench(sources: Sequence[str | Path], out: Path, given: Given) -> Artifact:
     """What is no ONNX artifact or engine yet is exported first, into OUT-sources."""
-    check_place(out)
-    to = _measured(sources, "bench", given)
-    graphs = all_as_graphs(sources, out, to.get("convert", NOTHING), Kind.ONNX, Kind.ENGINE)
+    to, read = _measured(sources, "bench", given, out)
+    graphs = all_as_graphs(sources, out, to.get("convert", NOTHING), Kind.ONNX, Kind.ENGINE, read=read)
     return run_single("bench", {}, to["bench"], {}, out, graphs)
 
 
 def drift(sources: Sequence[str | Path], out: Path, given: Given) -> Artifact:
     """The first one is the reference; what is no ONNX artifact yet is exported first, into OUT-sources."""
-    check_place(out)
-    to = _measured(sources, "drift", given)
-    graphs = all_as_graphs(sources, out, to.get("convert", NOTHING))
+    to, read = _measured(sources, "drift", given, out)
+    graphs = all_as_graphs(sources, out, to.get("convert", NOTHING), read=read)
     return run_single("drift", {}, to["drift"], {}, out, graphs)
 
 
-def _measured(sources: Sequence[str | Path], own: str, given: Given) -> dict[str, dict[str, Any]]:
+def _measured(
+    sources: Sequence[str | Path], own: str, given: Given, out: Path
+) -> tuple[dict[str, dict[str, Any]], list[Path]]:
+    """What each stage is given, and the files and folders that the command's own reads."""
     fresh = any(not is_artifact(source) for source in sources)
     to = routed(given, own, *(["convert"] if fresh else []), idle={} if fresh else {"convert": "nothing is converted"})
-    checked(own, {}, to[own])
-    return to
+    built = checked(own, {}, to[own])
+    check_places(out, own, built, {})
+    return to, local_inputs(built)
 
 
 def bisect(reference: Path, candidate: Path, out: Path, given: Given) -> Artifact:
