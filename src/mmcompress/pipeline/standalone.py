@@ -105,7 +105,7 @@ def embed(out: Path, given: Given) -> Artifact:
 
 def convert(source: str, out: Path, given: Given = NOTHING) -> Artifact:
     """A teacher as a checkpoint of ours, with its own weights."""
-    check_becomes_checkpoint(source, "a checkpoint")
+    check_becomes_checkpoint(source, "a checkpoint", given)
     return run_single("convert", {}, {**given, "teacher.source": source}, {}, out)
 
 
@@ -140,7 +140,7 @@ def prune(source: str | Path, out: Path, given: Given = NOTHING, *, embeddings: 
     if near is None and embeddings is None and not names_teacher(given):
         given = {**given, "teacher.source": str(source)}
     if near is None:
-        check_becomes_checkpoint(source, "pruned")
+        check_becomes_checkpoint(source, "pruned", given)
         if embeddings is not None:
             from mmcompress.compress.early import check_same_teacher
 
@@ -207,19 +207,20 @@ def quantize(
     if judged and built.data.train is not None and built.data.validation is None:
         check_leaves_some_unseen(built.data.train, built)
     reused = {"ranges": Artifact.open(ranges, Kind.CHECKPOINT)} if ranges else {}
-    if is_graph(source, near):
+    coming = to.get("convert", NOTHING)
+    if is_graph(source, near, coming):
         own = routed(to["quantize"], "quantize-graphs", idle={"quantize": f"{source} is quantized as a graph"})
         checked("quantize-graphs", tables, own["quantize-graphs"])
         if ranges is not None:
             raise UsageError(f"--ranges are of checkpoints, and {source} is quantized as a graph", "leave it out")
-        graphs = near or as_model(source, out, to["convert"])
+        graphs = near or as_model(source, out, coming)
         return run_single("quantize-graphs", tables, own["quantize-graphs"], {"graphs": graphs}, out)
-    checked("quantize", tables, to["quantize"], reused, coming_start(source, near))
+    checked("quantize", tables, to["quantize"], reused, coming_start(source, near, coming))
     if near is None and reused:
         from mmcompress.compress.early import check_coming_weights
 
-        check_coming_weights(reused["ranges"], teacher_named(str(source)))
-    checkpoint = near or as_checkpoint(source, out, to["convert"])
+        check_coming_weights(reused["ranges"], teacher_named(str(source), given=coming))
+    checkpoint = near or as_checkpoint(source, out, coming)
     return run_single("quantize", tables, to["quantize"], {"checkpoint": checkpoint, **reused}, out)
 
 
@@ -249,7 +250,7 @@ def verdict(source: str | Path, out: Path, given: Given = NOTHING) -> Artifact:
         tables = {"data": data_unless_given(given, checkpoint)}
         checked("verdict", tables, to["verdict"])
         check_named(source, Kind.CHECKPOINT.value)
-        checked("quantize", tables, to["quantize"], start=coming_start(source, checkpoint))
+        checked("quantize", tables, to["quantize"], start=coming_start(source, checkpoint, to.get("convert", NOTHING)))
         given = with_some_apart(given, tables["data"])
         to = routed_with_source(given, "verdict", checkpoint, "quantize")
         place = out.with_name(f"{out.name}-quantized")
@@ -274,7 +275,7 @@ def export(source: str, out: Path, given: Given = NOTHING) -> Artifact:
         stage = tracing_stage(source)
         to = routed(given, stage, idle={"convert": "the teacher is exported as it is"})
         checked(stage, {"teacher": {"source": source}}, to[stage])
-        teacher_named(source, Kind.CHECKPOINT.value)
+        teacher_named(source, Kind.CHECKPOINT.value, to[stage])
         return teacher_graphs(source, out, to[stage])
     to = routed_with_source(given, "export", checkpoint, idle={"baseline": "mmcompress itself exports"})
     natural = {} if checkpoint is None else {"precisions": natural_precisions(checkpoint)}
@@ -285,7 +286,7 @@ def export(source: str, out: Path, given: Given = NOTHING) -> Artifact:
             f"mmcompress quantize {source} --data DATA --out DIR, and export that",
         )
     if checkpoint is None:
-        check_becomes_checkpoint(source, "exported in a precision of choice")
+        check_becomes_checkpoint(source, "exported in a precision of choice", to["convert"])
         checkpoint = as_checkpoint(source, out, to["convert"])
     return run_single("export", natural, to["export"], {"checkpoint": checkpoint}, out)
 
