@@ -13,6 +13,7 @@ from pathlib import Path
 
 from mmcompress.architecture import DualEncoderConfig
 from mmcompress.artifact import Artifact
+from mmcompress.compress.identity import local_place, model_fingerprint
 from mmcompress.compress.int8.given import check_keep, check_same_blocks, check_same_weights
 from mmcompress.compress.openclip import check_open_clip
 from mmcompress.compress.ownteacher import check_has_towers, check_own
@@ -33,7 +34,7 @@ from mmcompress.config import (
     TrainConfig,
 )
 from mmcompress.data.batches import count_up_to
-from mmcompress.data.spec import fingerprint, is_stream
+from mmcompress.data.spec import is_stream
 from mmcompress.errors import UsageError
 from mmcompress.export.pixels import image_processing
 from mmcompress.export.texts import save_text_processing
@@ -181,17 +182,26 @@ def check_source(teacher: TeacherConfig) -> None:
 
 
 def check_same_teacher(source: str, embeddings: Artifact) -> None:
-    """Raise UsageError where cached embeddings are of another teacher than the one that is named."""
+    """Raise UsageError where cached embeddings are of another teacher, or of other weights, than what is named.
+
+    One that was only moved is the same; one that is not here any more is taken by its name.
+    """
     recorded = embeddings.manifest.config.get("teacher")
     theirs = recorded.get("source") if isinstance(recorded, dict) else None
-    if not isinstance(theirs, str) or ALIASES.get(source, source) == ALIASES.get(theirs, theirs):
+    known = embeddings.manifest.parents.get("teacher")
+    if not isinstance(theirs, str) or known == model_fingerprint(source):
         return
-    if fingerprint(source) == fingerprint(theirs):
-        return
-    raise UsageError(
-        f"the embeddings in {embeddings.path} are of the teacher {theirs!r}, and the teacher is {source!r}",
-        "give the embeddings of that teacher, or leave one of both out",
-    )
+    if ALIASES.get(source, source) != ALIASES.get(theirs, theirs):
+        raise UsageError(
+            f"the embeddings in {embeddings.path} are of the teacher {theirs!r}, and the teacher is {source!r}",
+            "give the embeddings of that teacher, or leave one of both out",
+        )
+    place = local_place(source)
+    if known is not None and place is not None and place.exists():
+        raise UsageError(
+            f"the teacher {source!r} has changed since the embeddings in {embeddings.path} were made of it",
+            "embed it again, or restore what it was",
+        )
 
 
 def _brings_no_tokenizer(source: str) -> bool:

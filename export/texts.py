@@ -17,6 +17,7 @@ from mmcompress.errors import UsageError
 from mmcompress.export.folders import config_of, tokenizer_of
 from mmcompress.export.oddities import odd_texts
 from mmcompress.export.sentencepieces import SPACE, siglip_tokenizer
+from mmcompress.families import check_end, end_read
 from mmcompress.manifest import TextProcessing
 from mmcompress.pretrained import quiet
 from mmcompress.processing import save_tokenizer_config
@@ -107,6 +108,8 @@ def _canonical(folder: Path, reference: Any, config: Any) -> tuple[Tokenizer, Te
         mask=mask,
     )
     _check_embedded(folder, tokenizer, config)
+    text = getattr(config, "text_config", None)
+    check_end(f"the tokenizer in {folder}", processing.eos_token_id, end_read(config.model_type, text))
     _check_repeats(folder, reference, tokenizer, processing)
     return tokenizer, processing
 

@@ -146,7 +146,7 @@ def test_what_is_out_of_reach_changes_nothing(family: str, tmp_path: Path) -> No
 @pytest.mark.parametrize("family", FAMILIES)
 def test_positions_behind_the_tokenizers_context_go(family: str, tmp_path: Path) -> None:
     stock = write_family(tmp_path, family)
-    nine = TextProcessing(context=9, pad_token_id=PAD, eos_token_id=EOS)
+    nine = TextProcessing(context=9, pad_token_id=PAD, eos_token_id=2 if family == "metaclip_2" else EOS)
     model, ids = with_tokenizer(dual_encoder_from_hugging_face(tmp_path), nine), tokens(family, context=9)
     np.testing.assert_allclose(embedded(model, pixels(32), ids)[1], stock_texts(stock, ids), atol=1e-5)
     assert model.config.text.context == 9 and model.config.params == sum(p.numel() for p in model.parameters())
@@ -154,6 +154,12 @@ def test_positions_behind_the_tokenizers_context_go(family: str, tmp_path: Path)
     assert config_from_hugging_face(tmp_path) == model.config
     with pytest.raises(UsageError, match="makes 10 tokens of a text, and the model has positions for 9"):
         with_tokenizer(model, nine.model_copy(update={"context": 10}))
+    other = nine.model_copy(update={"eos_token_id": 3})
+    if family in ("clip", "metaclip_2"):
+        with pytest.raises(UsageError, match="the tokenizer ends texts with id 3, and its model reads them at id"):
+            with_tokenizer(model, other)
+    else:
+        assert with_tokenizer(model, other) is model
     if family in ("chinese_clip", "altclip"):
         with pytest.raises(UsageError, match="pads with id 3, and the model masks id 1"):
             with_tokenizer(model, nine.model_copy(update={"pad_token_id": 3}))

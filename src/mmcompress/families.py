@@ -28,7 +28,9 @@ CLASSES = {
 """`model_type` of a config, and what the names of its classes in transformers begin with."""
 _ACTIVATIONS: dict[str, Activation] = {"quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh"}
 _CLIP_LARGEST = 2
-"""The end token of a CLIP config with which `CLIPTextModel`, and it alone, reads a text at its largest id."""
+"""The end token of a CLIP config with which `CLIPTextModel`, and what copies it, reads a text at its largest id."""
+_READ_AT_END = ("clip", "clipseg", "groupvit")
+"""Those that read a text at any other end token that their config states. MetaCLIP 2 reads it at that one too."""
 
 
 def config_from_hugging_face(folder: Path) -> DualEncoderConfig:
@@ -120,10 +122,8 @@ def _text(family: str, c: Any, path: Path) -> dict[str, Any]:
         "bos_token_id": c.bos_token_id or 0,
         "pad_token_id": (eos or 0) if pad is None else pad,
     }
-    if family == "clip":
-        return {**stated, "pooling": "largest" if eos == _CLIP_LARGEST else "end"}
-    if family == "metaclip_2":
-        return {**stated, "pooling": "end"}
+    if family in ("clip", "metaclip_2"):
+        return {**stated, "pooling": "largest" if end_read(family, c) is None else "end"}
     if family == "siglip":
         return {**stated, "pooling": "last", "attention": "full", "projection_bias": True}
     if getattr(c, "position_embedding_type", "absolute") != "absolute":
@@ -132,6 +132,26 @@ def _text(family: str, c: Any, path: Path) -> dict[str, Any]:
     if family == "chinese_clip":
         return {**post, "final_norm": False}
     return {**post, "projection_bias": True, "context": c.max_position_embeddings - c.pad_token_id - 1}
+
+
+def end_read(family: str, text: Any) -> int | None:
+    """The end token at which the stock class of a `model_type` reads a text; None where it reads it elsewhere.
+
+    `text` is the config of its text tower. Elsewhere is the largest id, the first token or the last one.
+    """
+    end: int | None = getattr(text, "eos_token_id", None)
+    if family == "metaclip_2" or (family in _READ_AT_END and end != _CLIP_LARGEST):
+        return end
+    return None
+
+
+def check_end(where: str, end: int, read: int | None) -> None:
+    """Raise UsageError where a tokenizer ends texts with another token than the one that its model reads them at."""
+    if read is not None and end != read:
+        raise UsageError(
+            f"{where} ends texts with id {end}, and its model reads them at id {read} (eos_token_id of text_config)",
+            "config.json and tokenizer do not belong together: restore both",
+        )
 
 
 def family_of(config: DualEncoderConfig) -> tuple[str | None, str]:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from mmcompress.architecture import WEIGHTS, DualEncoderConfig
 from mmcompress.errors import CorruptInputError, UsageError
-from mmcompress.families import config_from_hugging_face, family_of, hugging_face_config
+from mmcompress.families import check_end, config_from_hugging_face, family_of, hugging_face_config
 from mmcompress.manifest import TextProcessing
 from mmcompress.model import DualEncoder
 from mmcompress.strictjson import read_json, text_from_json
@@ -68,7 +68,8 @@ def _dual_encoder(folder: Path, config: DualEncoderConfig, files: Sequence[str])
 def with_tokenizer(model: DualEncoder, processing: TextProcessing) -> DualEncoder:
     """The model for texts as its tokenizer makes them: the positions behind the tokenizer's context go, exactly.
 
-    Raises UsageError where there are too few positions, or where a masked tower would take other tokens for padding.
+    Raises UsageError where there are too few positions, where a masked tower would take other tokens for padding, or
+    where no text has the end token that the tower reads.
     """
     text, context, hint = model.config.text, processing.context, "config.json and tokenizer do not belong together"
     if context > text.context:
@@ -81,6 +82,7 @@ def with_tokenizer(model: DualEncoder, processing: TextProcessing) -> DualEncode
         )
     if text.attention == "masked" and not processing.mask:
         raise UsageError("the tokenizer masks nothing of what fills a text up, and the model's text tower does", hint)
+    check_end("the tokenizer", processing.eos_token_id, text.eos_token_id if text.pooling == "end" else None)
     if context == text.context:
         return model
     text = text.model_copy(update={"context": context})

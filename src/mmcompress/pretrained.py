@@ -21,6 +21,10 @@ from mmcompress.strictjson import read_json
 T = TypeVar("T")
 OLDEST = (4, 56)
 """The first transformers that takes `dtype` and knows MetaCLIP 2."""
+_TRUST = (
+    "if you trust its author: --set teacher.trust_remote_code=true; where a command has no --set, give it what"
+    " `mmcompress convert` or `export` made with it"
+)
 _HARMLESS = re.compile(r"(^|\.)position_ids$")
 """Buffers that old versions saved and new ones compute."""
 
@@ -88,7 +92,7 @@ def check_folder(folder: Path, trust_remote_code: bool = False) -> dict[str, Any
     if "auto_map" in config and not trust_remote_code:
         raise UsageError(
             f"{folder} brings Python code of its own, which does not run unasked",
-            "if you trust its author: --set teacher.trust_remote_code=true",
+            _TRUST,
         )
     if not any((folder / name).is_file() for name in _WEIGHTS):
         raise CorruptInputError(f"{folder} has no weights", f"expected one of {', '.join(_WEIGHTS)}")
@@ -172,7 +176,7 @@ def opened(read: Callable[[], T], what: str, trusted: bool) -> T:
         if not trusted and "trust_remote_code" in str(error):
             raise UsageError(
                 f"{what} has code of its own, which does not run unasked",
-                "if you trust its author: --set teacher.trust_remote_code=true",
+                _TRUST,
             ) from error
         raise CorruptInputError(
             f"{what} cannot be opened: {type(error).__name__}: {_said(error)}",

@@ -14,6 +14,7 @@ from mmcompress.architecture import DualEncoderConfig
 from mmcompress.artifact import Artifact
 from mmcompress.cli.commands import app
 from mmcompress.compress.early import check_one_space, check_same_teacher
+from mmcompress.compress.identity import model_fingerprint
 from mmcompress.errors import MissingRequirementError, MMCompressError, UsageError
 from mmcompress.manifest import Kind
 from mmcompress.pipeline import run, standalone
@@ -85,10 +86,7 @@ def test_training_begins_with_a_preset(world: Path) -> None:
 def test_embeddings_of_another_teacher_are_refused(tmp_path: Path) -> None:
     write_teacher(tmp_path / "a")
     write_teacher(tmp_path / "b", 1)
-    config = {"teacher": {"source": str(tmp_path / "a")}}
-    with Artifact.create(tmp_path / "e", kind=Kind.EMBEDDINGS, stage="embed", key="k", config=config) as draft:
-        (draft.path / "x").write_bytes(b"1")
-    cached = Artifact.open(tmp_path / "e")
+    cached = embedded(tmp_path, tmp_path / "a")
     check_same_teacher(str(tmp_path / "a"), cached)
     check_same_teacher(f"{tmp_path}/b/../a", cached)
     given = {"teacher.source": str(tmp_path / "b"), "student.source": "vit-s16", "data.train": "demo:train"}
@@ -97,6 +95,35 @@ def test_embeddings_of_another_teacher_are_refused(tmp_path: Path) -> None:
     assert str(tmp_path / "a") in caught.value.what and str(tmp_path / "b") in caught.value.what
     with pytest.raises(UsageError, match="are of the teacher"):
         standalone.prune(tmp_path / "b", tmp_path / "o", {"data.train": "demo:train"}, embeddings=tmp_path / "e")
+
+
+def embedded(folder: Path, teacher: Path) -> Artifact:
+    given = {"teacher.source": str(teacher), "data.train": str(write_squares(folder))}
+    return standalone.embed(folder / "e", given)
+
+
+def test_embeddings_of_weights_that_changed_in_place_are_refused(tmp_path: Path) -> None:
+    cached = embedded(tmp_path, write_teacher(tmp_path / "a"))
+    (tmp_path / "a").rename(tmp_path / "moved")
+    check_same_teacher(str(tmp_path / "moved"), cached)
+    check_same_teacher(str(tmp_path / "a"), cached)  # not here any more: its name is all there is
+    write_teacher(tmp_path / "a", 1)
+    for given in ({"teacher.source": str(tmp_path / "a")}, {}):
+        with pytest.raises(UsageError, match="has changed since the embeddings") as caught:
+            standalone.distill(tmp_path / "o", {**given, "student.source": "vit-s16"}, embeddings=cached.path)
+        assert "embed it again" in caught.value.hint
+    with pytest.raises(UsageError, match="has changed since"):
+        standalone.prune(tmp_path / "a", tmp_path / "o", {}, embeddings=cached.path)
+
+
+def test_a_name_and_its_alias_are_one_teacher(tmp_path: Path) -> None:
+    config, parents = {"teacher": {"source": "vit-b32"}}, {"teacher": model_fingerprint("vit-b32")}
+    with Artifact.create(
+        tmp_path / "e", kind=Kind.EMBEDDINGS, stage="embed", key="k", config=config, parents=parents
+    ) as draft:
+        (draft.path / "x").write_bytes(b"1")
+    for name in ("vit-b32", "openai/clip-vit-base-patch32"):
+        check_same_teacher(name, Artifact.open(tmp_path / "e"))
 
 
 @pytest.mark.parametrize(

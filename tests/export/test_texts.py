@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from family_folders import BOS, write_world
 from small_tokenizers import CONTEXTS, FAMILIES, captions, clip, gemma, hard_texts, pieces, restated, write_config
 from tokenizers import Tokenizer, processors
-from transformers import AutoTokenizer, CLIPConfig, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModel, AutoTokenizer, CLIPConfig, PreTrainedTokenizerFast
 
 from mmcompress.errors import CorruptInputError, MissingRequirementError, UsageError
 from mmcompress.export.oddities import odd_texts
@@ -112,6 +113,36 @@ def test_a_token_that_the_model_has_no_row_for_is_named(tmp_path: Path) -> None:
     tokenizer.save_pretrained(tmp_path)
     with pytest.raises(UsageError, match=rf"gives 'dogcat' the id {size}, and its model embeds ids below {size}"):
         text_processing_of(tmp_path)
+
+
+@pytest.mark.parametrize("family", ["clip", "metaclip_2", "chinese_clip", "altclip"])
+def test_a_tokenizer_ends_texts_where_the_model_reads_them(tmp_path: Path, family: str) -> None:
+    """transformers' own class reads every text alike where none has its end token: at its first one."""
+    write_world(tmp_path, family)
+    text_processing_of(tmp_path)
+    tokenizer = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<bos> $A <40>", special_tokens=[("<bos>", BOS), ("<40>", 40)]
+    )
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    if family in ("chinese_clip", "altclip"):  # read at the first token
+        assert text_processing_of(tmp_path)[1].eos_token_id == 40
+        return
+    read = AutoConfig.from_pretrained(tmp_path).text_config.eos_token_id
+    model, encoded = AutoModel.from_pretrained(tmp_path).eval(), AutoTokenizer.from_pretrained(tmp_path)
+    seen = model.get_text_features(**encoded(["red", "a square of blue"], padding=True, return_tensors="pt"))
+    assert (seen[0] - seen[1]).abs().max() < 1e-5
+    with pytest.raises(UsageError, match=rf"ends texts with id 40, and its model reads them at id {read}"):
+        text_processing_of(tmp_path)
+
+
+def test_the_end_id_2_of_a_clip_means_the_largest_id(tmp_path: Path) -> None:
+    stated = json.loads((clip(tmp_path) / "config.json").read_text())
+    (tmp_path / "config.json").write_text(
+        json.dumps({**stated, "text_config": {**stated["text_config"], "eos_token_id": 2}})
+    )
+    processing = text_processing_of(tmp_path)[1]
+    assert processing.eos_token_id == stated["text_config"]["vocab_size"] - 1
 
 
 def test_a_text_needs_an_end(tmp_path: Path) -> None:

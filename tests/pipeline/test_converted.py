@@ -96,6 +96,46 @@ def test_quantize_takes_a_teacher_and_photos(cli: Cli, tmp_path: Path, teacher: 
     assert cli(*asked).err.count("running") == 2
 
 
+TRUST = ("--set", "teacher.trust_remote_code=true")
+
+
+@pytest.mark.parametrize(
+    ("command", "options"),
+    [
+        ("convert", ()),
+        ("quantize", ("--data", "PHOTOS", *FEW)),
+        ("prune", ("--data", "SQUARES", "--mlp-multiple", "8", *FEW)),
+        ("drift", ("--data", "SQUARES")),
+        ("export", ("--precision", "fp32")),
+    ],
+)
+def test_leave_to_run_code_reaches_what_a_teacher_becomes(
+    cli: Cli,
+    tmp_path: Path,
+    teacher: Path,
+    photos: Path,
+    coloured_squares: Path,
+    command: str,
+    options: tuple[str, ...],
+) -> None:
+    """And without it, the hint is what then works."""
+    config = json.loads((teacher / "config.json").read_text())
+    auto = {"AutoConfig": "own.Config", "AutoModel": "own.Model"}
+    (teacher / "config.json").write_text(json.dumps({**config, "auto_map": auto}))
+    (teacher / "own.py").write_text(
+        "from transformers import CLIPConfig, CLIPModel\n"
+        "class Config(CLIPConfig): pass\n"
+        "class Model(CLIPModel): config_class = Config\n"
+    )
+    places = {"PHOTOS": photos, "SQUARES": coloured_squares}
+    asked = (command, teacher, *(places.get(option, option) for option in options), "--out", tmp_path / "o")
+    refused = cli(*asked)
+    assert refused.code == 2 and " ".join(TRUST) in refused.err.replace("\n", " ")
+    done = cli(*asked, *TRUST)
+    assert done.code == 0, done.err
+    assert Artifact.open(tmp_path / "o")
+
+
 def test_prune_embeds_a_teacher_as_its_own(cli: Cli, tmp_path: Path, teacher: Path, coloured_squares: Path) -> None:
     asked = ("prune", teacher, "--data", coloured_squares, "--mlp-multiple", "8", *FEW, "--out", tmp_path / "p")
     done = cli(*asked, "--set", "data.max_bad_fraction=0.3", "--embed-views", "2", "--seed", "4")

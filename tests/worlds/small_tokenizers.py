@@ -47,7 +47,8 @@ def clip(folder: Path, positions: int = 77) -> Path:
     lines = ["#version: 0.2", *(" ".join(pair) for pair in merges)]
     (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
     write_config(folder, "CLIPTokenizer", model_max_length=77)
-    CLIPConfig(text_config={"max_position_embeddings": positions, "vocab_size": len(vocab)}).save_pretrained(folder)
+    text = {"max_position_embeddings": positions, "vocab_size": len(vocab), "eos_token_id": len(vocab) - 1}
+    CLIPConfig(text_config=text).save_pretrained(folder)
     return folder
 
 

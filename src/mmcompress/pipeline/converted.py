@@ -11,13 +11,14 @@ import hashlib
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 from mmcompress.architecture import DualEncoderConfig
 from mmcompress.artifact import Artifact
-from mmcompress.config import TeacherConfig
+from mmcompress.config import ConvertConfig, TeacherConfig
 from mmcompress.errors import UsageError, suggestion
 from mmcompress.manifest import Kind
-from mmcompress.pipeline.single import checked, run_single
+from mmcompress.pipeline.single import checked, config_of, run_single
 from mmcompress.pipeline.sources import Given
 from mmcompress.places import MANIFEST, cache_folder, check_apart, check_place
 from mmcompress.progress import say
@@ -36,14 +37,18 @@ def artifact_at(source: str | Path, *kinds: Kind) -> Artifact | None:
     return Artifact.open(source, *kinds) if is_artifact(source) else None
 
 
-def teacher_named(source: str, wanted: str = "an") -> TeacherConfig:
+def teacher_named(source: str, wanted: str = "an", given: Given = NOTHING) -> TeacherConfig:
     """The teacher that a source names, looked at and not loaded; `wanted` is the kind of artifact it stands for.
+
+    What else is `given` of a teacher, the leave to run its code, is of this one.
 
     Raises UsageError for what is neither a teacher nor an artifact, before anything is fetched.
     """
     from mmcompress.teachers import ALIASES, own_code, resolve
 
-    path, teacher = Path(source).expanduser(), TeacherConfig(source=source)
+    said = {key: value for key, value in given.items() if key.partition(".")[0] == "teacher"}
+    teacher = cast(ConvertConfig, config_of("convert", {}, {**said, "teacher.source": source})).teacher
+    path = Path(source).expanduser()
     if source.startswith("open_clip:") or (source in ALIASES and not path.exists()):
         return teacher
     if source.startswith("demo:"):
@@ -94,37 +99,38 @@ def becomes_checkpoint(teacher: TeacherConfig) -> bool:
 def check_becomes_checkpoint(
     source: str | Path,
     wanted: str,
+    given: Given = NOTHING,
     hint: str = "`mmcompress export` writes its ONNX as it is, and distill takes it as a teacher",
 ) -> None:
     """Raise UsageError, before anything is fetched or loaded that need not be, unless a teacher can be a checkpoint.
 
     `wanted` says what cannot be done with it, and `hint` what can.
     """
-    if not becomes_checkpoint(teacher_named(str(source), Kind.CHECKPOINT.value)):
+    if not becomes_checkpoint(teacher_named(str(source), Kind.CHECKPOINT.value, given)):
         raise UsageError(f"{source} cannot be {wanted}: it is of no family whose blocks mmcompress knows", hint)
 
 
-def is_graph(source: str | Path, near: Artifact | None) -> bool:
+def is_graph(source: str | Path, near: Artifact | None, given: Given = NOTHING) -> bool:
     """Whether a source is worked on as graphs: an ONNX artifact (`near`), or a teacher that cannot be a checkpoint."""
     if near is not None:
         return near.manifest.kind is Kind.ONNX
-    return not becomes_checkpoint(teacher_named(str(source), Kind.CHECKPOINT.value))
+    return not becomes_checkpoint(teacher_named(str(source), Kind.CHECKPOINT.value, given))
 
 
-def coming_start(source: str | Path, near: Artifact | None) -> DualEncoderConfig | None:
+def coming_start(source: str | Path, near: Artifact | None, given: Given = NOTHING) -> DualEncoderConfig | None:
     """The sizes of the checkpoint at a source (`near`), or of the one that its teacher becomes; None for a graph."""
     if near is not None:
         return near.manifest.model if near.manifest.kind is Kind.CHECKPOINT else None
     from mmcompress.compress.early import coming_model
 
-    return coming_model(teacher_named(str(source)))
+    return coming_model(teacher_named(str(source), given=given))
 
 
 def as_checkpoint(source: str | Path, out: Path, given: Given = NOTHING) -> Artifact:
     """The checkpoint at a source, or the one that its teacher becomes, in OUT-checkpoint; `given` is of `convert`."""
     if (artifact := artifact_at(source, Kind.CHECKPOINT)) is not None:
         return artifact
-    check_becomes_checkpoint(source, "a checkpoint")
+    check_becomes_checkpoint(source, "a checkpoint", given)
     place = out.with_name(f"{out.name}-checkpoint")
     return run_single("convert", {}, {**given, "teacher.source": str(source)}, {}, place)
 
@@ -133,16 +139,16 @@ def as_model(source: str | Path, out: Path, given: Given = NOTHING) -> Artifact:
     """What can be quantized: a checkpoint, or of a teacher that cannot be one its graphs, in OUT-teacher."""
     if (artifact := artifact_at(source, Kind.CHECKPOINT, Kind.ONNX)) is not None:
         return artifact
-    if is_graph(source, None):
+    if is_graph(source, None, given):
         return teacher_graphs(str(source), out.with_name(f"{out.name}-teacher"), given)
     return as_checkpoint(source, out, given)
 
 
-def made_first(source: str | Path, near: Artifact | None) -> dict[str, str]:
+def made_first(source: str | Path, near: Artifact | None, given: Given = NOTHING) -> dict[str, str]:
     """The end of the name that `as_model` puts behind OUT, and the stage that makes it; nothing where `near` is it."""
     if near is not None:
         return {}
-    return {"teacher": tracing_stage(str(source))} if is_graph(source, None) else {"checkpoint": "convert"}
+    return {"teacher": tracing_stage(str(source))} if is_graph(source, None, given) else {"checkpoint": "convert"}
 
 
 def teacher_graphs(source: str, out: Path, given: Given = NOTHING) -> Artifact:
@@ -162,7 +168,7 @@ def as_graphs(source: str | Path, out: Path, given: Given = NOTHING, *kinds: Kin
     if artifact is not None and artifact.manifest.kind is not Kind.CHECKPOINT:
         return artifact
     if artifact is None:
-        if not becomes_checkpoint(teacher_named(str(source), " or ".join(kind.value for kind in kinds))):
+        if not becomes_checkpoint(teacher_named(str(source), " or ".join(kind.value for kind in kinds), given)):
             return teacher_graphs(str(source), out, given)
         check_place(out, stage="export")
         artifact = as_checkpoint(source, out, given)
@@ -183,7 +189,7 @@ def all_as_graphs(
     """
     for source in sources:  # all that is misspelt, before the first of them takes minutes
         if not is_artifact(source):
-            teacher_named(str(source), " or ".join(kind.value for kind in kinds or (Kind.ONNX,)))
+            teacher_named(str(source), " or ".join(kind.value for kind in kinds or (Kind.ONNX,)), given)
             checked(tracing_stage(str(source)), {}, {**given, "teacher.source": str(source)})
     names = [name_of(source) for source in sources]
     unique = [name if names.count(name) == 1 else f"{name}-{i}" for i, name in enumerate(names)]

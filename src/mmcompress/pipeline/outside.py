@@ -2,22 +2,20 @@
 part of the key. The rest is recorded when it has run, and a reuse asks whether it is still so: the revision of a hub
 repository, and the files that a teacher of one's own opened.
 
-So nothing has to be loaded or fetched to know whether an artifact may be reused. Weights are hashed whole: those of
-another training have the same size, and may differ in the middle only.
+So nothing has to be loaded or fetched to know whether an artifact may be reused.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from mmcompress.compress.identity import model_fingerprint
 from mmcompress.config import DataConfig, StageConfig, StudentConfig, TeacherConfig
 from mmcompress.data.digests import sha256_of
 from mmcompress.data.spec import fingerprint
-from mmcompress.manifest import hash_json
 from mmcompress.pipeline.recipe import DATA_FIELDS
-from mmcompress.teachers import OPEN_CLIP, cached_folder, open_clip_weights, own_code
+from mmcompress.teachers import cached_folder, own_code
 
 READ = "read"
 """The fact of an artifact in which that is recorded: paths with SHA-256, and `hub:NAME` with a commit."""
@@ -32,7 +30,7 @@ def outside(built: StageConfig) -> dict[str, str]:
         for name in DATA_FIELDS:
             if (spec := getattr(data, name)) is not None:
                 fingerprints[f"data.{name}"] = fingerprint(spec)
-    return fingerprints | {key: _model_fingerprint(source) for key, source in _models(built).items()}
+    return fingerprints | {key: model_fingerprint(source) for key, source in _models(built).items()}
 
 
 def revisions(built: StageConfig) -> dict[str, str]:
@@ -63,24 +61,3 @@ def _models(built: StageConfig) -> dict[str, str]:
     if isinstance(student, StudentConfig) and student.tokenizer is not None:
         models["student.tokenizer"] = student.tokenizer
     return models
-
-
-def _model_fingerprint(source: str) -> str:
-    """Of local files the content, and of a function its name; of anything else the text."""
-    own = own_code(source)
-    if own is not None:
-        return hash_json(["function", own[1], _content(own[0])])
-    if source.startswith(OPEN_CLIP):
-        name = source.removeprefix(OPEN_CLIP)
-        place = open_clip_weights(name)
-        return hash_json(["open_clip", name if place is None else name.partition("/")[0], place and _content(place)])
-    place = Path(source).expanduser()
-    return hash_json(["files", _content(place)]) if place.exists() else hash_json(["text", source])
-
-
-def _content(place: Path) -> list[tuple[str, str]]:
-    """Names and SHA-256 of a file, or of the files in a folder; hidden ones and bytecode left out."""
-    files = [place] if place.is_file() else sorted(path for path in place.rglob("*") if path.is_file())
-    named = [(path.relative_to(place).as_posix() if path != place else "", path) for path in files]
-    seen = [(name, path) for name, path in named if not re.search(r"(^|/)(\.|__pycache__/)", name)]
-    return [(name, sha256_of(path)) for name, path in seen]

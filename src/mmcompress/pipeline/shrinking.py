@@ -63,9 +63,10 @@ def shrink(source: str, out: Path, wish: Wish) -> dict[str, Artifact]:
         if not (Path(source) / "config.json").is_file():
             raise UsageError(f"{source} is no whole model", "give a teacher, or a checkpoint that was not pruned yet")
     elif wish.target_latency is not None:
-        check_becomes_checkpoint(source, "pruned", "leave --target-latency out: it is quantized as it is then")
+        hint = "leave --target-latency out: it is quantized as it is then"
+        check_becomes_checkpoint(source, "pruned", parse_assignments(wish.overrides), hint)
     else:
-        teacher_named(source)
+        teacher_named(source, given=parse_assignments(wish.overrides))
     if wish.minutes and wish.target_latency is None:
         raise UsageError("--minutes are for what pruning lost, and nothing is pruned", "give --target-latency too")
     backend = runnable(wish.backend)
@@ -83,19 +84,20 @@ def shrink(source: str, out: Path, wish: Wish) -> dict[str, Artifact]:
 def recipe_for(source: str, wish: Wish, data: dict[str, str], backend: Backend, steps: int) -> Recipe:
     """The stages in order, checked; `steps` of recovery. What cannot be a checkpoint is quantized as its graphs."""
     tables = {"data": data, "teacher": {"source": source}}
+    said = parse_assignments(wish.overrides)
     measured = [
         {"run": "bench", "backends": [backend]},
         {"run": "drift", "backend": backend},
         {"run": "report", "title": f"{name_of(source)}, shrunk"},
     ]
-    if not is_artifact(source) and is_graph(source, None):
+    if not is_artifact(source) and is_graph(source, None, said):
         stages = [
             {"run": tracing_stage(source), "name": "teacher"},
             {"run": "quantize-graphs", "name": "quantize", "graphs": "teacher"},
             {"run": "verdict", "name": "int8", "graphs": "quantize", "backend": backend},
             *measured,
         ]
-        return recipe_of({**tables, "stage": stages}, "shrink", parse_assignments(wish.overrides))
+        return recipe_of({**tables, "stage": stages}, "shrink", said)
     pruned: list[dict[str, Any]] = []
     last = "convert"
     if wish.target_latency is not None:
@@ -121,7 +123,7 @@ def recipe_for(source: str, wish: Wish, data: dict[str, str], backend: Backend, 
         {"run": "verdict", "name": "int8", "checkpoint": "quantize", "backend": backend},
         *measured,
     ]
-    return recipe_of({**tables, "stage": stages}, "shrink", parse_assignments(wish.overrides))
+    return recipe_of({**tables, "stage": stages}, "shrink", said)
 
 
 def parts(wish: Wish) -> dict[str, str]:

@@ -107,7 +107,7 @@ def embed(out: Path, given: Given) -> Artifact:
 
 def convert(source: str, out: Path, given: Given = NOTHING) -> Artifact:
     """A teacher as a checkpoint of ours, with its own weights."""
-    check_becomes_checkpoint(source, "a checkpoint")
+    check_becomes_checkpoint(source, "a checkpoint", given)
     return run_single("convert", {}, {**given, "teacher.source": source}, {}, out)
 
 
@@ -142,7 +142,7 @@ def prune(source: str | Path, out: Path, given: Given = NOTHING, *, embeddings: 
     if near is None and embeddings is None and not names_teacher(given):
         given = {**given, "teacher.source": str(source)}
     if near is None:
-        check_becomes_checkpoint(source, "pruned")
+        check_becomes_checkpoint(source, "pruned", given)
         if embeddings is not None:
             from mmcompress.compress.early import check_same_teacher
 
@@ -155,7 +155,9 @@ def prune(source: str | Path, out: Path, given: Given = NOTHING, *, embeddings: 
 
     cached, to = _embeddings(out, "prune", given, embeddings, near, *([] if near else ["convert"]), start=checkpoint)
     tables = {"data": data_unless_given(given, cached)}
-    check_places(out, "prune", config_of("prune", tables, to["prune"]), made_first(source, near))
+    check_places(
+        out, "prune", config_of("prune", tables, to["prune"]), made_first(source, near, to.get("convert", NOTHING))
+    )
     sources = {"checkpoint": checkpoint(to), "embeddings": cached}
     return run_single("prune", tables, to["prune"], sources, out)
 
@@ -212,21 +214,22 @@ def quantize(
     if judged and built.data.train is not None and built.data.validation is None:
         check_leaves_some_unseen(built.data.train, built)
     reused = {"ranges": Artifact.open(ranges, Kind.CHECKPOINT)} if ranges else {}
-    graph = is_graph(source, near)
-    check_places(out, "quantize-graphs" if graph else "quantize", built, made_first(source, near), source)
+    coming = to.get("convert", NOTHING)
+    graph = is_graph(source, near, coming)
+    check_places(out, "quantize-graphs" if graph else "quantize", built, made_first(source, near, coming), source)
     if graph:
         own = routed(to["quantize"], "quantize-graphs", idle={"quantize": f"{source} is quantized as a graph"})
         checked("quantize-graphs", tables, own["quantize-graphs"])
         if ranges is not None:
             raise UsageError(f"--ranges are of checkpoints, and {source} is quantized as a graph", "leave it out")
-        graphs = near or as_model(source, out, to["convert"])
+        graphs = near or as_model(source, out, coming)
         return run_single("quantize-graphs", tables, own["quantize-graphs"], {"graphs": graphs}, out)
-    checked("quantize", tables, to["quantize"], reused, coming_start(source, near))
+    checked("quantize", tables, to["quantize"], reused, coming_start(source, near, coming))
     if near is None and reused:
         from mmcompress.compress.early import check_coming_weights
 
-        check_coming_weights(reused["ranges"], teacher_named(str(source)))
-    checkpoint = near or as_checkpoint(source, out, to["convert"])
+        check_coming_weights(reused["ranges"], teacher_named(str(source), given=coming))
+    checkpoint = near or as_checkpoint(source, out, coming)
     return run_single("quantize", tables, to["quantize"], {"checkpoint": checkpoint, **reused}, out)
 
 
@@ -256,9 +259,10 @@ def verdict(source: str | Path, out: Path, given: Given = NOTHING) -> Artifact:
         tables = {"data": data_unless_given(given, checkpoint)}
         built = checked("verdict", tables, to["verdict"])
         check_named(source, Kind.CHECKPOINT.value)
-        fitting = "quantize-graphs" if is_graph(source, checkpoint) else "quantize"
-        check_places(out, "verdict", built, {**made_first(source, checkpoint), "quantized": fitting}, source)
-        checked("quantize", tables, to["quantize"], start=coming_start(source, checkpoint))
+        coming = to.get("convert", NOTHING)
+        fitting = "quantize-graphs" if is_graph(source, checkpoint, coming) else "quantize"
+        check_places(out, "verdict", built, {**made_first(source, checkpoint, coming), "quantized": fitting}, source)
+        checked("quantize", tables, to["quantize"], start=coming_start(source, checkpoint, coming))
         given = with_some_apart(given, tables["data"])
         to = routed_with_source(given, "verdict", checkpoint, "quantize")
         place = out.with_name(f"{out.name}-quantized")
@@ -283,7 +287,7 @@ def export(source: str, out: Path, given: Given = NOTHING) -> Artifact:
         stage = tracing_stage(source)
         to = routed(given, stage, idle={"convert": "the teacher is exported as it is"})
         checked(stage, {"teacher": {"source": source}}, to[stage])
-        teacher_named(source, Kind.CHECKPOINT.value)
+        teacher_named(source, Kind.CHECKPOINT.value, to[stage])
         return teacher_graphs(source, out, to[stage])
     to = routed_with_source(given, "export", checkpoint, idle={"baseline": "mmcompress itself exports"})
     natural = {} if checkpoint is None else {"precisions": natural_precisions(checkpoint)}
@@ -294,8 +298,8 @@ def export(source: str, out: Path, given: Given = NOTHING) -> Artifact:
             f"mmcompress quantize {source} --data DATA --out DIR, and export that",
         )
     if checkpoint is None:
-        check_becomes_checkpoint(source, "exported in a precision of choice")
-        check_places(out, "export", built, made_first(source, None), source)
+        check_becomes_checkpoint(source, "exported in a precision of choice", to["convert"])
+        check_places(out, "export", built, made_first(source, None, to["convert"]), source)
         checkpoint = as_checkpoint(source, out, to["convert"])
     return run_single("export", natural, to["export"], {"checkpoint": checkpoint}, out)
 
