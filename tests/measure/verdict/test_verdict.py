@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
@@ -23,6 +24,7 @@ from mmcompress.compress.int8.samples import SHUFFLED
 from mmcompress.config import DataConfig, VerdictConfig
 from mmcompress.data.batches import batches
 from mmcompress.data.preprocess import normalize
+from mmcompress.data.spec import fingerprint
 from mmcompress.errors import CorruptInputError, GateFailedError, MissingRequirementError, UsageError
 from mmcompress.export.export import read_int8
 from mmcompress.int8 import SEEN, Seen, linear_modules
@@ -397,3 +399,23 @@ def test_too_few_pairs_and_none_at_all_are_refused(world: Path) -> None:
         held_out(source, on_training_pairs)
     with pytest.raises(UsageError, match="needs pairs to measure drift on"):
         held_out(source, VerdictConfig(data=DataConfig()))
+
+
+def test_what_calibrated_is_not_held_out_when_it_is_given_again(world: Path, tmp_path: Path) -> None:
+    """The set is known by its content: a copy elsewhere is the same, and any other set judges whole."""
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    shutil.copyfile(world / "squares-00000.tar", copy / "squares-00000.tar")
+    again = VerdictConfig(data=DataConfig(validation=str(copy)))
+    source = having_seen(Artifact.open(world / "quantized"), 24)
+    elsewhere = source.manifest.model_copy(update={"parents": {"data.train": fingerprint("demo:val")}})
+    assert len(held_out(replace(source, manifest=elsewhere), again).pixels) == 60
+    calibrated = source.manifest.model_copy(update={"parents": {"data.train": fingerprint(str(copy))}})
+    source = replace(source, manifest=calibrated)
+    left = held_out(source, VerdictConfig(data=DataConfig(train=str(world))))
+    np.testing.assert_array_equal(held_out(source, again).pixels, left.pixels)
+    with pytest.raises(UsageError, match="has 0 different captions that the calibration has not seen") as caught:
+        held_out(having_seen(source, 512), again)
+    assert "--samples" in caught.value.hint
+    with pytest.raises(UsageError, match=r"is a part of what .* was calibrated on"):
+        held_out(source, VerdictConfig(data=DataConfig(validation=f"part:0-8/10:{copy}")))
