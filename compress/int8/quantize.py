@@ -107,7 +107,7 @@ def quantize(job: Job[QuantizeConfig]) -> None:
         "params": source.model.params,
         "macs": source.model.macs,
         "linears": len(linears[JUDGED]),
-        **fit_facts(config, spec, fitted.choices, ranking, kept),
+        **fit_facts(config, spec, fitted.choices, ranking, kept, len(held)),
         **{name: fact for name, fact in source.manifest.facts.items() if name == SPARSE},
     }
     job.draft.metrics = {"calibration": {"drift": drift, **(asdict(left) if left else {})}}

@@ -91,7 +91,7 @@ def quantize_graphs(job: Job[QuantizeGraphsConfig]) -> None:
             **config.model_dump(include={"method", "percentile", "samples", "seed"}),
         },
         "products": len(linears[JUDGED]),
-        **fit_facts(config, spec, {name: one.choices for name, one in fitted.items()}, ranking, kept),
+        **fit_facts(config, spec, {name: one.choices for name, one in fitted.items()}, ranking, kept, len(held)),
     }
     job.draft.metrics = {"calibration": {"drift": drift, **(asdict(left) if left else {})}}
     sizes = {file.name: file.stat().st_size for file in job.draft.path.iterdir()}

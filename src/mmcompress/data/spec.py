@@ -200,6 +200,11 @@ def fingerprint(spec: str) -> str:
     return hash_json(["text", spec])
 
 
+def same_set(a: str, b: str) -> bool:
+    """Whether two specifications name one content, wherever it lies."""
+    return a == b or fingerprint(a) == fingerprint(b)
+
+
 def _files(spec: str) -> list[str]:
     """Every file below the places of a specification, and the lists that belong to them."""
     files: dict[str, None] = {}

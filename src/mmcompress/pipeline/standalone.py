@@ -16,6 +16,7 @@ from typing import Any, cast, get_args
 from mmcompress.artifact import Artifact
 from mmcompress.compress.int8.comparison import CalibrationComparison
 from mmcompress.config import ExportConfig, Precision, QuantizeConfig
+from mmcompress.data.spec import same_set
 from mmcompress.errors import UsageError, suggestion
 from mmcompress.int8 import GRAPH_RANGES, RANGES
 from mmcompress.manifest import Kind
@@ -204,8 +205,9 @@ def quantize(
         raise UsageError(f"{unused[0]} says how ranges are found, and --ranges gives them", "leave one of them out")
     tables = {"data": data_unless_given(given, near)}
     built = cast(QuantizeConfig, checked("quantize", tables, to["quantize"]))
-    if judged and built.data.train is not None and built.data.validation is None:
-        check_leaves_some_unseen(built.data.train, built)
+    validation = built.data.validation
+    if judged and (train := built.data.train) is not None and (validation is None or same_set(train, validation)):
+        check_leaves_some_unseen(train, built)
     reused = {"ranges": Artifact.open(ranges, Kind.CHECKPOINT)} if ranges else {}
     if is_graph(source, near):
         own = routed(to["quantize"], "quantize-graphs", idle={"quantize": f"{source} is quantized as a graph"})

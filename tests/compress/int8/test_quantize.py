@@ -17,6 +17,7 @@ from mmcompress.budget import Cost
 from mmcompress.cli.show_compress import quantize_summary
 from mmcompress.compress.int8.samples import warn_of_few
 from mmcompress.compress.int8.sensitivity import fewest_kept
+from mmcompress.data.spec import fingerprint
 from mmcompress.errors import UsageError
 from mmcompress.export.pixels import image_processing
 from mmcompress.export.texts import save_text_processing
@@ -89,6 +90,22 @@ def test_no_more_samples_are_said_to_be_seen_than_there_are(world: Path, tmp_pat
     with (page := Console(width=200)).capture() as shown:
         page.print(quantize_summary(few, None)[1])
     assert "calibrated on" not in shown.get()
+
+
+def test_what_judged_is_called_what_it_is(world: Path, tmp_path: Path) -> None:
+    """Half of what is held fits no weight, one batch does both, and validation pairs have to be others."""
+    quick = ("max_drop=1", "max_flips=1", "rounding=nearest", "smooth=[]")
+    for name, settings, said in (
+        ("half", (), "on calibration samples that no weight was fitted to it loses"),
+        ("one", ("held=8",), "on the samples that calibrated it, which says little of others, it loses"),
+        ("same", (f"data.validation={world}",), "on the samples that calibrated it, which says little of others"),
+        ("other", (f"data.validation=part:0-4/10:{world}",), "on validation samples it loses"),
+    ):
+        found = quantize(world, tmp_path / name, *quick, *settings)
+        assert found.manifest.parents["data.train"] == fingerprint(str(world)), "by which a verdict knows it again"
+        with (page := Console(width=200)).capture() as shown:
+            page.print(quantize_summary(found, None)[1])
+        assert said in shown.get(), name
 
 
 def test_what_is_to_be_kept_is_kept_and_a_typo_is_named(world: Path, tmp_path: Path) -> None:
