@@ -89,13 +89,13 @@ def _stream(source: Artifact, config: VerdictConfig) -> tuple[str, Iterator[Batc
     data, preprocessing = config.data, source.preprocessing
     assert preprocessing is not None
     read = partial(batches, batch=EMBED_BATCH, workers=data.workers, max_bad_fraction=data.max_bad_fraction)
-    given = data.validation
-    if given is not None and not _calibrated_on(source, given):
-        _check_no_part(source, given)
-        return given, read(given, preprocessing, shuffle_seed=config.seed, buffer=SHUFFLED)
-    spec = given or data.train
+    spec = data.validation or data.train
     if spec is None:
         raise UsageError("a verdict needs pairs to measure drift on", "set data.validation, or give --data")
+    if not _calibrated_on(source, spec):
+        _check_apart(source, spec)
+        if data.validation is not None:
+            return spec, read(spec, preprocessing, shuffle_seed=config.seed, buffer=SHUFFLED)
     seen = seen_pairs(source)
     if seen.pairs is None:
         raise UsageError(
@@ -111,11 +111,14 @@ def _calibrated_on(source: Artifact, spec: str) -> bool:
     return source.manifest.parents.get("data.train") == fingerprint(spec)
 
 
-def _check_no_part(source: Artifact, spec: str) -> None:
-    """Refuse a part of a set that calibrated as a whole: which samples of the part were seen is not known."""
+def _check_apart(source: Artifact, spec: str) -> None:
+    """Refuse what shares samples with what calibrated: one set in other parts. Which were seen is not known then."""
     share, whole = part_of(spec)
-    if share is not None and _calibrated_on(source, whole):
-        raise UsageError(
-            f"{spec} is a part of what {source.path} was calibrated on, so it may have been seen",
-            f"--data {whole} takes what was not seen; else give others, or quantize on another part",
-        )
+    fitted = part_of(str((source.manifest.config.get("data") or {}).get("train")))[0]
+    same = whole if fitted is None else fitted.of(whole)
+    if not _calibrated_on(source, same) or (share is not None and fitted is not None and share.is_apart_from(fitted)):
+        return
+    raise UsageError(
+        f"{spec} shares samples with what {source.path} was calibrated on",
+        f"give a part that shares none, or --data {same}: what was not seen of it is taken then",
+    )

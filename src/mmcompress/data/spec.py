@@ -57,6 +57,14 @@ class Share:
         number = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big")
         return self.first <= number % self.bins <= self.last
 
+    def of(self, spec: str) -> str:
+        """The specification of this share of a set."""
+        return f"part:{self.first}-{self.last}/{self.bins}:{spec}"
+
+    def is_apart_from(self, other: Share) -> bool:
+        """Whether no sample can be in both."""
+        return self.bins == other.bins and (self.last < other.first or other.last < self.first)
+
 
 def part_of(spec: str) -> tuple[Share | None, str]:
     """`part:2-9/10:SPEC` -> (those bins, SPEC); None for a specification that stands for all of its samples.

@@ -22,7 +22,7 @@ from mmcompress.artifact import Artifact
 from mmcompress.budget import Budget
 from mmcompress.compress.int8.samples import SHUFFLED
 from mmcompress.config import DataConfig, VerdictConfig
-from mmcompress.data.batches import batches
+from mmcompress.data.batches import batches, read
 from mmcompress.data.preprocess import normalize
 from mmcompress.data.spec import fingerprint
 from mmcompress.errors import CorruptInputError, GateFailedError, MissingRequirementError, UsageError
@@ -417,5 +417,18 @@ def test_what_calibrated_is_not_held_out_when_it_is_given_again(world: Path, tmp
     with pytest.raises(UsageError, match="has 0 different captions that the calibration has not seen") as caught:
         held_out(having_seen(source, 512), again)
     assert "--samples" in caught.value.hint
-    with pytest.raises(UsageError, match=r"is a part of what .* was calibrated on"):
-        held_out(source, VerdictConfig(data=DataConfig(validation=f"part:0-8/10:{copy}")))
+
+
+def test_parts_of_one_set_judge_only_where_they_share_no_sample(world: Path) -> None:
+    def judged(fitted: str, spec: str) -> int:
+        said = {"parents": {"data.train": fingerprint(fitted)}, "config": {"data": {"train": fitted}}}
+        source = having_seen(Artifact.open(world / "quantized"), 512)
+        source = replace(source, manifest=source.manifest.model_copy(update=said))
+        return len(held_out(source, VerdictConfig(data=DataConfig(validation=spec))).pixels)
+
+    first, rest = f"part:0-5/10:{world}", f"part:6-9/10:{world}"
+    assert judged(rest, first) == sum(1 for _ in read(first)) < 60
+    for fitted, spec in ((first, str(world)), (str(world), first), (first, f"part:5-9/10:{world}")):
+        with pytest.raises(UsageError, match=r"shares samples with what .* was calibrated on") as caught:
+            judged(fitted, spec)
+        assert f"--data {fitted}:" in caught.value.hint
