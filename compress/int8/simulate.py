@@ -166,7 +166,8 @@ def _total(x: Tensor) -> Tensor:
 
 class Moments:
     """Streaming sums over the inputs (rows, in) of a Linear: x x^T as float32 multiplies it, and in float64 x, and of
-    what each kind makes of x its sum and its squared error. Every second batch is in a fold of its own: one tests what was fitted to the other.
+    what each kind makes of x its sum and its squared error. Every second batch is in a fold of its own: one tests what
+    was fitted to the other.
     """
 
     def __init__(self, quantizers: Mapping[Signedness, ActivationQuantizer]) -> None:

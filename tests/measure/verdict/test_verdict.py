@@ -270,7 +270,9 @@ def test_the_command_prints_the_table_and_fails_only_where_strict(
 def test_quantize_gives_the_verdict_beside_its_own_artifact(
     cli: Callable[..., Any], world: Path, refused: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    quantized, asked = Artifact.open(world / "quantized"), []
+    quantized, asked = having_seen(Artifact.open(world / "quantized"), 48), []
+    said = quantized.manifest.model_copy(update={"config": {"samples": 48}})
+    quantized = replace(quantized, manifest=said)
 
     def beside(made: Artifact, backend: str | None) -> Artifact:
         asked.append((made.path, backend))
