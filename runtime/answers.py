@@ -25,6 +25,7 @@ def classify(
 ) -> list[tuple[str, float]]:
     """Labels with their probabilities, the likeliest first: softmax over the labels given, so they sum to 1."""
     check_classify(image, labels, template)
+    labels = list(dict.fromkeys(labels))  # a label that is said twice would share with itself
     embedding = encoder.image_files([image])[0]
     encoder.warn_by_chance()
     texts = encoder.texts(prompts(labels, [template]))

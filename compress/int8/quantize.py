@@ -27,7 +27,15 @@ from mmcompress.budget import Budget, Cost
 from mmcompress.compress.int8.fit import JUDGED, chosen_ranges, chosen_smoothing, chosen_weights, drift_of_both
 from mmcompress.compress.int8.ranges import NOTHING, Histogram, widened
 from mmcompress.compress.int8.record import fit_facts
-from mmcompress.compress.int8.samples import Captioned, feeds, held_pairs, plain_pairs, possible_answers, warn_of_few
+from mmcompress.compress.int8.samples import (
+    Captioned,
+    feeds,
+    filled_up,
+    held_pairs,
+    plain_pairs,
+    possible_answers,
+    warn_of_few,
+)
 from mmcompress.compress.int8.sensitivity import RANKED, cost, fewest_kept, sensitivities
 from mmcompress.compress.int8.simulate import (
     TOWERS,
@@ -56,6 +64,7 @@ from mmcompress.int8 import (
 )
 from mmcompress.model import DualEncoder
 from mmcompress.progress import say
+from mmcompress.runtime.tokenize import text_processing
 from mmcompress.stages import Job
 from mmcompress.strictjson import write_json
 
@@ -90,7 +99,7 @@ def quantize(job: Job[QuantizeConfig]) -> None:
         given = None if reused is None else read_ranges(reused)
         fitted = fit_integers(model, feeds(fitting), feeds(judging), pairs, config, given)
         unseen = held_pairs(source, config.data.validation, config) if config.data.validation else judging
-        warn_of_few(one.pixels.numpy() for one in unseen)
+        warn_of_few((one.pixels.numpy() for one in unseen), filled_up(held, text_processing(source)))
         answers = possible_answers(source, config, held)
         ranking, kept, left = keep_sensitive(fitted, judging, unseen, answers, config)
         linears = {kind: without(of_kind, kept) for kind, of_kind in fitted.linears.items()}
@@ -107,7 +116,7 @@ def quantize(job: Job[QuantizeConfig]) -> None:
         "params": source.model.params,
         "macs": source.model.macs,
         "linears": len(linears[JUDGED]),
-        **fit_facts(config, spec, fitted.choices, ranking, kept),
+        **fit_facts(config, spec, fitted.choices, ranking, kept, len(held)),
         **{name: fact for name, fact in source.manifest.facts.items() if name == SPARSE},
     }
     job.draft.metrics = {"calibration": {"drift": drift, **(asdict(left) if left else {})}}

@@ -17,7 +17,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from functools import cache
 from itertools import islice
+from typing import Any
 
+from numpy.typing import NDArray
 from safetensors.numpy import save_file
 from torch import Tensor
 
@@ -68,7 +70,7 @@ def quantize_graphs(job: Job[QuantizeGraphsConfig]) -> None:
         for name, tower in towers.items()
     }
     unseen = held_pairs(source, config.data.validation, config) if config.data.validation else judging
-    warn_of_few(array for fed in of("image", unseen) for array in fed.values())
+    warn_of_few(arrays(of("image", unseen)), arrays(of("text", held)))
     answers = label_batches(source, config) or of("text", held)
     ranking, kept, left = keep_sensitive(towers, fitted, judging, unseen, answers, config)
     linears: dict[Signedness, Linears] = {
@@ -91,7 +93,7 @@ def quantize_graphs(job: Job[QuantizeGraphsConfig]) -> None:
             **config.model_dump(include={"method", "percentile", "samples", "seed"}),
         },
         "products": len(linears[JUDGED]),
-        **fit_facts(config, spec, {name: one.choices for name, one in fitted.items()}, ranking, kept),
+        **fit_facts(config, spec, {name: one.choices for name, one in fitted.items()}, ranking, kept, len(held)),
     }
     job.draft.metrics = {"calibration": {"drift": drift, **(asdict(left) if left else {})}}
     sizes = {file.name: file.stat().st_size for file in job.draft.path.iterdir()}
@@ -119,6 +121,11 @@ def check_names(towers: dict[Tower, GraphTower], names: Sequence[str]) -> None:
 def of(tower: Tower, pairs: Sequence[Pairs]) -> list[Feeds]:
     """What one tower is fed."""
     return [pair[tower] for pair in pairs]
+
+
+def arrays(fed: Sequence[Feeds]) -> Iterator[NDArray[Any]]:
+    """The first input of each batch: pixels, or token ids."""
+    return (next(iter(one.values())) for one in fed)
 
 
 def pairs_of(source: Artifact, spec: str, config: QuantizeGraphsConfig, towers: Sequence[Tower]) -> Iterator[Pairs]:

@@ -18,11 +18,15 @@ from mmcompress.compress.train.pairs import trimmed
 from mmcompress.config import QatConfig, QuantizeConfig
 from mmcompress.data.batches import batches
 from mmcompress.data.layout import read_labels
+from mmcompress.manifest import TextProcessing
+from mmcompress.measure.retrieval import KS
 from mmcompress.progress import say, track
 from mmcompress.runtime.tokenize import load_tokenizer, tokenize
 
 ENOUGH = 64
 """Different images that can tell what INT8 costs."""
+ENOUGH_TEXTS = 2 * max(KS)
+"""Different texts that can: among fewer, a hit at 10 is hardly ever lost."""
 SHUFFLED = 4096
 """Encoded samples that are held for shuffling."""
 
@@ -53,16 +57,29 @@ def feeds(pairs: Sequence[Captioned]) -> Feeds:
     return Feeds([pair.pixels for pair in pairs], [pair.tokens for pair in pairs])
 
 
+def filled_up(pairs: Sequence[Captioned], text: TextProcessing) -> Iterator[NDArray[Any]]:
+    """The tokens of each batch (B, context), with the padding that nothing is computed on."""
+    for pair in pairs:
+        short = text.context - pair.tokens.shape[1]
+        yield torch.nn.functional.pad(pair.tokens, (0, short), value=text.pad_token_id).numpy()
+
+
 def held_pairs(source: Artifact, spec: str, config: QuantizeConfig) -> list[Captioned]:
     """The first batches, which are held in memory."""
     return list(islice(plain_pairs(source, spec, config), -(-min(config.held, config.samples) // config.batch)))
 
 
-def warn_of_few(judging: Iterable[NDArray[Any]]) -> None:
-    """Say so where few different images (B, ...) judge."""
-    different = len({image.tobytes() for images in judging for image in images})
-    if different < ENOUGH:
-        say("", "data", f"warning: {different} different images judge INT8, so what it costs is hardly known")
+def warn_of_few(judging: Iterable[NDArray[Any]], texts: Iterable[NDArray[Any]]) -> None:
+    """Say so where few different images (B, ...) judge, or few texts (B, T), all of one length, are fitted to."""
+    if (images := _different(judging)) < ENOUGH:
+        say("", "data", f"warning: {images} different images judge INT8, so what it costs is hardly known")
+    if (captions := _different(texts)) < ENOUGH_TEXTS:
+        why = f"so R@10 and flips mean nothing; {ENOUGH_TEXTS} are needed"
+        say("", "data", f"warning: {captions} different texts calibrate the text tower, {why}")
+
+
+def _different(parts: Iterable[NDArray[Any]]) -> int:
+    return len({row.tobytes() for part in parts for row in part})
 
 
 def plain_pairs(

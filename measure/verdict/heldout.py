@@ -1,10 +1,10 @@
 """The pairs that a verdict is given on: none of them took part in the calibration.
 
-They are the validation pairs, never the test set, since a graph is chosen by them. Where there are none, the training
-pairs that follow those that the checkpoint says it has seen, in the same shuffled order, are as new to the ranges and
-the integers; the student has seen them in training, which moves both sides of a comparison with FP32. The first caption
-of each image is taken, and equal captions are one text, which then belongs to several images. Photos without captions
-are held against what FP32 itself answers among the sentences that ship.
+They are the validation pairs, never the test set, since a graph is chosen by them. Where there are none, or where they
+are the very set that calibrated, the training pairs that follow those that the checkpoint says it has seen, in the same
+shuffled order, are as new to the ranges and the integers; the student has seen them in training, which moves both sides
+of a comparison with FP32. The first caption of each image is taken, and equal captions are one text, which then belongs
+to several images. Photos without captions are held against what FP32 itself answers among the sentences that ship.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from mmcompress.artifact import Artifact
 from mmcompress.config import VerdictConfig
 from mmcompress.data.batches import Batch, batches
-from mmcompress.data.spec import is_photos
+from mmcompress.data.spec import fingerprint, is_photos, part_of
 from mmcompress.errors import UsageError
 from mmcompress.int8 import seen_pairs
 from mmcompress.measure.agreement import best
@@ -75,8 +75,8 @@ def held_out(source: Artifact, config: VerdictConfig) -> Held:
             f"{spec} has {len(captions)} photos that the calibration has not seen, {2 * FEWEST} are enough"
             if is_photos(spec)
             else f"{spec} has {len(texts)} different captions that the calibration has not seen, {FEWEST} are needed",
-            "give others with --data; of a small set quantize one part, --data part:3-9/10:SET, and judge on "
-            "the other, --data part:0-2/10:SET",
+            "give others with --data, or quantize with fewer --samples; of a small set quantize one part, "
+            "--data part:3-9/10:SET, and judge on the other, --data part:0-2/10:SET",
         )
     place = {caption: index for index, caption in enumerate(texts)}
     group = np.array([place[caption] for caption in captions[: config.samples]])
@@ -89,15 +89,36 @@ def _stream(source: Artifact, config: VerdictConfig) -> tuple[str, Iterator[Batc
     data, preprocessing = config.data, source.preprocessing
     assert preprocessing is not None
     read = partial(batches, batch=EMBED_BATCH, workers=data.workers, max_bad_fraction=data.max_bad_fraction)
-    if data.validation is not None:
-        return data.validation, read(data.validation, preprocessing, shuffle_seed=config.seed, buffer=SHUFFLED)
-    if data.train is None:
+    spec = data.validation or data.train
+    if spec is None:
         raise UsageError("a verdict needs pairs to measure drift on", "set data.validation, or give --data")
+    if not _calibrated_on(source, spec):
+        _check_apart(source, spec)
+        if data.validation is not None:
+            return spec, read(spec, preprocessing, shuffle_seed=config.seed, buffer=SHUFFLED)
     seen = seen_pairs(source)
     if seen.pairs is None:
         raise UsageError(
-            f"{source.path} was trained on all of {data.train}, so none of its pairs can judge it",
+            f"{source.path} was trained on all of {spec}, so none of its pairs can judge it",
             "give others with --data, or set data.validation",
         )
     skip = -(-seen.pairs // EMBED_BATCH)
-    return data.train, read(data.train, preprocessing, shuffle_seed=seen.seed, buffer=seen.buffer, skip=skip)
+    return spec, read(spec, preprocessing, shuffle_seed=seen.seed, buffer=seen.buffer, skip=skip)
+
+
+def _calibrated_on(source: Artifact, spec: str) -> bool:
+    """Whether the integers were fitted on that set, wherever it lies."""
+    return source.manifest.parents.get("data.train") == fingerprint(spec)
+
+
+def _check_apart(source: Artifact, spec: str) -> None:
+    """Refuse what shares samples with what calibrated: one set in other parts. Which were seen is not known then."""
+    share, whole = part_of(spec)
+    fitted = part_of(str((source.manifest.config.get("data") or {}).get("train")))[0]
+    same = whole if fitted is None else fitted.of(whole)
+    if not _calibrated_on(source, same) or (share is not None and fitted is not None and share.is_apart_from(fitted)):
+        return
+    raise UsageError(
+        f"{spec} shares samples with what {source.path} was calibrated on",
+        f"give a part that shares none, or --data {same}: what was not seen of it is taken then",
+    )

@@ -47,6 +47,10 @@ INTEGERS = "integers.safetensors"
 
 SEEN = "seen"
 """The fact of a quantized checkpoint that says which training pairs it has seen."""
+JUDGED_ON = "judged_on"
+"""The fact of what is quantized that says which samples its cost was measured on."""
+JudgedOn = Literal["validation", "unfitted", "seen"]
+"""Other samples; some that had a say in the ranges only; or some that weights were fitted to."""
 
 
 class Seen(Config):

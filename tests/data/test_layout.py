@@ -10,7 +10,7 @@ import pytest
 from shards import picture
 
 from mmcompress.data.batches import read
-from mmcompress.data.layout import class_names, own_templates, prompts
+from mmcompress.data.layout import class_names, own_templates, prompts, say_classes
 from mmcompress.data.spec import expand, fingerprint
 from mmcompress.errors import CorruptInputError, UsageError
 
@@ -79,6 +79,21 @@ def test_retrieval_sets_have_a_caption_a_line(benchmark: Path) -> None:
     [sample] = read(str(benchmark))
     assert sample.captions == ("a dog", "a brown dog", "a pet") and sample.label is None
     assert class_names(str(benchmark)) is None
+
+
+def test_what_folders_are_taken_for_is_said(
+    by_class: Path, benchmark: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def said(spec: str | None) -> str:
+        say_classes(spec)
+        return " ".join(capsys.readouterr().err.split())
+
+    assert "was taken for 2 classes, whose names are the captions: cat, dog" in said(f"part:0-4/10:{by_class}")
+    for index in range(9):
+        (by_class / f"e{index}").mkdir()
+        (by_class / f"e{index}" / "0.jpg").write_bytes(picture(0))
+    assert "for 11 classes, whose names are the captions: cat, dog, e0, e1, e2, e3, e4, e5, …" in said(str(by_class))
+    assert not said(str(benchmark)) + said(str(by_class / "cat")) + said("-") + said(None)
 
 
 def test_folders_of_images_are_classes(by_class: Path) -> None:

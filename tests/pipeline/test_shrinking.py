@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from mmcompress.int8 import INTEGERS
 from mmcompress.manifest import Kind
 from mmcompress.measure.bench import blockcosts
 from mmcompress.measure.verdict import contest
+from mmcompress.pipeline import shrinking, standalone
 from mmcompress.pipeline.shrinking import Wish, parts, recipe_for, recovery_steps, shrink
 
 Cli = Callable[..., Any]
@@ -77,6 +79,28 @@ def test_stages_are_those_that_were_asked_for(photos: Path) -> None:
     pruned = ["convert", "teacher", "embed", "prune", "pruned"]
     assert names(target_latency="0.5x") == [*pruned, *measured]
     assert names(3, target_latency="0.5x") == [*pruned, "recover", "recovered", *measured]
+
+
+def test_photos_by_year_are_told_to_be_classes(
+    tmp_path: Path,
+    coloured_squares: Path,
+    tiny_clip_folder: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for year in range(2015, 2021):
+        shutil.copytree(coloured_squares, tmp_path / "photos" / str(year))
+    monkeypatch.setattr(shrinking, "run_recipe", lambda *_: {})
+    shrink(str(tiny_clip_folder), tmp_path / "out", Wish(str(tmp_path / "photos")))
+    assert "taken for 6 classes" in " ".join(capsys.readouterr().err.split())
+
+    def stop(*_: object, **__: object) -> None:
+        raise InterruptedError
+
+    monkeypatch.setattr(standalone, "_embeddings", stop)
+    with pytest.raises(InterruptedError):
+        standalone.prune(str(tiny_clip_folder), tmp_path / "p", {"data.train": str(tmp_path / "photos")})
+    assert "taken for 6 classes" in " ".join(capsys.readouterr().err.split())
 
 
 def test_what_cannot_be_pruned_is_told_to_leave_the_target_out(tmp_path: Path, photos: Path) -> None:

@@ -92,6 +92,7 @@ def test_classify_is_the_softmax_of_scaled_cosines(make_artifact: Make, folder: 
     with Encoder.open(artifact) as encoder:
         found = classify(encoder, folder / "2.png", labels)
         templated = classify(encoder, folder / "2.png", labels, template="white {}")
+        assert classify(encoder, folder / "2.png", [*labels, "red", "blue"]) == found, "each label once"
     pixels = to_array(Image.open(folder / "2.png"), artifact.manifest.preprocessing)
     image = model.images(normalize(pixels[None], artifact.manifest.preprocessing))[0]
     logits = np.array([20.0 * image @ model.texts(tokens_of(label))[0] for label in labels])

@@ -12,8 +12,15 @@ from mmcompress.cli.console import Summary, about, artifact_summary, empty_table
 from mmcompress.cli.show_measure import verdict_summary
 from mmcompress.cli.show_report import report_summary
 from mmcompress.formats import compact, percent
-from mmcompress.int8 import SEEN
+from mmcompress.int8 import JUDGED_ON, SEEN, JudgedOn
 from mmcompress.manifest import Kind
+
+JUDGES: Mapping[JudgedOn, str] = {
+    "validation": "validation samples",
+    "unfitted": "calibration samples that no weight was fitted to",
+    "seen": "the samples that calibrated it, which says little of others,",
+}
+"""What the samples are that a quantized model's cost was measured on."""
 
 
 def prune_summary(artifact: Artifact) -> Summary:
@@ -44,7 +51,7 @@ def qat_summary(artifact: Artifact) -> Summary:
 
 
 def quantize_summary(artifact: Artifact, judged: Artifact | None) -> Summary:
-    """What became INT8, what that cost on samples held apart, and the verdict on it where one was asked for."""
+    """What became INT8, what that cost on the samples that judged, and the verdict on it where one was asked for."""
     document, place = artifact_summary(artifact)
     facts, cost = artifact.manifest.facts, artifact.manifest.metrics["calibration"]
     integers = facts["linears"] if "linears" in facts else facts["products"]
@@ -54,9 +61,8 @@ def quantize_summary(artifact: Artifact, judged: Artifact | None) -> Summary:
         lines.append(f"calibrated on {seen} samples, which are all there are; {asked} were asked for")
     if "flips" in cost:
         lost, flips = percent(cost["r10_lost"]), percent(cost["flips"])
-        lines.append(
-            f"on samples held apart it loses {lost} of the R@10 hits and answers {flips} of the images otherwise"
-        )
+        where = JUDGES[facts.get(JUDGED_ON, "seen")]  # of what an earlier version made nothing better is known
+        lines.append(f"on {where} it loses {lost} of the R@10 hits and answers {flips} of the images otherwise")
     if artifact.manifest.kind is Kind.CHECKPOINT:
         lines.append(f"it holds the float weights too; the small files come from: mmcompress export {artifact.path}")
     said = Group(place, *map(Text, lines))

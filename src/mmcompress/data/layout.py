@@ -16,8 +16,11 @@ from pathlib import Path
 from mmcompress.data.spec import CLASSNAMES, DATASET_TYPE, TEMPLATES, expand, is_stream, settings_beside
 from mmcompress.errors import CorruptInputError, UsageError
 from mmcompress.packaged import packaged
+from mmcompress.progress import say
 
 RETRIEVAL = "retrieval"
+SHOWN = 8
+"""Classes that are named to the user."""
 LABEL_PLACES = ("{c}", "{}")
 """Where a template takes the label: CLIP_benchmark's spelling, and Python's."""
 
@@ -25,12 +28,28 @@ LABEL_PLACES = ("{c}", "{}")
 def class_names(spec: str) -> list[str] | None:
     """The classes that a test set has by itself, in its own order, each once; None where it has captions."""
     places = expand(spec)
-    if all(not is_stream(place) and Path(place).is_dir() for place in places):
-        return list(dict.fromkeys(Path(place).name for place in places))
+    if (folders := _class_folders(places)) is not None:
+        return folders
     names = [numbered_classes(place) for place in places]
     if any(classes is None for classes in names):
         return None
     return list(dict.fromkeys(name for classes in names for name in classes or ()))
+
+
+def say_classes(spec: str | None) -> None:
+    """Say what folders of images were taken for: photos by year look like two classes as well."""
+    names = None if spec is None else _class_folders(expand(spec))
+    if spec is not None and names is not None:
+        shown = [*names[:SHOWN], *(["…"] if len(names) > SHOWN else [])]
+        classes = "one class" if len(names) == 1 else f"{len(names)} classes"
+        say("", "data", f"{spec} was taken for {classes}, whose names are the captions: {', '.join(shown)}")
+
+
+def _class_folders(places: Sequence[str]) -> list[str] | None:
+    """The names of folders of images, each once; None where anything else is among the places."""
+    if any(is_stream(place) or not Path(place).is_dir() for place in places):
+        return None
+    return list(dict.fromkeys(Path(place).name for place in places))
 
 
 def numbered_classes(place: str) -> list[str] | None:

@@ -57,6 +57,14 @@ class Share:
         number = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big")
         return self.first <= number % self.bins <= self.last
 
+    def of(self, spec: str) -> str:
+        """The specification of this share of a set."""
+        return f"part:{self.first}-{self.last}/{self.bins}:{spec}"
+
+    def is_apart_from(self, other: Share) -> bool:
+        """Whether no sample can be in both."""
+        return self.bins == other.bins and (self.last < other.first or other.last < self.first)
+
 
 def part_of(spec: str) -> tuple[Share | None, str]:
     """`part:2-9/10:SPEC` -> (those bins, SPEC); None for a specification that stands for all of its samples.
@@ -198,6 +206,11 @@ def fingerprint(spec: str) -> str:
     if path.exists() or spec.startswith("demo:") or "{" in spec or glob.has_magic(spec):
         return _of_files([(Path(place).name, Path(place)) for place in _files(spec)])
     return hash_json(["text", spec])
+
+
+def same_set(a: str, b: str) -> bool:
+    """Whether two specifications name one content, wherever it lies."""
+    return a == b or fingerprint(a) == fingerprint(b)
 
 
 def _files(spec: str) -> list[str]:

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 from mmcompress.config import FitConfig
 from mmcompress.data.batches import count_up_to
-from mmcompress.data.spec import is_stream
+from mmcompress.data.spec import Share, is_stream
 from mmcompress.errors import UsageError
 from mmcompress.pipeline.routing import routed
 from mmcompress.pipeline.single import config_of
@@ -25,7 +25,7 @@ BINS = 10
 
 def part(data: str, first: int, last: int) -> str:
     """The specification of some tenths of a set."""
-    return f"part:{first}-{last}/{BINS}:{data}"
+    return Share(first, last, BINS).of(data)
 
 
 def judging_bins(data: str) -> int:

@@ -19,6 +19,7 @@ from typing import Any
 
 from mmcompress.artifact import Artifact
 from mmcompress.config import Backend
+from mmcompress.data.layout import say_classes
 from mmcompress.errors import UsageError
 from mmcompress.int8 import INTEGERS
 from mmcompress.pipeline.apart import BINS, judging_bins, part
@@ -71,6 +72,7 @@ def shrink(source: str, out: Path, wish: Wish) -> dict[str, Artifact]:
         raise UsageError("--minutes are for what pruning lost, and nothing is pruned", "give --target-latency too")
     backend = runnable(wish.backend)
     data = parts(wish)
+    say_classes(wish.data)
     planned = recipe_for(source, wish, data, backend, 1 if wish.minutes else 0)
     if not wish.minutes:
         return run_recipe(planned, out, "shrink")

@@ -16,6 +16,8 @@ from typing import Any, cast, get_args
 from mmcompress.artifact import Artifact
 from mmcompress.compress.int8.comparison import CalibrationComparison
 from mmcompress.config import ExportConfig, Precision, QuantizeConfig
+from mmcompress.data.layout import say_classes
+from mmcompress.data.spec import same_set
 from mmcompress.errors import UsageError, suggestion
 from mmcompress.int8 import GRAPH_RANGES, RANGES
 from mmcompress.manifest import Kind
@@ -153,6 +155,7 @@ def prune(source: str | Path, out: Path, given: Given = NOTHING, *, embeddings: 
     def checkpoint(to: Mapping[str, Given]) -> Artifact:
         return near or as_checkpoint(source, out, to.get("convert", NOTHING))
 
+    say_classes(given.get("data.train"))
     cached, to = _embeddings(out, "prune", given, embeddings, near, *([] if near else ["convert"]), start=checkpoint)
     tables = {"data": data_unless_given(given, cached)}
     check_places(
@@ -211,8 +214,10 @@ def quantize(
         raise UsageError(f"{unused[0]} says how ranges are found, and --ranges gives them", "leave one of them out")
     tables = {"data": data_unless_given(given, near)}
     built = cast(QuantizeConfig, checked("quantize", tables, to["quantize"]))
-    if judged and built.data.train is not None and built.data.validation is None:
-        check_leaves_some_unseen(built.data.train, built)
+    say_classes(built.data.train)
+    validation = built.data.validation
+    if judged and (train := built.data.train) is not None and (validation is None or same_set(train, validation)):
+        check_leaves_some_unseen(train, built)
     reused = {"ranges": Artifact.open(ranges, Kind.CHECKPOINT)} if ranges else {}
     coming = to.get("convert", NOTHING)
     graph = is_graph(source, near, coming)

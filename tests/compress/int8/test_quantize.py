@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from clip_world import write_squares, write_teacher
 from rich.console import Console
 from safetensors.numpy import load_file
@@ -15,14 +18,15 @@ from torch import Tensor
 from mmcompress.artifact import Artifact
 from mmcompress.budget import Cost
 from mmcompress.cli.show_compress import quantize_summary
-from mmcompress.compress.int8.samples import warn_of_few
+from mmcompress.compress.int8.samples import Captioned, filled_up, warn_of_few
 from mmcompress.compress.int8.sensitivity import fewest_kept
+from mmcompress.data.spec import fingerprint
 from mmcompress.errors import UsageError
 from mmcompress.export.pixels import image_processing
 from mmcompress.export.texts import save_text_processing
 from mmcompress.huggingface import dual_encoder_from_hugging_face, save_checkpoint
 from mmcompress.int8 import INTEGERS, linears_from_tensors
-from mmcompress.manifest import Kind
+from mmcompress.manifest import Kind, TextProcessing
 from mmcompress.pipeline import standalone
 from mmcompress.pipeline.recipe import parse_assignments
 
@@ -89,6 +93,22 @@ def test_no_more_samples_are_said_to_be_seen_than_there_are(world: Path, tmp_pat
     with (page := Console(width=200)).capture() as shown:
         page.print(quantize_summary(few, None)[1])
     assert "calibrated on" not in shown.get()
+
+
+def test_what_judged_is_called_what_it_is(world: Path, tmp_path: Path) -> None:
+    """Half of what is held fits no weight, one batch does both, and validation pairs have to be others."""
+    quick = ("max_drop=1", "max_flips=1", "rounding=nearest", "smooth=[]")
+    for name, settings, said in (
+        ("half", (), "on calibration samples that no weight was fitted to it loses"),
+        ("one", ("held=8",), "on the samples that calibrated it, which says little of others, it loses"),
+        ("same", (f"data.validation={world}",), "on the samples that calibrated it, which says little of others"),
+        ("other", (f"data.validation=part:0-4/10:{world}",), "on validation samples it loses"),
+    ):
+        found = quantize(world, tmp_path / name, *quick, *settings)
+        assert found.manifest.parents["data.train"] == fingerprint(str(world)), "by which a verdict knows it again"
+        with (page := Console(width=200)).capture() as shown:
+            page.print(quantize_summary(found, None)[1])
+        assert said in shown.get(), name
 
 
 def test_what_is_to_be_kept_is_kept_and_a_typo_is_named(world: Path, tmp_path: Path) -> None:
@@ -159,8 +179,30 @@ def test_images_choose_between_the_labels(world: Path, tmp_path: Path, monkeypat
 
 
 def test_a_set_that_is_read_again_and_again_is_no_judge(capsys: pytest.CaptureFixture[str]) -> None:
-    one = np.zeros((1, 3, 4, 4))
-    warn_of_few([one] * 80)
-    assert "1 different images judge" in " ".join(capsys.readouterr().err.split())
-    warn_of_few([np.arange(64.0).reshape(64, 1)])
-    assert not capsys.readouterr().err
+    def warned(images: list[Any], texts: list[Any]) -> str:
+        warn_of_few(images, texts)
+        return " ".join(capsys.readouterr().err.split())
+
+    one, many = np.zeros((1, 3, 4, 4)), [np.arange(64.0).reshape(64, 1)]
+    assert "1 different images judge" in warned([one] * 80, many)
+    assert not warned(many, [np.arange(20).reshape(20, 1)])
+    assert "19 different texts calibrate the text tower" in warned(many, [np.arange(19).reshape(19, 1)] * 4)
+
+
+def test_photos_by_year_are_told_to_be_classes(
+    world: Path, tmp_path: Path, coloured_squares: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for year in ("2023", "2024"):
+        shutil.copytree(coloured_squares, tmp_path / "photos" / year)
+    given = {"data.train": str(tmp_path / "photos"), "max_drop": 1.0, "max_flips": 1.0}
+    standalone.quantize(world / "checkpoint", tmp_path / "q", {**given, "rounding": "nearest", "smooth": ()})
+    said = " ".join(capsys.readouterr().err.split())
+    assert said.count("was taken for 2 classes, whose names are the captions: 2023, 2024") == 1
+    assert "warning: 2 different texts calibrate the text tower" in said
+
+
+def test_texts_are_told_apart_whatever_their_batch_was_cut_to() -> None:
+    text = TextProcessing(context=4, pad_token_id=0, eos_token_id=9)
+    cut = [Captioned(torch.zeros(1), torch.tensor(tokens)) for tokens in ([[5, 9]], [[5, 9, 0], [5, 6, 9]])]
+    rows = [row.tolist() for batch in filled_up(cut, text) for row in batch]
+    assert rows == [[5, 9, 0, 0], [5, 9, 0, 0], [5, 6, 9, 0]]

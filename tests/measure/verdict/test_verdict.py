@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
@@ -21,8 +22,9 @@ from mmcompress.artifact import Artifact
 from mmcompress.budget import Budget
 from mmcompress.compress.int8.samples import SHUFFLED
 from mmcompress.config import DataConfig, VerdictConfig
-from mmcompress.data.batches import batches
+from mmcompress.data.batches import batches, read
 from mmcompress.data.preprocess import normalize
+from mmcompress.data.spec import fingerprint
 from mmcompress.errors import CorruptInputError, GateFailedError, MissingRequirementError, UsageError
 from mmcompress.export.export import read_int8
 from mmcompress.int8 import SEEN, Seen, linear_modules
@@ -268,7 +270,9 @@ def test_the_command_prints_the_table_and_fails_only_where_strict(
 def test_quantize_gives_the_verdict_beside_its_own_artifact(
     cli: Callable[..., Any], world: Path, refused: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    quantized, asked = Artifact.open(world / "quantized"), []
+    quantized, asked = having_seen(Artifact.open(world / "quantized"), 48), []
+    said = quantized.manifest.model_copy(update={"config": {"samples": 48}})
+    quantized = replace(quantized, manifest=said)
 
     def beside(made: Artifact, backend: str | None) -> Artifact:
         asked.append((made.path, backend))
@@ -397,3 +401,36 @@ def test_too_few_pairs_and_none_at_all_are_refused(world: Path) -> None:
         held_out(source, on_training_pairs)
     with pytest.raises(UsageError, match="needs pairs to measure drift on"):
         held_out(source, VerdictConfig(data=DataConfig()))
+
+
+def test_what_calibrated_is_not_held_out_when_it_is_given_again(world: Path, tmp_path: Path) -> None:
+    """The set is known by its content: a copy elsewhere is the same, and any other set judges whole."""
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    shutil.copyfile(world / "squares-00000.tar", copy / "squares-00000.tar")
+    again = VerdictConfig(data=DataConfig(validation=str(copy)))
+    source = having_seen(Artifact.open(world / "quantized"), 24)
+    elsewhere = source.manifest.model_copy(update={"parents": {"data.train": fingerprint("demo:val")}})
+    assert len(held_out(replace(source, manifest=elsewhere), again).pixels) == 60
+    calibrated = source.manifest.model_copy(update={"parents": {"data.train": fingerprint(str(copy))}})
+    source = replace(source, manifest=calibrated)
+    left = held_out(source, VerdictConfig(data=DataConfig(train=str(world))))
+    np.testing.assert_array_equal(held_out(source, again).pixels, left.pixels)
+    with pytest.raises(UsageError, match="has 0 different captions that the calibration has not seen") as caught:
+        held_out(having_seen(source, 512), again)
+    assert "--samples" in caught.value.hint
+
+
+def test_parts_of_one_set_judge_only_where_they_share_no_sample(world: Path) -> None:
+    def judged(fitted: str, spec: str) -> int:
+        said = {"parents": {"data.train": fingerprint(fitted)}, "config": {"data": {"train": fitted}}}
+        source = having_seen(Artifact.open(world / "quantized"), 512)
+        source = replace(source, manifest=source.manifest.model_copy(update=said))
+        return len(held_out(source, VerdictConfig(data=DataConfig(validation=spec))).pixels)
+
+    first, rest = f"part:0-5/10:{world}", f"part:6-9/10:{world}"
+    assert judged(rest, first) == sum(1 for _ in read(first)) < 60
+    for fitted, spec in ((first, str(world)), (str(world), first), (first, f"part:5-9/10:{world}")):
+        with pytest.raises(UsageError, match=r"shares samples with what .* was calibrated on") as caught:
+            judged(fitted, spec)
+        assert f"--data {fitted}:" in caught.value.hint
