@@ -240,7 +240,8 @@ def rounded_weight(
         noise = moments.noise(kind)
         if moments.damping is None:
             moments.damping = refit_damping(weight, moments.folds, noise)
-        fitted, factor = refitted(weight, moments.covariance, moments.rows, noise, moments.damping)
+        covariance = gram - np.outer(moments.mean, moments.mean)
+        fitted, factor = refitted(weight, covariance, moments.rows, noise, moments.damping)
         scales = clipping_scales(fitted, kind, gram.diagonal() + noise, dtype)
         stored = IntegerLinear(gptq(fitted, scales, kind, factor), scales, bias)
         results["refitted"] = corrected_weight(stored, weight, bias, moments, kind)

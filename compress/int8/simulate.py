@@ -205,11 +205,6 @@ class Moments:
         return (sum(self._grams, torch.zeros(())).double() / self.rows).numpy()
 
     @property
-    def covariance(self) -> Matrix:
-        """(in, in)"""
-        return self.gram - np.outer(self.mean, self.mean)
-
-    @property
     def mean(self) -> Vector:
         """(in,)"""
         return (sum(self._sums, torch.zeros(())) / self.rows).numpy()
