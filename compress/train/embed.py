@@ -26,7 +26,7 @@ from torch import Tensor
 
 from mmcompress.artifact import Artifact
 from mmcompress.compress.teacher import Teacher, load_teacher
-from mmcompress.compress.train.augment import normalized, pixels_of_views
+from mmcompress.compress.train.augment import decoded_views, normalized, pixels_of_views
 from mmcompress.config import EmbedConfig
 from mmcompress.data.batches import Batch, batches, count
 from mmcompress.data.sample import MARK_BYTES, difference
@@ -131,6 +131,7 @@ def embed(job: Job[EmbedConfig]) -> None:
             workers=data.workers,
             max_bad_fraction=data.max_bad_fraction,
             only=is_mine,
+            shown=decoded_views(config.augment, config.seed, config.views, lambda _: range(config.views)),
         )
         whole = count(data.train, data.max_bad_fraction) if here.leads else 0
         mine = sum(map(is_mine, range(-(-whole // config.batch))))
