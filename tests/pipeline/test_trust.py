@@ -21,7 +21,7 @@ def received(path: Path, kind: Kind = Kind.CHECKPOINT, **config: Any) -> Path:
 
 
 @pytest.mark.parametrize("field", ["train", "validation", "test", "labels", "templates"])
-@pytest.mark.parametrize("spec", ["pipe:touch {0}", "-", "https://example.org/a.tar", "{{pipe:touch {0}; echo }}://"])
+@pytest.mark.parametrize("spec", ["pipe:touch {0}", "-", "cached:https://a.org/a.tar", "{{pipe:touch {0}; echo }}://"])
 @pytest.mark.parametrize("command", ["quantize", "qat", "verdict", "prune", "distill"])
 def test_a_recorded_stream_is_not_opened(tmp_path: Path, command: str, spec: str, field: str) -> None:
     mark = tmp_path / "PWNED"

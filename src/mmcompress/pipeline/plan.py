@@ -106,7 +106,9 @@ def local_inputs(built: StageConfig) -> list[Path]:
     inputs: list[Path] = []
     for name in DATA_FIELDS if isinstance(data, DataConfig) else ():
         spec = getattr(data, name)
-        if spec is not None and not is_stream(spec):
+        if spec is not None and is_stream(spec):
+            expand(spec)  # refuses what this machine cannot read
+        elif spec is not None:
             whole = Path(part_of(spec)[1]).expanduser()
             if whole.is_dir() and is_photos(spec):
                 inputs.append(whole)
