@@ -120,6 +120,7 @@ def training_pairs(
             world=here.size,
             kept=kept,
             shown=decoded_views(kind, view_seed, 1, lambda key: views_of(choices(seed, epoch, [key])).tolist()),
+            length=total // batch,
         )
         return (pairs(samples, epoch) for samples in decoded)
 
@@ -128,7 +129,8 @@ def training_pairs(
             return count(spec, data.max_bad_fraction)
         return paired(spec, data.max_bad_fraction, embeddings, preprocessing)
 
-    return TrainingPairs(here.shared(number() if here.leads else 0), stream)
+    total = here.shared(number() if here.leads else 0)
+    return TrainingPairs(total, stream)
 
 
 def paired(spec: str, max_bad_fraction: float, embeddings: Embeddings, preprocessing: Preprocessing) -> int:

@@ -28,7 +28,8 @@ TEMPLATES = "zeroshot_classification_templates.txt"
 DATASET_TYPE = "dataset_type.txt"
 SHARD_COUNT = "nshards.txt"
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
-SHARD_SUFFIXES = (".tar", ".tar.gz", ".tgz")
+COMPRESSED = (".tar.gz", ".tgz")
+SHARD_SUFFIXES = (".tar", *COMPRESSED)
 ACCEPTED = (
     "give WebDataset shards ('shards/{00000..00005}.tar', a glob, or one .tar), a folder of .tar shards, "
     f"a folder with a {TABLE}, a folder of images by class (DIR/CLASS/*.jpg), a folder of CLIP_benchmark's "
