@@ -226,23 +226,21 @@ def rounded_weight(
     dtype: type[np.floating[Any]] = np.float32,
 ) -> dict[str, IntegerLinear]:
     """(in, out), (out,) as `rounded`, with scales of a type."""
-    gram = moments.gram
     results: dict[str, IntegerLinear] = {}
     if "nearest" in roundings:
         results["nearest"] = IntegerLinear(*quantize_weight(weight, kind, dtype), bias)
     if {"clipped", "gptq"} & set(roundings):
-        scales = clipping_scales(weight, kind, gram.diagonal(), dtype)
+        scales = clipping_scales(weight, kind, moments.power, dtype)
         if "clipped" in roundings:
             results["clipped"] = IntegerLinear(nearest(weight, scales, kind), scales, bias)
         if "gptq" in roundings:
-            results["gptq"] = IntegerLinear(gptq(weight, scales, kind, factor_of(gram)), scales, bias)
+            results["gptq"] = IntegerLinear(gptq(weight, scales, kind, factor_of(moments.gram)), scales, bias)
     if "refitted" in roundings:
         noise = moments.noise(kind)
         if moments.damping is None:
             moments.damping = refit_damping(weight, moments.folds, noise)
-        covariance = gram - np.outer(moments.mean, moments.mean)
-        fitted, factor = refitted(weight, covariance, moments.rows, noise, moments.damping)
-        scales = clipping_scales(fitted, kind, gram.diagonal() + noise, dtype)
+        fitted, factor = refitted(weight, moments.covariance, moments.rows, noise, moments.damping)
+        scales = clipping_scales(fitted, kind, moments.power + noise, dtype)
         stored = IntegerLinear(gptq(fitted, scales, kind, factor), scales, bias)
         results["refitted"] = corrected_weight(stored, weight, bias, moments, kind)
     return results

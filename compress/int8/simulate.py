@@ -36,7 +36,8 @@ TOWERS = ("image", "text")
 Batches = Sequence[Tensor]
 """What one tower is fed: pixels (B, 3, S, S), or tokens (B, T)."""
 Vector = np.ndarray[tuple[int], np.dtype[np.float64]]
-Matrix = np.ndarray[tuple[int, int], np.dtype[np.float64]]
+_GRAM_COLUMNS = 512
+"""Of a Gram matrix, which is symmetric, that are multiplied together: what is below them is known."""
 
 
 @dataclass(frozen=True)
@@ -173,11 +174,8 @@ class Moments:
     def __init__(self, quantizers: Mapping[Signedness, ActivationQuantizer]) -> None:
         self._quantizers = quantizers
         self._batches = 0
-        self._rows, self._grams, self._sums = (
-            [0, 0],
-            [torch.zeros(()), torch.zeros(())],
-            [torch.zeros(()), torch.zeros(())],
-        )
+        self._rows = [0, 0]
+        self._grams, self._sums = ([torch.zeros(()), torch.zeros(())] for _ in range(2))
         self._totals = {kind: torch.zeros(()) for kind in quantizers}
         self._errors = {kind: torch.zeros(()) for kind in quantizers}
         self.damping: float | None = None
@@ -187,8 +185,11 @@ class Moments:
         fold = self._batches % 2
         self._batches += 1
         self._rows[fold] += len(x)
-        gram = (x.T @ x).cpu()
-        self._grams[fold] = self._grams[fold].add_(gram) if self._grams[fold].ndim else gram
+        if not self._grams[fold].ndim:
+            self._grams[fold] = x.new_zeros(x.shape[1], x.shape[1])
+        for start in range(0, x.shape[1], _GRAM_COLUMNS):
+            some = slice(start, start + _GRAM_COLUMNS)
+            self._grams[fold][some, start:].addmm_(x[:, some].T, x[:, start:])
         self._sums[fold] = self._sums[fold] + _total(x)
         for kind, quantizer in self._quantizers.items():
             entering = fake_quantized(x, quantizer)
@@ -200,9 +201,20 @@ class Moments:
         return sum(self._rows)
 
     @property
-    def gram(self) -> Matrix:
-        """(in, in) mean of x x^T."""
-        return (sum(self._grams, torch.zeros(())).double() / self.rows).numpy()
+    def gram(self) -> Tensor:
+        """(in, in) float32, mean of x x^T."""
+        return _whole(sum(self._grams, torch.zeros(()))) / self.rows
+
+    @property
+    def power(self) -> Vector:
+        """(in,) mean square of each input."""
+        total = sum((gram.diagonal() for gram in self._grams if gram.ndim), torch.zeros(()))
+        return (total.double() / self.rows).cpu().numpy()
+
+    @property
+    def covariance(self) -> Tensor:
+        """(in, in) float32"""
+        return _centred(self.gram, sum(self._sums, torch.zeros(())) / self.rows)
 
     @property
     def mean(self) -> Vector:
@@ -210,14 +222,10 @@ class Moments:
         return (sum(self._sums, torch.zeros(())) / self.rows).numpy()
 
     @property
-    def folds(self) -> list[tuple[Matrix, int]]:
+    def folds(self) -> list[tuple[Tensor, int]]:
         """Of each half the covariance (in, in) and its rows; one of them if there was one batch."""
-        folds = []
-        for rows, gram, total in zip(self._rows, self._grams, self._sums, strict=True):
-            if rows:
-                mean = total / rows
-                folds.append(((gram.double() / rows - torch.outer(mean, mean)).numpy(), rows))
-        return folds
+        halves = zip(self._rows, self._grams, self._sums, strict=True)
+        return [(_centred(_whole(gram) / rows, total / rows), rows) for rows, gram, total in halves if rows]
 
     def mean_quantized(self, kind: Signedness) -> Vector:
         """(in,)"""
@@ -226,3 +234,14 @@ class Moments:
     def noise(self, kind: Signedness) -> Vector:
         """(in,) mean square of what quantizing takes from each input."""
         return (self._errors[kind] / self.rows).numpy()
+
+
+def _whole(gram: Tensor) -> Tensor:
+    """(n, n) symmetric, of one that has its blocks on and above the diagonal."""
+    gram = gram.cpu()
+    return gram.triu() + gram.triu(1).T
+
+
+def _centred(gram: Tensor, mean: Tensor) -> Tensor:
+    """Mean of x x^T (in, in), which is overwritten, and of x (in,) -> covariance (in, in)."""
+    return gram.addr_(mean.float(), mean.float(), alpha=-1)
