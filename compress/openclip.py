@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mmcompress.compress.contract import Teacher, logits_of
+from mmcompress.compress.inference import inferring
 from mmcompress.compress.opencliptowers import open_clip_towers
 from mmcompress.errors import (
     CorruptInputError,
@@ -79,11 +80,11 @@ def open_clip_teacher(name: str, device: torch.device) -> Teacher:
     _warn_of_default(open_clip, name, settings)
 
     def encode_image(pixels: Tensor) -> Tensor:
-        with torch.inference_mode():
+        with inferring():
             return F.normalize(model.encode_image(pixels.to(device)).float(), dim=-1)
 
     def encode_text(texts: Sequence[str]) -> Tensor:
-        with torch.inference_mode():
+        with inferring():
             return F.normalize(model.encode_text(tokenizer(list(texts)).to(device)).float(), dim=-1)
 
     with _own_errors(name):

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mmcompress.compress.inference import product
 from mmcompress.compress.int8.ranges import METHODS, Histogram, ranges_of
 from mmcompress.compress.int8.rounding import (
     clipping_scales,
@@ -126,7 +127,7 @@ def chosen_ranges(
         return {name: by_method[methods[0]] for name, by_method in candidates.items()}, dict.fromkeys(names, methods[0])
     weights = {
         kind: {
-            name: torch.from_numpy(dequantize_weight(stored.weight, stored.scales).astype(np.float32))
+            name: torch.from_numpy(dequantize_weight(stored.weight, stored.scales).astype(np.float32).T)
             for name, stored in plain(model, tower, kind).items()
         }
         for kind in KINDS
@@ -135,12 +136,12 @@ def chosen_ranges(
 
     def see(name: str, x: Tensor) -> None:
         rows = x[:: max(1, len(x) // _ROWS)]
-        exact = rows @ names[name].weight.T
+        exact = product(rows, names[name].weight)
         for kind in KINDS:
             weight = weights[kind][name].to(x)
             for method, ends in candidates[name].items():
                 entering = fake_quantized(rows, activation_quantizer(ends, kind, SCALE_TYPES[kind]))
-                errors[name][method] += float((entering @ weight - exact).double().square().mean())
+                errors[name][method] += float((product(entering, weight) - exact).double().square().mean())
 
     with observing(model, see):
         embedded(model, tower, fitting)

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mmcompress.budget import Budget, Cost
+from mmcompress.compress.inference import inferring
 from mmcompress.compress.int8.simulate import TOWERS, Batches, Feeds, distance, quantizing
 from mmcompress.config import FitConfig
 from mmcompress.data.spec import is_photos
@@ -50,7 +51,7 @@ def sensitivities(
     for name in TOWERS:
         tower: Tower = getattr(model, name)
         fed = [batch.to(model.logit_scale.device) for batch in judging.of(name)]
-        with torch.inference_mode():
+        with inferring():
             streams = [tower.enter(inputs) for inputs in fed]
             reference = _embeddings(tower, streams, fed, 0)
             depth = len(tower.blocks)

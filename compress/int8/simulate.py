@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from mmcompress.compress.inference import inferring, product
 from mmcompress.errors import CorruptInputError
 from mmcompress.int8 import (
     LIMITS,
@@ -64,7 +65,7 @@ def embedded(model: DualEncoder, tower: str, batches: Batches) -> Tensor:
     """Embeddings (N, D) of one tower, of unit norm. NaN would pass every budget, so it is refused here."""
     device = model.logit_scale.device
     encode = model.encode_image if tower == "image" else model.encode_text
-    with torch.inference_mode():
+    with inferring():
         embeddings = torch.cat([encode(batch.to(device)) for batch in batches])
     if not torch.isfinite(embeddings).all():
         raise CorruptInputError(
@@ -98,7 +99,7 @@ def quantizing(
             continue
         originals.append((linear, linear.weight.data, linear.bias.data))
         weight = dequantize_weight(linears[name].weight, linears[name].scales).astype(np.float32)
-        linear.weight.data = torch.from_numpy(weight.T).to(linear.weight.data)
+        linear.weight.data = torch.from_numpy(weight.T).contiguous().to(linear.weight.data)
         linear.bias.data = torch.from_numpy(linears[name].bias).to(linear.bias.data)
         handles.append(
             linear.register_forward_pre_hook(_quantizing(activation_quantizer(ranges[name], kind, SCALE_TYPES[kind])))
@@ -187,9 +188,10 @@ class Moments:
         self._rows[fold] += len(x)
         if not self._grams[fold].ndim:
             self._grams[fold] = x.new_zeros(x.shape[1], x.shape[1])
-        for start in range(0, x.shape[1], _GRAM_COLUMNS):
+        inputs = x.T.contiguous()
+        for start in range(0, len(inputs), _GRAM_COLUMNS):
             some = slice(start, start + _GRAM_COLUMNS)
-            self._grams[fold][some, start:].addmm_(x[:, some].T, x[:, start:])
+            self._grams[fold][some, start:].add_(product(inputs[some], inputs[start:]))
         self._sums[fold] = self._sums[fold] + _total(x)
         for kind, quantizer in self._quantizers.items():
             entering = fake_quantized(x, quantizer)
@@ -203,7 +205,7 @@ class Moments:
     @property
     def gram(self) -> Tensor:
         """(in, in) float32, mean of x x^T."""
-        return _whole(sum(self._grams, torch.zeros(()))) / self.rows
+        return _whole(sum(self._grams, torch.zeros(())).cpu()).div_(self.rows)
 
     @property
     def power(self) -> Vector:
@@ -225,7 +227,7 @@ class Moments:
     def folds(self) -> list[tuple[Tensor, int]]:
         """Of each half the covariance (in, in) and its rows; one of them if there was one batch."""
         halves = zip(self._rows, self._grams, self._sums, strict=True)
-        return [(_centred(_whole(gram) / rows, total / rows), rows) for rows, gram, total in halves if rows]
+        return [(_centred(_whole(gram.cpu()) / rows, total / rows), rows) for rows, gram, total in halves if rows]
 
     def mean_quantized(self, kind: Signedness) -> Vector:
         """(in,)"""
@@ -236,10 +238,13 @@ class Moments:
         return (self._errors[kind] / self.rows).numpy()
 
 
+@torch.inference_mode()
 def _whole(gram: Tensor) -> Tensor:
-    """(n, n) symmetric, of one that has its blocks on and above the diagonal."""
-    gram = gram.cpu()
-    return gram.triu() + gram.triu(1).T
+    """(n, n) of which only the blocks on and above the diagonal are known -> itself, with the others as well."""
+    for start in range(_GRAM_COLUMNS, len(gram), _GRAM_COLUMNS):
+        some = slice(start, start + _GRAM_COLUMNS)
+        gram[some, :start] = gram[:start, some].T
+    return gram
 
 
 def _centred(gram: Tensor, mean: Tensor) -> Tensor:
