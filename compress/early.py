@@ -13,7 +13,7 @@ from pathlib import Path
 
 from mmcompress.architecture import DualEncoderConfig
 from mmcompress.artifact import Artifact
-from mmcompress.compress.identity import local_place, model_fingerprint
+from mmcompress.compress.identity import READ, changed_since, local_place, model_fingerprint
 from mmcompress.compress.int8.given import check_keep, check_same_blocks, check_same_weights
 from mmcompress.compress.openclip import check_open_clip
 from mmcompress.compress.ownteacher import check_has_towers, check_own
@@ -189,7 +189,11 @@ def check_same_teacher(source: str, embeddings: Artifact) -> None:
     recorded = embeddings.manifest.config.get("teacher")
     theirs = recorded.get("source") if isinstance(recorded, dict) else None
     known = embeddings.manifest.parents.get("teacher")
-    if not isinstance(theirs, str) or known == model_fingerprint(source):
+    if not isinstance(theirs, str):
+        return
+    if known == model_fingerprint(source):
+        if (changed := changed_since(embeddings.manifest.facts.get(READ, {}), source)) is not None:
+            raise _changed_since(source, embeddings, f": {changed} is another one")
         return
     if ALIASES.get(source, source) != ALIASES.get(theirs, theirs):
         raise UsageError(
@@ -198,10 +202,14 @@ def check_same_teacher(source: str, embeddings: Artifact) -> None:
         )
     place = local_place(source)
     if known is not None and place is not None and place.exists():
-        raise UsageError(
-            f"the teacher {source!r} has changed since the embeddings in {embeddings.path} were made of it",
-            "embed it again, or restore what it was",
-        )
+        raise _changed_since(source, embeddings)
+
+
+def _changed_since(source: str, embeddings: Artifact, how: str = "") -> UsageError:
+    return UsageError(
+        f"the teacher {source!r} has changed since the embeddings in {embeddings.path} were made of it{how}",
+        "embed it again, or restore what it was",
+    )
 
 
 def _brings_no_tokenizer(source: str) -> bool:

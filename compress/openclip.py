@@ -11,7 +11,6 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from torch.nn import functional as F
 
 from mmcompress.compress.contract import Teacher, logits_of
 from mmcompress.compress.opencliptowers import open_clip_towers
+from mmcompress.compress.towers import Towers
 from mmcompress.errors import (
     CorruptInputError,
     MissingRequirementError,
@@ -86,6 +86,10 @@ def open_clip_teacher(name: str, device: torch.device) -> Teacher:
         with torch.inference_mode():
             return F.normalize(model.encode_text(tokenizer(list(texts)).to(device)).float(), dim=-1)
 
+    def towers() -> Towers:
+        with _own_errors(name):
+            return open_clip_towers(model, tokenizer, name)
+
     with _own_errors(name):
         width = encode_text(["a"]).shape[-1]
     return Teacher(
@@ -94,7 +98,7 @@ def open_clip_teacher(name: str, device: torch.device) -> Teacher:
         preprocessing_from(settings, name),
         width,
         *logits_of(model),
-        partial(open_clip_towers, model, tokenizer, name),
+        towers,
     )
 
 
