@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from mmcompress.errors import CorruptInputError, MissingRequirementError, MMCompressError, UsageError, require
+from mmcompress.sidefiles import check_float, check_side_files
 from mmcompress.strictjson import read_json
 
 T = TypeVar("T")
@@ -75,10 +76,12 @@ def check_folder(folder: Path, trust_remote_code: bool = False) -> dict[str, Any
     """The config.json of a folder that can be a teacher, as far as can be seen without loading it, or an error."""
     transformers = require("transformers", "compress")
     _check_version(transformers.__version__)
+    check_side_files(folder)
     restore = "restore it from where the weights are from"
     config = read_json(folder / "config.json", restore)
     if not isinstance(config, dict) or not {"model_type", "auto_map"} & config.keys():
         raise CorruptInputError(f"{folder / 'config.json'} names no model_type", restore)
+    check_float(config, folder)
     if config.get("model_type") == "siglip2":
         raise UsageError(
             f"{folder} is a NaFlex SigLIP 2, which takes images as patches of any aspect ratio",
