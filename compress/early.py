@@ -15,7 +15,7 @@ from mmcompress.architecture import DualEncoderConfig
 from mmcompress.artifact import Artifact
 from mmcompress.compress.identity import READ, changed_since, local_place, model_fingerprint
 from mmcompress.compress.int8.given import check_keep, check_same_blocks, check_same_weights
-from mmcompress.compress.openclip import check_open_clip
+from mmcompress.compress.openclip import check_open_clip, check_open_clip_weights
 from mmcompress.compress.ownteacher import check_has_towers, check_own
 from mmcompress.compress.prune.prune import prunable_towers
 from mmcompress.compress.prune.sizes import check_latency_share, check_share
@@ -41,6 +41,7 @@ from mmcompress.export.texts import save_text_processing
 from mmcompress.families import config_from_hugging_face
 from mmcompress.pretrained import check_folder
 from mmcompress.teachers import ALIASES, OPEN_CLIP, cached_folder, hub_id, own_code, resolve
+from mmcompress.weights import check_finite, weight_files
 
 Sources = Mapping[str, Artifact]
 
@@ -177,8 +178,11 @@ def check_source(teacher: TeacherConfig) -> None:
         check_own(*own)
     elif teacher.source.startswith(OPEN_CLIP):
         check_open_clip(teacher.source.removeprefix(OPEN_CLIP))
+        check_open_clip_weights(teacher.source)
     elif (folder := _folder_here(teacher)) is not None:
         check_folder(folder, teacher.trust_remote_code)
+        for file in weight_files(folder):
+            check_finite(file)
 
 
 def check_same_teacher(source: str, embeddings: Artifact) -> None:
