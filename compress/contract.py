@@ -60,7 +60,8 @@ class Teacher:
 def logits_of(model: Any) -> tuple[float | None, float | None]:
     """Scale and bias of the logits of a model of transformers or open_clip, which store the scale's logarithm."""
     scale, bias = (getattr(model, name, None) for name in ("logit_scale", "logit_bias"))
-    return None if scale is None else float(scale.detach().exp()), None if bias is None else float(bias.detach())
+    with foreign_code(f"reading logit_scale and logit_bias of the {type(model).__name__}", "each has to be one number"):
+        return None if scale is None else float(scale.detach().exp()), None if bias is None else float(bias.detach())
 
 
 def check_form(teacher: Teacher, source: str) -> None:
