@@ -25,6 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mmcompress.artifact import Artifact
+from mmcompress.compress.identity import READ, hashes_of_read
 from mmcompress.compress.teacher import Teacher, load_teacher
 from mmcompress.compress.train.augment import normalized, pixels_of_views
 from mmcompress.config import EmbedConfig
@@ -32,12 +33,10 @@ from mmcompress.data.batches import Batch, batches, count
 from mmcompress.data.sample import MARK_BYTES, difference
 from mmcompress.distributed import world
 from mmcompress.errors import CorruptInputError, UsageError
-from mmcompress.manifest import hash_file
 from mmcompress.progress import say, track
 from mmcompress.ranks import wait_until_seen
 from mmcompress.stages import Job
 from mmcompress.strictjson import read_json, write_json
-from mmcompress.teachers import own_code
 
 _CHUNK = 1024
 
@@ -114,7 +113,7 @@ def embed(job: Job[EmbedConfig]) -> None:
     start = time.monotonic()
     with world(config.device) as here:
         teacher = load_teacher(config.teacher, here.device)
-        read = _hashes(teacher, config)
+        read = hashes_of_read(teacher.files, config.teacher.source)
         here.agree("teacher", [f"{name} {digest}" for name, digest in read.items()])
         if here.leads:
             _drop_chunks_of_another(job.work, read)
@@ -163,7 +162,7 @@ def embed(job: Job[EmbedConfig]) -> None:
         "logit_bias": teacher.logit_bias,
     }
     if read:
-        job.draft.facts["read"] = read
+        job.draft.facts[READ] = read
 
 
 def _chunks_in(work: Path) -> list[int]:
@@ -179,14 +178,6 @@ def _check_decoded(work: Path, whole: int, config: EmbedConfig) -> None:
             f"{config.data.train}: {whole - embedded} of {whole} images cannot be decoded",
             "mend or remove them, or allow more with data.max_bad_fraction",
         )
-
-
-def _hashes(teacher: Teacher, config: EmbedConfig) -> dict[str, str]:
-    """SHA-256 of the files that a teacher was read from; those below its own file's folder by their names in it."""
-    own = own_code(config.teacher.source)
-    folder = own[0].absolute().parent if own else Path("/")
-    inside = {path: path.relative_to(folder) if path.is_relative_to(folder) else path for path in teacher.files}
-    return {str(name): hash_file(path) for path, name in inside.items()}
 
 
 def _drop_chunks_of_another(work: Path, read: dict[str, str]) -> None:
