@@ -16,7 +16,7 @@ from contextlib import contextmanager
 
 from torch import Tensor, nn
 
-from mmcompress.compress.train.distill import distillation_loss
+from mmcompress.compress.train.objective import distillation_loss
 from mmcompress.compress.train.pairs import TrainingBatch
 from mmcompress.compress.train.student import head_norms, unit_norms
 from mmcompress.model import DualEncoder

@@ -38,6 +38,9 @@ optimizer = {FLOAT}
 [[stage]]
 run = "distill"
 student = {{source = "inherit:0.5"}}
+contrastive = 0.3
+affinity = 0.2
+interactive = 0.3
 optimizer = {FLOAT}
 [[stage]]
 run = "quantize"
