@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from mmcompress.data.digests import sha256_of
+from mmcompress.digests import sha256_of
 from mmcompress.manifest import hash_json
 from mmcompress.teachers import OPEN_CLIP, open_clip_weights, own_code
 

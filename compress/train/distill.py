@@ -19,7 +19,7 @@ from torch import Tensor
 from mmcompress.architecture import NEVER_COMPRESSED
 from mmcompress.artifact import Artifact, Draft
 from mmcompress.compress.prune.semistructured import SPARSE, keep_zeros
-from mmcompress.compress.train.embed import load_embeddings
+from mmcompress.compress.train.embeddings import load_embeddings
 from mmcompress.compress.train.losses import cosine_distance, relational
 from mmcompress.compress.train.optimize import optimize
 from mmcompress.compress.train.pairs import TrainingBatch, training_pairs

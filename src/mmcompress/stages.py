@@ -38,6 +38,8 @@ class Job(Generic[C]):
     """Of the artifact that is made."""
     work: Path
     """A folder for state to resume from; it survives a kill and is deleted when the artifact is complete."""
+    standing: Path | None = None
+    """What the same stage made before, verified or not, and the new artifact replaces; None on other ranks."""
 
 
 @dataclass(frozen=True)

@@ -86,13 +86,3 @@ def test_weights_that_a_teacher_opened_are_asked_for_before_a_reuse(
         digests.append((made.digest, "reused" in capsys.readouterr().err))
     assert [reused for _, reused in digests] == [False, True, False]
     assert len({digest for digest, _ in digests}) == 2
-
-
-def test_what_a_killed_embed_left_is_not_gone_on_with_by_another_teacher(tmp_path: Path) -> None:
-    from mmcompress.compress.train.embed import _drop_chunks_of_another
-
-    chunk = tmp_path / "keys-00000.json"
-    for read, kept in (({"a": "1"}, True), ({"a": "1"}, True), ({"a": "2"}, False)):
-        chunk.write_text("[]")
-        _drop_chunks_of_another(tmp_path, read)
-        assert chunk.exists() == kept

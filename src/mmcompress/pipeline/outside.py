@@ -12,8 +12,8 @@ from pathlib import Path
 
 from mmcompress.compress.identity import model_fingerprint
 from mmcompress.config import DataConfig, StageConfig, StudentConfig, TeacherConfig
-from mmcompress.data.digests import sha256_of
 from mmcompress.data.spec import fingerprint
+from mmcompress.digests import sha256_of
 from mmcompress.pipeline.recipe import DATA_FIELDS
 from mmcompress.teachers import cached_folder, own_code
 
