@@ -19,7 +19,7 @@ from torch import Tensor
 from mmcompress.architecture import NEVER_COMPRESSED
 from mmcompress.artifact import Artifact, Draft
 from mmcompress.compress.prune.semistructured import SPARSE, keep_zeros
-from mmcompress.compress.train.embeddings import load_embeddings
+from mmcompress.compress.train.embeddings import Embeddings, load_embeddings
 from mmcompress.compress.train.losses import cosine_distance, relational
 from mmcompress.compress.train.optimize import optimize
 from mmcompress.compress.train.pairs import TrainingBatch, training_pairs
@@ -60,6 +60,7 @@ def distill(job: Job[DistillConfig]) -> None:
             model = _new_student(config, job.sources["embeddings"], draft)
         draft.model = model.config
         text = _text_mode(config, model)
+        _check_space(model, text, embeddings)
         for scalar in (model.logit_scale, model.logit_bias):
             if scalar is not None:
                 scalar.requires_grad_(False)
@@ -149,6 +150,20 @@ def _text_mode(config: DistillConfig, model: DualEncoder) -> Literal["distill", 
         return config.text
     say("", "text", NEVER_COMPRESSED)
     return "keep"
+
+
+def _check_space(model: DualEncoder, text: Literal["distill", "keep"], embeddings: Embeddings) -> None:
+    """Raise UsageError for a student that embeds into another space than what it learns from."""
+    if (own := model.config.embed_dim) != embeddings.dim:
+        raise UsageError(
+            f"the student embeds into {own} dimensions, and what it learns from has {embeddings.dim}",
+            "give a preset, vit-s16 say, which is made as wide; or combine the teachers by average",
+        )
+    if text == "keep" and len(embeddings.stores) > 1:
+        raise UsageError(
+            f"the text tower is kept, and it is not that of {len(embeddings.stores)} teachers together",
+            "leave text = keep out, or learn from one teacher",
+        )
 
 
 def _new_student(config: DistillConfig, embeddings: Artifact, draft: Draft) -> DualEncoder:

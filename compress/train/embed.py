@@ -1,7 +1,7 @@
 """Teacher embeddings, computed once.
 
 A large teacher costs many times its student, so each training pair is embedded once and every later stage reads the
-result (`embeddings.py`). Augmentation and caching do not exclude each other: a view is a function of (seed, key, view
+result (`chunks.py`). Augmentation and caching do not exclude each other: a view is a function of (seed, key, view
 number), so the student can be shown exactly the pixels that the teacher saw (Wu et al. 2022, TinyViT, section 3.1;
 Beyer et al. 2022, "a good teacher is patient and consistent").
 
@@ -12,8 +12,6 @@ taken over, as further names of the same files, so that a shard more is the work
 from __future__ import annotations
 
 import itertools
-import os
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -28,12 +26,13 @@ from mmcompress.artifact import read_manifest
 from mmcompress.compress.identity import model_fingerprint
 from mmcompress.compress.teacher import Teacher, load_teacher
 from mmcompress.compress.train.augment import normalized, pixels_of_views
-from mmcompress.compress.train.embeddings import (
+from mmcompress.compress.train.chunks import (
     CONTENTS,
     FOLDER,
     Contents,
     Shard,
     chunk_file,
+    link,
     sizes_of_chunk,
     write_chunk,
 )
@@ -83,7 +82,7 @@ def embed(job: Job[EmbedConfig]) -> None:
     _check_decoded(sum(sum(shard.samples) for shard in shards), sum(plan.listed), config)
     (job.draft.path / FOLDER).mkdir()
     for name in plan.names:
-        _link(job.work / name, job.draft.path / name)
+        link(job.work / name, job.draft.path / name)
     write_json(job.draft.path / CONTENTS, Contents(shards=tuple(shards)).model_dump(mode="json"))
     job.draft.known = known
     seconds = time.monotonic() - start
@@ -152,7 +151,7 @@ def _taken_over(job: Job[EmbedConfig], plan: _Plan) -> dict[str, str]:
         if name not in there or not source.is_file() or sha256_of(source) != there[name].sha256:
             continue
         if not place.exists():
-            _link(source, place)
+            link(source, place)
         if place.samefile(source):
             known[name] = there[name].sha256
     if known:
@@ -164,16 +163,6 @@ def _missing(work: Path, plan: _Plan) -> list[tuple[int, int, str]]:
     """(section, chunk, file) of what is not there or not whole, in order."""
     numbered = [(at, number, name) for at, some in enumerate(plan.files) for number, name in enumerate(some)]
     return [one for one in numbered if sizes_of_chunk(work / one[2]) is None]
-
-
-def _link(source: Path, place: Path) -> None:
-    """Give a file a second name, or a copy where the file system has one name a file."""
-    try:
-        os.link(source, place)
-    except OSError:
-        partial = place.with_name(f".{place.name}")
-        shutil.copyfile(source, partial)
-        partial.replace(place)
 
 
 def _embed_chunks(

@@ -138,6 +138,14 @@ STAGES: Mapping[str, Stage] = {
             together=True,
         ),
         Stage(
+            "ensemble",
+            config.EnsembleConfig,
+            Kind.EMBEDDINGS,
+            "mmcompress.compress.train.ensemble:ensemble",
+            {},
+            gathers=(Kind.EMBEDDINGS,),
+        ),
+        Stage(
             "distill",
             config.DistillConfig,
             Kind.CHECKPOINT,

@@ -17,8 +17,9 @@ from shards import pair, picture, png_of, shard, write_tar
 from mmcompress import artifact, digests
 from mmcompress.artifact import Artifact
 from mmcompress.compress.teacher import Teacher, load_teacher
-from mmcompress.compress.train import embed, embeddings
-from mmcompress.compress.train.embeddings import contents_of, load_embeddings, read_chunk
+from mmcompress.compress.train import chunks, embed
+from mmcompress.compress.train.chunks import contents_of, read_chunk
+from mmcompress.compress.train.embeddings import load_embeddings
 from mmcompress.config import TeacherConfig
 from mmcompress.data.batches import listing
 from mmcompress.errors import CorruptInputError
@@ -70,7 +71,7 @@ def three_shards(folder: Path) -> Path:
 def test_a_shard_more_is_the_work_for_one(tmp_path: Path, run: Embed, embedded: list[int]) -> None:
     data = three_shards(tmp_path / "data")
     first = run(tmp_path / "e", data)
-    assert sum(embedded) == 37 and [s.samples for s in contents_of(first).shards] == [(8, 4), (5,), (8, 8, 4)]
+    assert sum(embedded) == 37 and [s.samples for s in contents_of(first.path).shards] == [(8, 4), (5,), (8, 8, 4)]
     inodes = {name: first.file(name).stat().st_ino for name in first.manifest.files if name != "shards.json"}
     shard(data / "00001b.tar", 6, 500)
     embedded.clear()
@@ -124,7 +125,7 @@ def test_what_is_held_does_not_grow_with_the_data(
     data = three_shards(tmp_path / "data")
     made = run(tmp_path / "e", data, views=2)
     found, (images, texts) = load_embeddings(made), cached(made)
-    monkeypatch.setattr(embeddings, "HELD", 20)
+    monkeypatch.setattr(chunks, "HELD", 20)
     samples = list(listing(str(data)))
     order = np.random.default_rng(0).permutation(37)
     for part in np.split(order, [10, 20]):
@@ -132,7 +133,7 @@ def test_what_is_held_does_not_grow_with_the_data(
         ours = found.lookup([s.key for s in chosen], [s.mark for s in chosen], views, [0] * len(part))
         torch.testing.assert_close(ours[0], images[part, views], rtol=0, atol=0)
         torch.testing.assert_close(ours[1], texts[part], rtol=0, atol=0)
-        assert sum(map(len, found._open.values())) <= 20
+        assert sum(map(len, found.stores[0]._open.values())) <= 20
     assert not found.has("00000/strange") and not found.has("strange")
 
 
@@ -155,7 +156,7 @@ def test_samples_that_lie_in_no_shard_are_found_by_their_keys(tmp_path: Path, ru
     (tmp_path / "data" / "captions.tsv").write_text("\n".join(rows) + "\n")
     made = run(tmp_path / "e", tmp_path / "data")
     found, (images, texts) = load_embeddings(made), cached(made)
-    assert [shard.samples for shard in contents_of(made).shards] == [(8, 3)] and len(texts) == 22
+    assert [shard.samples for shard in contents_of(made.path).shards] == [(8, 3)] and len(texts) == 22
     samples = list(listing(str(tmp_path / "data")))
     ours = found.lookup([s.key for s in samples], [s.mark for s in samples], np.zeros(11, np.int64), [1] * 11)
     torch.testing.assert_close(ours[0], images[:, 0], rtol=0, atol=0)
@@ -167,8 +168,8 @@ def test_a_chunk_without_an_image_that_can_be_decoded_is_empty(tmp_path: Path, r
     write_tar(tmp_path / "a.tar", [*broken, *pair("good", 1)])
     shard(tmp_path / "b.tar", 30)
     made = run(tmp_path / "e", tmp_path, **{"data.max_bad_fraction": 0.5})
-    assert [shard.samples for shard in contents_of(made).shards] == [(0, 1), (8, 8, 8, 6)]
-    empty = read_chunk(made.file(contents_of(made).shards[0].files[0]))
+    assert [shard.samples for shard in contents_of(made.path).shards] == [(0, 1), (8, 8, 8, 6)]
+    empty = read_chunk(made.file(contents_of(made.path).shards[0].files[0]))
     assert empty.images.shape == (0, 1, 32) and empty.texts.shape == (0, 32) and empty.keys == []
     assert len(load_embeddings(made)) == 31
     with pytest.raises(CorruptInputError, match="8 of 39"):
