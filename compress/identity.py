@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from mmcompress.data.digests import sha256_of
+from mmcompress.digests import sha256_of
 from mmcompress.manifest import hash_file, hash_json
 from mmcompress.teachers import OPEN_CLIP, open_clip_weights, own_code
 

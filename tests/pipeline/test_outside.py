@@ -130,13 +130,3 @@ def test_embeddings_of_a_teacher_whose_weights_changed_are_refused(tmp_path: Pat
     torch.save(torch.randn(192, 4), weights)
     with pytest.raises(UsageError, match=r"has changed since the embeddings .*deep/weights is another one"):
         check_same_teacher(f"{file}:build", made)
-
-
-def test_what_a_killed_embed_left_is_not_gone_on_with_by_another_teacher(tmp_path: Path) -> None:
-    from mmcompress.compress.train.embed import _drop_chunks_of_another
-
-    chunk = tmp_path / "keys-00000.json"
-    for read, kept in (({"a": "1"}, True), ({"a": "1"}, True), ({"a": "2"}, False)):
-        chunk.write_text("[]")
-        _drop_chunks_of_another(tmp_path, read)
-        assert chunk.exists() == kept

@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from mmcompress.data.digests import sha256_of
+from mmcompress.digests import sha256_of
 from mmcompress.errors import CorruptInputError, UsageError
 from mmcompress.manifest import hash_json
 from mmcompress.packaged import packaged
