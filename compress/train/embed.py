@@ -25,7 +25,7 @@ from mmcompress import __version__
 from mmcompress.artifact import read_manifest
 from mmcompress.compress.identity import READ, hashes_of_read, model_fingerprint
 from mmcompress.compress.teacher import Teacher, load_teacher
-from mmcompress.compress.train.augment import normalized, pixels_of_views
+from mmcompress.compress.train.augment import decoded_views, normalized, pixels_of_views
 from mmcompress.compress.train.chunks import (
     CONTENTS,
     FOLDER,
@@ -189,6 +189,7 @@ def _embed_chunks(
         a_chunk=a_chunk,
         workers=config.data.workers,
         max_bad_fraction=config.data.max_bad_fraction,
+        shown=decoded_views(config.augment, config.seed, config.views, lambda _: range(config.views)),
     )
     total = sum(min(a_chunk, -(-listed[at] // config.batch) - number * a_chunk) for at, number, _ in missing if listed)
     files, pairs = {(at, number): job.work / name for at, number, name in missing}, 0

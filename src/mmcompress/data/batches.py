@@ -19,14 +19,12 @@ from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
-from mmcompress.data.decoding import Batch, decode, decoded_batches
+from mmcompress.data.decoding import Batch, Kept, decode, decoded_batches
 from mmcompress.data.reading import Listed, listed, named, samples
 from mmcompress.data.sample import Sample
 from mmcompress.data.spec import expand, fingerprint, part_of
 from mmcompress.data.tally import Tally
+from mmcompress.data.views import PLAIN, Shown
 from mmcompress.errors import CorruptInputError, UsageError
 from mmcompress.manifest import Preprocessing
 from mmcompress.packaged import packaged
@@ -93,15 +91,17 @@ def batches(
     rank: int = 0,
     world: int = 1,
     log: Path | None = None,
-    kept: dict[str, NDArray[np.uint8]] | None = None,
+    kept: Kept | None = None,
+    shown: Shown = PLAIN,
 ) -> Iterator[Batch]:
     """Batches of one pass over the data, from batch `skip` on, and of those `only` some, by number.
 
     With a seed the order is shuffled, as a function of (seed, epoch), through a buffer of `buffer` samples; their
     encoded images are held in memory where they are of no indexed shard.
     Of `world` processes each takes every world-th sample, so theirs together are the batches of one process with
-    `batch * world`; with `drop_last` all of them get equally many. Images are taken from `kept`, by key, and put there
-    while they fit; one such dict belongs to one spec and one preprocessing.
+    `batch * world`; with `drop_last` all of them get equally many. `shown` says which views of a photo a batch has.
+    Images are taken from `kept`, and put there while they fit; one such dict belongs to one spec, one preprocessing and
+    one seed of views.
     """
     if not 0 <= rank < world or batch < 1 or workers < 1 or skip < 0 or buffer < 1:
         raise ValueError(f"rank {rank} of {world}, batch {batch}, workers {workers}, skip {skip}, buffer {buffer}")
@@ -117,7 +117,7 @@ def batches(
     groups: Iterator[tuple[int, list[Listed]]] = islice(enumerate(_groups(stream, batch, drop_last, tally)), skip, None)
     if only is not None:
         groups = ((number, group) for number, group in groups if only(number))
-    decoded = decoded_batches(groups, preprocessing, workers, tally, kept, refill=shuffle_seed is not None)
+    decoded = decoded_batches(groups, preprocessing, workers, tally, kept, shuffle_seed is not None, shown)
     return _as_many(decoded, spec) if drop_last and world > 1 else (one for one in decoded if one is not None)
 
 

@@ -18,6 +18,7 @@ from mmcompress.data.layout import is_retrieval, numbered_classes
 from mmcompress.data.reading import Listed, is_image_or_table, listed, named
 from mmcompress.data.spec import Share, expand, fingerprint, is_stream, part_of
 from mmcompress.data.tally import Tally
+from mmcompress.data.views import PLAIN, Shown
 from mmcompress.digests import sha256_of
 from mmcompress.errors import CorruptInputError
 from mmcompress.manifest import Preprocessing, hash_json
@@ -85,11 +86,12 @@ def decoded_chunks(
     a_chunk: int,
     workers: int,
     max_bad_fraction: float,
+    shown: Shown = PLAIN,
 ) -> Iterator[tuple[tuple[int, int], Batch | None]]:
     """The batches of chunks in order, each with (section, chunk); None for one of which no image can be decoded.
 
     A chunk has `a_chunk` batches, the last one of a section the rest. `wanted` has the numbers of chunks by the number
-    of their section; of other sections nothing is read.
+    of their section; of other sections nothing is read. `shown` says which views of a photo a batch has.
     """
     tally = Tally(spec, max_bad_fraction)
     ahead: deque[tuple[int, int]] = deque()
@@ -104,5 +106,5 @@ def decoded_chunks(
                     ahead.append((at, number // a_chunk))
                     yield number, group
 
-    decoded = decoded_batches(groups(), preprocessing, workers, tally, None, refill=False)
+    decoded = decoded_batches(groups(), preprocessing, workers, tally, None, False, shown)
     return ((ahead.popleft(), one) for one in decoded)
