@@ -34,7 +34,7 @@ from mmcompress.config import (
     TrainConfig,
 )
 from mmcompress.data.batches import count_up_to
-from mmcompress.data.spec import is_stream
+from mmcompress.data.spec import is_photos, is_stream
 from mmcompress.errors import UsageError
 from mmcompress.export.pixels import image_processing
 from mmcompress.export.texts import save_text_processing
@@ -66,6 +66,11 @@ def check_train(config: TrainConfig, _: Sources) -> None:
 
 def check_distill(config: DistillConfig, sources: Sources) -> None:
     check_tensorboard(config.optimizer.tensorboard)
+    if (config.contrastive or config.interactive) and config.data.train is not None and is_photos(config.data.train):
+        raise UsageError(
+            "contrastive and interactive learn which caption belongs to an image, and photos alone have none",
+            "leave both out: the other terms place images among sentences that ship, whatever these say of them",
+        )
     if "embeddings" in sources:
         check_same_teacher(config.teacher.source, sources["embeddings"])
         check_one_space(sources)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from clip_world import write_squares, write_teacher
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
@@ -229,6 +230,15 @@ def test_a_loss_without_weight_is_nothing_to_learn(world: Path) -> None:
     given = {"teacher.source": str(world / "teacher"), "data.train": "-", "student.source": "vit-s16"}
     with pytest.raises(UsageError, match="nothing to learn"):
         standalone.distill(world / "out", {**given, "cosine": 0.0, "relational": 0.0})
+
+
+@pytest.mark.parametrize("term", ["contrastive", "interactive"])
+def test_what_needs_captions_is_not_learned_from_photos_alone(world: Path, term: str) -> None:
+    (world / "photos").mkdir()
+    Image.new("RGB", (32, 32)).save(world / "photos" / "a.png")
+    given = {"teacher.source": str(world / "teacher"), "data.train": str(world / "photos"), "student.source": "vit-s16"}
+    with pytest.raises(UsageError, match="photos alone have none"):
+        standalone.distill(world / "out", {**given, term: 1.0})
 
 
 def test_a_checkpoint_of_another_width_learns_nothing_from_a_teacher(tmp_path: Path) -> None:

@@ -63,6 +63,7 @@ def test_less_is_kept_and_nothing_else_changes(parts: int, recompute: bool, of_p
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # torch's, of itself
 def test_compiled_towers_give_the_same() -> None:
     encoder = model()
     set_up(encoder, recompute=False, compiled=True)
