@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from full_size import IMAGE, PHOTOS, TEXT, write_pairs, write_teacher
 
-from mmcompress.compress.inference import inferring
+from mmcompress.compress.products import inferring
 from mmcompress.compress.train import distill as stage
 from mmcompress.compress.train.pairs import TrainingBatch, TrainingPairs
 from mmcompress.huggingface import dual_encoder_from_hugging_face

@@ -21,8 +21,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mmcompress.compress.contract import Teacher, logits_of
-from mmcompress.compress.inference import inferring
 from mmcompress.compress.opencliptowers import open_clip_towers
+from mmcompress.compress.products import inferring
 from mmcompress.compress.towers import Towers
 from mmcompress.errors import (
     CorruptInputError,

@@ -18,9 +18,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mmcompress.compress.contract import Teacher, answered, check_teacher, logits_of, under_contract
-from mmcompress.compress.inference import inferring
 from mmcompress.compress.openclip import open_clip_teacher
 from mmcompress.compress.ownteacher import own_teacher
+from mmcompress.compress.products import inferring
 from mmcompress.config import TeacherConfig
 from mmcompress.export.pixels import image_processing
 from mmcompress.export.texts import text_processing_of

@@ -20,7 +20,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mmcompress.compress.inference import product
 from mmcompress.compress.int8.ranges import METHODS, Histogram, ranges_of
 from mmcompress.compress.int8.rounding import (
     clipping_scales,
@@ -42,6 +41,7 @@ from mmcompress.compress.int8.simulate import (
     quantizing,
 )
 from mmcompress.compress.int8.smooth import NORM_OF, smoothed, tower_factors
+from mmcompress.compress.products import product
 from mmcompress.config import QuantizeConfig
 from mmcompress.int8 import (
     SCALE_TYPES,

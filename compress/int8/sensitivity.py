@@ -19,8 +19,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mmcompress.budget import Budget, Cost
-from mmcompress.compress.inference import inferring
 from mmcompress.compress.int8.simulate import TOWERS, Batches, Feeds, distance, quantizing
+from mmcompress.compress.products import inferring
 from mmcompress.config import FitConfig
 from mmcompress.data.spec import is_photos
 from mmcompress.errors import finite

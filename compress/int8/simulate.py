@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from mmcompress.compress.inference import inferring, product
+from mmcompress.compress.products import inferring, product
 from mmcompress.errors import CorruptInputError
 from mmcompress.int8 import (
     LIMITS,

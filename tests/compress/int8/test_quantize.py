@@ -31,6 +31,8 @@ from mmcompress.manifest import Kind, TextProcessing
 from mmcompress.pipeline import standalone
 from mmcompress.pipeline.recipe import parse_assignments
 
+pytestmark = pytest.mark.usefixtures("better_than_chance")
+
 SMALL = ["samples=48", "held=48", "batch=8", "smooth=[0.5]"]
 
 

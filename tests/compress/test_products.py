@@ -8,22 +8,22 @@ import pytest
 import torch
 from torch import nn
 
-from mmcompress.compress import inference
-from mmcompress.compress.inference import inferring, product
+from mmcompress.compress import products
+from mmcompress.compress.products import fast_products, inferring, product
 
 
 @pytest.fixture(params=[True, False])
 def slow(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[bool]:
     if request.param and not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         pytest.skip("this build of torch has no oneDNN")
-    monkeypatch.setattr(inference, "slow_mkl", lambda: request.param)
+    monkeypatch.setattr(products, "slow_mkl", lambda: request.param)
     yield request.param
 
 
 def test_linears_answer_what_they_answer_outside(slow: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     called = []
-    by_onednn = inference._by_onednn
-    monkeypatch.setattr(inference, "_by_onednn", lambda *args: (called.append(1), by_onednn(*args))[1])
+    by_onednn = products._by_onednn
+    monkeypatch.setattr(products, "_by_onednn", lambda *args: (called.append(1), by_onednn(*args))[1])
     torch.manual_seed(0)
     for bias in (True, False):
         linear = nn.Linear(48, 32, bias=bias)
@@ -47,9 +47,16 @@ def test_products_of_rows(slow: bool) -> None:
     torch.testing.assert_close(product(a, b.T), a @ b)
 
 
-def test_gradients_are_untouched_outside(slow: bool) -> None:
-    linear, x = nn.Linear(4, 4), torch.randn(2, 4)
-    with inferring():
-        linear(x)
-    linear(x).sum().backward()
-    assert linear.weight.grad is not None
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(5, 7, 48), (9, 48), (48,)])
+def test_gradients_are_those_outside(slow: bool, bias: bool, shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    linear, x = nn.Linear(48, 32, bias=bias), torch.randn(shape, requires_grad=True)
+    wanted = [x, *linear.parameters()]
+    expected = torch.autograd.grad(linear(x).square().sum(), wanted)
+    with fast_products():
+        found = torch.autograd.grad(linear(x).square().sum(), wanted)
+        linear.weight.requires_grad_(False)
+        alone = torch.autograd.grad(linear(x).square().sum(), x)[0]
+    for one, other in zip((*found, alone), (*expected, expected[0]), strict=True):
+        torch.testing.assert_close(one, other)
