@@ -35,11 +35,11 @@ from mmcompress.compress.prune.width import narrowed
 from mmcompress.compress.train.augment import normalized
 from mmcompress.compress.train.losses import info_nce
 from mmcompress.data.batches import Batch, batches
+from mmcompress.data.layout import read_labels
 from mmcompress.export.pixels import image_processing
 from mmcompress.export.texts import save_text_processing
 from mmcompress.huggingface import dual_encoder_from_hugging_face
 from mmcompress.manifest import Preprocessing
-from mmcompress.measure.drift.testset import read_labels
 from mmcompress.measure.retrieval import Matches, hits, recalls
 from mmcompress.model import DualEncoder
 from mmcompress.processing import save_student_preprocessing

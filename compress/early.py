@@ -13,9 +13,9 @@ from pathlib import Path
 
 from mmcompress.architecture import DualEncoderConfig
 from mmcompress.artifact import Artifact
-from mmcompress.compress.identity import local_place, model_fingerprint
+from mmcompress.compress.identity import READ, changed_since, local_place, model_fingerprint
 from mmcompress.compress.int8.given import check_keep, check_same_blocks, check_same_weights
-from mmcompress.compress.openclip import check_open_clip
+from mmcompress.compress.openclip import check_open_clip, check_open_clip_weights
 from mmcompress.compress.ownteacher import check_has_towers, check_own
 from mmcompress.compress.prune.prune import prunable_towers
 from mmcompress.compress.prune.sizes import check_latency_share, check_share
@@ -34,13 +34,14 @@ from mmcompress.config import (
     TrainConfig,
 )
 from mmcompress.data.batches import count_up_to
-from mmcompress.data.spec import is_stream
+from mmcompress.data.spec import is_photos, is_stream
 from mmcompress.errors import UsageError
 from mmcompress.export.pixels import image_processing
 from mmcompress.export.texts import save_text_processing
 from mmcompress.families import config_from_hugging_face
 from mmcompress.pretrained import check_folder
 from mmcompress.teachers import ALIASES, OPEN_CLIP, cached_folder, hub_id, own_code, resolve
+from mmcompress.weights import check_finite, weight_files
 
 Sources = Mapping[str, Artifact]
 
@@ -65,6 +66,11 @@ def check_train(config: TrainConfig, _: Sources) -> None:
 
 def check_distill(config: DistillConfig, sources: Sources) -> None:
     check_tensorboard(config.optimizer.tensorboard)
+    if (config.contrastive or config.interactive) and config.data.train is not None and is_photos(config.data.train):
+        raise UsageError(
+            "contrastive and interactive learn which caption belongs to an image, and photos alone have none",
+            "leave both out: the other terms place images among sentences that ship, whatever these say of them",
+        )
     if "embeddings" in sources:
         check_same_teacher(config.teacher.source, sources["embeddings"])
         check_one_space(sources)
@@ -177,8 +183,11 @@ def check_source(teacher: TeacherConfig) -> None:
         check_own(*own)
     elif teacher.source.startswith(OPEN_CLIP):
         check_open_clip(teacher.source.removeprefix(OPEN_CLIP))
+        check_open_clip_weights(teacher.source)
     elif (folder := _folder_here(teacher)) is not None:
         check_folder(folder, teacher.trust_remote_code)
+        for file in weight_files(folder):
+            check_finite(file)
 
 
 def check_same_teacher(source: str, embeddings: Artifact) -> None:
@@ -189,7 +198,11 @@ def check_same_teacher(source: str, embeddings: Artifact) -> None:
     recorded = embeddings.manifest.config.get("teacher")
     theirs = recorded.get("source") if isinstance(recorded, dict) else None
     known = embeddings.manifest.parents.get("teacher")
-    if not isinstance(theirs, str) or known == model_fingerprint(source):
+    if not isinstance(theirs, str):
+        return
+    if known == model_fingerprint(source):
+        if (changed := changed_since(embeddings.manifest.facts.get(READ, {}), source)) is not None:
+            raise _changed_since(source, embeddings, f": {changed} is another one")
         return
     if ALIASES.get(source, source) != ALIASES.get(theirs, theirs):
         raise UsageError(
@@ -198,10 +211,14 @@ def check_same_teacher(source: str, embeddings: Artifact) -> None:
         )
     place = local_place(source)
     if known is not None and place is not None and place.exists():
-        raise UsageError(
-            f"the teacher {source!r} has changed since the embeddings in {embeddings.path} were made of it",
-            "embed it again, or restore what it was",
-        )
+        raise _changed_since(source, embeddings)
+
+
+def _changed_since(source: str, embeddings: Artifact, how: str = "") -> UsageError:
+    return UsageError(
+        f"the teacher {source!r} has changed since the embeddings in {embeddings.path} were made of it{how}",
+        "embed it again, or restore what it was",
+    )
 
 
 def _brings_no_tokenizer(source: str) -> bool:

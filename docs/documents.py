@@ -19,13 +19,14 @@ DOCUMENTS = (
     ("audit.json", "mmcompress.export.document", "AuditDocument"),
     ("report.json", "mmcompress.report.document", "ReportDocument"),
     ("compare --json", "mmcompress.measure.comparison", "ComparisonDocument"),
+    ("distill --pilot A,B --json", "mmcompress.pipeline.pilot", "PilotDocument"),
 )
 HEAD = """# The documents
 
-Every stage that measures writes one JSON document beside its manifest; `mmcompress compare --json` prints one. This
-page is written from their models by `make docs`; change the docstring of a field, not this page. `schema` is the
-version of a document: a file of a newer one is refused, and so is a key or a type that is not listed here. Numbers are
-finite; a figure that was not measured is null, never 0. Units stand in names: `_ms` milliseconds, `_ips` inputs a
+Every stage that measures writes one JSON document beside its manifest; `mmcompress compare --json` and a pilot print
+one. This page is written from their models by `make docs`; change the docstring of a field, not this page. `schema` is
+the version of a document: a file of a newer one is refused, and so is a key or a type that is not listed here. Numbers
+are finite; a figure that was not measured is null, never 0. Units stand in names: `_ms` milliseconds, `_ips` inputs a
 second, `_mj` millijoules, `_db` decibels, `_mhz`, `_c` degrees Celsius.
 """
 

@@ -25,7 +25,7 @@ from mmcompress.compress.prune.semistructured import SPARSE, is_two_four, sparsi
 from mmcompress.compress.prune.shrink import Scores, Size, TowerName, shrunk, sizes_of
 from mmcompress.compress.prune.sizes import block_choices, sizes_within, static_cost
 from mmcompress.compress.prune.width import narrowed, rounded_width
-from mmcompress.compress.train.embed import load_embeddings
+from mmcompress.compress.train.embeddings import load_embeddings
 from mmcompress.compress.train.pairs import TrainingBatch, training_pairs
 from mmcompress.config import PruneConfig
 from mmcompress.distributed import world
@@ -47,15 +47,7 @@ def prune(job: Job[PruneConfig]) -> None:
         )
         steps = max(1, min(config.samples, pairs.count) // config.batch)
         samples = list(track(islice(pairs.stream(0, 0), steps), "samples", steps))
-        scores = unit_scores(model, samples, embeddings.anchors(config.anchors, here.device), config)
-        pruned, measured = model, {}
-        for tower in towers_of(model.config, config):
-            inputs = [pair.pixels if tower == "image" else pair.tokens for pair in samples]
-            width = rounded_width(getattr(model.config, tower), config.width, config.width_multiple)
-            pruned = narrowed(pruned, tower, width, inputs, config.refit)
-            sizes, measured[tower] = block_sizes(model, tower, inputs, scores, config)
-            pruned = shrunk(pruned, tower, sizes, inputs, scores, config.refit)
-            pruned = sparsified(pruned, tower, inputs) if config.sparsity else pruned
+        pruned, measured = pruned_model(model, samples, embeddings.anchors(config.anchors, here.device), config)
     sparse, dense = two_four_modules(pruned) if config.sparsity else ([], [])
     save_checkpoint(pruned.cpu(), job.draft.path)
     job.draft.inherit(source, *FOLDER_FILES)
@@ -69,6 +61,22 @@ def prune(job: Job[PruneConfig]) -> None:
         **({SPARSE: sparse, "not_two_four": dense} if config.sparsity else {}),
     }
     job.draft.metrics = {"towers": {tower: facts for tower, facts in measured.items() if facts}}
+
+
+def pruned_model(
+    model: DualEncoder, samples: list[TrainingBatch], anchors: tuple[Tensor, Tensor], config: PruneConfig
+) -> tuple[DualEncoder, dict[TowerName, dict[str, Any]]]:
+    """What is left of a model, and what was measured of each tower to find it; `anchors` as for the loss."""
+    scores = unit_scores(model, samples, anchors, config)
+    pruned, measured = model, {}
+    for tower in towers_of(model.config, config):
+        inputs = [pair.pixels if tower == "image" else pair.tokens for pair in samples]
+        width = rounded_width(getattr(model.config, tower), config.width, config.width_multiple)
+        pruned = narrowed(pruned, tower, width, inputs, config.refit)
+        sizes, measured[tower] = block_sizes(model, tower, inputs, scores, config)
+        pruned = shrunk(pruned, tower, sizes, inputs, scores, config.refit)
+        pruned = sparsified(pruned, tower, inputs) if config.sparsity else pruned
+    return pruned, measured
 
 
 def towers_of(model: DualEncoderConfig, config: PruneConfig) -> list[TowerName]:

@@ -1,9 +1,8 @@
 """Distillation: fit the student's embeddings to the cached ones of the teacher.
 
-Two terms: the cosine distance of each tower to the teacher's embedding of the same view (feature distillation, which
-CLIP-KD, Yang et al. 2024, finds the strongest single loss), and the relations in both directions: images among the
-teacher's texts, texts among its images (TinyCLIP, Wu et al. 2023). Both are means over the batch, so several processes
-need no more than averaged gradients. Recovery after pruning is this stage again, from the pruned checkpoint.
+The objective is a sum of terms with a weight each (`objective.py`). By default two: the cosine distance of each tower
+to the teacher's embedding of the same view, and the relations in both directions, images among the teacher's texts and
+texts among its images. Recovery after pruning is this stage again, from the pruned checkpoint.
 """
 
 from __future__ import annotations
@@ -13,21 +12,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from mmcompress.architecture import NEVER_COMPRESSED
 from mmcompress.artifact import Artifact, Draft
 from mmcompress.compress.prune.semistructured import SPARSE, keep_zeros
-from mmcompress.compress.train.embed import load_embeddings
-from mmcompress.compress.train.losses import cosine_distance, relational
+from mmcompress.compress.train.computing import in_parts, set_up
+from mmcompress.compress.train.embeddings import Embeddings, load_embeddings
+from mmcompress.compress.train.objective import batch_terms, distillation_terms
 from mmcompress.compress.train.optimize import optimize
 from mmcompress.compress.train.pairs import TrainingBatch, training_pairs
 from mmcompress.compress.train.student import inherited_share, student_from_preset, student_from_teacher
 from mmcompress.compress.train.vocabulary import vocabulary_size
 from mmcompress.compress.train.watching import watch_of
 from mmcompress.config import DistillConfig
-from mmcompress.distributed import world
+from mmcompress.distributed import gathered, gathered_ids, world
 from mmcompress.errors import UsageError
 from mmcompress.export.texts import save_text_processing
 from mmcompress.huggingface import (
@@ -37,7 +36,7 @@ from mmcompress.huggingface import (
     save_checkpoint,
     with_tokenizer,
 )
-from mmcompress.model import DualEncoder
+from mmcompress.model import MAX_LOGIT_SCALE, DualEncoder
 from mmcompress.processing import save_student_preprocessing
 from mmcompress.progress import say
 from mmcompress.runtime.tokenize import load_tokenizer
@@ -49,6 +48,7 @@ def distill(job: Job[DistillConfig]) -> None:
     """Stage: train a student, or recover a pruned one, against cached teacher embeddings."""
     config, draft = job.config, job.draft
     embeddings = load_embeddings(job.sources["embeddings"])
+    teacher_scale = _teacher_scale(config, job.sources["embeddings"])
     sparse: list[str] = []
     with world(config.device) as here:
         if "checkpoint" in job.sources:
@@ -60,12 +60,14 @@ def distill(job: Job[DistillConfig]) -> None:
             model = _new_student(config, job.sources["embeddings"], draft)
         draft.model = model.config
         text = _text_mode(config, model)
-        for scalar in (model.logit_scale, model.logit_bias):
-            if scalar is not None:
-                scalar.requires_grad_(False)
+        _check_space(model, text, embeddings)
+        model.logit_scale.requires_grad_(config.compares_batch)
+        if model.logit_bias is not None:
+            model.logit_bias.requires_grad_(False)
         model = model.to(here.device).train()
         keep_zeros(model, sparse)
-        if text == "keep":
+        set_up(model, config.recompute, config.compile)
+        if text == "keep":  # and costs nothing: the teacher's own texts stand in
             model.text.requires_grad_(False)
         pairs = training_pairs(
             draft,
@@ -79,14 +81,24 @@ def distill(job: Job[DistillConfig]) -> None:
 
         def loss_of(batch: TrainingBatch, _: int) -> Mapping[str, Tensor]:
             assert batch.teacher is not None
-            return distillation_terms(
-                _embeddings(model, batch, text),
-                batch.teacher,
-                anchors,
-                config.cosine,
-                config.relational,
-                config.temperature,
+            texts = batch.teacher[1] if text == "keep" else in_parts(model.encode_text, batch.tokens, config.parts)
+            student = in_parts(model.encode_image, batch.pixels, config.parts), texts
+            terms = distillation_terms(
+                student, batch.teacher, anchors, config.cosine, config.relational, config.temperature
             )
+            if config.compares_batch:
+                groups = gathered_ids(batch.groups, here)
+                terms |= batch_terms(
+                    gathered(student, here),
+                    gathered(batch.teacher, here),
+                    groups[:, None] == groups[None, :],
+                    model.logit_scale.clamp(max=MAX_LOGIT_SCALE),
+                    teacher_scale,
+                    config.contrastive,
+                    config.affinity,
+                    config.interactive,
+                )
+            return terms
 
         metrics = optimize(
             model,
@@ -106,41 +118,15 @@ def distill(job: Job[DistillConfig]) -> None:
     draft.facts = {"params": model.config.params, "macs": model.config.macs, **({SPARSE: sparse} if sparse else {})}
 
 
-def _embeddings(model: DualEncoder, batch: TrainingBatch, text: Literal["distill", "keep"]) -> tuple[Tensor, Tensor]:
-    """The student's images and texts. A text tower that stays as it is costs nothing: the teacher's texts stand in."""
-    assert batch.teacher is not None
-    if text == "keep":
-        return model.encode_image(batch.pixels), batch.teacher[1]
-    embedded: tuple[Tensor, Tensor] = model(batch.pixels, batch.tokens)
-    return embedded
-
-
-def distillation_terms(
-    student: tuple[Tensor, Tensor],
-    teacher: tuple[Tensor, Tensor],
-    anchors: tuple[Tensor, Tensor],
-    cosine: float = 1.0,
-    relation: float = 1.0,
-    temperature: float = 0.05,
-) -> dict[str, Tensor]:
-    """The weighted terms by name, without those of weight 0.
-
-    Each side is (images (B, D), texts (B, D)), the anchors (images (K, D), texts (K, D)).
-    """
-    terms: dict[str, Tensor] = {}
-    for ours, theirs, others in zip(student, teacher, reversed(anchors), strict=True):
-        if cosine:
-            terms["cosine"] = terms.get("cosine", 0) + cosine * cosine_distance(ours, theirs)
-        if relation:
-            terms["relational"] = terms.get("relational", 0) + relation * relational(ours, theirs, others, temperature)
-    return terms
-
-
-def distillation_loss(
-    student: tuple[Tensor, Tensor], teacher: tuple[Tensor, Tensor], anchors: tuple[Tensor, Tensor]
-) -> Tensor:
-    """The sum of the terms, each of weight 1."""
-    return torch.stack([*distillation_terms(student, teacher, anchors).values()]).sum()
+def _teacher_scale(config: DistillConfig, embeddings: Artifact) -> float:
+    """The teacher's own factor on similarities, which only `affinity` needs."""
+    scale: float | None = embeddings.manifest.facts.get("logit_scale")
+    if config.affinity and scale is None:
+        raise UsageError(
+            f"affinity compares logits, and the teacher of {embeddings.path} says no scale of its own",
+            "leave affinity out, or let the teacher's function return a logit_scale",
+        )
+    return scale or 1.0
 
 
 def _text_mode(config: DistillConfig, model: DualEncoder) -> Literal["distill", "keep"]:
@@ -149,6 +135,20 @@ def _text_mode(config: DistillConfig, model: DualEncoder) -> Literal["distill", 
         return config.text
     say("", "text", NEVER_COMPRESSED)
     return "keep"
+
+
+def _check_space(model: DualEncoder, text: Literal["distill", "keep"], embeddings: Embeddings) -> None:
+    """Raise UsageError for a student that embeds into another space than what it learns from."""
+    if (own := model.config.embed_dim) != embeddings.dim:
+        raise UsageError(
+            f"the student embeds into {own} dimensions, and what it learns from has {embeddings.dim}",
+            "give a preset, vit-s16 say, which is made as wide; or combine the teachers by average",
+        )
+    if text == "keep" and len(embeddings.stores) > 1:
+        raise UsageError(
+            f"the text tower is kept, and it is not that of {len(embeddings.stores)} teachers together",
+            "leave text = keep out, or learn from one teacher",
+        )
 
 
 def _new_student(config: DistillConfig, embeddings: Artifact, draft: Draft) -> DualEncoder:

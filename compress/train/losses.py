@@ -1,6 +1,6 @@
-"""The losses, as pure functions of unit embeddings.
+"""The losses, as pure functions of unit embeddings, and one of what a block makes of its tokens.
 
-B is the batch, K the number of anchors, D the width of the shared space.
+B is the batch, K the number of anchors, D the width of the shared space, T the tokens of a sequence.
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ def affinity(
 
     Each side is unit images (B, D) and texts (B, D) with its own factor on the similarities. It is affinity mimicking
     (Wu et al. 2023, TinyCLIP, equations 2 to 4) and contrastive relational distillation (Yang et al. 2024, CLIP-KD,
-    equation 5), and differs from the cross entropy to the teacher's logits by the teacher's entropy, a constant.
+    equation 5), and differs from the cross entropy to the teacher's logits, which open_clip distils with, by the
+    teacher's entropy, a constant. An offset on all logits, as SigLIP has one, changes no softmax.
     """
     ours = student_scale * student[0] @ student[1].T
     theirs = teacher_scale * teacher[0] @ teacher[1].T
@@ -76,3 +77,18 @@ def interactive(
     )
     by_image, by_text = (-(target * logits).sum(dim=1).mean() for logits in asked)
     return (by_image + by_text) / 2
+
+
+def token_relations(student: Tensor, teacher: Tensor, heads: int) -> Tensor:
+    """Mean KL(teacher || student) of how the tokens of a sequence attend to each other, for (B, T, C) and (B, T, C').
+
+    The vectors of all attention heads, say the values of a block, are cut into as many relation heads of d channels on
+    either side; a relation is softmax(v v^T / sqrt(d)) of each, and the mean goes over heads, tokens and batch (Wang et
+    al. 2021, MiniLMv2, equations 4 to 6). So the widths may differ; `heads` divides both.
+    """
+    ours, theirs = (
+        vectors.unflatten(-1, (heads, -1)).transpose(1, 2) * (vectors.shape[-1] // heads) ** -0.25
+        for vectors in (student, teacher)
+    )
+    own, target = ((v @ v.mT).log_softmax(dim=-1).flatten(0, 2) for v in (ours, theirs))
+    return F.kl_div(own, target, reduction="batchmean", log_target=True)

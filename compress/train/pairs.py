@@ -18,7 +18,7 @@ from torch import Tensor
 from mmcompress.architecture import TextConfig
 from mmcompress.artifact import Artifact, Draft
 from mmcompress.compress.train.augment import decoded_views, normalized, pixels_of_views
-from mmcompress.compress.train.embed import Embeddings
+from mmcompress.compress.train.embeddings import Embeddings
 from mmcompress.config import DataConfig
 from mmcompress.data.batches import Batch, batches, count, decode, listing
 from mmcompress.data.decoding import Kept
@@ -143,7 +143,7 @@ def paired(spec: str, max_bad_fraction: float, embeddings: Embeddings, preproces
         return len(embeddings)
     number = 0
     for sample in listing(spec, max_bad_fraction):
-        if sample.key in embeddings.rows or _decodes(sample.stored(), preprocessing):
+        if embeddings.has(sample.key) or _decodes(sample.stored(), preprocessing):
             embeddings.check(sample.key, sample.mark)
             number += 1
     return number

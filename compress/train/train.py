@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from mmcompress.artifact import Draft
-from mmcompress.compress.train.distill import distillation_terms
-from mmcompress.compress.train.embed import Embeddings, load_embeddings
+from mmcompress.compress.train.computing import in_parts, set_up
+from mmcompress.compress.train.embeddings import Embeddings, load_embeddings
 from mmcompress.compress.train.losses import info_nce
+from mmcompress.compress.train.objective import distillation_terms
 from mmcompress.compress.train.optimize import optimize
 from mmcompress.compress.train.pairs import TrainingBatch, training_pairs
 from mmcompress.compress.train.student import student_from_preset
@@ -41,6 +42,7 @@ def train(job: Job[TrainConfig]) -> None:
     guide = load_embeddings(job.sources["embeddings"]) if "embeddings" in job.sources else None
     with world(config.device) as here:
         model = _new_model(config, guide, draft).to(here.device).train()
+        set_up(model, config.recompute, config.compile)
         pairs = training_pairs(
             draft,
             config.data,
@@ -54,7 +56,10 @@ def train(job: Job[TrainConfig]) -> None:
         anchors = guide.anchors(config.anchors, here.device) if guide is not None else None
 
         def loss_of(batch: TrainingBatch, _: int) -> dict[str, Tensor]:
-            student = model(batch.pixels, batch.tokens)
+            student = (
+                in_parts(model.encode_image, batch.pixels, config.parts),
+                in_parts(model.encode_text, batch.tokens, config.parts),
+            )
             images, texts = gathered(student, here)
             groups = gathered_ids(batch.groups, here)
             scale = model.logit_scale.clamp(max=MAX_LOGIT_SCALE)

@@ -24,7 +24,7 @@ from mmcompress.config import DataConfig, WatchConfig
 from mmcompress.data.batches import batches
 from mmcompress.distributed import World
 from mmcompress.formats import percent
-from mmcompress.measure.retrieval import retrieval
+from mmcompress.measure.retrieval import Floats, Ints, retrieval
 from mmcompress.model import DualEncoder
 from mmcompress.progress import say
 from mmcompress.runtime.tokenize import load_tokenizer, tokenize
@@ -76,29 +76,44 @@ def watch_of(
     """What the config asks for, on the first `config.samples` plain pairs of the validation data."""
     if config.steps is None or data.validation is None:
         return None
-    spec, preprocessing, text = data.validation, student.preprocessing, student.tokenizer
-    assert preprocessing is not None and text is not None
-    tokenizer = load_tokenizer(student.path / text.file)
+    spec = data.validation
 
     def measure() -> float:
-        images: list[Tensor] = []
-        captions: list[str] = []
-        owner: list[int] = []
-        stream = batches(spec, preprocessing, batch=batch, workers=data.workers, max_bad_fraction=data.max_bad_fraction)
-        for some in islice(stream, -(-config.samples // batch)):
-            first = sum(map(len, images))
-            room = config.samples - first
-            pixels = torch.from_numpy(some.pixels[:room]).to(here.device).permute(0, 3, 1, 2).float() / 255
-            images.append(model.encode_image(normalized(pixels, preprocessing)).cpu())
-            for row, own in enumerate(some.captions[:room], first):
-                captions += own
-                owner += [row] * len(own)
-        tokens = trimmed(tokenize(tokenizer, captions, text), model.config.text)
-        texts = [model.encode_text(part.to(here.device)).cpu() for part in torch.from_numpy(tokens).split(batch)]
-        shares = retrieval(torch.cat(images).numpy(), torch.cat(texts).numpy(), np.array(owner))
+        shares = retrieval(*embedded_pairs(model, student, spec, config.samples, batch, data, here.device))
         return (shares["i2t_r10"] + shares["t2i_r10"]) / 2
 
     return Watch(measure, config.steps, config.keep_best, config.patience)
+
+
+@torch.no_grad()
+def embedded_pairs(
+    model: DualEncoder,
+    student: Draft | Artifact,
+    spec: str,
+    most: int,
+    batch: int,
+    data: DataConfig,
+    device: torch.device,
+) -> tuple[Floats, Floats, Ints]:
+    """Images (N, D) and texts (M, D) of the first `most` plain pairs, and (M,) the image that each text is of."""
+    preprocessing, text = student.preprocessing, student.tokenizer
+    assert preprocessing is not None and text is not None
+    tokenizer = load_tokenizer(student.path / text.file)
+    images: list[Tensor] = []
+    captions: list[str] = []
+    owner: list[int] = []
+    stream = batches(spec, preprocessing, batch=batch, workers=data.workers, max_bad_fraction=data.max_bad_fraction)
+    for some in islice(stream, -(-most // batch)):
+        first = sum(map(len, images))
+        room = most - first
+        pixels = torch.from_numpy(some.pixels[:room]).to(device).permute(0, 3, 1, 2).float() / 255
+        images.append(model.encode_image(normalized(pixels, preprocessing)).cpu())
+        for row, own in enumerate(some.captions[:room], first):
+            captions += own
+            owner += [row] * len(own)
+    tokens = trimmed(tokenize(tokenizer, captions, text), model.config.text)
+    texts = [model.encode_text(part.to(device)).cpu() for part in torch.from_numpy(tokens).split(batch)]
+    return torch.cat(images).numpy(), torch.cat(texts).numpy(), np.array(owner)
 
 
 @contextmanager

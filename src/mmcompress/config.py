@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, PositiveFloat, ValidationError, model_validator
 from typing_extensions import Self
 
 from mmcompress.architecture import Config
@@ -162,6 +162,13 @@ class WatchedConfig(StageConfig):
     data: DataConfig
     watch: WatchConfig = WatchConfig()
     """What is measured while it trains."""
+    parts: Annotated[int, _HOW] = Field(default=1, ge=1)
+    """Parts of a batch that are computed one after another, twice each: memory holds the activations of one, and the
+    loss is still that of the whole batch."""
+    recompute: Annotated[bool, _HOW] = False
+    """Keep what is between the blocks only, and compute the blocks again for the gradient: less memory, more time."""
+    compile: Annotated[bool, _HOW] = False
+    """Run the towers as code of torch.compile: a slow start, then faster steps, on GPUs above all."""
 
     @model_validator(mode="before")
     @classmethod
@@ -208,6 +215,17 @@ class EmbedConfig(StageConfig):
         if self.augment != "none" and "augment" in self.model_fields_set and "views" not in self.model_fields_set:
             raise ValueError("augment makes the views behind the first one, and there is one: say how many views")
         return self
+
+
+class EnsembleConfig(StageConfig):
+    """Cached embeddings of several teachers, to be learned from as those of one."""
+
+    combine: Literal["concatenate", "average"] = "concatenate"
+    """`concatenate` takes any teachers, and the student is as wide as all; `average` those that share a space."""
+    weights: tuple[PositiveFloat, ...] | None = None
+    """How much each teacher counts, in their order; all the same if not given."""
+    temperatures: tuple[PositiveFloat, ...] | None = None
+    """Of each teacher's softmax over cosines, in their order; its own, 1 / logit_scale, if not given."""
 
 
 class ConvertConfig(StageConfig):
@@ -280,17 +298,28 @@ class DistillConfig(WatchedConfig):
     """Of those similarities."""
     anchors: int = Field(default=4096, ge=2)
     """Cached teacher embeddings of each modality that the other is compared with."""
+    contrastive: float = Field(default=0.0, ge=0)
+    """Weight of the symmetric InfoNCE among the student's own embeddings of a batch, with hard labels."""
+    affinity: float = Field(default=0.0, ge=0)
+    """Weight of the KL divergence between the batch's logits, the teacher's at its own scale, both ways."""
+    interactive: float = Field(default=0.0, ge=0)
+    """Weight of the InfoNCE between the student's images and the teacher's texts, and the other way round."""
     text: Literal["distill", "keep"] = "distill"
     """`keep` takes the text tower over from the teacher, a folder of a known family, and leaves it as it is."""
     device: Device = "auto"
     """Of torch: `cpu`, `cuda`; `auto` is a GPU where there is one."""
 
+    @property
+    def compares_batch(self) -> bool:
+        """Whether a term compares each image with each text of a batch; then the scale of the logits is learned."""
+        return bool(self.contrastive or self.affinity or self.interactive)
+
     @model_validator(mode="after")
     def _relations_weigh(self) -> Self:
         if not self.relational:
             _refuse_unused(self, ("temperature", "anchors"), "is of the relations, whose weight is 0")
-            if not self.cosine:
-                raise ValueError("cosine and relational are both 0, so there is nothing to learn")
+        if not (self.cosine or self.relational or self.compares_batch):
+            raise ValueError("the weights of all terms are 0, so there is nothing to learn")
         return self
 
 

@@ -14,10 +14,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from mmcompress.architecture import DualEncoderConfig, ImageConfig, TextConfig
 from mmcompress.transformer import Attention, AttentionPooling, Block, PostNormBlock, token_at
@@ -32,6 +34,8 @@ class Tower(nn.Module):
     positions: nn.Parameter
     blocks: nn.ModuleList
     norm_post: nn.Module
+    recomputed = False
+    """Whether the backward pass computes each block again, and what is inside is not kept."""
 
     def forward(self, inputs: Tensor) -> Tensor:
         """(B, ...) -> (B, D)"""
@@ -43,8 +47,13 @@ class Tower(nn.Module):
         """
         mask = self.mask(inputs)
         for block in self.blocks[start:-1]:
-            x = block(x, self.causal, mask=mask)
-        return self.leave(self.blocks[-1](x, self.causal, self.ends(inputs), mask))
+            x = self._behind(block, x, None, mask)
+        return self.leave(self._behind(self.blocks[-1], x, self.ends(inputs), mask))
+
+    def _behind(self, block: nn.Module, x: Tensor, pooled: Tensor | None, mask: Tensor | None) -> Tensor:
+        run = partial(checkpoint, block, use_reentrant=False, preserve_rng_state=False) if self.recomputed else block
+        behind: Tensor = run(x, self.causal, pooled, mask)
+        return behind
 
     def enter(self, inputs: Tensor) -> Tensor:
         """(B, ...) -> (B, T, width): the residual stream before the first block."""

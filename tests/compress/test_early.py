@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from clip_world import write_squares, write_teacher
+from PIL import Image
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from mmcompress.architecture import DualEncoderConfig
@@ -15,9 +19,11 @@ from mmcompress.artifact import Artifact
 from mmcompress.cli.commands import app
 from mmcompress.compress.early import check_one_space, check_same_teacher
 from mmcompress.compress.identity import model_fingerprint
-from mmcompress.errors import MissingRequirementError, MMCompressError, UsageError
+from mmcompress.compress.openclip import check_open_clip_weights
+from mmcompress.errors import CorruptInputError, MissingRequirementError, MMCompressError, UsageError
 from mmcompress.manifest import Kind
 from mmcompress.pipeline import run, standalone
+from mmcompress.pipeline.converted import graphs_to_use
 
 OWN = "def build(): raise SystemExit('it ran')\n"
 
@@ -166,10 +172,73 @@ def test_a_backend_that_is_not_here_is_refused_before_a_teacher_is_converted(wor
         getattr(standalone, command)(sources, world / "out", given)
 
 
+def broken(folder: Path, form: str) -> Path:
+    """A teacher with one weight that is no number, in a form that transformers reads."""
+    tensors = load_file(folder / "model.safetensors")
+    tensors["vision_model.encoder.layers.3.mlp.fc2.weight"][1, 2] = float("nan" if form != "infinite" else "inf")
+    half = {name: tensor.half() if form == "half" else tensor for name, tensor in tensors.items()}
+    (folder / "model.safetensors").unlink()
+    if form == "pickle":
+        torch.save(half, folder / "pytorch_model.bin")
+    elif form == "shards":
+        names = sorted(half)
+        for number, part in enumerate((names[::2], names[1::2])):
+            save_file({name: half[name] for name in part}, folder / f"model-{number}.safetensors", {"format": "pt"})
+        listed = {name: f"model-{index % 2}.safetensors" for index, name in enumerate(names)}
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": listed}))
+    else:
+        save_file(half, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+@pytest.mark.parametrize("form", ["plain", "infinite", "half", "pickle", "shards"])
+def test_weights_that_are_no_numbers_are_found_before_anything_is_loaded(world: Path, form: str) -> None:
+    teacher = str(broken(world / "teacher", form))
+    data = str(world / "squares-00000.tar")
+    commands: list[Callable[[], object]] = [
+        lambda: standalone.embed(world / "o", {"teacher.source": teacher, "data.train": data}),
+        lambda: standalone.distill(
+            world / "o", {"teacher.source": teacher, "data.train": data, "student.source": "vit-t16"}
+        ),
+        lambda: standalone.convert(teacher, world / "o"),
+        lambda: standalone.export(teacher, world / "o"),
+        lambda: standalone.export(teacher, world / "o", {"precisions": ["fp16"]}),
+        lambda: standalone.quantize(teacher, world / "o", {"data.train": data}),
+        lambda: standalone.prune(teacher, world / "o", {"data.train": data, "batch": 32}),
+        lambda: standalone.drift([teacher], world / "o", {"data.test": data}),
+        lambda: standalone.bench([teacher], world / "o", {}),
+        lambda: graphs_to_use(teacher),
+    ]
+    for command in commands:
+        with pytest.raises(CorruptInputError, match=r"'vision_model.encoder.layers.3.mlp.fc2.weight' has numbers that"):
+            command()
+
+
+def test_open_clips_weights_are_looked_at_where_they_lie(tmp_path: Path) -> None:
+    save_file({"a": torch.ones(2), "b": torch.tensor([float("nan")])}, tmp_path / "open_clip_model.safetensors")
+    torch.save({"state_dict": {"module.b": torch.tensor([float("inf")])}}, tmp_path / "w.pt")
+    for source, what in (
+        (f"open_clip:local-dir:{tmp_path}", "'b' has numbers"),
+        (f"open_clip:ViT-B-32/{tmp_path / 'w.pt'}", "'module.b' has numbers"),
+    ):
+        with pytest.raises(CorruptInputError, match=what):
+            check_open_clip_weights(source)
+    check_open_clip_weights("open_clip:ViT-B-32/openai")
+
+
 def test_a_loss_without_weight_is_nothing_to_learn(world: Path) -> None:
     given = {"teacher.source": str(world / "teacher"), "data.train": "-", "student.source": "vit-s16"}
     with pytest.raises(UsageError, match="nothing to learn"):
         standalone.distill(world / "out", {**given, "cosine": 0.0, "relational": 0.0})
+
+
+@pytest.mark.parametrize("term", ["contrastive", "interactive"])
+def test_what_needs_captions_is_not_learned_from_photos_alone(world: Path, term: str) -> None:
+    (world / "photos").mkdir()
+    Image.new("RGB", (32, 32)).save(world / "photos" / "a.png")
+    given = {"teacher.source": str(world / "teacher"), "data.train": str(world / "photos"), "student.source": "vit-s16"}
+    with pytest.raises(UsageError, match="photos alone have none"):
+        standalone.distill(world / "out", {**given, term: 1.0})
 
 
 def test_a_checkpoint_of_another_width_learns_nothing_from_a_teacher(tmp_path: Path) -> None:

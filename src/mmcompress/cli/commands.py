@@ -19,7 +19,7 @@ import typer
 
 from mmcompress import __version__
 from mmcompress.cli.options import SETTINGS, Commands, Set, keyed
-from mmcompress.errors import MMCompressError
+from mmcompress.errors import MMCompressError, UsageError
 from mmcompress.ranks import announced, joined
 
 app = typer.Typer(
@@ -103,6 +103,22 @@ def embed(out: Out, given: Given, json: Json = False) -> None:
     console.show(*console.artifact_summary(standalone.embed(out, given)), json)
 
 
+@keyed(app, MODEL, "ensemble")
+def ensemble(
+    teachers: Annotated[
+        list[Path], typer.Argument(metavar="EMBEDDINGS…", help="Of each teacher, as `embed` wrote them.")
+    ],
+    out: Out,
+    given: Given,
+    json: Json = False,
+) -> None:
+    """Combine cached embeddings of several teachers; `distill --embeddings OUT --teacher ONE` learns from all."""
+    from mmcompress.cli import console
+    from mmcompress.pipeline import standalone
+
+    console.show(*console.artifact_summary(standalone.ensemble(teachers, out, given)), json)
+
+
 @keyed(app, MODEL, "convert", without=("teacher.source",))
 def convert(
     teacher: Annotated[str, typer.Argument(metavar="TEACHER", help="Alias, hub id, or a Hugging Face folder.")],
@@ -123,12 +139,21 @@ def distill(
     given: Given,
     embeddings: Embeddings = None,
     checkpoint: Annotated[Path | None, typer.Option("--from", help="Checkpoint to recover, after pruning say.")] = None,
+    pilot: Annotated[str | None, typer.Option(metavar="A,B", help="Try these teachers, and say which to take.")] = None,
+    budget: Annotated[str, typer.Option(help="Of a pilot, for all its teachers: 90s, 10m, 1h.")] = "10m",
     json: Json = False,
 ) -> None:
     """Distill a student from a teacher, or recover a pruned one. Embeds the teacher into OUT-embeddings first."""
-    from mmcompress.cli import console
+    from mmcompress.cli import console, show_compress
+    from mmcompress.pipeline import pilot as trying
     from mmcompress.pipeline import standalone
 
+    if pilot is not None:
+        if embeddings is not None or checkpoint is not None:
+            raise UsageError("a pilot embeds with each teacher, and starts anew", "leave --embeddings and --from out")
+        found = trying.pilot([name.strip() for name in pilot.split(",")], trying.seconds_of(budget), out, given)
+        console.show(*show_compress.pilot_summary(found), json)
+        return
     student = standalone.distill(out, given, embeddings=embeddings, checkpoint=checkpoint)
     console.show(*console.artifact_summary(student), json)
 

@@ -11,9 +11,10 @@ from mmcompress.artifact import Artifact
 from mmcompress.cli.console import Summary, about, artifact_summary, empty_table
 from mmcompress.cli.show_measure import verdict_summary
 from mmcompress.cli.show_report import report_summary
-from mmcompress.formats import compact, percent
+from mmcompress.formats import compact, percent, percent_interval
 from mmcompress.int8 import JUDGED_ON, SEEN, JudgedOn
 from mmcompress.manifest import Kind
+from mmcompress.pipeline.pilot import PilotDocument
 
 JUDGES: Mapping[JudgedOn, str] = {
     "validation": "validation samples",
@@ -33,6 +34,23 @@ def prune_summary(artifact: Artifact) -> Summary:
             asked, measured, backend = tower["asked"], tower["measured"], tower["backend"]
             lines.append(f"latency on {backend}: {measured:.3f}x measured, {asked:.3f}x asked")
     return document, Group(place, *map(Text, lines))
+
+
+def pilot_summary(pilot: PilotDocument) -> Summary:
+    """The students of a pilot's teachers, and which teacher to take."""
+    table = empty_table("teacher", ">R@10", "95%", ">change", "95%", ">images/s", "")
+    for row in pilot.rows:
+        table.add_row(
+            row.teacher,
+            percent(row.r10),
+            percent_interval(row.r10_ci95),
+            f"{100 * row.change:+.1f}",
+            percent_interval(row.change_ci95),
+            f"{row.embedded_ips:,.0f}",
+            "take this one" if row.teacher == pilot.take else "" if row.significant else "no difference seen",
+        )
+    about_it = f"{pilot.pairs} pairs and {pilot.steps} steps each, judged on {pilot.judged} images"
+    return pilot.model_dump(mode="json", by_alias=True), Group(table, Text(about_it))
 
 
 def qat_summary(artifact: Artifact) -> Summary:

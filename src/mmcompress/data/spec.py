@@ -16,8 +16,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from mmcompress.data.digests import sha256_of
 from mmcompress.data.remote import CACHED, check_scheme
+from mmcompress.digests import sha256_of
 from mmcompress.errors import CorruptInputError, UsageError
 from mmcompress.manifest import hash_json
 from mmcompress.packaged import packaged

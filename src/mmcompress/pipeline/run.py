@@ -21,7 +21,7 @@ from mmcompress.artifact import Artifact, read_manifest
 from mmcompress.config import ConvertConfig, StageConfig, what_counts
 from mmcompress.errors import CorruptInputError, UsageError
 from mmcompress.lock import locked
-from mmcompress.manifest import Manifest, hash_json
+from mmcompress.manifest import Kind, Manifest, hash_json
 from mmcompress.pipeline.outside import READ, outside, revisions, still_as_read
 from mmcompress.pipeline.plan import Step, local_inputs, plan
 from mmcompress.pipeline.recipe import Recipe
@@ -148,12 +148,14 @@ def _made_or_reused(
     _keep_work_of(work, key)
     say(stage.name, out.name, "running")
     start = time.monotonic()
-    said = _said(built)
+    said, standing = _said(built), out if (out / MANIFEST).is_file() else None
     with Artifact.create(out, kind=stage.produces, stage=stage.name, key=key, config=said, parents=parents) as draft:
-        run_on_all(stage, Job(built, sources, gathered, draft, out.name, work), key)
+        run_on_all(stage, Job(built, sources, gathered, draft, out.name, work, standing), key)
         if found := {**draft.facts.get(READ, {}), **revisions(built)}:
             draft.facts[READ] = found
     shutil.rmtree(work, ignore_errors=True)
+    if stage.produces is Kind.EMBEDDINGS:
+        Artifact(out, read_manifest(out / MANIFEST)).remember()
     say(stage.name, out.name, f"done in {time.monotonic() - start:.1f} s")
     return Artifact.open(out)
 

@@ -107,6 +107,12 @@ def embed(out: Path, given: Given) -> Artifact:
     return run_single("embed", {}, given, {}, out)
 
 
+def ensemble(teachers: Sequence[Path], out: Path, given: Given = NOTHING) -> Artifact:
+    """Cached embeddings of several teachers as those of one."""
+    gathered = [Artifact.open(teacher, Kind.EMBEDDINGS) for teacher in teachers]
+    return run_single("ensemble", {}, given, {}, out, gathered)
+
+
 def convert(source: str, out: Path, given: Given = NOTHING) -> Artifact:
     """A teacher as a checkpoint of ours, with its own weights."""
     check_becomes_checkpoint(source, "a checkpoint", given)

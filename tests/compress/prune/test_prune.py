@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from mmcompress.compress.prune.importance import taylor
 from mmcompress.compress.prune.prune import uniform_sizes
 from mmcompress.compress.prune.shrink import shrunk
-from mmcompress.compress.train.distill import distillation_loss
+from mmcompress.compress.train.objective import distillation_loss
 from mmcompress.compress.train.pairs import TrainingBatch
 from mmcompress.config import DataConfig, PruneConfig, validated
 from mmcompress.errors import UsageError

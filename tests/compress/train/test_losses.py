@@ -8,7 +8,15 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from mmcompress.compress.train.losses import affinity, cosine_distance, info_nce, interactive, relational
+from mmcompress.compress.train.losses import (
+    affinity,
+    cosine_distance,
+    info_nce,
+    interactive,
+    relational,
+    token_relations,
+)
+from mmcompress.compress.train.objective import batch_terms, distillation_terms
 
 
 def unit(rows: int, seed: int, width: int = 16) -> torch.Tensor:
@@ -82,3 +90,50 @@ def test_interactive_asks_the_teachers_other_modality() -> None:
     other = (9.0 * student[0] @ teacher[1].T).log_softmax(1), (9.0 * student[1] @ teacher[0].T).log_softmax(1)
     moved = sum((log[0, 0] - log[0, 1] + log[1, 1] - log[1, 0]).item() / 2 for log in other) / 12
     assert shared == pytest.approx(found.item() + moved, rel=1e-4)
+
+
+def test_affinity_has_the_gradient_of_open_clips_distillation_loss() -> None:
+    """Cross entropy to the teacher's softmax both ways, as open_clip's DistillClipLoss writes it."""
+    teacher, scale = (unit(6, 2), unit(6, 3)), torch.tensor(12.0, requires_grad=True)
+    images = unit(6, 0).requires_grad_()
+    texts = unit(6, 1)
+    theirs = 100.0 * teacher[0] @ teacher[1].T
+    logits = scale * images @ texts.T
+    both = [
+        -(b.softmax(dim=1) * a.log_softmax(dim=1)).sum(dim=1).mean()
+        for a, b in ((logits, theirs), (logits.T, theirs.T))
+    ]
+    expected = torch.autograd.grad(sum(both) / 2, (images, scale))  # type: ignore[arg-type]
+    found = torch.autograd.grad(affinity((images, texts), teacher, scale, 100.0), (images, scale))
+    for ours, reference in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, reference, atol=1e-6, rtol=1e-4)
+
+
+def test_token_relations_match_the_formula_written_out() -> None:
+    """Two relation heads; the student's are three channels wide, the teacher's four."""
+    student, teacher = (torch.randn(2, 5, c, generator=torch.Generator().manual_seed(c)) for c in (6, 8))
+    expected, rows = 0.0, 0
+    for b in range(2):
+        for h in range(2):
+            p, q = (
+                torch.softmax(v[b, :, h * d : (h + 1) * d] @ v[b, :, h * d : (h + 1) * d].T / math.sqrt(d), dim=1)
+                for v, d in ((teacher, 4), (student, 3))
+            )
+            for t in range(5):
+                expected += sum(float(x * (x / y).log()) for x, y in zip(p[t], q[t], strict=True))
+                rows += 1
+    assert token_relations(student, teacher, 2).item() == pytest.approx(expected / rows, rel=1e-4)
+    assert token_relations(teacher, teacher, 2).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_terms_are_the_losses_times_their_weights_and_those_of_weight_0_are_left_out() -> None:
+    student, teacher = (unit(6, 0), unit(6, 1)), (unit(6, 2), unit(6, 3))
+    scale, same = torch.tensor(2.0), torch.eye(6, dtype=torch.bool)
+    assert batch_terms(student, teacher, same, scale, 30.0) == {}
+    terms = batch_terms(student, teacher, same, scale, 30.0, 2.0, 3.0, 4.0)
+    expected = {
+        "contrastive": 2 * info_nce(*student, scale, same),
+        "affinity": 3 * affinity(student, teacher, scale.exp(), 30.0),
+        "interactive": 4 * interactive(student, teacher, scale, same),
+    }
+    assert terms == expected and [*distillation_terms(student, teacher, teacher, 1.0, 0.0)] == ["cosine"]
