@@ -12,6 +12,7 @@ import torch
 from clip_world import write_squares, write_teacher
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from shards import picture, png_of
 from typer.testing import CliRunner
 
 from mmcompress.architecture import DualEncoderConfig
@@ -24,6 +25,7 @@ from mmcompress.errors import CorruptInputError, MissingRequirementError, MMComp
 from mmcompress.manifest import Kind
 from mmcompress.pipeline import run, standalone
 from mmcompress.pipeline.converted import graphs_to_use
+from mmcompress.pipeline.shrinking import Wish, shrink
 
 OWN = "def build(): raise SystemExit('it ran')\n"
 
@@ -170,6 +172,31 @@ def test_a_backend_that_is_not_here_is_refused_before_a_teacher_is_converted(wor
         return
     with pytest.raises(MissingRequirementError, match="tensorrt"):
         getattr(standalone, command)(sources, world / "out", given)
+
+
+def test_damaged_photos_are_found_before_a_teacher_is_converted(world: Path) -> None:
+    """A text that is called .jpg, a download that broke off, and a PNG without pixels, 50 of 160."""
+    photos, teacher, out = world / "photos", str(world / "teacher"), world / "o"
+    photos.mkdir()
+    for number in range(160):
+        whole = picture(number)
+        bad = (b"<html>not found</html>", whole[: len(whole) // 2], png_of(16, 16))[number % 3]
+        (photos / f"{number:03d}.jpg").write_bytes(bad if number < 50 else whole)
+    train, test = {"data.train": str(photos)}, {"data.test": str(photos)}
+    commands: list[Callable[[], object]] = [
+        lambda: standalone.embed(out, {"teacher.source": teacher, **train}),
+        lambda: standalone.quantize(teacher, out, train),
+        lambda: standalone.verdict(teacher, out, train),
+        lambda: standalone.verdict(teacher, out, {"data.train": "demo:train", "data.validation": str(photos)}),
+        lambda: standalone.prune(teacher, out, {**train, "batch": 32}),
+        lambda: standalone.drift([teacher], out, test),
+        lambda: shrink(teacher, out, Wish("demo:train", validation="demo:val", test=str(photos))),
+    ]
+    for command in commands:
+        with pytest.raises(CorruptInputError, match=r"of 160 items cannot be read, more than 5%") as caught:
+            command()
+        assert "max_bad_fraction" in caught.value.hint
+    assert not any(place.name.startswith("o") and place.name != "other" for place in world.iterdir() if place.is_dir())
 
 
 def broken(folder: Path, form: str) -> Path:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from shards import SMALL, pair, picture, png_of, shard, write_tar
 
-from mmcompress.data.batches import Batch, batches, decode
+from mmcompress.data.batches import Batch, batches, check_readable, decode
 from mmcompress.errors import CorruptInputError, UsageError
 from mmcompress.manifest import Preprocessing
 
@@ -229,6 +229,26 @@ def test_only_undecodable_images(tmp_path: Path) -> None:
     path = write_tar(tmp_path / "x.tar", [("0.png", png_of(16, 16)), ("0.txt", b"x")])
     with pytest.raises(CorruptInputError, match="has no readable sample; 1 of 1 items cannot be read: x/0: the image"):
         made(path)
+
+
+def test_a_look_at_a_small_set_says_what_a_pass_would(tmp_path: Path) -> None:
+    path = str(broken(tmp_path))
+    for seed in (None, 0):
+        with pytest.raises(CorruptInputError, match=r"4 of 12 items cannot be read, more than 10%: .*the PNG is trunc"):
+            check_readable(path, 0.1, seed)
+        check_readable(path, 0.34, seed)
+    check_readable("pipe:false", 0.0)
+
+
+def test_a_look_at_a_large_set_goes_as_far_as_a_pass_before_it_judges(tmp_path: Path) -> None:
+    image = picture(kind="PNG")
+    for number in range(1200):
+        (tmp_path / f"{number:04d}.png").write_bytes(b"some text" if number % 18 == 0 else image)
+    with pytest.raises(CorruptInputError, match=r"of the first 1000 items cannot be read, more than 5%"):
+        check_readable(str(tmp_path), 0.05)
+    check_readable(str(tmp_path), 0.06)
+    with pytest.raises(CorruptInputError, match="of the first"):
+        made(tmp_path, max_bad_fraction=0.05)
 
 
 def test_warnings_come_once_and_not_at_each_epoch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,6 +17,7 @@ too. Left out: that for indexed shards, whose batches of several processes are t
 
 from __future__ import annotations
 
+import functools
 import random
 from collections.abc import Callable, Iterator
 from itertools import islice
@@ -26,7 +27,7 @@ from mmcompress.data.decoding import Batch, Kept, decode, decoded_batches
 from mmcompress.data.reading import Listed, listed, named, samples
 from mmcompress.data.sample import Sample
 from mmcompress.data.spec import COMPRESSED, expand, fingerprint, is_stream, part_of
-from mmcompress.data.tally import Tally
+from mmcompress.data.tally import EARLY, Tally
 from mmcompress.data.views import PLAIN, Shown
 from mmcompress.errors import CorruptInputError, UsageError
 from mmcompress.manifest import Preprocessing
@@ -38,6 +39,9 @@ __all__ = ["Batch", "Sample", "batches", "count", "decode", "expand", "fingerpri
 MAX_BAD_FRACTION = 0.05
 BUFFER_BYTES = 512 * 2**20
 """Of encoded images that are held for shuffling; those that an index lists are not held."""
+_DECODED = 32
+"""Images that are decoded to see whether a set can be."""
+_ANY_SIZE = Preprocessing(size=32, resize=32, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 
 
 def read(
@@ -80,6 +84,37 @@ def count_up_to(most: int, spec: str) -> int:
     return sum(1 for _ in islice(listing(spec, max_bad_fraction=1.0), most))
 
 
+@functools.cache
+def check_readable(spec: str, max_bad_fraction: float, shuffle_seed: int | None = None) -> None:
+    """Raise, before anything long is done, what a pass over the data would raise for damage in its first items.
+
+    A set of up to 1,000 items is looked at whole, a larger one as far as a pass looks before it judges; of those that
+    look whole a few are decoded. A stream is read once, so nothing is known of it.
+    """
+    if is_stream(spec):
+        return
+    tally = Tally(spec, max_bad_fraction, announce=False)
+    stream = _of_part(listed(_in_order(spec, shuffle_seed, 0)[0], tally), spec)
+    for number, item in enumerate(stream):
+        if number < _DECODED:
+            try:
+                decode(item.stored(), _ANY_SIZE)
+            except (OSError, CorruptInputError) as error:
+                tally.good -= 1
+                tally.add_bad(item.key, str(error))
+        if tally.good + tally.bad >= EARLY:
+            return tally.check_so_far()
+    tally.finish()
+
+
+def _in_order(spec: str, shuffle_seed: int | None, epoch: int) -> tuple[list[tuple[str, str]], random.Random]:
+    """The places of a specification in the order of a pass, and what the order of their samples is drawn from."""
+    places, order = named(expand(spec)), random.Random(f"{shuffle_seed}/{epoch}")
+    if shuffle_seed is not None:
+        order.shuffle(places)
+    return places, order
+
+
 def batches(
     spec: str,
     preprocessing: Preprocessing,
@@ -113,17 +148,14 @@ def batches(
     """
     if not 0 <= rank < world or batch < 1 or workers < 1 or skip < 0 or buffer < 1:
         raise ValueError(f"rank {rank} of {world}, batch {batch}, workers {workers}, skip {skip}, buffer {buffer}")
-    places = named(expand(spec))
     tally = Tally(spec, max_bad_fraction, log, announce=epoch == 0 and rank == 0)
-    if shuffle_seed is None:
-        stream = _of_part(listed(places, tally), spec)
-    else:
-        order = random.Random(f"{shuffle_seed}/{epoch}")
-        order.shuffle(places)
-        stream = _shuffled(_of_part(listed(places, tally), spec), order, buffer)
+    places, order = _in_order(spec, shuffle_seed, epoch)
     if shuffle_seed is not None and length is not None and world > 1 and _are_shared(places, world):
         stream = islice(_own(places[rank::world], tally, spec, order, buffer), length * batch)
     else:
+        stream = _of_part(listed(places, tally), spec)
+        if shuffle_seed is not None:
+            stream = _shuffled(stream, order, buffer)
         stream = _dealt(stream, rank, world, drop_last)
     groups: Iterator[tuple[int, list[Listed]]] = islice(enumerate(_groups(stream, batch, drop_last, tally)), skip, None)
     if only is not None:

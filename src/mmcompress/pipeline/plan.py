@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mmcompress.config import DataConfig, StageConfig, TeacherConfig
+from mmcompress.data.batches import check_readable
 from mmcompress.data.layout import read_labels, read_templates
 from mmcompress.data.spec import expand, is_photos, is_stream, part_of
 from mmcompress.errors import UsageError, suggestion
@@ -21,6 +22,9 @@ from mmcompress.stages import STAGES, Stage
 
 _LISTS: Mapping[str, Callable[[str], list[str]]] = {"labels": read_labels, "templates": read_templates}
 """Small files that a data table names, read before anything runs to see that they can be."""
+_READ_AS_PAIRS = tuple(name for name in DATA_FIELDS if name not in _LISTS)
+_IN_ORDER = ("embed", "drift")
+"""Stages that read their data from its begin to its end; the others shuffle it."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +99,16 @@ def check_use(built: StageConfig, stage: Stage, roles: Collection[str], where: s
                 f"{spec} is a folder of photos without captions, and {stage.name} learns from what is said of them",
                 "give pairs, or use quantize, prune, verdict or drift, which need the images alone",
             )
+
+
+def check_data(built: StageConfig, stage: Stage) -> None:
+    """Raise for data of which so much is damaged that the stage would stop, as far as its first items tell."""
+    data = getattr(built, "data", None)
+    if not isinstance(data, DataConfig):
+        return
+    for name in _READ_AS_PAIRS:
+        if (spec := getattr(data, name)) is not None:
+            check_readable(spec, data.max_bad_fraction, None if stage.name in _IN_ORDER else built.seed)
 
 
 def local_inputs(built: StageConfig) -> list[Path]:

@@ -23,7 +23,7 @@ from mmcompress.errors import CorruptInputError, UsageError
 from mmcompress.lock import locked
 from mmcompress.manifest import Kind, Manifest, hash_json
 from mmcompress.pipeline.outside import READ, outside, revisions, still_as_read
-from mmcompress.pipeline.plan import Step, local_inputs, plan
+from mmcompress.pipeline.plan import Step, check_data, local_inputs, plan
 from mmcompress.pipeline.recipe import Recipe
 from mmcompress.pipeline.together import KEY, run_on_all
 from mmcompress.places import MANIFEST, check_place
@@ -58,6 +58,7 @@ def run_stages(recipe: Recipe, places: Mapping[str, Path], where: str) -> dict[s
         standing = None if parents is None else digest_of_standing(step.stage, step.config, parents, step.place)
         if standing is None:
             step.stage.refuse_impossible(step.config, {}, _coming_start(step, steps))
+            check_data(step.config, step.stage)
         else:
             digests[step.name] = standing
     for place in places.values():
