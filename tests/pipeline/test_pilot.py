@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from clip_world import write_squares, write_teacher
 
 from mmcompress.errors import UsageError
+from mmcompress.pipeline import pilot
 from mmcompress.pipeline.pilot import PilotDocument, compared, seconds_of
 
 
@@ -63,12 +65,21 @@ def asked(world: Path, teachers: str) -> tuple[object, ...]:
 
 
 @pytest.mark.slow
-def test_the_command_tries_each_and_names_one(world: Path, tmp_path: Path, cli: Callable[..., Any]) -> None:
+def test_the_command_tries_each_and_names_one(
+    world: Path, tmp_path: Path, cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a machine that embeds 60 images a second and takes a second for a step."""
+    real = pilot._trial
+
+    def measured(*arguments: Any) -> pilot.Trial:
+        return replace(real(*arguments), images_per_s=60.0, step_s=1.0, seconds=0.0)
+
+    monkeypatch.setattr(pilot, "_trial", measured)
     teachers = f"{world / 'a'},{world / 'b'}"
     done = cli(*asked(world, teachers), "--budget", "30s", "--out", tmp_path / "out", "--json")
     assert done.code == 0, done.err
     found = PilotDocument.model_validate(json.loads(done.out.splitlines()[-1]))
-    assert found.take in teachers.split(",") and found.pairs == found.judged == 60 and found.steps > 6
+    assert found.take in teachers.split(",") and found.pairs == found.judged == 60 and found.steps == 14
     assert [row.teacher for row in found.rows] == teachers.split(",")
 
 
