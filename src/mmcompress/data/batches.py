@@ -151,7 +151,7 @@ def batches(
     tally = Tally(spec, max_bad_fraction, log, announce=epoch == 0 and rank == 0)
     places, order = _in_order(spec, shuffle_seed, epoch)
     if shuffle_seed is not None and length is not None and world > 1 and _are_shared(places, world):
-        stream = islice(_own(places[rank::world], tally, spec, order, buffer), length * batch)
+        stream: Iterator[Listed] = islice(_own(places[rank::world], tally, spec, order, buffer), length * batch)
     else:
         stream = _of_part(listed(places, tally), spec)
         if shuffle_seed is not None:
