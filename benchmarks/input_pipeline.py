@@ -58,8 +58,9 @@ def bare(images: list[bytes], size: int, threads: int, draft: bool) -> int:
 def pipeline(spec: str, rule: Preprocessing, threads: int, samples: int, views: tuple[int, ...]) -> int:
     """Shards to normalized batches, a tensor for each view."""
     shown = decoded_views("photo", 0, len(views), lambda _: views)
-    found = 0
-    for batch in islice(batches(spec, rule, batch=BATCH, workers=threads, shown=shown), -(-samples // BATCH)):
+    found, last = 0, -(-samples // BATCH)
+    # Threads decode ahead, so a stream that is left early has done more than was taken of it.
+    for batch in batches(spec, rule, batch=BATCH, workers=threads, shown=shown, only=lambda number: number < last):
         for view in views:
             same = np.full(len(batch.keys), view)
             normalized(pixels_of_views(batch, same, 0, "photo", CPU), rule)
