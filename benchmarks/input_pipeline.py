@@ -1,6 +1,6 @@
 """The input pipeline against bare decoding of the same bytes, in as many threads, and where its time goes.
 
-python benchmarks/input_pipeline.py SPEC [--size 224] [--threads 2] [--rounds 5] [--samples 320] [--json]
+python benchmarks/input_pipeline.py [SPEC] [--size 224] [--threads 2] [--rounds 5] [--samples 320] [--json]
 
 `bare` opens, decodes and resizes each image with Pillow as the model wants it (the shorter side becomes --size,
 bicubic), from memory, and throws the pixels away. Everything else comes from the shards (by their indices, files in the
@@ -125,7 +125,7 @@ def rounds(spec: str, size: int, threads: int, samples: int, number: int) -> Ite
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("spec")
+    parser.add_argument("spec", nargs="?", default="demo:train")
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
