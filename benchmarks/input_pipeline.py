@@ -1,6 +1,6 @@
 """The input pipeline against bare decoding of the same bytes, in as many threads, and where its time goes.
 
-python benchmarks/input_pipeline.py SPEC [--size 224] [--threads 2] [--rounds 5] [--samples 320] [--json]
+python benchmarks/input_pipeline.py [SPEC] [--size 224] [--threads 2] [--rounds 5] [--samples 320] [--json]
 
 `bare` opens, decodes and resizes each image with Pillow as the model wants it (the shorter side becomes --size,
 bicubic), from memory, and throws the pixels away. Everything else comes from the shards (by their indices, files in the
@@ -58,8 +58,9 @@ def bare(images: list[bytes], size: int, threads: int, draft: bool) -> int:
 def pipeline(spec: str, rule: Preprocessing, threads: int, samples: int, views: tuple[int, ...]) -> int:
     """Shards to normalized batches, a tensor for each view."""
     shown = decoded_views("photo", 0, len(views), lambda _: views)
-    found = 0
-    for batch in islice(batches(spec, rule, batch=BATCH, workers=threads, shown=shown), -(-samples // BATCH)):
+    found, last = 0, -(-samples // BATCH)
+    # Threads decode ahead, so a stream that is left early has done more than was taken of it.
+    for batch in batches(spec, rule, batch=BATCH, workers=threads, shown=shown, only=lambda number: number < last):
         for view in views:
             same = np.full(len(batch.keys), view)
             normalized(pixels_of_views(batch, same, 0, "photo", CPU), rule)
@@ -124,7 +125,7 @@ def rounds(spec: str, size: int, threads: int, samples: int, number: int) -> Ite
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("spec")
+    parser.add_argument("spec", nargs="?", default="demo:train")
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
