@@ -28,6 +28,7 @@ from mmcompress.config import (
     EmbedConfig,
     PruneConfig,
     QuantizeConfig,
+    QuantizeGraphsConfig,
     StudentConfig,
     TeacherConfig,
     TraceConfig,
@@ -39,6 +40,7 @@ from mmcompress.errors import UsageError
 from mmcompress.export.pixels import image_processing
 from mmcompress.export.texts import save_text_processing
 from mmcompress.families import config_from_hugging_face
+from mmcompress.int8 import GRAPH_RANGES
 from mmcompress.pretrained import check_folder
 from mmcompress.teachers import ALIASES, OPEN_CLIP, cached_folder, hub_id, own_code, resolve
 from mmcompress.weights import check_finite, weight_files
@@ -123,6 +125,16 @@ def fits_quantize(config: QuantizeConfig, model: DualEncoderConfig, sources: Sou
         check_same_blocks(sources["ranges"], model)
     if {"ranges", "checkpoint"} <= sources.keys():
         check_same_weights(sources["ranges"], sources["checkpoint"].path)
+
+
+def check_quantize_graphs(config: QuantizeGraphsConfig, _: Sources) -> None:
+    """What is kept has a name of a graph, which is known when there is one; what no graph has is known before."""
+    for name in config.keep:
+        if name.partition(".")[0] not in ("image", "text"):
+            raise UsageError(
+                f"keep: no graph has a product {name!r}: a name begins with its tower, image. or text.",
+                f"the names are the keys of {GRAPH_RANGES}, which quantizing without keep writes",
+            )
 
 
 def check_coming_weights(ranges: Artifact, teacher: TeacherConfig) -> None:

@@ -12,6 +12,9 @@ import math
 from collections.abc import Iterable
 from types import ModuleType
 
+LISTED, NEAREST = 40, 6
+"""How many names an error lists, and how many of more than these."""
+
 
 class MMCompressError(Exception):
     """A failure that the user can mend. `what` happened and was expected; `hint` says what to do."""
@@ -58,10 +61,14 @@ class StoppedError(MMCompressError):
 
 
 def suggestion(word: str, known: Iterable[str]) -> str:
-    """ "did you mean …?" for a misspelt word, else the list of what is known."""
+    """ "did you mean …?" for a misspelt word, else the list of what is known, or of a long one the nearest."""
     known = sorted(known)
-    close = difflib.get_close_matches(word, known, n=1)
-    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
+    if close := difflib.get_close_matches(word, known, n=1):
+        return f"did you mean {close[0]!r}?"
+    if len(known) <= LISTED:
+        return f"known: {', '.join(known)}"
+    nearest = difflib.get_close_matches(word, known, n=NEAREST, cutoff=0.0)
+    return f"there are {len(known)}, the nearest are {', '.join(nearest)}"
 
 
 def finite(value: float, what: str) -> float:

@@ -185,6 +185,7 @@ STAGES: Mapping[str, Stage] = {
             "mmcompress.compress.int8.quantize_graphs:quantize_graphs",
             {"graphs": Kind.ONNX},
             reads=("train", "validation", "labels"),
+            check="mmcompress.compress.early:check_quantize_graphs",
         ),
         Stage(
             "qat",

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 from mmcompress.compress.ownteacher import check_has_towers
 from mmcompress.compress.prune.sizes import check_latency_share
-from mmcompress.errors import CorruptInputError, UsageError
+from mmcompress.errors import CorruptInputError, UsageError, suggestion
 from mmcompress.families import config_from_hugging_face
 from mmcompress.pipeline import standalone
 from mmcompress.pipeline.shrinking import Wish, shrink
@@ -42,6 +42,23 @@ def test_a_misspelt_linear_is_refused_before_a_teacher_is_converted(world: Path,
     with pytest.raises(UsageError, match=r"there is no Linear 'image\.blocks\.0\.fc3' in this model") as caught:
         getattr(standalone, command)("teacher", Path("out"), {"data.train": "demo:train", **keep})
     assert "did you mean 'image.blocks.0.fc" in caught.value.hint and made(world) == []
+
+
+@pytest.mark.parametrize("command", ["quantize", "verdict"])
+def test_a_name_that_no_graph_can_have_is_refused_before_a_teacher_is_traced(world: Path, command: str) -> None:
+    keep = {"keep" if command == "quantize" else "quantize.keep": ["visual.conv1.Conv"]}
+    source = str(Path(convolutions.__code__.co_filename))
+    with pytest.raises(UsageError, match=r"no graph has a product 'visual\.conv1\.Conv': a name begins with its tower"):
+        getattr(standalone, command)(f"{source}:teacher", Path("out"), {"data.train": "demo:train", **keep})
+    assert made(world) == []
+
+
+def test_of_many_names_the_nearest_are_listed() -> None:
+    names = [f"image.layer{block}.{index}.conv{index}.Conv" for block in range(9) for index in range(9)]
+    said = suggestion("text.conv3", names)
+    assert said.startswith("there are 81, the nearest are image.") and said.count("conv3") >= 3 and said.count(",") == 6
+    assert suggestion("image.layer3.1.conv1.Conf", names) == "did you mean 'image.layer3.1.conv1.Conv'?"
+    assert suggestion("zzz", names[:2]) == f"known: {names[0]}, {names[1]}"
 
 
 def test_a_recipe_refuses_it_too(world: Path) -> None:

@@ -231,12 +231,11 @@ def quantize(
     check_places(out, "quantize-graphs" if graph else "quantize", built, made_first(source, near, coming), source)
     look_at_data("quantize", built, out)
     if graph:
-        own = routed(to["quantize"], "quantize-graphs", idle={"quantize": f"{source} is quantized as a graph"})
-        checked("quantize-graphs", tables, own["quantize-graphs"])
+        own = _given_of_graphs(source, tables, to["quantize"])
         if ranges is not None:
             raise UsageError(f"--ranges are of checkpoints, and {source} is quantized as a graph", "leave it out")
         graphs = near or as_model(source, out, coming)
-        return run_single("quantize-graphs", tables, own["quantize-graphs"], {"graphs": graphs}, out)
+        return run_single("quantize-graphs", tables, own, {"graphs": graphs}, out)
     checked("quantize", tables, to["quantize"], reused, coming_start(source, near, coming))
     if near is None and reused:
         from mmcompress.compress.early import check_coming_weights
@@ -244,6 +243,14 @@ def quantize(
         check_coming_weights(reused["ranges"], teacher_named(str(source), given=coming))
     checkpoint = near or as_checkpoint(source, out, coming)
     return run_single("quantize", tables, to["quantize"], {"checkpoint": checkpoint, **reused}, out)
+
+
+def _given_of_graphs(source: str | Path, tables: Mapping[str, Any], given: Given) -> dict[str, Any]:
+    """What is given to `quantize`, checked as what its twin for graphs is given."""
+    stage = "quantize-graphs"
+    own = routed(given, stage, idle={"quantize": f"{source} is quantized as a graph"})[stage]
+    checked(stage, tables, own)
+    return own
 
 
 def qat(checkpoint: str | Path, out: Path, given: Given = NOTHING) -> Artifact:
@@ -275,6 +282,8 @@ def verdict(source: str | Path, out: Path, given: Given = NOTHING) -> Artifact:
         coming = to.get("convert", NOTHING)
         fitting = "quantize-graphs" if is_graph(source, checkpoint, coming) else "quantize"
         check_places(out, "verdict", built, {**made_first(source, checkpoint, coming), "quantized": fitting}, source)
+        if fitting == "quantize-graphs":
+            _given_of_graphs(source, tables, to["quantize"])
         look_at_data("verdict", built, out)
         checked("quantize", tables, to["quantize"], start=coming_start(source, checkpoint, coming))
         given = with_some_apart(given, tables["data"])

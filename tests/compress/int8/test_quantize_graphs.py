@@ -160,6 +160,11 @@ def test_mistakes_are_named(world: tuple[Artifact, Path], quantized: Artifact, t
     with pytest.raises(UsageError, match=r"no product 'image\.group\.Conv'") as refused:
         fit(*world, tmp_path / "q", keep=("image.group.Conv",))
     assert "image.grouped.Conv" in refused.value.hint
+    with pytest.raises(UsageError, match="a name begins with its tower") as refused:
+        STAGES["quantize-graphs"].refuse_impossible(
+            QuantizeGraphsConfig(data=DataConfig(), keep=("imgae.grouped.Conv",)), {}
+        )
+    assert GRAPH_RANGES in refused.value.hint
     with pytest.raises(UsageError, match="needs samples"):
         run_stage(
             STAGES["quantize-graphs"], QuantizeGraphsConfig(data=DataConfig()), {"graphs": world[0]}, (), tmp_path / "q"
