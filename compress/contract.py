@@ -8,7 +8,7 @@ here: below, embeddings are (B, D), finite and of unit norm.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,15 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from tokenizers import Tokenizer
+from torch import Tensor, nn
 
 from mmcompress.compress.towers import Towers
 from mmcompress.data.checkpairs import check_captions, check_images, judged
 from mmcompress.data.preprocess import normalize
-from mmcompress.errors import CorruptInputError, MMCompressError, UsageError
-from mmcompress.manifest import Preprocessing
+from mmcompress.errors import CorruptInputError, UsageError
+from mmcompress.foreign import foreign_code
+from mmcompress.manifest import Preprocessing, TextProcessing
 
 NORM_ERROR = 0.01
 """How far a norm may be from 1: bfloat16 has three digits."""
@@ -58,7 +60,8 @@ class Teacher:
 def logits_of(model: Any) -> tuple[float | None, float | None]:
     """Scale and bias of the logits of a model of transformers or open_clip, which store the scale's logarithm."""
     scale, bias = (getattr(model, name, None) for name in ("logit_scale", "logit_bias"))
-    return None if scale is None else float(scale.detach().exp()), None if bias is None else float(bias.detach())
+    with foreign_code(f"reading logit_scale and logit_bias of the {type(model).__name__}", "each has to be one number"):
+        return None if scale is None else float(scale.detach().exp()), None if bias is None else float(bias.detach())
 
 
 def check_form(teacher: Teacher, source: str) -> None:
@@ -72,18 +75,50 @@ def check_form(teacher: Teacher, source: str) -> None:
         "embed_dim, expected a whole number above 0": not isinstance(teacher.embed_dim, int) or teacher.embed_dim < 1,
         "logit_scale, expected a number above 0, or None": not _is_number(teacher.logit_scale, above=0),
         "logit_bias, expected a number or None": not _is_number(teacher.logit_bias),
-        "files, expected a tuple of paths": not isinstance(teacher.files, tuple | list)
-        or not all(isinstance(name, str | Path) for name in teacher.files),
+        "towers, expected a function or None": not (teacher.towers is None or callable(teacher.towers)),
+        "files, expected a tuple of paths": not _are_paths(teacher.files),
     }
+    _refuse(wrong, teacher, f"the teacher {source} has")
+    check_files(teacher.files, source)
+
+
+def check_towers(towers: Any, source: str) -> None:
+    """As `check_form`, of what a teacher's `towers` returns."""
+    if not isinstance(towers, Towers):
+        raise UsageError(
+            f"towers() of the teacher {source} returned {type(towers).__name__}",
+            "it must return mmcompress.compress.towers.Towers",
+        )
+    wrong = {
+        "image, expected a torch.nn.Module": not isinstance(towers.image, nn.Module),
+        "text, expected a torch.nn.Module": not isinstance(towers.text, nn.Module),
+        "tokenizer, expected a tokenizers.Tokenizer": not isinstance(towers.tokenizer, Tokenizer),
+        "processing, expected a mmcompress.artifact.TextProcessing": not isinstance(towers.processing, TextProcessing),
+        "logit_scale, expected a number above 0": towers.logit_scale is None or not _is_number(towers.logit_scale, 0),
+        "files, expected a tuple of paths": not _are_paths(towers.files),
+    }
+    _refuse(wrong, towers, f"towers() of the teacher {source} has")
+    check_files(towers.files, source)
+
+
+def _refuse(wrong: Mapping[str, bool], given: object, who: str) -> None:
+    """Raise for the first field, named by its first word, that is wrong."""
     for what, is_so in wrong.items():
         if is_so:
-            value = getattr(teacher, what.split(",")[0])
-            raise UsageError(f"the teacher {source} has {value!r} as its {what}", "docs/teachers.md shows a whole one")
-    for name in teacher.files:
+            value = getattr(given, what.split(",")[0])
+            raise UsageError(f"{who} {value!r} as its {what}", "docs/teachers.md shows a whole one")
+
+
+def check_files(files: Sequence[str | Path], source: str) -> None:
+    for name in files:
         if not Path(name).expanduser().is_file():
             raise UsageError(
                 f"the teacher {source} says that it was read from {name}, which is no file", "correct files"
             )
+
+
+def _are_paths(files: object) -> bool:
+    return isinstance(files, tuple | list) and all(isinstance(name, str | Path) for name in files)
 
 
 def _is_number(value: object, above: float = -math.inf) -> bool:
@@ -112,17 +147,13 @@ def under_contract(teacher: Teacher, source: str) -> Teacher:
 
 def answered(encode: Callable[[Any], Any], inputs: Any, source: str, tower: str) -> Any:
     """What foreign code answers; what it raises becomes an error that names it."""
-    try:
+    what = f"images of {inputs.shape[-1]} pixels" if tower == "image" else f"{len(inputs)} texts"
+    with foreign_code(
+        f"the teacher {source}: encode_{tower} for {what}",
+        "its weights, image size or tokenizer do not belong together; where memory is short, lower the batch",
+        CorruptInputError,
+    ):
         return encode(inputs)
-    except MMCompressError:
-        raise
-    except Exception as error:
-        said = (str(error).strip().splitlines() or [""])[0]
-        what = f"images of {inputs.shape[-1]} pixels" if tower == "image" else f"{len(inputs)} texts"
-        raise CorruptInputError(
-            f"the teacher {source}: encode_{tower} failed for {what}: {type(error).__name__}: {said}",
-            "its weights, image size or tokenizer do not belong together; where memory is short, lower the batch",
-        ) from error
 
 
 def _checked(answer: Any, rows: int, width: int, source: str, tower: str) -> Tensor:

@@ -13,9 +13,9 @@ from pathlib import Path
 
 from mmcompress.architecture import DualEncoderConfig
 from mmcompress.artifact import Artifact
-from mmcompress.compress.identity import local_place, model_fingerprint
+from mmcompress.compress.identity import READ, changed_since, local_place, model_fingerprint
 from mmcompress.compress.int8.given import check_keep, check_same_blocks, check_same_weights
-from mmcompress.compress.openclip import check_open_clip
+from mmcompress.compress.openclip import check_open_clip, check_open_clip_weights
 from mmcompress.compress.ownteacher import check_has_towers, check_own
 from mmcompress.compress.prune.prune import prunable_towers
 from mmcompress.compress.prune.sizes import check_latency_share, check_share
@@ -41,6 +41,7 @@ from mmcompress.export.texts import save_text_processing
 from mmcompress.families import config_from_hugging_face
 from mmcompress.pretrained import check_folder
 from mmcompress.teachers import ALIASES, OPEN_CLIP, cached_folder, hub_id, own_code, resolve
+from mmcompress.weights import check_finite, weight_files
 
 Sources = Mapping[str, Artifact]
 
@@ -182,8 +183,11 @@ def check_source(teacher: TeacherConfig) -> None:
         check_own(*own)
     elif teacher.source.startswith(OPEN_CLIP):
         check_open_clip(teacher.source.removeprefix(OPEN_CLIP))
+        check_open_clip_weights(teacher.source)
     elif (folder := _folder_here(teacher)) is not None:
         check_folder(folder, teacher.trust_remote_code)
+        for file in weight_files(folder):
+            check_finite(file)
 
 
 def check_same_teacher(source: str, embeddings: Artifact) -> None:
@@ -194,7 +198,11 @@ def check_same_teacher(source: str, embeddings: Artifact) -> None:
     recorded = embeddings.manifest.config.get("teacher")
     theirs = recorded.get("source") if isinstance(recorded, dict) else None
     known = embeddings.manifest.parents.get("teacher")
-    if not isinstance(theirs, str) or known == model_fingerprint(source):
+    if not isinstance(theirs, str):
+        return
+    if known == model_fingerprint(source):
+        if (changed := changed_since(embeddings.manifest.facts.get(READ, {}), source)) is not None:
+            raise _changed_since(source, embeddings, f": {changed} is another one")
         return
     if ALIASES.get(source, source) != ALIASES.get(theirs, theirs):
         raise UsageError(
@@ -203,10 +211,14 @@ def check_same_teacher(source: str, embeddings: Artifact) -> None:
         )
     place = local_place(source)
     if known is not None and place is not None and place.exists():
-        raise UsageError(
-            f"the teacher {source!r} has changed since the embeddings in {embeddings.path} were made of it",
-            "embed it again, or restore what it was",
-        )
+        raise _changed_since(source, embeddings)
+
+
+def _changed_since(source: str, embeddings: Artifact, how: str = "") -> UsageError:
+    return UsageError(
+        f"the teacher {source!r} has changed since the embeddings in {embeddings.path} were made of it{how}",
+        "embed it again, or restore what it was",
+    )
 
 
 def _brings_no_tokenizer(source: str) -> bool:

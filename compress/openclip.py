@@ -11,9 +11,9 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile, is_zipfile
 
 import torch
 from safetensors import safe_open
@@ -22,6 +22,8 @@ from torch.nn import functional as F
 
 from mmcompress.compress.contract import Teacher, logits_of
 from mmcompress.compress.opencliptowers import open_clip_towers
+from mmcompress.compress.products import inferring
+from mmcompress.compress.towers import Towers
 from mmcompress.errors import (
     CorruptInputError,
     MissingRequirementError,
@@ -32,10 +34,13 @@ from mmcompress.errors import (
 )
 from mmcompress.manifest import Preprocessing
 from mmcompress.progress import say
-from mmcompress.teachers import OPEN_CLIP, OPEN_CLIP_SCHEMES, open_clip_weights
+from mmcompress.teachers import OPEN_CLIP, OPEN_CLIP_SCHEMES, cached_folder, open_clip_weights
+from mmcompress.weights import check_finite
 
 RANDOM = "random"
 """The tag of somebody who wants random weights."""
+_IN_FOLDERS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+"""Weights in a folder or repository with an `open_clip_config.json`, the first one first."""
 _POSITIONS = ("positional_embedding", "visual.positional_embedding", "text.positional_embedding")
 
 
@@ -64,6 +69,26 @@ def check_open_clip(name: str) -> None:
         raise UsageError(f"open_clip has no weights {tag!r} of {architecture}", _known(tag, tags))
 
 
+def check_open_clip_weights(source: str) -> None:
+    """Raise CorruptInputError for weights on this machine with a number that is NaN or infinite.
+
+    A TorchScript archive, as OpenAI's weights are published, is looked at when it has been loaded.
+    """
+    place = open_clip_weights(source.removeprefix(OPEN_CLIP)) or cached_folder(source)
+    names = (
+        [place] if place is not None and place.is_file() else [place / name for name in _IN_FOLDERS] if place else []
+    )
+    if (file := next((name for name in names if name.is_file()), None)) is not None and not _is_torchscript(file):
+        check_finite(file)
+
+
+def _is_torchscript(file: Path) -> bool:
+    if not is_zipfile(file):
+        return False
+    with ZipFile(file) as archive:
+        return any(name.endswith("constants.pkl") for name in archive.namelist())
+
+
 def _known(tag: str, tags: Sequence[str]) -> str:
     return suggestion(tag, tags) if tags else "it has no released weights: give a file"
 
@@ -79,12 +104,16 @@ def open_clip_teacher(name: str, device: torch.device) -> Teacher:
     _warn_of_default(open_clip, name, settings)
 
     def encode_image(pixels: Tensor) -> Tensor:
-        with torch.inference_mode():
+        with inferring():
             return F.normalize(model.encode_image(pixels.to(device)).float(), dim=-1)
 
     def encode_text(texts: Sequence[str]) -> Tensor:
-        with torch.inference_mode():
+        with inferring():
             return F.normalize(model.encode_text(tokenizer(list(texts)).to(device)).float(), dim=-1)
+
+    def towers() -> Towers:
+        with _own_errors(name):
+            return open_clip_towers(model, tokenizer, name)
 
     with _own_errors(name):
         width = encode_text(["a"]).shape[-1]
@@ -94,7 +123,7 @@ def open_clip_teacher(name: str, device: torch.device) -> Teacher:
         preprocessing_from(settings, name),
         width,
         *logits_of(model),
-        partial(open_clip_towers, model, tokenizer, name),
+        towers,
     )
 
 

@@ -5,7 +5,8 @@ That holds while its code runs and no longer, so that its `model.py` is not what
 named on the command line, and is trusted as the command line is.
 
 What it reads is recorded, since a cache of its answers must not outlive a change of its weights (`recording.py`). Files
-of weights that lie right beside it count too, read or not, and `Teacher(files=…)` declares what else there is.
+of weights that lie right beside it count too, read or not, and `Teacher(files=…)` declares what else there is. It has
+to where the code starts another program, whose reading nobody hears.
 """
 
 from __future__ import annotations
@@ -13,21 +14,24 @@ from __future__ import annotations
 import ast
 import importlib.util
 import sys
-import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any, ParamSpec, TypeVar
 
-from mmcompress.compress.contract import Teacher, check_form
-from mmcompress.compress.recording import recorded
-from mmcompress.errors import MMCompressError, UsageError, suggestion
+from mmcompress.compress.contract import Teacher, check_form, check_towers
+from mmcompress.compress.recording import Record, recorded
+from mmcompress.compress.towers import Towers
+from mmcompress.errors import UsageError, suggestion
+from mmcompress.foreign import foreign_code
 
 P = ParamSpec("P")
 T = TypeVar("T")
 EXAMPLE = "give --teacher path/to/file.py:function"
+CONTRACT = "docs/teachers.md says what a teacher has to give"
 WEIGHTS = (".bin", ".ckpt", ".h5", ".npy", ".npz", ".onnx", ".pkl", ".pt", ".pth", ".safetensors")
 
 
@@ -86,9 +90,21 @@ def own_teacher(file: Path, function: str) -> tuple[Teacher, OwnCode]:
             "it must return a mmcompress.compress.teacher.Teacher",
         )
     check_form(teacher, f"{file}:{function}")
-    code.read |= {Path(name).expanduser().absolute() for name in teacher.files}
+    code.declare(teacher.files)
     image, text = code.wrapped(teacher.encode_image), code.wrapped(teacher.encode_text)
-    return replace(teacher, encode_image=image, encode_text=text), code
+    towers = None if teacher.towers is None else partial(_own_towers, code, teacher.towers, f"{file}:{function}")
+    return replace(teacher, encode_image=image, encode_text=text, towers=towers), code
+
+
+def _own_towers(code: OwnCode, build: Callable[[], Any], source: str) -> Towers:
+    """What the teacher's `towers` returns, with all that was read for them."""
+    code.recording = True
+    with code.running():
+        towers: Any = build()
+    check_towers(towers, source)
+    code.declare(towers.files)
+    made: Towers = replace(towers, files=code.finished(), running=code.running)
+    return made
 
 
 @dataclass
@@ -97,7 +113,8 @@ class OwnCode:
 
     file: Path
     modules: dict[str, ModuleType] = field(default_factory=dict)
-    read: set[Path] = field(default_factory=set)
+    read: Record = field(default_factory=Record)
+    declared: set[Path] = field(default_factory=set)
     recording: bool = True
     """Until the teacher has answered for the first time."""
 
@@ -120,12 +137,9 @@ class OwnCode:
         sys.path.insert(0, str(self.file.parent))
         before = set(sys.modules)
         try:
-            with recorded(self.read) if self.recording else nullcontext():
+            listening = recorded(self.read) if self.recording else nullcontext()
+            with foreign_code("the teacher's own code", CONTRACT, file=str(self.file)), listening:
                 yield
-        except MMCompressError:
-            raise
-        except (Exception, SystemExit) as error:  # what it exits with would pass for our own end
-            raise self._in_our_words(error) from error
         finally:
             with suppress(ValueError):  # the code may have changed the path itself
                 sys.path.remove(str(self.file.parent))
@@ -141,23 +155,25 @@ class OwnCode:
 
         return call
 
+    def declare(self, files: Sequence[str | Path]) -> None:
+        """Take over what the teacher says that it was read from."""
+        self.declared |= {Path(name).expanduser().absolute() for name in files}
+
     def finished(self) -> tuple[Path, ...]:
-        """Stop recording. What a cache of the answers depends on, in order."""
+        """Stop recording. What a cache of the answers depends on, in order.
+
+        Raises UsageError where a part of that cannot be known: another program was started, and no file is declared.
+        """
         self.recording = False
+        if self.read.programs and not self.declared:
+            raise UsageError(
+                f"the teacher's own code starts another program in {min(self.read.programs)}, and what that reads is "
+                "not known, so a change of it would go unnoticed",
+                "name what it reads in Teacher(…, files=(Path(…),)), and the program itself where that is all",
+            )
         beside = {path for path in self.file.parent.iterdir() if path.suffix in WEIGHTS and path.is_file()}
-        return tuple(sorted({self.file, *self.read, *beside}))
+        return tuple(sorted({self.file, *self.read.files, *self.declared, *beside}))
 
     def _is_own(self, name: str) -> bool:
         origin = getattr(sys.modules[name], "__file__", None)
         return isinstance(origin, str) and Path(origin).absolute().is_relative_to(self.file.parent)
-
-    def _in_our_words(self, error: Exception | SystemExit) -> UsageError:
-        """With the last line of the user's own files that the exception went through."""
-        lines = traceback.extract_tb(error.__traceback__)
-        own = [line for line in lines if Path(line.filename).absolute().is_relative_to(self.file.parent)]
-        where = f"{own[-1].filename}, line {own[-1].lineno}" if own else str(self.file)
-        said = (str(error).strip().splitlines() or [""])[0]
-        return UsageError(
-            f"the teacher's own code failed in {where}: {type(error).__name__}: {said}",
-            "docs/teachers.md says what a teacher has to give",
-        )

@@ -1,54 +1,132 @@
 """Which files did some Python code read? What a cache of its results depends on, without asking its author.
 
-Python reports every file that it opens to audit hooks (PEP 578). safetensors opens its files in native code, so its
-function is replaced for the time, wherever it was imported to. Modules are found by what they added to `sys.modules`,
-as a cached bytecode is all that is opened of them. What belongs to the Python environment does not count: its versions
-are recorded in every manifest. Native readers of other libraries (TorchScript, ONNX Runtime) are not heard.
+Python reports every file that it opens to audit hooks (PEP 578). Libraries that open files in native code do not: their
+readers are heard by a function in their place for the time, and what is mapped into memory at the end is known to the
+system. Modules are found by what they added to `sys.modules`, as a cached bytecode is all that is opened of them. What
+belongs to the Python environment does not count: its versions are recorded in every manifest.
+
+What another program reads is not heard. That one is started is, and which line did.
 """
 
 from __future__ import annotations
 
 import functools
+import importlib
+import importlib.util
 import os
 import sys
-import sysconfig
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType, FunctionType
 from typing import Any
 
-_open_records: list[set[Path]] = []
+from mmcompress.foreign import in_environment, is_foreign, is_standard
+
+_NATIVE = (
+    "safetensors.safe_open",
+    "torch.from_file",
+    "torch.UntypedStorage.from_file",
+    "torch._C.PyTorchFileReader.__init__",
+    "torch._C.import_ir_module",
+    "tokenizers.Tokenizer.from_file",
+    "sentencepiece.SentencePieceProcessor.LoadFromFile",
+    "onnxruntime.InferenceSession.__init__",
+    "openvino.Core.read_model",
+    "openvino.Core.compile_model",
+    "h5py.File.__init__",
+)
+"""Readers of files in native code, as far as their packages are installed. They are given the path by the caller."""
+_GRAPHS = (".onnx", ".xml")
+"""Files that may keep weights in others beside them, whose names begin as theirs do."""
+_WRITING = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+"""What is opened so is output; for reading and writing, as numpy maps files by default, it has to be there."""
+_PROGRAMS = ("subprocess.Popen", "os.system", "os.exec", "os.fork", "os.forkpty", "os.posix_spawn", "os.spawn")
+
+
+@dataclass
+class Record:
+    """What some code read, and what it started."""
+
+    files: set[Path] = field(default_factory=set)
+    """Absolute paths of regular files outside of the Python environment."""
+    programs: set[str] = field(default_factory=set)
+    """Where another program was started by code that is no library's: `FILE, line N`."""
+
+
+_recording: list[Record] = []
 
 
 @contextmanager
-def recorded(found: set[Path]) -> Iterator[None]:
-    """Add to `found` the absolute paths of the regular files outside of the environment that are read meanwhile."""
-    import safetensors
-
+def recorded(found: Record) -> Iterator[None]:
+    """Add to `found` what is read and started meanwhile."""
     _listen()
-    heard: set[Path] = set()
-    before = set(sys.modules)
-    native = safetensors.safe_open
+    heard = Record()
+    modules, mapped = set(sys.modules), _mapped()
+    with ExitStack() as replaced:
+        for name in _NATIVE:
+            _hear_reader(name, replaced)
+        _recording.append(heard)
+        try:
+            yield
+        finally:
+            _recording.remove(heard)
+            files = heard.files | (_mapped() - mapped) | _sources(set(sys.modules) - modules)
+            files |= {
+                path for graph in files if graph.suffix in _GRAPHS for path in graph.parent.glob(f"{graph.stem}*")
+            }
+            files -= _sources(name for name in sys.modules if name.split(".")[0] == "mmcompress")
+            found.files |= {path for path in files if _counts(path)}
+            found.programs |= heard.programs
 
-    def heard_open(filename: Any, *args: Any, **kwargs: Any) -> Any:
-        _note(filename)
-        return native(filename, *args, **kwargs)
 
-    _replace("safe_open", native, heard_open)
-    _open_records.append(heard)
+def _sources(modules: Iterable[str]) -> set[Path]:
+    files = (getattr(sys.modules[name], "__file__", None) for name in modules)
+    return {Path(file).absolute() for file in files if isinstance(file, str)}
+
+
+def _counts(path: Path) -> bool:
+    """Whether it is a file, and neither bytecode nor of the environment."""
     try:
-        yield
-    finally:
-        _open_records.remove(heard)
-        _replace("safe_open", heard_open, native)
-        heard = {path for path in heard if path.suffix not in (".py", ".pyc")}
-        heard |= {Path(file).absolute() for name in set(sys.modules) - before if (file := _source(name)) is not None}
-        found |= {path for path in heard if path.is_file() and not _in_environment(path)}
+        return path.is_file() and path.suffix != ".pyc" and not in_environment(path)
+    except OSError:  # a text that a reader took is no path at all
+        return False
 
 
-def _source(module: str) -> str | None:
-    file = getattr(sys.modules[module], "__file__", None)
-    return file if isinstance(file, str) and module.split(".")[0] != "mmcompress" else None
+def _mapped() -> set[Path]:
+    """The files that are mapped into memory, where the system tells them; programs and libraries left out."""
+    maps = Path("/proc/self/maps")
+    lines = maps.read_text(errors="surrogateescape").splitlines() if maps.is_file() else []
+    named = [(fields[1], Path(fields[5])) for line in lines if len(fields := line.split(maxsplit=5)) == 6]
+    return {path for _, path in named if path.is_absolute()} - {path for how, path in named if "x" in how}
+
+
+def _hear_reader(name: str, replaced: ExitStack) -> None:
+    """Put a function that listens into the place of a reader, wherever it was imported to, until the stack is left."""
+    package, *path, last = name.split(".")
+    if importlib.util.find_spec(package) is None:
+        return
+    try:
+        owner = functools.reduce(getattr, path, importlib.import_module(package))
+        native = getattr(owner, last)
+    except (ImportError, OSError, AttributeError):  # broken, or of another version: it reads nothing then
+        return
+
+    def heard(*args: Any, **kwargs: Any) -> Any:
+        for given in (*args, *kwargs.values()):
+            if isinstance(given, str | os.PathLike):  # bytes are the content itself
+                _note(given)
+        return native(*args, **kwargs)
+
+    if not isinstance(owner, type):
+        _replace(last, native, heard)
+        replaced.callback(_replace, last, heard, native)
+        return
+    of_instances = last == "__init__" or isinstance(native, FunctionType)
+    own = vars(owner).get(last)
+    setattr(owner, last, heard if of_instances else staticmethod(heard))
+    replaced.callback(delattr, owner, last) if own is None else replaced.callback(setattr, owner, last, own)
 
 
 def _replace(name: str, old: Any, new: Any) -> None:
@@ -65,22 +143,28 @@ def _listen() -> None:
 
 
 def _hear(event: str, arguments: tuple[Any, ...]) -> None:
-    if event == "open" and _open_records:
+    if not _recording:
+        return
+    if event == "open":
         path, _, flags = arguments
-        if isinstance(path, str | bytes | os.PathLike) and not flags & (os.O_WRONLY | os.O_RDWR):
+        if isinstance(path, str | bytes | os.PathLike) and not flags & _WRITING:
             _note(path)
+    elif event == "sqlite3.connect":
+        _note(arguments[0])
+    elif event in _PROGRAMS and (line := _own_line(sys._getframe(1))) is not None:
+        for record in _recording:
+            record.programs.add(line)
+
+
+def _own_line(frame: FrameType | None) -> str | None:
+    """The line that called into Python's own library; None where an installed package did."""
+    while frame is not None and is_standard(Path(frame.f_code.co_filename)):
+        frame = frame.f_back
+    if frame is None or not is_foreign(frame.f_code.co_filename, str(frame.f_globals.get("__name__"))):
+        return None
+    return f"{frame.f_code.co_filename}, line {frame.f_lineno}"
 
 
 def _note(path: str | bytes | os.PathLike[Any]) -> None:
-    for record in _open_records:
-        record.add(Path(os.fsdecode(path)).absolute())
-
-
-@functools.cache
-def _environment() -> tuple[Path, ...]:
-    paths = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
-    return tuple(Path(path).resolve() for path in (*paths, "/proc", "/sys", "/dev"))
-
-
-def _in_environment(path: Path) -> bool:
-    return any(path.resolve().is_relative_to(place) for place in _environment())
+    for record in _recording:
+        record.files.add(Path(os.fsdecode(path)).absolute())

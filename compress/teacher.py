@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from mmcompress.compress.contract import Teacher, answered, check_teacher, logits_of, under_contract
 from mmcompress.compress.openclip import open_clip_teacher
 from mmcompress.compress.ownteacher import own_teacher
+from mmcompress.compress.products import inferring
 from mmcompress.config import TeacherConfig
 from mmcompress.export.pixels import image_processing
 from mmcompress.export.texts import text_processing_of
@@ -58,7 +59,7 @@ def _hugging_face_teacher(folder: Path, device: torch.device, trust_remote_code:
     model = load_model(folder, trust_remote_code).to(device)
 
     def encode_image(pixels: Tensor) -> Tensor:
-        with torch.inference_mode():
+        with inferring():
             return F.normalize(image_features(model, pixels.to(device)).float(), dim=-1).cpu()
 
     def encode_text(texts: Sequence[str]) -> Tensor:
@@ -68,7 +69,7 @@ def _hugging_face_teacher(folder: Path, device: torch.device, trust_remote_code:
             encoded["attention_mask"] = torch.from_numpy(attention_mask(tokens, processing)).long()
             longest = int(encoded["attention_mask"].sum(1).max())  # what is masked in all of them need not be computed
             encoded = {name: tensor[:, :longest] for name, tensor in encoded.items()}
-        with torch.inference_mode():
+        with inferring():
             features = text_features(model, {name: tensor.to(device) for name, tensor in encoded.items()})
         return F.normalize(features.float(), dim=-1).cpu()
 

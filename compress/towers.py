@@ -8,7 +8,9 @@ the teacher has another one, `tokenizer_like` holds the two against each other a
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -35,6 +37,10 @@ class Towers:
     """With the tokenizer, how texts become (B, T)."""
     logit_scale: float
     """What cosines are multiplied with before a softmax."""
+    files: tuple[Path, ...] = ()
+    """What they were read from beside what their teacher was."""
+    running: Callable[[], AbstractContextManager[None]] = nullcontext
+    """What both modules are run within; that of a teacher of one's own is set here."""
 
     def tokens(self, texts: Sequence[str]) -> Tensor:
         """B texts -> (B, T) int32."""

@@ -20,14 +20,16 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from mmcompress.compress.identity import READ, hashes_of_read
 from mmcompress.compress.ownteacher import without_towers
 from mmcompress.compress.teacher import Teacher, load_teacher
 from mmcompress.compress.towers import Towers
 from mmcompress.config import TraceConfig
 from mmcompress.data.batches import Batch, batches
 from mmcompress.data.preprocess import normalize
-from mmcompress.errors import GateFailedError, UsageError, require
+from mmcompress.errors import GateFailedError, require
 from mmcompress.export.export import BATCHES, save_graph, specs
+from mmcompress.foreign import foreign_code
 from mmcompress.manifest import Graph
 from mmcompress.runtime.session import Tower
 from mmcompress.runtime.tokenize import tokenize
@@ -46,6 +48,7 @@ def trace(job: Job[TraceConfig]) -> None:
     if teacher.towers is None:
         raise without_towers(source)
     towers = teacher.towers()
+    read = hashes_of_read({*teacher.files, *towers.files}, source)
     towers.tokenizer.no_padding()
     towers.tokenizer.no_truncation()
     towers.tokenizer.save(str(job.draft.path / towers.processing.file))
@@ -57,7 +60,8 @@ def trace(job: Job[TraceConfig]) -> None:
     }
     for name, (module, example) in shapes.items():
         path = job.draft.path / f"{name}-fp32.onnx"
-        model = traced(module, example, "pixels" if name == "image" else "tokens", path)
+        with towers.running():
+            model = traced(module, example, "pixels" if name == "image" else "tokens", path)
         given, gives = specs(model.graph.input), specs(model.graph.output)
         job.draft.graphs.append(Graph(file=path.name, tower=name, precision="fp32", inputs=given, outputs=gives))
     job.draft.facts = {
@@ -65,6 +69,7 @@ def trace(job: Job[TraceConfig]) -> None:
         "macs": None,
         "logit_scale": towers.logit_scale,
         "opset": OPSET,
+        **({READ: read} if read else {}),
     }
     job.draft.metrics = {"against_torch": checked(job.draft.path, teacher, towers, source)}
 
@@ -73,24 +78,21 @@ def traced(module: nn.Module, example: torch.Tensor, name: str, path: Path) -> A
     """Write a module of one input as a graph with a free batch; return its ModelProto."""
     onnx = require("onnx", "compress")
     axes = {name: {0: "batch"}, "embedding": {0: "batch"}}
-    try:
-        with torch.no_grad(), _traceable():
-            torch.onnx.export(
-                module.eval(),
-                (example,),
-                str(path),
-                dynamo=False,
-                opset_version=OPSET,
-                input_names=[name],
-                output_names=["embedding"],
-                dynamic_axes=axes,
-            )
-    except (RuntimeError, TypeError, ValueError, torch.onnx.errors.OnnxExporterError) as error:
-        reason = str(error).strip().splitlines()[-1]
-        raise UsageError(
-            f"torch cannot trace the {type(module).__name__}: {reason}",
-            "a graph needs towers without data-dependent Python, made of operators that ONNX has",
-        ) from error
+    how = foreign_code(
+        f"torch's export of the {type(module).__name__}",
+        "a graph needs towers without data-dependent Python, made of operators that ONNX has",
+    )
+    with how, torch.no_grad(), _traceable():
+        torch.onnx.export(
+            module.eval(),
+            (example,),
+            str(path),
+            dynamo=False,
+            opset_version=OPSET,
+            input_names=[name],
+            output_names=["embedding"],
+            dynamic_axes=axes,
+        )
     model = onnx.load(str(path))
     width = model.graph.output[0].type.tensor_type.shape.dim
     if len(width) == 2 and not width[1].HasField("dim_value"):

@@ -25,13 +25,14 @@ from numpy.typing import NDArray
 from mmcompress.artifact import Draft
 from mmcompress.config import BaselineConfig
 from mmcompress.data.preprocess import normalize, to_array
-from mmcompress.errors import GateFailedError, MMCompressError, UsageError, finite, require
+from mmcompress.errors import CorruptInputError, GateFailedError, MMCompressError, UsageError, finite, require
 from mmcompress.export.export import save_graph, specs
 from mmcompress.export.folders import image_processor_of, tokenizer_of
 from mmcompress.export.oddities import odd_images, odd_texts
 from mmcompress.export.pixels import image_processing
 from mmcompress.export.texts import save_text_processing
 from mmcompress.families import config_from_hugging_face
+from mmcompress.foreign import foreign_code
 from mmcompress.manifest import Graph
 from mmcompress.pretrained import image_features, load_model, quiet, text_features
 from mmcompress.runtime.tokenize import attention_mask, load_tokenizer, tokenize
@@ -41,6 +42,7 @@ from mmcompress.teachers import resolve
 TASK = "zero-shot-image-classification"
 OPSET = 18
 TOLERANCE = 1e-4
+_AT_FAULT = "its weights, processor and tokenizer do not belong together, or its own code has a fault"
 OUTPUTS: Mapping[Literal["image", "text"], tuple[str, str]] = {
     "image": ("image_embeds", "pixel_values"),
     "text": ("text_embeds", "input_ids"),
@@ -62,9 +64,11 @@ def baseline(job: Job[BaselineConfig]) -> None:
     model = load_model(folder, trusted, attention="eager")
     if not hasattr(model, "logit_scale"):
         raise UsageError(f"{folder} has no logit scale, so it classifies nothing", "give a CLIP or SigLIP model")
-    whole = exported_by_optimum(model, job.draft.tokenizer.context)
+    with foreign_code(f"reading the logit_scale of {folder}, which has to be one logarithm,", _AT_FAULT):
+        logit_scale = math.exp(float(model.logit_scale.detach()))
     size, context = job.draft.preprocessing.size, job.draft.tokenizer.context
     cases = [random_case(model, size, context), real_case(model, folder, job.draft, trusted)]
+    whole = exported_by_optimum(model, context)
     differences = {}
     for tower, (output, first) in OUTPUTS.items():
         graph = cut(whole, tower, output, first, {"image": (3, size, size), "text": (context,)}[tower])
@@ -90,7 +94,7 @@ def baseline(job: Job[BaselineConfig]) -> None:
             )
     job.draft.facts = {
         **_size_facts(folder, model),
-        "logit_scale": math.exp(float(model.logit_scale.detach())),
+        "logit_scale": logit_scale,
         "opset": OPSET,
     }
     job.draft.metrics = {"against_transformers": differences}
@@ -111,13 +115,12 @@ def exported_by_optimum(model: Any, context: int) -> Any:
     # the attribute imports optimum, which sets its own log level then
     trace = require("optimum.exporters.onnx", "optimum").onnx_export_from_model
     with tempfile.TemporaryDirectory() as folder, quiet():
-        try:
+        with foreign_code(
+            f"optimum's export of the {model.config.model_type!r} model",
+            "leave the baseline stage out; `mmcompress export TEACHER --precision fp32` goes without optimum, as a "
+            "file.py:function with towers does",
+        ):
             trace(model, folder, opset=OPSET, task=TASK, monolith=True, do_validation=False, sequence_length=context)
-        except (ValueError, KeyError, NotImplementedError) as error:
-            raise UsageError(
-                f"optimum cannot export a {model.config.model_type!r} model: {error}",
-                "leave the baseline stage out; `mmcompress export TEACHER --precision fp32` goes without optimum",
-            ) from error
         return onnx.load(str(Path(folder) / "model.onnx"))
 
 
@@ -191,7 +194,7 @@ def real_case(model: Any, folder: Path, draft: Draft, trust_remote_code: bool) -
     }
     processor, tokenizer = image_processor_of(folder, trust_remote_code), tokenizer_of(folder, trust_remote_code)
     filled = {"padding": "max_length", "truncation": True, "max_length": text.context}
-    with quiet():
+    with foreign_code(f"preparing images and texts by the classes of {folder}", _AT_FAULT), quiet():
         prepared = processor(images=images, return_tensors="np")
         encoded = tokenizer(captions, return_tensors="np", **filled)
     theirs = {name: encoded[name] for name in ("input_ids", "attention_mask") if name in encoded}
@@ -206,10 +209,11 @@ def embedded(model: Any, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArra
     """
     torch = require("torch", "compress")
     given = {name: torch.from_numpy(value) for name, value in inputs.items()}
-    with torch.inference_mode():
-        images = image_features(model, given.pop("pixel_values"))
-        texts = text_features(model, given)
-    return {OUTPUTS["image"][0]: images.numpy(), OUTPUTS["text"][0]: texts.numpy()}
+    with foreign_code(f"embedding by the {type(model).__name__} itself", _AT_FAULT, CorruptInputError):
+        with torch.inference_mode():
+            images = image_features(model, given.pop("pixel_values"))
+            texts = text_features(model, given)
+        return {OUTPUTS["image"][0]: images.numpy(), OUTPUTS["text"][0]: texts.numpy()}
 
 
 def difference(path: Path, graph: Graph, feeds: Mapping[str, NDArray[Any]], expected: NDArray[Any]) -> float:

@@ -19,6 +19,7 @@ from mmcompress.data.preprocess import normalize, to_array
 from mmcompress.errors import UsageError
 from mmcompress.export.folders import config_of, image_processor_of
 from mmcompress.export.oddities import odd_images
+from mmcompress.foreign import foreign_code
 from mmcompress.manifest import Preprocessing
 from mmcompress.pretrained import quiet
 
@@ -125,14 +126,11 @@ def _check_repeats(processor: Any, rule: Preprocessing) -> None:
     for image in odd_images(rule.size):
         what = f"an image of {image.width} x {image.height} pixels"
         ours = normalize(to_array(image, rule)[None], rule)
-        try:
-            with quiet():
-                theirs = np.asarray(processor(images=[image], return_tensors="np")["pixel_values"], dtype=np.float32)
-        except Exception as error:  # a class that nothing is known about may raise anything
-            raise UsageError(
-                f"the teacher's {name} cannot prepare {what}: {type(error).__name__}: {error}",
-                "its config contradicts itself, or it needs more than an image",
-            ) from error
+        how = foreign_code(
+            f"the teacher's {name} for {what}", "its config contradicts itself, or it needs more than an image"
+        )
+        with how, quiet():
+            theirs = np.asarray(processor(images=[image], return_tensors="np")["pixel_values"], dtype=np.float32)
         if theirs.shape != ours.shape:
             raise UsageError(
                 f"the teacher's {name} makes {what} an array of shape {theirs.shape}, expected {ours.shape}",

@@ -18,6 +18,7 @@ from mmcompress.export.folders import config_of, tokenizer_of
 from mmcompress.export.oddities import odd_texts
 from mmcompress.export.sentencepieces import SPACE, siglip_tokenizer
 from mmcompress.families import check_end, end_read
+from mmcompress.foreign import foreign_code
 from mmcompress.manifest import TextProcessing
 from mmcompress.pretrained import quiet
 from mmcompress.processing import save_tokenizer_config
@@ -28,6 +29,7 @@ _WHOLE = ("clip", "metaclip_2", "siglip", "siglip2")
 _TRAINED = {"chinese_clip": 52, "altclip": 77, "align": 64, "flava": 77}
 """Tokens that other families were trained with, by their papers' own code; their text towers have room for 512."""
 _USUAL = 77
+_AT_FAULT = "its files contradict one another, or a class of its own has a fault"
 
 
 def text_processing_of(folder: Path, trust_remote_code: bool = False) -> tuple[Tokenizer, TextProcessing]:
@@ -50,7 +52,8 @@ def save_text_processing(folder: Path, target: Path, trust_remote_code: bool = F
     tokenizer.no_truncation()
     tokenizer.save(str(target / processing.file))
     if not reference.is_fast:
-        reference.save_pretrained(target)
+        with foreign_code(f"saving the tokenizer in {folder} ({type(reference).__name__})", _AT_FAULT):
+            reference.save_pretrained(target)
         return processing
     bos, eos, pad = (getattr(reference, f"{name}_token") for name in ("bos", "eos", "pad"))
     prefix = bool(getattr(reference, "add_prefix_space", False))
@@ -143,7 +146,7 @@ def _check_embedded(folder: Path, tokenizer: Tokenizer, config: Any) -> None:
 def _check_repeats(folder: Path, reference: Any, tokenizer: Tokenizer, processing: TextProcessing) -> None:
     texts = odd_texts()
     ours = tokenize(tokenizer, texts, processing)
-    with quiet():
+    with foreign_code(f"the tokenizer in {folder} ({type(reference).__name__})", _AT_FAULT), quiet():
         encoded = reference(texts, padding="max_length", truncation=True, max_length=processing.context)
     theirs = np.asarray(encoded["input_ids"])
     differ = (ours != theirs).any(axis=1)

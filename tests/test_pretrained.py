@@ -13,8 +13,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import CLIPModel
 
+from mmcompress.config import TeacherConfig
 from mmcompress.errors import CorruptInputError, MissingRequirementError, MMCompressError, UsageError
+from mmcompress.pipeline import standalone
+from mmcompress.pipeline.converted import graphs_to_use, teacher_named
 from mmcompress.pretrained import check_folder, load_model
+from mmcompress.teachers import resolve
 
 Change = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 
@@ -100,6 +104,67 @@ def test_damaged_and_absent_files(tmp_path: Path) -> None:
 def test_models_that_are_no_teacher(tmp_path: Path, keys: dict[str, object], kind: type, what: str) -> None:
     with pytest.raises(kind, match=what):
         load_model(configured(tmp_path, **keys))
+
+
+CLIP_OF_ST = {"idx": 0, "name": "0", "path": "0_CLIPModel", "type": "sentence_transformers.models.CLIPModel"}
+DENSE = {"idx": 1, "name": "1", "path": "1_Dense", "type": "sentence_transformers.models.Dense"}
+NORMALIZE = {"idx": 1, "name": "1", "path": "1_Normalize", "type": "sentence_transformers.models.Normalize"}
+ADAPTER = {"peft_type": "LORA", "base_model_name_or_path": "openai/clip-vit-base-patch32"}
+
+
+@pytest.mark.parametrize("alone", [False, True])
+@pytest.mark.parametrize(
+    ("file", "content", "what"),
+    [
+        ("adapter_config.json", ADAPTER, r"holds an adapter \(adapter_config.json, of openai/clip-vit-base-patch32\)"),
+        ("adapter_model.safetensors", {}, r"holds an adapter \(adapter_model.safetensors\)"),
+        ("modules.json", [{**CLIP_OF_ST, "path": ""}, DENSE], "sentence-transformers with a Dense behind it"),
+        ("modules.json", [CLIP_OF_ST, {"type": "sentence_transformers.models.Pooling"}], "with a Pooling behind it"),
+    ],
+)
+def test_what_is_more_than_its_model_is_refused_by_every_entry(
+    tmp_path: Path, file: str, content: object, what: str, alone: bool
+) -> None:
+    folder = tmp_path / "m"
+    folder.mkdir() if alone else write_teacher(folder)
+    (folder / file).write_text(json.dumps(content))
+    entries: list[Callable[[], object]] = [
+        lambda: resolve(TeacherConfig(source=str(folder))),
+        lambda: teacher_named(str(folder)),
+        lambda: load_model(folder),
+        lambda: standalone.quantize(folder, tmp_path / "q", {"data.train": "demo:train"}),
+        lambda: standalone.drift([folder], tmp_path / "d", {"data.test": "demo:test"}),
+        lambda: standalone.distill(
+            tmp_path / "s",
+            {"teacher.source": str(folder), "student.source": "vit-t16", "data.train": "demo:train"},
+        ),
+        lambda: graphs_to_use(folder),
+    ]
+    for enter in entries:
+        with pytest.raises(UsageError, match=what) as caught:
+            enter()
+        assert "merge_and_unload" in caught.value.hint or "file.py:function" in caught.value.hint
+    assert [path.name for path in tmp_path.iterdir()] == ["m"]
+
+
+def test_a_folder_of_sentence_transformers_names_its_model(tmp_path: Path) -> None:
+    write_teacher(tmp_path / "0_CLIPModel")
+    (tmp_path / "modules.json").write_text(json.dumps([CLIP_OF_ST, NORMALIZE]))
+    with pytest.raises(UsageError, match="its model is in 0_CLIPModel") as caught:
+        resolve(TeacherConfig(source=str(tmp_path)))
+    assert str(tmp_path / "0_CLIPModel") in caught.value.hint
+    write_teacher(tmp_path)
+    (tmp_path / "modules.json").write_text(json.dumps([{**CLIP_OF_ST, "path": ""}, NORMALIZE]))
+    load_model(tmp_path)
+
+
+@pytest.mark.parametrize("part", [None, "vision_config", "text_config"])
+def test_quantized_weights_are_refused_with_the_method(tmp_path: Path, part: str | None) -> None:
+    stated = {"quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True}}
+    folder = configured(tmp_path, **(stated if part is None else {part: stated}))
+    with pytest.raises(UsageError, match=r"are quantized by bitsandbytes \(quantization_config") as caught:
+        load_model(folder)
+    assert "in float" in caught.value.hint
 
 
 def test_code_of_the_folder_runs_where_it_is_trusted(tmp_path: Path) -> None:

@@ -41,6 +41,7 @@ from mmcompress.compress.int8.simulate import (
     quantizing,
 )
 from mmcompress.compress.int8.smooth import NORM_OF, smoothed, tower_factors
+from mmcompress.compress.products import product
 from mmcompress.config import QuantizeConfig
 from mmcompress.int8 import (
     SCALE_TYPES,
@@ -126,7 +127,7 @@ def chosen_ranges(
         return {name: by_method[methods[0]] for name, by_method in candidates.items()}, dict.fromkeys(names, methods[0])
     weights = {
         kind: {
-            name: torch.from_numpy(dequantize_weight(stored.weight, stored.scales).astype(np.float32))
+            name: torch.from_numpy(dequantize_weight(stored.weight, stored.scales).astype(np.float32).T)
             for name, stored in plain(model, tower, kind).items()
         }
         for kind in KINDS
@@ -135,12 +136,12 @@ def chosen_ranges(
 
     def see(name: str, x: Tensor) -> None:
         rows = x[:: max(1, len(x) // _ROWS)]
-        exact = rows @ names[name].weight.T
+        exact = product(rows, names[name].weight)
         for kind in KINDS:
             weight = weights[kind][name].to(x)
             for method, ends in candidates[name].items():
                 entering = fake_quantized(rows, activation_quantizer(ends, kind, SCALE_TYPES[kind]))
-                errors[name][method] += float((entering @ weight - exact).double().square().mean())
+                errors[name][method] += float((product(entering, weight) - exact).double().square().mean())
 
     with observing(model, see):
         embedded(model, tower, fitting)
@@ -226,23 +227,21 @@ def rounded_weight(
     dtype: type[np.floating[Any]] = np.float32,
 ) -> dict[str, IntegerLinear]:
     """(in, out), (out,) as `rounded`, with scales of a type."""
-    gram = moments.gram
     results: dict[str, IntegerLinear] = {}
     if "nearest" in roundings:
         results["nearest"] = IntegerLinear(*quantize_weight(weight, kind, dtype), bias)
     if {"clipped", "gptq"} & set(roundings):
-        scales = clipping_scales(weight, kind, gram.diagonal(), dtype)
+        scales = clipping_scales(weight, kind, moments.power, dtype)
         if "clipped" in roundings:
             results["clipped"] = IntegerLinear(nearest(weight, scales, kind), scales, bias)
         if "gptq" in roundings:
-            results["gptq"] = IntegerLinear(gptq(weight, scales, kind, factor_of(gram)), scales, bias)
+            results["gptq"] = IntegerLinear(gptq(weight, scales, kind, factor_of(moments.gram)), scales, bias)
     if "refitted" in roundings:
         noise = moments.noise(kind)
         if moments.damping is None:
             moments.damping = refit_damping(weight, moments.folds, noise)
-        covariance = gram - np.outer(moments.mean, moments.mean)
-        fitted, factor = refitted(weight, covariance, moments.rows, noise, moments.damping)
-        scales = clipping_scales(fitted, kind, gram.diagonal() + noise, dtype)
+        fitted, factor = refitted(weight, moments.covariance, moments.rows, noise, moments.damping)
+        scales = clipping_scales(fitted, kind, moments.power + noise, dtype)
         stored = IntegerLinear(gptq(fitted, scales, kind, factor), scales, bias)
         results["refitted"] = corrected_weight(stored, weight, bias, moments, kind)
     return results

@@ -23,7 +23,7 @@ from safetensors.numpy import save_file
 from torch import Tensor
 
 from mmcompress.architecture import NEVER_COMPRESSED
-from mmcompress.budget import Budget, Cost
+from mmcompress.budget import Cost
 from mmcompress.compress.int8.fit import JUDGED, chosen_ranges, chosen_smoothing, chosen_weights, drift_of_both
 from mmcompress.compress.int8.ranges import NOTHING, Histogram, widened
 from mmcompress.compress.int8.record import fit_facts
@@ -36,9 +36,8 @@ from mmcompress.compress.int8.samples import (
     possible_answers,
     warn_of_few,
 )
-from mmcompress.compress.int8.sensitivity import RANKED, cost, fewest_kept, sensitivities
+from mmcompress.compress.int8.sensitivity import RANKED, kept_in_float, sensitivities
 from mmcompress.compress.int8.simulate import (
-    TOWERS,
     Batches,
     Feeds,
     embedded,
@@ -48,7 +47,6 @@ from mmcompress.compress.int8.simulate import (
 )
 from mmcompress.compress.prune.semistructured import SPARSE
 from mmcompress.config import QuantizeConfig
-from mmcompress.data.spec import is_photos
 from mmcompress.distributed import world
 from mmcompress.errors import UsageError
 from mmcompress.huggingface import dual_encoder_from_checkpoint, save_checkpoint
@@ -185,16 +183,14 @@ def calibrate(model: DualEncoder, samples: Iterable[Captioned]) -> tuple[dict[st
 
 def keep_sensitive(
     fitted: Fitted, ranked: Sequence[Captioned], judged: Sequence[Captioned], answers: Batches, config: QuantizeConfig
-) -> tuple[dict[str, float], frozenset[str], Cost | None]:
+) -> tuple[Mapping[str, float], frozenset[str], Cost | None]:
     """The ranking of the Linears, those that stay in float, and what INT8 costs all the same.
 
     Images that are `judged` choose between their captions and the answers, which are batches of tokens.
     """
-    model, ranges, asked = fitted.model, fitted.ranges, frozenset(config.keep)
     if not config.sensitivity:
-        return {}, asked, None
-    linears = fitted.linears[JUDGED]
-    ranking = sensitivities(model, feeds(ranked).first(RANKED), linears, ranges, JUDGED)
+        return {}, frozenset(config.keep), None
+    model, ranges, linears = fitted.model, fitted.ranges, fitted.linears[JUDGED]
     own = feeds(judged).text
     fed = Feeds(feeds(judged).image, [*own, *(one for one in answers if not any(one is text for text in own))])
 
@@ -204,23 +200,12 @@ def keep_sensitive(
         with quantizing(model, without(own, kept), ranges, JUDGED):
             return embedded(model, tower, fed.of(tower))
 
-    def of_both(kept: frozenset[str]) -> tuple[Tensor, Tensor]:
-        image, text = (frozenset(name for name in kept if name.startswith(f"{tower}.")) for tower in TOWERS)
-        return embeddings("image", image), embeddings("text", text)
+    @cache
+    def ranking() -> Mapping[str, float]:
+        return sensitivities(model, feeds(ranked).first(RANKED), linears, ranges, JUDGED)
 
-    reference = of_both(frozenset(linears))
-
-    budget = Budget.of(config)
-    captioned = not is_photos(config.data.validation or config.data.train or "")
-
-    def cost_of(kept: frozenset[str]) -> Cost:
-        return cost(reference, of_both(asked | kept), captioned)
-
-    drifts = {name: drift for name, drift in ranking.items() if name not in asked}
-    kept = asked | fewest_kept(drifts, lambda kept: budget.used(cost_of(kept)))
-    for name in sorted(kept - asked):
-        say("", name, "stays in float: INT8 would lose more than the budget")
-    return ranking, kept, cost_of(kept)
+    kept, left = kept_in_float(embeddings, linears, ranking, config)
+    return ranking() if left else {}, kept, left
 
 
 def without(linears: Linears, kept: frozenset[str]) -> Linears:

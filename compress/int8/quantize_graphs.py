@@ -24,26 +24,25 @@ from safetensors.numpy import save_file
 from torch import Tensor
 
 from mmcompress.artifact import Artifact
-from mmcompress.budget import Budget, Cost
+from mmcompress.budget import Cost
 from mmcompress.card import export_card
 from mmcompress.compress.int8.fit import JUDGED, KINDS
 from mmcompress.compress.int8.graphfit import FittedTower, fit_tower
 from mmcompress.compress.int8.graphtower import Feeds, GraphTower
 from mmcompress.compress.int8.record import fit_facts
 from mmcompress.compress.int8.samples import SHUFFLED, warn_of_few
-from mmcompress.compress.int8.sensitivity import RANKED, cost, fewest_kept
+from mmcompress.compress.int8.sensitivity import RANKED, kept_in_float
 from mmcompress.compress.int8.simulate import distance
 from mmcompress.config import QuantizeGraphsConfig
 from mmcompress.data.batches import batches
 from mmcompress.data.layout import read_labels
 from mmcompress.data.preprocess import normalize
-from mmcompress.data.spec import is_photos
 from mmcompress.errors import UsageError, suggestion
 from mmcompress.export.export import Variant, described, save_graph
 from mmcompress.export.graph import Numerics
 from mmcompress.int8 import GRAPH_RANGES, INTEGERS, IntegerLinear, Linears, Signedness, tensors_from_linears
 from mmcompress.manifest import Graph
-from mmcompress.progress import say, track
+from mmcompress.progress import track
 from mmcompress.runtime.encoder import tower_feeds
 from mmcompress.runtime.session import Tower
 from mmcompress.runtime.tokenize import load_tokenizer, text_processing, tokenize
@@ -188,9 +187,8 @@ def keep_sensitive(
 
     Images that are `judged` choose between their captions and the answers.
     """
-    asked = frozenset(config.keep)
     if not config.sensitivity:
-        return {}, asked, None
+        return {}, frozenset(config.keep), None
     fed = {"image": of("image", judged), "text": [*of("text", judged), *answers]}
 
     @cache
@@ -199,26 +197,15 @@ def keep_sensitive(
         linears = {n: linear for n, linear in one.linears[JUDGED].items() if n not in kept}
         return tower.embedded(tower.quantized(linears, one.ranges, JUDGED), fed[name])
 
-    def of_both(kept: frozenset[str]) -> tuple[Tensor, Tensor]:
-        image, text = (frozenset(n for n in kept if n.startswith(f"{name}.")) for name in TOWERS)
-        return embeddings("image", image), embeddings("text", text)
+    ranking: dict[str, float] = {}
 
-    reference = of_both(frozenset(n for one in fitted.values() for n in one.linears[JUDGED]))
-    budget = Budget.of(config)
-    captioned = not is_photos(config.data.validation or config.data.train or "")
+    def ranked_now() -> dict[str, float]:
+        ranking.update(sensitivities(towers, fitted, ranked))
+        return ranking
 
-    def cost_of(kept: frozenset[str]) -> Cost:
-        return cost(reference, of_both(asked | kept), captioned)
-
-    left = cost_of(frozenset())
-    if budget.holds(left):
-        return {}, asked, left
-    ranking = sensitivities(towers, fitted, ranked)
-    drifts = {name: drift for name, drift in ranking.items() if name not in asked}
-    kept = asked | fewest_kept(drifts, lambda kept: budget.used(cost_of(kept)))
-    for name in sorted(kept - asked):
-        say("", name, "stays in float: INT8 would lose more than the budget")
-    return ranking, kept, cost_of(kept)
+    products = [name for one in fitted.values() for name in one.linears[JUDGED]]
+    kept, left = kept_in_float(embeddings, products, ranked_now, config)
+    return ranking, kept, left
 
 
 def sensitivities(

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -44,8 +45,10 @@ _FINER = (0.05, 0.025)
 _FEW = 8
 """Inputs that are rounded one after the other, without a matrix product between."""
 Real = NDArray[np.float64]
+Moment = NDArray[Any] | Tensor
+"""A mean over the rows that a Linear reads, or a matrix of them."""
 Factor = Tensor
-"""(in, in) upper triangular, float64; see `factor_of`."""
+"""(in, in) upper triangular, float32; see `factor_of`."""
 
 
 def nearest(weight: Floats, scales: Floats, kind: Signedness) -> NDArray[np.int8]:
@@ -116,8 +119,8 @@ def _clipping_scales(weight: Floats, kind: Signedness, power: Floats, dtype: typ
 
 
 def refitted(
-    weight: Floats, covariance: Real, rows: int, noise: Real, damping: float
-) -> tuple[NDArray[np.float64], Factor]:
+    weight: Floats, covariance: Moment, rows: int, noise: Moment, damping: float
+) -> tuple[NDArray[np.float32], Factor]:
     """(in, out), covariance (in, in) of the inputs x over so many rows, (in,) mean square of the noise n that
     quantizing puts on x -> (in, out): weights W' with the smallest error of (x + n) W' against x W, biases aside; and
     the factor of the covariance of x + n, for `gptq`.
@@ -127,7 +130,7 @@ def refitted(
     damping W stays as it is. Li et al. 2025, "GPTAQ", also fit to quantized inputs, with a matrix of moments between x
     and x + n that is not kept here. Weights of zero stay zero.
     """
-    exact, penalty, power = _double(weight), _double(noise), _double(covariance)
+    exact, penalty, power = _single(weight), _single(noise), _single(covariance).clone()
     shift = 0.0 if damping == math.inf else _shift(power, rows, damping)
     power.diagonal().add_(penalty)
     if damping == math.inf:
@@ -138,41 +141,56 @@ def refitted(
     return (exact - lost).masked_fill_(exact == 0, 0).numpy(), upper
 
 
-def refit_damping(weight: Floats, folds: Sequence[tuple[Real, int]], noise: Real) -> float:
+def refit_damping(weight: Floats, folds: Sequence[tuple[Moment, int]], noise: Moment) -> float:
     """The damping of `refitted` with the smallest error on the fold that a solution has not seen, tried on some of the
-    outputs; infinite where W itself has, or where there is one fold only."""
+    outputs; infinite where W itself has, or where there is one fold only.
+
+    Errors fall to the best damping and rise behind it, so those on one side of the middle are not tried.
+    """
     if len(folds) < 2:
         return math.inf
     tried, penalty = _single(weight[:, :: -(-weight.shape[1] // _TRIED_OUTPUTS)]), _single(noise)
     (first, rows), (second, _) = folds
     seen, unseen = _single(first), _single(second)
 
+    @cache
     def error(damping: float) -> float:
         lost = torch.zeros_like(tried) if damping == math.inf else _filtered_out(tried, seen, rows, penalty, damping)
         return float((lost * (unseen @ lost)).sum() + penalty @ (tried - lost).square_().sum(dim=1))
 
-    return min((math.inf, *REFIT_DAMPINGS), key=error)
+    low, high = len(REFIT_DAMPINGS) // 2 - 1, len(REFIT_DAMPINGS) // 2
+    side = REFIT_DAMPINGS[:high] if error(REFIT_DAMPINGS[low]) < error(REFIT_DAMPINGS[high]) else REFIT_DAMPINGS[high:]
+    return min((math.inf, *side), key=error)
 
 
 def _filtered_out(weight: Tensor, covariance: Tensor, rows: int, noise: Tensor, damping: float) -> Tensor:
     """(in, out): W - (C + D)^-1 C W = (C + D)^-1 D W, with C damped in proportion to inputs per row."""
     power = covariance.clone()
     power.diagonal().add_(noise + _shift(covariance, rows, damping))
-    return torch.cholesky_solve(noise[:, None] * weight, torch.linalg.cholesky(power))
+    return torch.cholesky_solve(noise[:, None] * weight, _cholesky(power))
 
 
 def _shift(covariance: Tensor, rows: int, damping: float) -> float:
     return damping * (float(covariance.trace()) / rows or 1.0)
 
 
-def factor_of(gram: Real | Tensor, shift: float | None = None) -> Factor:
+def factor_of(gram: Moment, shift: float | None = None) -> Factor:
     """(in, in) mean of x x^T -> upper triangular R (in, in), with R R^T the Gram matrix, its diagonal raised by
     `shift`: a hundredth of its mean if not given (Frantar et al. 2023, section 3.3)."""
-    damped = _double(gram) if isinstance(gram, np.ndarray) else gram
-    mean = float(damped.diagonal().mean()) or 1.0
-    damped.diagonal().add_(0.01 * mean if shift is None else shift)
-    factor: Factor = torch.linalg.cholesky(damped.flip(0, 1)).flip(0, 1)
+    backwards = _single(gram).flip(0, 1)
+    mean = float(backwards.diagonal().mean()) or 1.0
+    backwards.diagonal().add_(0.01 * mean if shift is None else shift)
+    factor: Factor = _cholesky(backwards).flip(0, 1)
     return factor
+
+
+def _cholesky(matrix: Tensor) -> Tensor:
+    """(n, n) positive -> lower triangular (n, n), float32. Moments are sums in float32 of thousands of rows, so its
+    digits are all that they have; where these do not suffice to factorize, float64 does it.
+    """
+    factor, failed = torch.linalg.cholesky_ex(matrix)
+    lower: Tensor = torch.linalg.cholesky(matrix.double()).float() if failed else factor
+    return lower
 
 
 def gptq(weight: Floats, scales: Floats, kind: Signedness, factor: Factor) -> NDArray[np.int8]:
@@ -185,10 +203,10 @@ def gptq(weight: Floats, scales: Floats, kind: Signedness, factor: Factor) -> ND
     matrix products. A weight of zero stays zero, so that 2:4 does.
     """
     zero = weight == 0
-    exact = weight.astype(np.float64) / scales.astype(np.float64)
+    exact = (weight / scales.astype(np.float64)).astype(np.float32, order="C")
     steps = exact.copy()
     told = factor / factor.diagonal()
-    carried: Real = told.numpy()
+    carried: NDArray[np.float32] = told.numpy()
     integers, lost = np.empty_like(steps), np.empty_like(steps)
     ahead, behind = torch.from_numpy(steps), torch.from_numpy(lost)
 
@@ -209,10 +227,10 @@ def gptq(weight: Floats, scales: Floats, kind: Signedness, factor: Factor) -> ND
     return rounded
 
 
-def _rounded(steps: Real, integers: Real, i: int, kind: Signedness) -> Real:
+def _rounded(steps: Floats, integers: Floats, i: int, kind: Signedness) -> Floats:
     """(out,): the integers of input i; the second of a pair takes what the first has left."""
     if kind == "signed" or (i % 2 == 0 and i + 1 == len(steps)):
-        rounded: Real = np.rint(np.clip(steps[i], -WEIGHT_LIMIT, WEIGHT_LIMIT))
+        rounded: Floats = np.rint(np.clip(steps[i], -WEIGHT_LIMIT, WEIGHT_LIMIT))
     elif i % 2 == 0:
         rounded = np.rint(allowed(torch.from_numpy(steps[i : i + 2]), kind)[0].numpy())
     else:
@@ -238,5 +256,6 @@ def _double(values: NDArray[Any]) -> Tensor:
     return torch.from_numpy(np.array(values, np.float64))
 
 
-def _single(values: NDArray[Any]) -> Tensor:
-    return torch.from_numpy(np.array(values, np.float32))
+def _single(values: NDArray[Any] | Tensor) -> Tensor:
+    """Shares memory with a tensor of that type."""
+    return values.float() if isinstance(values, Tensor) else torch.from_numpy(np.array(values, np.float32))

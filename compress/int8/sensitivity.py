@@ -10,7 +10,7 @@ The budget (`budget.py`) is of what a user sees: R@10 hits that are lost and ima
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import accumulate
 
 import numpy as np
@@ -18,13 +18,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mmcompress.budget import Cost
+from mmcompress.budget import Budget, Cost
 from mmcompress.compress.int8.simulate import TOWERS, Batches, Feeds, distance, quantizing
+from mmcompress.compress.products import inferring
+from mmcompress.config import FitConfig
+from mmcompress.data.spec import is_photos
 from mmcompress.errors import finite
 from mmcompress.int8 import Linears, Range, Signedness
 from mmcompress.measure import agreement
+from mmcompress.measure.sanity import above_chance
 from mmcompress.model import DualEncoder, Tower
-from mmcompress.progress import track
+from mmcompress.progress import say, track
 
 RANKED = 8
 """Pairs that Linears are ranked on; what is kept in float is decided on all that judge."""
@@ -47,7 +51,7 @@ def sensitivities(
     for name in TOWERS:
         tower: Tower = getattr(model, name)
         fed = [batch.to(model.logit_scale.device) for batch in judging.of(name)]
-        with torch.inference_mode():
+        with inferring():
             streams = [tower.enter(inputs) for inputs in fed]
             reference = _embeddings(tower, streams, fed, 0)
             depth = len(tower.blocks)
@@ -68,6 +72,52 @@ def _embeddings(tower: Tower, streams: Batches, inputs: Batches, start: int) -> 
     """(N, D) of unit norm, from the streams before block `start`."""
     found = [tower.onward(x, fed, start) for x, fed in zip(streams, inputs, strict=True)]
     return F.normalize(torch.cat(found), dim=-1)
+
+
+def kept_in_float(
+    embeddings: Callable[[str, frozenset[str]], Tensor],
+    linears: Iterable[str],
+    ranking: Callable[[], Mapping[str, float]],
+    config: FitConfig,
+) -> tuple[frozenset[str], Cost | None]:
+    """The Linears, or other products, that stay in float, and what INT8 costs all the same.
+
+    `embeddings` of a tower with those that are named in float, (N, D) images or (M, D) texts, the first N of them the
+    images' own; `ranking` is asked for where something has to stay in float. A model that answers by chance loses
+    nothing that could be counted, so of it nothing stays in float but what the config asks for, and the cost is None.
+    """
+    asked, budget = frozenset(config.keep), Budget.of(config)
+    captioned = not is_photos(config.data.validation or config.data.train or "")
+
+    def of_both(kept: frozenset[str]) -> tuple[Tensor, Tensor]:
+        image, text = (frozenset(name for name in kept if name.startswith(f"{tower}.")) for tower in TOWERS)
+        return embeddings("image", image), embeddings("text", text)
+
+    reference = of_both(frozenset(linears))
+    if captioned and _by_chance(*reference):
+        say("", "data", "warning: the model gives these images their own texts no oftener than chance does, so what")
+        say("", "", "INT8 costs cannot be told, and nothing is kept in float for it")
+        return asked, None
+
+    def cost_of(kept: frozenset[str]) -> Cost:
+        return cost(reference, of_both(asked | kept), captioned)
+
+    left = cost_of(frozenset())
+    if budget.holds(left):
+        return asked, left
+    drifts = {name: drift for name, drift in ranking().items() if name not in asked}
+    kept = asked | fewest_kept(drifts, lambda kept: budget.used(cost_of(kept)))
+    for name in sorted(kept - asked):
+        say("", name, "stays in float: INT8 would lose more than the budget")
+    return kept, cost_of(kept)
+
+
+def _by_chance(images: Tensor, texts: Tensor) -> bool:
+    """Whether images (N, D) find their own texts, the first N of (M, D), no oftener than chance does; False where so
+    few cannot tell."""
+    every = images.cpu().numpy(), texts.cpu().numpy()
+    right, chance = above_chance(*every, np.arange(len(images)))
+    return right <= chance < 1
 
 
 def fewest_kept(drifts: Mapping[str, float], used: Callable[[frozenset[str]], float]) -> frozenset[str]:

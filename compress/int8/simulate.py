@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from mmcompress.compress.products import inferring, product
 from mmcompress.errors import CorruptInputError
 from mmcompress.int8 import (
     LIMITS,
@@ -36,7 +37,8 @@ TOWERS = ("image", "text")
 Batches = Sequence[Tensor]
 """What one tower is fed: pixels (B, 3, S, S), or tokens (B, T)."""
 Vector = np.ndarray[tuple[int], np.dtype[np.float64]]
-Matrix = np.ndarray[tuple[int, int], np.dtype[np.float64]]
+_GRAM_COLUMNS = 512
+"""Of a Gram matrix, which is symmetric, that are multiplied together: what is below them is known."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ def embedded(model: DualEncoder, tower: str, batches: Batches) -> Tensor:
     """Embeddings (N, D) of one tower, of unit norm. NaN would pass every budget, so it is refused here."""
     device = model.logit_scale.device
     encode = model.encode_image if tower == "image" else model.encode_text
-    with torch.inference_mode():
+    with inferring():
         embeddings = torch.cat([encode(batch.to(device)) for batch in batches])
     if not torch.isfinite(embeddings).all():
         raise CorruptInputError(
@@ -97,7 +99,7 @@ def quantizing(
             continue
         originals.append((linear, linear.weight.data, linear.bias.data))
         weight = dequantize_weight(linears[name].weight, linears[name].scales).astype(np.float32)
-        linear.weight.data = torch.from_numpy(weight.T).to(linear.weight.data)
+        linear.weight.data = torch.from_numpy(weight.T).contiguous().to(linear.weight.data)
         linear.bias.data = torch.from_numpy(linears[name].bias).to(linear.bias.data)
         handles.append(
             linear.register_forward_pre_hook(_quantizing(activation_quantizer(ranges[name], kind, SCALE_TYPES[kind])))
@@ -173,11 +175,8 @@ class Moments:
     def __init__(self, quantizers: Mapping[Signedness, ActivationQuantizer]) -> None:
         self._quantizers = quantizers
         self._batches = 0
-        self._rows, self._grams, self._sums = (
-            [0, 0],
-            [torch.zeros(()), torch.zeros(())],
-            [torch.zeros(()), torch.zeros(())],
-        )
+        self._rows = [0, 0]
+        self._grams, self._sums = ([torch.zeros(()), torch.zeros(())] for _ in range(2))
         self._totals = {kind: torch.zeros(()) for kind in quantizers}
         self._errors = {kind: torch.zeros(()) for kind in quantizers}
         self.damping: float | None = None
@@ -187,8 +186,12 @@ class Moments:
         fold = self._batches % 2
         self._batches += 1
         self._rows[fold] += len(x)
-        gram = (x.T @ x).cpu()
-        self._grams[fold] = self._grams[fold].add_(gram) if self._grams[fold].ndim else gram
+        if not self._grams[fold].ndim:
+            self._grams[fold] = x.new_zeros(x.shape[1], x.shape[1])
+        inputs = x.T.contiguous()
+        for start in range(0, len(inputs), _GRAM_COLUMNS):
+            some = slice(start, start + _GRAM_COLUMNS)
+            self._grams[fold][some, start:].add_(product(inputs[some], inputs[start:]))
         self._sums[fold] = self._sums[fold] + _total(x)
         for kind, quantizer in self._quantizers.items():
             entering = fake_quantized(x, quantizer)
@@ -200,9 +203,20 @@ class Moments:
         return sum(self._rows)
 
     @property
-    def gram(self) -> Matrix:
-        """(in, in) mean of x x^T."""
-        return (sum(self._grams, torch.zeros(())).double() / self.rows).numpy()
+    def gram(self) -> Tensor:
+        """(in, in) float32, mean of x x^T."""
+        return _whole(sum(self._grams, torch.zeros(())).cpu()).div_(self.rows)
+
+    @property
+    def power(self) -> Vector:
+        """(in,) mean square of each input."""
+        total = sum((gram.diagonal() for gram in self._grams if gram.ndim), torch.zeros(()))
+        return (total.double() / self.rows).cpu().numpy()
+
+    @property
+    def covariance(self) -> Tensor:
+        """(in, in) float32"""
+        return _centred(self.gram, sum(self._sums, torch.zeros(())) / self.rows)
 
     @property
     def mean(self) -> Vector:
@@ -210,14 +224,10 @@ class Moments:
         return (sum(self._sums, torch.zeros(())) / self.rows).numpy()
 
     @property
-    def folds(self) -> list[tuple[Matrix, int]]:
+    def folds(self) -> list[tuple[Tensor, int]]:
         """Of each half the covariance (in, in) and its rows; one of them if there was one batch."""
-        folds = []
-        for rows, gram, total in zip(self._rows, self._grams, self._sums, strict=True):
-            if rows:
-                mean = total / rows
-                folds.append(((gram.double() / rows - torch.outer(mean, mean)).numpy(), rows))
-        return folds
+        halves = zip(self._rows, self._grams, self._sums, strict=True)
+        return [(_centred(_whole(gram.cpu()) / rows, total / rows), rows) for rows, gram, total in halves if rows]
 
     def mean_quantized(self, kind: Signedness) -> Vector:
         """(in,)"""
@@ -226,3 +236,17 @@ class Moments:
     def noise(self, kind: Signedness) -> Vector:
         """(in,) mean square of what quantizing takes from each input."""
         return (self._errors[kind] / self.rows).numpy()
+
+
+@torch.inference_mode()
+def _whole(gram: Tensor) -> Tensor:
+    """(n, n) of which only the blocks on and above the diagonal are known -> itself, with the others as well."""
+    for start in range(_GRAM_COLUMNS, len(gram), _GRAM_COLUMNS):
+        some = slice(start, start + _GRAM_COLUMNS)
+        gram[some, :start] = gram[:start, some].T
+    return gram
+
+
+def _centred(gram: Tensor, mean: Tensor) -> Tensor:
+    """Mean of x x^T (in, in), which is overwritten, and of x (in,) -> covariance (in, in)."""
+    return gram.addr_(mean.float(), mean.float(), alpha=-1)

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 
 from torch import Tensor, nn
 
+from mmcompress.compress.products import fast_products
 from mmcompress.compress.train.objective import distillation_loss
 from mmcompress.compress.train.pairs import TrainingBatch
 from mmcompress.compress.train.student import head_norms, unit_norms
@@ -38,7 +39,8 @@ def taylor(model: DualEncoder, batches: Iterable[TrainingBatch], anchors: tuple[
     for pairs in batches:
         with linear_inputs(model) as inputs:
             assert pairs.teacher is not None
-            distillation_loss(model(pairs.pixels, pairs.tokens), pairs.teacher, anchors).backward()
+            with fast_products():
+                distillation_loss(model(pairs.pixels, pairs.tokens), pairs.teacher, anchors).backward()
             for name, summed in summed_by_unit(model, inputs).items():
                 totals[name] = totals[name] + summed if name in totals else summed
         model.zero_grad(set_to_none=True)

@@ -25,7 +25,7 @@ from mmcompress.compress.prune.semistructured import SPARSE, is_two_four, sparsi
 from mmcompress.compress.prune.shrink import Scores, Size, TowerName, shrunk, sizes_of
 from mmcompress.compress.prune.sizes import block_choices, sizes_within, static_cost
 from mmcompress.compress.prune.width import narrowed, rounded_width
-from mmcompress.compress.train.embed import load_embeddings
+from mmcompress.compress.train.embeddings import load_embeddings
 from mmcompress.compress.train.pairs import TrainingBatch, training_pairs
 from mmcompress.config import PruneConfig
 from mmcompress.distributed import world

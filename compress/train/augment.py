@@ -1,18 +1,18 @@
-"""Augmentation as a pure function of the pixels and of a few uniform numbers a sample.
+"""Augmentation on batches of pixels, as a pure function of them and of a few uniform numbers a sample.
 
-A view is a function of (seed, view number, key) through Philox (Salmon et al. 2011), so it can be made again anywhere:
-the student sees exactly the pixels that the teacher embedded, at whatever resolution, on whatever device, and a
-resumed run goes on as if it had not stopped. All of it runs on whole batches in torch.
+Which numbers those are is a function of (seed, view, key), see `data/views.py`. So the student sees exactly the pixels
+that the teacher embedded, at whatever resolution, on whatever device, and a resumed run goes on as if it had not
+stopped.
 
-`photo` crops, mirrors and jitters colours. `drawing` is for pictures on a plain white ground: it moves, warps, shades
-and recolours what is drawn, and never mirrors it, since an arrow or a letter has a direction.
+`photo` crops, mirrors and jitters colours; it is done where images are decoded, and here its views are taken out of the
+batch. `drawing` is for pictures on a plain white ground: it moves, warps, shades and recolours what is drawn, and never
+mirrors it, since an arrow or a letter has a direction. It runs on whole batches in torch.
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -21,70 +21,66 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mmcompress.data.batches import Batch
+from mmcompress.data.views import PLAIN, Shown, recolouring, uniforms
 from mmcompress.manifest import Preprocessing
 
-UNIFORMS = 40
 
-
-def uniforms(seed: int, views: NDArray[np.int64], keys: Sequence[str]) -> NDArray[np.float32]:
-    """(B, UNIFORMS) in [0, 1), a stateless function of (seed, view, key)."""
-    rows = [
-        np.random.Generator(np.random.Philox(key=[seed, _hash(key)], counter=[int(view), 0, 0, 0])).random(
-            UNIFORMS, dtype=np.float32
-        )
-        for view, key in zip(views, keys, strict=True)
-    ]
-    return np.stack(rows)
-
-
-def choices(seed: int, epoch: int, keys: Sequence[str]) -> NDArray[np.float32]:
-    """(B, 2) in [0, 1): which view and which caption a sample shows in an epoch."""
-    return uniforms(seed, np.full(len(keys), -1 - epoch) & 0xFFFFFFFF, keys)[:, :2]
-
-
-def _hash(key: str) -> int:
-    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little")
+def decoded_views(kind: str, seed: int, each: int, of: Callable[[str], Sequence[int]]) -> Shown:
+    """What `batches` has to decode, so that `pixels_of_views` can show `each` views of a sample, which `of` numbers."""
+    return Shown(seed, each, of) if kind == "photo" else PLAIN
 
 
 def pixels_of_views(decoded: Batch, views: NDArray[np.int64], seed: int, kind: str, device: torch.device) -> Tensor:
-    """(B, 3, S, S) in [0, 1]: each image in its view; view 0 is the plain image."""
-    pixels = torch.from_numpy(decoded.pixels).to(device).permute(0, 3, 1, 2).float() / 255
-    changed = np.flatnonzero(views) if kind != "none" else views[:0]
-    if len(changed):
-        u = torch.from_numpy(uniforms(seed, views[changed], [decoded.keys[i] for i in changed])).to(device)
-        rows = torch.from_numpy(changed).to(device)
-        pixels = pixels.contiguous()
-        pixels[rows] = (drawing if kind == "drawing" else photo)(pixels[rows], u)
+    """(B, 3, S, S): each image in its view, bytes as decoded or floats in [0, 1]; view 0 is the plain image."""
+    if kind == "photo":
+        return _on(device, _decoded(decoded, views))
+    pixels = _on(device, decoded.pixels)
+    changed = np.flatnonzero(views) if kind == "drawing" else views[:0]
+    if not len(changed):
+        return pixels
+    pixels = (pixels.float() / 255).contiguous()
+    rows = torch.from_numpy(changed).to(device)
+    pixels[rows] = drawing(pixels[rows], uniforms(seed, views[changed], [decoded.keys[i] for i in changed]))
     return pixels
 
 
+def _decoded(decoded: Batch, views: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """(B, S, S, 3): of each sample the view of that number, which must be among those that were decoded."""
+    is_wanted = decoded.views == views[:, None]
+    if not is_wanted.any(axis=1).all():
+        raise ValueError(f"of the views {views} some were not decoded, see `decoded_views`: {decoded.views}")
+    count, each = decoded.views.shape
+    return decoded.pixels if each == 1 else decoded.pixels[each * np.arange(count) + is_wanted.argmax(axis=1)]
+
+
+def _on(device: torch.device, pixels: NDArray[np.uint8]) -> Tensor:
+    """(B, S, S, 3) -> (B, 3, S, S) on the device; from pinned memory where it is a GPU, so that nobody waits."""
+    here = torch.from_numpy(pixels).permute(0, 3, 1, 2)
+    return here.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else here.to(device)
+
+
 def normalized(pixels: Tensor, preprocessing: Preprocessing) -> Tensor:
-    """(B, 3, S, S) in [0, 1] -> zero mean and unit deviation by the model's own constants."""
-    mean, std = (pixels.new_tensor(v)[:, None, None] for v in (preprocessing.mean, preprocessing.std))
-    return (pixels - mean) / std
+    """(B, 3, S, S), bytes or in [0, 1] -> zero mean and unit deviation by the model's own constants.
+
+    a x + b with a = 1 / std and b = -mean / std, channel by channel in memory: with channels side by side it took ten
+    times as long on a CPU.
+    """
+    levels = 1.0 if pixels.is_floating_point() else 255.0
+    scale = [1 / (levels * std) for std in preprocessing.std]
+    offset = [-mean / std for mean, std in zip(preprocessing.mean, preprocessing.std, strict=True)]
+    a, b = (torch.tensor(v, device=pixels.device)[:, None, None] for v in (scale, offset))
+    floats = pixels.to(torch.float32, memory_format=torch.contiguous_format)
+    return torch.addcmul(b, floats, a, out=None if floats is pixels else floats)
 
 
-def photo(pixels: Tensor, u: Tensor) -> Tensor:
-    """Random resized crop of 40 to 100% of the area, mirror image, colour jitter: (B, 3, H, W) -> (B, 3, H, W)."""
-    side = (0.4 + 0.6 * u[:, 0]).sqrt()
-    aspect = torch.exp(_signed(u[:, 1]) * math.log(4 / 3) / 2)
-    scale_x, scale_y = (side * aspect).clamp(max=1), (side / aspect).clamp(max=1)
-    mirror = torch.where(u[:, 4] < 0.5, -1.0, 1.0)
-    zero = torch.zeros_like(side)
-    row_x = torch.stack([scale_x * mirror, zero, _signed(u[:, 2]) * (1 - scale_x)], dim=-1)
-    row_y = torch.stack([zero, scale_y, _signed(u[:, 3]) * (1 - scale_y)], dim=-1)
-    grid = F.affine_grid(torch.stack([row_x, row_y], dim=1), list(pixels.shape), align_corners=False)
-    cropped = F.grid_sample(pixels, grid, mode="bilinear", padding_mode="border", align_corners=False)
-    return _recoloured(cropped, u[:, 5:14], hue=0.1, strength=0.4)
-
-
-def drawing(pixels: Tensor, u: Tensor) -> Tensor:
-    """Another hand's drawing of the same thing, on white: (B, 3, H, W) -> (B, 3, H, W)."""
+def drawing(pixels: Tensor, uniform: NDArray[np.float32]) -> Tensor:
+    """Another hand's drawing of the same thing, on white: (B, 3, H, W), (B, UNIFORMS) -> (B, 3, H, W)."""
+    u = torch.from_numpy(uniform).to(pixels)
     moved = _warped(pixels, u[:, :11])
     ground = (moved.amin(dim=1, keepdim=True) - 0.9).clamp_min(0) * 10  # 1 where nothing is drawn
     shaded = moved + (1 - ground) * _shading(1 - ground, u[:, 11:18])
-    hue = torch.where(u[:, 19] < 0.25, 0.6, 0.15)
-    coloured = _recoloured(shaded, u[:, [18, *range(20, 28)]], hue=hue, strength=1.0)
+    hue = np.where(uniform[:, 19] < 0.25, np.float32(0.6), np.float32(0.15))
+    coloured = _recoloured(shaded, *recolouring(uniform[:, [18, *range(20, 28)]], hue, strength=1.0))
     tone = torch.where(u[:, 28:29] < 0.15, u[:, 29:32], 1.0)[:, :, None, None]
     return _cutout(_refocused(coloured * (1 - ground) + tone * ground, u[:, 32:35]), u[:, 35:40])
 
@@ -120,20 +116,11 @@ def _shading(drawn: Tensor, u: Tensor) -> Tensor:
     return 0.22 * _signed(ramp) * light + 0.30 * _signed(spot) * highlight + 0.9 * bevel * edge
 
 
-def _recoloured(pixels: Tensor, u: Tensor, hue: float | Tensor, strength: float) -> Tensor:
-    """Hue rotation about the grey axis, saturation, contrast, brightness, channel gains and gamma, from (B, 9)."""
-    s = strength * _signed(u)
-    angle = (_signed(u[:, 0]) * hue).view(-1, 1, 1)
-    eye, grey, q = torch.eye(3).to(pixels), pixels.new_full((3, 3), 1 / 3), math.sqrt(1 / 3)
-    cross = pixels.new_tensor([[0.0, -q, q], [q, 0.0, -q], [-q, q, 0.0]])
-    turn = torch.cos(angle) * eye + (1 - torch.cos(angle)) * grey + torch.sin(angle) * cross
-    saturation = torch.where(u[:, 2] < 0.06, 0.0, torch.exp(0.5 * s[:, 1])).view(-1, 1, 1)
-    colour = (saturation * eye + (1 - saturation) * grey) @ turn
-    y = torch.einsum("bij,bjhw->bihw", colour, pixels)
-    contrast, brightness, gamma = torch.exp(0.3 * s[:, 3]), 0.15 * s[:, 4], torch.exp(0.35 * s[:, 8])
-    y = (y - 0.5) * contrast.view(-1, 1, 1, 1) + 0.5 + brightness.view(-1, 1, 1, 1)
-    y = y * (1 + 0.12 * s[:, 5:8]).view(-1, 3, 1, 1)
-    return y.clamp(1e-4, 1) ** gamma.view(-1, 1, 1, 1)
+def _recoloured(pixels: Tensor, maps: NDArray[np.float64], powers: NDArray[np.float64]) -> Tensor:
+    """`data.views.recolouring` of whole batches: affine maps of RGB (B, 3, 4), and the powers (B,) of their outcome."""
+    linear, offset = torch.from_numpy(maps).to(pixels).split([3, 1], dim=2)
+    mapped = torch.baddbmm(offset, linear, pixels.flatten(2)).view_as(pixels)
+    return mapped.clamp_(1e-4, 1).pow_(torch.from_numpy(powers).to(pixels).view(-1, 1, 1, 1))
 
 
 def _refocused(pixels: Tensor, u: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from mmcompress.architecture import NEVER_COMPRESSED
 from mmcompress.artifact import Artifact, Draft
 from mmcompress.compress.prune.semistructured import SPARSE, keep_zeros
 from mmcompress.compress.train.computing import in_parts, set_up
-from mmcompress.compress.train.embed import load_embeddings
+from mmcompress.compress.train.embeddings import Embeddings, load_embeddings
 from mmcompress.compress.train.objective import batch_terms, distillation_terms
 from mmcompress.compress.train.optimize import optimize
 from mmcompress.compress.train.pairs import TrainingBatch, training_pairs
@@ -60,6 +60,7 @@ def distill(job: Job[DistillConfig]) -> None:
             model = _new_student(config, job.sources["embeddings"], draft)
         draft.model = model.config
         text = _text_mode(config, model)
+        _check_space(model, text, embeddings)
         model.logit_scale.requires_grad_(config.compares_batch)
         if model.logit_bias is not None:
             model.logit_bias.requires_grad_(False)
@@ -134,6 +135,20 @@ def _text_mode(config: DistillConfig, model: DualEncoder) -> Literal["distill", 
         return config.text
     say("", "text", NEVER_COMPRESSED)
     return "keep"
+
+
+def _check_space(model: DualEncoder, text: Literal["distill", "keep"], embeddings: Embeddings) -> None:
+    """Raise UsageError for a student that embeds into another space than what it learns from."""
+    if (own := model.config.embed_dim) != embeddings.dim:
+        raise UsageError(
+            f"the student embeds into {own} dimensions, and what it learns from has {embeddings.dim}",
+            "give a preset, vit-s16 say, which is made as wide; or combine the teachers by average",
+        )
+    if text == "keep" and len(embeddings.stores) > 1:
+        raise UsageError(
+            f"the text tower is kept, and it is not that of {len(embeddings.stores)} teachers together",
+            "leave text = keep out, or learn from one teacher",
+        )
 
 
 def _new_student(config: DistillConfig, embeddings: Artifact, draft: Draft) -> DualEncoder:

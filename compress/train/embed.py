@@ -1,157 +1,92 @@
 """Teacher embeddings, computed once.
 
 A large teacher costs many times its student, so each training pair is embedded once and every later stage reads the
-result. Augmentation and caching do not exclude each other: a view is a function of (seed, key, view number), so the
-student can be shown exactly the pixels that the teacher saw (Wu et al. 2022, TinyViT, section 3.1; Beyer et al. 2022,
-"a good teacher is patient and consistent").
+result (`chunks.py`). Augmentation and caching do not exclude each other: a view is a function of (seed, key, view
+number), so the student can be shown exactly the pixels that the teacher saw (Wu et al. 2022, TinyViT, section 3.1;
+Beyer et al. 2022, "a good teacher is patient and consistent").
 
-Layout: chunks of `images (n, V, D)` and `texts (m, D)` in FP16, with the keys and the number of captions of each, and
-`marks (n, 16)` of the image and the captions that were embedded, since two sets may use the same keys.
+Each chunk of a shard is a file that is named by all that it was made from. Those that the artifact before has are
+taken over, as further names of the same files, so that a shard more is the work for one.
 """
 
 from __future__ import annotations
 
 import itertools
-import shutil
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from mmcompress.artifact import Artifact
+from mmcompress import __version__
+from mmcompress.artifact import read_manifest
+from mmcompress.compress.identity import READ, hashes_of_read, model_fingerprint
 from mmcompress.compress.teacher import Teacher, load_teacher
-from mmcompress.compress.train.augment import normalized, pixels_of_views
-from mmcompress.config import EmbedConfig
-from mmcompress.data.batches import Batch, batches, count
-from mmcompress.data.sample import MARK_BYTES, difference
+from mmcompress.compress.train.augment import decoded_views, normalized, pixels_of_views
+from mmcompress.compress.train.chunks import (
+    CONTENTS,
+    FOLDER,
+    Contents,
+    Shard,
+    chunk_file,
+    link,
+    sizes_of_chunk,
+    write_chunk,
+)
+from mmcompress.config import EmbedConfig, what_counts
+from mmcompress.data.batches import Batch
+from mmcompress.data.sections import Section, counts, decoded_chunks, digest_of, sections
+from mmcompress.digests import sha256_of
 from mmcompress.distributed import world
 from mmcompress.errors import CorruptInputError, UsageError
-from mmcompress.manifest import hash_file
+from mmcompress.manifest import hash_json
+from mmcompress.places import MANIFEST
 from mmcompress.progress import say, track
 from mmcompress.ranks import wait_until_seen
 from mmcompress.stages import Job
-from mmcompress.strictjson import read_json, write_json
-from mmcompress.teachers import own_code
+from mmcompress.strictjson import write_json
+from mmcompress.teachers import cached_folder
 
-_CHUNK = 1024
-
-
-@dataclass(frozen=True)
-class Embeddings:
-    """A teacher's embeddings by sample key."""
-
-    images: Tensor
-    """(N, V, D) of unit norm"""
-    texts: Tensor
-    """(M, D) of unit norm, the captions of each sample in a row"""
-    rows: dict[str, tuple[int, int, int]]
-    """Key -> (row of its images, first caption, captions)."""
-    marks: bytes
-    """N marks of what was embedded, see `sample.mark_of`."""
-    data: str | None
-    """The fingerprint of the data that was embedded."""
-    views: int
-    augment: str
-    seed: int
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    @property
-    def dim(self) -> int:
-        return self.images.shape[-1]
-
-    def check(self, key: str, mark: bytes) -> None:
-        """Raise CorruptInputError unless the sample is the one that was embedded under its key."""
-        if key not in self.rows:
-            raise CorruptInputError(
-                f"the sample {key!r} has no teacher embedding", "embed the same data that the student learns from"
-            )
-        at = MARK_BYTES * self.rows[key][0]
-        if other := difference(mark, self.marks[at : at + MARK_BYTES]):
-            raise CorruptInputError(
-                f"the sample {key!r} is not the one whose teacher embedding is cached: it has {other}",
-                "sets may use the same keys: embed the same data that the student learns from",
-            )
-
-    def lookup(
-        self, keys: Sequence[str], marks: Sequence[bytes], views: NDArray[np.int64], captions: Sequence[int]
-    ) -> tuple[Tensor, Tensor]:
-        """The images (B, D) in the given views and the texts (B, D) of the given captions, in FP32; see `check`."""
-        for key, mark in zip(keys, marks, strict=True):
-            self.check(key, mark)
-        rows = torch.tensor([self.rows[key][0] for key in keys])
-        texts = torch.tensor([self.rows[key][1] + caption for key, caption in zip(keys, captions, strict=True)])
-        return self.images[rows, torch.from_numpy(views)].float(), self.texts[texts].float()
-
-    def anchors(self, count: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Plain images (K, D) and texts (K', D), up to `count` different ones of each, evenly spaced over the data."""
-
-        def spread(rows: Tensor) -> Tensor:
-            chosen = rows[torch.linspace(0, len(rows) - 1, min(len(rows), 2 * count)).round().long()]
-            different: Tensor = chosen.float().unique(dim=0)
-            return different[:count].to(device)
-
-        return spread(self.images[:, 0]), spread(self.texts)
+_CHUNK = 2048
+"""Pairs in a file, at most and of whole batches: what a killed process computes again."""
+_KEY_LETTERS = 32
 
 
 def embed(job: Job[EmbedConfig]) -> None:
-    """Stage: embed every training pair with the teacher, a chunk at a time.
+    """Stage: embed every training pair with the teacher, a chunk of a shard at a time.
 
-    A killed run goes on with the chunks that are missing. Of several processes each makes whole chunks, every Nth one,
-    so that a chunk is the same, whoever makes it.
+    A killed run goes on with the chunks that are missing. Several processes share these, each takes every Nth.
     """
-    config, data = job.config, job.config.data
-    if data.train is None:
+    config, spec = job.config, job.config.data.train
+    if spec is None:
         raise UsageError("embed needs training data", "set data.train, or give --data")
-    a_chunk = max(1, _CHUNK // config.batch)
     start = time.monotonic()
     with world(config.device) as here:
         teacher = load_teacher(config.teacher, here.device)
-        read = _hashes(teacher, config)
+        read = hashes_of_read(teacher.files, config.teacher.source)
         here.agree("teacher", [f"{name} {digest}" for name, digest in read.items()])
-        if here.leads:
-            _drop_chunks_of_another(job.work, read)
-        done = set(here.shared(_chunks_in(job.work)))
-
-        def is_mine(number: int) -> bool:
-            chunk = number // a_chunk
-            return chunk not in done and chunk % here.size == here.rank
-
-        stream = batches(
-            data.train,
-            teacher.preprocessing,
-            batch=config.batch,
-            workers=data.workers,
-            max_bad_fraction=data.max_bad_fraction,
-            only=is_mine,
-        )
-        whole = count(data.train, data.max_bad_fraction) if here.leads else 0
-        mine = sum(map(is_mine, range(-(-whole // config.batch))))
-        shown = track(stream, "embedding", mine)
-        wrote, pairs = [], 0
-        for index, of_chunk in itertools.groupby(shown, key=lambda one: one.number // a_chunk):
-            chunk = list(_embedded(of_chunk, teacher, config))
-            pairs += sum(len(batch.keys) for batch, _ in chunk)
-            _write_chunk(job.work, index, chunk, teacher, config)
-            wrote.append(index)
-        of_all = here.collected((wrote, pairs))
+        held = sections(spec)
+        here.agree("data", hash_json([section.name for section in held]))
+        plan = _plan(job, held, _made_of(config, teacher, read)) if here.leads else _Plan([], [], [])
+        known = _taken_over(job, plan) if here.leads else {}
+        missing = here.shared(_missing(job.work, plan))
+        mine = missing[here.rank :: here.size]
+        of_all = here.collected(_embed_chunks(job, mine, teacher, held, plan.listed))
     if not here.leads:
         return  # the artifact is written by rank 0
-    chunks = done.union(*(written for written, _ in of_all))
-    wait_until_seen(lambda: chunks == set(_chunks_in(job.work)), job.work)
-    _check_decoded(job.work, whole, config)
-    pairs = sum(own for _, own in of_all)
-    for path in sorted(job.work.glob("*-*[0-9].*")):
-        shutil.copyfile(path, job.draft.path / path.name)
+    wait_until_seen(lambda: not _missing(job.work, plan), job.work)
+    shards = [_shard(job.work, *each) for each in zip((one.name for one in held), plan.keys, plan.files, strict=True)]
+    _check_decoded(sum(sum(shard.samples) for shard in shards), sum(plan.listed), config)
+    (job.draft.path / FOLDER).mkdir()
+    for name in plan.names:
+        link(job.work / name, job.draft.path / name)
+    write_json(job.draft.path / CONTENTS, Contents(shards=tuple(shards)).model_dump(mode="json"))
+    job.draft.known = known
     seconds = time.monotonic() - start
-    speed = {"pairs": pairs, "seconds": seconds, "images_per_s": pairs * config.views / seconds}
+    speed = {"pairs": sum(of_all), "seconds": seconds, "images_per_s": sum(of_all) * config.views / seconds}
     job.draft.metrics = {"embedding": speed}
     job.draft.preprocessing = teacher.preprocessing
     job.draft.facts = {
@@ -163,67 +98,146 @@ def embed(job: Job[EmbedConfig]) -> None:
         "logit_bias": teacher.logit_bias,
     }
     if read:
-        job.draft.facts["read"] = read
+        job.draft.facts[READ] = read
 
 
-def _chunks_in(work: Path) -> list[int]:
-    """The numbers of the chunks that are whole."""
-    return sorted(int(path.stem.removeprefix("keys-")) for path in work.glob("keys-*.json"))
+@dataclass(frozen=True)
+class _Plan:
+    """What the artifact will hold, of each section; empty on ranks other than 0."""
+
+    keys: list[str]
+    listed: list[int]
+    """Samples, also those that cannot be decoded."""
+    files: list[list[str]]
+
+    @property
+    def names(self) -> list[str]:
+        return [name for some in self.files for name in some]
 
 
-def _check_decoded(work: Path, whole: int, config: EmbedConfig) -> None:
+def _plan(job: Job[EmbedConfig], held: Sequence[Section], made_of: Sequence[object]) -> _Plan:
+    spec, a_chunk = job.config.data.train or "", batches_a_chunk(job.config.batch) * job.config.batch
+    listed = counts(spec, held, job.config.data.max_bad_fraction)
+    keys = [hash_json([*made_of, digest_of(section, spec)])[:_KEY_LETTERS] for section in held]
+    files = [[chunk_file(key, n) for n in range(-(-of // a_chunk))] for key, of in zip(keys, listed, strict=True)]
+    return _Plan(keys, listed, files)
+
+
+def _made_of(config: EmbedConfig, teacher: Teacher, read: Mapping[str, str]) -> list[object]:
+    """What embeddings depend on beside the data."""
+    counted = {name: value for name, value in what_counts(config).items() if name not in ("data", "teacher")}
+    commit = cached_folder(config.teacher.source)
+    identity = [model_fingerprint(config.teacher.source), what_counts(config.teacher), commit and commit.name, read]
+    return [__version__, counted, identity, teacher.preprocessing.model_dump(mode="json")]
+
+
+def batches_a_chunk(batch: int) -> int:
+    """How many batches of so many pairs a chunk has."""
+    return max(1, _CHUNK // batch)
+
+
+def _taken_over(job: Job[EmbedConfig], plan: _Plan) -> dict[str, str]:
+    """Give the work folder what the earlier artifact has of these files, if it is undamaged; their SHA-256 by name."""
+    (job.work / FOLDER).mkdir(exist_ok=True)
+    if job.standing is None:
+        return {}
+    try:
+        there = read_manifest(job.standing / MANIFEST).files
+    except CorruptInputError:
+        return {}
+    known: dict[str, str] = {}
+    for name in plan.names:
+        source, place = job.standing / name, job.work / name
+        if name not in there or not source.is_file() or sha256_of(source) != there[name].sha256:
+            continue
+        if not place.exists():
+            link(source, place)
+        if place.samefile(source):
+            known[name] = there[name].sha256
+    if known:
+        say("", job.name, f"{len(known)} of {len(plan.names)} chunks are there already")
+    return known
+
+
+def _missing(work: Path, plan: _Plan) -> list[tuple[int, int, str]]:
+    """(section, chunk, file) of what is not there or not whole, in order."""
+    numbered = [(at, number, name) for at, some in enumerate(plan.files) for number, name in enumerate(some)]
+    return [one for one in numbered if sizes_of_chunk(work / one[2]) is None]
+
+
+def _embed_chunks(
+    job: Job[EmbedConfig],
+    missing: Sequence[tuple[int, int, str]],
+    teacher: Teacher,
+    held: Sequence[Section],
+    listed: Sequence[int],
+) -> int:
+    """Embed and write these chunks; the number of pairs in them. `listed` may be empty where no bar is shown."""
+    config, spec = job.config, job.config.data.train
+    if spec is None or not missing:
+        return 0
+    a_chunk = batches_a_chunk(config.batch)
+    wanted: dict[int, set[int]] = {}
+    for at, number, _ in missing:
+        wanted.setdefault(at, set()).add(number)
+    stream = decoded_chunks(
+        spec,
+        held,
+        wanted,
+        teacher.preprocessing,
+        batch=config.batch,
+        a_chunk=a_chunk,
+        workers=config.data.workers,
+        max_bad_fraction=config.data.max_bad_fraction,
+        shown=decoded_views(config.augment, config.seed, config.views, lambda _: range(config.views)),
+    )
+    total = sum(min(a_chunk, -(-listed[at] // config.batch) - number * a_chunk) for at, number, _ in missing if listed)
+    files, pairs = {(at, number): job.work / name for at, number, name in missing}, 0
+    for chunk, some in itertools.groupby(track(stream, "embedding", total), key=lambda one: one[0]):
+        batches = [_embedded(batch, teacher, config) for _, batch in some if batch is not None]
+        pairs += _write_embedded(files[chunk], batches, teacher, config)
+    return pairs
+
+
+def _shard(work: Path, name: str, key: str, files: Sequence[str]) -> Shard:
+    sizes = [sizes_of_chunk(work / file) or (0, 0) for file in files]
+    return Shard(name=name, key=key, samples=tuple(n for n, _ in sizes), captions=tuple(m for _, m in sizes))
+
+
+def _check_decoded(embedded: int, listed: int, config: EmbedConfig) -> None:
     """Each process has counted the damaged images of its own chunks only; here they are judged together."""
-    embedded = sum(len(read_json(path, "embed the data again")) for path in work.glob("keys-*.json"))
-    if whole - embedded > config.data.max_bad_fraction * whole:
+    if listed - embedded > config.data.max_bad_fraction * listed:
         raise CorruptInputError(
-            f"{config.data.train}: {whole - embedded} of {whole} images cannot be decoded",
+            f"{config.data.train}: {listed - embedded} of {listed} images cannot be decoded",
             "mend or remove them, or allow more with data.max_bad_fraction",
         )
 
 
-def _hashes(teacher: Teacher, config: EmbedConfig) -> dict[str, str]:
-    """SHA-256 of the files that a teacher was read from; those below its own file's folder by their names in it."""
-    own = own_code(config.teacher.source)
-    folder = own[0].absolute().parent if own else Path("/")
-    inside = {path: path.relative_to(folder) if path.is_relative_to(folder) else path for path in teacher.files}
-    return {str(name): hash_file(path) for path, name in inside.items()}
+def _embedded(batch: Batch, teacher: Teacher, config: EmbedConfig) -> tuple[Batch, Tensor]:
+    """A batch, no longer with its pixels, and its images (B, V, D) in FP16."""
+    views = []
+    for view in range(config.views):
+        same = np.full(len(batch.keys), view)
+        pixels = pixels_of_views(batch, same, config.seed, config.augment, torch.device("cpu"))
+        views.append(teacher.encode_image(normalized(pixels, teacher.preprocessing)))
+    return replace(batch, pixels=batch.pixels[:0].copy()), torch.stack(views, dim=1).half()
 
 
-def _drop_chunks_of_another(work: Path, read: dict[str, str]) -> None:
-    """A killed run is gone on with only while the teacher's files are those that it began with."""
-    mark = work / "teacher.json"
-    if mark.is_file() and read_json(mark, "delete the folder that it lies in") != read:
-        say("embed", work.name, "the teacher has changed since this run began, so it begins again")
-        for path in work.glob("*-*[0-9].*"):
-            path.unlink()
-    write_json(mark, read)
-
-
-def _embedded(stream: Iterator[Batch], teacher: Teacher, config: EmbedConfig) -> Iterator[tuple[Batch, Tensor]]:
-    """Each batch with its images (B, V, D) in FP16."""
-    for batch in stream:
-        views = []
-        for view in range(config.views):
-            same = np.full(len(batch.keys), view)
-            pixels = pixels_of_views(batch, same, config.seed, config.augment, torch.device("cpu"))
-            views.append(teacher.encode_image(normalized(pixels, teacher.preprocessing)))
-        yield batch, torch.stack(views, dim=1).half()
-
-
-def _write_chunk(
-    folder: Path, index: int, chunk: Sequence[tuple[Batch, Tensor]], teacher: Teacher, config: EmbedConfig
-) -> None:
-    """The tensors first, then the keys under their final name: where these are, the chunk is whole."""
+def _write_embedded(path: Path, chunk: Sequence[tuple[Batch, Tensor]], teacher: Teacher, config: EmbedConfig) -> int:
+    """Write a chunk with its captions, which are embedded here; the number of its pairs."""
     captions = [own for batch, _ in chunk for own in batch.captions]
-    keys = [key for batch, _ in chunk for key in batch.keys]
-    texts = embedded_texts(teacher, [caption for own in captions for caption in own], 4 * config.batch)
-    images = torch.cat([embedded for _, embedded in chunk])
-    marks = torch.tensor([list(mark) for batch, _ in chunk for mark in batch.marks], dtype=torch.uint8)
-    save_file({"images": images, "texts": texts, "marks": marks}, folder / f"embeddings-{index:05d}.safetensors")
-    numbers = [[key, len(own)] for key, own in zip(keys, captions, strict=True)]
-    partial = folder / f"keys{index:05d}.tmp"
-    write_json(partial, numbers, indent=None)
-    partial.replace(folder / f"keys-{index:05d}.json")
+    none = torch.empty(0, config.views, teacher.embed_dim, dtype=torch.float16)
+    said = [caption for own in captions for caption in own]
+    texts = embedded_texts(teacher, said, 4 * config.batch) if said else none[:, 0]
+    write_chunk(
+        path,
+        torch.cat([none, *(embedded for _, embedded in chunk)]),
+        texts,
+        [len(own) for own in captions],
+        [mark for batch, _ in chunk for mark in batch.marks],
+        [key for batch, _ in chunk for key in batch.keys],
+    )
+    return len(captions)
 
 
 def embedded_texts(teacher: Teacher, captions: Sequence[str], batch: int) -> Tensor:
@@ -235,54 +249,3 @@ def embedded_texts(teacher: Teacher, captions: Sequence[str], batch: int) -> Ten
     )
     row = {caption: i for i, caption in enumerate(different)}
     return embeddings[torch.tensor([row[caption] for caption in captions])]
-
-
-def load_embeddings(artifact: Artifact) -> Embeddings:
-    """Read an embeddings artifact; the tensors are mapped into memory as FP16.
-
-    Raises CorruptInputError that names the sample for numbers that are not finite.
-    """
-    images: list[Tensor] = []
-    texts: list[Tensor] = []
-    marks: list[bytes] = []
-    rows: dict[str, tuple[int, int, int]] = {}
-    captions = 0
-    for name in sorted(n for n in artifact.manifest.files if n.startswith("keys-")):
-        tensors = load_file(artifact.file(name.replace("keys-", "embeddings-").replace(".json", ".safetensors")))
-        images.append(tensors["images"])
-        texts.append(tensors["texts"])
-        if "marks" not in tensors:
-            raise CorruptInputError(
-                f"{artifact.path} does not say which images and captions it is of, as earlier versions did not",
-                "embed the data again",
-            )
-        marks.append(tensors["marks"].numpy().tobytes())
-        numbers: list[tuple[str, int]] = read_json(artifact.file(name), "embed the data again")
-        _check_finite(artifact, numbers, tensors["images"], tensors["texts"])
-        for key, number in numbers:
-            rows[key] = (len(rows), captions, number)
-            captions += number
-    facts = artifact.manifest.facts
-    return Embeddings(
-        torch.cat(images) if len(images) > 1 else images[0],
-        torch.cat(texts) if len(texts) > 1 else texts[0],
-        rows,
-        b"".join(marks),
-        artifact.manifest.parents.get("data.train"),
-        facts["views"],
-        facts["augment"],
-        facts["seed"],
-    )
-
-
-def _check_finite(artifact: Artifact, numbers: Sequence[tuple[str, int]], images: Tensor, texts: Tensor) -> None:
-    """Raise for a chunk, images (n, V, D) and texts (m, D), whose largest or smallest number is NaN or infinite."""
-    if all(torch.isfinite(torch.stack(side.aminmax())).all() for side in (images, texts)):
-        return
-    of_caption = [row for row, (_, number) in enumerate(numbers) for _ in range(number)]
-    rows = (~torch.isfinite(images.flatten(1)).all(dim=1)).nonzero().flatten().tolist()
-    rows += [of_caption[row] for row in (~torch.isfinite(texts).all(dim=1)).nonzero().flatten().tolist()]
-    raise CorruptInputError(
-        f"{artifact.path}: the teacher's embedding of the sample {numbers[min(rows)][0]!r} is not finite",
-        "delete the folder, and embed the data again",
-    )

@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from mmcompress.compress.products import fast_products
 from mmcompress.compress.train.meter import Figures, metered
 from mmcompress.compress.train.state import (
     Position,
@@ -97,6 +99,7 @@ def optimize(
     if at.step and world.rank == 0:
         say("", work.name, f"goes on after step {at.step} of {steps}")
     mixed = config.precision == "bfloat16" or (config.precision == "auto" and computes_bfloat16(world.device))
+    compiled = any(module._compiled_call_impl is not None for module in model.modules())
     batches = _batches(stream, at.step, steps, an_epoch)
     with (
         told_to_stop() as asked,
@@ -108,11 +111,12 @@ def optimize(
         while upcoming is not None and not (watch and watch.over(at)):
             epoch, batch = upcoming
             rate = learning_rate(at.step, steps, config)
-            with torch.autocast(world.device.type, torch.bfloat16, enabled=mixed):
-                terms = _named(loss_of(batch, epoch))
-                loss = sum(terms.values(), next(iter(terms.values())).new_zeros(()))
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            with nullcontext() if compiled else fast_products():
+                with torch.autocast(world.device.type, torch.bfloat16, enabled=mixed):
+                    terms = _named(loss_of(batch, epoch))
+                    loss = sum(terms.values(), next(iter(terms.values())).new_zeros(()))
+                loss.backward()
             average_gradients(trained.values(), world)
             norm = nn.utils.clip_grad_norm_(trained.values(), config.clip)
             told = (loss.new_tensor(float(asked.by is not None)), norm, loss, *terms.values())

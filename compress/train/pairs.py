@@ -17,11 +17,13 @@ from torch import Tensor
 
 from mmcompress.architecture import TextConfig
 from mmcompress.artifact import Artifact, Draft
-from mmcompress.compress.train.augment import choices, normalized, pixels_of_views
-from mmcompress.compress.train.embed import Embeddings
+from mmcompress.compress.train.augment import decoded_views, normalized, pixels_of_views
+from mmcompress.compress.train.embeddings import Embeddings
 from mmcompress.config import DataConfig
 from mmcompress.data.batches import Batch, batches, count, decode, listing
+from mmcompress.data.decoding import Kept
 from mmcompress.data.spec import fingerprint, is_stream
+from mmcompress.data.views import choices
 from mmcompress.distributed import World
 from mmcompress.errors import CorruptInputError, UsageError
 from mmcompress.manifest import Preprocessing, hash_file
@@ -76,18 +78,22 @@ def training_pairs(
     own_batch = share_of_batch(batch, here.size)
     here.agree("tokenizer", hash_file(student.path / text.file) if here.size > 1 else "")
 
-    kept: dict[str, NDArray[np.uint8]] = {}
+    kept: Kept | None = {} if embeddings is not None or augment != "photo" else None  # else no view comes again
+    if embeddings is None:
+        first, number_of_views, view_seed, kind = 1, views, seed, augment
+    else:
+        first, number_of_views, view_seed, kind = 0, embeddings.views, embeddings.seed, embeddings.augment
+
+    def views_of(u: NDArray[np.float32]) -> NDArray[np.int64]:
+        return first + (u[:, 0] * number_of_views).astype(np.int64)
 
     def pairs(decoded: Batch, epoch: int) -> TrainingBatch:
-        view_of, caption_of = choices(seed, epoch, decoded.keys).T
+        u = choices(seed, epoch, decoded.keys)
+        shown, caption_of = views_of(u), u[:, 1]
         chosen = [int(u * len(own)) for u, own in zip(caption_of, decoded.captions, strict=True)]
         texts = [own[i] for own, i in zip(decoded.captions, chosen, strict=True)]
-        if embeddings is None:
-            shown, teacher = 1 + (view_of * views).astype(np.int64), None
-            pixels = pixels_of_views(decoded, shown, seed, augment, here.device)
-        else:
-            shown = (view_of * embeddings.views).astype(np.int64)
-            pixels = pixels_of_views(decoded, shown, embeddings.seed, embeddings.augment, here.device)
+        pixels, teacher = pixels_of_views(decoded, shown, view_seed, kind, here.device), None
+        if embeddings is not None:
             targets = embeddings.lookup(decoded.keys, decoded.marks, shown, chosen)
             teacher = targets[0].to(here.device), targets[1].to(here.device)
         names = [label or caption for label, caption in zip(decoded.labels, texts, strict=True)]
@@ -113,6 +119,8 @@ def training_pairs(
             rank=here.rank,
             world=here.size,
             kept=kept,
+            shown=decoded_views(kind, view_seed, 1, lambda key: views_of(choices(seed, epoch, [key])).tolist()),
+            length=total // batch,
         )
         return (pairs(samples, epoch) for samples in decoded)
 
@@ -121,7 +129,8 @@ def training_pairs(
             return count(spec, data.max_bad_fraction)
         return paired(spec, data.max_bad_fraction, embeddings, preprocessing)
 
-    return TrainingPairs(here.shared(number() if here.leads else 0), stream)
+    total = here.shared(number() if here.leads else 0)
+    return TrainingPairs(total, stream)
 
 
 def paired(spec: str, max_bad_fraction: float, embeddings: Embeddings, preprocessing: Preprocessing) -> int:
@@ -134,7 +143,7 @@ def paired(spec: str, max_bad_fraction: float, embeddings: Embeddings, preproces
         return len(embeddings)
     number = 0
     for sample in listing(spec, max_bad_fraction):
-        if sample.key in embeddings.rows or _decodes(sample.stored(), preprocessing):
+        if embeddings.has(sample.key) or _decodes(sample.stored(), preprocessing):
             embeddings.check(sample.key, sample.mark)
             number += 1
     return number

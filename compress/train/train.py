@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mmcompress.artifact import Draft
 from mmcompress.compress.train.computing import in_parts, set_up
-from mmcompress.compress.train.embed import Embeddings, load_embeddings
+from mmcompress.compress.train.embeddings import Embeddings, load_embeddings
 from mmcompress.compress.train.losses import info_nce
 from mmcompress.compress.train.objective import distillation_terms
 from mmcompress.compress.train.optimize import optimize

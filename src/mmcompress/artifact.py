@@ -2,8 +2,10 @@
 
 A stage writes into a hidden sibling folder; when it is done every file is hashed and synced, the manifest is written
 and the folder is renamed into place. A reader therefore never sees half an artifact, and `Artifact.open` verifies every
-byte before anything is used. The digest covers what the artifact *is* (kind, stage, config, parents, files), not when
-or where it was made, so two runs of the same recipe can be compared by digest.
+byte before anything is used. Embeddings are as large as the data makes them, so theirs are verified as shards are: a
+file that was read once is read again when it was touched (`digests.py`). The digest covers what the artifact *is*
+(kind, stage, config, parents, files), not when or where it was made, so two runs of the same recipe can be compared by
+digest.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from mmcompress.architecture import DualEncoderConfig
+from mmcompress.digests import remember, sha256_of
 from mmcompress.errors import CorruptInputError, UsageError
 from mmcompress.manifest import FileEntry, Graph, Kind, Manifest, Preprocessing, TextProcessing, environment, hash_file
 from mmcompress.places import MANIFEST, check_place
@@ -59,6 +62,10 @@ class Artifact:
                 f"it has: {', '.join(self.manifest.files)}",
             )
         return self.path / name
+
+    def remember(self) -> None:
+        """Its writer's last word: every file is as the manifest says, and need not be read to be verified."""
+        remember({self.path / name: entry.sha256 for name, entry in self.manifest.files.items()})
 
     def check_unchanged(self) -> None:
         """Raise CorruptInputError if another artifact stands at the path since this one was opened."""
@@ -121,7 +128,7 @@ class Artifact:
                 key=key,
                 config=dict(config or {}),
                 parents=dict(parents or {}),
-                files=_hash_files(temporary),
+                files=_hash_files(temporary, draft.known),
                 model=draft.model,
                 graphs=tuple(draft.graphs),
                 preprocessing=draft.preprocessing,
@@ -148,6 +155,8 @@ class Draft:
     tokenizer: TextProcessing | None = None
     facts: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
+    known: dict[str, str] = field(default_factory=dict)
+    """SHA-256 of files that are taken as they are from a verified artifact, by name; they are not read again."""
 
     def inherit(self, source: Artifact, *files: str) -> None:
         """Copy what a source artifact has of these files, and what its manifest says of its model, into this draft."""
@@ -158,9 +167,12 @@ class Draft:
         self.tokenizer = source.manifest.tokenizer
 
 
-def _hash_files(folder: Path) -> dict[str, FileEntry]:
-    files = sorted(p for p in folder.rglob("*") if p.is_file())
-    return {p.relative_to(folder).as_posix(): FileEntry(sha256=hash_file(p), bytes=p.stat().st_size) for p in files}
+def _hash_files(folder: Path, known: Mapping[str, str]) -> dict[str, FileEntry]:
+    named = {p.relative_to(folder).as_posix(): p for p in sorted(folder.rglob("*")) if p.is_file()}
+    return {
+        name: FileEntry(sha256=known.get(name) or hash_file(path), bytes=path.stat().st_size)
+        for name, path in named.items()
+    }
 
 
 def _write_manifest(path: Path, manifest: Manifest) -> None:
@@ -193,7 +205,8 @@ def _verify_files(folder: Path, manifest: Manifest) -> None:
             raise CorruptInputError(
                 f"{file} is missing, and the manifest lists it", f"delete {folder} and make it again"
             )
-        if file.stat().st_size != entry.bytes or hash_file(file) != entry.sha256:
+        hashed = sha256_of if manifest.kind is Kind.EMBEDDINGS else hash_file
+        if file.stat().st_size != entry.bytes or hashed(file) != entry.sha256:
             raise CorruptInputError(
                 f"{file} is damaged: expected {entry.bytes} bytes with SHA-256 {entry.sha256[:12]}…",
                 f"delete {folder} and make it again, or restore it from a copy",

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, PositiveFloat, ValidationError, model_validator
 from typing_extensions import Self
 
 from mmcompress.architecture import Config
@@ -215,6 +215,17 @@ class EmbedConfig(StageConfig):
         if self.augment != "none" and "augment" in self.model_fields_set and "views" not in self.model_fields_set:
             raise ValueError("augment makes the views behind the first one, and there is one: say how many views")
         return self
+
+
+class EnsembleConfig(StageConfig):
+    """Cached embeddings of several teachers, to be learned from as those of one."""
+
+    combine: Literal["concatenate", "average"] = "concatenate"
+    """`concatenate` takes any teachers, and the student is as wide as all; `average` those that share a space."""
+    weights: tuple[PositiveFloat, ...] | None = None
+    """How much each teacher counts, in their order; all the same if not given."""
+    temperatures: tuple[PositiveFloat, ...] | None = None
+    """Of each teacher's softmax over cosines, in their order; its own, 1 / logit_scale, if not given."""
 
 
 class ConvertConfig(StageConfig):

@@ -7,26 +7,24 @@ tensor names, its sizes in the manifest, and a README that says why.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 
 from mmcompress.architecture import WEIGHTS, DualEncoderConfig
 from mmcompress.errors import CorruptInputError, UsageError
 from mmcompress.families import check_end, config_from_hugging_face, family_of, hugging_face_config
 from mmcompress.manifest import TextProcessing
 from mmcompress.model import DualEncoder
-from mmcompress.strictjson import read_json, text_from_json
+from mmcompress.strictjson import text_from_json
 from mmcompress.tensornames import entries, hugging_face_from_state, state_from_hugging_face
+from mmcompress.weights import WEIGHT_FILES, first_not_finite, not_finite, read_weights, weight_files
 
 FOLDER_FILES = ("tokenizer.json", "tokenizer_config.json", "spiece.model", "preprocessor_config.json")
 """What a checkpoint takes over from the one it was made from."""
-_WEIGHTS = (WEIGHTS, "pytorch_model.bin")
-"""What transformers looks for, the first one first. A checkpoint of ours has the first."""
 _BUFFERS = ("position_ids", "token_type_ids")
 """Counters that older versions of transformers saved beside the weights."""
 
@@ -34,28 +32,25 @@ _BUFFERS = ("position_ids", "token_type_ids")
 def dual_encoder_from_hugging_face(folder: str | Path) -> DualEncoder:
     """Load a Hugging Face folder of one of the families, strictly, in float32."""
     folder = Path(folder)
-    return _dual_encoder(folder, config_from_hugging_face(folder), _WEIGHTS)
+    return _dual_encoder(folder, config_from_hugging_face(folder), WEIGHT_FILES)
 
 
 def dual_encoder_from_checkpoint(folder: str | Path, config: DualEncoderConfig) -> DualEncoder:
     """Load weights with Hugging Face names into a model of the given sizes; the first tensor that differs is named."""
-    return _dual_encoder(Path(folder), config, _WEIGHTS[:1])
+    return _dual_encoder(Path(folder), config, WEIGHT_FILES[:1])
 
 
 def _dual_encoder(folder: Path, config: DualEncoderConfig, files: Sequence[str]) -> DualEncoder:
-    tensors = _read_tensors(folder, files)
+    tensors = {name: tensor for file in weight_files(folder, files) for name, tensor in read_weights(file).items()}
     expected = [name for entry in entries(config) for name in entry.theirs]
     floats = {name: tensors[name].float() for name in expected if name in tensors}
     state = state_from_hugging_face(floats, config, where=str(folder))
     for name in expected:
         if not tensors[name].is_floating_point():
             raise CorruptInputError(f"{folder}: tensor {name!r} is {tensors[name].dtype}", "expected a float type")
-    broken = _first_not_finite(floats)
+    broken = first_not_finite(floats.items())
     if broken is not None:
-        raise CorruptInputError(
-            f"{folder}: tensor {broken!r} has numbers that are NaN or infinite",
-            "restore it from where it came, or train it again with a lower learning rate",
-        )
+        raise not_finite(folder, broken)
     known = {*expected}
     for name in tensors:
         if name not in known and not name.endswith(_BUFFERS):
@@ -99,7 +94,7 @@ def save_checkpoint(model: DualEncoder, folder: Path, dtype: torch.dtype = torch
     """
     state = hugging_face_from_state(model.state_dict(), model.config)
     tensors = {k: v.detach().to("cpu", dtype).contiguous() for k, v in state.items()}
-    broken = _first_not_finite(tensors)
+    broken = first_not_finite(tensors.items())
     if broken is not None:
         raise UsageError(
             f"the model is broken: {broken!r} became NaN or infinite, so no checkpoint is written",
@@ -120,44 +115,3 @@ transformers has no class that opens this folder: {why}.
 `mmcompress export` writes its towers as ONNX graphs, and `mmcompress classify` and `search` run those.
 The sizes are in `manifest.json`, the weights in `model.safetensors`.
 """
-
-
-def _first_not_finite(tensors: Mapping[str, Tensor]) -> str | None:
-    return next((name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()), None)
-
-
-def _read_tensors(folder: Path, files: Sequence[str]) -> dict[str, Tensor]:
-    """Every tensor of the first of these files that is there, whole or as the shards that its index lists."""
-    for name in files:
-        if (folder / name).is_file():
-            return _read_file(folder / name)
-        if (index := folder / f"{name}.index.json").is_file():
-            return _read_shards(index)
-    raise UsageError(f"{folder} has no {files[0]}", f"give a folder with its weights as {' or '.join(files)}")
-
-
-def _read_shards(index: Path) -> dict[str, Tensor]:
-    hint = "restore it from where it came"
-    listed = read_json(index, hint)
-    names = listed.get("weight_map") if isinstance(listed, dict) else None
-    if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
-        raise CorruptInputError(f"{index} lists no shards: it has no weight_map of file names", hint)
-    tensors: dict[str, Tensor] = {}
-    for name in sorted({Path(name).name for name in names.values()}):
-        if not (index.parent / name).is_file():
-            raise CorruptInputError(f"{index.parent} has no {name}, which {index.name} lists", hint)
-        tensors.update(_read_file(index.parent / name))
-    return tensors
-
-
-def _read_file(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, or of one of torch's, whose pickle may hold nothing but tensors."""
-    try:
-        if path.suffix == ".bin":
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
-            return {name: tensor for name, tensor in loaded.items() if isinstance(tensor, Tensor)}
-        with safe_open(path, framework="pt") as reader:
-            return {key: reader.get_tensor(key) for key in reader.keys()}  # noqa: SIM118
-    except Exception as error:  # both readers raise types of their own, which have no common base
-        said = next(iter(str(error).splitlines()), type(error).__name__)
-        raise CorruptInputError(f"{path} is damaged: {said}", "restore it from where it came") from error

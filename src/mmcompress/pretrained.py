@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from mmcompress.errors import CorruptInputError, MissingRequirementError, MMCompressError, UsageError, require
+from mmcompress.foreign import place_of, said
+from mmcompress.sidefiles import check_float, check_side_files
 from mmcompress.strictjson import read_json
 
 T = TypeVar("T")
@@ -75,10 +77,12 @@ def check_folder(folder: Path, trust_remote_code: bool = False) -> dict[str, Any
     """The config.json of a folder that can be a teacher, as far as can be seen without loading it, or an error."""
     transformers = require("transformers", "compress")
     _check_version(transformers.__version__)
+    check_side_files(folder)
     restore = "restore it from where the weights are from"
     config = read_json(folder / "config.json", restore)
     if not isinstance(config, dict) or not {"model_type", "auto_map"} & config.keys():
         raise CorruptInputError(f"{folder / 'config.json'} names no model_type", restore)
+    check_float(config, folder)
     if config.get("model_type") == "siglip2":
         raise UsageError(
             f"{folder} is a NaFlex SigLIP 2, which takes images as patches of any aspect ratio",
@@ -169,7 +173,7 @@ def opened(read: Callable[[], T], what: str, trusted: bool) -> T:
         raise
     except ImportError as error:
         raise MissingRequirementError(
-            f"{what} needs a package that cannot be imported: {_said(error)}",
+            f"{what} needs a package that cannot be imported: {said(error)}",
             "install what it names; pip install 'mmcompress[sentencepiece]' brings what SigLIP's tokenizer reads",
         ) from error
     except (Exception, SystemExit) as error:  # safetensors, `tokenizers` and the folder's own code raise anything
@@ -178,12 +182,8 @@ def opened(read: Callable[[], T], what: str, trusted: bool) -> T:
                 f"{what} has code of its own, which does not run unasked",
                 _TRUST,
             ) from error
+        place = place_of(error)
         raise CorruptInputError(
-            f"{what} cannot be opened: {type(error).__name__}: {_said(error)}",
+            f"{what} cannot be opened{f', in {place}' if place else ''}: {said(error)}",
             "check that the folder is whole, and that this version of transformers knows its classes",
         ) from error
-
-
-def _said(error: BaseException) -> str:
-    """Its first line; some go on for a page."""
-    return next((line for line in str(error).splitlines() if line.strip()), "")

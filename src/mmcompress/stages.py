@@ -38,6 +38,8 @@ class Job(Generic[C]):
     """Of the artifact that is made."""
     work: Path
     """A folder for state to resume from; it survives a kill and is deleted when the artifact is complete."""
+    standing: Path | None = None
+    """What the same stage made before, verified or not, and the new artifact replaces; None on other ranks."""
 
 
 @dataclass(frozen=True)
@@ -134,6 +136,14 @@ STAGES: Mapping[str, Stage] = {
             reads=("train",),
             check="mmcompress.compress.early:check_teacher",
             together=True,
+        ),
+        Stage(
+            "ensemble",
+            config.EnsembleConfig,
+            Kind.EMBEDDINGS,
+            "mmcompress.compress.train.ensemble:ensemble",
+            {},
+            gathers=(Kind.EMBEDDINGS,),
         ),
         Stage(
             "distill",

@@ -14,6 +14,7 @@ from pathlib import Path
 from mmcompress.config import TeacherConfig
 from mmcompress.errors import MissingRequirementError, UsageError, require, suggestion
 from mmcompress.packaged import packaged
+from mmcompress.sidefiles import check_side_files
 
 ALIASES = {
     "vit-b32": "openai/clip-vit-base-patch32",
@@ -83,6 +84,7 @@ def resolve(config: TeacherConfig) -> Path:
         return packaged(source)
     path = Path(source).expanduser()
     if path.exists():
+        check_side_files(path)
         if not (path / "config.json").is_file():
             raise UsageError(f"the teacher {source} is no model: it has no config.json", "give a Hugging Face folder")
         return path

@@ -24,6 +24,7 @@ COMMANDS = (
         "run",
         "train",
         "embed",
+        "ensemble",
         "convert",
         "distill",
         "prune",

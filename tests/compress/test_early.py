@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from clip_world import write_squares, write_teacher
 from PIL import Image
+from safetensors.torch import load_file, save_file
+from shards import picture, png_of
 from typer.testing import CliRunner
 
 from mmcompress.architecture import DualEncoderConfig
@@ -16,9 +20,12 @@ from mmcompress.artifact import Artifact
 from mmcompress.cli.commands import app
 from mmcompress.compress.early import check_one_space, check_same_teacher
 from mmcompress.compress.identity import model_fingerprint
-from mmcompress.errors import MissingRequirementError, MMCompressError, UsageError
+from mmcompress.compress.openclip import check_open_clip_weights
+from mmcompress.errors import CorruptInputError, MissingRequirementError, MMCompressError, UsageError
 from mmcompress.manifest import Kind
 from mmcompress.pipeline import run, standalone
+from mmcompress.pipeline.converted import graphs_to_use
+from mmcompress.pipeline.shrinking import Wish, shrink
 
 OWN = "def build(): raise SystemExit('it ran')\n"
 
@@ -165,6 +172,85 @@ def test_a_backend_that_is_not_here_is_refused_before_a_teacher_is_converted(wor
         return
     with pytest.raises(MissingRequirementError, match="tensorrt"):
         getattr(standalone, command)(sources, world / "out", given)
+
+
+def test_damaged_photos_are_found_before_a_teacher_is_converted(world: Path) -> None:
+    """A text that is called .jpg, a download that broke off, and a PNG without pixels, 50 of 160."""
+    photos, teacher, out = world / "photos", str(world / "teacher"), world / "o"
+    photos.mkdir()
+    for number in range(160):
+        whole = picture(number)
+        bad = (b"<html>not found</html>", whole[: len(whole) // 2], png_of(16, 16))[number % 3]
+        (photos / f"{number:03d}.jpg").write_bytes(bad if number < 50 else whole)
+    train, test = {"data.train": str(photos)}, {"data.test": str(photos)}
+    commands: list[Callable[[], object]] = [
+        lambda: standalone.embed(out, {"teacher.source": teacher, **train}),
+        lambda: standalone.quantize(teacher, out, train),
+        lambda: standalone.verdict(teacher, out, train),
+        lambda: standalone.verdict(teacher, out, {"data.train": "demo:train", "data.validation": str(photos)}),
+        lambda: standalone.prune(teacher, out, {**train, "batch": 32}),
+        lambda: standalone.drift([teacher], out, test),
+        lambda: shrink(teacher, out, Wish("demo:train", validation="demo:val", test=str(photos))),
+    ]
+    for command in commands:
+        with pytest.raises(CorruptInputError, match=r"of 160 items cannot be read, more than 5%") as caught:
+            command()
+        assert "max_bad_fraction" in caught.value.hint
+    assert not any(place.name.startswith("o") and place.name != "other" for place in world.iterdir() if place.is_dir())
+
+
+def broken(folder: Path, form: str) -> Path:
+    """A teacher with one weight that is no number, in a form that transformers reads."""
+    tensors = load_file(folder / "model.safetensors")
+    tensors["vision_model.encoder.layers.3.mlp.fc2.weight"][1, 2] = float("nan" if form != "infinite" else "inf")
+    half = {name: tensor.half() if form == "half" else tensor for name, tensor in tensors.items()}
+    (folder / "model.safetensors").unlink()
+    if form == "pickle":
+        torch.save(half, folder / "pytorch_model.bin")
+    elif form == "shards":
+        names = sorted(half)
+        for number, part in enumerate((names[::2], names[1::2])):
+            save_file({name: half[name] for name in part}, folder / f"model-{number}.safetensors", {"format": "pt"})
+        listed = {name: f"model-{index % 2}.safetensors" for index, name in enumerate(names)}
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": listed}))
+    else:
+        save_file(half, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+@pytest.mark.parametrize("form", ["plain", "infinite", "half", "pickle", "shards"])
+def test_weights_that_are_no_numbers_are_found_before_anything_is_loaded(world: Path, form: str) -> None:
+    teacher = str(broken(world / "teacher", form))
+    data = str(world / "squares-00000.tar")
+    commands: list[Callable[[], object]] = [
+        lambda: standalone.embed(world / "o", {"teacher.source": teacher, "data.train": data}),
+        lambda: standalone.distill(
+            world / "o", {"teacher.source": teacher, "data.train": data, "student.source": "vit-t16"}
+        ),
+        lambda: standalone.convert(teacher, world / "o"),
+        lambda: standalone.export(teacher, world / "o"),
+        lambda: standalone.export(teacher, world / "o", {"precisions": ["fp16"]}),
+        lambda: standalone.quantize(teacher, world / "o", {"data.train": data}),
+        lambda: standalone.prune(teacher, world / "o", {"data.train": data, "batch": 32}),
+        lambda: standalone.drift([teacher], world / "o", {"data.test": data}),
+        lambda: standalone.bench([teacher], world / "o", {}),
+        lambda: graphs_to_use(teacher),
+    ]
+    for command in commands:
+        with pytest.raises(CorruptInputError, match=r"'vision_model.encoder.layers.3.mlp.fc2.weight' has numbers that"):
+            command()
+
+
+def test_open_clips_weights_are_looked_at_where_they_lie(tmp_path: Path) -> None:
+    save_file({"a": torch.ones(2), "b": torch.tensor([float("nan")])}, tmp_path / "open_clip_model.safetensors")
+    torch.save({"state_dict": {"module.b": torch.tensor([float("inf")])}}, tmp_path / "w.pt")
+    for source, what in (
+        (f"open_clip:local-dir:{tmp_path}", "'b' has numbers"),
+        (f"open_clip:ViT-B-32/{tmp_path / 'w.pt'}", "'module.b' has numbers"),
+    ):
+        with pytest.raises(CorruptInputError, match=what):
+            check_open_clip_weights(source)
+    check_open_clip_weights("open_clip:ViT-B-32/openai")
 
 
 def test_a_loss_without_weight_is_nothing_to_learn(world: Path) -> None:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import re
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
+import onnx
+import onnxruntime
 import pytest
 import torch
 from safetensors.torch import save_file
+from tokenizers import Tokenizer, models
 
 from mmcompress.compress.teacher import load_teacher
 from mmcompress.config import TeacherConfig
@@ -157,6 +161,112 @@ def build():
         "other/said",
     }
     assert found == expected
+
+
+READS = {
+    "torch.from_file": 'torch.from_file("w.f32", size=8)',
+    "copied": 'torch.from_file("w.f32", size=8).clone()',
+    "imported": "from_file(filename='w.f32', size=8)",
+    "storage": 'torch.UntypedStorage.from_file("w.f32", False, 32)',
+    "typed storage": 'torch.FloatStorage.from_file("w.f32", False, 8)',
+    "memmap": 'np.memmap("w.f32", np.float32)',
+    "fromfile": 'np.fromfile("w.f32", np.float32)',
+    "mmap": 'mmap.mmap(os.open("w.f32", os.O_RDONLY), 0, prot=mmap.PROT_READ)',
+    "load": 'torch.load("w.pt", mmap=True)',
+    "jit": 'torch.jit.load("w.ts")',
+    "exported": 'torch._C.PyTorchFileReader("w.pt")',
+    "tokenizer": 'Tokenizer.from_file("w.json")',
+    "onnxruntime": 'onnxruntime.InferenceSession("w.onnx", providers=["CPUExecutionProvider"])',
+    "openvino": 'openvino.Core().read_model("w.onnx")',
+    "sqlite": 'sqlite3.connect("w.db").execute("select 1")',
+    "executed": 'exec(Path("w.py").read_text())',
+}
+
+
+@pytest.mark.filterwarnings("ignore:TypedStorage", "ignore:`torch.jit")
+@pytest.mark.parametrize("how", READS)
+def test_what_native_code_reads_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    """Whoever opens the file: a change of it is a change of the teacher."""
+    place = tmp_path / "elsewhere"
+    place.mkdir()
+    monkeypatch.chdir(place)
+    (name,) = re.findall(r"w\.\w+", READS[how])
+    write_readable(place / name)
+    (tmp_path / "own").mkdir()
+    code = f"""import mmap, os, sqlite3
+import numpy as np
+import onnxruntime, openvino
+from pathlib import Path
+from tokenizers import Tokenizer
+from torch import from_file
+def build():
+    global KEPT
+    KEPT = {READS[how]}
+    return Teacher(image, text, RULE, 16)
+"""
+    before = torch.from_file, torch.jit.load, onnxruntime.InferenceSession.__init__
+    teacher = load(tmp_path / "own", code)
+    assert place / name in teacher.files  # type: ignore[attr-defined]
+    assert before == (torch.from_file, torch.jit.load, onnxruntime.InferenceSession.__init__)
+    assert "from_file" not in vars(torch.UntypedStorage)
+
+
+def write_readable(file: Path) -> None:
+    """Something that the suffix's own reader takes."""
+    if file.suffix == ".pt":
+        torch.save({"w": torch.ones(8)}, file)
+    elif file.suffix == ".ts":
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.jit.save(torch.jit.trace(torch.nn.Linear(2, 2), torch.ones(1, 2)), file)
+    elif file.suffix == ".json":
+        Tokenizer(models.WordLevel({"a": 0}, unk_token="a")).save(str(file))
+    elif file.suffix == ".onnx":
+        value = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1])
+        out = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1])
+        graph = onnx.helper.make_graph([onnx.helper.make_node("Relu", ["x"], ["y"])], "g", [value], [out])
+        onnx.save(onnx.helper.make_model(graph, ir_version=10, opset_imports=[onnx.helper.make_opsetid("", 18)]), file)
+    elif file.suffix == ".py":
+        file.write_text("W = 1")
+    elif file.suffix == ".f32":
+        np.ones(8, np.float32).tofile(file)
+    else:
+        file.touch()
+
+
+STARTS = {
+    "subprocess": "subprocess.run(['cat', 'w'], capture_output=True)",
+    "system": "os.system('true')",
+    "pool": "multiprocessing.get_context('fork').Process(target=print).start()",
+    "spawn": "os.posix_spawnp('true', ['true'], {})",
+}
+
+
+@pytest.mark.parametrize("how", STARTS)
+def test_a_teacher_that_starts_a_program_has_to_name_its_files(tmp_path: Path, how: str) -> None:
+    code = f"""import multiprocessing, os, subprocess
+from pathlib import Path
+def words(t):
+    {STARTS[how]}
+    return text(t)
+def build(*files): return Teacher(image, words, RULE, 16, files=files)
+def named(): return build(Path(__file__).parent / "deep" / "w")
+"""
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "w").touch()
+    with pytest.raises(UsageError, match=r"starts another program in .*mine\.py, line 13") as caught:
+        load(tmp_path, code)
+    assert "files=(Path(" in caught.value.hint
+    assert tmp_path / "deep" / "w" in load(tmp_path, code, "named").files  # type: ignore[attr-defined]
+
+
+def test_a_program_that_a_library_starts_is_its_own_affair(tmp_path: Path) -> None:
+    """ctypes asks ldconfig, platform asks uname, and neither is told by the teacher what to read."""
+    package = tmp_path / "site-packages" / "some_library.py"
+    package.parent.mkdir()
+    package.write_text("import subprocess\ndef ask(): subprocess.run(['true'])\n")
+    code = f"import sys\nsys.path.append({str(package.parent)!r})\nimport some_library\nsome_library.ask()\n"
+    load(tmp_path, code + build())
 
 
 def test_the_guides_example_works(tmp_path: Path) -> None:

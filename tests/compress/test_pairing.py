@@ -12,16 +12,16 @@ import torch
 from clip_world import CAPTIONS, write_teacher
 from conftest import Outcome
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from shards import write_tar
 
 from mmcompress.artifact import Artifact
 from mmcompress.compress.train import pairs
-from mmcompress.compress.train.embed import Embeddings, load_embeddings
+from mmcompress.compress.train.embeddings import Embeddings, load_embeddings
 from mmcompress.compress.train.pairs import paired
 from mmcompress.data.sample import difference, mark_of
 from mmcompress.errors import CorruptInputError
-from mmcompress.manifest import Preprocessing
+from mmcompress.manifest import Kind, Preprocessing
 from mmcompress.pipeline import standalone
 
 Cli = Callable[..., Outcome]
@@ -103,17 +103,12 @@ def test_a_stream_is_checked_batch_by_batch(world: Path, tmp_path: Path, cli: Cl
     assert done.code == 4 and "has no teacher embedding" in done.err, done.err
 
 
-def test_embeddings_without_marks_are_made_again(world: Path, tmp_path: Path) -> None:
-    artifact = Artifact.open(world / "embeddings")
-    name = next(name for name in artifact.manifest.files if name.endswith(".safetensors"))
-    whole = load_file(artifact.file(name))
-    assert whole["marks"].shape == (16, 16) and whole["marks"].dtype == torch.uint8
-    try:
-        save_file({key: value for key, value in whole.items() if key != "marks"}, artifact.path / name)
-        with pytest.raises(CorruptInputError, match="does not say which images and captions it is of"):
-            load_embeddings(artifact)
-    finally:
-        save_file(whole, artifact.path / name)
+def test_embeddings_of_an_earlier_version_are_made_again(world: Path, tmp_path: Path) -> None:
+    with Artifact.create(tmp_path / "old", kind=Kind.EMBEDDINGS, stage="embed", key="e") as draft:
+        save_file({"images": torch.zeros(1, 1, 2)}, draft.path / "embeddings-00000.safetensors")
+        (draft.path / "keys-00000.json").write_text("[]")
+    with pytest.raises(CorruptInputError, match="in the form of an earlier version"):
+        load_embeddings(Artifact.open(tmp_path / "old"))
 
 
 def test_moved_data_and_more_workers_embed_nothing_again(world: Path, tmp_path: Path, cli: Cli) -> None:

@@ -10,15 +10,17 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from cached import cached
 from clip_world import CAPTIONS, write_squares, write_teacher
 from safetensors.torch import load_file, save_file
 
 from mmcompress.artifact import Artifact
 from mmcompress.compress.teacher import Teacher, load_teacher
 from mmcompress.compress.train import embed
-from mmcompress.compress.train.embed import load_embeddings
+from mmcompress.compress.train.embeddings import load_embeddings
 from mmcompress.config import TeacherConfig
 from mmcompress.errors import CorruptInputError, UsageError
 from mmcompress.huggingface import dual_encoder_from_checkpoint
@@ -74,14 +76,12 @@ def made(world: Path) -> dict[str, Artifact]:
 
 
 def test_embeddings_are_the_teachers_own(world: Path, made: dict[str, Artifact]) -> None:
-    found = load_embeddings(made["embed"])
+    images, texts = cached(made["embed"])
     teacher = load_teacher(TeacherConfig(source=str(world / "teacher")), torch.device("cpu"))
-    assert found.images.shape == (60, 3, 32) and found.texts.shape == (60, 32)
+    assert images.shape == (60, 3, 32) and texts.shape == (60, 32)
     direct = teacher.encode_text(CAPTIONS)
-    torch.testing.assert_close(found.texts.float(), direct, atol=1e-3, rtol=0)
-    (row, first, captions) = next(value for key, value in found.rows.items() if key.endswith("0007"))
-    assert (row, first, captions) == (7, 7, 1)
-    assert not torch.equal(found.images[:, 0], found.images[:, 1])
+    torch.testing.assert_close(texts, direct, atol=1e-3, rtol=0)
+    assert not torch.equal(images[:, 0], images[:, 1])
 
 
 def agreement(artifact: Artifact, embeddings: Artifact) -> float:
@@ -93,7 +93,7 @@ def agreement(artifact: Artifact, embeddings: Artifact) -> float:
     tokens = tokenize(load_tokenizer(artifact.file(text.file)), CAPTIONS, text)
     with torch.no_grad():
         ours = dual_encoder_from_checkpoint(artifact.path, artifact.model).encode_text(torch.from_numpy(tokens))
-    return float((ours * load_embeddings(embeddings).texts.float()).sum(dim=1).mean())
+    return float((ours * cached(embeddings)[1]).sum(dim=1).mean())
 
 
 def test_recovery_brings_a_pruned_student_back(made: dict[str, Artifact]) -> None:
@@ -244,8 +244,6 @@ def test_text_tower_can_be_kept(world: Path) -> None:
 
 def test_embeddings_of_other_data_are_refused(world: Path, made: dict[str, Artifact], tmp_path: Path) -> None:
     found = load_embeddings(made["embed"])
-    import numpy as np
-
     with pytest.raises(CorruptInputError, match="'stranger' has no teacher embedding"):
         found.lookup(["stranger"], [bytes(16)], np.array([0]), [0])
 
@@ -255,14 +253,20 @@ def test_embeddings_that_are_not_finite_are_refused_by_sample(
     made: dict[str, Artifact], tmp_path: Path, side: str
 ) -> None:
     with Artifact.create(tmp_path / "broken", kind=Kind.EMBEDDINGS, stage="embed", key="e") as draft:
+        (draft.path / "shards").mkdir()
         draft.inherit(made["embed"], *made["embed"].manifest.files)
         draft.facts = made["embed"].manifest.facts
-        chunk = draft.path / "embeddings-00000.safetensors"
+        (chunk,) = draft.path.glob("shards/*")
         tensors = load_file(chunk)
         tensors[side][7, ..., 3] = float("-inf")
         save_file(tensors, chunk)
-    with pytest.raises(CorruptInputError, match=r"embedding of the sample '[^']*0007' is not finite"):
-        load_embeddings(Artifact.open(tmp_path / "broken"))
+    found, marks = load_embeddings(Artifact.open(tmp_path / "broken")), tensors["marks"].numpy()
+    keys = [f"squares-00000/{n:04d}" for n in range(60)]
+    found.lookup(keys[:7], [mark.tobytes() for mark in marks[:7]], np.zeros(7, np.int64), [0] * 7)
+    with pytest.raises(CorruptInputError, match=r"embedding of the sample 'squares-00000/0007' is not finite"):
+        found.lookup(keys, [mark.tobytes() for mark in marks], np.zeros(60, np.int64), [0] * 60)
+    with pytest.raises(CorruptInputError, match=r"embedding of the sample 'squares-00000/0007' is not finite"):
+        found.anchors(60, torch.device("cpu"))
 
 
 def test_a_student_is_needed(world: Path, tmp_path: Path) -> None:

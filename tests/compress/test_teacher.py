@@ -103,7 +103,7 @@ def test_a_text_tower_that_cannot_answer_is_an_error_that_names_the_folder(tmp_p
     config = json.loads((write_teacher(tmp_path) / "config.json").read_text())
     config["text_config"]["eos_token_id"] = None
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(CorruptInputError, match="encode_text failed for 1 texts") as caught:
+    with pytest.raises(CorruptInputError, match="encode_text for 1 texts failed") as caught:
         load_teacher(TeacherConfig(source=str(tmp_path)), CPU)
     assert str(tmp_path) in caught.value.what and caught.value.hint
 

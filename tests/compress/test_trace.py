@@ -80,8 +80,51 @@ class Odd(nn.Module):
 def test_modules_that_onnx_cannot_say_are_named(tmp_path: Path, given: Any) -> None:
     made = teacher()
     given(replace(made, towers=lambda: replace(towers(), image=Odd())))
-    with pytest.raises(UsageError, match="torch cannot trace the Odd"):
+    with pytest.raises(UsageError, match="export of the Odd failed"):
         traced(tmp_path / "traced")
+
+
+OWN = """import conv_teacher
+from dataclasses import replace
+from torch import nn
+class Broken(nn.Module):
+    def forward(self, x): return {}["weights"]
+class Late(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.tower = conv_teacher.towers().image
+    def forward(self, x):
+        import neighbour
+        return neighbour.same(self.tower(x))
+def absent(): return replace(conv_teacher.teacher(), towers=lambda: nowhere)
+def number(): return replace(conv_teacher.teacher(), towers=lambda: 3)
+def nothing(): return replace(conv_teacher.teacher(), towers=3)
+def scale(): return replace(conv_teacher.teacher(), towers=lambda: replace(conv_teacher.towers(), logit_scale="x"))
+def broken(): return replace(conv_teacher.teacher(), towers=lambda: replace(conv_teacher.towers(), image=Broken()))
+def late(): return replace(conv_teacher.teacher(), towers=lambda: replace(conv_teacher.towers(), image=Late()))
+"""
+
+
+@pytest.mark.parametrize(
+    ("function", "what"),
+    [
+        ("absent", r"own code failed in .*own\.py, line 13: NameError"),
+        ("number", "returned int"),
+        ("nothing", "has 3 as its towers, expected a function or None"),
+        ("scale", "has 'x' as its logit_scale"),
+        ("broken", r"export of the Broken failed in .*own\.py, line 5: KeyError: 'weights'"),
+    ],
+)
+def test_what_fails_in_a_users_towers_is_told_with_its_line(tmp_path: Path, function: str, what: str) -> None:
+    (tmp_path / "own.py").write_text(OWN)
+    with pytest.raises(UsageError, match=what):
+        traced(tmp_path / "traced", f"{tmp_path / 'own.py'}:{function}")
+
+
+def test_a_users_module_may_import_its_neighbours_when_it_is_traced(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(OWN)
+    (tmp_path / "neighbour.py").write_text("def same(x): return x\n")
+    traced(tmp_path / "traced", f"{tmp_path / 'own.py'}:late")
 
 
 def test_a_tokenizer_that_differs_on_odd_texts_is_refused() -> None:

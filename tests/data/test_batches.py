@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import random
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from shards import SMALL, pair, picture, png_of, shard, write_tar
 
-from mmcompress.data.batches import Batch, batches, decode
+from mmcompress.data.batches import Batch, batches, check_readable, decode
 from mmcompress.errors import CorruptInputError, UsageError
 from mmcompress.manifest import Preprocessing
 
@@ -230,6 +231,26 @@ def test_only_undecodable_images(tmp_path: Path) -> None:
         made(path)
 
 
+def test_a_look_at_a_small_set_says_what_a_pass_would(tmp_path: Path) -> None:
+    path = str(broken(tmp_path))
+    for seed in (None, 0):
+        with pytest.raises(CorruptInputError, match=r"4 of 12 items cannot be read, more than 10%: .*the PNG is trunc"):
+            check_readable(path, 0.1, seed)
+        check_readable(path, 0.34, seed)
+    check_readable("pipe:false", 0.0)
+
+
+def test_a_look_at_a_large_set_goes_as_far_as_a_pass_before_it_judges(tmp_path: Path) -> None:
+    image = picture(kind="PNG")
+    for number in range(1200):
+        (tmp_path / f"{number:04d}.png").write_bytes(b"some text" if number % 18 == 0 else image)
+    with pytest.raises(CorruptInputError, match=r"of the first 1000 items cannot be read, more than 5%"):
+        check_readable(str(tmp_path), 0.05)
+    check_readable(str(tmp_path), 0.06)
+    with pytest.raises(CorruptInputError, match="of the first"):
+        made(tmp_path, max_bad_fraction=0.05)
+
+
 def test_warnings_come_once_and_not_at_each_epoch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write_tar(tmp_path / "x.tar", [*pair("a"), *pair("b", caption=None)])
     for epoch in range(3):
@@ -259,3 +280,82 @@ def test_stopping_early_leaves_no_thread(three: str) -> None:
     next(stream)
     stream.close()  # type: ignore[attr-defined]
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("decode")]
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Six compressed shards of 20 samples, the last one of 2."""
+    folder = tmp_path_factory.mktemp("packed")
+    for n in range(6):
+        files = [file for k in range(20 if n < 5 else 2) for file in pair(f"{k:02d}", 20 * n + k)]
+        write_tar(folder / f"p{n}.tar.gz", files, "w:gz")
+    return str(folder / "p{0..5}.tar.gz")
+
+
+def own(spec: str, rank: int, world: int, **options: Any) -> list[Batch]:
+    options = {"shuffle_seed": 4, "batch": 5, "drop_last": True, "length": 5, **options}
+    return made(spec, rank=rank, world=world, **options)
+
+
+def test_processes_share_shards_that_are_read_in_a_row(packed: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mmcompress.data import parsing
+
+    opened: list[str] = []
+    members = parsing.members
+    assert len(own(packed, 0, 1)) == 20  # as without: 102 samples
+    monkeypatch.setattr(parsing, "members", lambda shard: (opened.append(Path(shard).name), members(shard))[1])
+    shares = [own(packed, rank, 3) for rank in range(3)]
+    assert [len(share) for share in shares] == [5, 5, 5]
+    assert all(len(batch.keys) == 5 for share in shares for batch in share)
+    by_rank = [{key.partition("/")[0] for key in flat(share)} for share in shares]
+    assert sorted(name for names in by_rank for name in names) == [f"p{n}.tar.gz".partition(".")[0] for n in range(6)]
+    whole = [Counter(flat(share)) for share in shares]
+    assert sorted(max(of_rank.values()) for of_rank in whole) == [1, 1, 2]  # one has 22 samples for 25 places
+    assert max(Counter(opened).values()) <= 2  # the small one's shards are read twice
+    again = [{key.partition("/")[0] for key in flat(own(packed, rank, 3, epoch=1))} for rank in range(3)]
+    assert again != by_rank
+
+
+@pytest.mark.parametrize("skip", [1, 4])
+def test_a_resume_among_own_shards(packed: str, skip: int) -> None:
+    for rank in range(2):
+        whole = own(packed, rank, 2, length=14)  # beyond one pass
+        assert len(whole) == 14 and keys(own(packed, rank, 2, length=14, skip=skip)) == keys(whole)[skip:]
+
+
+def test_shards_are_not_shared_out_where_they_have_offsets_or_do_not_suffice(three: str, packed: str) -> None:
+    for spec, world in ((three, 2), (packed, 7)):
+        ranks = [flat(own(spec, rank, world, batch=2, length=1)) for rank in range(world)]
+        assert ranks == [
+            flat(made(spec, rank=rank, world=world, shuffle_seed=4, batch=2, drop_last=True)) for rank in range(world)
+        ]
+
+
+def test_a_process_whose_shards_are_empty_is_an_error(tmp_path: Path) -> None:
+    for n in range(2):
+        write_tar(tmp_path / f"{n}.tar.gz", pair("a") if n else [], "w:gz")
+    with pytest.raises((CorruptInputError, UsageError), match=r"have no sample|no readable sample"):
+        for rank in range(2):
+            own(str(tmp_path), rank, 2, batch=1, length=3)
+
+
+def test_the_buffer_is_bounded_in_bytes(packed: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mmcompress.data import batches as data
+    from mmcompress.data.sample import Sample
+
+    samples = [Sample(f"{n}", bytes(100 + n % 50), ("x",), None, True) for n in range(400)]
+    monkeypatch.setattr(data, "BUFFER_BYTES", 3000)
+    came = 0
+
+    def stream() -> Any:
+        nonlocal came
+        for sample in samples:
+            came += len(sample.image)
+            yield sample
+
+    went, found = 0, []
+    for sample in data._shuffled(stream(), random.Random(0), 1000):
+        assert came - went <= 3000 + 150
+        went += len(sample.image)  # type: ignore[union-attr]
+        found.append(sample.key)
+    assert found != [sample.key for sample in samples] and sorted(found) == sorted(sample.key for sample in samples)

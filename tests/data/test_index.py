@@ -19,13 +19,14 @@ import pytest
 from conftest import Outcome
 from shards import SMALL, pair, picture, png_of, shard, write_tar
 
-from mmcompress.data import digests, index, parsing, shards
+from mmcompress import digests
+from mmcompress.data import index, parsing, shards
 from mmcompress.data.batches import batches, count, fingerprint, listing, read
-from mmcompress.data.digests import sha256_of
 from mmcompress.data.index import Reference, indexed_shard
 from mmcompress.data.indexing import index_data
 from mmcompress.data.parsing import Damage, Meaning, parsed
 from mmcompress.data.shards import BrokenShardError, Member, members
+from mmcompress.digests import sha256_of
 from mmcompress.errors import CorruptInputError, UsageError
 from mmcompress.manifest import hash_file
 from mmcompress.places import CACHE

@@ -44,7 +44,7 @@ def test_expand_local(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_expand_streams_are_passed_through() -> None:
     assert expand("pipe:cat {a,b}.tar") == ["pipe:cat a.tar", "pipe:cat b.tar"]
-    assert expand("https://host/{0..1}.tar?k=v") == ["https://host/0.tar?k=v", "https://host/1.tar?k=v"]
+    assert expand("memory://host/{0..1}.tar?k=v") == ["memory://host/0.tar?k=v", "memory://host/1.tar?k=v"]
     assert expand("-") == ["-"]
 
 

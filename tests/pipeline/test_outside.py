@@ -9,7 +9,10 @@ import pytest
 import torch
 from clip_world import write_squares
 
+from mmcompress.compress.early import check_same_teacher
 from mmcompress.config import DistillConfig, EmbedConfig
+from mmcompress.errors import UsageError
+from mmcompress.pipeline.converted import teacher_graphs
 from mmcompress.pipeline.outside import outside, revisions, still_as_read
 from mmcompress.pipeline.standalone import embed
 
@@ -88,11 +91,42 @@ def test_weights_that_a_teacher_opened_are_asked_for_before_a_reuse(
     assert len({digest for digest, _ in digests}) == 2
 
 
-def test_what_a_killed_embed_left_is_not_gone_on_with_by_another_teacher(tmp_path: Path) -> None:
-    from mmcompress.compress.train.embed import _drop_chunks_of_another
+TOWERS = """import torch
+from pathlib import Path
+import conv_teacher
+from dataclasses import replace
+def towers():
+    seed = int(torch.from_file(str(Path(__file__).parent / "deep" / "seed"), size=1, dtype=torch.int64))
+    return conv_teacher.towers(seed)
+def build():
+    made = conv_teacher.teacher(conv_teacher.towers(int((Path(__file__).parent / "deep" / "text").read_text())))
+    return replace(made, towers=towers)
+"""
 
-    chunk = tmp_path / "keys-00000.json"
-    for read, kept in (({"a": "1"}, True), ({"a": "1"}, True), ({"a": "2"}, False)):
-        chunk.write_text("[]")
-        _drop_chunks_of_another(tmp_path, read)
-        assert chunk.exists() == kept
+
+def test_weights_that_towers_mapped_are_asked_for_before_a_trace_is_reused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, deep = tmp_path / "own" / "own.py", tmp_path / "own" / "deep"
+    deep.mkdir(parents=True)
+    file.write_text(TOWERS)
+    found = []
+    for seed in (0, 0, 1):
+        torch.tensor([seed]).numpy().tofile(deep / "seed")
+        (deep / "text").write_text(str(seed))
+        made = teacher_graphs(f"{file}:build", tmp_path / "g")
+        found.append((made.digest, "reused" in capsys.readouterr().err))
+    assert [reused for _, reused in found] == [False, True, False]
+    assert len({digest for digest, _ in found}) == 2
+
+
+def test_embeddings_of_a_teacher_whose_weights_changed_are_refused(tmp_path: Path) -> None:
+    data, file, weights = write_squares(tmp_path), tmp_path / "own" / "own.py", tmp_path / "own" / "deep" / "weights"
+    weights.parent.mkdir(parents=True)
+    file.write_text(OWN)
+    torch.save(torch.randn(192, 4), weights)
+    made = embed(tmp_path / "e", {"teacher.source": f"{file}:build", "data.train": str(data)})
+    check_same_teacher(f"{file}:build", made)
+    torch.save(torch.randn(192, 4), weights)
+    with pytest.raises(UsageError, match=r"has changed since the embeddings .*deep/weights is another one"):
+        check_same_teacher(f"{file}:build", made)

@@ -13,6 +13,7 @@ import pytest
 import torch
 from clip_world import write_squares, write_teacher
 from safetensors.torch import load_file
+from shards import shard
 from together_recording import recorded
 from torchrun import ENVIRONMENT, command, torchrun
 
@@ -91,6 +92,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A recipe with its teacher and its data, and a script that records gradients."""
     folder = tmp_path_factory.mktemp("together")
     write_squares(folder)
+    shard(folder / "noise-00000.tar", 20)
     teacher = write_teacher(folder / "teacher")
     recipe = RECIPE.replace("DATA", str(folder)).replace("TEACHER", str(teacher))
     (folder / "recipe.toml").write_text(recipe)
@@ -119,7 +121,7 @@ def runs(world: Path) -> Path:
 @pytest.mark.slow
 def test_embeddings_are_the_same_bytes(runs: Path) -> None:
     one, two = (Artifact.open(runs / f"run-{processes}" / "embed") for processes in (1, 2))
-    assert len(one.manifest.files) == 2
+    assert len(one.manifest.files) == 3, "a shard for each process, and the list of them"
     assert one.manifest.files == two.manifest.files and one.digest == two.digest
 
 

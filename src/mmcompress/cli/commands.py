@@ -103,6 +103,22 @@ def embed(out: Out, given: Given, json: Json = False) -> None:
     console.show(*console.artifact_summary(standalone.embed(out, given)), json)
 
 
+@keyed(app, MODEL, "ensemble")
+def ensemble(
+    teachers: Annotated[
+        list[Path], typer.Argument(metavar="EMBEDDINGS…", help="Of each teacher, as `embed` wrote them.")
+    ],
+    out: Out,
+    given: Given,
+    json: Json = False,
+) -> None:
+    """Combine cached embeddings of several teachers; `distill --embeddings OUT --teacher ONE` learns from all."""
+    from mmcompress.cli import console
+    from mmcompress.pipeline import standalone
+
+    console.show(*console.artifact_summary(standalone.ensemble(teachers, out, given)), json)
+
+
 @keyed(app, MODEL, "convert", without=("teacher.source",))
 def convert(
     teacher: Annotated[str, typer.Argument(metavar="TEACHER", help="Alias, hub id, or a Hugging Face folder.")],

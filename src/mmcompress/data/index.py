@@ -27,11 +27,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from mmcompress.data.digests import Identity, identity_of, sha256_of
 from mmcompress.data.layout import is_retrieval, numbered_classes
 from mmcompress.data.parsing import Damage, Meaning, parsed
 from mmcompress.data.sample import MARK_BYTES, Sample
 from mmcompress.data.spec import is_stream
+from mmcompress.digests import Identity, identity_of, sha256_of
 from mmcompress.errors import CorruptInputError
 from mmcompress.manifest import hash_json
 from mmcompress.places import CACHE, cache_folder

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from mmcompress.data.index import indexed_shard
 from mmcompress.data.reading import is_image_or_table, named
+from mmcompress.data.remote import UnreachableError, at_hand, is_cached
 from mmcompress.data.spec import expand, is_stream
 from mmcompress.errors import CorruptInputError, UsageError
 from mmcompress.progress import track
@@ -45,9 +46,10 @@ class DataFacts:
 
 
 def index_data(spec: str, processes: int = 1) -> DataFacts:
-    """Make the indices that are not there yet. UsageError for data that is not of local shards."""
+    """Make the indices that are not there yet, and fetch the shards that are to be kept. UsageError for data that is
+    not of shards that lie here."""
     places = named(expand(spec))
-    if other := next((place for place, _ in places if is_stream(place) or is_image_or_table(place)), None):
+    if other := next((place for place, _ in places if not _is_shard(place)), None):
         raise UsageError(f"{other} is no shard, and indices are of shards", "give .tar shards, or a folder of them")
     start = time.monotonic()
     if processes == 1:
@@ -58,8 +60,18 @@ def index_data(spec: str, processes: int = 1) -> DataFacts:
     return DataFacts(tuple(facts), time.monotonic() - start)
 
 
+def _is_shard(place: str) -> bool:
+    return is_cached(place) or not (is_stream(place) or is_image_or_table(place))
+
+
 def _facts(place_and_name: Sequence[str]) -> ShardFacts:
     place, name = place_and_name
+    try:
+        place = at_hand(place)
+    except UnreachableError as error:
+        raise CorruptInputError(
+            f"{place} cannot be fetched: {error}", "see whether it is there, or leave it out"
+        ) from error
     shard = indexed_shard(place, name)
     if shard is None:
         raise CorruptInputError(f"{place} cannot be read", "mend it, or leave it out")

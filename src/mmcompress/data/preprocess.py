@@ -17,7 +17,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from mmcompress.errors import CorruptInputError
 from mmcompress.manifest import Preprocessing
@@ -28,26 +28,35 @@ MAX_ASPECT = 100
 
 def to_array(image: Image.Image, preprocessing: Preprocessing) -> NDArray[np.uint8]:
     """Resize and crop any image to (S, S, 3) RGB."""
-    rgb = to_rgb(upright(image))
-    width, height = rgb.size
+    return plain_view(to_rgb(upright(image)), preprocessing)
+
+
+def plain_view(rgb: Image.Image, preprocessing: Preprocessing) -> NDArray[np.uint8]:
+    """Resize and crop an upright RGB image to (S, S, 3)."""
+    check_aspect(*rgb.size, preprocessing)
     if preprocessing.squash:
         target = (preprocessing.resize, preprocessing.resize)
     else:
-        target = resized_size(width, height, preprocessing.resize)
+        target = resized_size(*rgb.size, preprocessing.resize)
     resized = rgb.resize(target, Image.Resampling[preprocessing.interpolation.upper()])
     return center_crop(np.asarray(resized), preprocessing.size, preprocessing.centre)
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """Turned as its EXIF orientation says; one whose EXIF is damaged stays as it is."""
+    """Turned as its EXIF orientation says, the image itself where that is nothing; so is one whose EXIF is damaged."""
+    image.load()
     try:
+        if image.getexif().get(ExifTags.Base.Orientation, 1) == 1:
+            return image  # Pillow would copy it
         return ImageOps.exif_transpose(image)
     except (SyntaxError, ValueError, LookupError, TypeError, struct.error):
         return image
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """RGB, with whatever is transparent laid on white."""
+    """RGB, with whatever is transparent laid on white; the image itself where it is so already."""
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
@@ -60,13 +69,17 @@ def to_rgb(image: Image.Image) -> Image.Image:
 def resized_size(width: int, height: int, shorter: int) -> tuple[int, int]:
     """(width, height) after the shorter side became `shorter`; the longer side is cut off, not rounded."""
     short, long = min(width, height), max(width, height)
-    if long > MAX_ASPECT * short:
+    longer = int(shorter * long / short)
+    return (shorter, longer) if width <= height else (longer, shorter)
+
+
+def check_aspect(width: int, height: int, preprocessing: Preprocessing) -> None:
+    """Raise CorruptInputError for an image that is too long to be prepared so."""
+    if not preprocessing.squash and max(width, height) > MAX_ASPECT * min(width, height):
         raise CorruptInputError(
             f"an image of {width} x {height} pixels is more than {MAX_ASPECT} times longer than it is wide",
             "leave it out, or crop it",
         )
-    longer = int(shorter * long / short)
-    return (shorter, longer) if width <= height else (longer, shorter)
 
 
 def center_crop(pixels: NDArray[np.uint8], size: int, centre: Literal["floor", "even"] = "floor") -> NDArray[np.uint8]:

@@ -13,6 +13,7 @@ from mmcompress.data.imagefile import image_size
 from mmcompress.data.index import Reference, indexed_shard, references
 from mmcompress.data.layout import is_retrieval, numbered_classes
 from mmcompress.data.parsing import Damage, Meaning, different, parsed, writable
+from mmcompress.data.remote import UnreachableError, at_hand
 from mmcompress.data.sample import Sample
 from mmcompress.data.sentences import sentence_for
 from mmcompress.data.shards import MEMBER_BYTES
@@ -76,6 +77,11 @@ def named(places: list[str]) -> list[tuple[str, str]]:
 
 
 def _of_shard(place: str, name: str, tally: Tally) -> Iterator[Listed]:
+    try:
+        place = at_hand(place)
+    except UnreachableError as error:
+        tally.add_bad(place, f"the shard cannot be fetched: {error}")
+        return
     shard = indexed_shard(place, name)
     for found in references(shard) if shard is not None and shard.index.seekable else _unindexed(place, name):
         if isinstance(found, Damage):

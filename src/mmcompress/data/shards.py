@@ -2,9 +2,9 @@
 
 Python's tarfile ends quietly at a damaged header, which would lose the rest of a shard without a word; here anything
 but a proper end breaks the shard. Plain headers, which are nearly all, are read by hand, as tarfile takes ten times as
-long; the first that is not plain is tarfile's, and so is every error. The `webdataset` library opens the streams; it is
-not asked for local files, because it imports torch where torch is installed. Names in a tar become keys, never paths,
-and nothing is unpacked.
+long; the first that is not plain is tarfile's, and so is every error. Addresses are read by `remote.py`. The
+`webdataset` library runs commands and opens stdin; it is not asked for files, because it imports torch where torch is
+installed. Names in a tar become keys, never paths, and nothing is unpacked.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from typing import IO, NamedTuple
 
 from typing_extensions import Self
 
-from mmcompress.data.spec import IMAGE_SUFFIXES, is_stream
+from mmcompress.data.remote import opened
+from mmcompress.data.spec import IMAGE_SUFFIXES, is_address, is_stream
 
 MEMBER_BYTES = 256 * 2**20
 """A larger file in a tar is refused unread."""
@@ -154,6 +155,10 @@ def _opened(shard: str) -> Iterator[IO[bytes]]:
     if not is_stream(shard):
         with Path(shard).open("rb", buffering=2**20) as file:
             yield file
+        return
+    if is_address(shard):
+        with opened(shard) as remote:
+            yield remote
         return
     from webdataset.gopen import gopen
 

@@ -16,7 +16,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from mmcompress.data.digests import sha256_of
+from mmcompress.data.remote import CACHED, check_scheme
+from mmcompress.digests import sha256_of
 from mmcompress.errors import CorruptInputError, UsageError
 from mmcompress.manifest import hash_json
 from mmcompress.packaged import packaged
@@ -27,12 +28,14 @@ TEMPLATES = "zeroshot_classification_templates.txt"
 DATASET_TYPE = "dataset_type.txt"
 SHARD_COUNT = "nshards.txt"
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
-SHARD_SUFFIXES = (".tar", ".tar.gz", ".tgz")
+COMPRESSED = (".tar.gz", ".tgz")
+SHARD_SUFFIXES = (".tar", *COMPRESSED)
 ACCEPTED = (
     "give WebDataset shards ('shards/{00000..00005}.tar', a glob, or one .tar), a folder of .tar shards, "
     f"a folder with a {TABLE}, a folder of images by class (DIR/CLASS/*.jpg), a folder of CLIP_benchmark's "
-    f"(DIR/test/*.tar beside {CLASSNAMES}), a folder of photos without captions, a URL, 'pipe:COMMAND', '-' for stdin, "
-    "or demo:train, demo:val, demo:test"
+    f"(DIR/test/*.tar beside {CLASSNAMES}), a folder of photos without captions, an address "
+    "('s3://bucket/{0..9}.tar', with 'cached:' before it to keep it), 'pipe:COMMAND', '-' for stdin, or demo:train, "
+    "demo:val, demo:test"
 )
 _HASHING, _AT_ONCE = 8, 16
 """Threads that hash files, and the files that one takes at a time: most are known, and handing over costs more."""
@@ -40,9 +43,14 @@ PHOTO_SUFFIXES = tuple(f".{suffix}" for suffix in IMAGE_SUFFIXES)
 
 
 def is_stream(spec: str) -> bool:
-    """Whether the specification is read once, from its begin to its end, by another program."""
+    """Whether the specification is no path: what another program or machine sends, from its begin to its end."""
     spec = part_of(spec)[1]
     return spec == "-" or spec.startswith("pipe:") or "://" in spec
+
+
+def is_address(place: str) -> bool:
+    """Whether a place is in a store or on a server."""
+    return "://" in place and is_stream(place) and not place.startswith("pipe:")
 
 
 @dataclass(frozen=True)
@@ -88,11 +96,15 @@ def is_photos(spec: str) -> bool:
 def expand(spec: str) -> list[str]:
     """The places that a specification names, in order: tars, tables, folders of a class, other files, streams.
 
-    Raises UsageError for what does not exist. An existing path is taken as it is, whatever characters it has.
+    Raises UsageError for what does not exist, and MissingRequirementError for an address whose package is not there. An
+    existing path is taken as it is, whatever characters it has.
     """
     spec = part_of(spec)[1]
     if is_stream(spec):
-        return _braces(spec)
+        places = _braces(spec)
+        for place in filter(is_address, places[:1]):
+            check_scheme(place)
+        return places
     pattern = str(packaged(spec)) if spec.startswith("demo:") else str(Path(spec).expanduser())
     if not spec:
         raise UsageError("the data specification is empty", ACCEPTED)
@@ -195,7 +207,7 @@ def fingerprint(spec: str) -> str:
     if share is not None:
         return hash_json(["part", share.first, share.last, share.bins, fingerprint(whole)])
     if is_stream(spec):
-        return hash_json(["text", spec])
+        return hash_json(["text", spec.removeprefix(CACHED)])
     if match := re.fullmatch(r"(.+\.py):(\w+)", spec):
         file, function = Path(match[1]).expanduser(), match[2]
         if file.is_file():

@@ -41,7 +41,11 @@ class Tally:
         if self.bad <= _NAMED:
             self.first.append(line)
         if self.good + self.bad >= EARLY:
-            self._check_fraction("the first ")
+            self.check_so_far()
+
+    def check_so_far(self) -> None:
+        """Too many bad ones among the first items are an error."""
+        self._check_fraction("the first ")
 
     def finish(self) -> None:
         """Call at the end of the data: too many bad items, or no good one, is an error; few are a warning."""

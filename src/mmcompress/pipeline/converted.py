@@ -23,6 +23,7 @@ from mmcompress.pipeline.sources import Given
 from mmcompress.places import MANIFEST, cache_folder, check_apart, check_place
 from mmcompress.progress import say
 from mmcompress.runtime.backends import check_runs_graphs
+from mmcompress.sidefiles import check_side_files
 
 NOTHING: Given = {}
 
@@ -60,6 +61,7 @@ def teacher_named(source: str, wanted: str = "an", given: Given = NOTHING) -> Te
         return teacher
     artifact = f"give a folder that mmcompress wrote ({wanted} artifact)"
     if path.exists():
+        check_side_files(path)
         if not (path / "config.json").is_file():
             lacks = f"it has no {MANIFEST}, and no config.json of a model" if path.is_dir() else "it is no folder"
             raise UsageError(f"{source} is not an artifact: {lacks}", f"{artifact}, or a model in Hugging Face format")

@@ -8,18 +8,14 @@ So nothing has to be loaded or fetched to know whether an artifact may be reused
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 
-from mmcompress.compress.identity import model_fingerprint
+from mmcompress.compress.identity import HUB, READ, changed_since, model_fingerprint
 from mmcompress.config import DataConfig, StageConfig, StudentConfig, TeacherConfig
-from mmcompress.data.digests import sha256_of
 from mmcompress.data.spec import fingerprint
 from mmcompress.pipeline.recipe import DATA_FIELDS
-from mmcompress.teachers import cached_folder, own_code
+from mmcompress.teachers import cached_folder
 
-READ = "read"
-"""The fact of an artifact in which that is recorded: paths with SHA-256, and `hub:NAME` with a commit."""
-_HUB = "hub:"
+__all__ = ["READ", "outside", "revisions", "still_as_read"]
 
 
 def outside(built: StageConfig) -> dict[str, str]:
@@ -35,23 +31,18 @@ def outside(built: StageConfig) -> dict[str, str]:
 
 def revisions(built: StageConfig) -> dict[str, str]:
     """The hub repositories that a stage has read from, with the commits that lie in the hub's cache."""
-    found = {f"{_HUB}{source}": cached_folder(source) for source in _models(built).values()}
+    found = {f"{HUB}{source}": cached_folder(source) for source in _models(built).values()}
     return {name: folder.name for name, folder in found.items() if folder is not None}
 
 
 def still_as_read(recorded: Mapping[str, str], built: StageConfig) -> bool:
     """Whether what an artifact says that it was read from is what is there now. A hub that has nothing cached is."""
-    models = _models(built)
-    own = own_code(models["teacher"]) if "teacher" in models else None
-    folder = own[0].parent if own else Path()
     for name, known in recorded.items():
-        if name.startswith(_HUB):
-            cached = cached_folder(name.removeprefix(_HUB))
+        if name.startswith(HUB):
+            cached = cached_folder(name.removeprefix(HUB))
             if cached is not None and cached.name != known:
                 return False
-        elif not (folder / name).is_file() or sha256_of(folder / name) != known:
-            return False
-    return True
+    return changed_since(recorded, _models(built).get("teacher", "")) is None
 
 
 def _models(built: StageConfig) -> dict[str, str]:

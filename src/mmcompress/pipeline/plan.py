@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mmcompress.config import DataConfig, StageConfig, TeacherConfig
+from mmcompress.data.batches import check_readable
 from mmcompress.data.layout import read_labels, read_templates
 from mmcompress.data.spec import expand, is_photos, is_stream, part_of
 from mmcompress.errors import UsageError, suggestion
@@ -21,6 +22,9 @@ from mmcompress.stages import STAGES, Stage
 
 _LISTS: Mapping[str, Callable[[str], list[str]]] = {"labels": read_labels, "templates": read_templates}
 """Small files that a data table names, read before anything runs to see that they can be."""
+_READ_AS_PAIRS = tuple(name for name in DATA_FIELDS if name not in _LISTS)
+_IN_ORDER = ("embed", "drift")
+"""Stages that read their data from its begin to its end; the others shuffle it."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +101,16 @@ def check_use(built: StageConfig, stage: Stage, roles: Collection[str], where: s
             )
 
 
+def check_data(built: StageConfig, stage: Stage) -> None:
+    """Raise for data of which so much is damaged that the stage would stop, as far as its first items tell."""
+    data = getattr(built, "data", None)
+    if not isinstance(data, DataConfig):
+        return
+    for name in _READ_AS_PAIRS:
+        if (spec := getattr(data, name)) is not None:
+            check_readable(spec, data.max_bad_fraction, None if stage.name in _IN_ORDER else built.seed)
+
+
 def local_inputs(built: StageConfig) -> list[Path]:
     """The files and folders that a config names as data or teacher.
 
@@ -106,7 +120,9 @@ def local_inputs(built: StageConfig) -> list[Path]:
     inputs: list[Path] = []
     for name in DATA_FIELDS if isinstance(data, DataConfig) else ():
         spec = getattr(data, name)
-        if spec is not None and not is_stream(spec):
+        if spec is not None and is_stream(spec):
+            expand(spec)  # refuses what this machine cannot read
+        elif spec is not None:
             whole = Path(part_of(spec)[1]).expanduser()
             if whole.is_dir() and is_photos(spec):
                 inputs.append(whole)

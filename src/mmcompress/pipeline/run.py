@@ -21,9 +21,9 @@ from mmcompress.artifact import Artifact, read_manifest
 from mmcompress.config import ConvertConfig, StageConfig, what_counts
 from mmcompress.errors import CorruptInputError, UsageError
 from mmcompress.lock import locked
-from mmcompress.manifest import Manifest, hash_json
+from mmcompress.manifest import Kind, Manifest, hash_json
 from mmcompress.pipeline.outside import READ, outside, revisions, still_as_read
-from mmcompress.pipeline.plan import Step, local_inputs, plan
+from mmcompress.pipeline.plan import Step, check_data, local_inputs, plan
 from mmcompress.pipeline.recipe import Recipe
 from mmcompress.pipeline.together import KEY, run_on_all
 from mmcompress.places import MANIFEST, check_place
@@ -58,6 +58,7 @@ def run_stages(recipe: Recipe, places: Mapping[str, Path], where: str) -> dict[s
         standing = None if parents is None else digest_of_standing(step.stage, step.config, parents, step.place)
         if standing is None:
             step.stage.refuse_impossible(step.config, {}, _coming_start(step, steps))
+            check_data(step.config, step.stage)
         else:
             digests[step.name] = standing
     for place in places.values():
@@ -148,12 +149,14 @@ def _made_or_reused(
     _keep_work_of(work, key)
     say(stage.name, out.name, "running")
     start = time.monotonic()
-    said = _said(built)
+    said, standing = _said(built), out if (out / MANIFEST).is_file() else None
     with Artifact.create(out, kind=stage.produces, stage=stage.name, key=key, config=said, parents=parents) as draft:
-        run_on_all(stage, Job(built, sources, gathered, draft, out.name, work), key)
+        run_on_all(stage, Job(built, sources, gathered, draft, out.name, work, standing), key)
         if found := {**draft.facts.get(READ, {}), **revisions(built)}:
             draft.facts[READ] = found
     shutil.rmtree(work, ignore_errors=True)
+    if stage.produces is Kind.EMBEDDINGS:
+        Artifact(out, read_manifest(out / MANIFEST)).remember()
     say(stage.name, out.name, f"done in {time.monotonic() - start:.1f} s")
     return Artifact.open(out)
 

@@ -10,11 +10,11 @@ from mmcompress.architecture import DualEncoderConfig
 from mmcompress.artifact import Artifact
 from mmcompress.config import StageConfig, validated
 from mmcompress.lock import locked
-from mmcompress.pipeline.plan import check_use, local_inputs
+from mmcompress.pipeline.plan import check_data, check_use, local_inputs
 from mmcompress.pipeline.recipe import assign, reduced
 from mmcompress.pipeline.run import digest_of_standing, parents_of, run_stage
 from mmcompress.pipeline.sources import Given
-from mmcompress.places import check_place
+from mmcompress.places import MANIFEST, check_place
 from mmcompress.stages import STAGES
 
 NO_SOURCES: Mapping[str, Artifact] = {}
@@ -63,6 +63,12 @@ def check_places(out: Path, name: str, built: StageConfig, beside: Mapping[str, 
         check_place(out.with_name(f"{out.name}-{end}"), read, stage)
 
 
+def look_at_data(name: str, built: StageConfig, out: Path) -> None:
+    """As `check_data`, before a command's first long step; where an artifact lies at `out` that may be none."""
+    if not (out / MANIFEST).is_file():
+        check_data(built, STAGES[name])
+
+
 def run_single(
     name: str,
     tables: Mapping[str, Any],
@@ -76,6 +82,7 @@ def run_single(
     read = [*sources.values(), *gathered]
     if digest_of_standing(stage, built, parents_of(sources, gathered), out) is None:
         stage.refuse_impossible(built, sources)
+        check_data(built, stage)
     check_place(out, [artifact.path for artifact in read], name)
     out.absolute().parent.mkdir(parents=True, exist_ok=True)
     with locked(out, reading=[artifact.path for artifact in read]):

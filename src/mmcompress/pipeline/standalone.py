@@ -44,7 +44,7 @@ from mmcompress.pipeline.plan import local_inputs
 from mmcompress.pipeline.recipe import SHARED_TABLES, load_recipe, parse_assignments
 from mmcompress.pipeline.routing import routed, routed_with_source
 from mmcompress.pipeline.run import run_recipe, run_stages
-from mmcompress.pipeline.single import check_places, checked, config_of, run_single
+from mmcompress.pipeline.single import check_places, checked, config_of, look_at_data, run_single
 from mmcompress.pipeline.sources import (
     Given,
     artifacts_in,
@@ -105,6 +105,12 @@ def train(recipe: str, out: Path, given: Given = NOTHING) -> Artifact:
 
 def embed(out: Path, given: Given) -> Artifact:
     return run_single("embed", {}, given, {}, out)
+
+
+def ensemble(teachers: Sequence[Path], out: Path, given: Given = NOTHING) -> Artifact:
+    """Cached embeddings of several teachers as those of one."""
+    gathered = [Artifact.open(teacher, Kind.EMBEDDINGS) for teacher in teachers]
+    return run_single("ensemble", {}, given, {}, out, gathered)
 
 
 def convert(source: str, out: Path, given: Given = NOTHING) -> Artifact:
@@ -193,7 +199,8 @@ def _embeddings(
     to = routed(given, own, "embed", *also, idle=idle)
     data = {"data": data_unless_given(given, near)}
     beside = {"embeddings": "embed"} | ({"checkpoint": "convert"} if "convert" in also else {})
-    check_places(out, own, checked(own, data, to[own]), beside)
+    check_places(out, own, built := checked(own, data, to[own]), beside)
+    look_at_data(own, built, out)
     if (begun := start(to)) is not None:
         checked(own, data, to[own], {"checkpoint": begun})
     return run_single("embed", data, to["embed"], {}, out.with_name(f"{out.name}-embeddings")), to
@@ -222,6 +229,7 @@ def quantize(
     coming = to.get("convert", NOTHING)
     graph = is_graph(source, near, coming)
     check_places(out, "quantize-graphs" if graph else "quantize", built, made_first(source, near, coming), source)
+    look_at_data("quantize", built, out)
     if graph:
         own = routed(to["quantize"], "quantize-graphs", idle={"quantize": f"{source} is quantized as a graph"})
         checked("quantize-graphs", tables, own["quantize-graphs"])
@@ -267,6 +275,7 @@ def verdict(source: str | Path, out: Path, given: Given = NOTHING) -> Artifact:
         coming = to.get("convert", NOTHING)
         fitting = "quantize-graphs" if is_graph(source, checkpoint, coming) else "quantize"
         check_places(out, "verdict", built, {**made_first(source, checkpoint, coming), "quantized": fitting}, source)
+        look_at_data("verdict", built, out)
         checked("quantize", tables, to["quantize"], start=coming_start(source, checkpoint, coming))
         given = with_some_apart(given, tables["data"])
         to = routed_with_source(given, "verdict", checkpoint, "quantize")
@@ -340,6 +349,9 @@ def _measured(
     to = routed(given, own, *(["convert"] if fresh else []), idle={} if fresh else {"convert": "nothing is converted"})
     built = checked(own, {}, to[own])
     check_places(out, own, built, {})
+    for source in sources:
+        check_named(source)
+    look_at_data(own, built, out)
     return to, local_inputs(built)
 
 

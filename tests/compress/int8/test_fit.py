@@ -12,9 +12,9 @@ from mmcompress.compress.int8.fit import drift_of_both, moments_of, plain
 from mmcompress.compress.int8.quantize import calibrate, fit_integers
 from mmcompress.compress.int8.ranges import ranges_of
 from mmcompress.compress.int8.samples import feeds
-from mmcompress.compress.int8.simulate import embedded, quantizing
+from mmcompress.compress.int8.simulate import Moments, embedded, quantizing
 from mmcompress.config import DataConfig, QuantizeConfig
-from mmcompress.int8 import linears_from_tensors, tensors_from_linears
+from mmcompress.int8 import activation_quantizer, linears_from_tensors, tensors_from_linears
 
 CONFIG = QuantizeConfig(data=DataConfig(train="none"))
 
@@ -47,6 +47,23 @@ def test_moments_equal_numpy_on_all_inputs_at_once() -> None:
     np.testing.assert_allclose(found.gram, x.T @ x / len(x), atol=1e-5)
     np.testing.assert_allclose(found.mean, x.mean(axis=0), atol=1e-6)
     assert 0 < np.abs(found.mean_quantized("unsigned") - found.mean).max() < 1e-2
+
+
+def test_moments_of_more_inputs_than_are_multiplied_together() -> None:
+    x = torch.randn(300, 1100, generator=torch.Generator().manual_seed(0)) + 0.5
+    found = Moments({"unsigned": activation_quantizer({"low": -3.0, "high": 3.0, "absmax": 3.0}, "unsigned")})
+    with torch.inference_mode():
+        for batch in x.split(100):
+            found.add(batch)
+    every = x.double().numpy()
+    for _ in range(2):
+        np.testing.assert_allclose(found.gram, every.T @ every / 300, atol=1e-5)
+        np.testing.assert_allclose(found.covariance, np.cov(every, rowvar=False, bias=True), atol=1e-5)
+        np.testing.assert_allclose(found.power, np.square(every).mean(axis=0), rtol=1e-5)
+    halves = every[[*range(100), *range(200, 300)]], every[100:200]
+    for (covariance, rows), half in zip(found.folds, halves, strict=True):
+        assert rows == len(half)
+        np.testing.assert_allclose(covariance, np.cov(half, rowvar=False, bias=True), atol=1e-5)
 
 
 def test_the_fit_drifts_no_more_than_plain_rounding_and_repeats_to_the_bit() -> None:

@@ -24,6 +24,8 @@ from mmcompress.manifest import Kind
 from mmcompress.pipeline import standalone
 from mmcompress.pipeline.recipe import parse_assignments
 
+pytestmark = pytest.mark.usefixtures("better_than_chance")
+
 KEPT = "text.blocks.1.fc2"
 PLAIN = ("method=minmax", "smooth=[]", "rounding=nearest", "bias_correction=false", "max_drop=null")
 FEW = ("optimizer.steps=60", "optimizer.batch=20", "optimizer.lr=0.1", "samples=40", "max_drop=null", "max_flips=null")

@@ -18,6 +18,7 @@ from torch import Tensor
 from mmcompress.artifact import Artifact
 from mmcompress.budget import Cost
 from mmcompress.cli.show_compress import quantize_summary
+from mmcompress.compress.int8 import sensitivity
 from mmcompress.compress.int8.samples import Captioned, filled_up, warn_of_few
 from mmcompress.compress.int8.sensitivity import fewest_kept
 from mmcompress.data.spec import fingerprint
@@ -29,6 +30,8 @@ from mmcompress.int8 import INTEGERS, linears_from_tensors
 from mmcompress.manifest import Kind, TextProcessing
 from mmcompress.pipeline import standalone
 from mmcompress.pipeline.recipe import parse_assignments
+
+pytestmark = pytest.mark.usefixtures("better_than_chance")
 
 SMALL = ["samples=48", "held=48", "batch=8", "smooth=[0.5]"]
 
@@ -130,12 +133,12 @@ def test_a_budget_that_cannot_hold_keeps_linears_in_float(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A loss of 0.01 for each of 32 Linears as integers: a budget of 0.295 leaves 29, and gives back none."""
-    from mmcompress.compress.int8 import quantize as calibrate
 
     def used(kept: frozenset[str]) -> float:
         return 0.01 * (32 - len(kept)) / 0.295
 
-    monkeypatch.setattr(calibrate, "fewest_kept", lambda drifts, _: fewest_kept(drifts, used))
+    monkeypatch.setattr(sensitivity, "fewest_kept", lambda drifts, _: fewest_kept(drifts, used))
+    monkeypatch.setattr(sensitivity, "cost", lambda *_: Cost(0.32, 0.0))
     found = quantize(world, tmp_path / "q", "max_drop=0.295", "max_flips=1", "rounding=nearest", "smooth=[]")
     ranking = [row["module"] for row in found.manifest.facts["sensitivity"]]
     assert found.manifest.facts["kept"] == sorted(ranking[:3])
@@ -154,7 +157,7 @@ def test_flips_have_a_budget_of_their_own_on_validation_pairs(
         return original(source, spec, config)  # type: ignore[arg-type]
 
     monkeypatch.setattr(calibrate, "held_pairs", held)
-    monkeypatch.setattr(calibrate, "cost", lambda *_: Cost(0.0, 0.5))
+    monkeypatch.setattr(sensitivity, "cost", lambda *_: Cost(0.0, 0.5))
     settings = ("max_drop=1", "max_flips=0.4", "rounding=nearest", "smooth=[]")
     found = quantize(world, tmp_path / "q", f"data.validation={world}", *settings)
     assert seen == [str(world), str(world)], "one to fit, one to judge"
@@ -162,18 +165,16 @@ def test_flips_have_a_budget_of_their_own_on_validation_pairs(
 
 
 def test_images_choose_between_the_labels(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from mmcompress.compress.int8 import quantize as calibrate
-
     labels = tmp_path / "labels.txt"
     labels.write_text("\n".join(f"a square of red {r}" for r in range(8)))
     texts: list[int] = []
-    original = calibrate.cost
+    original = sensitivity.cost
 
     def counted(reference: tuple[Tensor, Tensor], found: tuple[Tensor, Tensor], captioned: bool) -> Cost:
         texts[:] = [len(reference[1]), len(found[1])]
         return original(reference, found, captioned)
 
-    monkeypatch.setattr(calibrate, "cost", counted)
+    monkeypatch.setattr(sensitivity, "cost", counted)
     quantize(world, tmp_path / "q", f"data.labels={labels}", "max_flips=1", "rounding=nearest", "smooth=[]")
     assert texts == [24 + 8, 24 + 8], "half of the 48 samples judge, with their captions beside the labels"
 

@@ -25,6 +25,8 @@ from mmcompress.runtime.encoder import Encoder
 from mmcompress.stages import STAGES
 from mmcompress.strictjson import read_json
 
+pytestmark = pytest.mark.usefixtures("better_than_chance")
+
 CONVOLUTIONS = [f"image.{name}.Conv" for name in ("depthwise.depthwise.0", "grouped", "pointwise.pointwise.0")]
 
 

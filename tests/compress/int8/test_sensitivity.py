@@ -3,25 +3,53 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from tiny_encoder import captioned, encoder
 
+from mmcompress.budget import Cost
+from mmcompress.compress.int8 import sensitivity
 from mmcompress.compress.int8.fit import plain
 from mmcompress.compress.int8.quantize import calibrate
 from mmcompress.compress.int8.ranges import ranges_of
 from mmcompress.compress.int8.samples import feeds
-from mmcompress.compress.int8.sensitivity import PRECISION, SPARED, cost, fewest_kept, sensitivities
+from mmcompress.compress.int8.sensitivity import PRECISION, SPARED, cost, fewest_kept, kept_in_float, sensitivities
 from mmcompress.compress.int8.simulate import TOWERS, distance, embedded
+from mmcompress.config import DataConfig, QuantizeConfig
 from mmcompress.int8 import fake_quantize_weight
+from mmcompress.measure.sanity import above_chance
 
+OWN = torch.eye(64)
 LIKE = dict.fromkeys("abcd", 1.0)
 
 
 def share(fits: bool) -> float:
     return 0.5 if fits else 2.0
+
+
+@pytest.mark.parametrize("answers", [True, False])
+def test_of_a_model_that_answers_by_chance_nothing_is_kept_for_what_it_loses(
+    answers: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "pairs.tar").touch()
+    data = DataConfig(train=str(tmp_path / "pairs.tar"))
+    config = QuantizeConfig(data=data, keep=("text.a",), max_drop=0.0, max_flips=0.0)
+    drifts = {"image.a": 2.0, "image.b": 1.0}
+    monkeypatch.setattr(sensitivity, "above_chance", above_chance)
+    texts = OWN if answers else OWN[torch.randperm(64, generator=torch.Generator().manual_seed(0))]
+
+    def embeddings(tower: str, kept: frozenset[str]) -> torch.Tensor:
+        if tower == "text":
+            return texts
+        return OWN if "image.a" in kept else OWN.roll(32, 0)
+
+    kept, left = kept_in_float(embeddings, (*drifts, "text.a"), lambda: drifts, config)
+    assert kept == ({"image.a", "text.a"} if answers else {"text.a"})
+    assert left == (Cost(0.0, 0.0) if answers else None)
+    assert ("no oftener than chance" in " ".join(capsys.readouterr().err.split())) is not answers
 
 
 def test_nothing_is_kept_where_the_budget_holds() -> None:

@@ -1,0 +1,86 @@
+"""Code that is not ours: whose a file is, and what its exceptions become.
+
+A model may bring Python of its own, and a teacher may be a function of the user's. Whatever that raises is nobody's bug
+but its author's, so it ends as an error that names the author's file and line, and not as a traceback through ours.
+"""
+
+from __future__ import annotations
+
+import functools
+import sysconfig
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from mmcompress.errors import MMCompressError, UsageError
+
+_PACKAGES = {"site-packages", "dist-packages"}
+_SYSTEM = ("/proc", "/sys", "/dev")
+
+
+def in_environment(path: Path) -> bool:
+    """Whether a file belongs to Python, to an installed package, or to no disk."""
+    return is_standard(path) or is_installed(path) or any(path.resolve().is_relative_to(place) for place in _SYSTEM)
+
+
+def is_standard(path: Path) -> bool:
+    """Whether a file is of Python's own library."""
+    return str(path).startswith("<frozen") or (_is_below(path, "stdlib", "platstdlib") and not is_installed(path))
+
+
+def is_installed(path: Path) -> bool:
+    """Whether a file is of an installed package."""
+    return not _PACKAGES.isdisjoint(path.parts) or _is_below(path, "purelib", "platlib")
+
+
+def _is_below(path: Path, *names: str) -> bool:
+    return any(path.resolve().is_relative_to(_place(name)) for name in names)
+
+
+@functools.cache
+def _place(name: str) -> Path:
+    return Path(sysconfig.get_path(name)).resolve()
+
+
+def place_of(error: BaseException) -> str:
+    """`FILE, line N` of the last foreign code that an exception went through; nothing where it met none.
+
+    Where a library put it into an exception of its own, the one behind that counts.
+    """
+    seen: BaseException | None = error
+    while seen is not None:
+        own = [
+            f"{frame.f_code.co_filename}, line {line}"
+            for frame, line in traceback.walk_tb(seen.__traceback__)
+            if is_foreign(frame.f_code.co_filename, str(frame.f_globals.get("__name__")))
+        ]
+        if own:
+            return own[-1]
+        seen = seen.__cause__ or seen.__context__
+    return ""
+
+
+def is_foreign(file: str, module: str) -> bool:
+    """Whether code is neither ours nor of the Python environment."""
+    return module.split(".")[0] != "mmcompress" and Path(file).is_file() and not in_environment(Path(file))
+
+
+def said(error: BaseException) -> str:
+    """Its type and its first line; some go on for a page."""
+    return f"{type(error).__name__}: {next((line for line in str(error).splitlines() if line.strip()), '').strip()}"
+
+
+@contextmanager
+def foreign_code(what: str, hint: str, kind: type[MMCompressError] = UsageError, file: str = "") -> Iterator[None]:
+    """Whatever is raised inside becomes an error of a kind: that `what` failed, in which foreign line, and how.
+
+    `file` is named where it met no such line. An exit counts too, since it would pass for our own end.
+    """
+    try:
+        yield
+    except MMCompressError:
+        raise
+    except (Exception, SystemExit) as error:
+        place = place_of(error) or file
+        raise kind(f"{what} failed{f' in {place}' if place else ''}: {said(error)}", hint) from error
