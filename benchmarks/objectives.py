@@ -31,7 +31,7 @@ from torch import Tensor
 
 from mmcompress.artifact import Artifact
 from mmcompress.compress.train.augment import normalized
-from mmcompress.compress.train.embed import load_embeddings
+from mmcompress.compress.train.embeddings import load_embeddings
 from mmcompress.compress.train.objective import batch_terms, distillation_terms
 from mmcompress.data.batches import batches
 from mmcompress.data.layout import read_labels
@@ -130,8 +130,8 @@ def step_seconds(start: Artifact, embeddings: Artifact, text: str, rounds: int =
     pixels = torch.randn(batch, 3, size, size)
     tokens = torch.randint(2, 100, (batch, 16))
     tokens[:, -1] = start.model.text.eos_token_id
-    teacher = cached.images[:batch, 0].float(), cached.texts[:batch].float()
     anchors, same = cached.anchors(4096, torch.device("cpu")), torch.eye(batch, dtype=torch.bool)
+    teacher = anchors[0][:batch], anchors[1][:batch]
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
 
     def one(weights: Mapping[str, float]) -> float:
