@@ -9,13 +9,14 @@ are, which says something only of teachers that share a space: one that was tune
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from pydantic import ValidationError
 from torch import Tensor
 from torch.nn import functional as F
@@ -23,9 +24,14 @@ from torch.nn import functional as F
 from mmcompress.architecture import Config
 from mmcompress.artifact import Artifact
 from mmcompress.compress.train.chunks import AGAIN, CONTENTS, Spread, Store
+from mmcompress.data.decoding import Draw
+from mmcompress.data.given import given_view
 from mmcompress.errors import CorruptInputError
+from mmcompress.manifest import Preprocessing
 
 MEMBERS = "members.json"
+GIVEN = "given"
+"""How images are varied whose views somebody else chose: their parameters are cached beside the embeddings."""
 
 
 class Members(Config):
@@ -53,6 +59,8 @@ class Embeddings:
     seed: int
     dim: int
     """D, of all teachers together."""
+    made_for: Preprocessing | None
+    """How the images of the first teacher were prepared."""
 
     def __len__(self) -> int:
         return len(self.stores[0])
@@ -74,6 +82,17 @@ class Embeddings:
         """
         found = [store.lookup(keys, marks, views, captions) for store in self.stores]
         return self._combined([images for images, _ in found]), self._combined([texts for _, texts in found])
+
+    def draw(self, view_of: Callable[[str], int], size: int) -> Draw | None:
+        """What makes the view of a key's image, (size, size, 3), where somebody else chose the views."""
+        if self.augment != GIVEN or self.made_for is None:
+            return None
+        store, made_for = self.stores[0], self.made_for
+
+        def drawn(key: str, image: Image.Image) -> NDArray[np.uint8]:
+            return given_view(image, *store.given(key, view_of(key)), made_for, size)
+
+        return drawn
 
     def anchors(self, count: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """Plain images (K, D) and texts (K', D), up to `count` different ones of each, evenly spaced over the data."""
@@ -127,6 +146,7 @@ def load_embeddings(artifact: Artifact) -> Embeddings:
         facts["augment"],
         facts["seed"],
         facts["dim"],
+        artifact.preprocessing,
     )
 
 

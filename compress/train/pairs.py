@@ -18,9 +18,10 @@ from torch import Tensor
 from mmcompress.architecture import TextConfig
 from mmcompress.artifact import Artifact, Draft
 from mmcompress.compress.train.augment import choices, normalized, pixels_of_views
-from mmcompress.compress.train.embeddings import Embeddings
+from mmcompress.compress.train.embeddings import GIVEN, Embeddings
 from mmcompress.config import DataConfig
 from mmcompress.data.batches import Batch, batches, count, decode, listing
+from mmcompress.data.decoding import Draw
 from mmcompress.data.spec import fingerprint, is_stream
 from mmcompress.distributed import World
 from mmcompress.errors import CorruptInputError, UsageError
@@ -87,7 +88,8 @@ def training_pairs(
             pixels = pixels_of_views(decoded, shown, seed, augment, here.device)
         else:
             shown = (view_of * embeddings.views).astype(np.int64)
-            pixels = pixels_of_views(decoded, shown, embeddings.seed, embeddings.augment, here.device)
+            kind = "none" if embeddings.augment == GIVEN else embeddings.augment
+            pixels = pixels_of_views(decoded, shown, embeddings.seed, kind, here.device)
             targets = embeddings.lookup(decoded.keys, decoded.marks, shown, chosen)
             teacher = targets[0].to(here.device), targets[1].to(here.device)
         names = [label or caption for label, caption in zip(decoded.labels, texts, strict=True)]
@@ -99,7 +101,15 @@ def training_pairs(
             teacher,
         )
 
+    def drawn(epoch: int) -> Draw | None:
+        if embeddings is None:
+            return None
+        return embeddings.draw(
+            lambda key: int(choices(seed, epoch, [key])[0, 0] * np.float32(embeddings.views)), preprocessing.size
+        )
+
     def stream(epoch: int, skip: int) -> Iterator[TrainingBatch]:
+        draw = drawn(epoch)
         decoded = batches(
             spec,
             preprocessing,
@@ -112,7 +122,8 @@ def training_pairs(
             drop_last=True,
             rank=here.rank,
             world=here.size,
-            kept=kept,
+            kept=kept if draw is None else None,
+            draw=draw,
         )
         return (pairs(samples, epoch) for samples in decoded)
 

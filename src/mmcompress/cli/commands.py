@@ -103,6 +103,15 @@ def embed(out: Out, given: Given, json: Json = False) -> None:
     console.show(*console.artifact_summary(standalone.embed(out, given)), json)
 
 
+@keyed(app, MODEL, "import-embeddings", required=("--data",))
+def import_embeddings(out: Out, given: Given, json: Json = False) -> None:
+    """Take embeddings, views and captions that lie beside published images (DataCompDR) in place of a teacher's."""
+    from mmcompress.cli import console
+    from mmcompress.pipeline import standalone
+
+    console.show(*console.artifact_summary(standalone.import_embeddings(out, given)), json)
+
+
 @keyed(app, MODEL, "ensemble")
 def ensemble(
     teachers: Annotated[

@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mmcompress.data.decoding import Batch, decode, decoded_batches
+from mmcompress.data.decoding import Batch, Draw, decode, decoded_batches
 from mmcompress.data.reading import Listed, listed, named, samples
 from mmcompress.data.sample import Sample
 from mmcompress.data.spec import expand, fingerprint, part_of
@@ -94,6 +94,7 @@ def batches(
     world: int = 1,
     log: Path | None = None,
     kept: dict[str, NDArray[np.uint8]] | None = None,
+    draw: Draw | None = None,
 ) -> Iterator[Batch]:
     """Batches of one pass over the data, from batch `skip` on, and of those `only` some, by number.
 
@@ -101,7 +102,8 @@ def batches(
     encoded images are held in memory where they are of no indexed shard.
     Of `world` processes each takes every world-th sample, so theirs together are the batches of one process with
     `batch * world`; with `drop_last` all of them get equally many. Images are taken from `kept`, by key, and put there
-    while they fit; one such dict belongs to one spec and one preprocessing.
+    while they fit; one such dict belongs to one spec and one preprocessing. `draw` makes pixels in place of the plain
+    image.
     """
     if not 0 <= rank < world or batch < 1 or workers < 1 or skip < 0 or buffer < 1:
         raise ValueError(f"rank {rank} of {world}, batch {batch}, workers {workers}, skip {skip}, buffer {buffer}")
@@ -117,7 +119,7 @@ def batches(
     groups: Iterator[tuple[int, list[Listed]]] = islice(enumerate(_groups(stream, batch, drop_last, tally)), skip, None)
     if only is not None:
         groups = ((number, group) for number, group in groups if only(number))
-    decoded = decoded_batches(groups, preprocessing, workers, tally, kept, refill=shuffle_seed is not None)
+    decoded = decoded_batches(groups, preprocessing, workers, tally, kept, shuffle_seed is not None, draw)
     return _as_many(decoded, spec) if drop_last and world > 1 else (one for one in decoded if one is not None)
 
 

@@ -10,8 +10,9 @@ import io
 import struct
 import zlib
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -43,6 +44,10 @@ _PILLOW_ERRORS = (
 )
 
 
+Draw = Callable[[str, Image.Image], NDArray[np.uint8]]
+"""(key, image as it was opened) -> (S, S, 3), for views that are not made of the plain one."""
+
+
 @dataclass(frozen=True)
 class Batch:
     """B samples, their images decoded."""
@@ -69,10 +74,21 @@ def decode(image: bytes, preprocessing: Preprocessing) -> NDArray[np.uint8]:
 
 
 def _pixels(image: bytes, preprocessing: Preprocessing) -> NDArray[np.uint8]:
+    with _opened(image) as opened:
+        return to_array(opened, preprocessing)
+
+
+@contextmanager
+def _opened(image: bytes) -> Iterator[Image.Image]:
     with Image.open(io.BytesIO(image), formats=("JPEG", "PNG", "WEBP")) as opened:
         if opened.width * opened.height > MAX_PIXELS:  # the container said less
             raise ValueError(f"the image is {opened.width} x {opened.height} pixels large")
-        return to_array(opened, preprocessing)
+        yield opened
+
+
+def _drawn(image: bytes, key: str, draw: Draw) -> NDArray[np.uint8]:
+    with _opened(image) as opened:
+        return draw(key, opened)
 
 
 def decoded_batches(
@@ -82,10 +98,11 @@ def decoded_batches(
     tally: Tally,
     kept: dict[str, NDArray[np.uint8]] | None,
     refill: bool,
+    draw: Draw | None = None,
 ) -> Iterator[Batch | None]:
     """Decode numbered groups on threads, at most `workers + 1` ahead, and hand out in order; None for one without an
     image."""
-    decode_piece = partial(_decode_piece, preprocessing=preprocessing, kept=kept)
+    decode_piece = partial(_decode_piece, preprocessing=preprocessing, kept=kept, draw=draw)
     pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
     waiting: deque[tuple[int, list[Listed], list[Future[list[NDArray[np.uint8] | str]]]]] = deque()
     try:
@@ -106,7 +123,7 @@ def decoded_batches(
 
 
 def _decode_piece(
-    piece: list[Listed], preprocessing: Preprocessing, kept: dict[str, NDArray[np.uint8]] | None
+    piece: list[Listed], preprocessing: Preprocessing, kept: dict[str, NDArray[np.uint8]] | None, draw: Draw | None
 ) -> list[NDArray[np.uint8] | str]:
     """Pixels, or why there are none."""
     results: list[NDArray[np.uint8] | str] = []
@@ -120,7 +137,7 @@ def _decode_piece(
             results.append(f"the image cannot be read: {error}")
             continue
         try:
-            pixels = _pixels(image, preprocessing)
+            pixels = _pixels(image, preprocessing) if draw is None else _drawn(image, sample.key, draw)
         except (*_PILLOW_ERRORS, CorruptInputError) as error:
             results.append(f"the image cannot be decoded: {error}")
             continue
