@@ -21,18 +21,23 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mmcompress.data.batches import Batch
-from mmcompress.data.views import PLAIN, Shown, recolouring, uniforms
+from mmcompress.data.views import PLAIN, Given, Shown, recolouring, uniforms
 from mmcompress.manifest import Preprocessing
 
+GIVEN = "given"
+"""How images are varied whose views somebody else chose: their parameters are cached beside the embeddings."""
 
-def decoded_views(kind: str, seed: int, each: int, of: Callable[[str], Sequence[int]]) -> Shown:
+
+def decoded_views(
+    kind: str, seed: int, each: int, of: Callable[[str], Sequence[int]], given: Given | None = None
+) -> Shown:
     """What `batches` has to decode, so that `pixels_of_views` can show `each` views of a sample, which `of` numbers."""
-    return Shown(seed, each, of) if kind == "photo" else PLAIN
+    return Shown(seed, each, of, given) if kind in ("photo", GIVEN) else PLAIN
 
 
 def pixels_of_views(decoded: Batch, views: NDArray[np.int64], seed: int, kind: str, device: torch.device) -> Tensor:
     """(B, 3, S, S): each image in its view, bytes as decoded or floats in [0, 1]; view 0 is the plain image."""
-    if kind == "photo":
+    if kind in ("photo", GIVEN):
         return _on(device, _decoded(decoded, views))
     pixels = _on(device, decoded.pixels)
     changed = np.flatnonzero(views) if kind == "drawing" else views[:0]

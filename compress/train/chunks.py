@@ -20,6 +20,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import NamedTuple
 
 import numpy as np
@@ -71,6 +72,15 @@ def chunk_file(key: str, number: int) -> str:
     return f"{FOLDER}/{key}-{number:04d}.safetensors"
 
 
+class Given(NamedTuple):
+    """Views that somebody else chose, of n samples; see `data/given.py`."""
+
+    boxes: NDArray[np.int32]
+    """(n, V, 4): top, left, height, width"""
+    operations: NDArray[np.float32]
+    """(n, V, A_VIEW, 2): number and magnitude"""
+
+
 @dataclass(frozen=True)
 class Chunk:
     """One file, mapped into memory."""
@@ -84,6 +94,8 @@ class Chunk:
     marks: NDArray[np.uint8]
     """(n, MARK_BYTES)"""
     keys: list[str]
+    given: Given | None
+    """Where views are not a function of (seed, view number, key)."""
 
 
 class Spread(NamedTuple):
@@ -104,7 +116,13 @@ class _Place(NamedTuple):
 
 
 def write_chunk(
-    path: Path, images: Tensor, texts: Tensor, captions: Sequence[int], marks: Sequence[bytes], keys: Sequence[str]
+    path: Path,
+    images: Tensor,
+    texts: Tensor,
+    captions: Sequence[int],
+    marks: Sequence[bytes],
+    keys: Sequence[str],
+    given: Given | None = None,
 ) -> None:
     """Write a file, whole or not at all: images (n, V, D) and texts (m, D) in FP16."""
     said = text_from_json(list(keys), compact=True).encode()
@@ -115,6 +133,8 @@ def write_chunk(
         "marks": torch.tensor([list(mark) for mark in marks], dtype=torch.uint8),
         "keys": torch.tensor(list(said), dtype=torch.uint8),
     }
+    if given is not None:
+        tensors |= {"boxes": torch.from_numpy(given.boxes), "operations": torch.from_numpy(given.operations)}
     partial = path.with_name(f".{path.name}")
     save_file(tensors, partial)
     partial.replace(path)
@@ -125,10 +145,11 @@ def read_chunk(path: Path) -> Chunk:
     try:
         tensors = load_file(path)
         arrays = {name: tensors[name].numpy() for name in ("images", "texts", "captions", "marks")}
+        given = Given(*(tensors[name].numpy() for name in Given._fields)) if "boxes" in tensors else None
         keys: list[str] = json_from_text(tensors["keys"].numpy().tobytes())
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise CorruptInputError(f"{path} cannot be read as embeddings: {error}", AGAIN) from error
-    return Chunk(**arrays, keys=keys)
+    return Chunk(**arrays, keys=keys, given=given)
 
 
 def sizes_of_chunk(path: Path) -> tuple[int, int] | None:
@@ -150,6 +171,7 @@ class Store:
         self._shards = contents.shards
         self._by_name = {shard.name: shard for shard in contents.shards}
         self._open: OrderedDict[str, dict[str, _Place]] = OrderedDict()
+        self._lock = Lock()  # threads that decode ask for views
 
     def __len__(self) -> int:
         return sum(sum(shard.samples) for shard in self._shards)
@@ -172,6 +194,14 @@ class Store:
         images = [at.chunk.images[at.row, view] for at, view in zip(places, views, strict=True)]
         texts = [at.chunk.texts[at.first + caption] for at, caption in zip(places, captions, strict=True)]
         return self._finite(images, keys), self._finite(texts, keys)
+
+    def given(self, key: str, view: int) -> tuple[list[int], list[tuple[int, float]]]:
+        """The box and the operations of a view that somebody else chose; see `data/given.py`."""
+        place = self._place(key)
+        if place is None or place.chunk.given is None:
+            raise CorruptInputError(f"of the sample {key!r} no view is known", "import the same data again")
+        operations = place.chunk.given.operations[place.row, view].tolist()
+        return place.chunk.given.boxes[place.row, view].tolist(), [(int(number), size) for number, size in operations]
 
     def spread(self, count: int) -> tuple[Spread, Spread]:
         """Up to `count` plain images and up to `count` texts, evenly spaced over the data."""
@@ -224,17 +254,20 @@ class Store:
 
     def _opened(self, shard: Shard) -> dict[str, _Place]:
         """The places of all samples of a shard; of those that were asked for longest ago, files are closed."""
-        if shard.name in self._open:
+        with self._lock:
+            if shard.name not in self._open:
+                self._open[shard.name] = self._places_of(shard)
             self._open.move_to_end(shard.name)
+            while len(self._open) > 1 and sum(map(len, self._open.values())) > HELD:
+                self._open.popitem(last=False)
             return self._open[shard.name]
+
+    def _places_of(self, shard: Shard) -> dict[str, _Place]:
         places: dict[str, _Place] = {}
         for name in shard.files:
             chunk = read_chunk(self.path / name)
             firsts = np.cumsum(chunk.captions) - chunk.captions
             places |= {key: _Place(chunk, row, int(firsts[row])) for row, key in enumerate(chunk.keys)}
-        self._open[shard.name] = places
-        while len(self._open) > 1 and sum(map(len, self._open.values())) > HELD:
-            self._open.popitem(last=False)
         return places
 
 

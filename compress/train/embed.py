@@ -14,7 +14,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,37 +22,24 @@ import torch
 from torch import Tensor
 
 from mmcompress import __version__
-from mmcompress.artifact import read_manifest
 from mmcompress.compress.identity import READ, hashes_of_read, model_fingerprint
 from mmcompress.compress.teacher import Teacher, load_teacher
 from mmcompress.compress.train.augment import decoded_views, normalized, pixels_of_views
-from mmcompress.compress.train.chunks import (
-    CONTENTS,
-    FOLDER,
-    Contents,
-    Shard,
-    chunk_file,
-    link,
-    sizes_of_chunk,
-    write_chunk,
-)
+from mmcompress.compress.train.chunks import write_chunk
+from mmcompress.compress.train.plan import Plan, fill, missing_chunks, taken_over
 from mmcompress.config import EmbedConfig, what_counts
 from mmcompress.data.batches import Batch
-from mmcompress.data.sections import Section, counts, decoded_chunks, digest_of, sections
-from mmcompress.digests import sha256_of
+from mmcompress.data.sections import Section, counts, decoded_chunks, sections
 from mmcompress.distributed import world
 from mmcompress.errors import CorruptInputError, UsageError
 from mmcompress.manifest import hash_json
-from mmcompress.places import MANIFEST
-from mmcompress.progress import say, track
+from mmcompress.progress import track
 from mmcompress.ranks import wait_until_seen
 from mmcompress.stages import Job
-from mmcompress.strictjson import write_json
 from mmcompress.teachers import cached_folder
 
 _CHUNK = 2048
 """Pairs in a file, at most and of whole batches: what a killed process computes again."""
-_KEY_LETTERS = 32
 
 
 def embed(job: Job[EmbedConfig]) -> None:
@@ -70,21 +57,17 @@ def embed(job: Job[EmbedConfig]) -> None:
         here.agree("teacher", [f"{name} {digest}" for name, digest in read.items()])
         held = sections(spec)
         here.agree("data", hash_json([section.name for section in held]))
-        plan = _plan(job, held, _made_of(config, teacher, read)) if here.leads else _Plan([], [], [])
-        known = _taken_over(job, plan) if here.leads else {}
-        missing = here.shared(_missing(job.work, plan))
+        plan = _plan(job, held, _made_of(config, teacher, read)) if here.leads else Plan([], [], [], [])
+        known = taken_over(job, plan) if here.leads else {}
+        missing = here.shared(missing_chunks(job.work, plan))
         mine = missing[here.rank :: here.size]
         of_all = here.collected(_embed_chunks(job, mine, teacher, held, plan.listed))
     if not here.leads:
         return  # the artifact is written by rank 0
-    wait_until_seen(lambda: not _missing(job.work, plan), job.work)
-    shards = [_shard(job.work, *each) for each in zip((one.name for one in held), plan.keys, plan.files, strict=True)]
+    wait_until_seen(lambda: not missing_chunks(job.work, plan), job.work)
+    shards = plan.shards(job.work)
     _check_decoded(sum(sum(shard.samples) for shard in shards), sum(plan.listed), config)
-    (job.draft.path / FOLDER).mkdir()
-    for name in plan.names:
-        link(job.work / name, job.draft.path / name)
-    write_json(job.draft.path / CONTENTS, Contents(shards=tuple(shards)).model_dump(mode="json"))
-    job.draft.known = known
+    fill(job, plan, shards, known)
     seconds = time.monotonic() - start
     speed = {"pairs": sum(of_all), "seconds": seconds, "images_per_s": sum(of_all) * config.views / seconds}
     job.draft.metrics = {"embedding": speed}
@@ -101,26 +84,10 @@ def embed(job: Job[EmbedConfig]) -> None:
         job.draft.facts[READ] = read
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """What the artifact will hold, of each section; empty on ranks other than 0."""
-
-    keys: list[str]
-    listed: list[int]
-    """Samples, also those that cannot be decoded."""
-    files: list[list[str]]
-
-    @property
-    def names(self) -> list[str]:
-        return [name for some in self.files for name in some]
-
-
-def _plan(job: Job[EmbedConfig], held: Sequence[Section], made_of: Sequence[object]) -> _Plan:
+def _plan(job: Job[EmbedConfig], held: Sequence[Section], made_of: Sequence[object]) -> Plan:
     spec, a_chunk = job.config.data.train or "", batches_a_chunk(job.config.batch) * job.config.batch
     listed = counts(spec, held, job.config.data.max_bad_fraction)
-    keys = [hash_json([*made_of, digest_of(section, spec)])[:_KEY_LETTERS] for section in held]
-    files = [[chunk_file(key, n) for n in range(-(-of // a_chunk))] for key, of in zip(keys, listed, strict=True)]
-    return _Plan(keys, listed, files)
+    return Plan.of(spec, held, listed, made_of, a_chunk)
 
 
 def _made_of(config: EmbedConfig, teacher: Teacher, read: Mapping[str, str]) -> list[object]:
@@ -134,35 +101,6 @@ def _made_of(config: EmbedConfig, teacher: Teacher, read: Mapping[str, str]) -> 
 def batches_a_chunk(batch: int) -> int:
     """How many batches of so many pairs a chunk has."""
     return max(1, _CHUNK // batch)
-
-
-def _taken_over(job: Job[EmbedConfig], plan: _Plan) -> dict[str, str]:
-    """Give the work folder what the earlier artifact has of these files, if it is undamaged; their SHA-256 by name."""
-    (job.work / FOLDER).mkdir(exist_ok=True)
-    if job.standing is None:
-        return {}
-    try:
-        there = read_manifest(job.standing / MANIFEST).files
-    except CorruptInputError:
-        return {}
-    known: dict[str, str] = {}
-    for name in plan.names:
-        source, place = job.standing / name, job.work / name
-        if name not in there or not source.is_file() or sha256_of(source) != there[name].sha256:
-            continue
-        if not place.exists():
-            link(source, place)
-        if place.samefile(source):
-            known[name] = there[name].sha256
-    if known:
-        say("", job.name, f"{len(known)} of {len(plan.names)} chunks are there already")
-    return known
-
-
-def _missing(work: Path, plan: _Plan) -> list[tuple[int, int, str]]:
-    """(section, chunk, file) of what is not there or not whole, in order."""
-    numbered = [(at, number, name) for at, some in enumerate(plan.files) for number, name in enumerate(some)]
-    return [one for one in numbered if sizes_of_chunk(work / one[2]) is None]
 
 
 def _embed_chunks(
@@ -197,11 +135,6 @@ def _embed_chunks(
         batches = [_embedded(batch, teacher, config) for _, batch in some if batch is not None]
         pairs += _write_embedded(files[chunk], batches, teacher, config)
     return pairs
-
-
-def _shard(work: Path, name: str, key: str, files: Sequence[str]) -> Shard:
-    sizes = [sizes_of_chunk(work / file) or (0, 0) for file in files]
-    return Shard(name=name, key=key, samples=tuple(n for n, _ in sizes), captions=tuple(m for _, m in sizes))
 
 
 def _check_decoded(embedded: int, listed: int, config: EmbedConfig) -> None:

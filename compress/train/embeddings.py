@@ -16,14 +16,19 @@ from typing import Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from pydantic import ValidationError
 from torch import Tensor
 from torch.nn import functional as F
 
 from mmcompress.architecture import Config
 from mmcompress.artifact import Artifact
+from mmcompress.compress.train.augment import GIVEN
 from mmcompress.compress.train.chunks import AGAIN, CONTENTS, Spread, Store
+from mmcompress.data.given import given_view
+from mmcompress.data.views import Given
 from mmcompress.errors import CorruptInputError
+from mmcompress.manifest import Preprocessing
 
 MEMBERS = "members.json"
 
@@ -53,6 +58,8 @@ class Embeddings:
     seed: int
     dim: int
     """D, of all teachers together."""
+    made_for: Preprocessing | None
+    """How the images of the first teacher were prepared."""
 
     def __len__(self) -> int:
         return len(self.stores[0])
@@ -74,6 +81,17 @@ class Embeddings:
         """
         found = [store.lookup(keys, marks, views, captions) for store in self.stores]
         return self._combined([images for images, _ in found]), self._combined([texts for _, texts in found])
+
+    def given(self, size: int) -> Given | None:
+        """What makes the views of an image, (size, size, 3), where somebody else chose them."""
+        if self.augment != GIVEN or self.made_for is None:
+            return None
+        store, made_for = self.stores[0], self.made_for
+
+        def made(key: str, view: int, image: Image.Image) -> NDArray[np.uint8]:
+            return given_view(image, *store.given(key, view), made_for, size)
+
+        return made
 
     def anchors(self, count: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """Plain images (K, D) and texts (K', D), up to `count` different ones of each, evenly spaced over the data."""
@@ -127,6 +145,7 @@ def load_embeddings(artifact: Artifact) -> Embeddings:
         facts["augment"],
         facts["seed"],
         facts["dim"],
+        artifact.preprocessing,
     )
 
 

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mmcompress.artifact import Artifact
+from mmcompress.compress.train.augment import GIVEN
 from mmcompress.compress.train.chunks import CONTENTS, FOLDER, Store, link
 from mmcompress.compress.train.embeddings import MEMBERS, Members
 from mmcompress.config import EnsembleConfig
@@ -78,6 +79,10 @@ def _check_together(teachers: Sequence[Artifact]) -> None:
     for other in teachers:
         if CONTENTS not in other.manifest.files:
             raise UsageError(f"{other.path} is an ensemble, or of an earlier version", "give what `embed` wrote")
+        if other.manifest.facts["augment"] == GIVEN:
+            raise UsageError(
+                f"{other.path} was imported, with views that no teacher here has embedded", "learn from it alone"
+            )
         for what, ours, theirs in _compared(first, other):
             if ours != theirs:
                 raise UsageError(

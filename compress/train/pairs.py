@@ -80,9 +80,10 @@ def training_pairs(
 
     kept: Kept | None = {} if embeddings is not None or augment != "photo" else None  # else no view comes again
     if embeddings is None:
-        first, number_of_views, view_seed, kind = 1, views, seed, augment
+        first, number_of_views, view_seed, kind, given = 1, views, seed, augment, None
     else:
         first, number_of_views, view_seed, kind = 0, embeddings.views, embeddings.seed, embeddings.augment
+        given = embeddings.given(preprocessing.size)
 
     def views_of(u: NDArray[np.float32]) -> NDArray[np.int64]:
         return first + (u[:, 0] * number_of_views).astype(np.int64)
@@ -119,7 +120,7 @@ def training_pairs(
             rank=here.rank,
             world=here.size,
             kept=kept,
-            shown=decoded_views(kind, view_seed, 1, lambda key: views_of(choices(seed, epoch, [key])).tolist()),
+            shown=decoded_views(kind, view_seed, 1, lambda key: views_of(choices(seed, epoch, [key])).tolist(), given),
             length=total // batch,
         )
         return (pairs(samples, epoch) for samples in decoded)

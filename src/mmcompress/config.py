@@ -217,6 +217,22 @@ class EmbedConfig(StageConfig):
         return self
 
 
+class ImportEmbeddingsConfig(StageConfig):
+    """Embeddings, views and captions that lie beside published images (DataCompDR), in place of a teacher's."""
+
+    data: DataConfig
+    size: int = Field(default=224, ge=1)
+    """Side of the views that were embedded, in pixels."""
+    interpolation: Literal["bilinear", "bicubic"] = "bicubic"
+    """How their crops were resized."""
+    mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
+    """Of their values in [0, 1], for red, green and blue."""
+    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (0.26862954, 0.26130258, 0.27577711)
+    """Of their values in [0, 1], for red, green and blue."""
+    temperature: float = Field(default=0.01, gt=0)
+    """Of the teachers' softmax over cosines, which the student begins with."""
+
+
 class EnsembleConfig(StageConfig):
     """Cached embeddings of several teachers, to be learned from as those of one."""
 

@@ -138,6 +138,14 @@ STAGES: Mapping[str, Stage] = {
             together=True,
         ),
         Stage(
+            "import-embeddings",
+            config.ImportEmbeddingsConfig,
+            Kind.EMBEDDINGS,
+            "mmcompress.compress.train.import_embeddings:import_embeddings",
+            {},
+            reads=("train",),
+        ),
+        Stage(
             "ensemble",
             config.EnsembleConfig,
             Kind.EMBEDDINGS,

@@ -24,6 +24,7 @@ COMMANDS = (
         "run",
         "train",
         "embed",
+        "import-embeddings",
         "ensemble",
         "convert",
         "distill",

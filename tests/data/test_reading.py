@@ -16,7 +16,7 @@ import pytest
 from shards import pair, picture, png_of, shard, write_tar
 
 from mmcompress.data import parsing, shards
-from mmcompress.data.batches import count, read
+from mmcompress.data.batches import count, listing, read
 from mmcompress.data.sample import Sample
 from mmcompress.errors import CorruptInputError, UsageError
 from mmcompress.packaged import packaged
@@ -77,6 +77,13 @@ def test_captions_label_and_seen(tmp_path: Path) -> None:
     assert (plain.captions, plain.label, plain.seen) == (("words",), None, True)
     half = one(tmp_path, [("k.jpg", picture()), ("k.json", rb'{"caption": "\ud83d"}')])
     assert half.captions[0].encode() == b"?"
+
+
+def test_synthetic_captions_follow_the_others(tmp_path: Path) -> None:
+    said = [("a.syn.json", b'{"syn_text": ["another", "a caption", " ", 3]}'), ("b.syn.json", b"{"), *pair("c")]
+    write_tar(tmp_path / "s.tar", [*pair("a"), said[0], *pair("b"), *said[1:]])
+    listed = list(listing(str(tmp_path), max_bad_fraction=0.5))
+    assert [(s.key, s.captions) for s in listed] == [("s/a", ("a caption", "another")), ("s/c", ("a caption",))]
 
 
 @pytest.mark.parametrize(

@@ -103,6 +103,15 @@ def embed(out: Out, given: Given, json: Json = False) -> None:
     console.show(*console.artifact_summary(standalone.embed(out, given)), json)
 
 
+@keyed(app, MODEL, "import-embeddings", required=("--data",))
+def import_embeddings(out: Out, given: Given, json: Json = False) -> None:
+    """Take embeddings, views and captions that lie beside published images (DataCompDR) in place of a teacher's."""
+    from mmcompress.cli import console
+    from mmcompress.pipeline import standalone
+
+    console.show(*console.artifact_summary(standalone.import_embeddings(out, given)), json)
+
+
 @keyed(app, MODEL, "ensemble")
 def ensemble(
     teachers: Annotated[
@@ -144,18 +153,23 @@ def distill(
     json: Json = False,
 ) -> None:
     """Distill a student from a teacher, or recover a pruned one. Embeds the teacher into OUT-embeddings first."""
-    from mmcompress.cli import console, show_compress
-    from mmcompress.pipeline import pilot as trying
+    from mmcompress.cli import console
     from mmcompress.pipeline import standalone
 
     if pilot is not None:
         if embeddings is not None or checkpoint is not None:
             raise UsageError("a pilot embeds with each teacher, and starts anew", "leave --embeddings and --from out")
-        found = trying.pilot([name.strip() for name in pilot.split(",")], trying.seconds_of(budget), out, given)
-        console.show(*show_compress.pilot_summary(found), json)
-        return
+        return _try_teachers(pilot, budget, out, given, json)
     student = standalone.distill(out, given, embeddings=embeddings, checkpoint=checkpoint)
     console.show(*console.artifact_summary(student), json)
+
+
+def _try_teachers(pilot: str, budget: str, out: Path, given: Given, json: bool) -> None:
+    from mmcompress.cli import console, show_compress
+    from mmcompress.pipeline import pilot as trying
+
+    found = trying.pilot([name.strip() for name in pilot.split(",")], trying.seconds_of(budget), out, given)
+    console.show(*show_compress.pilot_summary(found), json)
 
 
 @keyed(app, MODEL, "prune", "embed", "convert")

@@ -44,7 +44,7 @@ def keyed(
 
         listed.__name__, listed.__doc__ = function.__name__, function.__doc__
         app.command(rich_help_panel=panel)(listed)
-        _KEYED[function.__name__] = lambda: with_options(function, places, without, required)
+        _KEYED[function.__name__.replace("_", "-")] = lambda: with_options(function, places, without, required)
         return function
 
     return register

@@ -101,18 +101,21 @@ def _opened(image: bytes) -> Image.Image:
 
 
 def _views(
-    image: bytes, key: str, numbers: tuple[int, ...], seed: int, preprocessing: Preprocessing
+    image: bytes, key: str, numbers: tuple[int, ...], shown: Shown, preprocessing: Preprocessing
 ) -> Sequence[NDArray[np.uint8]]:
     """The views of an image with these numbers, each (S, S, 3). It is decoded once, or once more at a part of its size:
     which size a view is made from must not depend on the others.
     """
+    if shown.given is not None:
+        with _opened(image) as opened:
+            return [shown.given(key, number, opened) for number in numbers]
     if not any(numbers):
         return [_pixels(image, preprocessing)] * len(numbers)
     with _opened(image) as opened:
         size = opened.size
         opened.draft("RGB", enough(opened.width, opened.height, preprocessing))
         reduced, rgb = opened.size != size, to_rgb(upright(opened))
-    u = uniforms(seed, np.array(numbers), [key] * len(numbers))
+    u = uniforms(shown.seed, np.array(numbers), [key] * len(numbers))
     views = [photo_view(rgb, preprocessing, own) if number else None for number, own in zip(numbers, u, strict=True)]
     if 0 in numbers:
         plain = _pixels(image, preprocessing) if reduced else plain_view(rgb, preprocessing)
@@ -175,7 +178,7 @@ def _decode_piece(
                 reasons.append(f"the image cannot be read: {error}")
                 continue
             try:
-                for place, view in zip(own, _views(image, key, numbers, shown.seed, preprocessing), strict=True):
+                for place, view in zip(own, _views(image, key, numbers, shown, preprocessing), strict=True):
                     place[:] = view
             except (*_PILLOW_ERRORS, CorruptInputError) as error:
                 reason = f"the image cannot be decoded: {error}"

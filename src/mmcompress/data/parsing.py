@@ -84,7 +84,11 @@ def _sample(key: str, files: Mapping[str, Member], meaning: Meaning) -> tuple[Sa
     if meaning.classes is not None and (number := contents.get("cls")) is not None:
         label = _class(number, meaning.classes)
     texts = text.splitlines() if meaning.lines else [text]
-    captions = different([*texts, *(about.get("captions") or [])]) or different([about.get("caption")])
+    synthetic = _about(contents.get("syn.json"), "syn.json").get("syn_text") or []
+    if not isinstance(synthetic, list):
+        raise ValueError("syn_text in syn.json is no list")
+    said = [*texts, *(about.get("captions") or [])]
+    captions = different([*(said if different(said) else [about.get("caption")]), *synthetic])
     if not captions and "cls" in files:
         captions = different([label])
     if not captions:
@@ -103,15 +107,15 @@ def _class(number: bytes, classes: list[str]) -> str:
     return classes[int(text)]
 
 
-def _about(content: bytes | None) -> dict[str, Any]:
+def _about(content: bytes | None, name: str = "json") -> dict[str, Any]:
     if content is None:
         return {}
     try:
         about = json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise ValueError("the json cannot be parsed") from error
+        raise ValueError(f"the {name} cannot be parsed") from error
     if not isinstance(about, dict):
-        raise ValueError("the json is no object")
+        raise ValueError(f"the {name} is no object")
     if not isinstance(about.get("captions"), list | None):
         raise ValueError("captions in json is no list")
     if not isinstance(about.get("seen"), bool | None):

@@ -14,7 +14,7 @@ import lzma
 import re
 import tarfile
 import zlib
-from collections.abc import Generator, Iterator
+from collections.abc import Collection, Generator, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, NamedTuple
@@ -28,7 +28,7 @@ MEMBER_BYTES = 256 * 2**20
 """A larger file in a tar is refused unread."""
 
 
-SUFFIXES = (*IMAGE_SUFFIXES, "txt", "json", "cls")
+SUFFIXES = (*IMAGE_SUFFIXES, "txt", "json", "cls", "syn.json")
 _NOTES = re.compile(r"__[^/]*__(/|$)")
 """WebDataset's own notes."""
 _BLOCK = tarfile.BLOCKSIZE
@@ -66,22 +66,25 @@ class Member(NamedTuple):
     """Where the content begins in the tar, which for a compressed one is not where it begins in the shard."""
 
 
-def members(shard: str) -> Iterator[Member]:
-    """The files of a shard that can belong to samples, in order. BrokenShardError where it cannot be read on."""
+def members(shard: str, wanted: Collection[str] = SUFFIXES) -> Iterator[Member]:
+    """The files of a shard that can belong to samples, in order, with the contents of those with a wanted suffix.
+
+    BrokenShardError where it cannot be read on.
+    """
     try:
         with _opened(shard) as stream:
             begin = 0
             if not is_stream(shard):
-                begin = yield from _plain_members(stream)
+                begin = yield from _plain_members(stream, wanted)
                 stream.seek(begin)
-            yield from _any_members(stream, begin)
+            yield from _any_members(stream, begin, wanted)
             while stream.read(2**16):  # a program that writes into a closed pipe would end with an error
                 pass
     except (tarfile.TarError, OSError, EOFError, ValueError, OverflowError, zlib.error, lzma.LZMAError) as error:
         raise BrokenShardError(str(error) or type(error).__name__) from error
 
 
-def _plain_members(stream: IO[bytes]) -> Generator[Member, None, int]:
+def _plain_members(stream: IO[bytes], wanted: Collection[str] = SUFFIXES) -> Generator[Member, None, int]:
     """Files up to the first thing that is no plain one (POSIX.1-1988 ustar), whose offset is returned.
 
     That may be the end, damage, a long name or compression: tarfile says which. Before a file may stand an extended
@@ -104,7 +107,7 @@ def _plain_members(stream: IO[bytes]) -> Generator[Member, None, int]:
         content, end = None, offset + size + -size % _BLOCK
         if end > last:
             return at
-        if (named := _key_and_suffix(name)) and named[1] in SUFFIXES and size <= MEMBER_BYTES:
+        if (named := _key_and_suffix(name)) and named[1] in wanted and size <= MEMBER_BYTES:
             content = stream.read(size)
         stream.seek(end)
         if named:
@@ -123,7 +126,7 @@ def _plain_size(header: bytes) -> int | None:
     return size if stated == sum(header) - sum(header[148:156]) + 8 * ord(" ") else None
 
 
-def _any_members(stream: IO[bytes], begin: int) -> Iterator[Member]:
+def _any_members(stream: IO[bytes], begin: int, wanted: Collection[str] = SUFFIXES) -> Iterator[Member]:
     """Files of any tar, in the words of Python's tarfile where it breaks. `begin` is where the stream stands."""
     with tarfile.open(fileobj=stream, mode="r|" if begin else "r|*", tarinfo=_StrictTarInfo) as tar:
         for info in tar:
@@ -131,7 +134,7 @@ def _any_members(stream: IO[bytes], begin: int) -> Iterator[Member]:
             if not info.isreg() or not (named := _key_and_suffix(info.name)):
                 continue
             content = None
-            if named[1] in SUFFIXES and info.size <= MEMBER_BYTES and (file_object := tar.extractfile(info)):
+            if named[1] in wanted and info.size <= MEMBER_BYTES and (file_object := tar.extractfile(info)):
                 content = file_object.read()
             yield Member(*named, content, begin + info.offset_data)
 

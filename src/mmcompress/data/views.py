@@ -33,6 +33,10 @@ SPARE = 1.5
 """How many times larger than needed an image stays that is decoded at a part of its size."""
 
 
+Given = Callable[[str, int, Image.Image], NDArray[np.uint8]]
+"""Key, view and image as it was opened -> (S, S, 3)."""
+
+
 @dataclass(frozen=True)
 class Shown:
     """Which views of a sample are decoded."""
@@ -42,6 +46,8 @@ class Shown:
     """How many."""
     of: Callable[[str], Sequence[int]]
     """The numbers of a key's views."""
+    given: Given | None = None
+    """What makes them where somebody else chose them."""
 
 
 PLAIN = Shown(0, 1, lambda _: (0,))

@@ -107,6 +107,11 @@ def embed(out: Path, given: Given) -> Artifact:
     return run_single("embed", {}, given, {}, out)
 
 
+def import_embeddings(out: Path, given: Given) -> Artifact:
+    """What lies beside published images as cached embeddings."""
+    return run_single("import-embeddings", {}, given, {}, out)
+
+
 def ensemble(teachers: Sequence[Path], out: Path, given: Given = NOTHING) -> Artifact:
     """Cached embeddings of several teachers as those of one."""
     gathered = [Artifact.open(teacher, Kind.EMBEDDINGS) for teacher in teachers]
