@@ -66,26 +66,28 @@ def refit(gram: Gram, kept: Tensor, weight: Tensor, bias: Tensor, ridge: float =
     return solved[:-1].T.to(weight.dtype), solved[-1].to(bias.dtype)
 
 
-def removal_order(gram: Gram, group: int, ridge: float = RIDGE) -> list[int]:
-    """Groups of `group` neighbouring inputs, the most dispensable first; single units go some at a time."""
+def removal_order(gram: Gram, group: int, ridge: float = RIDGE, kept: int = 0) -> list[int]:
+    """Groups of `group` neighbouring inputs, the most dispensable first; single units go some at a time. The last
+    `kept` are in no order.
+    """
     covariance, crossed = gram.centred()
     damping = ridge * covariance.diagonal().mean().clamp_min(torch.finfo(covariance.dtype).tiny)
     inverse = torch.linalg.inv(covariance + damping * torch.eye(len(covariance)).to(covariance))
     weight = inverse @ crossed
-    members = torch.arange(len(covariance), device=inverse.device).unflatten(0, (-1, group))
-    alive = torch.arange(len(members), device=inverse.device)
-    at_once = max(1, len(members) // STEPS) if group == 1 else 1
+    alive = torch.arange(len(covariance) // group, device=inverse.device)
+    at_once = max(1, len(alive) // STEPS) if group == 1 else 1
     order: list[int] = []
-    while len(alive):
-        inputs = members[alive]  # (alive, group)
+    while len(alive) > kept:
+        inputs = torch.arange(len(inverse), device=inverse.device).unflatten(0, (-1, group))  # of those alive
         blocks = inverse[inputs[:, :, None], inputs[:, None, :]]
         costs = (torch.linalg.solve(blocks, weight[inputs]) * weight[inputs]).sum(dim=(1, 2))
-        cheapest = torch.argsort(costs, stable=True)[:at_once]
-        gone = members[alive[cheapest]].flatten()
-        solved = torch.linalg.solve(inverse[gone][:, gone], torch.cat([inverse[gone], weight[gone]], dim=1))
+        cheapest = torch.argsort(costs, stable=True)[: min(at_once, len(alive) - kept)]
+        others = torch.ones_like(alive, dtype=torch.bool).index_fill(0, cheapest, False)
+        gone, left = inputs[cheapest].flatten(), inputs[others].flatten()
+        touched = inverse[left[:, None], gone]
+        solved = torch.linalg.solve(inverse[gone][:, gone], torch.cat([touched.T, weight[gone]], dim=1))
         order += alive[cheapest].tolist()
-        touched = inverse[:, gone]
-        weight = weight - touched @ solved[:, len(inverse) :]
-        inverse = inverse - touched @ solved[:, : len(inverse)]
-        alive = alive[~torch.isin(alive, alive[cheapest])]
-    return order
+        weight = weight[left] - touched @ solved[:, len(left) :]
+        inverse = inverse[left[:, None], left] - touched @ solved[:, : len(left)]
+        alive = alive[others]
+    return order + alive.tolist()

@@ -145,16 +145,16 @@ def _fitted(
     gram = gram_of(sub, streams) if refitted or not scores else None
     groups = list(range(count))
     if count * sub.group < sub.linear.in_features:
-        groups = sorted(order_of_removal(sub, gram, scores)[-count:])
+        groups = sorted(order_of_removal(sub, gram, scores, count)[-count:])
     return part_of(sub, groups, gram if refitted else None)
 
 
-def order_of_removal(sub: SubBlock, gram: Gram | None, scores: Scores) -> list[int]:
-    """The sub-block's heads or units, the most dispensable first."""
+def order_of_removal(sub: SubBlock, gram: Gram | None, scores: Scores, kept: int = 0) -> list[int]:
+    """The sub-block's heads or units, the most dispensable first; the last `kept` may be in no order."""
     if sub.name in scores:
         return torch.argsort(scores[sub.name], stable=True).tolist()
     assert gram is not None
-    return removal_order(gram, sub.group)
+    return removal_order(gram, sub.group, kept=kept)
 
 
 def gram_of(sub: SubBlock, streams: tuple[Streams, Streams, Sequence[Tensor]]) -> Gram:

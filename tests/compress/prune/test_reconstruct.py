@@ -97,6 +97,16 @@ def test_every_removal_is_the_cheapest_by_brute_force() -> None:
         alive.remove(removed)
 
 
+def test_of_those_that_are_kept_no_order_is_looked_for() -> None:
+    """A round removes two of 300 units: a number that is not even ends within one."""
+    x, y = samples(rows=900, inputs=300, seed=3)
+    gram = gram_of(x, y)
+    whole = removal_order(gram, 1)
+    for kept in (0, 99, 150, 299, 300):
+        some = removal_order(gram, 1, kept=kept)
+        assert some[: 300 - kept] == whole[: 300 - kept] and sorted(some) == list(range(300))
+
+
 def test_constant_inputs_do_not_break_it() -> None:
     x, y = samples()
     x[:, 4] = 2.0  # a unit that is always the same is a bias
