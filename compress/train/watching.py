@@ -21,7 +21,7 @@ from mmcompress.compress.train.augment import normalized
 from mmcompress.compress.train.pairs import trimmed
 from mmcompress.compress.train.state import Position
 from mmcompress.config import DataConfig, WatchConfig
-from mmcompress.data.batches import batches
+from mmcompress.data.batches import batches, images_of
 from mmcompress.distributed import World
 from mmcompress.formats import percent
 from mmcompress.measure.retrieval import retrieval
@@ -76,6 +76,8 @@ def watch_of(
     """What the config asks for, on the first `config.samples` plain pairs of the validation data."""
     if config.steps is None or data.validation is None:
         return None
+    if here.leads:
+        warn_of_trained(data.train, data.validation, config.samples)
     spec, preprocessing, text = data.validation, student.preprocessing, student.tokenizer
     assert preprocessing is not None and text is not None
     tokenizer = load_tokenizer(student.path / text.file)
@@ -99,6 +101,17 @@ def watch_of(
         return (shares["i2t_r10"] + shares["t2i_r10"]) / 2
 
     return Watch(measure, config.steps, config.keep_best, config.patience)
+
+
+def warn_of_trained(train: str | None, validation: str, samples: int) -> None:
+    """Say so where images that are measured are trained on too, by the bytes of their files; of streams nothing is
+    known."""
+    if train is None:
+        return
+    measured = images_of(validation, samples)
+    if trained := measured & images_of(train):
+        what = f"{len(trained)} of {len(measured)} images of {validation} are trained on too, or are copies of such"
+        say("", "validation", f"warning: {what}, so R@10 on them says little of others")
 
 
 @contextmanager
