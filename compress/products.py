@@ -11,19 +11,36 @@ from __future__ import annotations
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+_HELD: ContextVar[bool] = ContextVar("held", default=False)
+"""Whether `fast_products` holds."""
 
-def fast_products() -> AbstractContextManager[object]:
+
+@contextmanager
+def fast_products() -> Iterator[None]:
     """Within, Linears are as fast as torch can make them on this CPU; what torch compiles is fast by itself."""
-    return _ByOneDNN() if slow_mkl() else nullcontext()
+    token = _HELD.set(True)
+    try:
+        with _ByOneDNN() if slow_mkl() else nullcontext():
+            yield
+    finally:
+        _HELD.reset(token)
+
+
+def fast_again() -> tuple[AbstractContextManager[object], AbstractContextManager[object]]:
+    """For `torch.utils.checkpoint`: nothing in the forward pass, and where `fast_products` holds there, also what it
+    was computed with when the backward pass, in which no mode holds, computes it again."""
+    return nullcontext(), fast_products() if _HELD.get() else nullcontext()
 
 
 @contextmanager
@@ -68,6 +85,7 @@ class _Linear(torch.autograd.Function):
         return _by_onednn(x, weight, bias)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         of_x, of_weight, of_bias = ctx.needs_input_grad

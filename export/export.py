@@ -31,6 +31,7 @@ from mmcompress.export.towers import graph_integers, image_graph, text_graph
 from mmcompress.int8 import INTEGERS, RANGES, check_tensors, linear_modules, linears_from_tensors, read_ranges
 from mmcompress.manifest import Graph, TensorSpec
 from mmcompress.progress import say
+from mmcompress.seen import SEEN_IMAGES
 from mmcompress.stages import Job
 
 BATCHES = (1, 3, 8)
@@ -68,7 +69,8 @@ def export(job: Job[ExportConfig]) -> None:
     int8 = read_int8(source) if "int8" in config.precisions else {}
     tensors = read_tensors(source.path / WEIGHTS)
     reference = Reference.of(source.path, model)
-    job.draft.inherit(source, *([source.tokenizer.file] if source.tokenizer else []))
+    carried = [*([source.tokenizer.file] if source.tokenizer else []), *([SEEN_IMAGES] if int8 else [])]
+    job.draft.inherit(source, *carried)
     differences: dict[str, dict[str, float]] = {}
     for tower in ("image", "text"):
         for variant in (v for v in VARIANTS if v.precision in config.precisions):

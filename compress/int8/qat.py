@@ -26,7 +26,7 @@ from mmcompress.budget import Budget
 from mmcompress.compress.int8.acceptance import ENDS, Fit, Parts, closer, fit_cost, gained, needed
 from mmcompress.compress.int8.fakequant import TrainedLinears
 from mmcompress.compress.int8.fit import JUDGED, KINDS
-from mmcompress.compress.int8.samples import SHUFFLED, feeds, plain_pairs
+from mmcompress.compress.int8.samples import SHUFFLED, feeds, plain_pairs, validating
 from mmcompress.compress.int8.sensitivity import sensitivities
 from mmcompress.compress.int8.simulate import TOWERS, Feeds
 from mmcompress.compress.prune.semistructured import SPARSE
@@ -34,6 +34,7 @@ from mmcompress.compress.train.losses import cosine_distance
 from mmcompress.compress.train.optimize import optimize
 from mmcompress.compress.train.pairs import TrainingBatch, TrainingPairs, training_pairs
 from mmcompress.config import QatConfig
+from mmcompress.data.batches import images_of
 from mmcompress.distributed import World, world
 from mmcompress.errors import CorruptInputError, UsageError
 from mmcompress.huggingface import dual_encoder_from_checkpoint
@@ -41,9 +42,7 @@ from mmcompress.int8 import (
     INTEGERS,
     OPERANDS,
     RANGES,
-    SEEN,
     Linears,
-    Seen,
     Signedness,
     check_tensors,
     linears_from_tensors,
@@ -52,6 +51,7 @@ from mmcompress.int8 import (
 )
 from mmcompress.model import DualEncoder
 from mmcompress.progress import say
+from mmcompress.seen import SEEN, Seen, seen_images, write_seen_images
 from mmcompress.stages import Job
 from mmcompress.strictjson import write_json
 
@@ -75,7 +75,9 @@ def qat(job: Job[QatConfig]) -> None:
             if (drift := here.shared(None)) is not None:
                 train(model, given, drift, _pairs(source, config, here), config, here, job)
             return
-        judging = feeds(list(plain_pairs(source, spec, config)))
+        seen = frozenset(images_of(config.data.train)) | (seen_images(source) or frozenset())
+        given_pairs = list(plain_pairs(source, spec, config))
+        judging = feeds(given_pairs if spec == config.data.train else validating(given_pairs, seen, spec)[0])
         before = fit_cost(model, given, judging)
         after, chosen, parts = None, given, Parts()
         drift = here.shared(before.drift if needed(before, budget) else None)
@@ -95,6 +97,7 @@ def qat(job: Job[QatConfig]) -> None:
     if accepted:
         write_json(draft.path / RANGES, chosen.ranges)
         save_file(tensors_from_linears(chosen.linears), draft.path / INTEGERS)
+        write_seen_images(draft.path, seen)
     elif after is not None:
         say("", job.name, "training brought INT8 no closer to FP32, or lost more R@10 hits: passed through as it was")
     draft.facts = {

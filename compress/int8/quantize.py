@@ -15,9 +15,9 @@ text tower is then calibrated on sentences that ship, and what was right is what
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cache, partial
+from functools import cache
 
 from safetensors.numpy import save_file
 from torch import Tensor
@@ -31,9 +31,13 @@ from mmcompress.compress.int8.samples import (
     Captioned,
     feeds,
     filled_up,
+    fitting_and_judging,
     held_pairs,
+    images_in,
+    noting,
     plain_pairs,
     possible_answers,
+    validating,
     warn_of_few,
 )
 from mmcompress.compress.int8.sensitivity import RANKED, kept_in_float, sensitivities
@@ -63,6 +67,7 @@ from mmcompress.int8 import (
 from mmcompress.model import DualEncoder
 from mmcompress.progress import say
 from mmcompress.runtime.tokenize import text_processing
+from mmcompress.seen import write_seen_images
 from mmcompress.stages import Job
 from mmcompress.strictjson import write_json
 
@@ -91,15 +96,21 @@ def quantize(job: Job[QuantizeConfig]) -> None:
     with world(config.device) as here:
         model = model.to(here.device)
         held = held_pairs(source, spec, config)
-        fitting, judging = held[::2], held[1::2] or held
-        pairs = partial(plain_pairs, source, spec, config, "calibrating")
+        fitting, judging, judged_on = fitting_and_judging(held)
+        seen = images_in(held)
+
+        def pairs() -> Iterator[Captioned]:
+            return noting(plain_pairs(source, spec, config, "calibrating"), seen)
+
         reused = job.sources.get("ranges")
         given = None if reused is None else read_ranges(reused)
         fitted = fit_integers(model, feeds(fitting), feeds(judging), pairs, config, given)
-        unseen = held_pairs(source, config.data.validation, config) if config.data.validation else judging
-        warn_of_few((one.pixels.numpy() for one in unseen), filled_up(held, text_processing(source)))
+        deciding = judging
+        if (validation := config.data.validation) is not None:
+            deciding, judged_on = validating(held_pairs(source, validation, config), seen, validation)
+        warn_of_few((one.pixels.numpy() for one in deciding), filled_up(held, text_processing(source)))
         answers = possible_answers(source, config, held)
-        ranking, kept, left = keep_sensitive(fitted, judging, unseen, answers, config)
+        ranking, kept, left = keep_sensitive(fitted, judging, deciding, answers, config)
         linears = {kind: without(of_kind, kept) for kind, of_kind in fitted.linears.items()}
         drift = drift_of_both(fitted.model, feeds(judging).first(compared(model)), linears, fitted.ranges)
     for name in source.manifest.files:
@@ -110,11 +121,12 @@ def quantize(job: Job[QuantizeConfig]) -> None:
     ranges = {name: ends for name, ends in fitted.ranges.items() if name not in kept}
     write_json(job.draft.path / RANGES, ranges)
     save_file(tensors_from_linears(linears), job.draft.path / INTEGERS)
+    write_seen_images(job.draft.path, seen)
     job.draft.facts = {
         "params": source.model.params,
         "macs": source.model.macs,
         "linears": len(linears[JUDGED]),
-        **fit_facts(config, spec, fitted.choices, ranking, kept, len(held)),
+        **fit_facts(config, spec, fitted.choices, ranking, kept, judged_on),
         **{name: fact for name, fact in source.manifest.facts.items() if name == SPARSE},
     }
     job.draft.metrics = {"calibration": {"drift": drift, **(asdict(left) if left else {})}}

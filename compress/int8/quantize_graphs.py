@@ -13,8 +13,8 @@ run two hundred times for it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import cache
 from itertools import islice
 from typing import Any
@@ -30,13 +30,21 @@ from mmcompress.compress.int8.fit import JUDGED, KINDS
 from mmcompress.compress.int8.graphfit import FittedTower, fit_tower
 from mmcompress.compress.int8.graphtower import Feeds, GraphTower
 from mmcompress.compress.int8.record import fit_facts
-from mmcompress.compress.int8.samples import SHUFFLED, warn_of_few
+from mmcompress.compress.int8.samples import (
+    SHUFFLED,
+    fitting_and_judging,
+    images_in,
+    noting,
+    validating,
+    warn_of_few,
+)
 from mmcompress.compress.int8.sensitivity import RANKED, kept_in_float
 from mmcompress.compress.int8.simulate import distance
 from mmcompress.config import QuantizeGraphsConfig
 from mmcompress.data.batches import batches
 from mmcompress.data.layout import read_labels
 from mmcompress.data.preprocess import normalize
+from mmcompress.data.sample import image_of
 from mmcompress.errors import UsageError, suggestion
 from mmcompress.export.export import Variant, described, save_graph
 from mmcompress.export.graph import Numerics
@@ -46,13 +54,26 @@ from mmcompress.progress import track
 from mmcompress.runtime.encoder import tower_feeds
 from mmcompress.runtime.session import Tower
 from mmcompress.runtime.tokenize import load_tokenizer, text_processing, tokenize
+from mmcompress.seen import write_seen_images
 from mmcompress.stages import Job
 from mmcompress.strictjson import write_json
 
 TOWERS: tuple[Tower, ...] = ("image", "text")
-Pairs = dict[Tower, Feeds]
-"""One batch of images and texts."""
 _PASSED_ON = ("params", "macs", "logit_scale", "logit_bias", "opset", "constant")
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """One batch of images and texts, or of one of both."""
+
+    feeds: Mapping[Tower, Feeds]
+    images: tuple[bytes, ...]
+    """What `image_of` tells of each image file."""
+
+    def rows(self, chosen: Sequence[int]) -> Pairs:
+        """Some of the pairs."""
+        few = {tower: {name: array[chosen] for name, array in fed.items()} for tower, fed in self.feeds.items()}
+        return Pairs(few, tuple(self.images[row] for row in chosen))
 
 
 def quantize_graphs(job: Job[QuantizeGraphsConfig]) -> None:
@@ -63,15 +84,20 @@ def quantize_graphs(job: Job[QuantizeGraphsConfig]) -> None:
     towers = {name: GraphTower.of(source.file(fp32_graph(source, name).file), name, job.work) for name in TOWERS}
     check_names(towers, config.keep)
     held = held_pairs(source, spec, config)
-    fitting, judging = held[::2], held[1::2] or held
+    fitting, judging, judged_on = fitting_and_judging(held)
+    seen = images_in(held)
     fitted = {
-        name: fit_tower(tower, one_tower(source, spec, config, name), of(name, fitting), of(name, judging), config)
+        name: fit_tower(
+            tower, one_tower(source, spec, config, name, seen), of(name, fitting), of(name, judging), config
+        )
         for name, tower in towers.items()
     }
-    unseen = held_pairs(source, config.data.validation, config) if config.data.validation else judging
-    warn_of_few(arrays(of("image", unseen)), arrays(of("text", held)))
+    deciding = judging
+    if (validation := config.data.validation) is not None:
+        deciding, judged_on = validating(held_pairs(source, validation, config), seen, validation)
+    warn_of_few(arrays(of("image", deciding)), arrays(of("text", held)))
     answers = label_batches(source, config) or of("text", held)
-    ranking, kept, left = keep_sensitive(towers, fitted, judging, unseen, answers, config)
+    ranking, kept, left = keep_sensitive(towers, fitted, judging, deciding, answers, config)
     linears: dict[Signedness, Linears] = {
         kind: {n: linear for one in fitted.values() for n, linear in one.linears[kind].items() if n not in kept}
         for kind in KINDS
@@ -84,6 +110,7 @@ def quantize_graphs(job: Job[QuantizeGraphsConfig]) -> None:
     ranges = {name: ends for one in fitted.values() for name, ends in one.ranges.items() if name not in kept}
     write_json(job.draft.path / GRAPH_RANGES, ranges)
     save_file(tensors_from_linears(linears), job.draft.path / INTEGERS)
+    write_seen_images(job.draft.path, seen)
     said = source.manifest.facts
     job.draft.facts = {
         **{name: said[name] for name in _PASSED_ON if name in said},
@@ -92,7 +119,7 @@ def quantize_graphs(job: Job[QuantizeGraphsConfig]) -> None:
             **config.model_dump(include={"method", "percentile", "samples", "seed"}),
         },
         "products": len(linears[JUDGED]),
-        **fit_facts(config, spec, {name: one.choices for name, one in fitted.items()}, ranking, kept, len(held)),
+        **fit_facts(config, spec, {name: one.choices for name, one in fitted.items()}, ranking, kept, judged_on),
     }
     job.draft.metrics = {"calibration": {"drift": drift, **(asdict(left) if left else {})}}
     sizes = {file.name: file.stat().st_size for file in job.draft.path.iterdir()}
@@ -119,7 +146,7 @@ def check_names(towers: dict[Tower, GraphTower], names: Sequence[str]) -> None:
 
 def of(tower: Tower, pairs: Sequence[Pairs]) -> list[Feeds]:
     """What one tower is fed."""
-    return [pair[tower] for pair in pairs]
+    return [pair.feeds[tower] for pair in pairs]
 
 
 def arrays(fed: Sequence[Feeds]) -> Iterator[NDArray[Any]]:
@@ -142,12 +169,12 @@ def pairs_of(source: Artifact, spec: str, config: QuantizeGraphsConfig, towers: 
     )
     image = fp32_graph(source, "image").inputs
     for batch in islice(stream, -(-config.samples // config.batch)):
-        pairs: Pairs = {}
+        fed: dict[Tower, Feeds] = {}
         if "image" in towers:
-            pairs["image"] = tower_feeds(source, image, normalize(batch.pixels, source.preprocessing))
+            fed["image"] = tower_feeds(source, image, normalize(batch.pixels, source.preprocessing))
         if "text" in towers:
-            pairs["text"] = text_feeds(source, [texts[i % len(texts)] for i, texts in enumerate(batch.captions)])
-        yield pairs
+            fed["text"] = text_feeds(source, [texts[i % len(texts)] for i, texts in enumerate(batch.captions)])
+        yield Pairs(fed, tuple(map(image_of, batch.marks)))
 
 
 def text_feeds(source: Artifact, texts: Sequence[str]) -> Feeds:
@@ -162,11 +189,14 @@ def held_pairs(source: Artifact, spec: str, config: QuantizeGraphsConfig) -> lis
     return list(islice(pairs_of(source, spec, config, TOWERS), -(-min(config.held, config.samples) // config.batch)))
 
 
-def one_tower(source: Artifact, spec: str, config: QuantizeGraphsConfig, tower: Tower) -> Iterator[Feeds]:
-    """All samples of one tower, once."""
+def one_tower(
+    source: Artifact, spec: str, config: QuantizeGraphsConfig, tower: Tower, seen: set[bytes]
+) -> Iterator[Feeds]:
+    """All samples of one tower, once, their images added to `seen`."""
     steps = -(-config.samples // config.batch)
-    for pairs in track(pairs_of(source, spec, config, (tower,)), f"calibrating the {tower} tower", steps):
-        yield pairs[tower]
+    stream = noting(pairs_of(source, spec, config, (tower,)), seen)
+    for pairs in track(stream, f"calibrating the {tower} tower", steps):
+        yield pairs.feeds[tower]
 
 
 def label_batches(source: Artifact, config: QuantizeGraphsConfig) -> list[Feeds]:
@@ -215,7 +245,7 @@ def sensitivities(
     drifts: dict[str, float] = {}
     for name, tower in towers.items():
         linears, ranges = fitted[name].linears[JUDGED], fitted[name].ranges
-        few: list[Feeds] = [{key: array[:RANKED] for key, array in ranked[0][name].items()}]
+        few: list[Feeds] = [{key: array[:RANKED] for key, array in ranked[0].feeds[name].items()}]
         reference = tower.embedded(tower.model, few)
         for product, linear in track(linears.items(), f"sensitivity of the {name} tower", len(linears)):
             drifts[product] = distance(

@@ -9,8 +9,8 @@ from mmcompress.compress.int8.samples import SHUFFLED
 from mmcompress.config import FitConfig
 from mmcompress.data.batches import count_up_to
 from mmcompress.data.sentences import SENTENCES
-from mmcompress.data.spec import is_photos, is_stream, same_set
-from mmcompress.int8 import JUDGED_ON, SEEN, JudgedOn, Seen
+from mmcompress.data.spec import is_photos, is_stream
+from mmcompress.seen import JUDGED_ON, SEEN, JudgedOn, Seen
 
 
 def fit_facts(
@@ -19,13 +19,12 @@ def fit_facts(
     choices: Mapping[str, object],
     ranking: Mapping[str, float],
     kept: Collection[str],
-    held: int,
+    judged_on: JudgedOn,
 ) -> dict[str, Any]:
     """Which products stay in float and why, what was chosen for the others, which samples of `spec` were seen: no more
     than there are, since nothing is shown twice, and which of them judged.
 
-    `ranking` has the drift of each product by itself, `kept` the names of those in float; `held` batches of `spec` fit
-    and judge in turn.
+    `ranking` has the drift of each product by itself, `kept` the names of those in float.
     """
     asked = -(-config.samples // config.batch) * config.batch
     seen = asked if is_stream(spec) else count_up_to(asked, spec)
@@ -38,12 +37,5 @@ def fit_facts(
         "budget": config.max_drop if config.sensitivity else None,
         "texts": SENTENCES if is_photos(spec) else "captions",
         SEEN: Seen(pairs=seen, seed=config.seed, buffer=SHUFFLED).model_dump(),
-        JUDGED_ON: judged_on(spec, config.data.validation, held),
+        JUDGED_ON: judged_on,
     }
-
-
-def judged_on(spec: str, validation: str | None, held: int) -> JudgedOn:
-    """Which samples judged; validation pairs that are the ones of `spec` were seen as well."""
-    if validation is not None:
-        return "seen" if same_set(spec, validation) else "validation"
-    return "unfitted" if held > 1 else "seen"

@@ -28,6 +28,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mmcompress.errors import finite
 from mmcompress.int8 import SCALE_TYPES, WEIGHT_LIMIT, Floats, Signedness, weight_scales
 
 PAIR_LIMIT = 128
@@ -186,10 +187,17 @@ def factor_of(gram: Moment, shift: float | None = None) -> Factor:
 
 def _cholesky(matrix: Tensor) -> Tensor:
     """(n, n) positive -> lower triangular (n, n), float32. Moments are sums in float32 of thousands of rows, so its
-    digits are all that they have; where these do not suffice to factorize, float64 does it.
+    digits are all that they have. Where these do not suffice, the diagonal is raised by as much as they leave open,
+    and by ten times that, until they do.
     """
     factor, failed = torch.linalg.cholesky_ex(matrix)
-    lower: Tensor = torch.linalg.cholesky(matrix.double()).float() if failed else factor
+    raised = torch.finfo(torch.float32).eps * (finite(float(matrix.diagonal().abs().max()), "a moment") or 1.0)
+    while failed:
+        exact = matrix.double()
+        exact.diagonal().add_(raised)
+        factor, failed = torch.linalg.cholesky_ex(exact)
+        raised *= 10
+    lower: Tensor = factor.float()
     return lower
 
 

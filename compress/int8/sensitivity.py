@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mmcompress.budget import Budget, Cost
+from mmcompress.compress.int8.samples import ENOUGH_TEXTS
 from mmcompress.compress.int8.simulate import TOWERS, Batches, Feeds, distance, quantizing
 from mmcompress.compress.products import inferring
 from mmcompress.config import FitConfig
@@ -114,8 +115,10 @@ def kept_in_float(
 
 def _by_chance(images: Tensor, texts: Tensor) -> bool:
     """Whether images (N, D) find their own texts, the first N of (M, D), no oftener than chance does; False where so
-    few cannot tell."""
+    few cannot tell, of classes say, whose names come again and again."""
     every = images.cpu().numpy(), texts.cpu().numpy()
+    if len(np.unique(every[1][: len(images)], axis=0)) < ENOUGH_TEXTS:
+        return False
     right, chance = above_chance(*every, np.arange(len(images)))
     return right <= chance < 1
 

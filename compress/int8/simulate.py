@@ -170,12 +170,16 @@ class Moments:
     """Streaming sums over the inputs (rows, in) of a Linear: x x^T as float32 multiplies it, and in float64 x, and of
     what each kind makes of x its sum and its squared error. Every second batch is in a fold of its own: one tests what
     was fitted to the other.
+
+    Sums are of x less the mean of the first batch: of inputs that vary little about a large mean, as behind a LayerNorm
+    with a small gain, products of x itself would leave nothing in float32.
     """
 
     def __init__(self, quantizers: Mapping[Signedness, ActivationQuantizer]) -> None:
         self._quantizers = quantizers
         self._batches = 0
         self._rows = [0, 0]
+        self._origin = torch.zeros(())
         self._grams, self._sums = ([torch.zeros(()), torch.zeros(())] for _ in range(2))
         self._totals = {kind: torch.zeros(()) for kind in quantizers}
         self._errors = {kind: torch.zeros(()) for kind in quantizers}
@@ -186,13 +190,15 @@ class Moments:
         fold = self._batches % 2
         self._batches += 1
         self._rows[fold] += len(x)
+        if not self._origin.ndim:
+            self._origin = x.mean(dim=0)
         if not self._grams[fold].ndim:
             self._grams[fold] = x.new_zeros(x.shape[1], x.shape[1])
-        inputs = x.T.contiguous()
+        inputs = (x - self._origin).T.contiguous()
         for start in range(0, len(inputs), _GRAM_COLUMNS):
             some = slice(start, start + _GRAM_COLUMNS)
             self._grams[fold][some, start:].add_(product(inputs[some], inputs[start:]))
-        self._sums[fold] = self._sums[fold] + _total(x)
+        self._sums[fold] = self._sums[fold] + _total(inputs.T)
         for kind, quantizer in self._quantizers.items():
             entering = fake_quantized(x, quantizer)
             self._totals[kind] = self._totals[kind] + _total(entering)
@@ -205,23 +211,31 @@ class Moments:
     @property
     def gram(self) -> Tensor:
         """(in, in) float32, mean of x x^T."""
-        return _whole(sum(self._grams, torch.zeros(())).cpu()).div_(self.rows)
+        mean = torch.from_numpy(self.mean).float()
+        return self.covariance.addr_(mean, mean)
 
     @property
     def power(self) -> Vector:
         """(in,) mean square of each input."""
         total = sum((gram.diagonal() for gram in self._grams if gram.ndim), torch.zeros(()))
-        return (total.double() / self.rows).cpu().numpy()
+        variance = (total.double() / self.rows).cpu() - self._about_origin.square()
+        return (variance + torch.from_numpy(self.mean).square()).numpy()
 
     @property
     def covariance(self) -> Tensor:
         """(in, in) float32"""
-        return _centred(self.gram, sum(self._sums, torch.zeros(())) / self.rows)
+        total = sum((gram for gram in self._grams if gram.ndim), torch.zeros(()))
+        return _centred(_whole(total.cpu()) / self.rows, self._about_origin)
 
     @property
     def mean(self) -> Vector:
         """(in,)"""
-        return (sum(self._sums, torch.zeros(())) / self.rows).numpy()
+        return (self._origin.double().cpu() + self._about_origin).numpy()
+
+    @property
+    def _about_origin(self) -> Tensor:
+        """(in,) mean of x less the origin."""
+        return sum(self._sums, torch.zeros(())) / self.rows
 
     @property
     def folds(self) -> list[tuple[Tensor, int]]:

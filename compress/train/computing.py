@@ -10,21 +10,25 @@ both go together.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from mmcompress.compress.products import fast_again
 from mmcompress.errors import MissingRequirementError
 from mmcompress.model import DualEncoder
+
+_AGAIN = partial(checkpoint, use_reentrant=False, preserve_rng_state=False, context_fn=fast_again)
+"""Computes what it is given, and once more in the backward pass."""
 
 
 def in_parts(encode: Callable[[Tensor], Tensor], inputs: Tensor, parts: int) -> Tensor:
     """`encode` of (B, ...) -> (B, D), with the activations of one of up to `parts` parts in memory at a time."""
     if parts == 1:
         return encode(inputs)
-    embedded = [checkpoint(encode, part, use_reentrant=False, preserve_rng_state=False) for part in inputs.chunk(parts)]
-    return torch.cat(embedded)
+    return torch.cat([_AGAIN(encode, part) for part in inputs.chunk(parts)])
 
 
 def set_up(model: DualEncoder, recompute: bool, compiled: bool) -> None:
@@ -35,7 +39,7 @@ def set_up(model: DualEncoder, recompute: bool, compiled: bool) -> None:
     if compiled:
         _check_compiles(next(model.parameters()).device)
     for tower in (model.image, model.text):
-        tower.recomputed = recompute
+        tower.recomputing = _AGAIN if recompute else None
         if compiled:
             tower.compile()
 

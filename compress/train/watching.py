@@ -21,7 +21,7 @@ from mmcompress.compress.train.augment import normalized
 from mmcompress.compress.train.pairs import trimmed
 from mmcompress.compress.train.state import Position
 from mmcompress.config import DataConfig, WatchConfig
-from mmcompress.data.batches import batches
+from mmcompress.data.batches import batches, images_of
 from mmcompress.distributed import World
 from mmcompress.formats import percent
 from mmcompress.measure.retrieval import Floats, Ints, retrieval
@@ -77,6 +77,8 @@ def watch_of(
     if config.steps is None or data.validation is None:
         return None
     spec = data.validation
+    if here.leads:
+        warn_of_trained(data.train, spec, config.samples)
 
     def measure() -> float:
         shares = retrieval(*embedded_pairs(model, student, spec, config.samples, batch, data, here.device))
@@ -114,6 +116,17 @@ def embedded_pairs(
     tokens = trimmed(tokenize(tokenizer, captions, text), model.config.text)
     texts = [model.encode_text(part.to(device)).cpu() for part in torch.from_numpy(tokens).split(batch)]
     return torch.cat(images).numpy(), torch.cat(texts).numpy(), np.array(owner)
+
+
+def warn_of_trained(train: str | None, validation: str, samples: int) -> None:
+    """Say so where images that are measured are trained on too, by the bytes of their files; of streams nothing is
+    known."""
+    if train is None:
+        return
+    measured = set(images_of(validation, samples))
+    if trained := measured.intersection(images_of(train)):
+        what = f"{len(trained)} of {len(measured)} images of {validation} are trained on too, or are copies of such"
+        say("", "validation", f"warning: {what}, so R@10 on them says little of others")
 
 
 @contextmanager

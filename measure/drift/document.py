@@ -174,6 +174,8 @@ class DriftRow(Part):
     """Its figures."""
     collapsed: str | None = None
     """Why its figures say nothing, in words; null where nothing is wrong, and in files of older versions."""
+    calibrated_images: int | None = None
+    """Images of the test set that calibrated it, or are copies of such; null where it does not say what calibrated."""
     against: str
     """Name of the first row, which it is compared with."""
     previous: PreviousDistance | None

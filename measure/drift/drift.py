@@ -39,6 +39,7 @@ from mmcompress.measure.retrieval import Ints, retrieval
 from mmcompress.measure.sanity import collapsed
 from mmcompress.progress import say, track
 from mmcompress.runtime.backends import default_backend
+from mmcompress.seen import seen_images
 
 if TYPE_CHECKING:
     from mmcompress.stages import Job
@@ -75,7 +76,10 @@ def drift_document(artifacts: Sequence[Artifact], config: DriftConfig, folder: P
         pairs, embedded = embed_row(artifact, data, own, config.batch, pairs, embedded)
         row = split_row(pairs, embedded, config.seed)
         first = first or row
-        rows.append(_table_row(pairs, row, first, before, fp32 if embedded.precision == "int8" else None))
+        rows.append(_table_row(pairs, row, first, before, fp32 if embedded.precision == "int8" else None, artifact))
+        if calibrated := rows[-1].calibrated_images:
+            what = f"{calibrated} of {len(pairs.keys)} images calibrated it, or are copies of such"
+            say("drift", row.name, f"warning: {what}; a test set has others")
         if rows[-1].collapsed:
             say("drift", row.name, f"warning: {rows[-1].collapsed}, so its figures say nothing")
         before, fp32 = row, row if embedded.precision == "fp32" else fp32
@@ -112,8 +116,14 @@ def split_row(pairs: EvaluationSet, row: Row, seed: int) -> SplitRow:
 
 
 def _table_row(
-    pairs: EvaluationSet, row: SplitRow, first: SplitRow, before: SplitRow | None, fp32: SplitRow | None
+    pairs: EvaluationSet,
+    row: SplitRow,
+    first: SplitRow,
+    before: SplitRow | None,
+    fp32: SplitRow | None,
+    artifact: Artifact,
 ) -> DriftRow:
+    calibrated = seen_images(artifact)
     comparable = row is not first and same_space(row.main, first.main)
     return DriftRow(
         row=row.name,
@@ -122,6 +132,7 @@ def _table_row(
         candidates=len(pairs.texts),
         metrics=metrics(row.main, first.main),
         collapsed=_collapsed(row.main),
+        calibrated_images=None if calibrated is None else sum(image in calibrated for image in pairs.image_files),
         against=first.name,
         previous=_previous(row.main, before) if before else None,
         unseen_images=len(pairs.keys) - len(row.main.images),

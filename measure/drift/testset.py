@@ -17,6 +17,7 @@ import numpy as np
 
 from mmcompress.artifact import Artifact
 from mmcompress.config import Backend, DataConfig, Precision
+from mmcompress.data.sample import image_of
 from mmcompress.data.spec import is_photos
 from mmcompress.errors import CorruptInputError, UsageError
 from mmcompress.manifest import hash_json
@@ -46,6 +47,8 @@ class EvaluationSet:
     """(M,)"""
     classes: bool
     """The candidates are labels, so there is a top-1 accuracy."""
+    image_files: tuple[bytes, ...] = ()
+    """What `image_of` tells of each image's file."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,7 @@ def embed_row(
     labels: list[str | None] = []
     captions: list[tuple[str, ...]] = []
     images: list[Floats] = []
+    files: list[bytes] = []
     first = pairs is None
     with Encoder.open(artifact, backend) as encoder:
         encoder.warn_by_chance()
@@ -98,9 +102,10 @@ def embed_row(
             seen += part.seen
             labels += part.labels
             captions += part.captions
+            files += map(image_of, part.marks)
             images.append(encoder.pixels(part.pixels))
         if pairs is None:
-            pairs = _pairs(keys, seen, labels, captions, data)
+            pairs = replace(_pairs(keys, seen, labels, captions, data), image_files=tuple(files))
         elif pairs.keys != keys:
             raise CorruptInputError(f"{data.test} changed while it was read", "run drift again")
         text_tower = _text_tower(encoder)

@@ -147,6 +147,8 @@ class VerdictDocument(Document):
     """Held-out images."""
     texts: int
     """Different texts that they choose from: their captions, else sentences that ship."""
+    left_out: int | None = None
+    """Images that judge nothing, since they or copies of them calibrated; null where it is not known which did."""
     own_answers: bool = False
     """Whether right is what FP32 answers, of photos that nobody captioned."""
     max_drop: float | None

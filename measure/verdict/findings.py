@@ -99,6 +99,7 @@ def document(
         data=findings.held.spec,
         pairs=len(findings.held.image_group),
         texts=len(findings.held.tokens),
+        left_out=findings.held.left_out,
         own_answers=not findings.held.captioned,
         max_drop=budget.max_drop,
         max_flips=budget.max_flips,

@@ -5,6 +5,7 @@ are the very set that calibrated, the training pairs that follow those that the 
 shuffled order, are as new to the ranges and the integers; the student has seen them in training, which moves both sides
 of a comparison with FP32. The first caption of each image is taken, and equal captions are one text, which then belongs
 to several images. Photos without captions are held against what FP32 itself answers among the sentences that ship.
+Copies of images that calibrated are left out, under whatever names they lie among the others.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -21,13 +21,15 @@ from numpy.typing import NDArray
 from mmcompress.artifact import Artifact
 from mmcompress.config import VerdictConfig
 from mmcompress.data.batches import Batch, batches
+from mmcompress.data.sample import image_of
 from mmcompress.data.spec import fingerprint, is_photos, part_of
 from mmcompress.errors import UsageError
-from mmcompress.int8 import seen_pairs
 from mmcompress.measure.agreement import best
 from mmcompress.measure.retrieval import KS, Floats, Ints
 from mmcompress.measure.verdict.contest import EMBED_BATCH
+from mmcompress.progress import say
 from mmcompress.runtime.tokenize import load_tokenizer, text_processing, tokenize
+from mmcompress.seen import seen_images, seen_pairs
 
 SHUFFLED = 4096
 """Encoded samples that validation pairs are shuffled through."""
@@ -47,6 +49,8 @@ class Held:
     """(N,) index of each image's text"""
     spec: str
     """Where they come from."""
+    left_out: int | None = None
+    """Images that were looked at and calibrated too, or are copies of such; None where it is not known which did."""
 
     @property
     def captioned(self) -> bool:
@@ -66,9 +70,17 @@ def held_out(source: Artifact, config: VerdictConfig) -> Held:
     spec, stream = _stream(source, config)
     parts: list[NDArray[np.uint8]] = []
     captions: list[str] = []
-    for batch in islice(stream, -(-config.samples // EMBED_BATCH)):
-        parts.append(batch.pixels)
-        captions += [texts[0] for texts in batch.captions]
+    known, left_out = seen_images(source), 0
+    seen = known or frozenset()
+    for batch in stream:
+        rows = [row for row, mark in enumerate(batch.marks) if image_of(mark) not in seen]
+        left_out += len(batch.keys) - len(rows)
+        parts.append(batch.pixels[rows])
+        captions += [batch.captions[row][0] for row in rows]
+        if len(captions) >= config.samples:
+            break
+    if left_out:
+        say("", "data", f"{left_out} images of {spec} were calibrated on, or are copies of such: they are left out")
     texts = list(dict.fromkeys(captions[: config.samples]))
     if len(texts) < FEWEST:
         raise UsageError(
@@ -81,7 +93,13 @@ def held_out(source: Artifact, config: VerdictConfig) -> Held:
     place = {caption: index for index, caption in enumerate(texts)}
     group = np.array([place[caption] for caption in captions[: config.samples]])
     pixels: NDArray[Any] = np.concatenate(parts)[: config.samples]
-    return Held(pixels, tokenize(load_tokenizer(source.file(text.file)), texts, text), group, spec)
+    return Held(
+        pixels,
+        tokenize(load_tokenizer(source.file(text.file)), texts, text),
+        group,
+        spec,
+        None if known is None else left_out,
+    )
 
 
 def _stream(source: Artifact, config: VerdictConfig) -> tuple[str, Iterator[Batch]]:

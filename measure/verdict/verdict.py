@@ -55,6 +55,7 @@ from mmcompress.runtime.machine import machine, usable_cores
 from mmcompress.runtime.nvml import open_gpu
 from mmcompress.runtime.scheduling import realtime
 from mmcompress.runtime.session import Feeds, Session
+from mmcompress.seen import SEEN_IMAGES
 from mmcompress.stages import Job
 
 FINALISTS = 2
@@ -184,7 +185,7 @@ def deliver(
 ) -> None:
     """Copy each precision's ONNX files into the draft, and say of the artifact what an export says."""
     draft = job.draft
-    draft.inherit(source, *([source.tokenizer.file] if source.tokenizer else []))
+    draft.inherit(source, SEEN_IMAGES, *([source.tokenizer.file] if source.tokenizer else []))
     once = {contestant.precision: contestant for contestant in reversed(contestants)}
     for tower in TOWERS:
         for precision in (precision for precision in ("fp32", "fp16", "int8") if precision in once):

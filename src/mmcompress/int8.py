@@ -22,7 +22,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from mmcompress.architecture import Config, DualEncoderConfig
+from mmcompress.architecture import DualEncoderConfig
 from mmcompress.artifact import Artifact
 from mmcompress.errors import CorruptInputError, UsageError
 from mmcompress.strictjson import read_json
@@ -43,25 +43,6 @@ GRAPH_RANGES = "graph-ranges.json"
 """The file of quantized graphs with the ranges of their products by name."""
 INTEGERS = "integers.safetensors"
 """The file of a quantized checkpoint with the integers that were fitted; a Linear that is not in it stays in float."""
-
-
-SEEN = "seen"
-"""The fact of a quantized checkpoint that says which training pairs it has seen."""
-JUDGED_ON = "judged_on"
-"""The fact of what is quantized that says which samples its cost was measured on."""
-JudgedOn = Literal["validation", "unfitted", "seen"]
-"""Other samples; some that had a say in the ranges only; or some that weights were fitted to."""
-
-
-class Seen(Config):
-    """The training pairs that calibration or training of integers saw: the first ones of a shuffled order."""
-
-    pairs: int | None
-    """How many; null for all."""
-    seed: int
-    """Of the order."""
-    buffer: int
-    """Encoded samples that the order is shuffled through."""
 
 
 @dataclass(frozen=True)
@@ -208,16 +189,6 @@ def activation_quantizer(
     if kind == "signed":
         return signed_from_absmax(entry["absmax"], dtype)
     return unsigned_from_range(entry["low"], entry["high"], dtype)
-
-
-def seen_pairs(quantized: Artifact) -> Seen:
-    """Which training pairs a quantized checkpoint has seen. Raises UsageError if it does not say."""
-    if SEEN not in quantized.manifest.facts:
-        raise UsageError(
-            f"{quantized.path} does not say which training pairs it was calibrated on",
-            "give others: --data PAIRS, or quantize it again",
-        )
-    return Seen.model_validate(quantized.manifest.facts[SEEN])
 
 
 def read_ranges(quantized: Artifact) -> dict[str, Range]:

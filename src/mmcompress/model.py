@@ -13,13 +13,11 @@ seen, as tokenizers mask it. Left out: dropout, and AltCLIP's rule that such a t
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from functools import partial
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from mmcompress.architecture import DualEncoderConfig, ImageConfig, TextConfig
 from mmcompress.transformer import Attention, AttentionPooling, Block, PostNormBlock, token_at
@@ -34,8 +32,8 @@ class Tower(nn.Module):
     positions: nn.Parameter
     blocks: nn.ModuleList
     norm_post: nn.Module
-    recomputed = False
-    """Whether the backward pass computes each block again, and what is inside is not kept."""
+    recomputing: Callable[..., Tensor] | None = None
+    """What computes a block so that the backward pass does it again, and what is inside is not kept."""
 
     def forward(self, inputs: Tensor) -> Tensor:
         """(B, ...) -> (B, D)"""
@@ -51,8 +49,8 @@ class Tower(nn.Module):
         return self.leave(self._behind(self.blocks[-1], x, self.ends(inputs), mask))
 
     def _behind(self, block: nn.Module, x: Tensor, pooled: Tensor | None, mask: Tensor | None) -> Tensor:
-        run = partial(checkpoint, block, use_reentrant=False, preserve_rng_state=False) if self.recomputed else block
-        behind: Tensor = run(x, self.causal, pooled, mask)
+        given = (x, self.causal, pooled, mask)
+        behind: Tensor = block(*given) if self.recomputing is None else self.recomputing(block, *given)
         return behind
 
     def enter(self, inputs: Tensor) -> Tensor:

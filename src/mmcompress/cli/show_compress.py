@@ -12,9 +12,9 @@ from mmcompress.cli.console import Summary, about, artifact_summary, empty_table
 from mmcompress.cli.show_measure import verdict_summary
 from mmcompress.cli.show_report import report_summary
 from mmcompress.formats import compact, percent, percent_interval
-from mmcompress.int8 import JUDGED_ON, SEEN, JudgedOn
 from mmcompress.manifest import Kind
 from mmcompress.pipeline.pilot import PilotDocument
+from mmcompress.seen import JUDGED_ON, SEEN, JudgedOn
 
 JUDGES: Mapping[JudgedOn, str] = {
     "validation": "validation samples",

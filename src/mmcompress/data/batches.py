@@ -25,7 +25,7 @@ from pathlib import Path
 
 from mmcompress.data.decoding import Batch, Kept, decode, decoded_batches
 from mmcompress.data.reading import Listed, listed, named, samples
-from mmcompress.data.sample import Sample
+from mmcompress.data.sample import Sample, image_of
 from mmcompress.data.spec import COMPRESSED, expand, fingerprint, is_stream, part_of
 from mmcompress.data.tally import EARLY, Tally
 from mmcompress.data.views import PLAIN, Shown
@@ -82,6 +82,14 @@ def listing(spec: str, max_bad_fraction: float = MAX_BAD_FRACTION) -> Iterator[L
 def count_up_to(most: int, spec: str) -> int:
     """How many whole samples there are, of which so many are looked at at most, whatever lies between them."""
     return sum(1 for _ in islice(listing(spec, max_bad_fraction=1.0), most))
+
+
+def images_of(spec: str, most: int | None = None) -> Iterator[bytes]:
+    """What tells the image files of a set, or the first of them, apart (`sample.image_of`); none is decoded.
+
+    Of a stream, which is read once, nothing.
+    """
+    return iter(()) if is_stream(spec) else (image_of(one.mark) for one in islice(listing(spec, 1.0), most))
 
 
 @functools.cache

@@ -41,6 +41,11 @@ def mark_of(image: bytes, captions: Sequence[str]) -> bytes:
     return hashlib.blake2b(image, digest_size=_HALF).digest() + hashlib.blake2b(said, digest_size=_HALF).digest()
 
 
+def image_of(mark: bytes) -> bytes:
+    """The half of a mark that is of the image file alone: equal for copies under whatever names."""
+    return mark[:_HALF]
+
+
 def difference(mark: bytes, other: bytes) -> str | None:
     """In what two samples of one key differ, as words; None where they are the same."""
     halves = ("another image", slice(_HALF)), ("other captions", slice(_HALF, None))

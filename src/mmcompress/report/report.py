@@ -30,6 +30,7 @@ from mmcompress.report.sentences import (
     highlights,
     machine_warnings,
     not_measured,
+    seen_warnings,
     truth_warnings,
 )
 from mmcompress.stages import Job
@@ -114,6 +115,7 @@ def joined(title: str, gathered: Sequence[Artifact], folder: Path) -> ReportDocu
         *measured.mismatches(graphs, measurements),
         *truth_warnings(document),
         *calibration_warnings(gathered),
+        *seen_warnings(accuracy),
         *collapse_warnings(rows),
         *machine_warnings(document),
     ]

@@ -10,6 +10,7 @@ from mmcompress.data.sentences import SENTENCES
 from mmcompress.document import Interval
 from mmcompress.formats import BACKENDS, megabytes, percent, significant
 from mmcompress.measure.bench.document import Run
+from mmcompress.measure.drift.document import DriftDocument
 from mmcompress.report.document import Highlight, MachineRatio, ReportDocument
 from mmcompress.report.row import Row
 from mmcompress.report.rows import ratio
@@ -122,6 +123,15 @@ def calibration_warnings(gathered: Sequence[Artifact]) -> list[str]:
         f"{artifact.path.name}: photos without captions calibrated the image tower, {SENTENCES} the text tower."
         for artifact in gathered
         if artifact.manifest.facts.get("texts") == SENTENCES
+    ]
+
+
+def seen_warnings(drift: DriftDocument | None) -> list[str]:
+    """Which rows were calibrated on images that test them."""
+    return [
+        f"{row.row}: {row.calibrated_images} images of the test set calibrated it, or are copies of such."
+        for row in (drift.rows if drift else ())
+        if row.calibrated_images
     ]
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from tiny_encoder import captioned, encoder
 
-from mmcompress.compress.int8.fit import drift_of_both, moments_of, plain
+from mmcompress.compress.int8.fit import KINDS, ROUNDINGS, drift_of_both, moments_of, plain, rounded_weight
 from mmcompress.compress.int8.quantize import calibrate, fit_integers
 from mmcompress.compress.int8.ranges import ranges_of
 from mmcompress.compress.int8.samples import feeds
@@ -64,6 +65,23 @@ def test_moments_of_more_inputs_than_are_multiplied_together() -> None:
     for (covariance, rows), half in zip(found.folds, halves, strict=True):
         assert rows == len(half)
         np.testing.assert_allclose(covariance, np.cov(half, rowvar=False, bias=True), atol=1e-5)
+
+
+@pytest.mark.parametrize(("mean", "deviation"), [(10.0, 1e-4), (1000.0, 1e-3), (-200.0, 1.0)])
+def test_inputs_that_vary_little_about_a_large_mean_are_fitted(mean: float, deviation: float) -> None:
+    """As behind a LayerNorm whose gain is small beside its bias; the covariance against numpy's in float64."""
+    rng = np.random.default_rng(0)
+    ends = {"low": min(mean, 0.0) - 1, "high": max(mean, 0.0) + 1, "absmax": abs(mean) + 1}
+    found = Moments({kind: activation_quantizer(ends, kind) for kind in KINDS})
+    x = (mean + deviation * (rng.normal(size=(400, 8)) @ rng.normal(size=(8, 96)))).astype(np.float32)
+    for batch in torch.from_numpy(x).split(100):
+        found.add(batch)
+    exact = np.cov(x.astype(np.float64), rowvar=False, bias=True)
+    assert np.abs(found.covariance.numpy() - exact).max() < 1e-3 * np.abs(exact).max()
+    weight, bias = rng.normal(size=(96, 16)).astype(np.float32), np.zeros(16, np.float32)
+    for kind in KINDS:
+        stored = rounded_weight(weight, bias, found, kind, ROUNDINGS)["refitted"]
+        assert np.isfinite(stored.bias).all() and np.abs(stored.weight).max() > 0
 
 
 def test_the_fit_drifts_no_more_than_plain_rounding_and_repeats_to_the_bit() -> None:

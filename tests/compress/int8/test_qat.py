@@ -10,11 +10,14 @@ import numpy as np
 import pytest
 from clip_world import write_squares, write_teacher
 from safetensors.numpy import load_file, save_file
+from shards import picture, write_tar
 
 from mmcompress.artifact import Artifact
 from mmcompress.budget import Budget, Cost
 from mmcompress.compress.int8 import fakequant
 from mmcompress.compress.int8.acceptance import Fit, FitCost, closer, gained, needed
+from mmcompress.data.batches import read
+from mmcompress.data.sample import image_of
 from mmcompress.errors import CorruptInputError, UsageError
 from mmcompress.export.pixels import image_processing
 from mmcompress.export.texts import save_text_processing
@@ -23,6 +26,7 @@ from mmcompress.int8 import INTEGERS, IntegerLinear, linears_from_tensors
 from mmcompress.manifest import Kind
 from mmcompress.pipeline import standalone
 from mmcompress.pipeline.recipe import parse_assignments
+from mmcompress.seen import SEEN_IMAGES, seen_images
 
 pytestmark = pytest.mark.usefixtures("better_than_chance")
 
@@ -87,7 +91,7 @@ def test_training_lowers_the_drift_of_a_bad_fit(world: Path, trained: Artifact) 
 def test_float_weights_stay_the_reference_and_what_was_kept_stays_kept(world: Path, trained: Artifact) -> None:
     bad, checkpoint = Artifact.open(world / "bad"), Artifact.open(world / "checkpoint")
     changed = {name for name in bad.manifest.files if trained.manifest.files[name] != bad.manifest.files[name]}
-    assert changed == {"ranges.json", INTEGERS} and set(trained.manifest.files) == set(bad.manifest.files)
+    assert changed == {"ranges.json", INTEGERS, SEEN_IMAGES} and set(trained.manifest.files) == set(bad.manifest.files)
     assert trained.manifest.facts["qat"]["reference"] == checkpoint.digest
     assert trained.manifest.facts["kept"] == [KEPT]
     assert not any(KEPT in name for name in load_file(trained.file(INTEGERS)))
@@ -96,6 +100,29 @@ def test_float_weights_stay_the_reference_and_what_was_kept_stays_kept(world: Pa
     assert rows[KEPT] == before[KEPT] and set(rows) == set(before)
     drifts = [row["drift"] for row in trained.manifest.facts["sensitivity"]]
     assert drifts == sorted(drifts, reverse=True) and drifts != [row["drift"] for row in before.values()]
+
+
+def test_copies_of_what_is_trained_on_judge_nothing(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert len(seen_images(Artifact.open(world / "bad")) or ()) == 40
+    files = [(f"copy-{index}", sample.image, sample.captions[0]) for index, sample in enumerate(read(str(world)))][:30]
+    files += [(f"other-{seed}", picture(seed), "a square of red 1") for seed in range(10)]
+    copies = write_tar(
+        tmp_path / "v.tar",
+        [
+            (f"{key}.{end}", data)
+            for key, image, text in files
+            for end, data in (("png", image), ("txt", text.encode()))
+        ],
+    )
+    found = qat(world, tmp_path / "q", f"data.validation={copies}", "optimizer.steps=2")
+    assert "30 of 40 images of" in " ".join(capsys.readouterr().err.split())
+    assert found.manifest.facts["qat"]["judged_on"]["pairs"] == 10
+    trained_on = {image_of(sample.mark) for sample in read(str(world))}
+    assert (seen_images(found) or {b""}) <= trained_on and (
+        not found.manifest.facts["qat"]["accepted"] or len(trained_on) == 60
+    )
 
 
 def test_it_exports_as_a_quantized_checkpoint_does(world: Path, trained: Artifact, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from clip_world import write_squares, write_teacher
+from photos import write_photos
 from rich.console import Console
 from safetensors.numpy import load_file
 from torch import Tensor
@@ -21,6 +22,8 @@ from mmcompress.cli.show_compress import quantize_summary
 from mmcompress.compress.int8 import sensitivity
 from mmcompress.compress.int8.samples import Captioned, filled_up, warn_of_few
 from mmcompress.compress.int8.sensitivity import fewest_kept
+from mmcompress.config import DataConfig, DriftConfig, VerdictConfig
+from mmcompress.data.sample import image_of, mark_of
 from mmcompress.data.spec import fingerprint
 from mmcompress.errors import UsageError
 from mmcompress.export.pixels import image_processing
@@ -28,8 +31,11 @@ from mmcompress.export.texts import save_text_processing
 from mmcompress.huggingface import dual_encoder_from_hugging_face, save_checkpoint
 from mmcompress.int8 import INTEGERS, linears_from_tensors
 from mmcompress.manifest import Kind, TextProcessing
+from mmcompress.measure.drift.drift import drift_document
+from mmcompress.measure.verdict.heldout import held_out
 from mmcompress.pipeline import standalone
 from mmcompress.pipeline.recipe import parse_assignments
+from mmcompress.seen import JUDGED_ON, seen_images
 
 pytestmark = pytest.mark.usefixtures("better_than_chance")
 
@@ -112,6 +118,62 @@ def test_what_judged_is_called_what_it_is(world: Path, tmp_path: Path) -> None:
         with (page := Console(width=200)).capture() as shown:
             page.print(quantize_summary(found, None)[1])
         assert said in shown.get(), name
+
+
+@pytest.fixture
+def photos(tmp_path: Path, coloured_squares: Path) -> Path:
+    """`train` has photos, `copies` twenty of them under other names, `mixed` these and as many others."""
+    write_photos(tmp_path / "train", coloured_squares, 2)
+    others = write_photos(tmp_path / "others", coloured_squares, 3)
+    for name in ("copies", "mixed"):
+        (tmp_path / name).mkdir()
+        for index, path in enumerate(sorted((tmp_path / "train").iterdir())[:20]):
+            shutil.copyfile(path, tmp_path / name / f"holiday {index}.png")
+    for path in sorted(others.glob("2-*"))[:20]:
+        shutil.copyfile(path, tmp_path / "mixed" / path.name)
+    return tmp_path
+
+
+def test_copies_of_what_calibrated_judge_nothing(
+    world: Path, photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from mmcompress.compress.int8 import quantize as calibrate
+
+    judged: list[int] = []
+    original = calibrate.keep_sensitive
+
+    def keep(fitted: Any, ranked: Any, deciding: Any, *more: Any) -> Any:
+        judged.append(sum(len(batch.pixels) for batch in deciding))
+        return original(fitted, ranked, deciding, *more)
+
+    monkeypatch.setattr(calibrate, "keep_sensitive", keep)
+    quick = {"samples": 512, "held": 32, "batch": 8, "rounding": "nearest", "smooth": (), "max_drop": 1, "max_flips": 1}
+    for name, judging, said in (("mixed", 20, "20 of 40 images of"), ("copies", 20, "warning: all 20 images of")):
+        given = {"data.train": str(photos / "train"), "data.validation": str(photos / name), **quick}
+        found = standalone.quantize(world / "checkpoint", photos / f"q-{name}", {**given, "held": 40})
+        assert said in " ".join(capsys.readouterr().err.split()) and judged.pop() == judging
+        assert found.manifest.facts[JUDGED_ON] == ("validation" if name == "mixed" else "seen")
+        files = [path.read_bytes() for path in (photos / "train").iterdir()]
+        assert seen_images(found) == {image_of(mark_of(image, ())) for image in files}
+
+
+def test_a_verdict_leaves_copies_of_what_calibrated_out(
+    world: Path, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = {"data.train": str(photos / "train"), "batch": 8, "held": 16, "sensitivity": False, "smooth": ()}
+    found = standalone.quantize(world / "checkpoint", photos / "q", {**given, "rounding": "nearest"})
+    both = VerdictConfig(data=DataConfig(validation=f"{photos}/{{mixed,others}}"), samples=40)
+    held = held_out(found, both)
+    assert 20 <= held.left_out <= 20 + 2 * 32 and len(held.image_group) == 40, "52 of these are no copies"
+    assert "were calibrated on, or are copies of such: they are left out" in " ".join(capsys.readouterr().err.split())
+    with pytest.raises(UsageError, match="has 0 photos that the calibration has not seen"):
+        held_out(found, VerdictConfig(data=DataConfig(validation=str(photos / "copies"))))
+    graphs = standalone.export(str(found.path), photos / "onnx", {"precisions": ("fp32", "int8")})
+    drifted = drift_document([graphs], DriftConfig(data=DataConfig(test=str(photos / "mixed"))))
+    assert drifted.rows[0].calibrated_images == 20
+    floats = standalone.export(str(world / "checkpoint"), photos / "floats")
+    assert drift_document([floats], DriftConfig(data=DataConfig(test="demo:val"))).rows[0].calibrated_images is None
+    assert "20 of 40 images calibrated it" in " ".join(capsys.readouterr().err.split())
 
 
 def test_what_is_to_be_kept_is_kept_and_a_typo_is_named(world: Path, tmp_path: Path) -> None:

@@ -9,6 +9,8 @@ import torch
 from tiny_clip import config_of
 from torch import Tensor
 
+from mmcompress.compress import products
+from mmcompress.compress.products import fast_products
 from mmcompress.compress.train.computing import in_parts, set_up
 from mmcompress.compress.train.losses import info_nce
 from mmcompress.errors import MissingRequirementError
@@ -61,6 +63,22 @@ def test_less_is_kept_and_nothing_else_changes(parts: int, recompute: bool, of_p
     found, plain = step(encoder, parts), step(model())
     check_same(found, plain)
     assert found[2] < of_plain * plain[2]
+
+
+@pytest.mark.skipif(not hasattr(torch.ops.mkldnn, "_linear_pointwise"), reason="this build of torch has no oneDNN")
+@pytest.mark.parametrize(("parts", "recompute"), [(3, False), (1, True)])
+def test_what_is_computed_again_is_multiplied_as_before(
+    parts: int, recompute: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = step(model())
+    monkeypatch.setattr(products, "slow_mkl", lambda: True)
+    encoder = model()
+    set_up(encoder, recompute, compiled=False)
+    with fast_products():
+        images, texts = in_parts(encoder.encode_image, PIXELS, parts), in_parts(encoder.encode_text, TOKENS, parts)
+        info_nce(images, texts, encoder.logit_scale, torch.eye(7, dtype=torch.bool)).backward()
+    gradients = {name: p.grad for name, p in encoder.named_parameters() if p.grad is not None}
+    check_same((plain[0], gradients, 0), plain)
 
 
 @pytest.mark.slow

@@ -9,12 +9,15 @@ import numpy as np
 import pytest
 import torch
 from clip_world import CAPTIONS, write_squares
+from shards import picture, write_tar
 from torch import Tensor, nn
 from toy_training import run
 from transformers import CLIPModel
 
-from mmcompress.compress.train.watching import Watch
+from mmcompress.compress.train.watching import Watch, warn_of_trained
 from mmcompress.config import DataConfig, DistillConfig, OptimizerConfig, TeacherConfig, WatchConfig, validated
+from mmcompress.data.batches import read
+from mmcompress.data.sample import Sample
 from mmcompress.errors import UsageError
 from mmcompress.measure.retrieval import retrieval
 from mmcompress.pipeline.recipe import load_recipe
@@ -53,6 +56,24 @@ def test_watching_changes_no_weight_and_measures_those_that_the_run_would_end_wi
     assert same(watched.weights, plain.weights) and same(told.seen[15], plain.weights) and list(told.seen) == [*SCORES]
     assert watched.metrics["best_r10"] == 0.5 and watched.metrics["best_step"] == 6
     assert "best_r10" not in plain.metrics
+
+
+def test_images_that_are_trained_on_too_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = str(write_squares(tmp_path))
+    warn_of_trained(data, "demo:val", 100)
+    warn_of_trained("-", data, 100)
+    assert capsys.readouterr().err == ""
+    samples = list(read(data))[:8]
+    files = [(f"copy-{n}.{end}", content) for n, one in enumerate(samples) for end, content in of(one).items()]
+    more = [
+        (f"other-{n}.{end}", content) for n in range(4) for end, content in {"jpg": picture(n), "txt": b"x"}.items()
+    ]
+    warn_of_trained(data, str(write_tar(tmp_path / "v.tar", [*files, *more])), 10)
+    assert "8 of 10 images of" in " ".join(capsys.readouterr().err.split())
+
+
+def of(sample: Sample) -> dict[str, bytes]:
+    return {"png": sample.image, "txt": sample.captions[0].encode()}
 
 
 def test_the_best_weights_are_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -27,7 +27,7 @@ from mmcompress.data.preprocess import normalize
 from mmcompress.data.spec import fingerprint
 from mmcompress.errors import CorruptInputError, GateFailedError, MissingRequirementError, UsageError
 from mmcompress.export.export import read_int8
-from mmcompress.int8 import SEEN, Seen, linear_modules
+from mmcompress.int8 import linear_modules
 from mmcompress.measure.interleave import Record
 from mmcompress.measure.verdict import contest, contestants, origins, ruling, verdict
 from mmcompress.measure.verdict.candidates import CANDIDATES, candidates_for
@@ -40,6 +40,7 @@ from mmcompress.pipeline.recipe import parse_assignments
 from mmcompress.pipeline.run import run_stage
 from mmcompress.runtime.backends import CPU_BACKENDS, graph_for, open_file, open_session
 from mmcompress.runtime.encoder import Encoder
+from mmcompress.seen import SEEN, Seen
 from mmcompress.stages import STAGES
 
 QUICK = ["seconds=0.01", "samples=48", "max_flips=1"]
