@@ -30,6 +30,7 @@ from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from typing_extensions import Self
 
 from mmcompress.architecture import Config
 from mmcompress.data.sample import difference
@@ -115,6 +116,32 @@ class _Place(NamedTuple):
     """Row of its first caption."""
 
 
+@dataclass(frozen=True)
+class _Opened:
+    """A shard's files, and the rows of its samples."""
+
+    chunks: list[Chunk]
+    ends: list[int]
+    """Of each chunk, the row behind its last one."""
+    firsts: list[NDArray[np.int64]]
+    """Of each chunk, (n,) the row of each sample's first caption."""
+    rows: dict[str, int]
+    """By key, counted over all chunks."""
+
+    @classmethod
+    def of(cls, chunks: list[Chunk]) -> Self:
+        ends = list(itertools.accumulate(len(chunk.keys) for chunk in chunks))
+        firsts = [np.cumsum(chunk.captions, dtype=np.int64) - chunk.captions for chunk in chunks]
+        return cls(chunks, ends, firsts, {key: row for row, key in enumerate(k for c in chunks for k in c.keys)})
+
+    def place(self, key: str) -> _Place | None:
+        if (row := self.rows.get(key)) is None:
+            return None
+        at = bisect.bisect_right(self.ends, row)
+        inside = row - self.ends[at] + len(self.chunks[at].keys)
+        return _Place(self.chunks[at], inside, int(self.firsts[at][inside]))
+
+
 def write_chunk(
     path: Path,
     images: Tensor,
@@ -170,7 +197,7 @@ class Store:
         self.path = folder
         self._shards = contents.shards
         self._by_name = {shard.name: shard for shard in contents.shards}
-        self._open: OrderedDict[str, dict[str, _Place]] = OrderedDict()
+        self._open: OrderedDict[str, _Opened] = OrderedDict()
         self._lock = Lock()  # threads that decode ask for views
 
     def __len__(self) -> int:
@@ -248,27 +275,21 @@ class Store:
 
     def _place(self, key: str) -> _Place | None:
         for name in (key.partition("/")[0], ""):
-            if (shard := self._by_name.get(name)) is not None and (place := self._opened(shard).get(key)) is not None:
-                return place
+            if (shard := self._by_name.get(name)) is not None:
+                place = self._opened(shard).place(key)
+                if place is not None:
+                    return place
         return None
 
-    def _opened(self, shard: Shard) -> dict[str, _Place]:
-        """The places of all samples of a shard; of those that were asked for longest ago, files are closed."""
+    def _opened(self, shard: Shard) -> _Opened:
+        """A shard's files; of those that were asked for longest ago, files are closed."""
         with self._lock:
             if shard.name not in self._open:
-                self._open[shard.name] = self._places_of(shard)
+                self._open[shard.name] = _Opened.of([read_chunk(self.path / name) for name in shard.files])
             self._open.move_to_end(shard.name)
-            while len(self._open) > 1 and sum(map(len, self._open.values())) > HELD:
+            while len(self._open) > 1 and sum(len(opened.rows) for opened in self._open.values()) > HELD:
                 self._open.popitem(last=False)
             return self._open[shard.name]
-
-    def _places_of(self, shard: Shard) -> dict[str, _Place]:
-        places: dict[str, _Place] = {}
-        for name in shard.files:
-            chunk = read_chunk(self.path / name)
-            firsts = np.cumsum(chunk.captions) - chunk.captions
-            places |= {key: _Place(chunk, row, int(firsts[row])) for row, key in enumerate(chunk.keys)}
-        return places
 
 
 def contents_of(folder: Path) -> Contents:

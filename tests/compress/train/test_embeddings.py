@@ -133,7 +133,7 @@ def test_what_is_held_does_not_grow_with_the_data(
         ours = found.lookup([s.key for s in chosen], [s.mark for s in chosen], views, [0] * len(part))
         torch.testing.assert_close(ours[0], images[part, views], rtol=0, atol=0)
         torch.testing.assert_close(ours[1], texts[part], rtol=0, atol=0)
-        assert sum(map(len, found.stores[0]._open.values())) <= 20
+        assert sum(len(opened.rows) for opened in found.stores[0]._open.values()) <= 20
     assert not found.has("00000/strange") and not found.has("strange")
 
 
