@@ -19,6 +19,7 @@ NO_PART_OF_KEYS = {
     *("data.train", "data.validation", "data.test", "data.labels", "data.templates", "data.workers"),
     *("teacher.source", "student.tokenizer", "device", "strict"),
     *("optimizer.save_minutes", "optimizer.max_skipped", "optimizer.tensorboard"),
+    *("parts", "recompute", "compile"),
 }
 """What has a fingerprint, and what changes no result."""
 
