@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
@@ -26,7 +27,7 @@ from mmcompress.compress.contract import Teacher, check_form, check_towers
 from mmcompress.compress.recording import Record, recorded
 from mmcompress.compress.towers import Towers
 from mmcompress.errors import UsageError, suggestion
-from mmcompress.foreign import foreign_code
+from mmcompress.foreign import foreign_code, in_environment
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -84,13 +85,13 @@ def own_teacher(file: Path, function: str) -> tuple[Teacher, OwnCode]:
         if not callable(build):
             raise UsageError(f"{file} has no function {function!r}", suggestion(function, vars(code.module())))
         teacher: Any = build()
-    if not isinstance(teacher, Teacher):
-        raise UsageError(
-            f"{file}:{function} returned {type(teacher).__name__}",
-            "it must return a mmcompress.compress.teacher.Teacher",
-        )
-    check_form(teacher, f"{file}:{function}")
-    code.declare(teacher.files)
+        if not isinstance(teacher, Teacher):
+            raise UsageError(
+                f"{file}:{function} returned {type(teacher).__name__}",
+                "it must return a mmcompress.compress.teacher.Teacher",
+            )
+        check_form(teacher, f"{file}:{function}")
+        code.declare(teacher.files)
     image, text = code.wrapped(teacher.encode_image), code.wrapped(teacher.encode_text)
     towers = None if teacher.towers is None else partial(_own_towers, code, teacher.towers, f"{file}:{function}")
     return replace(teacher, encode_image=image, encode_text=text, towers=towers), code
@@ -101,15 +102,15 @@ def _own_towers(code: OwnCode, build: Callable[[], Any], source: str) -> Towers:
     code.recording = True
     with code.running():
         towers: Any = build()
-    check_towers(towers, source)
-    code.declare(towers.files)
+        check_towers(towers, source)
+        code.declare(towers.files)
     made: Towers = replace(towers, files=code.finished(), running=code.running)
     return made
 
 
 @dataclass
 class OwnCode:
-    """The code of one file: the modules that it brought from its folder, and what it read."""
+    """The code of one file: the modules that it brought from outside of the Python environment, and what it read."""
 
     file: Path
     modules: dict[str, ModuleType] = field(default_factory=dict)
@@ -131,7 +132,12 @@ class OwnCode:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Import from the file's folder, record what is read, and put the user's exceptions into our words."""
+        """Import from the file's folder, record what is read, and put the user's exceptions into our words.
+
+        The modules that it brings are its own: another teacher that shares them runs and reads them again. The working
+        directory is ours again afterwards.
+        """
+        here = Path.cwd()
         aside = {name: sys.modules[name] for name in (*self.modules, self.file.stem) if name in sys.modules}
         sys.modules.update(self.modules)
         sys.path.insert(0, str(self.file.parent))
@@ -147,6 +153,7 @@ class OwnCode:
             for name in self.modules:
                 sys.modules.pop(name, None)
             sys.modules.update(aside)
+            os.chdir(here)
 
     def wrapped(self, function: Callable[P, T]) -> Callable[P, T]:
         def call(*args: P.args, **kwargs: P.kwargs) -> T:
@@ -175,5 +182,9 @@ class OwnCode:
         return tuple(sorted({self.file, *self.read.files, *self.declared, *beside}))
 
     def _is_own(self, name: str) -> bool:
-        origin = getattr(sys.modules[name], "__file__", None)
-        return isinstance(origin, str) and Path(origin).absolute().is_relative_to(self.file.parent)
+        """Whether a module lies beside the file, or is neither ours nor of the Python environment."""
+        module = sys.modules[name]
+        file = getattr(module, "__file__", None)
+        places = [Path(place) for place in ([file] if isinstance(file, str) else getattr(module, "__path__", ()))]
+        outside = name.split(".")[0] != "mmcompress" and any(not in_environment(place) for place in places)
+        return outside or any(place.absolute().is_relative_to(self.file.parent) for place in places)

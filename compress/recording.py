@@ -5,7 +5,8 @@ readers are heard by a function in their place for the time, and what is mapped 
 system. Modules are found by what they added to `sys.modules`, as a cached bytecode is all that is opened of them. What
 belongs to the Python environment does not count: its versions are recorded in every manifest.
 
-What another program reads is not heard. That one is started is, and which line did.
+What another program reads is not heard. That one is started is, and which line did; processes of `multiprocessing` are
+heard by a function in the place of their start, as some ways of starting one report nothing.
 """
 
 from __future__ import annotations
@@ -15,14 +16,14 @@ import importlib
 import importlib.util
 import os
 import sys
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType, FunctionType
 from typing import Any
 
-from mmcompress.foreign import in_environment, is_foreign, is_standard
+from mmcompress.foreign import SHARED_MEMORY, in_environment, is_foreign, is_standard
 
 _NATIVE = (
     "safetensors.safe_open",
@@ -43,6 +44,7 @@ _GRAPHS = (".onnx", ".xml")
 _WRITING = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 """What is opened so is output; for reading and writing, as numpy maps files by default, it has to be there."""
 _PROGRAMS = ("subprocess.Popen", "os.system", "os.exec", "os.fork", "os.forkpty", "os.posix_spawn", "os.spawn")
+_PROCESS = "multiprocessing.process.BaseProcess.start"
 
 
 @dataclass
@@ -63,16 +65,18 @@ def recorded(found: Record) -> Iterator[None]:
     """Add to `found` what is read and started meanwhile."""
     _listen()
     heard = Record()
-    modules, mapped = set(sys.modules), _mapped()
+    modules = set(sys.modules)
     with ExitStack() as replaced:
         for name in _NATIVE:
-            _hear_reader(name, replaced)
+            _hear_calls(name, _note_paths, replaced)
+        _hear_calls(_PROCESS, _note_start, replaced)
+        before = _mapped() | _opened()  # by now, as the packages of the readers may keep files of their own open
         _recording.append(heard)
         try:
             yield
         finally:
             _recording.remove(heard)
-            files = heard.files | (_mapped() - mapped) | _sources(set(sys.modules) - modules)
+            files = heard.files | (_mapped() - before) | _sources(set(sys.modules) - modules)
             files |= {
                 path for graph in files if graph.suffix in _GRAPHS for path in graph.parent.glob(f"{graph.stem}*")
             }
@@ -95,15 +99,29 @@ def _counts(path: Path) -> bool:
 
 
 def _mapped() -> set[Path]:
-    """The files that are mapped into memory, where the system tells them; programs and libraries left out."""
+    """The files that are mapped into memory, where the system tells them; programs and libraries left out.
+
+    So is shared memory, and the index that SQLite keeps there of a database: both are gone with the process.
+    """
     maps = Path("/proc/self/maps")
     lines = maps.read_text(errors="surrogateescape").splitlines() if maps.is_file() else []
     named = [(fields[1], Path(fields[5])) for line in lines if len(fields := line.split(maxsplit=5)) == 6]
-    return {path for _, path in named if path.is_absolute()} - {path for how, path in named if "x" in how}
+    files = {path for _, path in named if path.is_absolute()} - {path for how, path in named if "x" in how}
+    return {path for path in files if not path.is_relative_to(SHARED_MEMORY) and not path.name.endswith("-shm")}
 
 
-def _hear_reader(name: str, replaced: ExitStack) -> None:
-    """Put a function that listens into the place of a reader, wherever it was imported to, until the stack is left."""
+def _opened() -> set[Path]:
+    """The files and folders that the process holds open, where the system tells them."""
+    found: set[Path] = set()
+    with suppress(FileNotFoundError):
+        for descriptor in Path("/proc/self/fd").iterdir():
+            with suppress(OSError):  # closed meanwhile
+                found.add(descriptor.readlink())
+    return found
+
+
+def _hear_calls(name: str, note: Callable[..., None], replaced: ExitStack) -> None:
+    """Put a function that notes calls into another's place, wherever it was imported to, until the stack is left."""
     package, *path, last = name.split(".")
     if importlib.util.find_spec(package) is None:
         return
@@ -114,9 +132,7 @@ def _hear_reader(name: str, replaced: ExitStack) -> None:
         return
 
     def heard(*args: Any, **kwargs: Any) -> Any:
-        for given in (*args, *kwargs.values()):
-            if isinstance(given, str | os.PathLike):  # bytes are the content itself
-                _note(given)
+        note(*args, *kwargs.values())
         return native(*args, **kwargs)
 
     if not isinstance(owner, type):
@@ -146,14 +162,29 @@ def _hear(event: str, arguments: tuple[Any, ...]) -> None:
     if not _recording:
         return
     if event == "open":
-        path, _, flags = arguments
+        path, mode, flags = arguments
         if isinstance(path, str | bytes | os.PathLike) and not flags & _WRITING:
             _note(path)
+            if mode is None and not Path(os.fsdecode(path)).is_absolute():  # `os.open`, maybe below an open folder
+                for folder in _opened():
+                    _note(folder / os.fsdecode(path))
     elif event == "sqlite3.connect":
         _note(arguments[0])
-    elif event in _PROGRAMS and (line := _own_line(sys._getframe(1))) is not None:
+    elif event in _PROGRAMS:
+        _note_start()
+
+
+def _note_start(*_: Any) -> None:
+    """Another program is being started by the caller's caller, or further up."""
+    if (line := _own_line(sys._getframe(2))) is not None:
         for record in _recording:
             record.programs.add(line)
+
+
+def _note_paths(*given: Any) -> None:
+    for path in given:
+        if isinstance(path, str | os.PathLike):  # bytes are the content itself
+            _note(path)
 
 
 def _own_line(frame: FrameType | None) -> str | None:

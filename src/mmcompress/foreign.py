@@ -17,11 +17,17 @@ from mmcompress.errors import MMCompressError, UsageError
 
 _PACKAGES = {"site-packages", "dist-packages"}
 _SYSTEM = ("/proc", "/sys", "/dev")
+SHARED_MEMORY = "/dev/shm"
+"""A file system that holds files as any other does, below one that holds none."""
 
 
 def in_environment(path: Path) -> bool:
     """Whether a file belongs to Python, to an installed package, or to no disk."""
-    return is_standard(path) or is_installed(path) or any(path.resolve().is_relative_to(place) for place in _SYSTEM)
+    return is_standard(path) or is_installed(path) or _is_of_system(path.resolve())
+
+
+def _is_of_system(path: Path) -> bool:
+    return any(path.is_relative_to(place) for place in _SYSTEM) and not path.is_relative_to(SHARED_MEMORY)
 
 
 def is_standard(path: Path) -> bool:
@@ -75,12 +81,16 @@ def said(error: BaseException) -> str:
 def foreign_code(what: str, hint: str, kind: type[MMCompressError] = UsageError, file: str = "") -> Iterator[None]:
     """Whatever is raised inside becomes an error of a kind: that `what` failed, in which foreign line, and how.
 
-    `file` is named where it met no such line. An exit counts too, since it would pass for our own end.
+    `file` is named where it met no such line. An exit counts too, since it would pass for our own end, and so
+    does a cancellation. The user's interrupt does not, nor does the end of a generator of ours.
     """
     try:
         yield
-    except MMCompressError:
+    except (MMCompressError, KeyboardInterrupt):
         raise
-    except (Exception, SystemExit) as error:
-        place = place_of(error) or file
+    except BaseException as error:
+        place = place_of(error)
+        if isinstance(error, GeneratorExit) and not place:
+            raise
+        place = place or file
         raise kind(f"{what} failed{f' in {place}' if place else ''}: {said(error)}", hint) from error

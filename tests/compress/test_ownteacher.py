@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 import sys
+import tempfile
 import warnings
+from collections.abc import Generator
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +17,11 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, models
 
+from mmcompress.compress import recording
 from mmcompress.compress.teacher import load_teacher
 from mmcompress.config import TeacherConfig
 from mmcompress.errors import CorruptInputError, MMCompressError, UsageError
+from mmcompress.foreign import foreign_code
 
 CPU = torch.device("cpu")
 HEAD = """import torch
@@ -81,6 +85,8 @@ def test_answers_are_float32_on_the_cpu_without_a_gradient(tmp_path: Path) -> No
         ("def build(): return Teacher(image, text, RULE, 16, files=3)\n", "has 3 as its files, expected a tuple"),
         ("def build(): return Teacher(image, text, RULE, 16, files=('no.pt',))\n", "read from no.pt, which is no file"),
         ("def build(): raise SystemExit(0)\n", r"own code failed in .*mine\.py, line 10: SystemExit: 0"),
+        ("import asyncio\ndef build(): raise asyncio.CancelledError\n", r"mine\.py, line 11: CancelledError"),
+        ("def build(): raise GeneratorExit\n", r"mine\.py, line 10: GeneratorExit"),
         ("raise SystemExit\ndef build(): pass\n", r"own code failed in .*mine\.py, line 10: SystemExit"),
         ("import sys\n" + build("lambda x: sys.exit(0)"), r"own code failed in .*mine\.py, line 11: SystemExit: 0"),
         ("import sys\nsys.path.pop(0)\ndef build(): return 3\n", "returned int"),
@@ -180,6 +186,7 @@ READS = {
     "openvino": 'openvino.Core().read_model("w.onnx")',
     "sqlite": 'sqlite3.connect("w.db").execute("select 1")',
     "executed": 'exec(Path("w.py").read_text())',
+    "below a folder": 'os.open("w.f32", os.O_RDONLY, dir_fd=os.open(PLACE, os.O_RDONLY))',
 }
 
 
@@ -193,12 +200,15 @@ def test_what_native_code_reads_is_known(tmp_path: Path, monkeypatch: pytest.Mon
     (name,) = re.findall(r"w\.\w+", READS[how])
     write_readable(place / name)
     (tmp_path / "own").mkdir()
+    if "PLACE" in READS[how]:
+        monkeypatch.chdir(tmp_path)
     code = f"""import mmap, os, sqlite3
 import numpy as np
 import onnxruntime, openvino
 from pathlib import Path
 from tokenizers import Tokenizer
 from torch import from_file
+PLACE = {str(place)!r}
 def build():
     global KEPT
     KEPT = {READS[how]}
@@ -209,6 +219,87 @@ def build():
     assert place / name in teacher.files  # type: ignore[attr-defined]
     assert before == (torch.from_file, torch.jit.load, onnxruntime.InferenceSession.__init__)
     assert "from_file" not in vars(torch.UntypedStorage)
+
+
+def test_what_the_recorder_imports_keeps_its_own_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ONNX Runtime maps the database of its telemetry as it is imported, and it changes in every run."""
+    (tmp_path / "database").write_bytes(b"1")
+    (tmp_path / "later.db-shm").write_bytes(b"1")
+    (tmp_path / "weights").write_bytes(b"1")
+    (tmp_path / "own").mkdir()
+    package = """import os, mmap
+OPENED = os.open(PLACE + "/database", os.O_RDWR | os.O_APPEND)
+MAPPED = mmap.mmap(OPENED, 0)
+def read(path): pass
+"""
+    (tmp_path / "a_runtime.py").write_text(f"PLACE = {str(tmp_path)!r}\n" + package)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(recording, "_NATIVE", ("a_runtime.read",))
+    code = f"""import mmap, os
+def mapped(name): return mmap.mmap(os.open({str(tmp_path)!r} + "/" + name, os.O_RDWR | os.O_APPEND), 0)
+def build():
+    global KEPT
+    KEPT = mapped("later.db-shm"), mapped("weights")
+    return Teacher(image, text, RULE, 16)
+"""
+    files = load(tmp_path / "own", code).files  # type: ignore[attr-defined]
+    assert tmp_path / "weights" in files  # heard as mapped only: it is opened as output would be
+    assert not {tmp_path / "database", tmp_path / "later.db-shm"} & set(files)
+
+
+def test_two_teachers_that_share_a_module_both_read_what_it_reads(tmp_path: Path) -> None:
+    """Whether it is a file or a package without one of its own, and though it lies in neither's folder."""
+    (tmp_path / "shared" / "parts").mkdir(parents=True)
+    (tmp_path / "shared" / "w").write_text("1")
+    source = "from pathlib import Path\nW = Path(__file__).parents[NUMBER].joinpath('w').read_text()\n"
+    (tmp_path / "shared" / "a_backbone.py").write_text(source.replace("NUMBER", "0"))
+    (tmp_path / "shared" / "parts" / "deep.py").write_text(source.replace("NUMBER", "1"))
+    for module in ("import a_backbone", "from parts import deep"):
+        for name in ("a", "b"):
+            folder = tmp_path / module.split()[1] / name
+            folder.mkdir(parents=True)
+            teacher = load(folder, f"import sys\nsys.path.insert(1, '{tmp_path}/shared')\n{module}\n" + build())
+            sys.path.remove(f"{tmp_path}/shared")
+            assert tmp_path / "shared" / "w" in teacher.files  # type: ignore[attr-defined]
+    assert not {"a_backbone", "parts", "parts.deep"} & sys.modules.keys()
+
+
+@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="the system has no files in shared memory")
+def test_weights_in_shared_memory_count(tmp_path: Path) -> None:
+    with tempfile.NamedTemporaryFile(dir="/dev/shm") as file:
+        file.write(b"1")
+        file.flush()
+        code = "from multiprocessing import shared_memory\ndef build():\n    global KEPT\n"
+        code += f"    open({file.name!r}).close()\n    KEPT = shared_memory.SharedMemory(create=True, size=8)\n"
+        teacher = load(tmp_path, code + "    return Teacher(image, text, RULE, 16)\n")
+        assert set(teacher.files) == {tmp_path / "mine.py", Path(file.name)}  # type: ignore[attr-defined]
+        with pytest.raises(UsageError, match="shared"):
+            load(tmp_path, code + "    KEPT.unlink()\n    raise ValueError('shared')\n")
+
+
+def test_the_working_directory_is_ours_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what the teacher declares is found from the one that it chose."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "said").touch()
+    code = "import os\ndef build():\n    os.chdir(os.path.dirname(__file__))\n"
+    code += "    return Teacher(lambda x: (os.chdir('/'), image(x))[1], text, RULE, 16, files=('said',))\n"
+    teacher = load(tmp_path / "own", code)
+    assert Path.cwd() == tmp_path
+    assert tmp_path / "own" / "said" in teacher.files  # type: ignore[attr-defined]
+
+
+def test_an_interrupt_stays_one(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        load(tmp_path, "def build(): raise KeyboardInterrupt\n")
+
+
+def test_the_end_of_a_generator_of_ours_is_no_failure() -> None:
+    names = {"foreign_code": foreign_code}
+    exec("def answers():\n    with foreign_code('this', 'that'): yield 1", names)
+    ended: Generator[int, None, None] = names["answers"]()  # type: ignore[assignment, call-arg, arg-type]
+    next(ended)
+    ended.close()
 
 
 def write_readable(file: Path) -> None:
@@ -238,6 +329,8 @@ STARTS = {
     "subprocess": "subprocess.run(['cat', 'w'], capture_output=True)",
     "system": "os.system('true')",
     "pool": "multiprocessing.get_context('fork').Process(target=print).start()",
+    "spawned": "multiprocessing.get_context('spawn').Process(target=print).start()",
+    "server": "multiprocessing.get_context('forkserver').Process(target=print).start()",
     "spawn": "os.posix_spawnp('true', ['true'], {})",
 }
 
