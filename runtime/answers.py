@@ -12,12 +12,15 @@ from numpy.typing import NDArray
 
 from mmcompress.data.layout import check_template, prompts
 from mmcompress.errors import CorruptInputError, UsageError
+from mmcompress.manifest import Preprocessing
 from mmcompress.progress import say
-from mmcompress.runtime.encoder import BATCH, IMAGE_SUFFIXES, Encoder, check_image, read_pixels
+from mmcompress.runtime.encoder import BATCH, IMAGE_SUFFIXES, Encoder, read_pixels
 
 OTHER_SUFFIXES = frozenset({".avif", ".bmp", ".gif", ".heic", ".heif", ".jfif", ".jp2", ".jxl", ".tif", ".tiff"})
 """Images too, which are not read here."""
 _READ = ", ".join(IMAGE_SUFFIXES)
+_ANY_SIZE = Preprocessing(size=32, resize=32, mean=(0.5,) * 3, std=(0.5,) * 3)
+"""Decoding tells whether a file is an image, however large the model wants it."""
 
 
 def classify(
@@ -35,12 +38,13 @@ def classify(
 
 
 def check_classify(image: Path | str, labels: Sequence[str], template: str) -> None:
-    """Raise UsageError for what cannot be answered, whatever the model is; before one is converted for it."""
+    """Raise UsageError for what cannot be answered, whatever the model is, or CorruptInputError for a file that is no
+    image; before a model is converted for it."""
     if len(set(labels)) < 2:
         one = f"{labels[0]!r} is the only label, and would get 100% of any image" if labels else "there are no labels"
         raise UsageError(one, "give at least two labels: --labels cat,dog")
     check_template(template)
-    check_image(Path(image))
+    read_pixels(Path(image), _ANY_SIZE)
 
 
 def softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -70,13 +74,36 @@ def check_search(images: Path | str, text: str, top: int) -> None:
         raise UsageError(f"--top {top} asks for no results", "give 1 or more")
     if not Path(images).is_dir():
         raise UsageError(f"there is no folder {images}", "give a folder with images")
+    files = _image_files(Path(images))
+    if not any(map(_is_image, files)):
+        raise _no_image(Path(images), len(files))
+
+
+def _image_files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+
+
+def _is_image(path: Path) -> bool:
+    try:
+        read_pixels(path, _ANY_SIZE)
+    except (CorruptInputError, OSError):
+        return False
+    return True
+
+
+def _no_image(folder: Path, tried: int) -> UsageError:
+    return UsageError(
+        f"{folder} has no image that can be read ({tried} files tried)",
+        f"give a folder with files that end in {_READ}",
+    )
 
 
 def embed_folder(encoder: Encoder, folder: Path) -> tuple[list[Path], NDArray[np.float32]]:
     """(paths, (N, D)) of the whole images under a folder, in the order of their names."""
-    there = sorted(path for path in folder.rglob("*") if path.is_file())
-    files = [path for path in there if path.suffix.lower() in IMAGE_SUFFIXES]
-    if others := Counter(path.suffix.lower() for path in there if path.suffix.lower() in OTHER_SUFFIXES):
+    files = _image_files(folder)
+    unread = (path for path in folder.rglob("*") if path.suffix.lower() in OTHER_SUFFIXES and path.is_file())
+    others = Counter(path.suffix.lower() for path in unread)
+    if others:
         endings = ", ".join(f"{count} {suffix}" for suffix, count in sorted(others.items()))
         say("search", folder.name, f"{others.total()} images were skipped: {endings}; read are {_READ}")
     paths: list[Path] = []
@@ -92,8 +119,5 @@ def embed_folder(encoder: Encoder, folder: Path) -> tuple[list[Path], NDArray[np
         if pixels:
             parts.append(encoder.pixels(np.stack(pixels), paths[-len(pixels) :]))
     if not parts:
-        raise UsageError(
-            f"{folder} has no image that can be read ({len(files)} files tried)",
-            f"give a folder with files that end in {_READ}",
-        )
+        raise _no_image(folder, len(files))
     return paths, np.concatenate(parts)

@@ -240,6 +240,8 @@ def test_commands_without_out_keep_what_they_convert_in_a_cache(
         ("classify", ("{image}", "--labels", "a,b", "--backend", "tensorrt"), "tensorrt runs engines"),
         ("search", ("red", "--images", "nowhere"), "there is no folder nowhere"),
         ("search", ("red", "--images", ".", "--top", "0"), "--top 0 asks for no results"),
+        ("classify", ("{text}", "--labels", "a,b"), "text.jpg: an image cannot be decoded"),
+        ("search", ("red", "--images", "{texts}"), "has no image that can be read (1 files tried)"),
     ],
 )
 def test_a_question_without_an_answer_converts_nothing(
@@ -252,9 +254,13 @@ def test_a_question_without_an_answer_converts_nothing(
     what: str,
 ) -> None:
     monkeypatch.setenv(CACHE, str(tmp_path / "cache"))
-    image = str(coloured_squares / "00.png")
-    done = cli(command, "demo:teacher", *(image if word == "{image}" else word for word in arguments))
-    assert done.code == 2 and what in done.err and not (tmp_path / "cache").exists(), done.err
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "text.jpg").write_text("no image")
+    named = {"{image}": str(coloured_squares / "00.png"), "{texts}": str(tmp_path / "texts")}
+    named["{text}"] = str(tmp_path / "texts" / "text.jpg")
+    done = cli(command, "demo:teacher", *(named.get(word, word) for word in arguments))
+    assert done.code == (4 if "{text}" in arguments else 2), done.err
+    assert what in " ".join(done.err.split()) and not (tmp_path / "cache").exists(), done.err
 
 
 def test_a_teacher_is_exported_in_the_precision_that_is_asked_for(cli: Cli, tmp_path: Path, teacher: Path) -> None:

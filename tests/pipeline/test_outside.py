@@ -130,3 +130,12 @@ def test_embeddings_of_a_teacher_whose_weights_changed_are_refused(tmp_path: Pat
     torch.save(torch.randn(192, 4), weights)
     with pytest.raises(UsageError, match=r"has changed since the embeddings .*deep/weights is another one"):
         check_same_teacher(f"{file}:build", made)
+
+
+def test_a_stage_that_fails_at_once_leaves_nothing(tmp_path: Path) -> None:
+    data = write_squares(tmp_path)
+    (tmp_path / "own.py").write_text("def build(): return 1\n")
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(UsageError, match="returned int"):
+        embed(tmp_path / "e", {"teacher.source": f"{tmp_path / 'own.py'}:build", "data.train": str(data)})
+    assert [path for path in tmp_path.iterdir() if path.name != ".e.lock"] == before

@@ -11,7 +11,8 @@ from __future__ import annotations
 import importlib
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -150,7 +151,10 @@ def _made_or_reused(
     say(stage.name, out.name, "running")
     start = time.monotonic()
     said, standing = _said(built), out if (out / MANIFEST).is_file() else None
-    with Artifact.create(out, kind=stage.produces, stage=stage.name, key=key, config=said, parents=parents) as draft:
+    with (
+        _kept_if_used(work),
+        Artifact.create(out, kind=stage.produces, stage=stage.name, key=key, config=said, parents=parents) as draft,
+    ):
         run_on_all(stage, Job(built, sources, gathered, draft, out.name, work, standing), key)
         if found := {**draft.facts.get(READ, {}), **revisions(built)}:
             draft.facts[READ] = found
@@ -159,6 +163,17 @@ def _made_or_reused(
         Artifact(out, read_manifest(out / MANIFEST)).remember()
     say(stage.name, out.name, f"done in {time.monotonic() - start:.1f} s")
     return Artifact.open(out)
+
+
+@contextmanager
+def _kept_if_used(work: Path) -> Iterator[None]:
+    """A stage that fails before there is a state to go on with leaves no work folder."""
+    try:
+        yield
+    except BaseException:
+        if work.is_dir() and all(path.name == KEY for path in work.iterdir()):
+            shutil.rmtree(work, ignore_errors=True)
+        raise
 
 
 def _said(built: StageConfig) -> dict[str, Any]:
