@@ -163,7 +163,8 @@ def _hear(event: str, arguments: tuple[Any, ...]) -> None:
         return
     if event == "open":
         path, mode, flags = arguments
-        if isinstance(path, str | bytes | os.PathLike) and not flags & _WRITING:
+        is_path = isinstance(path, str | bytes | os.PathLike)
+        if is_path and (not flags & _WRITING or _reads_and_appends(path, mode)):
             _note(path)
             if mode is None and not Path(os.fsdecode(path)).is_absolute():  # `os.open`, maybe below an open folder
                 for folder in _opened():
@@ -172,6 +173,11 @@ def _hear(event: str, arguments: tuple[Any, ...]) -> None:
         _note(arguments[0])
     elif event in _PROGRAMS:
         _note_start()
+
+
+def _reads_and_appends(path: Any, mode: str | None) -> bool:
+    """Whether a file that is there is opened as `a+`: its content can be read."""
+    return mode is not None and "a" in mode and "+" in mode and Path(os.fsdecode(path)).exists()
 
 
 def _note_start(*_: Any) -> None:

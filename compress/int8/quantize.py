@@ -67,7 +67,7 @@ from mmcompress.int8 import (
 from mmcompress.model import DualEncoder
 from mmcompress.progress import say
 from mmcompress.runtime.tokenize import text_processing
-from mmcompress.seen import write_seen_images
+from mmcompress.seen import seen_images, write_seen_images
 from mmcompress.stages import Job
 from mmcompress.strictjson import write_json
 
@@ -97,12 +97,12 @@ def quantize(job: Job[QuantizeConfig]) -> None:
         model = model.to(here.device)
         held = held_pairs(source, spec, config)
         fitting, judging, judged_on = fitting_and_judging(held)
-        seen = images_in(held)
+        reused = job.sources.get("ranges")
+        seen = images_in(held) | (seen_images(reused) or set() if reused else set())
 
         def pairs() -> Iterator[Captioned]:
             return noting(plain_pairs(source, spec, config, "calibrating"), seen)
 
-        reused = job.sources.get("ranges")
         given = None if reused is None else read_ranges(reused)
         fitted = fit_integers(model, feeds(fitting), feeds(judging), pairs, config, given)
         deciding = judging

@@ -186,6 +186,7 @@ READS = {
     "openvino": 'openvino.Core().read_model("w.onnx")',
     "sqlite": 'sqlite3.connect("w.db").execute("select 1")',
     "executed": 'exec(Path("w.py").read_text())',
+    "appended": '(lambda file: (file.read(), file.close()))(open("w.f32", "a+b"))',
     "below a folder": 'os.open("w.f32", os.O_RDONLY, dir_fd=os.open(PLACE, os.O_RDONLY))',
 }
 

@@ -22,6 +22,7 @@ from mmcompress.int8 import INTEGERS, RANGES
 from mmcompress.manifest import Kind
 from mmcompress.pipeline import standalone
 from mmcompress.pipeline.recipe import parse_assignments
+from mmcompress.seen import seen_images
 
 SMALL = ("samples=32", "held=32", "batch=8", "max_drop=1", "max_flips=1", "sensitivity=false")
 
@@ -51,6 +52,13 @@ def quantize(world: Path, name: str, out: Path, *overrides: str, ranges: Path | 
     return standalone.quantize(
         world / name, out, {"data.train": str(world), **parse_assignments([*SMALL, *overrides])}, ranges=ranges
     )
+
+
+def test_images_that_made_the_ranges_are_seen_too(world: Path, tmp_path: Path) -> None:
+    first = quantize(world, "checkpoint", tmp_path / "a", f"data.train=part:0-4/10:{world}", "smooth=[]")
+    found = quantize(world, "checkpoint", tmp_path / "b", f"data.train=part:5-9/10:{world}", ranges=first.path)
+    made, seen = seen_images(first), seen_images(found)
+    assert made is not None and seen is not None and made < seen
 
 
 def test_given_ranges_are_taken_as_they_are_and_integers_fitted_to_them(world: Path, tmp_path: Path) -> None:
