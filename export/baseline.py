@@ -117,8 +117,8 @@ def exported_by_optimum(model: Any, context: int) -> Any:
     with tempfile.TemporaryDirectory() as folder, quiet():
         with foreign_code(
             f"optimum's export of the {model.config.model_type!r} model",
-            "leave the baseline stage out; `mmcompress export TEACHER --precision fp32` goes without optimum, as a "
-            "file.py:function with towers does",
+            "leave the baseline stage out: `mmcompress export TEACHER --precision fp32` exports a known family without "
+            "optimum, and any other model goes as file.py:function with towers",
         ):
             trace(model, folder, opset=OPSET, task=TASK, monolith=True, do_validation=False, sequence_length=context)
         return onnx.load(str(Path(folder) / "model.onnx"))

@@ -27,6 +27,7 @@ from mmcompress.export.sparsity import two_four_weights
 from mmcompress.manifest import Graph
 from mmcompress.progress import say
 from mmcompress.runtime.tensorrt import tensorrt_module, this_machine
+from mmcompress.seen import SEEN_IMAGES
 from mmcompress.stages import Job
 
 AUDIT = "audit.json"
@@ -70,7 +71,7 @@ def build(job: Job[BuildConfig]) -> None:
                 say("build", file, warning)
             if config.sparse and not engine.sparsity:
                 say("build", file, "the builder does not say whether it took a sparse kernel")
-    job.draft.inherit(source, *([source.tokenizer.file] if source.tokenizer else []))
+    job.draft.inherit(source, SEEN_IMAGES, *([source.tokenizer.file] if source.tokenizer else []))
     AuditDocument.of(audits).write(job.draft.path / AUDIT)
     job.draft.facts = {
         **{key: source.manifest.facts[key] for key in _PASSED_ON if key in source.manifest.facts},

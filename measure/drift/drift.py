@@ -78,8 +78,8 @@ def drift_document(artifacts: Sequence[Artifact], config: DriftConfig, folder: P
         first = first or row
         rows.append(_table_row(pairs, row, first, before, fp32 if embedded.precision == "int8" else None, artifact))
         if calibrated := rows[-1].calibrated_images:
-            what = f"{calibrated} of {len(pairs.keys)} images calibrated it, or are copies of such"
-            say("drift", row.name, f"warning: {what}; a test set has others")
+            what = f"{calibrated} of {len(pairs.keys)} test images calibrated it, or are copies of such"
+            say("drift", row.name, f"warning: {what}, so its figures may flatter it")
         if rows[-1].collapsed:
             say("drift", row.name, f"warning: {rows[-1].collapsed}, so its figures say nothing")
         before, fp32 = row, row if embedded.precision == "fp32" else fp32

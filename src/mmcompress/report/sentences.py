@@ -129,7 +129,7 @@ def calibration_warnings(gathered: Sequence[Artifact]) -> list[str]:
 def seen_warnings(drift: DriftDocument | None) -> list[str]:
     """Which rows were calibrated on images that test them."""
     return [
-        f"{row.row}: {row.calibrated_images} images of the test set calibrated it, or are copies of such."
+        f"{row.row}: {row.calibrated_images} test images calibrated it, or copies of them did, which flatters it."
         for row in (drift.rows if drift else ())
         if row.calibrated_images
     ]

@@ -173,7 +173,7 @@ def test_a_verdict_leaves_copies_of_what_calibrated_out(
     assert drifted.rows[0].calibrated_images == 20
     floats = standalone.export(str(world / "checkpoint"), photos / "floats")
     assert drift_document([floats], DriftConfig(data=DataConfig(test="demo:val"))).rows[0].calibrated_images is None
-    assert "20 of 40 images calibrated it" in " ".join(capsys.readouterr().err.split())
+    assert "20 of 40 test images calibrated it" in " ".join(capsys.readouterr().err.split())
 
 
 def test_what_is_to_be_kept_is_kept_and_a_typo_is_named(world: Path, tmp_path: Path) -> None:
