@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from collections.abc import Callable
-from enum import IntEnum
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
+from stand_in_driver import Driver, round_trip
 from toy_model import SIDE
 
 from mmcompress.artifact import Artifact
 from mmcompress.errors import CorruptInputError, MissingRequirementError
 from mmcompress.manifest import Kind
-from mmcompress.runtime import cuda, tensorrt
+from mmcompress.runtime import tensorrt
 from mmcompress.runtime.backends import available_backends, graph_for
+from mmcompress.runtime.gpu import open_cuda
+from mmcompress.runtime.libcuda import LibCuda
 from mmcompress.runtime.tensorrt import Machine, check_passport, passport_differences
 
 Make = Callable[..., Artifact]
@@ -81,71 +82,20 @@ def test_the_engine_of_this_gpu_is_chosen(engine: Artifact, monkeypatch: pytest.
         graph_for(engine, "image", "tensorrt-rtx")
 
 
-class CudaError(IntEnum):
-    cudaSuccess = 0  # noqa: N815
-    cudaErrorInsufficientDriver = 35  # noqa: N815
-
-
-def cuda_runtime(answer: tuple[Any, ...]) -> ModuleType:
-    """What cuda.bindings.runtime answers where there is no driver; seen with cuda-python 13.4."""
-    module = ModuleType("cuda.bindings.runtime")
-    module.cudaError_t = CudaError  # type: ignore[attr-defined]
-    module.cudaGetDeviceCount = lambda: answer  # type: ignore[attr-defined]
-    module.cudaGetErrorString = lambda code: (CudaError.cudaSuccess, b"driver is insufficient")  # type: ignore[attr-defined]
-    return module
-
-
-@pytest.mark.parametrize(
-    ("answer", "said"),
-    [
-        (
-            (CudaError.cudaErrorInsufficientDriver, None),
-            "cudaGetDeviceCount answers cudaErrorInsufficientDriver (35): driver is insufficient",
-        ),
-        ((CudaError.cudaSuccess, 0), "cudaGetDeviceCount answers 0 devices"),
-    ],
-)
-def test_no_gpu_is_said_with_cudas_answer(
-    engine: Artifact, monkeypatch: pytest.MonkeyPatch, answer: tuple[Any, ...], said: str
+@pytest.mark.parametrize(("init", "said"), [(100, "cuInit answers CUDA_ERROR_NO_DEVICE (100)"), (0, "0 devices")])
+def test_no_gpu_is_said_with_the_drivers_answer(
+    engine: Artifact, driver: Driver, monkeypatch: pytest.MonkeyPatch, init: int, said: str
 ) -> None:
-    for name in ("cuda", "cuda.bindings"):
-        monkeypatch.setitem(sys.modules, name, ModuleType(name))
-    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", cuda_runtime(answer))
+    driver.reset(init=init, devices=0)
+    monkeypatch.setattr(tensorrt, "open_cuda", lambda: LibCuda(driver.library))
     rtx = ModuleType("tensorrt_rtx")
     rtx.__version__ = "1.7.1.116"  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", rtx)
     with pytest.raises(MissingRequirementError) as caught:
         graph_for(engine, "image", "tensorrt-rtx")
-    assert caught.value.what == f"there is no NVIDIA GPU to run on: {said}"
+    assert caught.value.what.startswith("there is no NVIDIA GPU to run on: ") and said in caught.value.what
     assert caught.value.exit_code == 3
     assert available_backends()["tensorrt-rtx"] == caught.value.what
-
-
-def test_no_cuda_package_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("cuda", "cuda.bindings", "cuda.bindings.runtime", "pycuda", "pycuda.driver"):
-        monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(MissingRequirementError, match="needs cuda-python or pycuda") as caught:
-        cuda.open_cuda()
-    assert caught.value.hint.startswith("pip install 'mmcompress[cuda]'")
-
-
-def test_pycuda_without_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("cuda", "cuda.bindings", "cuda.bindings.runtime"):
-        monkeypatch.setitem(sys.modules, name, None)
-
-    class DriverError(Exception):
-        pass
-
-    def init() -> None:
-        raise DriverError("cuInit failed: no CUDA-capable device is detected")
-
-    driver = ModuleType("pycuda.driver")
-    driver.Error = DriverError  # type: ignore[attr-defined]
-    driver.init = init  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "pycuda", ModuleType("pycuda"))
-    monkeypatch.setitem(sys.modules, "pycuda.driver", driver)
-    with pytest.raises(MissingRequirementError, match="cuInit answers cuInit failed: no CUDA-capable device"):
-        cuda.open_cuda()
 
 
 def test_no_tensorrt_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,35 +105,10 @@ def test_no_tensorrt_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     assert caught.value.hint == "pip install 'mmcompress[tensorrt]'"
 
 
-@pytest.mark.skipif(importlib.util.find_spec("tensorrt_rtx") is None, reason="tensorrt_rtx is not installed")
-def test_the_api_that_the_session_uses_exists() -> None:
-    module = tensorrt.tensorrt_module("tensorrt-rtx")
-    for owner, names in {
-        module: ("Runtime", "Logger", "nptype", "__version__"),
-        module.Runtime: ("deserialize_cuda_engine",),
-        module.ICudaEngine: ("create_execution_context", "get_tensor_dtype", "get_tensor_profile_shape"),
-        module.IExecutionContext: ("set_input_shape", "get_tensor_shape", "set_tensor_address", "execute_async_v3"),
-    }.items():
-        for name in names:
-            assert hasattr(owner, name), name
-
-
 @pytest.mark.gpu
 def test_copies_and_events_on_the_gpu() -> None:
-    seam = cuda.open_cuda()
-    stream, start, end = seam.stream(), seam.event(), seam.event()
     given = np.random.default_rng(0).standard_normal((4, 3, SIDE, SIDE), dtype=np.float32)
-    back = np.empty_like(given)
-    address = seam.malloc(given.nbytes)
-    seam.record(start, stream)
-    seam.to_device(address, given, stream)
-    seam.to_host(back, address, stream)
-    seam.record(end, stream)
-    seam.synchronize(stream)
-    np.testing.assert_array_equal(given, back)
-    assert seam.elapsed_ms(start, end) > 0
-    seam.free(address)
-    seam.close_stream(stream)
+    np.testing.assert_array_equal(round_trip(open_cuda(), given), given)
 
 
 @pytest.mark.gpu
