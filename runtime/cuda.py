@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from mmcompress.errors import MissingRequirementError
+from mmcompress.runtime.board import driver_version
 
 OLDEST = (12, 0)
 """CUDA of the oldest driver that runs TensorRT 10.3 for CUDA 12, by the compatibility within a major version."""
@@ -115,12 +116,13 @@ def refused(answer: str, code: int) -> MissingRequirementError:
     )
 
 
-def check_driver(cuda: tuple[int, int], needed: tuple[int, int], by: str) -> None:
+def check_driver(cuda: tuple[int, int], needed: tuple[int, int], by: str, instead: str = "") -> None:
     """Raise where the driver is for an older CUDA than what `by` was made with. Within a major version any does."""
     if cuda < needed:
         major = max(known for known in DRIVERS if known <= needed[0])
+        driver = f"driver {found}" if (found := driver_version()) else "this driver"
         raise MissingRequirementError(
-            f"{by} needs a driver for CUDA {needed[0]}.{needed[1]}, and this one is for CUDA {cuda[0]}.{cuda[1]}",
+            f"{by} needs a driver for CUDA {needed[0]}.{needed[1]}, and {driver} is for CUDA {cuda[0]}.{cuda[1]}",
             f"install NVIDIA driver {DRIVERS[major]} or later"
-            + (f", or what was made for CUDA {cuda[0]}" if OLDEST[0] <= cuda[0] < needed[0] else ""),
+            + (f", or what was made for CUDA {cuda[0]}: {instead}" if instead and cuda >= OLDEST else ""),
         )

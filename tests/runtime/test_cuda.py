@@ -57,7 +57,7 @@ def test_an_older_driver_is_named_with_what_is_needed(opened: Open, driver: Driv
     driver.reset(cuda=11040)
     with pytest.raises(MissingRequirementError) as caught:
         opened()
-    assert caught.value.what == "TensorRT 10.3 needs a driver for CUDA 12.0, and this one is for CUDA 11.4"
+    assert caught.value.what == "TensorRT 10.3 needs a driver for CUDA 12.0, and this driver is for CUDA 11.4"
     assert caught.value.hint == "install NVIDIA driver 525 or later"
 
 
