@@ -24,7 +24,7 @@ from torch import Tensor
 
 from mmcompress.architecture import NEVER_COMPRESSED
 from mmcompress.budget import Cost
-from mmcompress.compress.allocation import keep_freed_memory
+from mmcompress.compress.heap import keep_freed_memory
 from mmcompress.compress.int8.fit import JUDGED, chosen_ranges, chosen_smoothing, chosen_weights, drift_of_both
 from mmcompress.compress.int8.ranges import NOTHING, Histogram, widened
 from mmcompress.compress.int8.record import fit_facts
