@@ -32,26 +32,12 @@ from mmcompress.progress import say
 from mmcompress.runtime.buffers import Buffers
 from mmcompress.runtime.cuda import Cuda
 from mmcompress.runtime.profiles import Batches, profile_for
-from mmcompress.runtime.session import Feeds, Session, check_feeds
+from mmcompress.runtime.session import Feeds, Phases, Session, check_feeds
 
 MOST_SIZES = 8
 """Batch sizes with a context and a graph of their own; beyond, the one that was used longest ago is dropped."""
 Arrays = dict[str, NDArray[Any]]
 Shapes = tuple[tuple[int, ...], ...]
-
-
-@dataclass(frozen=True)
-class Phases:
-    """Where one call spent its time, in milliseconds, by events on the stream, under the names of `trtexec`."""
-
-    enqueue_ms: float
-    """Host time of enqueueing or launching the engine: "Enqueue Time"."""
-    copy_in_ms: float
-    """ "H2D Latency"; about 0 where memory is mapped."""
-    gpu_ms: float
-    """ "GPU Compute Time"."""
-    copy_out_ms: float
-    """ "D2H Latency"."""
 
 
 @dataclass(eq=False)
@@ -93,8 +79,8 @@ class TensorRTSession(Session):
         with self._entered():
             return self._answered(feeds, self._enqueue)
 
-    def timed(self, feeds: Feeds) -> tuple[Arrays, Phases]:
-        """As `run`, with where the time went."""
+    def phases(self, feeds: Feeds) -> Phases:
+        """By events on the stream, and by the clock for what the host does."""
         checked = check_feeds(feeds, self.inputs)
         with self._entered():
             if not self._events:
@@ -102,11 +88,11 @@ class TensorRTSession(Session):
                     self._events.append(self._cuda.open_event())
                     self._owned.callback(self._cuda.close_event, self._events[-1])
             took: list[float] = []
-            results = self._answered(checked, lambda call: took.append(self._enqueue(call, self._events)))
+            self._answered(checked, lambda call: took.append(self._enqueue(call, self._events)))
             copied_in, computed, copied_out = (
                 self._cuda.elapsed_ms(*self._events[i : i + 2]) for i in range(len(self._events) - 1)
             )
-            return results, Phases(took[0], copied_in, computed, copied_out)
+            return Phases(took[0], copied_in, computed, copied_out)
 
     @contextmanager
     def _entered(self) -> Iterator[None]:

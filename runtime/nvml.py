@@ -56,8 +56,9 @@ class Gpu:
         except (self._library.NVMLError, AttributeError):
             return None
 
-    def clock_mhz(self) -> float:
-        return float(self._ask("nvmlDeviceGetClockInfo", self._library.NVML_CLOCK_SM) or 0)
+    def clock_mhz(self) -> float | None:
+        clock = self._ask("nvmlDeviceGetClockInfo", self._library.NVML_CLOCK_SM)
+        return None if clock is None else float(clock)
 
     def temperature_c(self) -> float | None:
         celsius = self._ask("nvmlDeviceGetTemperature", self._library.NVML_TEMPERATURE_GPU)
