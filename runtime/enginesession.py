@@ -8,9 +8,9 @@ asynchronous, from and to pinned memory (`buffers.py`), and stay outside the gra
 the engine as `trtexec` does.
 
 Ownership: `run` copies what it is fed before it returns, and what it returns is the caller's. Threads may share a
-session: one call at a time runs, the others wait; to run side by side they open sessions of their own. A call that
-fails leaves a session that works, or one that is closed where the GPU itself does not answer any more. Nobody has run
-this on a GPU: order, addresses, shapes and frees are held by stand-ins for the driver and for TensorRT.
+session: one call at a time runs, the others wait; to run side by side they take sessions of their own (`shared`). A
+call that fails leaves a session that works, or one that is closed where the GPU itself does not answer any more. Nobody
+has run this on a GPU: order, addresses, shapes and frees are held by stand-ins for the driver and for TensorRT.
 """
 
 from __future__ import annotations
@@ -26,12 +26,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mmcompress.errors import CorruptInputError, MissingRequirementError, MMCompressError, UsageError
+from mmcompress.errors import MissingRequirementError, MMCompressError, UsageError
 from mmcompress.manifest import Graph, TensorSpec
 from mmcompress.progress import say
 from mmcompress.runtime.buffers import Buffers
 from mmcompress.runtime.cuda import Cuda
-from mmcompress.runtime.profiles import Batches, profile_for
+from mmcompress.runtime.plans import load_engine, new_context, profiles_of
+from mmcompress.runtime.profiles import profile_for
 from mmcompress.runtime.session import Feeds, Phases, Session, check_feeds
 
 MOST_SIZES = 8
@@ -53,10 +54,10 @@ class Call:
 
 
 class TensorRTSession(Session):
-    """Owns the engine, a stream and its memory until closed."""
+    """Owns a stream and its memory until closed, and the engine together with those that it was shared with."""
 
-    def __init__(self, module: ModuleType, plan: bytes, graph: Graph, cuda: Cuda) -> None:
-        self._module, self._cuda, self._file = module, cuda, graph.file
+    def __init__(self, module: ModuleType, engine: Any, graph: Graph, cuda: Cuda) -> None:
+        self._module, self._cuda, self._graph, self._file = module, cuda, graph, graph.file
         self._lock = threading.RLock()
         self._closed = False
         self._calls: dict[Shapes, Call] = {}
@@ -69,11 +70,22 @@ class TensorRTSession(Session):
         self.uncaptured: str | None = None if cuda.graphs else "pycuda captures no graphs"
         """Why calls are enqueued and not launched as a graph; None where they are."""
         with cuda.current():
-            self._engine: Any = load_engine(module, plan, graph)
+            self._engine: Any = engine
             self.profiles = profiles_of(self._engine, self.inputs[0].name)
             self._stream = cuda.open_stream()
             self._owned.callback(cuda.close_stream, self._stream)
         self.max_batch: int | None = max(largest for _, _, largest in self.profiles)
+
+    @staticmethod
+    def load(module: ModuleType, plan: bytes, graph: Graph, cuda: Cuda) -> TensorRTSession:
+        """Deserialize a plan, with a session on it."""
+        with cuda.current():
+            return TensorRTSession(module, load_engine(module, plan, graph), graph, cuda)
+
+    def shared(self) -> TensorRTSession:
+        """Another one on the same engine, that runs beside this one: its weights are in the GPU's memory once."""
+        with self._entered():
+            return TensorRTSession(self._module, self._engine, self._graph, self._cuda)
 
     def _run(self, feeds: Arrays) -> Arrays:
         with self._entered():
@@ -246,63 +258,3 @@ class TensorRTSession(Session):
                 closing.callback(self._buffers.close)
                 closing.callback(self._drop, *self._calls)
                 closing.callback(self._cuda.synchronize, self._stream)
-
-
-def load_engine(module: ModuleType, plan: bytes, graph: Graph) -> Any:
-    """Deserialize a plan, and hold its tensors against what the manifest states."""
-    runtime = module.Runtime(module.Logger(module.Logger.WARNING))
-    check_validity(module, runtime, plan, graph.file)
-    engine = runtime.deserialize_cuda_engine(plan)
-    if engine is None:
-        raise CorruptInputError(
-            f"{module.__name__} {module.__version__} refuses to load {graph.file}",
-            "its log above says why; build the engine again on this machine",
-        )
-    for spec in (*graph.inputs, *graph.outputs):
-        dtype = np.dtype(module.nptype(engine.get_tensor_dtype(spec.name)))
-        if dtype != np.dtype(spec.dtype):
-            raise CorruptInputError(
-                f"{graph.file} has {spec.name!r} of {dtype}, and its manifest says {spec.dtype}",
-                "build the engine again",
-            )
-    return engine
-
-
-def check_validity(module: ModuleType, runtime: Any, plan: bytes, file: str) -> None:
-    """Of TensorRT-RTX, which alone says before it loads an engine whether and why it does not fit."""
-    if not hasattr(runtime, "get_engine_validity"):
-        return
-    validity, bits = runtime.get_engine_validity(plan)
-    reasons = ", ".join(
-        name.lower().replace("_", " ")
-        for name, reason in module.EngineInvalidityDiagnostics.__members__.items()
-        if int(bits) & int(reason)
-    )
-    if validity == module.EngineValidity.INVALID:
-        raise CorruptInputError(
-            f"{module.__name__} {module.__version__} does not run {file} here: {reasons or 'it does not say why'}",
-            "its log above may say more; build the engine for this machine: mmcompress build … --target native",
-        )
-    if validity == module.EngineValidity.SUBOPTIMAL:
-        say("", file, f"{module.__name__} says that this engine is slower here than one built for this GPU: {reasons}")
-
-
-def new_context(module: ModuleType, engine: Any) -> Any:
-    """An execution context that computes in memory of ours."""
-    strategy = module.ExecutionContextAllocationStrategy.USER_MANAGED
-    if hasattr(module, "DynamicShapesKernelSpecializationStrategy"):  # TensorRT-RTX compiles kernels as it runs
-        config = engine.create_runtime_config()
-        config.set_execution_context_allocation_strategy(strategy)
-        config.dynamic_shapes_kernel_specialization_strategy = module.DynamicShapesKernelSpecializationStrategy.EAGER
-        context = engine.create_execution_context(config)
-    else:
-        context = engine.create_execution_context(strategy)
-    if context is None:
-        raise MissingRequirementError("the GPU has no memory left for this engine", "free some: nvidia-smi")
-    return context
-
-
-def profiles_of(engine: Any, name: str) -> list[Batches]:
-    """Batches of each optimization profile, which are the first axis of every input."""
-    shapes = (engine.get_tensor_profile_shape(name, number) for number in range(engine.num_optimization_profiles))
-    return [(int(smallest[0]), int(usual[0]), int(largest[0])) for smallest, usual, largest in shapes]

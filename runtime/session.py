@@ -53,6 +53,11 @@ class Session(ABC):
         """Arrays by the names of the inputs -> arrays by the names of the outputs. UsageError for a wrong one."""
         return self._run(check_feeds(feeds, self.inputs))
 
+    def shared(self) -> Session | None:
+        """Another session on the same weights, that runs beside this one and is closed by itself; None where the
+        runtime has to load them again."""
+        return None
+
     def phases(self, feeds: Feeds) -> Phases | None:
         """As `run`, once, for where its time went; None where the runtime does not tell."""
         return None

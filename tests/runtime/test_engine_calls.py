@@ -34,7 +34,7 @@ def trt(driver: Driver) -> TensorRT:
 
 
 def opened(trt: TensorRT, cuda: Cuda) -> TensorRTSession:
-    return TensorRTSession(trt, b"plan", GRAPH, cuda)  # type: ignore[arg-type]
+    return TensorRTSession.load(trt, b"plan", GRAPH, cuda)  # type: ignore[arg-type]
 
 
 def images(batch: int, seed: int = 0) -> NDArray[np.float32]:
@@ -181,6 +181,33 @@ def test_two_sessions_side_by_side(trt: TensorRT, cuda: Cuda, driver: Driver) ->
     check(other, 2)
     other.close()
     assert trt.faults == [] and driver.live() == {}
+
+
+def test_sessions_that_share_an_engine(trt: TensorRT, cuda: Cuda, driver: Driver) -> None:
+    first = opened(trt, cuda)
+    second = first.shared()
+    wrong: list[BaseException] = []
+
+    def work(session: TensorRTSession) -> None:
+        try:
+            for seed in range(100):
+                check(session, 1 + seed % 3, seed)
+        except BaseException as failure:
+            wrong.append(failure)
+
+    threads = [threading.Thread(target=work, args=(session,)) for session in (first, second)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == [] and trt.engines == 1
+    first.close()
+    check(second, 2)
+    with pytest.raises(UsageError, match="is closed"):
+        first.shared()
+    second.close()
+    gc.collect()
+    assert trt.engines == trt.contexts == 0 and trt.faults == [] and driver.live() == {}
 
 
 def test_closed_twice_and_then_used(trt: TensorRT, cuda: Cuda, driver: Driver) -> None:
@@ -338,7 +365,7 @@ def test_where_the_time_went(trt: TensorRT, cuda: Cuda, driver: Driver) -> None:
 
 def test_a_plan_that_tensorrt_refuses_leaks_nothing(trt: TensorRT, cuda: Cuda, driver: Driver) -> None:
     with pytest.raises(CorruptInputError, match=re.escape("tensorrt 10.3.0 refuses to load image-int8-sm89.engine")):
-        TensorRTSession(trt, b"other", GRAPH, cuda)  # type: ignore[arg-type]
+        TensorRTSession.load(trt, b"other", GRAPH, cuda)  # type: ignore[arg-type]
     driver.fail("cuStreamCreate", code=2)
     with pytest.raises(MissingRequirementError, match="no memory left"):
         opened(trt, cuda)

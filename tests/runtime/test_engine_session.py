@@ -23,7 +23,6 @@ from mmcompress.errors import CorruptInputError, MissingRequirementError
 from mmcompress.manifest import Kind
 from mmcompress.runtime import tensorrt
 from mmcompress.runtime.backends import available_backends, graph_for
-from mmcompress.runtime.enginesession import check_validity
 from mmcompress.runtime.gpu import open_cuda
 from mmcompress.runtime.libcuda import LibCuda
 from mmcompress.runtime.passport import (
@@ -35,6 +34,7 @@ from mmcompress.runtime.passport import (
     differences,
     stated_passport,
 )
+from mmcompress.runtime.plans import check_validity
 from mmcompress.runtime.tensorrt import this_machine
 
 Make = Callable[..., Artifact]

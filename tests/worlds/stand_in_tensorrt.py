@@ -53,7 +53,8 @@ class TensorRT:
         self.driver, self.profiles = driver, profiles
         self.faults: list[str] = []
         self.contexts = 0
-        """How many are alive."""
+        self.engines = 0
+        """How many are alive, of each."""
         self.refuse: str | None = None
         """Name of a method that answers as one that failed."""
         self.Logger = type("Logger", (), {"WARNING": 1, "__init__": lambda self, severity: None})
@@ -111,6 +112,12 @@ class TensorRT:
 
         class Engine:
             num_optimization_profiles = len(profiles)
+
+            def __init__(self) -> None:
+                outer.engines += 1
+
+            def __del__(self) -> None:
+                outer.engines -= 1
 
             def get_tensor_dtype(self, name: str) -> Type:
                 return Type.FLOAT

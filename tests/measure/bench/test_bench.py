@@ -41,7 +41,7 @@ def test_where_a_call_on_a_gpu_spends_its_time(driver: Driver) -> None:
     sessions = []
 
     def opened() -> TensorRTSession:
-        sessions.append(TensorRTSession(TensorRT(driver), b"plan", GRAPH, LibCuda(driver.library)))  # type: ignore[arg-type]
+        sessions.append(TensorRTSession.load(TensorRT(driver), b"plan", GRAPH, LibCuda(driver.library)))  # type: ignore[arg-type]
         return sessions[-1]
 
     on_gpu = cast(Subject, SimpleNamespace(threads=None, open=opened))
