@@ -31,7 +31,7 @@ from mmcompress.manifest import Graph, TensorSpec
 from mmcompress.progress import say
 from mmcompress.runtime.buffers import Buffers
 from mmcompress.runtime.cuda import Cuda
-from mmcompress.runtime.plans import load_engine, new_context, profiles_of
+from mmcompress.runtime.plans import LoadedEngine, load_engine
 from mmcompress.runtime.profiles import profile_for
 from mmcompress.runtime.session import Feeds, Phases, Session, check_feeds
 
@@ -56,8 +56,8 @@ class Call:
 class TensorRTSession(Session):
     """Owns a stream and its memory until closed, and the engine together with those that it was shared with."""
 
-    def __init__(self, module: ModuleType, engine: Any, graph: Graph, cuda: Cuda) -> None:
-        self._module, self._cuda, self._graph, self._file = module, cuda, graph, graph.file
+    def __init__(self, loaded: LoadedEngine, graph: Graph, cuda: Cuda) -> None:
+        self._cuda, self._graph, self._file = cuda, graph, graph.file
         self._lock = threading.RLock()
         self._closed = False
         self._calls: dict[Shapes, Call] = {}
@@ -69,9 +69,9 @@ class TensorRTSession(Session):
         self.device = cuda.device.name
         self.uncaptured: str | None = None if cuda.graphs else "pycuda captures no graphs"
         """Why calls are enqueued and not launched as a graph; None where they are."""
+        self.profiles = loaded.profiles
+        self._loaded: LoadedEngine | None = loaded
         with cuda.current():
-            self._engine: Any = engine
-            self.profiles = profiles_of(self._engine, self.inputs[0].name)
             self._stream = cuda.open_stream()
             self._owned.callback(cuda.close_stream, self._stream)
         self.max_batch: int | None = max(largest for _, _, largest in self.profiles)
@@ -80,43 +80,43 @@ class TensorRTSession(Session):
     def load(module: ModuleType, plan: bytes, graph: Graph, cuda: Cuda) -> TensorRTSession:
         """Deserialize a plan, with a session on it."""
         with cuda.current():
-            return TensorRTSession(module, load_engine(module, plan, graph), graph, cuda)
+            return TensorRTSession(load_engine(module, plan, graph), graph, cuda)
 
     def shared(self) -> TensorRTSession:
         """Another one on the same engine, that runs beside this one: its weights are in the GPU's memory once."""
-        with self._entered():
-            return TensorRTSession(self._module, self._engine, self._graph, self._cuda)
+        with self._entered() as loaded:
+            return TensorRTSession(loaded, self._graph, self._cuda)
 
     def _run(self, feeds: Arrays) -> Arrays:
-        with self._entered():
-            return self._answered(feeds, self._enqueue)
+        with self._entered() as loaded:
+            return self._answered(loaded, feeds, self._enqueue)
 
     def phases(self, feeds: Feeds) -> Phases:
         """By events on the stream, and by the clock for what the host does."""
         checked = check_feeds(feeds, self.inputs)
-        with self._entered():
+        with self._entered() as loaded:
             if not self._events:
                 for _ in range(4):
                     self._events.append(self._cuda.open_event())
                     self._owned.callback(self._cuda.close_event, self._events[-1])
             took: list[float] = []
-            self._answered(checked, lambda call: took.append(self._enqueue(call, self._events)))
+            self._answered(loaded, checked, lambda call: took.append(self._enqueue(call, self._events)))
             copied_in, computed, copied_out = (
                 self._cuda.elapsed_ms(*self._events[i : i + 2]) for i in range(len(self._events) - 1)
             )
             return Phases(took[0], copied_in, computed, copied_out)
 
     @contextmanager
-    def _entered(self) -> Iterator[None]:
+    def _entered(self) -> Iterator[LoadedEngine]:
         """One thread at a time, with the context current."""
         with self._lock:
-            if self._closed:
+            if self._loaded is None or self._closed:
                 raise UsageError(f"the session of {self._file} is closed", "open it again")
             with self._cuda.current():
-                yield
+                yield self._loaded
 
-    def _answered(self, feeds: Arrays, enqueue: Callable[[Call], object]) -> Arrays:
-        call = self._call_for(tuple(array.shape for array in feeds.values()))
+    def _answered(self, loaded: LoadedEngine, feeds: Arrays, enqueue: Callable[[Call], object]) -> Arrays:
+        call = self._call_for(loaded, tuple(array.shape for array in feeds.values()))
         for name, array in feeds.items():
             np.copyto(call.inputs[name], array)
         try:
@@ -187,14 +187,14 @@ class TensorRTSession(Session):
         if self.uncaptured is not None:
             say("", self._file, f"runs without a CUDA graph: {self.uncaptured}")
 
-    def _call_for(self, shapes: Shapes) -> Call:
-        call = self._calls.pop(shapes, None) or self._new_call(shapes)
+    def _call_for(self, loaded: LoadedEngine, shapes: Shapes) -> Call:
+        call = self._calls.pop(shapes, None) or self._new_call(loaded, shapes)
         self._calls[shapes] = call
         while len(self._calls) > MOST_SIZES:
             self._drop(next(iter(self._calls)))
         return call
 
-    def _new_call(self, shapes: Shapes) -> Call:
+    def _new_call(self, loaded: LoadedEngine, shapes: Shapes) -> Call:
         first = self.inputs[0]
         number = profile_for(self.profiles, shapes[0][0])
         if number is None:
@@ -203,7 +203,7 @@ class TensorRTSession(Session):
                 f"the engine takes batches of {ranges}, and {first.name!r} is of shape {shapes[0]}",
                 "use another batch, or build it with other --batches",
             )
-        context = new_context(self._module, self._engine)
+        context = loaded.context()
         if not context.set_optimization_profile_async(number, self._stream):
             raise MissingRequirementError(
                 f"TensorRT could not take profile {number} of {self._file}", "its log above says why"
@@ -211,14 +211,14 @@ class TensorRTSession(Session):
         self._cuda.synchronize(self._stream)
         for spec, shape in zip(self.inputs, shapes, strict=True):
             if not context.set_input_shape(spec.name, shape):
-                smallest, _, largest = self._engine.get_tensor_profile_shape(spec.name, number)
+                smallest, _, largest = loaded.engine.get_tensor_profile_shape(spec.name, number)
                 raise UsageError(
                     f"the engine takes {spec.name!r} of shape {tuple(smallest)} to {tuple(largest)}, not {shape}",
                     "give arrays of such a shape",
                 )
         tensors = {spec: tuple(context.get_tensor_shape(spec.name)) for spec in (*self.inputs, *self.outputs)}
         sizes = {spec.name: int(np.prod(shape)) * np.dtype(spec.dtype).itemsize for spec, shape in tensors.items()}
-        scratch_bytes = int(self._engine.get_device_memory_size_for_profile_v2(number))
+        scratch_bytes = int(loaded.engine.get_device_memory_size_for_profile_v2(number))
         self._buffers.fit(sizes, scratch_bytes, lambda: self._drop(*self._calls))
         context.set_device_memory(*self._buffers.scratch)
         for name in sizes:
@@ -254,7 +254,9 @@ class TensorRTSession(Session):
                 return
             self._closed = True
             with self._cuda.current(), self._owned, ExitStack() as closing:
-                closing.callback(setattr, self, "_engine", None)
+                closing.callback(setattr, self, "_loaded", None)
+                if self._loaded is not None:
+                    closing.callback(self._loaded.keep_kernels)
                 closing.callback(self._buffers.close)
                 closing.callback(self._drop, *self._calls)
                 closing.callback(self._cuda.synchronize, self._stream)

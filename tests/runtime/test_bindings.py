@@ -37,6 +37,7 @@ OF = {
     "context": "IExecutionContext",
     "inspector": "EngineInspector",
     "timing_cache": "ITimingCache",
+    "cache": "IRuntimeCache",
 }
 """Variables by the class that they hold; the module itself has no name. `config` is one in each room."""
 RTX_ONLY = {
@@ -52,6 +53,10 @@ RTX_ONLY = {
     "EngineInvalidityDiagnostics.__members__",
     "DynamicShapesKernelSpecializationStrategy",
     "DynamicShapesKernelSpecializationStrategy.EAGER",
+    "IRuntimeConfig.create_runtime_cache",
+    "IRuntimeConfig.set_runtime_cache",
+    "IRuntimeCache.deserialize",
+    "IRuntimeCache.serialize",
     "IRuntimeConfig.dynamic_shapes_kernel_specialization_strategy",
 }
 """Asked for with `hasattr` or behind one, as TensorRT-RTX alone has them."""
@@ -87,10 +92,10 @@ def used_names() -> set[str]:
             if not isinstance(node, ast.Attribute):
                 continue
             owner, outer = node.value, getattr(node.value, "value", None)
-            variable = owner.id if isinstance(owner, ast.Name) else getattr(owner, "attr", "")
+            variable, outer = (getattr(part, "id", getattr(part, "attr", "")) for part in (owner, outer))
             if variable in of:
                 names.add(f"{of[variable]}.{node.attr}".lstrip("."))
-            elif isinstance(outer, ast.Name) and of.get(outer.id) == "":  # a member of one of the module's classes
+            elif of.get(outer) == "":  # a member of one of the module's classes
                 names.add(f"{variable}.{node.attr}")
     return names - PYTHONS
 

@@ -6,15 +6,17 @@ import gc
 import re
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 from stand_in_driver import Driver, pycuda_on
-from stand_in_tensorrt import DIM, GRAPH, SIDE, TensorRT, answers
+from stand_in_tensorrt import DIM, GRAPH, SIDE, TensorRT, TensorRTRTX, answers
 
 from mmcompress.errors import CorruptInputError, MissingRequirementError, MMCompressError, UsageError
+from mmcompress.places import CACHE
 from mmcompress.runtime.cuda import Cuda
 from mmcompress.runtime.enginesession import MOST_SIZES, TensorRTSession
 from mmcompress.runtime.libcuda import LibCuda
@@ -370,3 +372,34 @@ def test_a_plan_that_tensorrt_refuses_leaks_nothing(trt: TensorRT, cuda: Cuda, d
     with pytest.raises(MissingRequirementError, match="no memory left"):
         opened(trt, cuda)
     assert driver.live() == {} and driver.depth() == 0
+
+
+def test_what_tensorrt_rtx_compiled_is_kept_for_the_next_process(
+    driver: Driver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(CACHE, str(tmp_path))
+    rtx, seam = TensorRTRTX(driver), LibCuda(driver.library)
+    with opened(rtx, seam) as session, session.shared() as other:
+        for batch in (1, 2, 1):
+            check(session, batch)
+            check(other, batch)
+    assert rtx.compiled == 1 and len({id(cache) for cache in rtx.caches}) == 1
+    (kept,) = (tmp_path / "kernels").iterdir()
+    assert kept.read_bytes() == b"kernels of 2 layers"
+    for content, compiled in ((b"kernels of 2 layers", 0), (b"damaged", 1)):
+        kept.write_bytes(content)
+        again = TensorRTRTX(driver)
+        with opened(again, seam) as session:
+            check(session, 2)
+        assert again.compiled == compiled and kept.read_bytes() == b"kernels of 2 layers"
+    assert driver.live() == {}
+
+
+def test_a_cache_folder_that_cannot_be_written_costs_nothing_else(
+    driver: Driver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv(CACHE, str(tmp_path / "file"))
+    with opened(TensorRTRTX(driver), LibCuda(driver.library)) as session:
+        check(session, 2)
+    assert driver.live() == {}
