@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from packaging.markers import Marker
 
 ROOT = Path(__file__).parents[2]
 VERSIONS = ("10.3.0", "10.13.3.9", "10.16.1.11", "11.0.0.114", "11.4.0.106")
@@ -199,9 +200,16 @@ def requirements() -> Iterator[str]:
     extra = re.search(r"^tensorrt = \[(.*?)\]", text, re.MULTILINE | re.DOTALL)
     assert listed is not None and extra is not None
     for requirement, marker in re.findall(r'"([^";]+)(?:;([^"]*))?"', listed[1] + extra[1]):
-        held = {"": True, "python_version < '3.11'": True, "platform_machine == 'x86_64'": False}
+        held = {"": True, "python_version < '3.11'": True, "'tegra' not in platform_release": False}
         if held[marker.strip()]:
             yield requirement.strip()
+
+
+@pytest.mark.parametrize(("release", "wheel"), [("5.15.148-tegra", False), ("6.8.0-45-generic", True)])
+def test_only_a_jetson_goes_without_the_wheel(release: str, wheel: bool) -> None:
+    marker = Marker("'tegra' not in platform_release")
+    assert str(marker).replace('"', "'") in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    assert marker.evaluate({"platform_release": release}) is wheel
 
 
 @pytest.mark.network
