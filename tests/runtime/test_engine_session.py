@@ -145,6 +145,14 @@ def test_gpus_of_one_architecture_are_told_apart(
             check_passport(artifact, graph, machine)
 
 
+def test_inspect_shows_the_passport(cli: Callable[..., Any], make_artifact: Make) -> None:
+    artifact, _ = native(make_artifact, "native", AGX, profiles=((1, 1, 1), (2, 8, 32)), precisions={"int8": 48})
+    shown = " ".join(cli("inspect", artifact.path).out.split())
+    for part in ("Orin, tensorrt 10.3.0", "AGX Orin Developer Kit", "nvpmodel 0 (MAXN)", "48 products in int8"):
+        assert part in shown
+    assert "batches 1 to 1, usually 1, batches 2 to 32, usually 8" in shown and "16 multiprocessors" in shown
+
+
 def test_hardware_compatibility_widens_where_an_engine_runs(make_artifact: Make) -> None:
     artifact, graph = native(make_artifact, "wide", H100, reach="Ampere and later")
     passport = stated_passport(artifact.manifest, graph)
