@@ -122,6 +122,8 @@ class TensorRTSession(Session):
         try:
             if call.runs == 1 and self.uncaptured is None:
                 self._capture(call)
+                if self.uncaptured is not None:
+                    say("", self._file, f"runs without a CUDA graph: {self.uncaptured}")
             enqueue(call)
             self._cuda.synchronize(self._stream)
         except BaseException:
@@ -164,10 +166,11 @@ class TensorRTSession(Session):
             )
 
     def _capture(self, call: Call) -> None:
-        """Keep the engine's work as a graph; where it cannot be one, go on without and say so."""
-        capturable = getattr(call.context, "is_stream_capturable", None)  # TensorRT-RTX compiles while it runs
-        graphs = self._cuda.graphs
-        if graphs is None or (capturable is not None and not capturable(self._stream)):
+        """Keep the engine's work as a graph; where it cannot be one, go on without."""
+        context, graphs = call.context, self._cuda.graphs
+        if graphs is None:
+            return
+        if hasattr(context, "is_stream_capturable") and not context.is_stream_capturable(self._stream):
             self.uncaptured = "TensorRT-RTX says that its work cannot be captured"
             return
         graphs.begin_capture(self._stream)
@@ -184,8 +187,6 @@ class TensorRTSession(Session):
                 call.graph = graphs.end_capture(self._stream)
             except MissingRequirementError as error:
                 self.uncaptured = error.what
-        if self.uncaptured is not None:
-            say("", self._file, f"runs without a CUDA graph: {self.uncaptured}")
 
     def _call_for(self, loaded: LoadedEngine, shapes: Shapes) -> Call:
         call = self._calls.pop(shapes, None) or self._new_call(loaded, shapes)

@@ -54,6 +54,7 @@ RTX_ONLY = {
     "EngineInvalidityDiagnostics.__members__",
     "DynamicShapesKernelSpecializationStrategy",
     "DynamicShapesKernelSpecializationStrategy.EAGER",
+    "IExecutionContext.is_stream_capturable",
     "IRuntimeConfig.create_runtime_cache",
     "IRuntimeConfig.set_runtime_cache",
     "IRuntimeCache.deserialize",

@@ -321,6 +321,19 @@ def test_an_engine_that_cannot_be_captured_runs_without_a_graph(
     assert trt.faults == []
 
 
+def test_tensorrt_rtx_may_say_that_it_cannot_be_captured(
+    driver: Driver, capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(CACHE, str(tmp_path))
+    rtx = TensorRTRTX(driver)
+    rtx.capturable = False
+    with opened(rtx, LibCuda(driver.library)) as session:
+        for seed in range(3):
+            check(session, 2, seed)
+        assert "exec" not in driver.live() and "cuStreamBeginCapture_v2" not in names(driver)
+    assert "says that its work cannot be captured" in " ".join(capfd.readouterr().err.split())
+
+
 def test_a_gpu_that_does_not_answer_any_more_closes_the_session(trt: TensorRT, cuda: Cuda, driver: Driver) -> None:
     session = opened(trt, cuda)
     check(session, 2)

@@ -53,6 +53,7 @@ class TensorRT:
         self.driver, self.profiles = driver, profiles
         self.faults: list[str] = []
         self.contexts = 0
+        self.capturable = True
         self.engines = 0
         """How many are alive, of each."""
         self.refuse: str | None = None
@@ -93,6 +94,9 @@ class TensorRT:
             def set_tensor_address(self, name: str, address: int) -> bool:
                 self.addresses[name], self.version = address, self.version + 1
                 return outer.refuse != "set_tensor_address"
+
+            def is_stream_capturable(self, stream: int) -> bool:
+                return outer.capturable
 
             def execute_async_v3(self, stream: int) -> bool:
                 if outer.refuse == "execute_async_v3":
