@@ -157,6 +157,15 @@ def test_other_threads_work_and_no_context_stays(opened: Open, driver: Driver) -
     assert driver.library.standin_retains() == 1 and driver.live() == {}
 
 
+def test_pycuda_lets_go_of_the_context_when_the_process_ends(driver: Driver) -> None:
+    seam = PyCuda(pycuda_on(driver))
+    with seam.current():
+        assert driver.library.standin_retains() == 1
+    seam.release()
+    seam.release()
+    assert driver.library.standin_retains() == 0 and driver.depth() == 0
+
+
 def test_a_failure_inside_pops_the_context_too(opened: Open, driver: Driver) -> None:
     seam = opened()
     with pytest.raises(ZeroDivisionError), seam.current():
