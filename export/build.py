@@ -30,6 +30,7 @@ from mmcompress.runtime.passport import PASSPORTS, Passport, passport_of
 from mmcompress.runtime.tensorrt import machine_for, tensorrt_module, this_machine
 from mmcompress.seen import SEEN_IMAGES
 from mmcompress.stages import Job
+from mmcompress.twins import FLOAT_MODEL, float_model
 
 AUDIT = "audit.json"
 PREFERRED = (("int8", "signed"), ("fp16", "float"), ("fp32", "float"))
@@ -88,6 +89,7 @@ def build(job: Job[BuildConfig]) -> None:
     AuditDocument.of(audits).write(job.draft.path / AUDIT)
     job.draft.facts = {
         **{key: source.manifest.facts[key] for key in _PASSED_ON if key in source.manifest.facts},
+        FLOAT_MODEL: float_model(source),
         "backend": config.backend,
         "tensorrt_version": str(trt.__version__),
         "targets": [graph.target for graph in job.draft.graphs if graph.tower == job.draft.graphs[0].tower],

@@ -33,6 +33,7 @@ from mmcompress.manifest import Graph, TensorSpec
 from mmcompress.progress import say
 from mmcompress.seen import SEEN_IMAGES
 from mmcompress.stages import Job
+from mmcompress.twins import FLOAT_MODEL, float_model
 
 BATCHES = (1, 3, 8)
 TOLERANCE = 1e-4
@@ -89,6 +90,7 @@ def export(job: Job[ExportConfig]) -> None:
         "params": model.params,
         "macs": model.macs,
         **logits(tensors),
+        FLOAT_MODEL: float_model(source),
         "ranges_source": _ranges_source(source) if int8 else None,
         "kept": sorted(source.manifest.facts.get("kept", ())) if int8 else [],
     }

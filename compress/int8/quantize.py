@@ -71,6 +71,7 @@ from mmcompress.runtime.tokenize import text_processing
 from mmcompress.seen import seen_images, write_seen_images
 from mmcompress.stages import Job
 from mmcompress.strictjson import write_json
+from mmcompress.twins import FLOAT_MODEL, float_model
 
 COMPARED = 1 << 14
 """Numbers in the embeddings, over all pairs, that smoothing, ranges, roundings and biases are compared on."""
@@ -128,6 +129,7 @@ def quantize(job: Job[QuantizeConfig]) -> None:
         "params": source.model.params,
         "macs": source.model.macs,
         "linears": len(linears[JUDGED]),
+        FLOAT_MODEL: float_model(source),
         **fit_facts(config, spec, fitted.choices, ranking, kept, judged_on),
         **{name: fact for name, fact in source.manifest.facts.items() if name == SPARSE},
     }

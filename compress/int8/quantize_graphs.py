@@ -57,6 +57,7 @@ from mmcompress.runtime.tokenize import load_tokenizer, text_processing, tokeniz
 from mmcompress.seen import write_seen_images
 from mmcompress.stages import Job
 from mmcompress.strictjson import write_json
+from mmcompress.twins import FLOAT_MODEL, float_model
 
 TOWERS: tuple[Tower, ...] = ("image", "text")
 _PASSED_ON = ("params", "macs", "logit_scale", "logit_bias", "opset", "constant")
@@ -119,6 +120,7 @@ def quantize_graphs(job: Job[QuantizeGraphsConfig]) -> None:
             **config.model_dump(include={"method", "percentile", "samples", "seed"}),
         },
         "products": len(linears[JUDGED]),
+        FLOAT_MODEL: float_model(source),
         **fit_facts(config, spec, {name: one.choices for name, one in fitted.items()}, ranking, kept, judged_on),
     }
     job.draft.metrics = {"calibration": {"drift": drift, **(asdict(left) if left else {})}}

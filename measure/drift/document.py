@@ -185,7 +185,7 @@ class DriftRow(Part):
     unseen: Metrics | None
     """The same figures of these; null where there are none."""
     int8_against_fp32: Int8Distance | None
-    """From the last FP32 row; null where this one is not INT8."""
+    """From its own FP32; null where this row is not INT8, and where no row before it is the model that it is from."""
     cosine_histogram: CosineHistogram | None
     """Against the first row; null of the first row itself, and where the dimensions differ."""
     per_class: tuple[ClassChange, ...]

@@ -1,11 +1,11 @@
 """What a step cost: accuracy on the test set, and distance from the teacher, on the files that are delivered.
 
 Every row is measured against the first one, the teacher, and against the row before it, so that one sees what a step
-cost and what all of them did. INT8 is also held against the FP32 row that it was quantized from. A product already has
-an index that was built with the teacher; `old_index` says how well the new model's queries do on it.
+cost and what all of them did. INT8 is also held against its own FP32, where that is a row before it. A product already
+has an index that was built with the teacher; `old_index` says how well the new model's queries do on it.
 
 The figures are pure functions: retrieval.py finds, agreement.py compares, significance.py says what is chance. Here
-they are joined. One row's embeddings are in memory beside the teacher's, the previous row's and the last FP32 row's.
+they are joined. One row's embeddings are in memory beside the teacher's, the previous row's and the FP32 of INT8 rows.
 """
 
 from __future__ import annotations
@@ -40,12 +40,14 @@ from mmcompress.measure.sanity import collapsed
 from mmcompress.progress import say, track
 from mmcompress.runtime.backends import default_backend
 from mmcompress.seen import seen_images
+from mmcompress.twins import float_model
 
 if TYPE_CHECKING:
     from mmcompress.stages import Job
 
 __all__ = ["drift", "drift_document", "retrieval"]
 
+NO_FP32 = "the FP32 that it was quantized from is no row before it"
 CLASS_IMAGES = 5
 """Of a class with fewer images one flip is all there is to see."""
 
@@ -70,19 +72,26 @@ def drift_document(artifacts: Sequence[Artifact], config: DriftConfig, folder: P
     rows: list[DriftRow] = []
     first: SplitRow | None = None
     before: SplitRow | None = None
-    fp32: SplitRow | None = None
+    integers = {float_model(a) for a in artifacts if any(graph.precision == "int8" for graph in a.manifest.graphs)}
+    fp32: dict[str | None, SplitRow] = {}
     for artifact in track(artifacts, "drift", total=len(artifacts)):
         own = backend if artifact.manifest.kind is Kind.ONNX else None
         pairs, embedded = embed_row(artifact, data, own, config.batch, pairs, embedded)
         row = split_row(pairs, embedded, config.seed)
         first = first or row
-        rows.append(_table_row(pairs, row, first, before, fp32 if embedded.precision == "int8" else None, artifact))
+        model = float_model(artifact)
+        own_fp32 = fp32.get(model) if embedded.precision == "int8" else None
+        rows.append(_table_row(pairs, row, first, before, own_fp32, artifact))
+        if embedded.precision == "int8" and own_fp32 is None:
+            say("drift", row.name, f"warning: {NO_FP32}: what INT8 alone costs is not measured")
         if calibrated := rows[-1].calibrated_images:
             what = f"{calibrated} of {len(pairs.keys)} test images calibrated it, or are copies of such"
             say("drift", row.name, f"warning: {what}, so its figures may flatter it")
         if rows[-1].collapsed:
             say("drift", row.name, f"warning: {rows[-1].collapsed}, so its figures say nothing")
-        before, fp32 = row, row if embedded.precision == "fp32" else fp32
+        if embedded.precision == "fp32" and model is not None and model in integers:
+            fp32[model] = row
+        before = row
     assert pairs is not None and first is not None and before is not None
     answers = (first.main.answers, before.main.answers)
     shown = gallery(pairs, first.chosen, flips_between(first.main, before.main), answers, before.name, config.gallery)

@@ -57,6 +57,7 @@ from mmcompress.runtime.scheduling import realtime
 from mmcompress.runtime.session import Feeds, Session
 from mmcompress.seen import SEEN_IMAGES
 from mmcompress.stages import Job
+from mmcompress.twins import FLOAT_MODEL, float_model
 
 FINALISTS = 2
 CPU_TOLERANCE, GPU_TOLERANCE = 1e-4, 5e-3
@@ -193,7 +194,7 @@ def deliver(
             for file in entrant.path.parent.glob(f"{entrant.graph.file}*"):
                 shutil.copyfile(file, draft.path / file.name)
             draft.graphs.append(entrant.graph)
-    draft.facts = {**origin.facts, "kept": sorted(chosen.numerics.kept)}
+    draft.facts = {**origin.facts, FLOAT_MODEL: float_model(source), "kept": sorted(chosen.numerics.kept)}
     sizes = {file.name: file.stat().st_size for file in draft.path.iterdir()}
     teacher = source.manifest.config.get("teacher") or {}
     card = export_card(draft.graphs, sizes, draft.facts, teacher.get("source"), job.name)

@@ -165,6 +165,7 @@ def test_the_whole_way(
     page = json.loads((out / "report" / "report.json").read_text())
     assert [row["row"] for row in page["rows"]] == ["teacher", "pruned", "recovered", "int8"]
     assert page["rows"][-1]["precision"] == "int8" and page["rows"][-1]["latency"]
+    assert page["rows"][-1]["int8_against_fp32"]["row"] == "recovered"
     assert page["verdicts"] and any("no captions" in warning for warning in page["warnings"])
     assert page["test"]["data"].startswith("part:")
     (verdict,) = page["verdicts"]

@@ -124,6 +124,13 @@ def test_what_was_not_measured_fails(report: Report, gates: Report) -> None:
     assert verdict["note"].startswith("not measured")
 
 
+def test_int8_that_was_not_held_against_its_own_fp32_does_not_pass(report: Report) -> None:
+    report["rows"][-1]["int8_against_fp32"] = None
+    verdict = one(report, max={"int8_against_fp32.flip_rate": 0.5})
+    assert (verdict["passed"], verdict["value"]) == (False, None)
+    assert "its own FP32 is no row before it" in verdict["note"]
+
+
 def test_speedup_is_bench_s_interleaved_ratio(report: Report) -> None:
     verdict = one(report, min_speedup=8)
     assert (verdict["passed"], verdict["value"], verdict["interval"]) == (True, 8.29, (8.07, 8.48))

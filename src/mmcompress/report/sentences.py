@@ -158,6 +158,13 @@ def not_measured(document: ReportDocument) -> list[str]:
     without = [row.row for row in document.rows if row.metrics.i2t_r10 is None]
     if without:
         sentences.append(f"Accuracy of {', '.join(without)}: no drift measurement has these rows.")
+    without = [
+        row.row for row in document.rows if row.against and row.precision == "int8" and not row.int8_against_fp32
+    ]
+    if without:
+        sentences.append(
+            f"What INT8 alone costs, of {', '.join(without)}: the FP32 that it is from is no row before it."
+        )
     without = [row.row for row in document.rows if not row.latency]
     if without:
         sentences.append(f"Latency of {', '.join(without)}: no bench measurement has these rows.")

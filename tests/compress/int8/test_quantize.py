@@ -36,6 +36,7 @@ from mmcompress.measure.verdict.heldout import held_out
 from mmcompress.pipeline import standalone
 from mmcompress.pipeline.recipe import parse_assignments
 from mmcompress.seen import JUDGED_ON, seen_images
+from mmcompress.twins import float_model
 
 pytestmark = pytest.mark.usefixtures("better_than_chance")
 
@@ -88,6 +89,9 @@ def test_the_artifact_is_a_checkpoint_with_ranges_integers_and_a_record_of_choic
     assert f"mmcompress export {found.path}" in said
     graphs = standalone.export(str(found.path), tmp_path / "onnx", {"precisions": ("fp32", "int8")})
     assert graphs.manifest.facts["kept"] == []
+    source = Artifact.open(world / "checkpoint")
+    assert source.manifest.files["model.safetensors"] != found.manifest.files["model.safetensors"], "smoothed"
+    assert float_model(source) == float_model(found) == float_model(graphs) is not None
 
 
 def test_no_more_samples_are_said_to_be_seen_than_there_are(world: Path, tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from mmcompress.errors import CorruptInputError, UsageError
 from mmcompress.measure.drift.drift import drift, drift_document
 from mmcompress.measure.drift.testset import prompt_embeddings
 from mmcompress.runtime.encoder import Encoder
+from mmcompress.twins import FLOAT_MODEL
 
 Make = Callable[..., Artifact]
 
@@ -63,8 +64,8 @@ def test_the_stage_measures_every_row(make_artifact: Make, shard: Path, tmp_path
     labels.write_text("\n".join([*WORDS, "", "red"]))
     artifacts = (
         make_artifact("teacher", make_model(1, dim=20)),
-        make_artifact("student"),
-        make_artifact("int8", precisions=("int8",)),
+        make_artifact("student", facts={FLOAT_MODEL: "student"}),
+        make_artifact("int8", precisions=("int8",), facts={FLOAT_MODEL: "student"}),
     )
     report = run_stage(artifacts, tmp_path, test=str(shard), labels=str(labels))
     assert report["backend"] == "openvino"
@@ -117,6 +118,18 @@ def test_the_stage_measures_every_row(make_artifact: Make, shard: Path, tmp_path
     assert int8["previous"]["r10_change"]["i2t"] == -against["r10_drop"]
     assert student["previous"]["cosine_mean"] is None and teacher["previous"] is None
     assert index.shape == (6, 16)
+
+
+def test_int8_is_held_against_its_own_fp32_and_no_other(make_artifact: Make, shard: Path) -> None:
+    own = make_artifact("own", facts={FLOAT_MODEL: "a"})
+    other = make_artifact("other", make_model(1), facts={FLOAT_MODEL: "b"})
+    int8 = make_artifact("int8", precisions=("int8",), facts={FLOAT_MODEL: "a"})
+    unknown = make_artifact("unknown", precisions=("int8",))
+    rows = report_of([own, other, int8, unknown], test=str(shard))["rows"]
+    assert rows[2]["int8_against_fp32"]["row"] == "own", "not the FP32 row that stands right before it"
+    assert rows[2]["int8_against_fp32"]["flip_rate"] == rows[2]["metrics"]["flip_rate"]
+    assert rows[3]["int8_against_fp32"] is None, "nothing says what it was quantized from"
+    assert report_of([other, int8], test=str(shard))["rows"][1]["int8_against_fp32"] is None
 
 
 def test_the_old_index_answers_the_new_models_queries(make_artifact: Make, shard: Path, tmp_path: Path) -> None:
