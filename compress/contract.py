@@ -159,8 +159,7 @@ def answered(encode: Callable[[Any], Any], inputs: Any, source: str, tower: str)
 def _checked(answer: Any, rows: int, width: int, source: str, tower: str) -> Tensor:
     """(B, D), if that is what it is."""
     who = f"the teacher {source}: encode_{tower}"
-    if not isinstance(answer, Tensor) or not answer.is_floating_point():
-        kind = f"a tensor of {answer.dtype}" if isinstance(answer, Tensor) else f"a {type(answer).__name__}"
+    if (kind := _no_numbers(answer)) is not None:
         raise UsageError(f"{who} returned {kind}", f"expected a float tensor of shape ({rows}, {width})")
     if answer.shape != (rows, width):
         hint = "pool the tokens: one row an input" if answer.ndim == 3 else "embed_dim is the width of both towers"
@@ -178,6 +177,17 @@ def _checked(answer: Any, rows: int, width: int, source: str, tower: str) -> Ten
             "end it with torch.nn.functional.normalize(…, dim=-1)",
         )
     return embeddings
+
+
+def _no_numbers(answer: Any) -> str | None:
+    """What an answer is instead of a tensor of floats that can be read."""
+    if not isinstance(answer, Tensor):
+        return f"a {type(answer).__name__}"
+    if answer.is_meta:
+        return "a tensor on the device meta, which holds no numbers"
+    if answer.layout is not torch.strided:
+        return f"a tensor of the layout {answer.layout}"
+    return None if answer.is_floating_point() else f"a tensor of {answer.dtype}"
 
 
 def _refuse_constant(embeddings: Tensor, different: int, source: str, tower: str) -> None:
@@ -213,7 +223,7 @@ def check_teacher(teacher: Teacher, source: str) -> str | None:
 
 def _check_repeats(first: Tensor, again: Tensor, rows: slice, source: str, tower: str) -> None:
     """(B, D), and the answer to some of its inputs in another batch."""
-    apart = float((1 - (first[rows] * again).sum(dim=-1)).abs().max())
+    apart = float((1 - torch.cosine_similarity(first[rows], again, dim=-1)).abs().max())
     if apart > REPEAT_ERROR:
         raise UsageError(
             f"the teacher {source}: encode_{tower} gave one input two answers, 1 - cosine {apart:.2g}",

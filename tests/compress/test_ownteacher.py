@@ -72,6 +72,8 @@ def test_answers_are_float32_on_the_cpu_without_a_gradient(tmp_path: Path) -> No
         (build("lambda x: image(x)[:1]"), r"returned the shape \(1, 16\)"),
         (build("lambda x: image(x).numpy()"), "encode_image returned a ndarray"),
         (build("lambda x: (image(x) * 9).int()"), "returned a tensor of torch.int32"),
+        (build("lambda x: image(x).to('meta')"), "returned a tensor on the device meta"),
+        (build("lambda x: image(x).to_sparse()"), "returned a tensor of the layout torch.sparse_coo"),
         (build("lambda x: normalize(image(x) + 0.1 * torch.randn(len(x), 16))"), "gave one input two answers"),
         (build("lambda x: normalize(image(x) - image(x).mean(0))"), "gave one input two answers"),
         ("def build(): return Teacher(image, text, 224, 16)\n", "has 224 as its preprocessing, expected a mmcompress"),
@@ -101,6 +103,13 @@ def test_answers_are_float32_on_the_cpu_without_a_gradient(tmp_path: Path) -> No
 def test_what_is_no_teacher_is_refused(tmp_path: Path, code: str, what: str) -> None:
     with pytest.raises(MMCompressError, match=what):
         load(tmp_path, code)
+
+
+def test_norms_as_coarse_as_bfloat16_are_no_second_answer(tmp_path: Path) -> None:
+    code = "def coarse(x): return (image(x) * torch.linspace(0.993, 1.007, len(x))[:, None]).bfloat16()\n"
+    teacher = load(tmp_path, code + build("coarse"))
+    norms = teacher.encode_image(torch.randn(64, 3, 8, 8)).norm(dim=-1)  # type: ignore[attr-defined]
+    assert norms.max() > 1.005, "the case is about norms that are not 1"
 
 
 def test_an_absent_file_is_refused(tmp_path: Path) -> None:
