@@ -96,6 +96,12 @@ def _world(here: Ranks | None, name: str) -> World:
     return found
 
 
+def check_device(name: str) -> None:
+    """Raise MissingRequirementError for a device that is not here; for before a stage's first long step."""
+    here = ranks.here()
+    _device(name, 0 if here is None else here.local_rank)
+
+
 def _device(name: str, local_rank: int) -> torch.device:
     """A GPU of its own for each process of a node."""
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -103,6 +109,10 @@ def _device(name: str, local_rank: int) -> torch.device:
         name = "cuda" if gpus else "cpu"
     if name.startswith("cuda") and not gpus:
         raise MissingRequirementError(f"device = {name!r}, and torch finds no GPU here", "give cpu, or auto")
+    if name == "mps" and not torch.backends.mps.is_available():
+        raise MissingRequirementError("device = 'mps', and torch finds none here", "give cpu, or auto")
+    if name.startswith("cuda:") and int(name.removeprefix("cuda:")) >= gpus:
+        raise MissingRequirementError(f"device = {name!r}, and torch finds {gpus} GPUs here", "give cpu, or auto")
     if name != "cuda":
         return torch.device(name)
     if local_rank >= gpus:

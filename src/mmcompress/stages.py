@@ -79,6 +79,8 @@ class Stage:
         """Raise for what cannot work. `start` are the sizes of a checkpoint that is still to be made, if known."""
         if self.together and (optimizer := getattr(built, "optimizer", None)) is not None:
             share_of_batch(optimizer.batch, processes())
+        if (device := getattr(built, "device", "auto")) not in ("auto", "cpu"):
+            self._imported("mmcompress.distributed:check_device")(device)
         if self.check:
             self._imported(self.check)(built, sources)
         if self.fits and "checkpoint" in sources:

@@ -160,6 +160,16 @@ def test_a_converted_checkpoint_is_its_own_teacher_too(cli: Cli, tmp_path: Path,
     assert done.code == 0, done.err
 
 
+@pytest.mark.parametrize("command", ["quantize", "prune", "verdict"])
+def test_a_device_that_is_not_here_is_refused_before_anything_is_converted(
+    cli: Cli, tmp_path: Path, teacher: Path, photos: Path, command: str
+) -> None:
+    key = "--quantize-device" if command == "verdict" else "--device"
+    done = cli(command, teacher, "--data", photos, "--out", tmp_path / "o", key, "cuda:7")
+    assert (done.code, [*tmp_path.glob("o*")]) == (3, []), done.err
+    assert "device = 'cuda:7', and torch finds" in done.err
+
+
 def test_a_verdict_quantizes_first(
     cli: Cli, tmp_path: Path, teacher: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -130,6 +130,7 @@ def test_what_cannot_run_is_refused_before_the_first_step(tmp_path: Path, photos
     asked: list[tuple[dict[str, Any], type[Exception], str]] = [
         ({"target_latency": "2x"}, UsageError, "target_latency"),
         ({"backend": "tensorrt"}, MissingRequirementError, "it does not run here"),
+        ({"overrides": ("quantize.device=cuda:7",)}, MissingRequirementError, "device = 'cuda:7'"),
         ({"overrides": ("quantise.samples=3",)}, UsageError, "no table or stage 'quantise'"),
         ({"overrides": ("quantize.sample=3",)}, UsageError, "unknown key 'sample'"),
         (

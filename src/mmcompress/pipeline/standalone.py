@@ -44,7 +44,7 @@ from mmcompress.pipeline.plan import local_inputs
 from mmcompress.pipeline.recipe import SHARED_TABLES, load_recipe, parse_assignments
 from mmcompress.pipeline.routing import routed, routed_with_source
 from mmcompress.pipeline.run import run_recipe, run_stages
-from mmcompress.pipeline.single import check_places, checked, config_of, look_at_data, run_single
+from mmcompress.pipeline.single import check_places, checked, look_at_data, run_single
 from mmcompress.pipeline.sources import (
     Given,
     artifacts_in,
@@ -170,7 +170,7 @@ def prune(source: str | Path, out: Path, given: Given = NOTHING, *, embeddings: 
     cached, to = _embeddings(out, "prune", given, embeddings, near, *([] if near else ["convert"]), start=checkpoint)
     tables = {"data": data_unless_given(given, cached)}
     check_places(
-        out, "prune", config_of("prune", tables, to["prune"]), made_first(source, near, to.get("convert", NOTHING))
+        out, "prune", checked("prune", tables, to["prune"]), made_first(source, near, to.get("convert", NOTHING))
     )
     sources = {"checkpoint": checkpoint(to), "embeddings": cached}
     return run_single("prune", tables, to["prune"], sources, out)
