@@ -17,14 +17,16 @@ from typing import Any
 from mmcompress.errors import CorruptInputError
 
 
-def text_from_json(value: object, indent: int | None = None, *, compact: bool = False, canonical: bool = False) -> str:
+def text_from_json(
+    value: object, indent: int | None = None, *, compact: bool = False, canonical: bool = False, ascii: bool = False
+) -> str:
     """The JSON text; `compact` is without blanks, `canonical` also sorted and ASCII, to be hashed.
 
     Raises CorruptInputError with the key of the first number that is NaN or infinite.
     """
     form: dict[str, Any] = {"separators": (",", ":")} if compact or canonical else {"indent": indent}
     try:
-        return json.dumps(value, sort_keys=canonical, ensure_ascii=canonical, allow_nan=False, **form)
+        return json.dumps(value, sort_keys=canonical, ensure_ascii=canonical or ascii, allow_nan=False, **form)
     except ValueError:
         check_finite(value)
         raise

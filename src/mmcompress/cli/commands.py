@@ -19,6 +19,7 @@ import typer
 
 from mmcompress import __version__
 from mmcompress.cli.options import SETTINGS, Commands, Set, keyed
+from mmcompress.cli.streams import never_failing
 from mmcompress.errors import MMCompressError, UsageError
 from mmcompress.ranks import announced, joined
 
@@ -497,6 +498,7 @@ def main() -> NoReturn:
     # OpenMP's threads spin while they wait, which takes the processor from those that decode images. Read once, when
     # torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    never_failing()
     sys.exit(_told(_on_all_ranks))
 
 

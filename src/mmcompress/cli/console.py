@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mmcompress.artifact import Artifact
+from mmcompress.cli.streams import encodes
 from mmcompress.document import Document
 from mmcompress.formats import (
     megabytes,
@@ -23,7 +24,8 @@ Summary = tuple[object, RenderableType]
 def show(document: object, view: RenderableType, as_json: bool) -> None:
     """Print the document as JSON, or else its view."""
     if as_json:
-        print(text_from_json(document, compact=True))
+        text = text_from_json(document, compact=True)
+        print(text if encodes(text) else text_from_json(document, compact=True, ascii=True))
     else:
         out = Console(highlight=False, markup=False)
         if not out.is_terminal:
