@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +11,8 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
-from mmcompress.data.layout import check_template, prompts
+from mmcompress.data.layout import check_template, prompts, read_labels
+from mmcompress.data.spec import images_in
 from mmcompress.errors import CorruptInputError, UsageError
 from mmcompress.manifest import Preprocessing
 from mmcompress.progress import say
@@ -47,6 +49,13 @@ def check_classify(image: Path | str, labels: Sequence[str], template: str) -> N
     read_pixels(Path(image), _ANY_SIZE)
 
 
+def labels_of(text: str) -> list[str]:
+    """`cat,dog`, or what a file of labels lists, as `drift` reads it."""
+    if os.path.isfile(text) or text.startswith("demo:"):  # noqa: PTH113, as Path raises for a text too long for a name
+        return read_labels(text)
+    return [label.strip() for label in text.split(",") if label.strip()]
+
+
 def softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
     """(N,) -> (N,)"""
     exponentials = np.exp(logits - logits.max())
@@ -74,13 +83,9 @@ def check_search(images: Path | str, text: str, top: int) -> None:
         raise UsageError(f"--top {top} asks for no results", "give 1 or more")
     if not Path(images).is_dir():
         raise UsageError(f"there is no folder {images}", "give a folder with images")
-    files = _image_files(Path(images))
+    files = sorted(images_in(Path(images)))
     if not any(map(_is_image, files)):
         raise _no_image(Path(images), len(files))
-
-
-def _image_files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
 
 
 def _is_image(path: Path) -> bool:
@@ -100,8 +105,9 @@ def _no_image(folder: Path, tried: int) -> UsageError:
 
 def embed_folder(encoder: Encoder, folder: Path) -> tuple[list[Path], NDArray[np.float32]]:
     """(paths, (N, D)) of the whole images under a folder, in the order of their names."""
-    files = _image_files(folder)
-    unread = (path for path in folder.rglob("*") if path.suffix.lower() in OTHER_SUFFIXES and path.is_file())
+    files = sorted(images_in(folder))
+    shown = (path for path in folder.rglob("*") if not path.name.startswith("."))
+    unread = (path for path in shown if path.suffix.lower() in OTHER_SUFFIXES and path.is_file())
     others = Counter(path.suffix.lower() for path in unread)
     if others:
         endings = ", ".join(f"{count} {suffix}" for suffix, count in sorted(others.items()))

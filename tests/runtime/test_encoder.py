@@ -19,7 +19,7 @@ from mmcompress.artifact import Artifact
 from mmcompress.data.preprocess import normalize, to_array
 from mmcompress.errors import CorruptInputError, UsageError
 from mmcompress.manifest import TensorSpec
-from mmcompress.runtime.answers import classify, search
+from mmcompress.runtime.answers import classify, labels_of, search
 from mmcompress.runtime.encoder import Encoder
 
 Make = Callable[..., Artifact]
@@ -123,12 +123,22 @@ def test_search_ranks_by_cosine_and_names_what_it_skips(
 def test_search_says_once_how_many_images_of_other_formats_it_skips(
     make_artifact: Make, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name in ("a.gif", "more/B.GIF", "c.tif", "d.bmp"):
+    for name in ("a.gif", "more/B.GIF", "c.tif", "d.bmp", ".hidden.png", ".hidden.gif"):
         Image.new("RGB", (SIDE, SIDE)).save(folder / name)
     with Encoder.open(make_artifact()) as encoder:
         assert len(search(encoder, folder, "red", top=9)) == 5
     said = " ".join(capsys.readouterr().err.split())
     assert said.count("4 images were skipped: 1 .bmp, 2 .gif, 1 .tif; read are .jpg, .jpeg, .png, .webp") == 1
+
+
+def test_labels_are_a_list_or_a_file_of_them(tmp_path: Path) -> None:
+    file = tmp_path / "names.txt"
+    file.write_text("a red car\n\na cat, asleep\n", encoding="utf-8")
+    assert labels_of(str(file)) == ["a red car", "a cat, asleep"]
+    assert labels_of(" cat, dog,") == ["cat", "dog"]
+    file.write_text("one\n", encoding="utf-8")
+    with pytest.raises(UsageError, match=r"names\.txt lists one label, 'one'"):
+        labels_of(str(file))
 
 
 def test_user_errors_are_named(make_artifact: Make, folder: Path, tmp_path: Path) -> None:
@@ -185,7 +195,7 @@ sys.modules.update(dict.fromkeys(blocked))
 import importlib
 for module in {MODULES!r}:
     importlib.import_module("mmcompress." + module)
-from mmcompress.runtime.answers import classify, search
+from mmcompress.runtime.answers import classify, labels_of, search
 from mmcompress.runtime.encoder import Encoder
 with Encoder.open({str(make_artifact().path)!r}) as encoder:
     print(len(classify(encoder, {str(folder / "0.png")!r}, ["red", "blue"])))

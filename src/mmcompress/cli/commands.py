@@ -409,7 +409,7 @@ def check(
 def classify(
     artifact: Source,
     image: Annotated[Path, typer.Argument(metavar="IMAGE")],
-    labels: Annotated[str, typer.Option(help="Separated by commas: cat,dog.")],
+    labels: Annotated[str, typer.Option(help="Separated by commas: cat,dog; or a text file, one a line.")],
     template: Annotated[str, typer.Option(help="Sentence around a label.")] = "{}",
     backend: Backend = None,
     trust: Trust = False,
@@ -421,7 +421,7 @@ def classify(
     from mmcompress.runtime import answers
     from mmcompress.runtime.encoder import Encoder
 
-    names = [label.strip() for label in labels.split(",") if label.strip()]
+    names = answers.labels_of(labels)
     check_named(artifact)
     answers.check_classify(image, names, template)
     with Encoder.open(graphs_to_use(artifact, backend), cast(Any, backend)) as encoder:
