@@ -229,6 +229,7 @@ STAGES: Mapping[str, Stage] = {
             Kind.ONNX,
             "mmcompress.export.export:export",
             {"checkpoint": Kind.CHECKPOINT},
+            check="mmcompress.export.export:check_export",
         ),
         Stage(
             "verdict",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -279,6 +280,17 @@ def test_a_teacher_is_exported_in_the_precision_that_is_asked_for(cli: Cli, tmp_
     assert {graph.precision for graph in Artifact.open(tmp_path / "half").manifest.graphs} == {"fp16"}
     done = cli("export", tmp_path / "half-checkpoint", "--precision", "int8", "--out", tmp_path / "i")
     assert done.code == 2 and "is not quantized" in done.err
+
+
+@pytest.mark.parametrize("opset", [30, 99])
+def test_an_opset_that_nothing_here_knows_is_refused_before_anything_is_converted(
+    cli: Cli, tmp_path: Path, teacher: Path, opset: int
+) -> None:
+    done = cli("export", teacher, "--opset", opset, "--out", tmp_path / "o")
+    assert (done.code, [*tmp_path.glob("o*")]) == (2, []), done.err
+    newest = int(re.search(r"give --opset (\d+) or less", " ".join(done.err.split()))[1])  # type: ignore[index]
+    made = cli("export", teacher, "--opset", newest, "--out", tmp_path / "o")
+    assert made.code == 0, made.err
 
 
 def test_embeddings_of_another_teacher_are_refused(
