@@ -157,3 +157,16 @@ def test_a_file_whose_name_is_a_command_is_a_file(tmp_path: Path, monkeypatch: p
     with pytest.raises(CorruptInputError):
         list(read(spec))
     assert not (tmp_path / "PWNED").exists()
+
+
+@pytest.mark.parametrize("image", ["a.jpg", "cat/a.jpg"])
+def test_an_archive_among_images_replaces_none_of_them(tmp_path: Path, image: str) -> None:
+    (tmp_path / image).parent.mkdir(exist_ok=True)
+    (tmp_path / image).write_bytes(b"")
+    assert expand(str(tmp_path))
+    (tmp_path / "backup.tar").write_bytes(b"")
+    with pytest.raises(
+        UsageError, match=rf"holds backup\.tar, .* and images that lie in no shard, {image} say"
+    ) as told:
+        expand(str(tmp_path))
+    assert expand(f"{tmp_path}/*.tar") == [f"{tmp_path}/backup.tar"] and f"'{tmp_path}/*.tar'" in told.value.hint

@@ -146,7 +146,14 @@ def _place(path: Path) -> list[str]:
         return [str(path)]
     if (path / TABLE).is_file():
         return [str(path / TABLE)]
-    if not (places := _shards(path) or _test_shards(path) or _photos(path) or _class_folders(path)):
+    shards = _shards(path)
+    if shards and (image := next(images_in(path), None)) is not None:
+        raise UsageError(
+            f"the folder {path} holds {shards[0].name}, of the name of a shard, and images that lie in no shard, "
+            f"{image.relative_to(path)} say: either could be the data",
+            f"give the shards by a pattern, '{path}/*.tar', or move them out of the folder of images",
+        )
+    if not (places := shards or _test_shards(path) or _photos(path) or _class_folders(path)):
         raise UsageError(f"the folder {path} holds neither .tar shards nor a {TABLE}, nor images", ACCEPTED)
     return [str(place) for place in places]
 
