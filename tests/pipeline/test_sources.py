@@ -7,11 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from mmcompress.artifact import Artifact
+from mmcompress.data.spec import fingerprint
+from mmcompress.errors import UsageError
 from mmcompress.int8 import RANGES
 from mmcompress.manifest import Kind
 from mmcompress.pipeline import single, standalone
+from mmcompress.pipeline.sources import recorded_data
 from mmcompress.stages import Stage
 
 
@@ -52,3 +56,26 @@ def test_a_verdict_inherits_the_budget_that_is_recorded(
     source = checkpoint(tmp_path / "a", stage, data={"train": "demo:train"}, **recorded)
     standalone.verdict(source, tmp_path / "out", given)
     assert (built[0].max_drop, built[0].max_flips) == budget
+
+
+def test_a_recorded_path_that_leads_to_other_data_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for place, colour in (("here", "red"), ("there", "blue")):
+        (tmp_path / place / "photos").mkdir(parents=True)
+        Image.new("RGB", (8, 8), colour).save(tmp_path / place / "photos" / "a.png")
+    monkeypatch.chdir(tmp_path / "here")
+    parents = {"data.train": fingerprint("photos")}
+    config = {"data": {"train": "photos"}}
+    with Artifact.create(
+        tmp_path / "q", kind=Kind.CHECKPOINT, stage="quantize", key="k", config=config, parents=parents
+    ):
+        pass
+    near = Artifact.open(tmp_path / "q")
+    assert recorded_data(near) == {"train": "photos"}
+    monkeypatch.chdir(tmp_path / "there")
+    with pytest.raises(
+        UsageError, match=r"made from data.train = 'photos', and what lies there now, seen from .*there"
+    ):
+        recorded_data(near)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match="there is no photos"):
+        recorded_data(near)

@@ -14,13 +14,15 @@ from typing import Any
 
 from mmcompress.artifact import Artifact
 from mmcompress.config import BudgetConfig, StageConfig
-from mmcompress.data.spec import is_stream
+from mmcompress.data.spec import expand, fingerprint, is_stream
 from mmcompress.errors import UsageError
 from mmcompress.manifest import Kind
 from mmcompress.pipeline.recipe import DATA_FIELDS
 from mmcompress.places import MANIFEST
 from mmcompress.strictjson import json_from_text
 
+_PAIRS = ("train", "validation", "test")
+"""The fields of data that are no lists."""
 Given = Mapping[str, Any]
 """What the user said, by the dotted keys of a config: `{"optimizer.lr": 0.1}`. None is a value; absent is not said."""
 
@@ -39,7 +41,23 @@ def recorded_data(near: Artifact | None) -> dict[str, Any]:
                 "is run or fetched",
                 f"if you trust it, name it yourself: --data {shlex.quote(spec)}",
             )
+        if isinstance(spec, str):
+            _check_same_data(near, name, spec)
     return dict(recorded)
+
+
+def _check_same_data(near: Artifact, name: str, spec: str) -> None:
+    """Raise UsageError where a recorded path leads to other data than what the artifact was made from."""
+    if (known := near.manifest.parents.get(f"data.{name}")) is None:
+        return
+    if name in _PAIRS:
+        expand(spec)
+    if known != fingerprint(spec):
+        raise UsageError(
+            f"{near.path} was made from data.{name} = {spec!r}, and what lies there now, seen from {Path.cwd()}, is "
+            "other data",
+            "name the data that is meant, by a path from here: --data DATA",
+        )
 
 
 def data_unless_given(given: Given, near: Artifact | None, field: str = "train") -> dict[str, Any]:
