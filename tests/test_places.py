@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import pytest
 
 from mmcompress.artifact import Artifact
-from mmcompress.errors import UsageError
+from mmcompress.errors import CorruptInputError, UsageError
 from mmcompress.manifest import Kind
-from mmcompress.places import check_place
+from mmcompress.places import CACHE, check_place, writing
 from mmcompress.publish import tidy
 
 
@@ -110,3 +112,29 @@ def test_a_place_below_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "notes").write_text("x")
     with pytest.raises(UsageError, match=r"lies below .*notes, which is no folder"):
         check_place(tmp_path / "notes" / "a" / "out")
+
+
+@pytest.mark.parametrize(
+    "raised",
+    [
+        OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
+        OSError(errno.EROFS, os.strerror(errno.EROFS), "somewhere"),
+        RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"),
+    ],
+)
+def test_a_place_that_takes_nothing_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, raised: Exception
+) -> None:
+    monkeypatch.setenv(CACHE, str(tmp_path / "cache"))
+    for place, hint in (
+        (tmp_path / "out", "give another --out"),
+        (tmp_path / "cache" / "x", f"set {CACHE} to another"),
+    ):
+        with (
+            pytest.raises(UsageError, match=f"{place} cannot be written: (No space|Read-only)") as told,
+            writing(place),
+        ):
+            raise CorruptInputError("a library failed", "mend it") from raised
+        assert hint in told.value.hint
+    with pytest.raises(ValueError, match="a bug"), writing(tmp_path):
+        raise ValueError("a bug")

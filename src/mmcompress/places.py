@@ -8,8 +8,10 @@ nobody gave a place goes into one cache folder.
 
 from __future__ import annotations
 
+import errno
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from mmcompress.strictjson import json_from_text
 MANIFEST = "manifest.json"
 CACHE = "MMCOMPRESS_CACHE"
 """The environment variable that says where the cache folder is."""
+_NOT_WRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 _KEYS = frozenset({"schema", "kind", "stage", "key", "files", "digest", "seal"})
 _LEFT_BY_SYSTEMS = frozenset({".DS_Store", "Thumbs.db", "desktop.ini"})
 _ELSEWHERE = "give another --out, or move it away"
@@ -29,6 +32,33 @@ def cache_folder() -> Path:
     if said := os.environ.get(CACHE):
         return Path(said).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "mmcompress"
+
+
+@contextmanager
+def writing(place: Path) -> Iterator[None]:
+    """A disk that is full, or that nobody may write to, becomes a UsageError that names the place.
+
+    Libraries put what the system said into exceptions of their own, so their words are looked at too.
+    """
+    try:
+        yield
+    except Exception as error:
+        if (said := _unwritable(error)) is None:
+            raise
+        cached = place.resolve().is_relative_to(cache_folder().resolve())
+        other = f"set {CACHE} to another folder" if cached else "give another --out"
+        raise UsageError(f"{place} cannot be written: {said}", f"make room there, or {other}") from error
+
+
+def _unwritable(error: BaseException | None) -> str | None:
+    """What the system said of the disk, of an exception or of one behind it."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _NOT_WRITABLE:
+            return os.strerror(error.errno)
+        if (said := next((said for said in map(os.strerror, _NOT_WRITABLE) if said in str(error)), None)) is not None:
+            return said
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def check_place(out: Path, inputs: Iterable[Path] = (), stage: str | None = None) -> None:

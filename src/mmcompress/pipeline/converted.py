@@ -194,13 +194,27 @@ def all_as_graphs(
             teacher_named(str(source), " or ".join(kind.value for kind in kinds or (Kind.ONNX,)), given)
             checked(tracing_stage(str(source)), {}, {**given, "teacher.source": str(source)})
     names = [name_of(source) for source in sources]
-    unique = [name if names.count(name) == 1 else f"{name}-{i}" for i, name in enumerate(names)]
+    unique = _told_apart(names)
     folder = out.with_name(f"{out.name}-sources")
     for source, name in zip(sources, unique, strict=True):
         if not is_artifact(source):
             check_apart(folder, read)
             check_place(folder / name)
     return [as_graphs(source, folder / name, given, *kinds) for source, name in zip(sources, unique, strict=True)]
+
+
+def _told_apart(names: Sequence[str]) -> list[str]:
+    """The names, with a number behind each that comes more than once; no number makes one that another source has."""
+    taken = {*names}
+    apart = []
+    for name in names:
+        number = 0
+        own = name
+        while names.count(name) > 1 and own in taken:
+            own, number = f"{name}-{number}", number + 1
+        taken.add(own)
+        apart.append(own)
+    return apart
 
 
 def name_of(source: str | Path) -> str:

@@ -27,7 +27,7 @@ from mmcompress.pipeline.outside import READ, outside, revisions, still_as_read
 from mmcompress.pipeline.plan import Step, check_data, local_inputs, plan
 from mmcompress.pipeline.recipe import Recipe
 from mmcompress.pipeline.together import KEY, run_on_all
-from mmcompress.places import MANIFEST, check_place
+from mmcompress.places import MANIFEST, check_place, writing
 from mmcompress.progress import say
 from mmcompress.publish import tidy
 from mmcompress.stages import Job, Stage
@@ -63,7 +63,8 @@ def run_stages(recipe: Recipe, places: Mapping[str, Path], where: str) -> dict[s
         else:
             digests[step.name] = standing
     for place in places.values():
-        place.absolute().parent.mkdir(parents=True, exist_ok=True)
+        with writing(place):
+            place.absolute().parent.mkdir(parents=True, exist_ok=True)
     artifacts: dict[str, Artifact] = {}
     with locked(*places.values()):
         for step in steps:
@@ -147,11 +148,13 @@ def _made_or_reused(
         return reused
     stage.refuse_impossible(built, sources)
     work = out.with_name(f".{out.name}.work")
-    _keep_work_of(work, key)
+    with writing(out):
+        _keep_work_of(work, key)
     say(stage.name, out.name, "running")
     start = time.monotonic()
     said, standing = _said(built), out if (out / MANIFEST).is_file() else None
     with (
+        writing(out),
         _kept_if_used(work),
         Artifact.create(out, kind=stage.produces, stage=stage.name, key=key, config=said, parents=parents) as draft,
     ):

@@ -14,7 +14,7 @@ from mmcompress.pipeline.plan import check_data, check_use, local_inputs
 from mmcompress.pipeline.recipe import assign, reduced
 from mmcompress.pipeline.run import digest_of_standing, parents_of, run_stage
 from mmcompress.pipeline.sources import Given
-from mmcompress.places import MANIFEST, check_place
+from mmcompress.places import MANIFEST, check_place, writing
 from mmcompress.stages import STAGES
 
 NO_SOURCES: Mapping[str, Artifact] = {}
@@ -84,7 +84,8 @@ def run_single(
         stage.refuse_impossible(built, sources)
         check_data(built, stage)
     check_place(out, [artifact.path for artifact in read], name)
-    out.absolute().parent.mkdir(parents=True, exist_ok=True)
+    with writing(out):
+        out.absolute().parent.mkdir(parents=True, exist_ok=True)
     with locked(out, reading=[artifact.path for artifact in read]):
         for artifact in read:
             artifact.check_unchanged()
