@@ -100,6 +100,8 @@ def export(job: Job[ExportConfig]) -> None:
     source, config = job.sources["checkpoint"], job.config
     model = source.model
     int8 = read_int8(source) if "int8" in config.precisions else {}
+    for tower in model.compressed if int8 else ():
+        check_has_integers(source, tower)
     tensors = read_tensors(source.path / WEIGHTS)
     reference = Reference.of(source.path, model)
     carried = [*([source.tokenizer.file] if source.tokenizer else []), *([SEEN_IMAGES] if int8 else [])]
@@ -167,6 +169,16 @@ def read_int8(source: Artifact) -> dict[str, Numerics]:
             integers = graph_integers(source.model, linears_from_tensors(tensors, kind))
             numerics[kind] = replace(variant.numerics, ranges=ranges, integers=integers, kept=kept)
     return numerics
+
+
+def check_has_integers(source: Artifact, tower: Tower) -> None:
+    """Raise UsageError where every Linear of a tower stays in float: its graph would be INT8 in name only."""
+    kept = source.manifest.facts.get("kept", ())
+    if all(name in kept for name in linear_modules(source.model) if name.startswith(f"{tower}.")):
+        raise UsageError(
+            f"{source.path} keeps every Linear of the {tower} tower in float, so there is no INT8 of it",
+            "quantize again with a larger --max-drop or --max-flips, or export it in fp32 or fp16",
+        )
 
 
 def complete_ranges(source: Artifact, kept: frozenset[str] = frozenset()) -> Ranges:

@@ -136,5 +136,9 @@ def test_a_place_that_takes_nothing_is_named(
         ):
             raise CorruptInputError("a library failed", "mend it") from raised
         assert hint in told.value.hint
+    (tmp_path / "cache").write_text("a file")
+    with pytest.raises(UsageError, match="which is no folder") as told:
+        check_place(tmp_path / "cache" / "x")
+    assert told.value.hint == f"set {CACHE} to another folder"
     with pytest.raises(ValueError, match="a bug"), writing(tmp_path):
         raise ValueError("a bug")

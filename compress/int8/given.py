@@ -9,7 +9,7 @@ file is looked at before it becomes a checkpoint.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +28,18 @@ ALIKE = 0.5
 """Cosine between two weights, below which they are of two models. Between random ones it is near 0."""
 
 
-def check_keep(model: DualEncoderConfig, names: Iterable[str]) -> None:
-    """Raise UsageError for a name of no Linear that is quantized in a model."""
+def check_keep(model: DualEncoderConfig, names: Collection[str]) -> None:
+    """Raise UsageError for a name of no Linear that is quantized in a model, and for all those of a tower."""
     known = linear_modules(model)
     for name in names:
         if name not in known:
             raise UsageError(f"quantize.keep: there is no Linear {name!r} in this model", suggestion(name, known))
+    for tower in model.compressed if names else ():
+        if {name for name in known if name.startswith(f"{tower}.")} <= {*names}:
+            raise UsageError(
+                f"quantize.keep names every Linear of the {tower} tower, so no INT8 of it would be left",
+                "keep fewer; a whole tower in float is what `mmcompress export --precision fp32` writes",
+            )
 
 
 def check_same_blocks(given: Artifact, model: DualEncoderConfig) -> dict[str, Range]:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from mmcompress.errors import UsageError
+from mmcompress.places import elsewhere
 from mmcompress.progress import say
 
 _BUSY = (errno.EAGAIN, errno.EACCES)
@@ -52,7 +53,7 @@ def _locked(fcntl: Any, place: Path, alone: bool) -> Iterator[None]:
                 "wait for it, or give another --out",
             ) from error
         if alone and error.errno not in _NO_LOCKS:
-            raise UsageError(f"{place.parent} cannot be written to: {error.strerror}", "give another --out") from error
+            raise UsageError(f"{place.parent} cannot be written to: {error.strerror}", elsewhere(place)) from error
         if alone:
             say("lock", place.name, f"no locks on this file system ({error.strerror}): start no second mmcompress here")
         yield

@@ -34,6 +34,12 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "mmcompress"
 
 
+def elsewhere(place: Path) -> str:
+    """What to do where a place cannot be: what nobody gave a place lies in the cache folder."""
+    cached = place.resolve().is_relative_to(cache_folder().resolve())
+    return f"set {CACHE} to another folder" if cached else "give another --out"
+
+
 @contextmanager
 def writing(place: Path) -> Iterator[None]:
     """A disk that is full, or that nobody may write to, becomes a UsageError that names the place.
@@ -45,9 +51,7 @@ def writing(place: Path) -> Iterator[None]:
     except Exception as error:
         if (said := _unwritable(error)) is None:
             raise
-        cached = place.resolve().is_relative_to(cache_folder().resolve())
-        other = f"set {CACHE} to another folder" if cached else "give another --out"
-        raise UsageError(f"{place} cannot be written: {said}", f"make room there, or {other}") from error
+        raise UsageError(f"{place} cannot be written: {said}", f"make room there, or {elsewhere(place)}") from error
 
 
 def _unwritable(error: BaseException | None) -> str | None:
@@ -77,7 +81,7 @@ def check_place(out: Path, inputs: Iterable[Path] = (), stage: str | None = None
         if stage is not None and (other := _body(out)["stage"]) != stage:
             raise UsageError(f"{out} holds what {other} made, and {stage} would replace it", _ELSEWHERE)
     if not (above := next(path for path in out.resolve().parents if path.exists())).is_dir():
-        raise UsageError(f"{out} lies below {above}, which is no folder", "give another --out")
+        raise UsageError(f"{out} lies below {above}, which is no folder", elsewhere(out))
     if out.exists() and not out.is_dir():
         raise UsageError(f"{out} exists and is no folder, so it is not overwritten", _ELSEWHERE)
 

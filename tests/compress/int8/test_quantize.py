@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,11 @@ from mmcompress.config import DataConfig, DriftConfig, VerdictConfig
 from mmcompress.data.sample import image_of, mark_of
 from mmcompress.data.spec import fingerprint
 from mmcompress.errors import UsageError
+from mmcompress.export.export import check_has_integers
 from mmcompress.export.pixels import image_processing
 from mmcompress.export.texts import save_text_processing
 from mmcompress.huggingface import dual_encoder_from_hugging_face, save_checkpoint
-from mmcompress.int8 import INTEGERS, linears_from_tensors
+from mmcompress.int8 import INTEGERS, linear_modules, linears_from_tensors
 from mmcompress.manifest import Kind, TextProcessing
 from mmcompress.measure.drift.drift import drift_document
 from mmcompress.measure.verdict.heldout import held_out
@@ -192,7 +194,14 @@ def test_what_is_to_be_kept_is_kept_and_a_typo_is_named(world: Path, tmp_path: P
     with pytest.raises(UsageError, match=r"there is no Linear 'text\.blocks\.1\.fc3' in this model") as caught:
         quantize(world, tmp_path / "x", 'keep=["text.blocks.1.fc3"]')
     assert "text.blocks.1.fc" in caught.value.hint and caught.value.exit_code == 2
+    every = [name for name in linear_modules(found.model) if name.startswith("text.")]
+    with pytest.raises(UsageError, match="names every Linear of the text tower, so no INT8 of it would be left"):
+        quantize(world, tmp_path / "x", f"keep={json.dumps(every)}")
     assert not (tmp_path / "x").exists()
+    by_budget = found.manifest.model_copy(update={"facts": {**found.manifest.facts, "kept": every}})
+    check_has_integers(replace(found, manifest=by_budget), "image")
+    with pytest.raises(UsageError, match="keeps every Linear of the text tower in float, so there is no INT8 of it"):
+        check_has_integers(replace(found, manifest=by_budget), "text")
 
 
 def test_a_budget_that_cannot_hold_keeps_linears_in_float(
