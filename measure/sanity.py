@@ -19,6 +19,8 @@ from mmcompress.measure.retrieval import KS, Bools, Floats, Ints, Matches, hits
 
 NORM_ERROR = 1e-3
 CHANCE = "better than chance"
+FEW_IMAGES = 20
+"""A figure over fewer moves by five points with each of them."""
 DEVIATIONS = 3.0
 """Of the binomial distribution, by which retrieval has to be better than chance."""
 
@@ -109,3 +111,10 @@ def enforce_checks(done: Sequence[SanityCheck], backend: str) -> None:
             "nothing can be compared with it: check the checkpoint with `mmcompress export` and `drift`"
             f"{captions if any(check.check == CHANCE for check in done) else ''}",
         )
+
+
+def of_few(images: int, texts: int) -> list[str]:
+    """What recalls cannot say, of a test set as small as this one."""
+    choices = ((texts, "texts"), (images, "images"))
+    told = [f"R@10 is 100% of any model that chooses among {n} {what}" for n, what in choices if n <= KS[-1]]
+    return [*told, f"{images} images say little, whatever their intervals are"] if images < FEW_IMAGES else told

@@ -36,7 +36,7 @@ from mmcompress.measure.drift.figures import (
 from mmcompress.measure.drift.gallery import gallery, write_thumbnails
 from mmcompress.measure.drift.testset import EvaluationSet, Row, embed_row
 from mmcompress.measure.retrieval import Ints, retrieval
-from mmcompress.measure.sanity import collapsed
+from mmcompress.measure.sanity import collapsed, of_few
 from mmcompress.progress import say, track
 from mmcompress.runtime.backends import default_backend
 from mmcompress.seen import seen_images
@@ -93,6 +93,8 @@ def drift_document(artifacts: Sequence[Artifact], config: DriftConfig, folder: P
             fp32[model] = row
         before = row
     assert pairs is not None and first is not None and before is not None
+    for warning in of_few(len(first.main.images), len(pairs.texts)):
+        say("drift", "drift", f"warning: {warning}")
     answers = (first.main.answers, before.main.answers)
     shown = gallery(pairs, first.chosen, flips_between(first.main, before.main), answers, before.name, config.gallery)
     preprocessing = artifacts[0].manifest.preprocessing

@@ -22,6 +22,7 @@ from mmcompress.config import DataConfig, DriftConfig
 from mmcompress.errors import CorruptInputError, UsageError
 from mmcompress.measure.drift.drift import drift, drift_document
 from mmcompress.measure.drift.testset import prompt_embeddings
+from mmcompress.measure.sanity import of_few
 from mmcompress.runtime.encoder import Encoder
 from mmcompress.twins import FLOAT_MODEL
 
@@ -130,6 +131,21 @@ def test_int8_is_held_against_its_own_fp32_and_no_other(make_artifact: Make, sha
     assert rows[2]["int8_against_fp32"]["flip_rate"] == rows[2]["metrics"]["flip_rate"]
     assert rows[3]["int8_against_fp32"] is None, "nothing says what it was quantized from"
     assert report_of([other, int8], test=str(shard))["rows"][1]["int8_against_fp32"] is None
+
+
+def test_what_few_images_and_texts_cannot_say_is_said(
+    make_artifact: Make, shard: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    labels = tmp_path / "labels.txt"
+    labels.write_text("\n".join(WORDS))
+    report_of([make_artifact()], test=str(shard), labels=str(labels))
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"R@10 is 100% of any model that chooses among {len(WORDS)} texts" in said and "say little" not in said
+    assert of_few(3, 200) == [
+        "R@10 is 100% of any model that chooses among 3 images",
+        "3 images say little, whatever their intervals are",
+    ]
+    assert of_few(20, 11) == []
 
 
 def test_the_old_index_answers_the_new_models_queries(make_artifact: Make, shard: Path, tmp_path: Path) -> None:
