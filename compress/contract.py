@@ -164,7 +164,7 @@ def _checked(answer: Any, rows: int, width: int, source: str, tower: str) -> Ten
     if answer.shape != (rows, width):
         hint = "pool the tokens: one row an input" if answer.ndim == 3 else "embed_dim is the width of both towers"
         raise UsageError(f"{who} returned the shape {tuple(answer.shape)}, expected ({rows}, {width})", hint)
-    embeddings = answer.detach().float().cpu()
+    embeddings: Tensor = answer.detach().float().cpu()
     norms = embeddings.norm(dim=-1)
     if not (torch.isfinite(norms) & (norms > 0)).all():
         what = "an image" if tower == "image" else "a text"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,10 +16,12 @@ from transformers import CLIPModel
 
 from mmcompress.config import TeacherConfig
 from mmcompress.errors import CorruptInputError, MissingRequirementError, MMCompressError, UsageError
+from mmcompress.foreign import said
 from mmcompress.pipeline import standalone
 from mmcompress.pipeline.converted import graphs_to_use, teacher_named
 from mmcompress.pretrained import check_folder, load_model
 from mmcompress.teachers import resolve
+from mmcompress.weights import read_weights
 
 Change = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 
@@ -185,3 +188,20 @@ def test_an_old_transformers_is_named(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr("transformers.__version__", "4.50.3")
     with pytest.raises(MissingRequirementError, match=r"transformers 4\.50\.3 is too old, expected 4\.56"):
         check_folder(write_teacher(tmp_path))
+
+
+def test_what_an_exception_says_goes_on_behind_a_colon() -> None:
+    assert (
+        said(RuntimeError("Error(s) for Linear:\n\n  size mismatch\n  more"))
+        == "RuntimeError: Error(s) for Linear: size mismatch"
+    )
+    assert said(ValueError("one\ntwo")) == "ValueError: one" and said(KeyError()) == "KeyError: "
+
+
+def test_a_folder_whose_name_is_no_utf8_is_not_called_damaged(tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    folder.mkdir()
+    save_file({"a": torch.zeros(1)}, tmp_path / "model.safetensors")
+    (tmp_path / "model.safetensors").rename(folder / "model.safetensors")
+    with pytest.raises(UsageError, match="has a name that is no UTF-8"):
+        read_weights(folder / "model.safetensors")

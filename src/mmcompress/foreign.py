@@ -73,8 +73,10 @@ def is_foreign(file: str, module: str) -> bool:
 
 
 def said(error: BaseException) -> str:
-    """Its type and its first line; some go on for a page."""
-    return f"{type(error).__name__}: {next((line for line in str(error).splitlines() if line.strip()), '').strip()}"
+    """Its type and its first line, with the next where that one ends in a colon; some go on for a page."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    shown = lines[:2] if lines and lines[0].endswith(":") else lines[:1]
+    return f"{type(error).__name__}: {' '.join(shown)}"
 
 
 @contextmanager

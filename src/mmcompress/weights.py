@@ -7,6 +7,7 @@ tell it in a fifth of a second a gigabyte, so they are asked first.
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from zipfile import is_zipfile
@@ -62,6 +63,10 @@ def tensors_in(path: Path) -> Iterator[tuple[str, Tensor]]:
         loaded = loaded.get("state_dict", loaded)
         yield from ((name, tensor) for name, tensor in loaded.items() if isinstance(tensor, Tensor))
     except Exception as error:  # both readers raise types of their own, which have no common base
+        if os.fsencode(path) != str(path).encode("utf-8", "replace"):
+            raise UsageError(
+                f"{path} has a name that is no UTF-8, which its reader cannot open", "rename it"
+            ) from error
         said = next(iter(str(error).splitlines()), type(error).__name__)
         raise CorruptInputError(f"{path} is damaged: {said}", _RESTORE) from error
 
