@@ -206,6 +206,19 @@ def test_too_few_photos_are_called_photos(world: Path, tmp_path: Path, coloured_
         judge(world, tmp_path / "v", **{"data.validation": str(photos)})
 
 
+def test_photos_choose_among_labels_where_they_are_given(
+    world: Path, tmp_path: Path, coloured_squares: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    labels = tmp_path / "labels.txt"
+    labels.write_text("\n".join(CAPTIONS[:4]), encoding="utf-8")
+    photos = write_photos(tmp_path / "photos", coloured_squares, 1)
+    found = document(judge(world, tmp_path / "v", **{"data.validation": str(photos), "data.labels": str(labels)}))
+    assert found["labels"] == str(labels) and found["texts"] == 4 and found["own_answers"]
+    assert "among 4 labels hardly a hit at 10 is lost" in " ".join(capsys.readouterr().err.split())
+    judge(world, tmp_path / "w", **{"data.labels": str(labels)})
+    assert "is not used: the pairs of" in " ".join(capsys.readouterr().err.split())
+
+
 def test_a_race_ends_when_it_is_decided(world: Path, tmp_path: Path) -> None:
     source = Artifact.open(world / "quantized")
     variant = contestants.Variant("fp32", contestants.Numerics())
