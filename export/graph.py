@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from mmcompress import __version__
 from mmcompress.errors import UsageError, require
-from mmcompress.int8 import OPERANDS, Linears, Signedness, activation_quantizer, quantize_weight
+from mmcompress.int8 import OPERANDS, Linears, Signedness, activation_quantizer, product_scale, quantize_weight
 
 Array = NDArray[Any]
 Ranges = Mapping[str, Mapping[str, float]]
@@ -107,20 +107,29 @@ class GraphWriter:
         bias: Array,
         module: str | None = None,
         columns: slice = slice(None),
+        by_token: bool = False,
     ) -> str:
         """(..., in) @ (in, out) + (out,) -> (..., out).
 
-        `module` names the Linear if it is not `name`, and `columns` the part of its outputs that this is.
+        `module` names the Linear if it is not `name`, and `columns` the part of its outputs that this is. With
+        `by_token`, (N, T, in) is multiplied as (T, N, in).
         """
         numerics, module = self.numerics, module or name
         if numerics.activations == "float" or module in numerics.kept:
             return self.float_linear(name, x, weight, bias)
+        if by_token:
+            x = self.node("Transpose", f"{name}.by_token", x, perm=[1, 0, 2])
         fitted = numerics.integers.get(module)
         if fitted is not None:
             integers, scales, bias = fitted.weight[:, columns], fitted.scales[columns], fitted.bias[columns]
         else:
             integers, scales = quantize_weight(weight, numerics.activations, numerics.dtype)
-        product = self._quantized_product(name, x, integers, scales.astype(numerics.dtype), module)
+        if numerics.dtype is np.float16:
+            product = self._gained_product(name, x, integers, scales, module)
+        else:
+            product = self._quantized_product(name, x, integers, scales.astype(numerics.dtype), module)
+        if by_token:
+            product = self.node("Transpose", f"{name}.by_row", product, perm=[1, 0, 2])
         return self.node("Add", f"{name}.add", product, self.real(f"{name}.bias", bias))
 
     def float_linear(self, name: str, x: str, weight: Array, bias: Array) -> str:
@@ -128,13 +137,26 @@ class GraphWriter:
         product = self.node("MatMul", name, x, self.real(f"{name}.weight", weight))
         return self.node("Add", f"{name}.add", product, self.real(f"{name}.bias", bias))
 
+    def _gained_product(self, name: str, x: str, integers: Array, scales: Array, module: str) -> str:
+        """DQ(Q(x)) @ DQ(int8 weight), of one scale, times the gain of each channel: cannot overflow in FP16.
+
+        TensorRT writes a product as FP16 and multiplies with what is per channel afterwards, and INT8 sums reach
+        millions. One scale it applies before it writes (`int8.product_scale`).
+        """
+        activation = activation_quantizer(self._ranged(module), "signed", np.float16).scale
+        scale = product_scale(integers, scales, activation)
+        product = self._quantized_product(name, x, integers, np.asarray(scale, np.float16), module)
+        gains = scales.astype(np.float64) / scale
+        return self.node("Mul", f"{name}.scaled", product, self.real(f"{name}.gains", gains))
+
     def _quantized_product(self, name: str, x: str, integers: Array, scales: Array, module: str) -> str:
         """DQ(Q(x)) @ DQ(int8 weight): runtimes compile the three into one integer product."""
         x = self._through_integers(f"{name}.input", x, module)
         stored = self.constant(f"{name}.weight", integers)
         scale = self.constant(f"{name}.weight.scale", scales)
         zero = self.constant(f"{name}.weight.zero_point", np.zeros(scales.shape, np.int8))
-        matrix = self.node("DequantizeLinear", f"{name}.weight.dequantize", stored, scale, zero, axis=1)
+        axis = {"axis": 1} if scales.ndim else {}
+        matrix = self.node("DequantizeLinear", f"{name}.weight.dequantize", stored, scale, zero, **axis)
         return self.node("MatMul", name, x, matrix)
 
     def attention_product(self, product: AttentionProduct, name: str, left: str, right: str) -> str:
@@ -152,15 +174,19 @@ class GraphWriter:
     def _through_integers(self, name: str, x: str, ranged: str, kind: Signedness | None = None) -> str:
         """DQ(Q(x)) by the calibrated range `ranged`; of the graph's own kind if none is given."""
         numerics = self.numerics
-        if numerics.activations == "float" or ranged not in numerics.ranges:
-            raise UsageError(
-                f"there is no calibrated range for {ranged!r}", "calibrate the checkpoint again: mmcompress quantize"
-            )
-        quantizer = activation_quantizer(numerics.ranges[ranged], kind or numerics.activations, numerics.dtype)
+        assert numerics.activations != "float"
+        quantizer = activation_quantizer(self._ranged(ranged), kind or numerics.activations, numerics.dtype)
         scale = self.constant(f"{name}.scale", np.asarray(quantizer.scale))
         zero = self.constant(f"{name}.zero_point", np.asarray(quantizer.zero_point, dtype=quantizer.dtype))
         quantized = self.node("QuantizeLinear", f"{name}.quantize", x, scale, zero)
         return self.node("DequantizeLinear", f"{name}.dequantize", quantized, scale, zero)
+
+    def _ranged(self, name: str) -> Mapping[str, float]:
+        if name not in self.numerics.ranges:
+            raise UsageError(
+                f"there is no calibrated range for {name!r}", "calibrate the checkpoint again: mmcompress quantize"
+            )
+        return self.numerics.ranges[name]
 
     def activation(self, name: str, x: str, kind: str) -> str:
         """`quick_gelu` is x sigmoid(1.702 x); `gelu` is 0.5 x (1 + erf(x / sqrt 2)), and `gelu_tanh` has

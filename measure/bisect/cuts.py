@@ -95,7 +95,10 @@ class Opened:
             if node.op_type == "MatMul" and restored and sides[1].input[0] in self.constants:  # type: ignore[union-attr]
                 quantize = makers[sides[0].input[0]]  # type: ignore[union-attr]
                 signed = self.types[quantize.output[0]] == require("onnx", "compress").TensorProto.INT8
-                products[name] = Product(quantize.input[0], "signed" if signed else "unsigned")
+                read = quantize.input[0]
+                while read in makers and makers[read].op_type == "Transpose":  # the same rows in another order
+                    read = makers[read].input[0]
+                products[name] = Product(read, "signed" if signed else "unsigned")
         return products
 
 
