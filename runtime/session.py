@@ -17,8 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import Self
 
-from mmcompress.errors import CorruptInputError, UsageError, suggestion
+from mmcompress.errors import CorruptInputError, MMCompressError, UsageError, suggestion
 from mmcompress.manifest import TensorSpec
+from mmcompress.progress import say
 
 Tower = Literal["image", "text"]
 Feeds = Mapping[str, NDArray[Any]]
@@ -51,7 +52,13 @@ class Session(ABC):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        """Close; an error in that does not hide the one that the caller met."""
+        try:
+            self.close()
+        except MMCompressError as failure:
+            if error is None:
+                raise
+            say("", self.device, f"closing the session failed too: {failure.what}")
 
 
 def check_interface(specs: Sequence[TensorSpec], dtypes: Mapping[str, str], path: Path) -> None:
