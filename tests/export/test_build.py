@@ -236,7 +236,7 @@ def test_the_machine_is_looked_at_before_a_native_build(monkeypatch: pytest.Monk
 def test_native_needs_the_gpu_that_it_means(tmp_path: Path) -> None:
     if gpu_here():
         pytest.skip("there is a GPU")
-    with pytest.raises(MissingRequirementError, match=r"no engine for graph\.onnx: .*cudaError") as caught:
+    with pytest.raises(MissingRequirementError, match=r"there is no GPU to build on: .*cudaError") as caught:
         built(graph_file(tmp_path, image_graph, Numerics()), target="native")
     assert "name the targets: --target sm86" in caught.value.hint and caught.value.exit_code == 3
 
@@ -264,7 +264,7 @@ def test_what_the_parser_refuses_is_named_with_its_node(tmp_path: Path) -> None:
     path = tmp_path / "odd.onnx"
     path.write_bytes(helper.make_model(graph, opset_imports=opsets, ir_version=8).SerializeToString())
     with pytest.raises(
-        UsageError, match=r"does not take .*odd\.onnx .*node 'image\.blocks\.0\.odd' \(Unheard\)"
+        UsageError, match=r"does not take odd\.onnx: node 'image\.blocks\.0\.odd' \(Unheard\)"
     ) as caught:
         built(path)
     assert caught.value.exit_code == 2
