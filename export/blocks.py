@@ -173,9 +173,8 @@ def _by_token(g: GraphWriter, out: str, sight: Sight) -> bool:
     In FP16 it turns the product around by itself; INT8 it copies first, one kernel a block. Masks of single sequences
     need four axes, which bring the copy back.
     """
-    numerics = g.numerics
-    signed_half = numerics.activations == "signed" and numerics.dtype is np.float16
-    return signed_half and out not in numerics.kept and sight.pick is None and not sight.masks_each
+    wanted = g.numerics.half_products and g.numerics.by_token and out not in g.numerics.kept
+    return wanted and sight.pick is None and not sight.masks_each
 
 
 def _out(g: GraphWriter, name: str, mixed: str, weights: Weights, sight: Sight) -> str:

@@ -38,7 +38,7 @@ from mmcompress.seen import SEEN_IMAGES
 from mmcompress.stages import Job
 
 AUDIT = "audit.json"
-PREFERRED = (("int8", "signed"), ("fp16", "float"), ("fp32", "float"))
+PREFERRED = (("int8", "signed"), ("fp8", "float"), ("fp16", "float"), ("fp32", "float"))
 """Which graph of a tower is built: INT8 where there is one, and never the unsigned one, which TensorRT refuses."""
 
 _PASSED_ON = ("params", "macs", "logit_scale", "logit_bias")
@@ -145,7 +145,7 @@ def chosen_graphs(source: Artifact) -> list[Graph]:
         held = ", ".join(graph.file for graph in source.manifest.graphs) or "none"
         raise UsageError(
             f"{source.path} has no graph that TensorRT builds; it holds: {held}",
-            'export it in "int8", "fp16" or "fp32"; the unsigned INT8 file is for CPUs',
+            'export it in "int8", "fp8", "fp16" or "fp32"; the unsigned INT8 file is for CPUs',
         )
     return chosen
 

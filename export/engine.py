@@ -24,6 +24,8 @@ from mmcompress.manifest import TensorSpec
 from mmcompress.runtime.profiles import Batches
 
 NATIVE = "native"
+_FIRST_FP8 = 89
+"""Compute capability from which tensor cores multiply FP8 (Ada)."""
 _NO_GPU = re.compile(r"cudaError|CUDA (initialization|driver|error)|no CUDA-capable|driver version", re.IGNORECASE)
 _NO_MEMORY = re.compile(r"out of memory|memory allocation|insufficient memory|workspace", re.IGNORECASE)
 _NO_KERNEL = re.compile(r"could not find any implementation|no implementation|no tactic|has no .*tactic", re.IGNORECASE)
@@ -82,6 +84,12 @@ def engine_from_onnx(
     MissingRequirementError where it needs a GPU or memory that is not there.
     """
     rtx, tuning = bool(supported_targets(trt)), tuning or Tuning()
+    quantized = quantized_linears(path)
+    if "fp8" in quantized.values() and target != NATIVE and int(target.removeprefix("sm")) < _FIRST_FP8:
+        raise UsageError(
+            f"{path.name} has {len(quantized)} Linears in FP8, which {target} does not compute",
+            f"FP8 is for sm{_FIRST_FP8} and later: name those targets, or build the INT8 or FP16 graph",
+        )
     log = _log_of(trt)
     try:
         builder = trt.Builder(log)
@@ -122,7 +130,7 @@ def engine_from_onnx(
     warnings = tuple(dict.fromkeys(text for severity, text in log.lines if severity == "WARNING"))
     sparsity = tuple(text.strip() for text in messages if "(Sparsity)" in text)
     layers = layers_of_log(messages) if rtx else inspected_layers(trt, log, plan)
-    return Engine(plan, audit_of(layers, quantized_linears(path), messages), warnings, profiles, sparsity)
+    return Engine(plan, audit_of(layers, quantized, messages), warnings, profiles, sparsity)
 
 
 def inspected_layers(trt: ModuleType, log: Any, plan: bytes) -> list[Layer]:

@@ -117,7 +117,7 @@ def tried_candidates(write: Write, backend: Backend, candidates: Iterable[tuple[
     """Each candidate as graphs that the backend runs, or the reason that it does not; one has to run."""
     tried = []
     for candidate, numerics in candidates:
-        contestant, reason = _opened(write, candidate.name, Variant("int8", numerics), backend)
+        contestant, reason = _opened(write, candidate.name, Variant(candidate.precision, numerics), backend)
         tried.append(Tried(candidate, numerics, contestant, reason))
     failed = [attempt.failed for attempt in tried if attempt.failed]
     if len(failed) == len(tried):

@@ -20,7 +20,7 @@ from mmcompress.architecture import Config
 from mmcompress.errors import UsageError, suggestion
 from mmcompress.gates import Gates
 
-Precision = Literal["fp32", "fp16", "int8"]
+Precision = Literal["fp32", "fp16", "fp8", "int8"]
 Backend = Literal["onnxruntime", "openvino", "tensorrt", "tensorrt-rtx"]
 Augmentation = Literal["none", "photo", "drawing"]
 

@@ -153,15 +153,20 @@ def quantize_weight(
 
 
 def product_scale(
-    weight: Integers, scales: Floats, activation: np.floating[Any], dtype: type[np.floating[Any]] = np.float16
+    weight: NDArray[Any],
+    scales: Floats,
+    activation: np.floating[Any],
+    reach: int = -LIMITS["signed"][0],
+    dtype: type[np.floating[Any]] = np.float16,
 ) -> float:
-    """The power of two p that a product of integers is scaled with before it is written as `dtype`.
+    """The power of two p that a product of 8-bit numbers is scaled with before it is written as `dtype`.
 
     The sum of q_x q_w is written as (s_x p) sum, and multiplied with the gains s_j / p of its channels behind that: a
     power of two moves no bit of either. p is the largest one for which no activations can leave the type, since
-    |sum| <= 128 sum |q_w|, and for which no gain is subnormal where that is possible. weight (in, out), scales (out,).
+    |sum| <= reach sum |q_w|, and for which no gain is subnormal where that is possible. weight (in, out), scales
+    (out,); `reach` is the largest magnitude of an activation's number.
     """
-    largest = float(-LIMITS["signed"][0] * np.abs(weight.astype(np.int64)).sum(axis=0).max(initial=0))
+    largest = float(reach * np.abs(weight.astype(np.float64)).sum(axis=0).max(initial=0))
     limits = np.finfo(dtype)
     bounds = [float(scales.min()) / float(limits.smallest_normal)]
     if largest:

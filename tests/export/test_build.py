@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -56,11 +57,11 @@ def built(path: Path, inputs: Any = PIXELS, target: str = "sm86") -> builder.Eng
 
 @pytest.mark.parametrize("name", [one.name for one in CANDIDATES if "tensorrt-rtx" in one.backends])
 def test_a_candidate_of_a_verdict_compiles_to_what_it_says(name: str, tmp_path: Path) -> None:
-    int8 = {"signed": signed(), "unsigned": signed()}
+    int8 = {"signed": signed(), "float8": replace(signed(), activations="float8")}
     found = {one.name: (one, numerics) for one, numerics in candidates_for("tensorrt-rtx", config_of(), int8)}
     candidate, numerics = found[name]
-    audit = built(graph_file(tmp_path, image_graph, numerics)).audit
-    kinds = {linear: "int8" if linear in candidate.linears else "fp16" for linear in LINEARS}
+    audit = built(graph_file(tmp_path, image_graph, numerics), target="sm89").audit
+    kinds = {linear: candidate.precision if linear in candidate.linears else "fp16" for linear in LINEARS}
     assert audit.modules == {f"image.blocks.{i}.{linear}": kind for i in (0, 1) for linear, kind in kinds.items()}
     assert audit.attention == {"fp16": 2}, "the fusion stays"
 
@@ -109,6 +110,23 @@ def cut_to(config: Any, tensors: dict[str, Any]) -> dict[str, Any]:
                 tensors[f"{stem}.mlp.fc1.{leaf}"] = tensors[f"{stem}.mlp.fc1.{leaf}"][:hidden]
             tensors[f"{stem}.mlp.fc2.weight"] = tensors[f"{stem}.mlp.fc2.weight"][:, :hidden]
     return tensors
+
+
+@pytest.mark.parametrize("tower", ["image", "text"])
+@pytest.mark.parametrize("target", ["sm89", "sm120"])
+def test_every_linear_runs_in_fp8(target: str, tower: str, tmp_path: Path) -> None:
+    graph, inputs = (image_graph, PIXELS) if tower == "image" else (text_graph, TOKENS)
+    path = graph_file(tmp_path, graph, replace(signed(), activations="float8"))
+    audit = built(path, inputs, target=target).audit
+    assert audit.modules == {name: "fp8" for name in linear_modules(config_of()) if name.startswith(tower)}
+    assert audit.quantized == audit.modules and audit.attention == {"fp16": 2}
+
+
+def test_gpus_without_fp8_are_refused_by_name(tmp_path: Path) -> None:
+    path = graph_file(tmp_path, image_graph, replace(signed(), activations="float8"))
+    with pytest.raises(UsageError, match=r"graph\.onnx has 9 Linears in FP8, which sm86 does not compute") as caught:
+        built(path, target="sm86")
+    assert "sm89 and later" in caught.value.hint
 
 
 def test_float_engines_have_no_int8(tmp_path: Path) -> None:

@@ -57,6 +57,18 @@ def test_no_accumulator_leaves_half_precision(tower: Any, size: float, reach: fl
         assert np.isfinite(gains).all() and (gains >= HALF.smallest_normal).all()
 
 
+@pytest.mark.parametrize("reach", [0.02, 1.0, 60.0, 3000.0])
+def test_no_sum_of_fp8_leaves_half_precision(reach: float) -> None:
+    config = config_of(mlp=(256, 256))
+    numerics = Numerics(np.float16, "float8", ranges_of(config, reach))
+    graph = image_graph(config, tensors_of(clip_of(config)), numerics, 18).graph
+    for name, weight, scale, activation, gains in products_of(graph):
+        assert str(weight.dtype) == "float8_e4m3fn", name
+        largest = 448 * np.abs(weight.astype(np.float64)).sum(axis=0).max()
+        assert largest * float(scale) * float(activation) <= HALF.max, name
+        assert np.isfinite(gains).all() and (gains > 0).all()
+
+
 def test_scales_per_channel_would_overflow_where_this_does_not() -> None:
     """What TensorRT-RTX did with them: the sum itself is written as FP16, and 127 * 127 * 32 is beyond it."""
     weight = np.full((32, 4), 127, np.int8)

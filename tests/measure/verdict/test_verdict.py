@@ -363,7 +363,11 @@ def test_candidates_differ_and_leave_in_float_what_quantize_left(world: Path) ->
     assert "no-out" not in {c.name for c, _ in candidates_for("openvino", source.model, fewer)}, "it is `all` by then"
     every = {kind: replace(numerics, kept=frozenset(modules)) for kind, numerics in int8.items()}
     assert not list(candidates_for("openvino", source.model, every))
-    assert all(n.activations == "signed" for _, n in candidates_for("tensorrt", source.model, int8))
+    on_gpus = {c.name: n for c, n in candidates_for("tensorrt", source.model, int8)}
+    assert set(on_gpus) == {"all", "qkv-fc1", "mlp", "no-out", "by-image", "fp8"}
+    assert {name for name, n in on_gpus.items() if n.activations != "signed"} == {"fp8"}
+    assert all(n.half_products and n.by_token == (name != "by-image") for name, n in on_gpus.items())
+    assert "by-image" not in {c.name for c, _ in candidates_for("tensorrt-rtx", source.model, int8)}
 
 
 def test_a_candidates_graph_has_q_dq_where_it_says(world: Path, tmp_path: Path) -> None:
