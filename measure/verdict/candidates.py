@@ -20,7 +20,7 @@ from mmcompress.architecture import DualEncoderConfig
 from mmcompress.config import Backend, Precision
 from mmcompress.export.graph import AttentionProduct, Numerics
 from mmcompress.export.products import Product
-from mmcompress.int8 import linear_modules
+from mmcompress.int8 import Signedness, linear_modules
 from mmcompress.runtime.backends import CPU_BACKENDS, GPU_BACKENDS
 
 LINEARS = ("qkv", "out", "fc1", "fc2")
@@ -81,6 +81,11 @@ class GraphCandidate(Candidate):
     outputs: bool = False
     """Whether what convolutions give is quantized too, which ONNX Runtime needs to compute them in integers."""
 
+    @property
+    def kind(self) -> Signedness:
+        """Of its integers."""
+        return "unsigned" if self.activations == "unsigned" else "signed"
+
     def takes(self, product: Product) -> bool:
         """Whether a product is INT8."""
         if product.op != "Conv" or self.convolutions == "all":
@@ -112,5 +117,5 @@ def candidates_for(
         kind = (candidate.activations, candidate.dtype, kept, candidate.attention, candidate.by_token)
         if kind not in known and len(kept) < len(linear_modules(model)):
             known.add(kind)
-            chosen = {"dtype": candidate.dtype, "attention": candidate.attention, "by_token": candidate.by_token}
-            yield candidate, replace(base, kept=kept, **chosen)
+            numerics = replace(base, dtype=candidate.dtype, kept=kept, attention=candidate.attention)
+            yield candidate, replace(numerics, by_token=candidate.by_token)

@@ -182,6 +182,6 @@ def test_fp8_is_a_precision_of_a_calibrated_checkpoint(checkpoint: Make, tmp_pat
     assert found["image-fp8.onnx"] == found["text-fp8.onnx"] == ("fp8", "float")
     apart = graphs.manifest.metrics["against_torch"]
     assert 0.95 < apart["image-fp8.onnx"]["min_cosine"] < 0.99999, "it is FP8, by ONNX Runtime"
-    with pytest.raises(CorruptInputError, match="no range|calibrate"):
+    with pytest.raises(CorruptInputError, match="has no range for"):
         bare = write_checkpoint(tmp_path / "bare", config_of(), tensors_of(clip_of(config_of())), {})
         run_stage(STAGES["export"], config, {"checkpoint": bare}, (), tmp_path / "refused")

@@ -14,9 +14,14 @@ import pytest
 from onnx import numpy_helper
 from tiny_clip import clip_of, config_of, tensors_of, wide_ranges
 
+from mmcompress.data.checkpairs import check_images
+from mmcompress.export.export import read_tensors
 from mmcompress.export.graph import GraphWriter, Numerics
 from mmcompress.export.towers import image_graph, text_graph
+from mmcompress.families import config_from_hugging_face
 from mmcompress.int8 import IntegerLinear, linear_modules, product_scale, quantize_weight, signed_from_absmax
+from mmcompress.manifest import Preprocessing
+from mmcompress.packaged import packaged
 
 HALF = np.finfo(np.float16)
 Array = Any
@@ -119,3 +124,45 @@ def test_tensorrt_rtx_applies_the_scale_before_it_writes(tmp_path: Path) -> None
     plan = engine_from_onnx(trt, tmp_path / "image.onnx", [spec], target="sm86", batches=(1, 4, 8)).plan
     for name, _, scale, activation, _ in itertools.islice(products_of(model.graph), 4):
         assert struct.pack("<f", np.float32(scale) * np.float32(activation)) in plan, name
+
+
+def test_the_demos_sums_would_overflow_and_what_is_written_does_not(tmp_path: Path) -> None:
+    """The teacher that ships, calibrated on the drawings that ship: measured, beside the bound."""
+    folder = packaged("demo:teacher")
+    config, tensors = config_from_hugging_face(folder), read_tensors(folder / "model.safetensors")
+    size = config.image.image_size
+    drawings = check_images(Preprocessing(size=size, resize=size, mean=(0.5,) * 3, std=(0.5,) * 3))
+    pixels = np.ascontiguousarray((drawings.astype(np.float32) / 127.5 - 1).transpose(0, 3, 1, 2))
+    fp32 = image_graph(config, tensors, Numerics(), 18)
+    read = {
+        node.name: node.input[0]
+        for node in fp32.graph.node
+        if node.op_type == "MatMul" and f"{node.name}.add" in {one.name for one in fp32.graph.node}
+    }
+    found = ran(fp32, list(dict.fromkeys(read.values())), pixels)
+    ranges = {
+        name: {"low": -reach, "high": reach, "absmax": reach}
+        for name in linear_modules(config)
+        if name.startswith("image.")
+        for reach in [max(float(np.abs(found[x]).max()) for node, x in read.items() if node.startswith(name))]
+    }
+    model = image_graph(config, tensors, Numerics(np.float16, "signed", ranges), 18)
+    products = products_of(model.graph)
+    seen = ran(model, [f"{name}.input.quantize" for name, *_ in products], pixels)
+    raw, written = {}, {}
+    for name, weight, scale, activation, _ in products:
+        read_by_it = seen[f"{name}.input.quantize"].astype(np.float64)
+        raw[name] = np.abs(read_by_it @ weight.astype(np.float64)).max()
+        written[name] = raw[name] * float(scale) * float(activation)
+        assert 128 * np.abs(weight.astype(np.int64)).sum(axis=0).max() * float(scale) * float(activation) <= HALF.max
+    assert sum(largest > HALF.max for largest in raw.values()) > len(raw) / 2, "the sums themselves"
+    assert max(written.values()) < HALF.max / 2
+
+
+def ran(model: Any, tensors: list[str], pixels: Array) -> dict[str, Array]:
+    """What a graph makes of pixels, at some of its tensors; nothing is fused."""
+    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in tensors)
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return dict(zip(tensors, session.run(tensors, {"pixels": pixels}), strict=True))
