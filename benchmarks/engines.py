@@ -77,8 +77,12 @@ def main() -> int:
         folder = Path(temporary)
         write_checkpoint(folder / "checkpoint")
         mmcompress("export", str(folder / "checkpoint"), "--precision", "int8", "--out", str(folder / "onnx"))
-        took = [mmcompress("build", str(folder / "onnx"), *targets, "--out", str(folder / side)) for side in "ab"]
-        first, second = (Artifact.open(folder / side) for side in "ab")
+        first_place, second_place = (folder / side / "engines" for side in "ab")
+        took = [
+            mmcompress("build", str(folder / "onnx"), *targets, "--out", str(place))
+            for place in (first_place, second_place)
+        ]
+        first, second = (Artifact.open(place) for place in (first_place, second_place))
         print(f"built in {took[0]:.0f} s and {took[1]:.0f} s, both towers for {asked.targets}")
         for file, audit in first.manifest.facts["audit"].items():
             size = first.manifest.files[file].bytes / 1e6
@@ -87,7 +91,7 @@ def main() -> int:
         if asked.out is not None:
             asked.out.mkdir(parents=True, exist_ok=True)
             limits += ["--junit", str(asked.out / "junit.xml"), "--markdown", str(asked.out / "summary.md")]
-        mmcompress("check", str(folder / "a"), *limits)
+        mmcompress("check", str(first_place), *limits)
         differing = [file for file, entry in first.manifest.files.items() if second.manifest.files.get(file) != entry]
         if differing or first.digest != second.digest:
             print(f"two builds differ: {', '.join(differing) or 'in their manifests'}")
