@@ -8,9 +8,9 @@ asynchronous, from and to pinned memory (`buffers.py`), and stay outside the gra
 the engine as `trtexec` does.
 
 Ownership: `run` copies what it is fed before it returns, and what it returns is the caller's. Threads may share a
-session: one call at a time runs, the others wait; to run side by side they open sessions of their own. A call that
-fails leaves a session that works, or one that is closed where the GPU itself does not answer any more. Nobody has run
-this on a GPU: order, addresses, shapes and frees are held by stand-ins for the driver and for TensorRT.
+session: one call at a time runs, the others wait; to run side by side they take sessions of their own (`shared`). A
+call that fails leaves a session that works, or one that is closed where the GPU itself does not answer any more. Nobody
+has run this on a GPU: order, addresses, shapes and frees are held by stand-ins for the driver and for TensorRT.
 """
 
 from __future__ import annotations
@@ -26,32 +26,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mmcompress.errors import CorruptInputError, MissingRequirementError, MMCompressError, UsageError
+from mmcompress.errors import MissingRequirementError, MMCompressError, UsageError
 from mmcompress.manifest import Graph, TensorSpec
 from mmcompress.progress import say
 from mmcompress.runtime.buffers import Buffers
 from mmcompress.runtime.cuda import Cuda
-from mmcompress.runtime.profiles import Batches, profile_for
-from mmcompress.runtime.session import Feeds, Session, check_feeds
+from mmcompress.runtime.plans import LoadedEngine, load_engine
+from mmcompress.runtime.profiles import profile_for
+from mmcompress.runtime.session import Feeds, Phases, Session, check_feeds
 
 MOST_SIZES = 8
 """Batch sizes with a context and a graph of their own; beyond, the one that was used longest ago is dropped."""
 Arrays = dict[str, NDArray[Any]]
 Shapes = tuple[tuple[int, ...], ...]
-
-
-@dataclass(frozen=True)
-class Phases:
-    """Where one call spent its time, in milliseconds, by events on the stream, under the names of `trtexec`."""
-
-    enqueue_ms: float
-    """Host time of enqueueing or launching the engine: "Enqueue Time"."""
-    copy_in_ms: float
-    """ "H2D Latency"; about 0 where memory is mapped."""
-    gpu_ms: float
-    """ "GPU Compute Time"."""
-    copy_out_ms: float
-    """ "D2H Latency"."""
 
 
 @dataclass(eq=False)
@@ -67,10 +54,10 @@ class Call:
 
 
 class TensorRTSession(Session):
-    """Owns the engine, a stream and its memory until closed."""
+    """Owns a stream and its memory until closed, and the engine together with those that it was shared with."""
 
-    def __init__(self, module: ModuleType, plan: bytes, graph: Graph, cuda: Cuda) -> None:
-        self._module, self._cuda, self._file = module, cuda, graph.file
+    def __init__(self, loaded: LoadedEngine, graph: Graph, cuda: Cuda) -> None:
+        self._cuda, self._graph, self._file = cuda, graph, graph.file
         self._lock = threading.RLock()
         self._closed = False
         self._calls: dict[Shapes, Call] = {}
@@ -82,48 +69,61 @@ class TensorRTSession(Session):
         self.device = cuda.device.name
         self.uncaptured: str | None = None if cuda.graphs else "pycuda captures no graphs"
         """Why calls are enqueued and not launched as a graph; None where they are."""
+        self.profiles = loaded.profiles
+        self._loaded: LoadedEngine | None = loaded
         with cuda.current():
-            self._engine: Any = load_engine(module, plan, graph)
-            self.profiles = profiles_of(self._engine, self.inputs[0].name)
             self._stream = cuda.open_stream()
             self._owned.callback(cuda.close_stream, self._stream)
         self.max_batch: int | None = max(largest for _, _, largest in self.profiles)
 
-    def _run(self, feeds: Arrays) -> Arrays:
-        with self._entered():
-            return self._answered(feeds, self._enqueue)
+    @staticmethod
+    def load(module: ModuleType, plan: bytes, graph: Graph, cuda: Cuda) -> TensorRTSession:
+        """Deserialize a plan, with a session on it."""
+        with cuda.current():
+            return TensorRTSession(load_engine(module, plan, graph), graph, cuda)
 
-    def timed(self, feeds: Feeds) -> tuple[Arrays, Phases]:
-        """As `run`, with where the time went."""
+    def shared(self) -> TensorRTSession:
+        """Another one on the same engine, that runs beside this one: its weights are in the GPU's memory once."""
+        with self._entered() as loaded:
+            return TensorRTSession(loaded, self._graph, self._cuda)
+
+    def _run(self, feeds: Arrays) -> Arrays:
+        with self._entered() as loaded:
+            return self._answered(loaded, feeds, self._enqueue)
+
+    def phases(self, feeds: Feeds) -> Phases:
+        """By events on the stream, and by the clock for what the host does."""
         checked = check_feeds(feeds, self.inputs)
-        with self._entered():
+        with self._entered() as loaded:
             if not self._events:
                 for _ in range(4):
                     self._events.append(self._cuda.open_event())
                     self._owned.callback(self._cuda.close_event, self._events[-1])
             took: list[float] = []
-            results = self._answered(checked, lambda call: took.append(self._enqueue(call, self._events)))
+            self._answered(loaded, checked, lambda call: took.append(self._enqueue(call, self._events)))
             copied_in, computed, copied_out = (
                 self._cuda.elapsed_ms(*self._events[i : i + 2]) for i in range(len(self._events) - 1)
             )
-            return results, Phases(took[0], copied_in, computed, copied_out)
+            return Phases(took[0], copied_in, computed, copied_out)
 
     @contextmanager
-    def _entered(self) -> Iterator[None]:
+    def _entered(self) -> Iterator[LoadedEngine]:
         """One thread at a time, with the context current."""
         with self._lock:
-            if self._closed:
+            if self._loaded is None or self._closed:
                 raise UsageError(f"the session of {self._file} is closed", "open it again")
             with self._cuda.current():
-                yield
+                yield self._loaded
 
-    def _answered(self, feeds: Arrays, enqueue: Callable[[Call], object]) -> Arrays:
-        call = self._call_for(tuple(array.shape for array in feeds.values()))
+    def _answered(self, loaded: LoadedEngine, feeds: Arrays, enqueue: Callable[[Call], object]) -> Arrays:
+        call = self._call_for(loaded, tuple(array.shape for array in feeds.values()))
         for name, array in feeds.items():
             np.copyto(call.inputs[name], array)
         try:
             if call.runs == 1 and self.uncaptured is None:
                 self._capture(call)
+                if self.uncaptured is not None:
+                    say("", self._file, f"runs without a CUDA graph: {self.uncaptured}")
             enqueue(call)
             self._cuda.synchronize(self._stream)
         except BaseException:
@@ -166,10 +166,11 @@ class TensorRTSession(Session):
             )
 
     def _capture(self, call: Call) -> None:
-        """Keep the engine's work as a graph; where it cannot be one, go on without and say so."""
-        capturable = getattr(call.context, "is_stream_capturable", None)  # TensorRT-RTX compiles while it runs
-        graphs = self._cuda.graphs
-        if graphs is None or (capturable is not None and not capturable(self._stream)):
+        """Keep the engine's work as a graph; where it cannot be one, go on without."""
+        context, graphs = call.context, self._cuda.graphs
+        if graphs is None:
+            return
+        if hasattr(context, "is_stream_capturable") and not context.is_stream_capturable(self._stream):
             self.uncaptured = "TensorRT-RTX says that its work cannot be captured"
             return
         graphs.begin_capture(self._stream)
@@ -186,17 +187,15 @@ class TensorRTSession(Session):
                 call.graph = graphs.end_capture(self._stream)
             except MissingRequirementError as error:
                 self.uncaptured = error.what
-        if self.uncaptured is not None:
-            say("", self._file, f"runs without a CUDA graph: {self.uncaptured}")
 
-    def _call_for(self, shapes: Shapes) -> Call:
-        call = self._calls.pop(shapes, None) or self._new_call(shapes)
+    def _call_for(self, loaded: LoadedEngine, shapes: Shapes) -> Call:
+        call = self._calls.pop(shapes, None) or self._new_call(loaded, shapes)
         self._calls[shapes] = call
         while len(self._calls) > MOST_SIZES:
             self._drop(next(iter(self._calls)))
         return call
 
-    def _new_call(self, shapes: Shapes) -> Call:
+    def _new_call(self, loaded: LoadedEngine, shapes: Shapes) -> Call:
         first = self.inputs[0]
         number = profile_for(self.profiles, shapes[0][0])
         if number is None:
@@ -205,7 +204,7 @@ class TensorRTSession(Session):
                 f"the engine takes batches of {ranges}, and {first.name!r} is of shape {shapes[0]}",
                 "use another batch, or build it with other --batches",
             )
-        context = new_context(self._module, self._engine)
+        context = loaded.context()
         if not context.set_optimization_profile_async(number, self._stream):
             raise MissingRequirementError(
                 f"TensorRT could not take profile {number} of {self._file}", "its log above says why"
@@ -213,14 +212,14 @@ class TensorRTSession(Session):
         self._cuda.synchronize(self._stream)
         for spec, shape in zip(self.inputs, shapes, strict=True):
             if not context.set_input_shape(spec.name, shape):
-                smallest, _, largest = self._engine.get_tensor_profile_shape(spec.name, number)
+                smallest, _, largest = loaded.engine.get_tensor_profile_shape(spec.name, number)
                 raise UsageError(
                     f"the engine takes {spec.name!r} of shape {tuple(smallest)} to {tuple(largest)}, not {shape}",
                     "give arrays of such a shape",
                 )
         tensors = {spec: tuple(context.get_tensor_shape(spec.name)) for spec in (*self.inputs, *self.outputs)}
         sizes = {spec.name: int(np.prod(shape)) * np.dtype(spec.dtype).itemsize for spec, shape in tensors.items()}
-        scratch_bytes = int(self._engine.get_device_memory_size_for_profile_v2(number))
+        scratch_bytes = int(loaded.engine.get_device_memory_size_for_profile_v2(number))
         self._buffers.fit(sizes, scratch_bytes, lambda: self._drop(*self._calls))
         context.set_device_memory(*self._buffers.scratch)
         for name in sizes:
@@ -256,67 +255,9 @@ class TensorRTSession(Session):
                 return
             self._closed = True
             with self._cuda.current(), self._owned, ExitStack() as closing:
-                closing.callback(setattr, self, "_engine", None)
+                closing.callback(setattr, self, "_loaded", None)
+                if self._loaded is not None:
+                    closing.callback(self._loaded.keep_kernels)
                 closing.callback(self._buffers.close)
                 closing.callback(self._drop, *self._calls)
                 closing.callback(self._cuda.synchronize, self._stream)
-
-
-def load_engine(module: ModuleType, plan: bytes, graph: Graph) -> Any:
-    """Deserialize a plan, and hold its tensors against what the manifest states."""
-    runtime = module.Runtime(module.Logger(module.Logger.WARNING))
-    check_validity(module, runtime, plan, graph.file)
-    engine = runtime.deserialize_cuda_engine(plan)
-    if engine is None:
-        raise CorruptInputError(
-            f"{module.__name__} {module.__version__} refuses to load {graph.file}",
-            "its log above says why; build the engine again on this machine",
-        )
-    for spec in (*graph.inputs, *graph.outputs):
-        dtype = np.dtype(module.nptype(engine.get_tensor_dtype(spec.name)))
-        if dtype != np.dtype(spec.dtype):
-            raise CorruptInputError(
-                f"{graph.file} has {spec.name!r} of {dtype}, and its manifest says {spec.dtype}",
-                "build the engine again",
-            )
-    return engine
-
-
-def check_validity(module: ModuleType, runtime: Any, plan: bytes, file: str) -> None:
-    """Of TensorRT-RTX, which alone says before it loads an engine whether and why it does not fit."""
-    if not hasattr(runtime, "get_engine_validity"):
-        return
-    validity, bits = runtime.get_engine_validity(plan)
-    reasons = ", ".join(
-        name.lower().replace("_", " ")
-        for name, reason in module.EngineInvalidityDiagnostics.__members__.items()
-        if int(bits) & int(reason)
-    )
-    if validity == module.EngineValidity.INVALID:
-        raise CorruptInputError(
-            f"{module.__name__} {module.__version__} does not run {file} here: {reasons or 'it does not say why'}",
-            "its log above may say more; build the engine for this machine: mmcompress build … --target native",
-        )
-    if validity == module.EngineValidity.SUBOPTIMAL:
-        say("", file, f"{module.__name__} says that this engine is slower here than one built for this GPU: {reasons}")
-
-
-def new_context(module: ModuleType, engine: Any) -> Any:
-    """An execution context that computes in memory of ours."""
-    strategy = module.ExecutionContextAllocationStrategy.USER_MANAGED
-    if hasattr(module, "DynamicShapesKernelSpecializationStrategy"):  # TensorRT-RTX compiles kernels as it runs
-        config = engine.create_runtime_config()
-        config.set_execution_context_allocation_strategy(strategy)
-        config.dynamic_shapes_kernel_specialization_strategy = module.DynamicShapesKernelSpecializationStrategy.EAGER
-        context = engine.create_execution_context(config)
-    else:
-        context = engine.create_execution_context(strategy)
-    if context is None:
-        raise MissingRequirementError("the GPU has no memory left for this engine", "free some: nvidia-smi")
-    return context
-
-
-def profiles_of(engine: Any, name: str) -> list[Batches]:
-    """Batches of each optimization profile, which are the first axis of every input."""
-    shapes = (engine.get_tensor_profile_shape(name, number) for number in range(engine.num_optimization_profiles))
-    return [(int(smallest[0]), int(usual[0]), int(largest[0])) for smallest, usual, largest in shapes]

@@ -1,11 +1,13 @@
 """The seam through pycuda, for programs that have chosen it: on the primary context, never on one that pycuda made.
 
-Its objects free themselves when nothing refers to them, so each is kept under its address or handle until it is
-closed. It has no stream capture that all its releases share, so engines run without CUDA graphs.
+Its objects free themselves when nothing refers to them, so each is kept under its address or handle until it is closed.
+pycuda has no stream capture, so engines run without CUDA graphs. Tests use a stand-in for pycuda; pycuda 2026.1 itself
+has run this on the stand-in for the driver, from several threads, and no GPU has.
 """
 
 from __future__ import annotations
 
+import atexit
 import importlib
 import threading
 from collections.abc import Callable, Iterator
@@ -68,12 +70,22 @@ class PyCuda:
         with self._lock:
             if self._context is None:
                 self._context = self._call(self._gpu.retain_primary_context)
+                atexit.register(self.release)
         self._call(self._context.push)
         try:
             yield
         finally:
             with suppress(self._driver.Error):  # what it answers is an earlier failure of the GPU
                 self._driver.Context.pop()
+
+    def release(self) -> None:
+        """Let go of the primary context. Left to its destructor, pycuda detaches it as if it were one of its own, and
+        ends the process with a warning."""
+        context, self._context = self._context, None
+        if context is not None:
+            with suppress(self._driver.Error):
+                context.push()
+                context.detach()
 
     def _call(self, function: Callable[..., T], *arguments: Any) -> T:
         try:

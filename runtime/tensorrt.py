@@ -112,4 +112,4 @@ def open_engine(artifact: Artifact, graph: Graph, backend: Backend) -> TensorRTS
 
 def open_plan(path: Path, graph: Graph, backend: Backend) -> TensorRTSession:
     """Deserialize an engine that this machine has built itself."""
-    return TensorRTSession(tensorrt_module(backend), path.read_bytes(), graph, open_cuda())
+    return TensorRTSession.load(tensorrt_module(backend), path.read_bytes(), graph, open_cuda())

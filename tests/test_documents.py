@@ -26,7 +26,8 @@ RELEASED = Path(__file__).parent / "measure" / "released"
 """Written by mmcompress 0.1.0's demo, shortened; without what `ADDED` names."""
 PAGE = Path(__file__).parents[1] / "docs" / "documents.py"
 ADDED = re.compile(
-    r' "schema": 1,\n|   "(?:collapsed|calibrated_images)": null,\n|  "quantized": \{\},\n| "own_answers": false,\n'
+    r' "schema": 1,\n| +"(?:collapsed|calibrated_images|phases|gpu_clocks_mhz)": null,\n| "own_answers": false,\n'
+    r'|  "quantized": \{\},\n'
 )
 
 

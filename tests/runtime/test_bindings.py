@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from packaging.markers import Marker
 
 ROOT = Path(__file__).parents[2]
 VERSIONS = ("10.3.0", "10.13.3.9", "10.16.1.11", "11.0.0.114", "11.4.0.106")
@@ -37,6 +38,7 @@ OF = {
     "context": "IExecutionContext",
     "inspector": "EngineInspector",
     "timing_cache": "ITimingCache",
+    "cache": "IRuntimeCache",
 }
 """Variables by the class that they hold; the module itself has no name. `config` is one in each room."""
 RTX_ONLY = {
@@ -52,6 +54,11 @@ RTX_ONLY = {
     "EngineInvalidityDiagnostics.__members__",
     "DynamicShapesKernelSpecializationStrategy",
     "DynamicShapesKernelSpecializationStrategy.EAGER",
+    "IExecutionContext.is_stream_capturable",
+    "IRuntimeConfig.create_runtime_cache",
+    "IRuntimeConfig.set_runtime_cache",
+    "IRuntimeCache.deserialize",
+    "IRuntimeCache.serialize",
     "IRuntimeConfig.dynamic_shapes_kernel_specialization_strategy",
 }
 """Asked for with `hasattr` or behind one, as TensorRT-RTX alone has them."""
@@ -87,10 +94,10 @@ def used_names() -> set[str]:
             if not isinstance(node, ast.Attribute):
                 continue
             owner, outer = node.value, getattr(node.value, "value", None)
-            variable = owner.id if isinstance(owner, ast.Name) else getattr(owner, "attr", "")
+            variable, outer = (getattr(part, "id", getattr(part, "attr", "")) for part in (owner, outer))
             if variable in of:
                 names.add(f"{of[variable]}.{node.attr}".lstrip("."))
-            elif isinstance(outer, ast.Name) and of.get(outer.id) == "":  # a member of one of the module's classes
+            elif of.get(outer) == "":  # a member of one of the module's classes
                 names.add(f"{variable}.{node.attr}")
     return names - PYTHONS
 
@@ -194,9 +201,16 @@ def requirements() -> Iterator[str]:
     extra = re.search(r"^tensorrt = \[(.*?)\]", text, re.MULTILINE | re.DOTALL)
     assert listed is not None and extra is not None
     for requirement, marker in re.findall(r'"([^";]+)(?:;([^"]*))?"', listed[1] + extra[1]):
-        held = {"": True, "python_version < '3.11'": True, "platform_machine == 'x86_64'": False}
+        held = {"": True, "python_version < '3.11'": True, "'tegra' not in platform_release": False}
         if held[marker.strip()]:
             yield requirement.strip()
+
+
+@pytest.mark.parametrize(("release", "wheel"), [("5.15.148-tegra", False), ("6.8.0-45-generic", True)])
+def test_only_a_jetson_goes_without_the_wheel(release: str, wheel: bool) -> None:
+    marker = Marker("'tegra' not in platform_release")
+    assert str(marker).replace('"', "'") in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    assert marker.evaluate({"platform_release": release}) is wheel
 
 
 @pytest.mark.network

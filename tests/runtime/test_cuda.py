@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import re
 import subprocess
@@ -156,6 +157,15 @@ def test_other_threads_work_and_no_context_stays(opened: Open, driver: Driver) -
     assert driver.library.standin_retains() == 1 and driver.live() == {}
 
 
+def test_pycuda_lets_go_of_the_context_when_the_process_ends(driver: Driver) -> None:
+    seam = PyCuda(pycuda_on(driver))
+    with seam.current():
+        assert driver.library.standin_retains() == 1
+    seam.release()
+    seam.release()
+    assert driver.library.standin_retains() == 0 and driver.depth() == 0
+
+
 def test_a_failure_inside_pops_the_context_too(opened: Open, driver: Driver) -> None:
     seam = opened()
     with pytest.raises(ZeroDivisionError), seam.current():
@@ -215,17 +225,22 @@ def test_a_driver_without_a_function_is_too_old(driver: Driver) -> None:
         LibCuda(ctypes.CDLL(None))
 
 
-@pytest.mark.parametrize("version", [12020, 12060, 13000])
-def test_the_systems_library_is_found(driver_library: Path, version: int) -> None:
-    """In a process that finds the stand-in where the driver's library would be."""
-    program = "from mmcompress.runtime.gpu import open_cuda; print(open_cuda().device.cuda)"
+@pytest.mark.parametrize(("version", "serves"), [(11080, False), (12020, True), (12060, True), (13000, True)])
+def test_doctor_on_drivers_of_several_releases(driver_library: Path, version: int, serves: bool) -> None:
+    """The whole command, in a process that finds the stand-in where the driver's library would be."""
+    pytest.importorskip("tensorrt_rtx")
     environment = {
+        **{name: value for name, value in os.environ.items() if name not in ("CUDA_VISIBLE_DEVICES", CHOICE)},
         "LD_LIBRARY_PATH": str(driver_library.parent),
         "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
         "STAND_IN_CUDA": str(version),
     }
-    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == str((version // 1000, version % 1000 // 10))
+    command = [sys.executable, "-m", "mmcompress", "doctor", "--json"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    backends = {found["name"]: found for found in json.loads(done.stdout.splitlines()[-1])["backends"]}
+    assert backends["tensorrt-rtx"]["usable"] is serves
+    if not serves:
+        assert backends["tensorrt-rtx"]["reason"].endswith("driver for CUDA 12.0, and this driver is for CUDA 11.8")
 
 
 HEADERS = [path for root in ("/usr/local/cuda", "/usr") if (path := Path(root) / "include/cuda.h").is_file()]

@@ -6,15 +6,17 @@ import gc
 import re
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 from stand_in_driver import Driver, pycuda_on
-from stand_in_tensorrt import DIM, GRAPH, SIDE, TensorRT, answers
+from stand_in_tensorrt import DIM, GRAPH, SIDE, TensorRT, TensorRTRTX, answers
 
 from mmcompress.errors import CorruptInputError, MissingRequirementError, MMCompressError, UsageError
+from mmcompress.places import CACHE
 from mmcompress.runtime.cuda import Cuda
 from mmcompress.runtime.enginesession import MOST_SIZES, TensorRTSession
 from mmcompress.runtime.libcuda import LibCuda
@@ -34,7 +36,7 @@ def trt(driver: Driver) -> TensorRT:
 
 
 def opened(trt: TensorRT, cuda: Cuda) -> TensorRTSession:
-    return TensorRTSession(trt, b"plan", GRAPH, cuda)  # type: ignore[arg-type]
+    return TensorRTSession.load(trt, b"plan", GRAPH, cuda)  # type: ignore[arg-type]
 
 
 def images(batch: int, seed: int = 0) -> NDArray[np.float32]:
@@ -183,6 +185,33 @@ def test_two_sessions_side_by_side(trt: TensorRT, cuda: Cuda, driver: Driver) ->
     assert trt.faults == [] and driver.live() == {}
 
 
+def test_sessions_that_share_an_engine(trt: TensorRT, cuda: Cuda, driver: Driver) -> None:
+    first = opened(trt, cuda)
+    second = first.shared()
+    wrong: list[BaseException] = []
+
+    def work(session: TensorRTSession) -> None:
+        try:
+            for seed in range(100):
+                check(session, 1 + seed % 3, seed)
+        except BaseException as failure:
+            wrong.append(failure)
+
+    threads = [threading.Thread(target=work, args=(session,)) for session in (first, second)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == [] and trt.engines == 1
+    first.close()
+    check(second, 2)
+    with pytest.raises(UsageError, match="is closed"):
+        first.shared()
+    second.close()
+    gc.collect()
+    assert trt.engines == trt.contexts == 0 and trt.faults == [] and driver.live() == {}
+
+
 def test_closed_twice_and_then_used(trt: TensorRT, cuda: Cuda, driver: Driver) -> None:
     session = opened(trt, cuda)
     check(session, 1)
@@ -233,7 +262,7 @@ def test_any_single_failure_leaves_a_session_usable_or_closed(driver: Driver) ->
         with opened(trt, seam) as session:
             for batch in (1, 1, 1, 3, 3, 3, 1):
                 check(session, batch)
-            session.timed({"pixels": images(3)})
+            session.phases({"pixels": images(3)})
 
     points = every_function(trt, driver, use)
     assert len(points) > 80
@@ -292,6 +321,19 @@ def test_an_engine_that_cannot_be_captured_runs_without_a_graph(
     assert trt.faults == []
 
 
+def test_tensorrt_rtx_may_say_that_it_cannot_be_captured(
+    driver: Driver, capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(CACHE, str(tmp_path))
+    rtx = TensorRTRTX(driver)
+    rtx.capturable = False
+    with opened(rtx, LibCuda(driver.library)) as session:
+        for seed in range(3):
+            check(session, 2, seed)
+        assert "exec" not in driver.live() and "cuStreamBeginCapture_v2" not in names(driver)
+    assert "says that its work cannot be captured" in " ".join(capfd.readouterr().err.split())
+
+
 def test_a_gpu_that_does_not_answer_any_more_closes_the_session(trt: TensorRT, cuda: Cuda, driver: Driver) -> None:
     session = opened(trt, cuda)
     check(session, 2)
@@ -327,20 +369,50 @@ def test_where_the_time_went(trt: TensorRT, cuda: Cuda, driver: Driver) -> None:
     with opened(trt, cuda) as session:
         for seed in range(3):
             pixels = images(2, seed)
-            results, phases = session.timed({"pixels": pixels})
-            np.testing.assert_array_equal(results["embedding"], answers(pixels))
+            phases = session.phases({"pixels": pixels})
             assert (phases.copy_in_ms, phases.gpu_ms, phases.copy_out_ms) == (2, 2, 2)
             assert phases.enqueue_ms > 0
         check(session, 2)
         with pytest.raises(UsageError, match="'pixels' was not given"):
-            session.timed({})
+            session.phases({})
     assert driver.live() == {}
 
 
 def test_a_plan_that_tensorrt_refuses_leaks_nothing(trt: TensorRT, cuda: Cuda, driver: Driver) -> None:
     with pytest.raises(CorruptInputError, match=re.escape("tensorrt 10.3.0 refuses to load image-int8-sm89.engine")):
-        TensorRTSession(trt, b"other", GRAPH, cuda)  # type: ignore[arg-type]
+        TensorRTSession.load(trt, b"other", GRAPH, cuda)  # type: ignore[arg-type]
     driver.fail("cuStreamCreate", code=2)
     with pytest.raises(MissingRequirementError, match="no memory left"):
         opened(trt, cuda)
     assert driver.live() == {} and driver.depth() == 0
+
+
+def test_what_tensorrt_rtx_compiled_is_kept_for_the_next_process(
+    driver: Driver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(CACHE, str(tmp_path))
+    rtx, seam = TensorRTRTX(driver), LibCuda(driver.library)
+    with opened(rtx, seam) as session, session.shared() as other:
+        for batch in (1, 2, 1):
+            check(session, batch)
+            check(other, batch)
+    assert rtx.compiled == 1 and len({id(cache) for cache in rtx.caches}) == 1
+    (kept,) = (tmp_path / "kernels").iterdir()
+    assert kept.read_bytes() == b"kernels of 2 layers"
+    for content, compiled in ((b"kernels of 2 layers", 0), (b"damaged", 1)):
+        kept.write_bytes(content)
+        again = TensorRTRTX(driver)
+        with opened(again, seam) as session:
+            check(session, 2)
+        assert again.compiled == compiled and kept.read_bytes() == b"kernels of 2 layers"
+    assert driver.live() == {}
+
+
+def test_a_cache_folder_that_cannot_be_written_costs_nothing_else(
+    driver: Driver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv(CACHE, str(tmp_path / "file"))
+    with opened(TensorRTRTX(driver), LibCuda(driver.library)) as session:
+        check(session, 2)
+    assert driver.live() == {}

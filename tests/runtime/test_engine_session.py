@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from enum import IntEnum
 from functools import partial
 from pathlib import Path
@@ -20,10 +21,10 @@ from toy_model import SIDE
 
 from mmcompress.artifact import Artifact
 from mmcompress.errors import CorruptInputError, MissingRequirementError
+from mmcompress.export.engine import supported_targets
 from mmcompress.manifest import Kind
 from mmcompress.runtime import tensorrt
-from mmcompress.runtime.backends import available_backends, graph_for
-from mmcompress.runtime.enginesession import check_validity
+from mmcompress.runtime.backends import available_backends, graph_for, open_session
 from mmcompress.runtime.gpu import open_cuda
 from mmcompress.runtime.libcuda import LibCuda
 from mmcompress.runtime.passport import (
@@ -35,6 +36,7 @@ from mmcompress.runtime.passport import (
     differences,
     stated_passport,
 )
+from mmcompress.runtime.plans import check_validity
 from mmcompress.runtime.tensorrt import this_machine
 
 Make = Callable[..., Artifact]
@@ -141,6 +143,14 @@ def test_gpus_of_one_architecture_are_told_apart(
     if different:
         with pytest.raises(CorruptInputError, match="does not fit this machine"):
             check_passport(artifact, graph, machine)
+
+
+def test_inspect_shows_the_passport(cli: Callable[..., Any], make_artifact: Make) -> None:
+    artifact, _ = native(make_artifact, "native", AGX, profiles=((1, 1, 1), (2, 8, 32)), precisions={"int8": 48})
+    shown = " ".join(cli("inspect", artifact.path).out.split())
+    for part in ("Orin, tensorrt 10.3.0", "AGX Orin Developer Kit", "nvpmodel 0 (MAXN)", "48 products in int8"):
+        assert part in shown
+    assert "batches 1 to 1, usually 1, batches 2 to 32, usually 8" in shown and "16 multiprocessors" in shown
 
 
 def test_hardware_compatibility_widens_where_an_engine_runs(make_artifact: Make) -> None:
@@ -335,13 +345,15 @@ def test_copies_and_events_on_the_gpu() -> None:
 
 
 @pytest.mark.gpu
-def test_an_engine_answers_as_onnxruntime_does(make_artifact: Make, tmp_path: Any) -> None:
+@pytest.mark.parametrize("backend", ["tensorrt", "tensorrt-rtx"])
+def test_an_engine_answers_as_onnxruntime_does(backend: Any, make_artifact: Make, tmp_path: Path) -> None:
     """Built here with the same module that runs it; the image tower of the toy model in FP32."""
-    from mmcompress.runtime.backends import open_session
-
-    backend: Any = "tensorrt-rtx"
+    if reason := available_backends()[backend]:
+        pytest.skip(reason)
     module = tensorrt.tensorrt_module(backend)
     machine = this_machine(backend)
+    if (known := supported_targets(module)) and machine.target not in known:
+        pytest.skip(f"{backend} does not build for {machine.target}")
     source = make_artifact("source")
     builder = module.Builder(module.Logger(module.Logger.ERROR))
     network = builder.create_network(1 << int(module.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
@@ -356,13 +368,20 @@ def test_an_engine_answers_as_onnxruntime_does(make_artifact: Make, tmp_path: An
     with Artifact.create(tmp_path / "built", kind=Kind.ENGINE, stage="build", key="") as draft:
         (draft.path / "image.engine").write_bytes(bytes(plan))
         draft.graphs.append(graph)
-        draft.facts = {"backend": backend, "tensorrt_version": here.tensorrt}
+        draft.facts = {"backend": backend, "tensorrt_version": machine.tensorrt}
     built = Artifact.open(tmp_path / "built")
     pixels = np.random.default_rng(0).standard_normal((4, 3, SIDE, SIDE), dtype=np.float32)
     with open_session(source, graph_for(source, "image", "onnxruntime"), "onnxruntime") as reference:
         expected = reference.run({"pixels": pixels})["embedding"]
     with open_session(built, graph_for(built, "image", backend), backend) as session:
         assert session.max_batch == 4
-        for batch in (1, 4, 2):
+        for batch in (1, 4, 2) * 4:  # enqueued, captured, and launched as a graph
             actual = session.run({"pixels": pixels[:batch]})["embedding"]
             np.testing.assert_allclose(actual, expected[:batch], rtol=2e-3, atol=2e-3)
+        phases = session.phases({"pixels": pixels})
+        assert phases is not None and phases.gpu_ms > 0 and phases.copy_in_ms >= 0
+        other = session.shared()
+        assert other is not None
+        with other, ThreadPoolExecutor(4) as pool:
+            for actual in pool.map(lambda side: side.run({"pixels": pixels})["embedding"], (session, other) * 50):
+                np.testing.assert_allclose(actual, expected, rtol=2e-3, atol=2e-3)

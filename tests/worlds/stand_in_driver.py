@@ -148,6 +148,11 @@ def pycuda_on(driver: Driver) -> ModuleType:
         def pop() -> None:
             pointer("cuCtxPopCurrent_v2")
 
+        def detach(self) -> None:
+            """Of the context that is current."""
+            call("cuDevicePrimaryCtxRelease_v2", 0)
+            self.pop()
+
     class Device:
         def __init__(self, ordinal: int) -> None:
             self.ordinal = number("cuDeviceGet", ordinal)

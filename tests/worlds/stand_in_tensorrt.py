@@ -53,7 +53,9 @@ class TensorRT:
         self.driver, self.profiles = driver, profiles
         self.faults: list[str] = []
         self.contexts = 0
-        """How many are alive."""
+        self.capturable = True
+        self.engines = 0
+        """How many are alive, of each."""
         self.refuse: str | None = None
         """Name of a method that answers as one that failed."""
         self.Logger = type("Logger", (), {"WARNING": 1, "__init__": lambda self, severity: None})
@@ -93,6 +95,9 @@ class TensorRT:
                 self.addresses[name], self.version = address, self.version + 1
                 return outer.refuse != "set_tensor_address"
 
+            def is_stream_capturable(self, stream: int) -> bool:
+                return outer.capturable
+
             def execute_async_v3(self, stream: int) -> bool:
                 if outer.refuse == "execute_async_v3":
                     return False
@@ -112,6 +117,12 @@ class TensorRT:
         class Engine:
             num_optimization_profiles = len(profiles)
 
+            def __init__(self) -> None:
+                outer.engines += 1
+
+            def __del__(self) -> None:
+                outer.engines -= 1
+
             def get_tensor_dtype(self, name: str) -> Type:
                 return Type.FLOAT
 
@@ -121,8 +132,12 @@ class TensorRT:
             def get_device_memory_size_for_profile_v2(self, number: int) -> int:
                 return SCRATCH_BYTES_PER_IMAGE * profiles[number][2]
 
-            def create_execution_context(self, strategy: str) -> Context | None:
-                assert strategy == "user managed"
+            def create_runtime_config(self) -> Any:
+                return outer.configured()
+
+            def create_execution_context(self, strategy: Any) -> Context | None:
+                assert getattr(strategy, "strategy", strategy) == "user managed"
+                outer.compile()
                 return None if outer.refuse == "create_execution_context" else Context()
 
         class Runtime:
@@ -133,6 +148,12 @@ class TensorRT:
                 return Engine() if plan == b"plan" else None
 
         self.Runtime = Runtime
+
+    def configured(self) -> Any:
+        raise AssertionError("TensorRT-RTX alone is asked for a runtime config here")
+
+    def compile(self) -> None:
+        """What making a context compiles."""
 
     def _compute(self, batch: int, addresses: dict[str, int], scratch: tuple[int, int]) -> None:
         sizes = {"pixels": batch * 3 * SIDE * SIDE * 4, "embedding": batch * DIM * 4}
@@ -147,3 +168,53 @@ class TensorRT:
         pixels = np.ctypeslib.as_array((ctypes.c_float * (sizes["pixels"] // 4)).from_address(addresses["pixels"]))
         rows = np.ctypeslib.as_array((ctypes.c_float * (sizes["embedding"] // 4)).from_address(addresses["embedding"]))
         rows[:] = answers(pixels.reshape(batch, 3, SIDE, SIDE)).ravel()
+
+
+class TensorRTRTX(TensorRT):
+    """Passes for `tensorrt_rtx`: it compiles a kernel for each context unless its cache holds it."""
+
+    __name__ = "tensorrt_rtx"
+    __version__ = "1.7.1.116"
+
+    def __init__(self, driver: Driver, **arguments: Any) -> None:
+        super().__init__(driver, **arguments)
+        self.DynamicShapesKernelSpecializationStrategy = SimpleNamespace(EAGER="eager")
+        self.caches: list[Any] = []
+        """Those that a context was made with."""
+        self.compiled = 0
+
+    def configured(self) -> Any:
+        outer = self
+
+        class Cache:
+            kernels = b""
+
+            def deserialize(self, blob: bytes) -> bool:
+                if not blob.startswith(b"kernels"):
+                    return False
+                self.kernels = blob
+                return True
+
+            def serialize(self) -> bytes:
+                return self.kernels
+
+        class Config:
+            strategy = dynamic_shapes_kernel_specialization_strategy = None
+
+            def set_execution_context_allocation_strategy(self, strategy: str) -> None:
+                self.strategy = strategy
+
+            def create_runtime_cache(self) -> Cache:
+                return Cache()
+
+            def set_runtime_cache(self, cache: Cache) -> bool:
+                assert self.dynamic_shapes_kernel_specialization_strategy == "eager"
+                outer.caches.append(cache)
+                return True
+
+        return Config()
+
+    def compile(self) -> None:
+        if not self.caches[-1].kernels:
+            self.caches[-1].kernels = b"kernels of 2 layers"
+            self.compiled += 1
