@@ -8,6 +8,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -439,3 +440,27 @@ def test_parts_of_one_set_judge_only_where_they_share_no_sample(world: Path) -> 
         with pytest.raises(UsageError, match=r"shares samples with what .* was calibrated on") as caught:
             judged(fitted, spec)
         assert f"--data {fitted}:" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        UsageError("tensorrt built no engine for native: it has no kernel for a part of it", ""),
+        MissingRequirementError("tensorrt built no engine for native: CUDA error: out of memory", ""),
+        GateFailedError("image-int8.engine fell back as a whole", ""),
+        CorruptInputError("tensorrt does not load what it built", ""),
+    ],
+)
+def test_a_candidate_that_is_not_built_ends_no_verdict(error: Exception, world: Path) -> None:
+    source = Artifact.open(world / "quantized")
+    candidates = list(candidates_for("tensorrt", source.model, read_int8(source)))
+    contestant: Any = Contestant("mlp", "int8", dict.fromkeys(contest.TOWERS, SimpleNamespace(open=nullcontext)))
+
+    def write(name: str, variant: Any, backend: Any) -> Contestant:
+        if name != "mlp":
+            raise error
+        return contestant
+
+    tried = contestants.tried_candidates(write, "tensorrt", candidates)
+    assert [attempt.candidate.name for attempt in tried if attempt.contestant] == ["mlp"]
+    assert {attempt.failed for attempt in tried} == {None, error.what}  # type: ignore[attr-defined]
