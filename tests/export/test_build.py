@@ -113,6 +113,16 @@ def cut_to(config: Any, tensors: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("tower", ["image", "text"])
+def test_attention_by_token_spares_a_copy_a_block(tower: str, tmp_path: Path) -> None:
+    """One of two blocks: the last reads a single row, where no copy was."""
+    graph, inputs = (image_graph, PIXELS) if tower == "image" else (text_graph, TOKENS)
+    by_image = built(graph_file(tmp_path, graph, replace(signed(), by_token=False)), inputs).audit
+    by_token = built(graph_file(tmp_path, graph, signed()), inputs).audit
+    assert by_token.layers == by_image.layers - 1 and by_token.modules == by_image.modules
+    assert by_token.attention == by_image.attention == {"fp16": 2}
+
+
+@pytest.mark.parametrize("tower", ["image", "text"])
 @pytest.mark.parametrize("target", ["sm89", "sm120"])
 def test_every_linear_runs_in_fp8(target: str, tower: str, tmp_path: Path) -> None:
     graph, inputs = (image_graph, PIXELS) if tower == "image" else (text_graph, TOKENS)

@@ -15,7 +15,7 @@ from onnx import numpy_helper
 from tiny_clip import clip_of, config_of, tensors_of, wide_ranges
 
 from mmcompress.data.checkpairs import check_images
-from mmcompress.export.export import read_tensors
+from mmcompress.export.export import random_inputs, read_tensors
 from mmcompress.export.graph import GraphWriter, Numerics
 from mmcompress.export.towers import image_graph, text_graph
 from mmcompress.families import config_from_hugging_face
@@ -166,3 +166,17 @@ def ran(model: Any, tensors: list[str], pixels: Array) -> dict[str, Array]:
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     return dict(zip(tensors, session.run(tensors, {"pixels": pixels}), strict=True))
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize(("tower", "graph"), [("image", image_graph), ("text", text_graph)])
+def test_the_order_of_attention_changes_no_answer(tower: str, graph: Any, batch: int) -> None:
+    config = config_of()
+    tensors, inputs = tensors_of(clip_of(config)), random_inputs(config, tower, batch)
+    answers = []
+    for by_token in (True, False):
+        numerics = Numerics(np.float16, "signed", wide_ranges(config), by_token=by_token)
+        model = graph(config, tensors, numerics, 18)
+        session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+        answers.append(session.run(None, {session.get_inputs()[0].name: inputs})[0])
+    assert (answers[0] * answers[1]).sum(axis=-1).min() > 0.9999
