@@ -96,8 +96,9 @@ class Opened:
                 quantize = makers[sides[0].input[0]]  # type: ignore[union-attr]
                 signed = self.types[quantize.output[0]] == require("onnx", "compress").TensorProto.INT8
                 read = quantize.input[0]
-                while read in makers and makers[read].op_type == "Transpose":  # the same rows in another order
-                    read = makers[read].input[0]
+                module = border_module(name, self.tower)
+                while border_module(read, self.tower) == module and makers[read].op_type == "Transpose":
+                    read = makers[read].input[0]  # the same rows in another order
                 products[name] = Product(read, "signed" if signed else "unsigned")
         return products
 
