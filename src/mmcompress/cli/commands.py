@@ -391,17 +391,18 @@ def report(
 
 @keyed(app, MEASURE, "report.gates")
 def check(
-    report: Annotated[Path, typer.Argument(metavar="REPORT", help="report.json, or the folder with it.")],
+    report: Annotated[Path, typer.Argument(metavar="REPORT", help="report.json, the folder with it, or engines.")],
     given: Given,
     baseline: Annotated[Path | None, typer.Option(help="Report that changes are against; else the first row.")] = None,
     junit: Annotated[Path | None, typer.Option(help="Also write the verdicts as JUnit XML.")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Also write the verdicts as a Markdown table.")] = None,
     json: Json = False,
 ) -> None:
     """Hold a report against limits: exit 1 with a table if one is missed. Without limits, against its recipe's."""
     from mmcompress.cli import console, show_report
     from mmcompress.report import checking
 
-    verdicts = checking.check(report, given, baseline, junit)
+    verdicts = checking.check(report, given, baseline, junit, markdown)
     console.show(*show_report.gates_summary(verdicts), json)
     checking.enforce(verdicts)
 
