@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -53,3 +54,12 @@ def test_too_little_for_a_verdict_is_refused_before_anything_is_calibrated(
     assert not [*tmp_path.glob("q*"), *tmp_path.glob("v*")]
     with pytest.raises(UsageError, match="150 are needed"):
         with_some_apart({"data.train": str(coloured_squares)}, {})
+
+
+def test_copies_of_one_photo_are_refused_before_anything_is_calibrated(tmp_path: Path, photos: Path) -> None:
+    (copies := tmp_path / "copies").mkdir()
+    image = next(photos.iterdir())
+    for number in range(160):
+        shutil.copyfile(image, copies / f"{number}.png")
+    with pytest.raises(UsageError, match="has 1 different images in 160 samples"):
+        with_some_apart({"data.train": str(copies)}, {})

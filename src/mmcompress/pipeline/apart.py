@@ -10,9 +10,10 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 from mmcompress.config import FitConfig
-from mmcompress.data.batches import count_up_to
+from mmcompress.data.batches import count_up_to, images_of
 from mmcompress.data.spec import Share, is_stream
 from mmcompress.errors import UsageError
+from mmcompress.measure.verdict.heldout import FEWEST
 from mmcompress.pipeline.routing import routed
 from mmcompress.pipeline.single import config_of
 from mmcompress.pipeline.sources import Given
@@ -38,6 +39,12 @@ def judging_bins(data: str, hint: str = "give more") -> int:
             f"{data} has {there} samples, too few to keep some apart for the choices and for the test: "
             f"{-(-enough // 3)} are needed",
             hint,
+        )
+    if not is_stream(data) and (different := len({*images_of(data, enough)})) < FEWEST:
+        raise UsageError(
+            f"{data} has {different} different images in {there} samples, too few to calibrate on some and judge by "
+            f"{FEWEST} others",
+            "give more images, not more copies",
         )
     return bins
 
