@@ -28,7 +28,7 @@ from mmcompress.architecture import ImageConfig
 from mmcompress.artifact import Artifact
 from mmcompress.compress.prune.importance import magnitudes
 from mmcompress.compress.prune.shrink import copy_block
-from mmcompress.compress.train.inherit import BATCH, MULTIPLE, SAMPLES, smallest_block
+from mmcompress.compress.train.inherit import BATCH, MULTIPLE, SAMPLES, smallest_units
 from mmcompress.config import Backend
 from mmcompress.export.sized import write_probes
 from mmcompress.huggingface import FOLDER_FILES, save_checkpoint
@@ -137,9 +137,8 @@ def compared(
     steps: int,
     data: str,
 ) -> None:
-    heads, units = smallest_block(teacher.model, ["image"])
     cut = {"target_macs": share, "towers": ["image"], "samples": SAMPLES, "batch": BATCH, "mlp_multiple": MULTIPLE}
-    cuts = {"inherit:F": {**cut, "smallest_heads": heads, "smallest_mlp": units}, "thin": cut}
+    cuts = {"inherit:F": {**cut, "smallest_mlp": smallest_units(teacher.model, ["image"])}, "thin": cut}
     starts = {"evenly spaced": (even_start(work, teacher, share), 0.0)}
     starts |= {
         name: timed_start(work, f"{data}-{share}-{name.partition(':')[0]}", teacher, embeddings, cuts[name])

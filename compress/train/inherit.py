@@ -5,8 +5,9 @@ tower gets F of its multiply-accumulates, blocks share them by the measured erro
 fitted to the dense stream. Width, patches, tokenizer, projection or attention pooling stay the teacher's; a text tower
 that is kept, or has LayerNorms behind its blocks, is taken over whole.
 
-Blocks smaller than `smallest_block` go whole. The LayerNorms, sums and copies around a block cost the same however few
-units it has, so many thin blocks run slower than few thick ones of the same MACs (benchmarks/results/inherit.md).
+Blocks of fewer than `smallest_units` go whole. The LayerNorms, sums and copies around a block cost the same however few
+units it has, so many thin blocks run slower than few thick ones of the same MACs; but fewer blocks learn less in the
+same time (benchmarks/results/inherit.md).
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ SAMPLES = 256
 """Pairs that a start is fitted on: those of the first batches."""
 BATCH = 64
 """Of these, computed at once, at most."""
-HEADS, UNITS = 2, 256
-"""Of a block that stays, at least."""
+UNITS = 128
+"""MLP units of a block that stays, at least."""
 MULTIPLE = 32
 """MLP units are kept in multiples of this."""
 
@@ -74,23 +75,21 @@ def pruned_start(
     teacher: DualEncoder, samples: list[TrainingBatch], share: float, towers: Sequence[TowerName]
 ) -> DualEncoder:
     """What `prune --target-macs` makes of a teacher, without blocks under the smallest."""
-    heads, units = smallest_block(teacher.config, towers)
-    smallest = {"smallest_heads": heads, "smallest_mlp": units, "mlp_multiple": MULTIPLE}
+    smallest = {"smallest_mlp": smallest_units(teacher.config, towers), "mlp_multiple": MULTIPLE}
     config = PruneConfig.model_validate({"data": {}, "target_macs": share, "towers": towers, **smallest})
     return pruned_model(teacher, samples, None, config)[0]
 
 
-def smallest_block(model: DualEncoderConfig, towers: Sequence[TowerName]) -> tuple[int, int]:
-    """Heads and MLP units: HEADS and UNITS, of small towers half of the heads and a quarter of the units."""
-    heads = min(max(getattr(model, name).heads) for name in towers)
-    units = min(max(getattr(model, name).mlp) for name in towers)
-    return min(HEADS, max(1, heads // 2)), min(UNITS, max(1, units // 4))
+def smallest_units(model: DualEncoderConfig, towers: Sequence[TowerName]) -> int:
+    """MLP units of the smallest block: UNITS, or a quarter of a small tower's."""
+    asked: list[TowerConfig] = [getattr(model, name) for name in towers]
+    return min(UNITS, max(1, min(max(tower.mlp) for tower in asked) // 4))
 
 
 def check_inherits(model: DualEncoderConfig, share: float, towers: Sequence[TowerName]) -> None:
     """Raise UsageError, with the floor, where not even one smallest block fits the share of a tower."""
     for name in towers:
-        check_share(model, name, "macs", share, MULTIPLE, smallest_block(model, towers))
+        check_share(model, name, "macs", share, MULTIPLE, (1, smallest_units(model, towers)))
 
 
 def inherited_towers(model: DualEncoderConfig, text: str) -> tuple[TowerName, ...]:

@@ -13,7 +13,7 @@ from small_model import random_pixels, small_model
 
 from mmcompress.artifact import Artifact
 from mmcompress.compress.train import distill, inherit
-from mmcompress.compress.train.inherit import check_inherits, pruned_start, smallest_block
+from mmcompress.compress.train.inherit import check_inherits, pruned_start, smallest_units
 from mmcompress.compress.train.pairs import TrainingBatch
 from mmcompress.errors import StoppedError, UsageError
 from mmcompress.huggingface import dual_encoder_from_hugging_face
@@ -45,7 +45,7 @@ def test_it_starts_where_prune_without_training_ends(world: Path, tmp_path: Path
     student = started(world, tmp_path / "student", text=text)
     teacher = standalone.convert(str(world / "teacher"), tmp_path / "teacher")
     towers = ["image", "text"] if text == "distill" else ["image"]
-    cut = {"target_macs": 0.5, "towers": towers, "samples": 60, "batch": 20, "smallest_heads": 2, "smallest_mlp": 32}
+    cut = {"target_macs": 0.5, "towers": towers, "samples": 60, "batch": 20, "smallest_mlp": 32}
     pruned = standalone.prune(teacher.path, tmp_path / "pruned", cut, embeddings=world / "embeddings")
     assert student.model == pruned.model
     assert student.model.image.macs(32) <= 0.5 * teacher.model.image.macs(32)
@@ -104,8 +104,8 @@ def test_no_block_is_thinner_than_the_smallest(share: float) -> None:
     model = small_model(4)
     sample = pixels_of(16, torch.zeros(16, 4, dtype=torch.long))
     image = pruned_start(model, [sample], share, ["image"]).config.image
-    assert smallest_block(model.config, ["image"]) == (2, 32)
-    assert min(image.heads) >= 2 and min(image.mlp) >= 32
+    assert smallest_units(model.config, ["image"]) == 32
+    assert min(image.mlp) >= 32
     full = model.config.image.macs(model.config.embed_dim)
     assert 0.6 * share * full <= image.macs(model.config.embed_dim) <= share * full
 
