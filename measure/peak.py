@@ -22,7 +22,7 @@ from mmcompress.errors import MMCompressError, UsageError
 from mmcompress.progress import say
 from mmcompress.runtime.backends import GPU_BACKENDS, open_session
 from mmcompress.runtime.nvml import open_gpu
-from mmcompress.runtime.session import Session
+from mmcompress.runtime.session import Feeds, Session
 from mmcompress.strictjson import json_from_text, text_from_json
 
 TIMEOUT_S = 600
@@ -86,7 +86,13 @@ def high_water_bytes() -> int | None:
 
 
 def random_call(session: Session, batch: int, seed: int = 0) -> Callable[[], object]:
-    """A call of a session with random inputs of its shape; the batch is the only free axis."""
+    """A call of a session with random inputs of its shape."""
+    feeds = random_feeds(session, batch, seed)
+    return lambda: session.run(feeds)
+
+
+def random_feeds(session: Session, batch: int, seed: int = 0) -> Feeds:
+    """Random inputs of a session's shape; the batch is the only free axis."""
     spec = session.inputs[0]
     if session.max_batch is not None and batch > session.max_batch:
         raise UsageError(f"the engine takes batches up to {session.max_batch}, not {batch}", "give other --batches")
@@ -94,8 +100,7 @@ def random_call(session: Session, batch: int, seed: int = 0) -> Callable[[], obj
     if len(sizes) != len(spec.shape) - 1:
         raise UsageError(f"the input {spec.name!r} has free axes beside the batch: {spec.shape}", "export it again")
     values = np.random.default_rng(seed).standard_normal((batch, *sizes), dtype=np.float32)
-    feeds = {spec.name: values.astype(spec.dtype)}
-    return lambda: session.run(feeds)
+    return {spec.name: values.astype(spec.dtype)}
 
 
 if __name__ == "__main__":
