@@ -274,11 +274,14 @@ def qat(artifact: Source, out: Out, given: Given, json: Json = False) -> None:
     console.show(*show_compress.qat_summary(standalone.qat(artifact, out, given)), json)
 
 
-@keyed(app, MODEL, "export", "baseline", "trace", "convert", without=("teacher.source",))
+@keyed(app, MODEL, "export", "static", "baseline", "trace", "convert", without=("teacher.source",))
 def export(
     source: Source,
     out: Out,
     given: Given,
+    static: Annotated[
+        bool, typer.Option("--static", help="Also write OUT-static: FP32 of static shape and samples, for compilers.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Write ONNX, one graph a tower. A quantized checkpoint becomes INT8 Q/DQ.
@@ -288,7 +291,7 @@ def export(
     from mmcompress.cli import console
     from mmcompress.pipeline import standalone
 
-    console.show(*console.artifact_summary(standalone.export(source, out, given)), json)
+    console.show(*console.artifact_summary(standalone.export(source, out, given, static)), json)
 
 
 @keyed(app, MODEL, "build", "convert", without=("teacher.source",))
@@ -391,21 +394,24 @@ def check(
 def classify(
     artifact: Source,
     image: Annotated[Path, typer.Argument(metavar="IMAGE")],
-    labels: Annotated[str, typer.Option(help="Separated by commas: cat,dog.")],
+    labels: Annotated[
+        str | None, typer.Option(help="Separated by commas: cat,dog; those inside the artifact if not given.")
+    ] = None,
     template: Annotated[str, typer.Option(help="Sentence around a label.")] = "{}",
     backend: Backend = None,
     json: Json = False,
 ) -> None:
     """Say which of some labels fits an image, in percent. A teacher is exported into the user's cache first."""
     from mmcompress.cli import console, show_use
-    from mmcompress.pipeline.converted import check_named, graphs_to_use
+    from mmcompress.pipeline.converted import check_named_with_labels, graphs_to_use
     from mmcompress.runtime import answers
     from mmcompress.runtime.encoder import Encoder
 
-    names = [label.strip() for label in labels.split(",") if label.strip()]
-    check_named(artifact)
+    names = None if labels is None else [label.strip() for label in labels.split(",") if label.strip()]
+    check_named_with_labels(artifact, names)
     answers.check_classify(image, names, template)
-    with Encoder.open(graphs_to_use(artifact, backend), cast(Any, backend)) as encoder:
+    towers = answers.TOWERS if names else answers.IMAGE_ALONE
+    with Encoder.open(graphs_to_use(artifact, backend), cast(Any, backend), towers=towers) as encoder:
         console.show(*show_use.shares_summary(answers.classify(encoder, image, names, template)), json)
 
 
