@@ -1,14 +1,16 @@
 """What is delivered beside Linears: preprocessing and labels inside image graphs, and the bytes of the text tower.
 
 python benchmarks/delivered.py answers CHECKPOINT [--photos 100] [--rounds 5]
+python benchmarks/delivered.py pixels [--photos 100]
 python benchmarks/delivered.py bytes [--merges bpe_simple_vocab_16e6.txt.gz]
 python benchmarks/delivered.py drift QUANTIZED
 
 `answers`: a file becomes label scores in two ways that take turns: Pillow, the image tower and a product with the
-labels' embeddings, made before; or decoding alone and one graph with preprocessing and labels inside. `bytes`: the
-text graph of a ViT-B/32, whose size does not depend on its weights, with OpenAI's vocabulary from the merges that
-open_clip ships, trimmed to captions of the development data. `drift`: what the token table in 8 bits adds to INT8 of
-a quantized checkpoint, on the test set that ships.
+labels' embeddings, made before; or decoding alone and one graph with preprocessing and labels inside. `pixels`:
+preprocessing alone, at 224 pixels, against our own on photos of the development data. `bytes`: the text graph of a
+ViT-B/32, whose size does not depend on its weights, with OpenAI's vocabulary from the merges that open_clip ships,
+trimmed to captions of the development data. `drift`: what the token table in 8 bits adds to INT8 of a quantized
+checkpoint, on the test set that ships.
 """
 
 from __future__ import annotations
@@ -110,6 +112,58 @@ def compared(
         f" | {ratios[0]:.2f} ({ratios[1]:.2f} to {ratios[2]:.2f}) | {same} of {len(files)} | {apart:.1e} |",
         flush=True,
     )
+
+
+def pixels(photos: int) -> None:
+    """Levels of 255 that pixels are apart from Pillow's, on both runtimes."""
+    from itertools import islice
+
+    import onnx
+    from PIL import Image
+
+    from mmcompress.data.batches import read
+    from mmcompress.data.decoding import decode_whole
+    from mmcompress.data.preprocess import normalize, plain_view
+    from mmcompress.export.export import save_graph, specs
+    from mmcompress.export.graph import GraphWriter, Numerics
+    from mmcompress.export.imageinput import with_image_input
+    from mmcompress.manifest import Graph, Preprocessing
+    from mmcompress.runtime.backends import open_file
+
+    rule = Preprocessing(size=224, resize=224, mean=(0.48, 0.46, 0.41), std=(0.27, 0.26, 0.28))
+    print("| photos | height x width | runtime | largest, levels | other values | least cosine |")
+    print("|---|---|---|--:|--:|--:|")
+    for name, spec in (
+        ("Flickr8k", DATA / "val-00000.tar"),
+        ("ImageNet", DATA.parent / "imagenet-sample/val-00000.tar"),
+    ):
+        images = [decode_whole(sample.image) for sample in islice(read(str(spec)), photos)]
+        wanted = [normalize(plain_view(Image.fromarray(image), rule)[None], rule) for image in images]
+        sizes = sorted(image.shape[:2] for image in images)
+        for backend in ("openvino", "onnxruntime"):
+            g = GraphWriter(18, Numerics())
+            g.node("Identity", "embedding", "pixels")
+            model = g.model("prepared", ("pixels", np.float32, (3, 224, 224)), 1)
+            del model.graph.output[:]
+            with_image_input(model, rule, None)
+            model.graph.output.append(onnx.helper.make_tensor_value_info("embedding", 1, ["batch", 3, 224, 224]))
+            with tempfile.TemporaryDirectory() as temporary:
+                path = Path(temporary) / "graph.onnx"
+                save_graph(model, path)
+                ends = {"inputs": specs(model.graph.input), "outputs": specs(model.graph.output)}
+                graph = Graph(file=path.name, tower="image", precision="fp32", **ends)
+                with open_file(path, graph, backend, threads=1) as session:  # type: ignore[arg-type]
+                    made = [session.run({"image": image[None]})["embedding"] for image in images]
+            apart = np.abs(np.concatenate(made) - np.concatenate(wanted)) * np.array(rule.std)[:, None, None] * 255
+            pairs = [
+                (a.ravel().astype(np.float64), b.ravel().astype(np.float64)) for a, b in zip(made, wanted, strict=True)
+            ]
+            cosine = min(a @ b / np.linalg.norm(a) / np.linalg.norm(b) for a, b in pairs)
+            print(
+                f"| {len(images)} of {name} | {sizes[0][0]}x{sizes[0][1]} to {sizes[-1][0]}x{sizes[-1][1]} | {backend}"
+                f" | {apart.max():.2f} | {(apart > 0.5).mean():.1e} | {cosine:.6f} |",
+                flush=True,
+            )
 
 
 def openai_tokenizer(merges: Path) -> Any:
@@ -262,6 +316,7 @@ def main() -> int:
     one.add_argument("checkpoint")
     one.add_argument("--photos", type=int, default=100)
     one.add_argument("--rounds", type=int, default=5)
+    asked.add_parser("pixels").add_argument("--photos", type=int, default=100)
     asked.add_parser("bytes").add_argument("--merges", type=Path, required=True)
     asked.add_parser("drift").add_argument("checkpoint")
     said = parser.parse_args()
@@ -269,6 +324,8 @@ def main() -> int:
         drift(said.checkpoint)
     elif not DATA.is_dir():
         print(f"skipped: the development data is not at {DATA}")
+    elif said.what == "pixels":
+        pixels(said.photos)
     elif said.what == "answers":
         answers(said.checkpoint, said.photos, said.rounds)
     else:

@@ -26,7 +26,8 @@ from mmcompress.export.engine import NATIVE, checked_targets, engine_from_onnx
 from mmcompress.export.sparsity import two_four_weights
 from mmcompress.manifest import Graph
 from mmcompress.progress import say
-from mmcompress.runtime.tensorrt import tensorrt_module, this_machine
+from mmcompress.runtime.passport import PASSPORTS, Passport, passport_of
+from mmcompress.runtime.tensorrt import machine_for, tensorrt_module, this_machine
 from mmcompress.seen import SEEN_IMAGES
 from mmcompress.stages import Job
 
@@ -40,7 +41,9 @@ _PASSED_ON = ("params", "macs", "logit_scale", "logit_bias")
 
 def check_build(config: BuildConfig, _: Mapping[str, Artifact]) -> None:
     """Whether this machine's TensorRT builds for the targets, before a teacher is converted for it."""
-    checked_targets(tensorrt_module(config.backend), config.backend, config.targets)
+    targets = checked_targets(tensorrt_module(config.backend), config.backend, config.targets)
+    if NATIVE in targets:
+        this_machine(config.backend)
 
 
 def build(job: Job[BuildConfig]) -> None:
@@ -49,6 +52,8 @@ def build(job: Job[BuildConfig]) -> None:
     trt = tensorrt_module(config.backend)
     targets = checked_targets(trt, config.backend, config.targets)
     eligible = sparse_weights(source) if config.sparse else {}
+    machines = {target: machine_for(config.backend, None if target == NATIVE else target) for target in targets}
+    passports: dict[str, Passport] = {}
     audits: dict[str, Audit] = {}
     said: dict[str, list[str]] = {}
     for graph in chosen_graphs(source):
@@ -61,11 +66,19 @@ def build(job: Job[BuildConfig]) -> None:
                 batches=config.batches,
                 sparse=config.sparse,
             )
-            # a native engine's passport states the GPU that it was built on
-            place = this_machine(config.backend).target if target == NATIVE else target
+            machine = machines[target]
+            place = machine.target
             file = f"{graph.tower}-{graph.precision}-{place}.engine"
             (job.draft.path / file).write_bytes(engine.plan)
             audits[file], said[file] = engine.audit, list(engine.sparsity)
+            passports[file] = passport_of(
+                source,
+                graph,
+                machine,
+                profiles=(config.batches,),
+                precisions=engine.audit.products,
+                weights_bytes=engine.audit.weights_bytes,
+            )
             job.draft.graphs.append(graph.model_copy(update={"file": file, "target": place}))
             for warning in engine.warnings:
                 say("build", file, warning)
@@ -79,6 +92,7 @@ def build(job: Job[BuildConfig]) -> None:
         "tensorrt_version": str(trt.__version__),
         "targets": [graph.target for graph in job.draft.graphs if graph.tower == job.draft.graphs[0].tower],
         "batches": list(config.batches),
+        PASSPORTS: {file: passport.model_dump(mode="json") for file, passport in passports.items()},
         **({"two_four": eligible, "sparsity_log": said} if config.sparse else {}),
         "audit": {file: summary_of(audit).model_dump(mode="json") for file, audit in audits.items()},
     }

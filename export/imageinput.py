@@ -2,7 +2,8 @@
 
 Pillow resizes in two passes and rounds to whole levels after each (`ImagingResample`). A pass is linear in the pixels,
 so it is a product with one matrix of filter weights; two products with a rounding between them are equal to Pillow to a
-level of 255, in every runtime. The `Resize` operator is not: OpenVINO leaves out its antialiasing, ONNX Runtime rounds
+level of 255, in every runtime; only where a sum is half a level to the last digit do float and Pillow's whole numbers
+round to two sides. The `Resize` operator is not: OpenVINO leaves out its antialiasing, ONNX Runtime rounds
 otherwise in float and takes longer in bytes. The crop is folded in, since only the rows of a matrix that it keeps are
 computed. Which pass is first matters to some levels, where both clip: columns are, but from Pillow 13 on rows where an
 image loses more than twice as many of them. Graphs of one size do that too, those of any size are always columns first.

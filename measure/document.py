@@ -87,6 +87,19 @@ class CallTimes(Part):
     """Calls by their time."""
 
 
+class CallPhases(Part):
+    """Where calls on a GPU spend their time, medians by events, comparable with `trtexec`."""
+
+    enqueue_ms: Milliseconds
+    """Ms that the host takes to enqueue the engine, or to launch its graph: Enqueue Time."""
+    copy_in_ms: Milliseconds
+    """Ms of copying inputs to the GPU: H2D Latency."""
+    gpu_ms: Milliseconds
+    """Ms of the engine: GPU Compute Time."""
+    copy_out_ms: Milliseconds
+    """Ms of copying outputs back: D2H Latency."""
+
+
 class Latency(CallTimes, Measurement):
     """One image graph on one backend, with one batch size, number of threads and number of streams."""
 
@@ -108,6 +121,8 @@ class Latency(CallTimes, Measurement):
     """Multiply-accumulates a second over those of the ceiling, from 0; null where there is no ceiling."""
     pipeline: Pipeline | None
     """With the making of the input; null with several streams, or where it was not asked for."""
+    phases: CallPhases | None = None
+    """Of calls on a GPU, one at a time; null on a CPU and with several streams."""
     noisy: bool
     """Whether the machine, or this measurement's own rounds, were too noisy for single figures."""
     throttled: bool | None

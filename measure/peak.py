@@ -22,7 +22,7 @@ from mmcompress.errors import MMCompressError, UsageError
 from mmcompress.progress import say
 from mmcompress.runtime.backends import GPU_BACKENDS, open_session
 from mmcompress.runtime.nvml import open_gpu
-from mmcompress.runtime.session import Session
+from mmcompress.runtime.session import Feeds, Session
 from mmcompress.strictjson import json_from_text, text_from_json
 
 TIMEOUT_S = 600
@@ -88,21 +88,24 @@ def high_water_bytes() -> int | None:
 
 
 def random_call(session: Session, batch: int, seed: int = 0) -> Callable[[], object]:
-    """A call of a session with random inputs of its shape; free axes beside the batch are those of images, and become
-    a `FRAME`."""
+    """A call of a session with random inputs of its shape."""
+    feeds = random_feeds(session, batch, seed)
+    return lambda: session.run(feeds)
+
+
+def random_feeds(session: Session, batch: int, seed: int = 0) -> Feeds:
+    """Random inputs of a session's shape; free axes beside the batch are those of images, and become a `FRAME`."""
     spec = session.inputs[0]
     if session.max_batch is not None and batch > session.max_batch:
         raise UsageError(f"the engine takes batches up to {session.max_batch}, not {batch}", "give other --batches")
     rng = np.random.default_rng(seed)
     if spec.dtype == "uint8":
-        sizes = [side or usual for side, usual in zip(spec.shape[1:], (*FRAME, 3), strict=True)]
-        feeds = {spec.name: rng.integers(0, 256, (batch, *sizes), dtype=np.uint8)}
-        return lambda: session.run(feeds)
+        frame = [side or usual for side, usual in zip(spec.shape[1:], (*FRAME, 3), strict=True)]
+        return {spec.name: rng.integers(0, 256, (batch, *frame), dtype=np.uint8)}
     sizes = [size for size in spec.shape[1:] if size is not None]
     if len(sizes) != len(spec.shape) - 1:
         raise UsageError(f"the input {spec.name!r} has free axes beside the batch: {spec.shape}", "export it again")
-    feeds = {spec.name: rng.standard_normal((batch, *sizes), dtype=np.float32).astype(spec.dtype)}
-    return lambda: session.run(feeds)
+    return {spec.name: rng.standard_normal((batch, *sizes), dtype=np.float32).astype(spec.dtype)}
 
 
 if __name__ == "__main__":

@@ -10,6 +10,8 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
+from mmcompress.artifact import Artifact
+from mmcompress.config import Backend
 from mmcompress.data.layout import check_template, prompts
 from mmcompress.errors import CorruptInputError, UsageError
 from mmcompress.manifest import Preprocessing
@@ -20,7 +22,6 @@ from mmcompress.runtime.session import Tower
 
 OTHER_SUFFIXES = frozenset({".avif", ".bmp", ".gif", ".heic", ".heif", ".jfif", ".jp2", ".jxl", ".tif", ".tiff"})
 """Images too, which are not read here."""
-TOWERS: tuple[Tower, ...] = ("image", "text")
 IMAGE_ALONE: tuple[Tower, ...] = ("image",)
 """What a classification by the labels inside a graph needs."""
 _READ = ", ".join(IMAGE_SUFFIXES)
@@ -50,6 +51,16 @@ def classify(
     probabilities = softmax(logits)
     order = np.argsort(-probabilities, kind="stable")
     return [(labels[i], float(probabilities[i])) for i in order]
+
+
+def labels_in(said: str | None) -> list[str] | None:
+    """`cat, dog` -> the labels; None for those inside the graph."""
+    return None if said is None else [label.strip() for label in said.split(",") if label.strip()]
+
+
+def opened(artifact: Artifact, backend: Backend | None, labels: Sequence[str] | None) -> Encoder:
+    """What `classify` asks; labels that are given take the text tower too."""
+    return Encoder.open(artifact, backend, towers=IMAGE_ALONE if labels is None else ("image", "text"))
 
 
 def check_classify(image: Path | str, labels: Sequence[str] | None, template: str) -> None:

@@ -51,6 +51,8 @@ class Snapshot:
     temperature_c: float | None
     load_average: float
     throttles: int | None
+    gpu_clocks_mhz: tuple[float, ...] = ()
+    """Of the GPU, apart from the cores: among sixteen of them its fall would drown."""
 
 
 def snapshot(gpu: Gpu | None = None, root: Path = ROOT) -> Snapshot:
@@ -60,10 +62,11 @@ def snapshot(gpu: Gpu | None = None, root: Path = ROOT) -> Snapshot:
         at_s=time.monotonic(),
         own_s=usage.ru_utime + usage.ru_stime,
         ticks=cpu_ticks(root),
-        clocks_mhz=clocks_mhz(root) + ([gpu.clock_mhz()] if gpu else []),
+        clocks_mhz=clocks_mhz(root),
         temperature_c=max(heat, default=None),
         load_average=psutil.getloadavg()[0],
         throttles=throttle_count(root),
+        gpu_clocks_mhz=(clock,) if gpu and (clock := gpu.clock_mhz()) is not None else jetson_clocks_mhz(root),
     )
 
 
@@ -97,6 +100,13 @@ def clocks_mhz(root: Path = ROOT) -> list[float]:
     except OSError:
         return []
     return [float(line.partition(":")[2]) for line in lines if line.startswith("cpu MHz")]
+
+
+def jetson_clocks_mhz(root: Path = ROOT) -> tuple[float, ...]:
+    """Of a Jetson's GPU, as devfreq has it in Hz; its folder is called for it (`17000000.gpu`, `17000000.ga10b`)."""
+    folders = sorted((root / "sys/class/devfreq").glob("*"))
+    named = [folder for folder in folders if re.search(r"gpu|ga10b|gv11b", folder.name)]
+    return tuple(clock / 1e6 for folder in named if (clock := _number(folder / "cur_freq")) is not None)
 
 
 def governor(root: Path = ROOT) -> str | None:
@@ -167,9 +177,13 @@ def warnings(
         sentences.append(
             f"Clocks were forced down while this was measured ({why}): cool the device, or lower its clocks."
         )
-    clocks = [sum(state.clocks_mhz) / len(state.clocks_mhz) for state in (before, after) if state.clocks_mhz]
-    if len(clocks) == 2 and clocks[1] < FALLEN_CLOCK * clocks[0]:
-        sentences.append(f"The clocks fell from {clocks[0]:.0f} to {clocks[1]:.0f} MHz while this was measured.")
+    for whose, clocks in {
+        "clocks": (before.clocks_mhz, after.clocks_mhz),
+        "GPU's clock": (before.gpu_clocks_mhz, after.gpu_clocks_mhz),
+    }.items():
+        means = [sum(each) / len(each) for each in clocks if each]
+        if len(means) == 2 and means[1] < FALLEN_CLOCK * means[0]:
+            sentences.append(f"The {whose} fell from {means[0]:.0f} to {means[1]:.0f} MHz while this was measured.")
     return sentences
 
 
@@ -194,10 +208,12 @@ class Conditions:
         before, after = self.before, self.after
         foreign, stolen = shares(before, after, cores)
         heard = noise(spreads, foreign, stolen, self.priority)
+        gpu = (before.gpu_clocks_mhz, after.gpu_clocks_mhz)
         return Meanwhile(
             pinned_cores=self.pinned_cores,
             priority="real-time" if self.priority else "normal",
             clocks_mhz=ClocksMhz(before=tuple(before.clocks_mhz), after=tuple(after.clocks_mhz)),
+            gpu_clocks_mhz=ClocksMhz(before=gpu[0], after=gpu[1]) if any(gpu) else None,
             temperature_c=TemperatureC(before=before.temperature_c, after=after.temperature_c),
             load_average_before=before.load_average,
             load_average_after=after.load_average,

@@ -1,187 +1,128 @@
-"""The few CUDA calls that TensorRT needs, behind one seam with two implementations.
+"""The CUDA calls that TensorRT's sessions need: one seam, which `libcuda.py` and `pycuda.py` implement.
 
-`cuda-python` comes first: it is NVIDIA's own, imports without a driver, and answers with an error code where there is
-no GPU. `pycuda` is what many Jetson images carry instead; it needs libcuda to be imported at all. Device addresses are
-integers, streams and events opaque handles; who allocates frees.
+Both use the primary context of the device, as torch and the CUDA runtime inside TensorRT do. It is current inside
+`with cuda.current():` only and is popped behind it, so any thread may call, and no caller finds another context than
+it left.
 
-This module has been run without a GPU only: the calls below `device_count` are checked by the tests marked `gpu`.
+Addresses and handles are integers, and who makes one closes it. Work on a stream is asynchronous: until `synchronize`
+returns, its memory belongs to the GPU. No GPU has run this; tests run both on a stand-in for the driver.
 """
 
 from __future__ import annotations
 
-import importlib
-from typing import Any, Protocol
-
-from numpy.typing import NDArray
+import os
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Protocol
 
 from mmcompress.errors import MissingRequirementError
+from mmcompress.runtime.board import driver_version
+
+OLDEST = (12, 0)
+"""CUDA of the oldest driver that runs TensorRT 10.3 for CUDA 12, by the compatibility within a major version."""
+DRIVERS = {12: 525, 13: 580}
+"""First driver of each CUDA (CUDA Toolkit release notes, "CUDA Toolkit and Corresponding Driver Versions", Linux)."""
+OUT_OF_MEMORY, NO_DEVICE, DRIVER_MISMATCH = 2, 100, 803
+"""Of CUresult, cuda.h."""
+
+
+@dataclass(frozen=True)
+class Device:
+    """What the driver says of the GPU."""
+
+    name: str
+    capability: tuple[int, int]
+    multiprocessors: int
+    memory_bytes: int
+    integrated: bool
+    """Shares its memory with the processor, as on a Jetson; pinned memory is mapped there, and nothing is copied."""
+    cuda: tuple[int, int]
+    """Newest CUDA that the driver runs."""
+    uuid: str | None = None
+    """As NVML writes it, without the `GPU-`; None where the implementation cannot ask."""
+
+    @property
+    def target(self) -> str:
+        return f"sm{self.capability[0]}{self.capability[1]}"
+
+
+class Graphs(Protocol):
+    """Work that is enqueued once and launched many times."""
+
+    def begin_capture(self, stream: int) -> None:
+        """What this thread enqueues from here on is kept and not run."""
+
+    def end_capture(self, stream: int) -> int:
+        """The graph of what was enqueued. MissingRequirementError where it cannot be one; the stream is as before."""
+
+    def launch(self, graph: int, stream: int) -> None: ...
+    def close_graph(self, graph: int) -> None: ...
 
 
 class Cuda(Protocol):
-    """Memory, copies and order on one GPU. Copies are asynchronous: keep the array until `synchronize`."""
+    """One GPU. All but `device` and `current` are called inside `current()`."""
 
-    def device_count(self) -> int: ...
-    def capability(self) -> tuple[int, int]: ...
-    def name(self) -> str: ...
+    device: Device
+
+    @property
+    def graphs(self) -> Graphs | None:
+        """None where this implementation cannot capture."""
+
+    def current(self) -> AbstractContextManager[None]: ...
     def malloc(self, size_bytes: int) -> int: ...
     def free(self, address: int) -> None: ...
-    def to_device(self, address: int, array: NDArray[Any], stream: Any) -> None: ...
-    def to_host(self, array: NDArray[Any], address: int, stream: Any) -> None: ...
-    def stream(self) -> Any: ...
-    def stream_handle(self, stream: Any) -> int: ...
-    def synchronize(self, stream: Any) -> None: ...
-    def close_stream(self, stream: Any) -> None: ...
-    def event(self) -> Any: ...
-    def record(self, event: Any, stream: Any) -> None: ...
-    def elapsed_ms(self, start: Any, end: Any) -> float: ...
+    def malloc_host(self, size_bytes: int) -> int:
+        """Pinned, and mapped where the GPU is integrated."""
+
+    def free_host(self, host: int) -> None: ...
+    def mapped(self, host: int) -> int:
+        """The GPU's address of mapped memory."""
+
+    def copy_in(self, address: int, host: int, size_bytes: int, stream: int) -> None: ...
+    def copy_out(self, host: int, address: int, size_bytes: int, stream: int) -> None: ...
+    def open_stream(self) -> int: ...
+    def close_stream(self, stream: int) -> None: ...
+    def synchronize(self, stream: int) -> None: ...
+    def open_event(self) -> int: ...
+    def close_event(self, event: int) -> None: ...
+    def record(self, event: int, stream: int) -> None: ...
+    def elapsed_ms(self, start: int, end: int) -> float:
+        """Between two events that the GPU has passed."""
 
 
-def open_cuda() -> Cuda:
-    """The seam on the first GPU, or an error with what the CUDA runtime answered."""
-    try:
-        cuda: Cuda = _CudaPython(importlib.import_module("cuda.bindings.runtime"))
-    except ImportError as no_cuda_python:
-        try:
-            driver = importlib.import_module("pycuda.driver")
-        except ImportError as no_pycuda:
-            raise MissingRequirementError(
-                f"CUDA needs cuda-python or pycuda, and neither can be imported ({no_cuda_python}; {no_pycuda})",
-                "pip install 'mmcompress[cuda]' (or 'mmcompress[pycuda]', where libcuda is there)",
-            ) from no_pycuda
-        cuda = _PyCuda(driver)
-    if cuda.device_count() < 1:
-        raise _no_gpu("cudaGetDeviceCount answers 0 devices")
-    return cuda
+def no_gpu(answer: str, code: int | None = None) -> MissingRequirementError:
+    """That there is none, with the driver's answer and what mends it."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if code == DRIVER_MISMATCH:
+        hint = "the driver's library and its kernel module differ, as after an update: restart the machine"
+    elif code in (None, NO_DEVICE) and visible is not None:
+        hint = f"CUDA_VISIBLE_DEVICES is {visible!r}; unset it, or name a GPU that `nvidia-smi -L` lists"
+    else:
+        hint = (
+            "run this on a machine with an NVIDIA GPU and its driver (in a container: `docker run --gpus all`, on a "
+            "Jetson `--runtime nvidia`); openvino and onnxruntime need none"
+        )
+    return MissingRequirementError(f"there is no NVIDIA GPU to run on: {answer}", hint)
 
 
-def _no_gpu(answer: str) -> MissingRequirementError:
+def refused(answer: str, code: int) -> MissingRequirementError:
+    """That a call on the GPU failed."""
+    if code == OUT_OF_MEMORY:
+        return MissingRequirementError(
+            f"the GPU has no memory left: {answer}", "free some, or use a smaller batch; `nvidia-smi` shows who has it"
+        )
     return MissingRequirementError(
-        f"there is no NVIDIA GPU to run on: {answer}",
-        "run this on a machine with an NVIDIA GPU and its driver; openvino and onnxruntime need none",
+        f"the GPU refused: {answer}", "start the program again; `dmesg` says what the driver met"
     )
 
 
-class _CudaPython:
-    def __init__(self, runtime: Any) -> None:
-        self._runtime = runtime
-
-    def _checked(self, name: str, *arguments: Any) -> Any:
-        """Call a function of the CUDA runtime, which returns (error code, *results)."""
-        code, *results = getattr(self._runtime, name)(*arguments)
-        if code != self._runtime.cudaError_t.cudaSuccess:
-            _, text = self._runtime.cudaGetErrorString(code)
-            answer = f"{name} answers {code.name} ({int(code)}): {text.decode()}"
-            if name == "cudaGetDeviceCount":
-                raise _no_gpu(answer)
-            raise MissingRequirementError(f"the GPU refused: {answer}", "see whether its memory is free: nvidia-smi")
-        return results[0] if results else None
-
-    def device_count(self) -> int:
-        return int(self._checked("cudaGetDeviceCount"))
-
-    def capability(self) -> tuple[int, int]:
-        attributes = self._runtime.cudaDeviceAttr
-        major = self._checked("cudaDeviceGetAttribute", attributes.cudaDevAttrComputeCapabilityMajor, 0)
-        minor = self._checked("cudaDeviceGetAttribute", attributes.cudaDevAttrComputeCapabilityMinor, 0)
-        return int(major), int(minor)
-
-    def name(self) -> str:
-        properties = self._checked("cudaGetDeviceProperties", 0)
-        return str(properties.name.decode() if isinstance(properties.name, bytes) else properties.name)
-
-    def malloc(self, size_bytes: int) -> int:
-        return int(self._checked("cudaMalloc", size_bytes))
-
-    def free(self, address: int) -> None:
-        self._checked("cudaFree", address)
-
-    def to_device(self, address: int, array: NDArray[Any], stream: Any) -> None:
-        kind = self._runtime.cudaMemcpyKind.cudaMemcpyHostToDevice
-        self._checked("cudaMemcpyAsync", address, array.ctypes.data, array.nbytes, kind, stream)
-
-    def to_host(self, array: NDArray[Any], address: int, stream: Any) -> None:
-        kind = self._runtime.cudaMemcpyKind.cudaMemcpyDeviceToHost
-        self._checked("cudaMemcpyAsync", array.ctypes.data, address, array.nbytes, kind, stream)
-
-    def stream(self) -> Any:
-        return self._checked("cudaStreamCreate")
-
-    def stream_handle(self, stream: Any) -> int:
-        return int(stream)
-
-    def synchronize(self, stream: Any) -> None:
-        self._checked("cudaStreamSynchronize", stream)
-
-    def close_stream(self, stream: Any) -> None:
-        self._checked("cudaStreamDestroy", stream)
-
-    def event(self) -> Any:
-        return self._checked("cudaEventCreate")
-
-    def record(self, event: Any, stream: Any) -> None:
-        self._checked("cudaEventRecord", event, stream)
-
-    def elapsed_ms(self, start: Any, end: Any) -> float:
-        self._checked("cudaEventSynchronize", end)
-        return float(self._checked("cudaEventElapsedTime", start, end))
-
-
-class _PyCuda:
-    """The primary context of the first GPU is retained, so that TensorRT and pycuda share one."""
-
-    def __init__(self, driver: Any) -> None:
-        self._driver = driver
-        self._allocations: dict[int, Any] = {}
-        try:
-            driver.init()
-        except driver.Error as error:
-            raise _no_gpu(f"cuInit answers {error}") from error
-        if driver.Device.count():
-            self._context = driver.Device(0).retain_primary_context()
-            self._context.push()
-
-    def device_count(self) -> int:
-        return int(self._driver.Device.count())
-
-    def capability(self) -> tuple[int, int]:
-        major, minor = self._driver.Device(0).compute_capability()
-        return int(major), int(minor)
-
-    def name(self) -> str:
-        return str(self._driver.Device(0).name())
-
-    def malloc(self, size_bytes: int) -> int:
-        allocation = self._driver.mem_alloc(size_bytes)
-        self._allocations[int(allocation)] = allocation
-        return int(allocation)
-
-    def free(self, address: int) -> None:
-        self._allocations.pop(address).free()
-
-    def to_device(self, address: int, array: NDArray[Any], stream: Any) -> None:
-        self._driver.memcpy_htod_async(address, array, stream)
-
-    def to_host(self, array: NDArray[Any], address: int, stream: Any) -> None:
-        self._driver.memcpy_dtoh_async(array, address, stream)
-
-    def stream(self) -> Any:
-        return self._driver.Stream()
-
-    def stream_handle(self, stream: Any) -> int:
-        return int(stream.handle)
-
-    def synchronize(self, stream: Any) -> None:
-        stream.synchronize()
-
-    def close_stream(self, stream: Any) -> None:
-        stream.synchronize()  # pycuda destroys it with the object
-
-    def event(self) -> Any:
-        return self._driver.Event()
-
-    def record(self, event: Any, stream: Any) -> None:
-        event.record(stream)
-
-    def elapsed_ms(self, start: Any, end: Any) -> float:
-        end.synchronize()
-        return float(start.time_till(end))
+def check_driver(cuda: tuple[int, int], needed: tuple[int, int], by: str, instead: str = "") -> None:
+    """Raise where the driver is for an older CUDA than what `by` was made with. Within a major version any does."""
+    if cuda < needed:
+        major = max(known for known in DRIVERS if known <= needed[0])
+        driver = f"driver {found}" if (found := driver_version()) else "this driver"
+        raise MissingRequirementError(
+            f"{by} needs a driver for CUDA {needed[0]}.{needed[1]}, and {driver} is for CUDA {cuda[0]}.{cuda[1]}",
+            f"install NVIDIA driver {DRIVERS[major]} or later"
+            + (f", or what was made for CUDA {cuda[0]}: {instead}" if instead and cuda >= OLDEST else ""),
+        )

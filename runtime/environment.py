@@ -14,7 +14,7 @@ PACKAGES = ("torch", "transformers", "onnx", "onnxruntime", "openvino", "tensorr
 
 
 class ClocksMhz(Part):
-    """Of each core, and of the GPU where one takes part; empty where nothing tells."""
+    """Of each core, or of each GPU; empty where nothing tells."""
 
     before: tuple[float, ...]
     """MHz of each, before the first measurement."""
@@ -95,7 +95,9 @@ class Meanwhile(Part):
     priority: str
     """`real-time` where the system permitted that class, else `normal`."""
     clocks_mhz: ClocksMhz
-    """Clocks before and after."""
+    """Clocks of the cores, before and after."""
+    gpu_clocks_mhz: ClocksMhz | None = None
+    """Clock of the GPU, before and after; null where nothing tells."""
     temperature_c: TemperatureC
     """Heat before and after."""
     load_average_before: float

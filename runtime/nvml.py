@@ -1,7 +1,8 @@
 """What an NVIDIA GPU says of itself, through its management library: clocks, heat, power, energy, memory.
 
 The package `nvidia-ml-py` is optional; without it, or without a GPU, there is nothing to ask and the figures stay null.
-Only the first GPU is asked, the one that engines run on. Jetsons have no NVML that counts energy: `energy.py` reads
+Only one GPU is asked, the one that engines run on: the driver's first, which CUDA_VISIBLE_DEVICES may make any of those
+that this library counts, so it is found by its UUID. Jetsons have no NVML that counts energy: `energy.py` reads
 their sensors. This has run against a stand-in for the library only, never on a GPU.
 """
 
@@ -10,15 +11,22 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+from mmcompress.errors import MMCompressError
+from mmcompress.runtime.gpu import open_cuda
+
 HARMLESS = 0x1 | 0x2 | 0x10 | 0x100
 """Idle, clocks set by an application, synchronized GPUs, display clocks: nothing was forced down (nvml.h)."""
 REASONS = {0x4: "power cap", 0x8: "hardware slowdown", 0x20: "heat", 0x40: "hardware heat", 0x80: "power brake"}
 
 
 def open_gpu() -> Gpu | None:
-    """The first GPU, or None where there is none that can be asked."""
+    """The GPU that engines run on, or None where there is none that can be asked."""
     try:
-        return Gpu(importlib.import_module("pynvml"))
+        uuid = open_cuda().device.uuid
+    except MMCompressError:
+        return None
+    try:
+        return Gpu(importlib.import_module("pynvml"), uuid)
     except ImportError:
         return None
     except Exception as error:  # NVMLError is known once the module is there
@@ -30,10 +38,17 @@ def open_gpu() -> Gpu | None:
 class Gpu:
     """One handle; figures that this GPU does not give are None."""
 
-    def __init__(self, library: Any) -> None:
+    def __init__(self, library: Any, uuid: str | None = None) -> None:
+        """By its UUID, or the first where that is not known. A part of a GPU (MIG) has a name of its own."""
         self._library = library
         library.nvmlInit()
-        self._handle = library.nvmlDeviceGetHandleByIndex(0)
+        if uuid is None:
+            self._handle = library.nvmlDeviceGetHandleByIndex(0)
+            return
+        try:
+            self._handle = library.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
+        except library.NVMLError:
+            self._handle = library.nvmlDeviceGetHandleByUUID(f"MIG-{uuid}")
 
     def _ask(self, function: str, *arguments: Any) -> Any:
         try:
@@ -41,8 +56,9 @@ class Gpu:
         except (self._library.NVMLError, AttributeError):
             return None
 
-    def clock_mhz(self) -> float:
-        return float(self._ask("nvmlDeviceGetClockInfo", self._library.NVML_CLOCK_SM) or 0)
+    def clock_mhz(self) -> float | None:
+        clock = self._ask("nvmlDeviceGetClockInfo", self._library.NVML_CLOCK_SM)
+        return None if clock is None else float(clock)
 
     def temperature_c(self) -> float | None:
         celsius = self._ask("nvmlDeviceGetTemperature", self._library.NVML_TEMPERATURE_GPU)

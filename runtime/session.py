@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -17,11 +18,26 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import Self
 
-from mmcompress.errors import CorruptInputError, UsageError, suggestion
+from mmcompress.errors import CorruptInputError, MMCompressError, UsageError, suggestion
 from mmcompress.manifest import TensorSpec
+from mmcompress.progress import say
 
 Tower = Literal["image", "text"]
 Feeds = Mapping[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Phases:
+    """Where one call on a GPU spent its time, in milliseconds, under the names of NVIDIA's `trtexec`."""
+
+    enqueue_ms: float
+    """Host time of enqueueing the engine, or of launching its graph: "Enqueue Time"."""
+    copy_in_ms: float
+    """ "H2D Latency"; about 0 where memory is mapped."""
+    gpu_ms: float
+    """ "GPU Compute Time"."""
+    copy_out_ms: float
+    """ "D2H Latency"."""
 
 
 class Session(ABC):
@@ -37,6 +53,15 @@ class Session(ABC):
         """Arrays by the names of the inputs -> arrays by the names of the outputs. UsageError for a wrong one."""
         return self._run(check_feeds(feeds, self.inputs))
 
+    def shared(self) -> Session | None:
+        """Another session on the same weights, that runs beside this one and is closed by itself; None where the
+        runtime has to load them again."""
+        return None
+
+    def phases(self, feeds: Feeds) -> Phases | None:
+        """As `run`, once, for where its time went; None where the runtime does not tell."""
+        return None
+
     @abstractmethod
     def _run(self, feeds: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """With feeds that are checked, contiguous and in the order of the inputs."""
@@ -51,7 +76,13 @@ class Session(ABC):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        """Close; an error in that does not hide the one that the caller met."""
+        try:
+            self.close()
+        except MMCompressError as failure:
+            if error is None:
+                raise
+            say("", self.device, f"closing the session failed too: {failure.what}")
 
 
 def check_interface(specs: Sequence[TensorSpec], dtypes: Mapping[str, str], path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from mmcompress.places import CACHE
 
-pytest_plugins = ("tiny_checkpoint", "toy_artifact")
+pytest_plugins = ("stand_in_driver", "tiny_checkpoint", "toy_artifact")
 
 WORDS = ("red", "green", "blue", "grey", "square", "of", "colour", "a")
 

@@ -25,7 +25,9 @@ from mmcompress.measure.drift.document import Distance, DriftDocument, Int8Dista
 RELEASED = Path(__file__).parent / "measure" / "released"
 """Written by mmcompress 0.1.0's demo, shortened; without what `ADDED` names."""
 PAGE = Path(__file__).parents[1] / "docs" / "documents.py"
-ADDED = re.compile(r' "schema": 1,\n|   "(?:collapsed|calibrated_images)": null,\n| "own_answers": false,\n')
+ADDED = re.compile(
+    r' "schema": 1,\n| +"(?:collapsed|calibrated_images|phases|gpu_clocks_mhz)": null,\n| "own_answers": false,\n'
+)
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from mmcompress.architecture import NEVER_COMPRESSED
 from mmcompress.budget import Cost
+from mmcompress.compress.heap import keep_freed_memory
 from mmcompress.compress.int8.fit import JUDGED, chosen_ranges, chosen_smoothing, chosen_weights, drift_of_both
 from mmcompress.compress.int8.ranges import NOTHING, Histogram, widened
 from mmcompress.compress.int8.record import fit_facts
@@ -97,6 +98,7 @@ def quantize(job: Job[QuantizeConfig]) -> None:
     config, source, spec = job.config, job.sources["checkpoint"], job.config.data.train
     if spec is None:
         raise UsageError("quantize needs samples to calibrate on", "set data.train, or give --data")
+    keep_freed_memory()
     model = dual_encoder_from_checkpoint(source.path, source.model)
     if "text" not in model.config.compressed:
         say("", "text", NEVER_COMPRESSED)

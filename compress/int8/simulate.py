@@ -182,8 +182,8 @@ def observing_attention(model: DualEncoder, see: Callable[[str, Tensor], None]) 
 
 
 def _total(x: Tensor) -> Tensor:
-    """(rows, in) -> (in,) in float64"""
-    return x.sum(dim=0, dtype=torch.float64).cpu()
+    """(rows, in) -> (in,) in float64, summed in float32, pairwise, so that a batch keeps six digits"""
+    return x.sum(dim=0).double().cpu()
 
 
 class Moments:

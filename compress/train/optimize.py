@@ -19,6 +19,7 @@ from typing import Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
+from mmcompress.compress.heap import return_freed_memory
 from mmcompress.compress.products import fast_products
 from mmcompress.compress.train.meter import Figures, metered
 from mmcompress.compress.train.state import (
@@ -48,6 +49,8 @@ Loss = Tensor | Mapping[str, Tensor]
 """A scalar, or the terms that it is the sum of."""
 _NAMED = 8
 """Samples that a message names."""
+_RETURNED = 64
+"""Steps after which freed memory goes back to the system."""
 
 
 def total_steps(config: OptimizerConfig, pairs: int) -> tuple[int, int]:
@@ -142,6 +145,8 @@ def optimize(
                     "give the same command again: it goes on there",
                 )
             states.write_when_due(at, tensors)
+            if at.step % _RETURNED == 0:
+                return_freed_memory()
             meter.tell(at.step, at.skipped, figures, rate)
     with torch.no_grad():
         for name, weight in (best or average).items():

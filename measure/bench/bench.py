@@ -23,10 +23,10 @@ from mmcompress.measure.bench.energy import energy_mj, find_meter
 from mmcompress.measure.bench.photos import timed_pipeline
 from mmcompress.measure.bench.streams import timed_streams
 from mmcompress.measure.ceiling import ceilings, share
-from mmcompress.measure.document import Ceiling, Latency, Pipeline
+from mmcompress.measure.document import CallPhases, Ceiling, Latency, Pipeline
 from mmcompress.measure.estimate import paired_speedup, round_medians, spread, summary
 from mmcompress.measure.interleave import Record, Start, add_round
-from mmcompress.measure.peak import Peak, random_call
+from mmcompress.measure.peak import Peak, random_call, random_feeds
 from mmcompress.measure.subjects import Subject, find_subjects, with_peaks
 from mmcompress.progress import say, track
 from mmcompress.runtime.conditions import NOISY_SPREAD, Conditions, snapshot
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 ALONE_S = 0.2
 """Time of the input pipeline of a combination."""
+WARM, PHASES = 5, 50
 ENERGY_S = 1.5
 """Time over which energy is counted; the counters are updated several times a second at worst."""
 
@@ -56,6 +57,7 @@ class Timed:
     throughput_ips: float | None = None
     """Where it is not what a single stream's mean time says."""
     pipeline: Pipeline | None = None
+    phases: CallPhases | None = None
     energy_mj: float | None = None
     energy_source: str | None = None
 
@@ -82,6 +84,7 @@ def bench_document(artifacts: Sequence[Artifact], config: BenchConfig) -> BenchD
             measured += [entry for count in config.streams for entry in concurrent(subjects, count, config)]
             for entry in measured:
                 entry.pipeline = pipeline_of(entry, config)
+                entry.phases = phases_of(entry)
             reached, no_ceiling = ceilings(subject.kernel for subject in subjects) if config.ceiling else ([], [])
         for entry in measured:
             entry.energy_source, entry.energy_mj = energy_of(entry, gpu)
@@ -152,6 +155,19 @@ def pipeline_of(entry: Timed, config: BenchConfig) -> Pipeline | None:
         return timed_pipeline(session, preprocessing, entry.batch, config.photo, ALONE_S)
 
 
+def phases_of(entry: Timed) -> CallPhases | None:
+    """Of a single stream on a GPU: the medians of `PHASES` calls, behind those in which graphs are captured."""
+    if entry.streams > 1 or entry.subject.threads is not None:
+        return None
+    with entry.subject.open() as session:
+        feeds = random_feeds(session, entry.batch)
+        told = [phases for _ in range(WARM + PHASES) if (phases := session.phases(feeds)) is not None][WARM:]
+    if not told:
+        return None
+    names = CallPhases.model_fields
+    return CallPhases(**{name: float(np.median([getattr(phases, name) for phases in told])) for name in names})
+
+
 def energy_of(entry: Timed, gpu: Gpu | None) -> tuple[str | None, float | None]:
     """Its source and the millijoules of an image; nothing where no sensor can be read."""
     meter = find_meter(gpu, entry.subject.threads is None)
@@ -191,6 +207,7 @@ def latency_entry(entry: Timed, reached: Sequence[Ceiling], noisy: bool, throttl
         pipeline=entry.pipeline,
         noisy=noisy or spread(medians) > NOISY_SPREAD,
         throttled=throttled,
+        phases=entry.phases,
     )
 
 

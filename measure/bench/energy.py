@@ -1,7 +1,7 @@
 """Energy of an inference, where the machine can tell it: joules before and after a stretch of calls.
 
 There are counters of joules (NVML's, and RAPL's of Intel and AMD processors) and sensors of power, which are sampled by
-a thread and integrated over time (the INA3221 of a Jetson's board in sysfs; else NVIDIA's `tegrastats`). All of them
+a thread and integrated over time (INA3221 and INA238 of a Jetson's board in sysfs; else NVIDIA's `tegrastats`). All
 count a whole package or board and not a process, idle power included, so a figure is of the device while it infers, and
 is meaningful on a machine that does nothing else. Counters are updated every few milliseconds, which is why energy has
 its own stretch of calls and is not read inside the interleaved visits. Where there is no source the energy is None.
@@ -27,7 +27,7 @@ from mmcompress.runtime.nvml import Gpu
 
 SAMPLE_S = 0.02
 _RAIL_MW = re.compile(r"(?:^|\s)(?P<rail>[A-Z][A-Z0-9_]+) (?P<now>\d+)(?:mW)?/(?P<mean>\d+)(?:mW)?(?=\s|$)")
-_WHOLE_BOARD = ("VDD_IN", "POM_5V_IN")
+_WHOLE_BOARD = ("VIN", "VDD_IN", "POM_5V_IN")
 """Rails that feed all the others, by board; where none is there, the rails are added up."""
 
 
@@ -169,17 +169,19 @@ Rail = tuple[Path, Path]
 
 
 def ina_rails(root: Path = Path("/")) -> list[Rail]:
-    """The rails of the INA3221 monitors on a Jetson's board: the one that feeds all others, or else all of them.
+    """The rails of the monitors on a Jetson's board: the one that feeds all others, or else all of them.
 
-    A monitor has three channels (in1 to in3); what it calls in4 to in7 are shunts and their sum.
+    An INA3221 has three channels (in1 to in3); what it calls in4 to in7 are shunts and their sum. An INA238, which a
+    Thor has in front of module and carrier, has one (in1; in0 is its shunt) and no label.
     """
     rails: dict[str, Rail] = {}
     for monitor in sorted((root / "sys/class/hwmon").glob("hwmon*")):
         for channel in (1, 2, 3):
             try:
-                if (monitor / "name").read_text().strip() != "ina3221":
+                chip = (monitor / "name").read_text().strip()
+                if chip not in ("ina3221", "ina238") or (chip == "ina238" and channel > 1):
                     break
-                label = (monitor / f"in{channel}_label").read_text().strip()
+                label = "VIN" if chip == "ina238" else (monitor / f"in{channel}_label").read_text().strip()
                 files = (monitor / f"in{channel}_input", monitor / f"curr{channel}_input")
                 for file in files:
                     float(file.read_text())

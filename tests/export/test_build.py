@@ -27,6 +27,7 @@ from mmcompress.int8 import linear_modules
 from mmcompress.manifest import TensorSpec
 from mmcompress.measure.verdict.candidates import CANDIDATES, LINEARS, candidates_for
 from mmcompress.pipeline.run import run_stage
+from mmcompress.runtime.passport import Machine, differences, stated_passport
 from mmcompress.stages import STAGES
 
 trt = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX has no wheel for this platform")
@@ -157,6 +158,15 @@ def test_the_stage_builds_the_signed_graphs_with_a_passport(checkpoint: Make, tm
         json.loads(first.file("audit.json").read_text())["text-int8-sm120.engine"]["modules"]["text.blocks.1.qkv"]
         == "int8"
     )
+    graph = next(graph for graph in first.manifest.graphs if graph.file == "image-int8-sm86.engine")
+    passport = stated_passport(first.manifest, graph)
+    assert passport is not None and passport.built_on.gpu is None, "no GPU took part"
+    assert passport.built_on.target == "sm86" and passport.profiles == ((1, 4, 8),)
+    assert passport.onnx_sha256 == graphs.manifest.files["image-int8-signed.onnx"].sha256
+    assert passport.checkpoint == graphs.manifest.parents["checkpoint"]
+    assert passport.precisions == summary["products"] and passport.weights_bytes == summary["weights_bytes"]
+    here = Machine(backend="tensorrt-rtx", tensorrt=trt.__version__, target="sm86", gpu="NVIDIA RTX A4000")
+    assert differences(passport, here) == []
     engines = AuditDocument.read(first.file("audit.json")).engines
     assert engines["image-int8-sm86.engine"].modules["image.blocks.0.out"] == "int8"
 
@@ -214,6 +224,13 @@ def test_classic_tensorrt_builds_for_its_own_gpu_only() -> None:
         builder.checked_targets(SimpleNamespace(), "tensorrt", ["sm86"])  # type: ignore[arg-type]
     assert "native only" in caught.value.hint
     assert builder.checked_targets(SimpleNamespace(), "tensorrt", ["native"]) == ("native",)  # type: ignore[arg-type]
+
+
+def test_the_machine_is_looked_at_before_a_native_build(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(builder, "this_machine", lambda backend: (_ for _ in ()).throw(MissingRequirementError("none")))
+    builder.check_build(BuildConfig(targets=("sm86",)), {})
+    with pytest.raises(MissingRequirementError, match="none"):
+        builder.check_build(BuildConfig(targets=("native",)), {})
 
 
 def test_native_needs_the_gpu_that_it_means(tmp_path: Path) -> None:

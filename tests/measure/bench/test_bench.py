@@ -11,6 +11,8 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
+from stand_in_driver import Driver
+from stand_in_tensorrt import GRAPH, TensorRT
 
 from mmcompress.architecture import ImageConfig
 from mmcompress.artifact import Artifact
@@ -27,9 +29,28 @@ from mmcompress.measure.interleave import Record
 from mmcompress.measure.peak import peaks, random_call
 from mmcompress.measure.subjects import Subject, find_subjects
 from mmcompress.runtime import machine
+from mmcompress.runtime.enginesession import TensorRTSession
+from mmcompress.runtime.libcuda import LibCuda
 
 Make = Callable[..., Artifact]
 MIB = 1 << 20
+
+
+def test_where_a_call_on_a_gpu_spends_its_time(driver: Driver) -> None:
+    """On stand-ins, whose events count operations: the copy in, the engine and the copy out are two each."""
+    sessions = []
+
+    def opened() -> TensorRTSession:
+        sessions.append(TensorRTSession.load(TensorRT(driver), b"plan", GRAPH, LibCuda(driver.library)))  # type: ignore[arg-type]
+        return sessions[-1]
+
+    on_gpu = cast(Subject, SimpleNamespace(threads=None, open=opened))
+    phases = latency.phases_of(Timed(on_gpu, 2, 1, Record()))
+    assert phases is not None and phases.enqueue_ms > 0
+    assert (phases.copy_in_ms, phases.gpu_ms, phases.copy_out_ms) == (2, 2, 2)
+    assert driver.live() == {}
+    assert latency.phases_of(Timed(on_gpu, 2, 2, Record())) is None and len(sessions) == 1
+    assert latency.phases_of(Timed(cast(Subject, SimpleNamespace(threads=1)), 2, 1, Record())) is None
 
 
 def test_the_stage_measures_every_combination(

@@ -106,6 +106,18 @@ def test_the_rail_that_feeds_all_others_is_read(tmp_path: Path) -> None:
     assert meter.joules(lambda: None) is not None
 
 
+def test_a_thor_measures_in_front_of_module_and_carrier(tmp_path: Path) -> None:
+    files = {
+        "name": "ina238",
+        "in0_input": "4",
+        "in1_input": "20000",
+        "curr1_input": "2500",
+        "power1_input": "50000000",
+    }
+    root = write(ina(tmp_path), {f"sys/class/hwmon/hwmon3/{name}": text for name, text in files.items()})
+    assert ina_watts(ina_rails(root)) == pytest.approx(50.0)
+
+
 def test_power_is_integrated_by_trapezoids() -> None:
     """2 W for 1 s, then a rise from 2 to 6 W in 2 s, then 6 W for 1 s."""
     assert integrated([(1.0, 2.0), (3.0, 6.0)], 0.0, 4.0) == pytest.approx(2 + 8 + 6)
