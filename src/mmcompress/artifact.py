@@ -22,7 +22,17 @@ from pydantic import ValidationError
 from mmcompress.architecture import DualEncoderConfig
 from mmcompress.digests import remember, sha256_of
 from mmcompress.errors import CorruptInputError, UsageError
-from mmcompress.manifest import FileEntry, Graph, Kind, Manifest, Preprocessing, TextProcessing, environment, hash_file
+from mmcompress.manifest import (
+    FileEntry,
+    Graph,
+    Kind,
+    Manifest,
+    Preprocessing,
+    PromptBank,
+    TextProcessing,
+    environment,
+    hash_file,
+)
 from mmcompress.places import MANIFEST, check_place
 from mmcompress.publish import draft_of, swap_in, tidy
 from mmcompress.strictjson import check_finite, json_from_text, write_json
@@ -133,6 +143,7 @@ class Artifact:
                 graphs=tuple(draft.graphs),
                 preprocessing=draft.preprocessing,
                 tokenizer=draft.tokenizer,
+                bank=draft.bank,
                 facts=draft.facts,
                 metrics=draft.metrics,
                 environment=environment(),
@@ -153,6 +164,7 @@ class Draft:
     graphs: list[Graph] = field(default_factory=list)
     preprocessing: Preprocessing | None = None
     tokenizer: TextProcessing | None = None
+    bank: PromptBank | None = None
     facts: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
     known: dict[str, str] = field(default_factory=dict)
@@ -165,6 +177,7 @@ class Draft:
         self.model = source.manifest.model
         self.preprocessing = source.manifest.preprocessing
         self.tokenizer = source.manifest.tokenizer
+        self.bank = source.manifest.bank
 
 
 def _hash_files(folder: Path, known: Mapping[str, str]) -> dict[str, FileEntry]:

@@ -292,11 +292,14 @@ def qat(artifact: Source, out: Out, given: Given, json: Json = False) -> None:
     console.show(*show_compress.qat_summary(standalone.qat(artifact, out, given)), json)
 
 
-@keyed(app, MODEL, "export", "baseline", "trace", "convert", without=("teacher.source",))
+@keyed(app, MODEL, "export", "static", "baseline", "trace", "convert", without=("teacher.source",))
 def export(
     source: Source,
     out: Out,
     given: Given,
+    static: Annotated[
+        bool, typer.Option("--static", help="Also write OUT-static: FP32 of static shape and samples, for compilers.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Write ONNX, one graph a tower. A quantized checkpoint becomes INT8 Q/DQ.
@@ -306,7 +309,7 @@ def export(
     from mmcompress.cli import console
     from mmcompress.pipeline import standalone
 
-    console.show(*console.artifact_summary(standalone.export(source, out, given)), json)
+    console.show(*console.artifact_summary(standalone.export(source, out, given, static)), json)
 
 
 @keyed(app, MODEL, "build", "convert", without=("teacher.source",))
@@ -411,7 +414,9 @@ def check(
 def classify(
     artifact: Source,
     image: Annotated[Path, typer.Argument(metavar="IMAGE")],
-    labels: Annotated[str, typer.Option(help="Separated by commas: cat,dog.")],
+    labels: Annotated[
+        str | None, typer.Option(help="Separated by commas: cat,dog; those inside the artifact if not given.")
+    ] = None,
     template: Annotated[str, typer.Option(help="Sentence around a label.")] = "{}",
     backend: Backend = None,
     trust: Trust = False,
@@ -419,14 +424,13 @@ def classify(
 ) -> None:
     """Say which of some labels fits an image, in percent. A teacher is exported into the user's cache first."""
     from mmcompress.cli import console, show_use
-    from mmcompress.pipeline.converted import check_named, graphs_to_use
+    from mmcompress.pipeline.converted import check_named_with_labels, graphs_to_use
     from mmcompress.runtime import answers
-    from mmcompress.runtime.encoder import Encoder
 
-    names = [label.strip() for label in labels.split(",") if label.strip()]
-    check_named(artifact)
+    names = answers.labels_in(labels)
+    check_named_with_labels(artifact, names)
     answers.check_classify(image, names, template)
-    with Encoder.open(graphs_to_use(artifact, backend), cast(Any, backend)) as encoder:
+    with answers.opened(graphs_to_use(artifact, backend), cast(Any, backend), names) as encoder:
         console.show(*show_use.shares_summary(answers.classify(encoder, image, names, template)), json)
 
 

@@ -81,6 +81,13 @@ def check_named(source: str | Path, wanted: str = Kind.ONNX.value) -> None:
         teacher_named(str(source), wanted)
 
 
+def check_named_with_labels(source: str | Path, labels: object) -> None:
+    """As `check_named`; a teacher, which is long to convert, has no labels inside."""
+    check_named(source)
+    if labels is None and not is_artifact(source):
+        raise UsageError(f"{source} is a teacher, and has no labels inside", "give some: --labels cat,dog")
+
+
 def becomes_checkpoint(teacher: TeacherConfig) -> bool:
     """Whether a teacher is of a family that `model.py` computes."""
     from mmcompress.families import config_from_hugging_face
