@@ -337,7 +337,7 @@ def export(source: str, out: Path, given: Given = NOTHING, static: bool = False)
         )
     if static and "fp32" not in built.precisions:
         raise UsageError("a bundle is of FP32 graphs, which the compiler quantizes", "add --precision fp32")
-    tables = {"data": data_unless_given(given, checkpoint)}
+    tables = {"data": data_unless_given(given, checkpoint)} if static else {}
     _check_bundle(out, tables, to)
     if checkpoint is None:
         check_becomes_checkpoint(source, "exported in a precision of choice", to["convert"])
