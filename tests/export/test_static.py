@@ -56,7 +56,7 @@ def test_the_snippet_of_its_readme_writes_what_it_says(
 ) -> None:
     made = bundled(checkpoint(), tmp_path, precisions=("fp32",))
     readme = made.file("README.md").read_text(encoding="utf-8")
-    for said in ("QNN", "RKNN", "Hailo", "LiteRT", "0.5", "It was not run"):
+    for said in ("QNN", "RKNN", "Hailo", "LiteRT", "0.5", "tools was run here"):
         assert said in readme, said
     (snippet,) = re.findall(r"```python\n(.*?)```", readme, re.S)
     monkeypatch.chdir(made.path)
