@@ -3,7 +3,7 @@
 python benchmarks/families.py [--train SHARD] [--test SHARD] [--pairs 64] [--samples 64] [--uniform] [--small]
 
 Downloads nothing: both are Hugging Face folders that transformers builds, of their true sizes but for the vocabulary.
-Each is compared with transformers, pruned to half of its MACs, quantized, exported, measured on
+Each is inherited whole and compared with transformers, pruned to half of its MACs, quantized, exported, measured on
 both CPU runtimes against its own FP32, and built by TensorRT-RTX where that is installed. With random weights R@10 is
 chance; flips and cosines say how INT8 fares on the architecture, and are to be read beside each other only.
 Photos come from the Flickr8k sample of the development data unless other shards are given.
@@ -21,8 +21,8 @@ from typing import Any
 from full_size import write_pairs
 
 from mmcompress.artifact import Artifact
+from mmcompress.compress.train.student import student_from_teacher
 from mmcompress.errors import MMCompressError
-from mmcompress.huggingface import dual_encoder_from_hugging_face
 from mmcompress.manifest import Preprocessing
 from mmcompress.measure.drift.document import DriftDocument
 from mmcompress.pipeline import standalone
@@ -71,14 +71,14 @@ def write_teacher(folder: Path, family: str, captions: list[str], small: bool) -
 
 
 def apart_from_transformers(teacher: Path) -> float:
-    """Largest difference of unit embeddings between transformers and this package, on random inputs."""
+    """Largest difference of unit embeddings between transformers and everything inherited, on random inputs."""
     import torch
     from torch.nn.functional import normalize
     from transformers import AutoModel
 
     from mmcompress.export.export import random_inputs
 
-    ours, stock = dual_encoder_from_hugging_face(teacher), AutoModel.from_pretrained(teacher).eval()
+    ours, stock = student_from_teacher(teacher, 1.0).eval(), AutoModel.from_pretrained(teacher).eval()
     pixels, tokens = (torch.from_numpy(random_inputs(ours.config, tower, 4)) for tower in ("image", "text"))
     with torch.no_grad():
         images = normalize(stock.get_image_features(pixels), dim=-1) - ours.encode_image(pixels)

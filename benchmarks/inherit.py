@@ -1,12 +1,11 @@
-"""Where an inherited student starts and ends: as `inherit:F` does, against thinner blocks and evenly spaced ones.
+"""Where an inherited student starts and ends: pruned by what harms least, against evenly spaced blocks and norms.
 
     python benchmarks/inherit.py [--data drawings|photos] [--shares 0.25 0.5] [--seeds 0 1 2] [--steps 300] [--work DIR]
 
-`inherit:F` is `prune --target-macs F` of the teacher without blocks under a smallest size; `thin` is the same with
-blocks of any size. `evenly spaced` is TinyCLIP's manner: the heads and MLP units of the largest weight norm of evenly
-spaced blocks, fitted to nothing. All are of the image tower at the same share of its MACs, and a race on each backend
-says how fast they are: many thin blocks take longer than few thick ones.
-Then all are trained on the same samples with the same schedule; ours have fewer steps, by the processor time that their
+The first is `prune --target-macs F` of the teacher. The second is TinyCLIP's manner: evenly spaced blocks and in each
+the heads and MLP units of the largest weight norm, fitted to nothing. Both are of the image tower at the same share of
+its MACs, and a race on a backend says how fast they are: many thin blocks take longer than few thick ones.
+Then both are trained on the same samples with the same schedule; ours has fewer steps, by the processor time that its
 start took. Scores are those of `objectives.py`, which shares teacher, embeddings and validation images with this.
 """
 
@@ -27,8 +26,7 @@ from objectives import DATA, PHOTOS, TRAINED, Scorer, model_of, opened, prepared
 from mmcompress.architecture import ImageConfig
 from mmcompress.artifact import Artifact
 from mmcompress.compress.prune.importance import magnitudes
-from mmcompress.compress.prune.shrink import copy_block
-from mmcompress.compress.train.inherit import BATCH, MULTIPLE, SAMPLES, smallest_units
+from mmcompress.compress.train.student import copy_block
 from mmcompress.config import Backend
 from mmcompress.export.sized import write_probes
 from mmcompress.huggingface import FOLDER_FILES, save_checkpoint
@@ -90,8 +88,8 @@ def shown(scores: Mapping[str, float]) -> str:
     return " | ".join(f"{100 * scores[name]:.1f}" for name in ("r10", "agrees", "flips"))
 
 
-def raced(teacher: Artifact, even: Artifact, name: str, pruned: Artifact) -> None:
-    """How fast one of ours is against the evenly spaced one, as ONNX Runtime and OpenVINO run them."""
+def raced(teacher: Artifact, even: Artifact, pruned: Artifact) -> None:
+    """How fast both are, as ONNX Runtime and OpenVINO run them."""
     for backend in get_args(Backend)[:2]:
         for precision in ("fp32", "int8"):
             with tempfile.TemporaryDirectory() as folder:
@@ -100,7 +98,7 @@ def raced(teacher: Artifact, even: Artifact, name: str, pruned: Artifact) -> Non
                 first, second = (Subject(probes, graph, backend, 1) for graph in probes.manifest.graphs)
                 ratio = race(first, second, 1, 10.0)[1]
             interval = f"{ratio.low:.2f} to {ratio.high:.2f}"
-            print(f"| {name} is {ratio.speedup:.2f} ({interval}) times as fast, {backend} {precision} |", flush=True)
+            print(f"| pruned is {ratio.speedup:.2f} ({interval}) times as fast, {backend} {precision} |", flush=True)
 
 
 def main() -> int:
@@ -137,24 +135,26 @@ def compared(
     steps: int,
     data: str,
 ) -> None:
-    cut = {"target_macs": share, "towers": ["image"], "samples": SAMPLES, "batch": BATCH, "mlp_multiple": MULTIPLE}
-    cuts = {"inherit:F": {**cut, "smallest_mlp": smallest_units(teacher.model, ["image"])}, "thin": cut}
-    starts = {"evenly spaced": (even_start(work, teacher, share), 0.0)}
-    starts |= {
-        name: timed_start(work, f"{data}-{share}-{name.partition(':')[0]}", teacher, embeddings, cuts[name])
-        for name in cuts
-    }
+    cut = {"target_macs": share, "towers": ["image"]}
+    place = work / f"start-{data}-{share}-keep"
+    clock = place.with_name(f"{place.name}.seconds")
+    if not clock.is_file():
+        shutil.rmtree(place, ignore_errors=True)  # its time counts
+        began = time.process_time()
+        standalone.prune(teacher.path, place, cut, embeddings=embeddings.path)
+        clock.write_text(str(time.process_time() - began))
+    ours, took = Artifact.open(place), float(clock.read_text())
+    even = opened(work / f"even-{share}", lambda path: saved(evenly_spaced(model_of(teacher), share), teacher, path))
     full = teacher.model.image.macs(teacher.model.embed_dim)
-    for name, (start, spent) in starts.items():
+    for name, start, spent in (("evenly spaced", even, 0.0), ("pruned", ours, took)):
         macs = start.model.image.macs(teacher.model.embed_dim) / full
         label = f"{name} ({sizes(start.model.image)})"
         print(f"| {label} | {macs:.3f} | 0 | {spent:.0f} | {shown(score(model_of(start)))} |", flush=True)
-    for name in cuts:
-        raced(teacher, starts["evenly spaced"][0], name, starts[name][0])
-    a_step: dict[str, float] = {}
+    raced(teacher, even, ours)
+    a_step = 0.0
     for seed in seeds:
-        for name, (start, took) in starts.items():
-            fewer = round(took / a_step.get(name, a_step["evenly spaced"])) if took else 0
+        for name, start in (("evenly spaced", even), ("pruned", ours)):
+            fewer = round(took / a_step) if name == "pruned" else 0
             given = {**TRAINED, "text": "keep", "optimizer.steps": max(1, steps - fewer), "seed": seed}
             with tempfile.TemporaryDirectory(dir=work) as folder:
                 began = time.process_time()
@@ -164,25 +164,7 @@ def compared(
                 spent = time.process_time() - began
                 row = f"| {name}, seed {seed} | | {max(1, steps - fewer)} | {spent:.0f} |"
                 print(row, shown(score(model_of(made))), "|", flush=True)
-                a_step[name] = spent / max(1, steps - fewer)
-
-
-def even_start(work: Path, teacher: Artifact, share: float) -> Artifact:
-    return opened(work / f"even-{share}", lambda path: saved(evenly_spaced(model_of(teacher), share), teacher, path))
-
-
-def timed_start(
-    work: Path, name: str, teacher: Artifact, embeddings: Artifact, cut: Mapping[str, object]
-) -> tuple[Artifact, float]:
-    """The pruned teacher, and the processor seconds that it took."""
-    place = work / f"inherit-{name}"
-    clock = place.with_name(f"{place.name}.seconds")
-    if not clock.is_file():
-        shutil.rmtree(place, ignore_errors=True)  # its time counts
-        began = time.process_time()
-        standalone.prune(teacher.path, place, cut, embeddings=embeddings.path)
-        clock.write_text(str(time.process_time() - began))
-    return Artifact.open(place), float(clock.read_text())
+                a_step = spent / steps if name == "evenly spaced" else a_step
 
 
 if __name__ == "__main__":

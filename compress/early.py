@@ -19,9 +19,8 @@ from mmcompress.compress.openclip import check_open_clip, check_open_clip_weight
 from mmcompress.compress.ownteacher import check_has_towers, check_own
 from mmcompress.compress.prune.prune import prunable_towers
 from mmcompress.compress.prune.sizes import check_latency_share, check_share
-from mmcompress.compress.train.inherit import check_inherits, inherited_towers
 from mmcompress.compress.train.scalars import check_tensorboard
-from mmcompress.compress.train.student import check_preset, inherited_share
+from mmcompress.compress.train.student import check_preset, inherited_config, inherited_share
 from mmcompress.config import (
     BaselineConfig,
     ConvertConfig,
@@ -102,8 +101,7 @@ def _check_student(config: DistillConfig, student: StudentConfig) -> None:
         return
     image_processing(folder, config.teacher.trust_remote_code)
     if share is not None:
-        model = config_from_hugging_face(folder)
-        check_inherits(model, share, inherited_towers(model, config.text))
+        inherited_config(config_from_hugging_face(folder), share)
     elif config.text == "keep":
         config_from_hugging_face(folder)
 
@@ -116,9 +114,9 @@ def check_prune(config: PruneConfig, sources: Sources) -> None:
 def fits_prune(config: PruneConfig, model: DualEncoderConfig, _: Sources) -> None:
     for tower in prunable_towers(model, config):
         if config.target is not None and config.target[0] != "latency":
-            check_share(model, tower, *config.target, config.mlp_multiple, config.smallest)
+            check_share(model, tower, *config.target, config.mlp_multiple)
         elif config.target is not None and tower == "image":
-            check_latency_share(model, config.target[1], config.mlp_multiple, config.smallest)
+            check_latency_share(model, config.target[1], config.mlp_multiple)
 
 
 def fits_quantize(config: QuantizeConfig, model: DualEncoderConfig, sources: Sources) -> None:

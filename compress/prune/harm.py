@@ -26,7 +26,7 @@ from mmcompress.compress.prune.shrink import (
     sub_blocks,
     through,
 )
-from mmcompress.compress.prune.sizes import SMALLEST, BlockErrors, Levels, levels
+from mmcompress.compress.prune.sizes import BlockErrors, Levels, levels
 from mmcompress.errors import finite
 from mmcompress.model import DualEncoder, ImageTower, TextTower
 from mmcompress.progress import track
@@ -37,13 +37,7 @@ PROBED = 96
 
 @torch.no_grad()
 def measured_errors(
-    model: DualEncoder,
-    name: TowerName,
-    inputs: Sequence[Tensor],
-    scores: Scores,
-    mlp_multiple: int,
-    refitted: bool,
-    smallest: tuple[int, int] = SMALLEST,
+    model: DualEncoder, name: TowerName, inputs: Sequence[Tensor], scores: Scores, mlp_multiple: int, refitted: bool
 ) -> list[BlockErrors]:
     """For each block the errors of fewer heads, of fewer MLP units, and of its removal, one at a time."""
     tower: ImageTower | TextTower = getattr(model, name)
@@ -63,15 +57,15 @@ def measured_errors(
         middle = attention.behind(before)
         after = mlp.behind(middle)
         by_part = []
-        steps: tuple[tuple[SubBlock, Streams, Streams, Callable[[Streams], Streams], tuple[int, int]], ...] = (
-            (attention, before, middle, mlp.behind, (1, smallest[0])),
-            (mlp, middle, after, list, (mlp_multiple, smallest[1])),
+        steps: tuple[tuple[SubBlock, Streams, Streams, Callable[[Streams], Streams], int], ...] = (
+            (attention, before, middle, mlp.behind, 1),
+            (mlp, middle, after, list, mlp_multiple),
         )
-        for sub, start, end, then, limits in steps:
+        for sub, start, end, then, multiple in steps:
             gram = gram_of(sub, (end, start, counts))
             order = order_of_removal(sub, gram, scores)
             errors: Levels = {len(order): 0.0}
-            for size in levels(len(order), *limits):
+            for size in levels(len(order), multiple):
                 part = part_of(sub, sorted(order[-size:]), gram if refitted else None)
                 errors[size] = error(then(sub.behind(start[: len(probed)], part)))
             by_part.append(errors)

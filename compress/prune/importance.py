@@ -14,12 +14,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
-import torch
 from torch import Tensor, nn
 
 from mmcompress.compress.products import fast_products
 from mmcompress.compress.train.objective import distillation_loss
 from mmcompress.compress.train.pairs import TrainingBatch
+from mmcompress.compress.train.student import head_norms, unit_norms
 from mmcompress.model import DualEncoder
 from mmcompress.transformer import Block
 
@@ -31,18 +31,6 @@ def magnitudes(model: DualEncoder) -> dict[str, Tensor]:
         if isinstance(module, Block):
             norms |= {f"{name}.out": head_norms(module).detach(), f"{name}.fc2": unit_norms(module).detach()}
     return norms
-
-
-def head_norms(block: Block) -> Tensor:
-    """(heads,) Frobenius norm of the value and output weights of each head."""
-    values = block.qkv.weight.unflatten(0, (3, block.heads, -1))[2].flatten(1).norm(dim=1)
-    outputs = block.out.weight.unflatten(1, (block.heads, -1)).transpose(0, 1).flatten(1).norm(dim=1)
-    return torch.mul(values, outputs)
-
-
-def unit_norms(block: Block) -> Tensor:
-    """(mlp,) norm of the incoming times the outgoing weights of each hidden unit."""
-    return torch.mul(block.fc1.weight.norm(dim=1), block.fc2.weight.norm(dim=0))
 
 
 def taylor(model: DualEncoder, batches: Iterable[TrainingBatch], anchors: tuple[Tensor, Tensor]) -> dict[str, Tensor]:

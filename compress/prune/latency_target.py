@@ -51,7 +51,7 @@ def sizes_at_latency(
     def cost(size: Size, index: int) -> float:
         return 0.0 if size is None else table.cost(*size, last=index == tower.depth - 1)
 
-    blocks = block_choices(tower, errors, config.mlp_multiple, cost, config.smallest)
+    blocks = block_choices(tower, errors, config.mlp_multiple, cost)
     floor = table.base + floor_cost(blocks)
     tried: dict[tuple[Size, ...], Ratio] = {}
     below, above = floor, 1.0  # limits that were too small and too large

@@ -18,7 +18,6 @@ from typing import Any
 from torch import Tensor
 
 from mmcompress.architecture import NEVER_COMPRESSED, DualEncoderConfig, TowerConfig
-from mmcompress.compress.products import fast_products
 from mmcompress.compress.prune.harm import measured_errors
 from mmcompress.compress.prune.importance import magnitudes, taylor
 from mmcompress.compress.prune.latency_target import sizes_at_latency
@@ -48,8 +47,7 @@ def prune(job: Job[PruneConfig]) -> None:
         )
         steps = max(1, min(config.samples, pairs.count) // config.batch)
         samples = list(track(islice(pairs.stream(0, 0), steps), "samples", steps))
-        anchors = embeddings.anchors(config.anchors, here.device) if config.importance == "taylor" else None
-        pruned, measured = pruned_model(model, samples, anchors, config)
+        pruned, measured = pruned_model(model, samples, embeddings.anchors(config.anchors, here.device), config)
     sparse, dense = two_four_modules(pruned) if config.sparsity else ([], [])
     save_checkpoint(pruned.cpu(), job.draft.path)
     job.draft.inherit(source, *FOLDER_FILES)
@@ -65,14 +63,10 @@ def prune(job: Job[PruneConfig]) -> None:
     job.draft.metrics = {"towers": {tower: facts for tower, facts in measured.items() if facts}}
 
 
-@fast_products()
 def pruned_model(
-    model: DualEncoder, samples: list[TrainingBatch], anchors: tuple[Tensor, Tensor] | None, config: PruneConfig
+    model: DualEncoder, samples: list[TrainingBatch], anchors: tuple[Tensor, Tensor], config: PruneConfig
 ) -> tuple[DualEncoder, dict[TowerName, dict[str, Any]]]:
-    """What is left of a model, and what was measured of each tower to find it.
-
-    `anchors` as for the loss, which the importance `taylor` is of; others need none.
-    """
+    """What is left of a model, and what was measured of each tower to find it; `anchors` as for the loss."""
     scores = unit_scores(model, samples, anchors, config)
     pruned, measured = model, {}
     for tower in towers_of(model.config, config):
@@ -111,16 +105,12 @@ def two_four_modules(model: DualEncoder) -> tuple[list[str], list[str]]:
 
 
 def unit_scores(
-    model: DualEncoder, samples: list[TrainingBatch], anchors: tuple[Tensor, Tensor] | None, config: PruneConfig
+    model: DualEncoder, samples: list[TrainingBatch], anchors: tuple[Tensor, Tensor], config: PruneConfig
 ) -> Scores:
     """The importance of every unit; nothing where activations decide."""
     if config.importance == "activation":
         return {}
-    if config.importance == "magnitude":
-        scores = magnitudes(model)
-    else:
-        assert anchors is not None
-        scores = taylor(model, samples, anchors)
+    scores = magnitudes(model) if config.importance == "magnitude" else taylor(model, samples, anchors)
     for name, importances in scores.items():
         finite(float(importances.sum()), f"the importance of a unit of {name}")
     return scores
@@ -136,11 +126,11 @@ def block_sizes(
     kind, share = config.target
     if kind == "latency" and name == "text":
         return sizes_of(tower), {}
-    errors = measured_errors(model, name, inputs, scores, config.mlp_multiple, config.refit, config.smallest)
+    errors = measured_errors(model, name, inputs, scores, config.mlp_multiple, config.refit)
     if kind == "latency":
         return sizes_at_latency(model.config, errors, share, config)
     cost, base, full = static_cost(model.config, name, kind)
-    blocks = block_choices(tower, errors, config.mlp_multiple, cost, config.smallest)
+    blocks = block_choices(tower, errors, config.mlp_multiple, cost)
     return sizes_within(blocks, share, base, full, f"the {kind} of the {name} tower"), {}
 
 

@@ -63,7 +63,7 @@ def refit(gram: Gram, kept: Tensor, weight: Tensor, bias: Tensor, ridge: float =
     damping[-1] = 0
     before = torch.cat([weight.T, bias[None]]).to(xx)
     solved = torch.linalg.solve(xx + torch.diag(damping), xy + damping[:, None] * before)
-    return solved[:-1].T.to(weight.dtype).contiguous(), solved[-1].to(bias.dtype)
+    return solved[:-1].T.to(weight.dtype), solved[-1].to(bias.dtype)
 
 
 def removal_order(gram: Gram, group: int, ridge: float = RIDGE, kept: int = 0) -> list[int]:

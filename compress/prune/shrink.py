@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from mmcompress.architecture import TowerConfig
 from mmcompress.compress.prune.reconstruct import Gram, refit, removal_order
+from mmcompress.compress.train.student import copy_block
 from mmcompress.model import DualEncoder, ImageTower, TextTower
 from mmcompress.transformer import Block
 
@@ -84,23 +85,6 @@ def shrunk(
             linear.weight.copy_(part.weight)
             linear.bias.copy_(part.bias)
     return smaller.eval()
-
-
-@torch.no_grad()
-def copy_block(target: Block, source: Block, heads: Sequence[int], units: Sequence[int]) -> None:
-    """Copy the given heads and MLP units of a block into a smaller one."""
-    h, u = torch.tensor(heads), torch.tensor(units)
-    for norm, original in ((target.norm1, source.norm1), (target.norm2, source.norm2)):
-        norm.load_state_dict(original.state_dict())
-    for leaf in ("weight", "bias"):
-        grouped = getattr(source.qkv, leaf).unflatten(0, (3, source.heads, -1))
-        getattr(target.qkv, leaf).copy_(grouped[:, h].flatten(0, 2))
-    target.out.weight.copy_(source.out.weight.unflatten(1, (source.heads, -1))[:, h].flatten(1))
-    target.out.bias.copy_(source.out.bias)
-    target.fc1.weight.copy_(source.fc1.weight[u])
-    target.fc1.bias.copy_(source.fc1.bias[u])
-    target.fc2.weight.copy_(source.fc2.weight[:, u])
-    target.fc2.bias.copy_(source.fc2.bias)
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,6 @@ LEVELS = 6
 """Sizes of each sub-block that are measured, at most."""
 FASTER = 10.0
 """No tower that is left of another one computes so many times as many multiply-accumulates a second."""
-SMALLEST = (1, 1)
-"""Heads and MLP units of a block that keeps some, at least: no limit."""
 Levels = dict[int, float]
 """Kept heads or units -> error."""
 BlockErrors = tuple[Levels, Levels, float]
@@ -58,25 +56,16 @@ def sizes_within(blocks: Sequence[Sequence[Choice]], share: float, base: float, 
     return [choice.size for choice in chosen]
 
 
-def check_share(
-    config: DualEncoderConfig,
-    name: TowerName,
-    kind: str,
-    share: float,
-    mlp_multiple: int,
-    smallest: tuple[int, int] = SMALLEST,
-) -> None:
-    """Raise UsageError where even the cheapest block alone costs more than the share of a tower."""
-    floor = floor_share(config, name, kind, mlp_multiple, smallest)
+def check_share(config: DualEncoderConfig, name: TowerName, kind: str, share: float, mlp_multiple: int) -> None:
+    """Raise UsageError where even the cheapest block alone, of one head, costs more than the share of a tower."""
+    floor = floor_share(config, name, kind, mlp_multiple)
     if share < floor:
         raise _below_the_floor(f"the {kind} of the {name} tower", share, floor)
 
 
-def check_latency_share(
-    config: DualEncoderConfig, share: float, mlp_multiple: int, smallest: tuple[int, int] = SMALLEST
-) -> None:
+def check_latency_share(config: DualEncoderConfig, share: float, mlp_multiple: int) -> None:
     """As `check_share`, of the image tower's latency: what is certainly too little, before anything is measured."""
-    floor = floor_share(config, "image", "macs", mlp_multiple, smallest)
+    floor = floor_share(config, "image", "macs", mlp_multiple)
     if share < floor / FASTER:
         raise UsageError(
             f"the latency of the image tower cannot be pruned to {share:g}x: the smallest one does {floor:.3f}x of its"
@@ -85,17 +74,11 @@ def check_latency_share(
         )
 
 
-def floor_share(
-    config: DualEncoderConfig, name: TowerName, kind: str, mlp_multiple: int, smallest: tuple[int, int] = SMALLEST
-) -> float:
-    """The share of a tower that is left with its cheapest block alone."""
+def floor_share(config: DualEncoderConfig, name: TowerName, kind: str, mlp_multiple: int) -> float:
+    """The share of a tower that is left with its cheapest block alone, of one head."""
     cost, base, full = static_cost(config, name, kind)
     tower: TowerConfig = getattr(config, name)
-    cheapest = (
-        (possible(heads, 1, smallest[0])[0], possible(mlp, mlp_multiple, smallest[1])[0])
-        for heads, mlp in zip(tower.heads, tower.mlp, strict=True)
-    )
-    return (base + min(cost(size, index) for index, size in enumerate(cheapest))) / full
+    return (base + min(cost((1, min(mlp_multiple, mlp)), index) for index, mlp in enumerate(tower.mlp))) / full
 
 
 def _below_the_floor(what: str, share: float, floor: float) -> UsageError:
@@ -105,14 +88,9 @@ def _below_the_floor(what: str, share: float, floor: float) -> UsageError:
     )
 
 
-def possible(full: int, multiple: int, smallest: int = 1) -> list[int]:
-    """The sizes of a block that keeps some: multiples from the smallest one on, and the full one."""
-    return [*(size for size in range(multiple, full, multiple) if size >= smallest), full]
-
-
-def levels(full: int, multiple: int, smallest: int = 1) -> list[int]:
-    """The sizes that are measured: of the possible ones below the full one, evenly spaced."""
-    sizes = possible(full, multiple, smallest)[:-1]
+def levels(full: int, multiple: int) -> list[int]:
+    """The sizes that are measured: multiples from the smallest to just below the full one, evenly spaced."""
+    sizes = list(range(multiple, full, multiple))
     chosen = np.linspace(0, len(sizes) - 1, min(len(sizes), LEVELS)).round().astype(int)
     return [sizes[index] for index in dict.fromkeys(chosen.tolist())]
 
@@ -122,7 +100,6 @@ def block_choices(
     measured: Sequence[BlockErrors],
     mlp_multiple: int,
     cost: Cost,
-    smallest: tuple[int, int] = SMALLEST,
 ) -> list[list[Choice]]:
     """All sizes of each block: `measured` has the errors of heads, of MLP units and of the whole block's removal.
 
@@ -131,8 +108,8 @@ def block_choices(
     worst = max(range(tower.depth), key=lambda index: measured[index][2])
     blocks = []
     for index, (by_heads, by_units, removed) in enumerate(measured):
-        units = possible(tower.mlp[index], mlp_multiple, smallest[1])
-        heads = possible(tower.heads[index], 1, smallest[0])
+        units = [*range(mlp_multiple, tower.mlp[index], mlp_multiple), tower.mlp[index]]
+        heads = range(1, tower.heads[index] + 1)
         head_errors, unit_errors = _interpolated(by_heads, heads), _interpolated(by_units, units)
         choices = [
             Choice((h, m), cost((h, m), index), head_error + unit_error)

@@ -1,14 +1,27 @@
-"""What a student is asked to be: a preset, whose weights start from noise, or a share of its teacher (`inherit.py`)."""
+"""Where a student starts: a preset from scratch, or the best parts of the teacher.
+
+`inherit:F` keeps evenly spaced blocks and, in each, the heads and MLP units of the largest weight norm, so that the
+image tower has at most F of the teacher's MACs (weight inheritance, Wu et al. 2023, TinyCLIP, section 3.2). Width,
+patches, tokenizer, projection or attention pooling stay the teacher's, so a student starts near the teacher's space,
+not from noise. A text tower with LayerNorms behind its blocks is taken over whole.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
 
 from mmcompress.architecture import DualEncoderConfig, ImageConfig, TextConfig
 from mmcompress.config import StudentConfig
 from mmcompress.errors import UsageError, suggestion
+from mmcompress.huggingface import dual_encoder_from_hugging_face
 from mmcompress.manifest import TextProcessing
 from mmcompress.model import DualEncoder, initialize
+from mmcompress.transformer import Block
 
 PRESETS: dict[str, tuple[int, int, int, int, int, int]] = {
     # name: image width, image blocks, patch, image size, text width, text blocks
@@ -83,3 +96,92 @@ def inherited_share(source: str) -> float | None:
             f"student {source!r}: the share must be a number above 0 and up to 1", "for example inherit:0.25"
         )
     return share
+
+
+def inherited_config(config: DualEncoderConfig, share: float) -> DualEncoderConfig:
+    """The sizes of a student that has at most `share` of the image MACs and of the text MACs of a model.
+
+    Raises UsageError where not even one block with one head fits.
+    """
+    smaller: dict[str, ImageConfig | TextConfig]
+    smaller = {tower: _share_of(getattr(config, tower), share, config.embed_dim) for tower in config.compressed}
+    return config.model_copy(update=smaller)
+
+
+def student_from_teacher(folder: Path, share: float) -> DualEncoder:
+    """Inherit at most `share` of the image MACs of the model in `folder`, and of its text MACs."""
+    teacher = dual_encoder_from_hugging_face(folder)
+    towers = teacher.config.compressed
+    student = DualEncoder(inherited_config(teacher.config, share))
+    state = student.state_dict()
+    source = teacher.state_dict()
+    for name in state:
+        if ".blocks." not in name or name.partition(".")[0] not in towers:
+            state[name] = source[name]
+    student.load_state_dict(state)
+    for tower, kept in ((getattr(student, name), getattr(teacher, name)) for name in towers):
+        for block, i in zip(tower.blocks, evenly_spaced(len(kept.blocks), len(tower.blocks)), strict=True):
+            original = kept.blocks[i]
+            assert isinstance(block, Block) and isinstance(original, Block)
+            heads = largest(head_norms(original), block.heads)
+            units = largest(unit_norms(original), block.fc1.out_features)
+            copy_block(block, original, heads, units)
+    return student
+
+
+def evenly_spaced(blocks: int, kept: int) -> list[int]:
+    """Indices of `kept` of `blocks`, the first and the last among them (the last alone where one is kept)."""
+    if kept == 1:
+        return [blocks - 1]
+    return [round(i * (blocks - 1) / (kept - 1)) for i in range(kept)]
+
+
+def _share_of(tower: ImageConfig | TextConfig, share: float, embed_dim: int) -> ImageConfig | TextConfig:
+    """The widest blocks within `share` of the tower's MACs, MLP units at half to all of the share of heads.
+
+    Where not one head fits at the depth that goes with the share, there are fewer blocks.
+    """
+    for blocks in range(max(1, round(tower.depth * math.sqrt(share))), 0, -1):
+        for heads in range(tower.heads[0], 0, -1):
+            units = tower.mlp[0] * heads // tower.heads[0]
+            whole = [units] if heads == tower.heads[0] else []
+            for mlp in (*whole, *range(units // 32 * 32, max(31, units // 2), -32)):
+                smaller = tower.model_copy(update={"heads": (heads,) * blocks, "mlp": (mlp,) * blocks})
+                if smaller.macs(embed_dim) <= share * tower.macs(embed_dim):
+                    return smaller
+    raise UsageError("the teacher is too small to inherit so little of it", "ask for a larger share, inherit:0.5 say")
+
+
+def head_norms(block: Block) -> Tensor:
+    """(heads,) Frobenius norm of the value and output weights of each head."""
+    values = block.qkv.weight.unflatten(0, (3, block.heads, -1))[2].flatten(1).norm(dim=1)
+    outputs = block.out.weight.unflatten(1, (block.heads, -1)).transpose(0, 1).flatten(1).norm(dim=1)
+    return torch.mul(values, outputs)
+
+
+def unit_norms(block: Block) -> Tensor:
+    """(mlp,) norm of the incoming times the outgoing weights of each hidden unit."""
+    return torch.mul(block.fc1.weight.norm(dim=1), block.fc2.weight.norm(dim=0))
+
+
+def largest(scores: Tensor, count: int) -> list[int]:
+    """Indices of the `count` largest scores, in their original order."""
+    order = torch.argsort(scores, descending=True, stable=True)[:count]
+    return sorted(order.tolist())
+
+
+@torch.no_grad()
+def copy_block(target: Block, source: Block, heads: Sequence[int], units: Sequence[int]) -> None:
+    """Copy the given heads and MLP units of a block into a smaller one."""
+    h, u = torch.tensor(heads), torch.tensor(units)
+    for norm, original in ((target.norm1, source.norm1), (target.norm2, source.norm2)):
+        norm.load_state_dict(original.state_dict())
+    for leaf in ("weight", "bias"):
+        grouped = getattr(source.qkv, leaf).unflatten(0, (3, source.heads, -1))
+        getattr(target.qkv, leaf).copy_(grouped[:, h].flatten(0, 2))
+    target.out.weight.copy_(source.out.weight.unflatten(1, (source.heads, -1))[:, h].flatten(1))
+    target.out.bias.copy_(source.out.bias)
+    target.fc1.weight.copy_(source.fc1.weight[u])
+    target.fc1.bias.copy_(source.fc1.bias[u])
+    target.fc2.weight.copy_(source.fc2.weight[:, u])
+    target.fc2.bias.copy_(source.fc2.bias)

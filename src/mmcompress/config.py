@@ -83,7 +83,7 @@ class TeacherConfig(Config):
 
 class StudentConfig(Config):
     source: str
-    """A preset (`vit-s16`), or `inherit:F`: the teacher, each tower pruned to F of its MACs by what harms least."""
+    """A preset (`vit-s16`), or `inherit:F`: heads, MLP units and blocks of the teacher, at F of its image MACs."""
     image_size: int | None = None
     """Input side of a preset, in pixels; the preset's own if not given."""
     tokenizer: Annotated[str | None, _NAMED] = None
@@ -369,10 +369,6 @@ class PruneConfig(StageConfig):
     """Threads of that runtime; all cores if not given."""
     mlp_multiple: int = Field(default=32, ge=1)
     """MLP units are kept in multiples of this, which backends like."""
-    smallest_heads: int = Field(default=1, ge=1)
-    """Heads of a block under a target, at least: one that would keep fewer goes whole, as thin blocks run slowly."""
-    smallest_mlp: int = Field(default=1, ge=1)
-    """MLP units of a block under a target, at least."""
     towers: tuple[Literal["image", "text"], ...] = ("image", "text")
     """The towers that are pruned."""
     importance: Literal["activation", "taylor", "magnitude"] = "activation"
@@ -401,8 +397,6 @@ class PruneConfig(StageConfig):
             raise ValueError("target_latency is of the image tower, which is not among the towers")
         if self.target_latency is None:
             _refuse_unused(self, ("backend", "precision", "threads"), "is of target_latency, which is not given")
-        if not targets:
-            _refuse_unused(self, ("smallest_heads", "smallest_mlp"), "is of a target, and there is none")
         if self.width == 1:
             _refuse_unused(self, ("width_multiple",), "is of width, which is not given")
         if self.importance != "taylor":
@@ -412,11 +406,6 @@ class PruneConfig(StageConfig):
         if targets and self.width < 1:
             raise ValueError(f"width and {targets[0]} exclude each other: prune twice, the width first")
         return self
-
-    @property
-    def smallest(self) -> tuple[int, int]:
-        """Heads and MLP units of a block that is not removed whole."""
-        return self.smallest_heads, self.smallest_mlp
 
     @property
     def target(self) -> tuple[Literal["macs", "params", "latency"], float] | None:

@@ -55,7 +55,7 @@ MISTAKES = [
     ("teacher", {"student.source": "vit-s16", "student.image_size": 100}, "image_size 100 is not a multiple"),
     ("teacher", {"student.source": "vit-s16", "student.image_size": 0}, "image_size 0 is not a multiple"),
     ("teacher", {"student.source": "inherit:1.5"}, "above 0 and up to 1"),
-    ("teacher", {"student.source": "inherit:0.001"}, "cannot be pruned to 0.001x: the floor is"),
+    ("teacher", {"student.source": "inherit:0.001"}, "too small to inherit"),
     ("none", {"student.source": "vit-s16"}, "no teacher folder"),
     ("other", {"student.source": "vit-s16"}, "NaFlex"),
     ("unknown", {"student.source": "vit-s16"}, "does not know the model_type 'clap9000'"),

@@ -21,8 +21,7 @@ from mmcompress.compress.prune.prune import towers_of
 from mmcompress.compress.prune.semistructured import is_two_four, sparsified
 from mmcompress.compress.prune.shrink import TowerName, counted, shrunk
 from mmcompress.compress.prune.width import narrowed
-from mmcompress.compress.train.inherit import inherited_towers, pruned_start
-from mmcompress.compress.train.pairs import TrainingBatch
+from mmcompress.compress.train.student import student_from_teacher
 from mmcompress.config import DataConfig, PruneConfig
 from mmcompress.errors import UsageError
 from mmcompress.huggingface import (
@@ -125,9 +124,7 @@ def test_a_post_norm_tower_is_left_alone(family: str, tmp_path: Path, capsys: py
     model, post = dual_encoder_from_hugging_face(tmp_path), family in ("chinese_clip", "altclip")
     assert [name for name, _ in model.linears()] == list(linear_modules(model.config))
     assert len(linear_modules(model.config)) == (8 if post else 16)
-    images, texts = pixels(model.config.image.image_size, 20), torch.from_numpy(tokens(family, 20))
-    sample = TrainingBatch([""] * 20, images, texts, torch.arange(20), None)
-    student = pruned_start(model, [sample], 0.4, inherited_towers(model.config, "distill"))
+    student = student_from_teacher(tmp_path, 0.4)
     assert student.config.macs <= 0.4 * model.config.macs and (student.config.text == model.config.text) == post
     config = PruneConfig(data=DataConfig())
     assert towers_of(model.config, config) == (["image"] if post else ["image", "text"])

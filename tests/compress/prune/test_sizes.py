@@ -46,18 +46,9 @@ def test_more_kept_never_counts_as_worse_and_one_block_stays() -> None:
     assert errors[4, 128] == 0
 
 
-def test_a_block_keeps_the_smallest_size_or_goes_whole() -> None:
-    cost, *_ = static_cost(MODEL, "image", "macs")
-    sizes = {choice.size for choice in block_choices(MODEL.image, ERRORS, 32, cost, (3, 96))[0]}
-    assert sizes == {None, (3, 96), (3, 128), (4, 96), (4, 128)}
-    only_whole = {choice.size for choice in block_choices(MODEL.image, ERRORS, 32, cost, (9, 999))[0]}
-    assert only_whole == {None, (4, 128)}
-
-
 def test_levels_are_multiples_below_the_full_size() -> None:
     assert levels(4, 1) == [1, 2, 3]
     assert levels(1, 1) == [] and levels(32, 32) == []
-    assert levels(4096, 32, 256)[0] == 256 and levels(192, 32, 256) == []
     assert levels(4096, 32)[0] == 32 and levels(4096, 32)[-1] == 4064 and len(levels(4096, 32)) == 6
 
 
