@@ -460,6 +460,32 @@ def inspect(artifact: Source, json: Json = False) -> None:
 
 
 @app.command(rich_help_panel=USE)
+def pack(
+    artifact: Folder,
+    out: Annotated[Path, typer.Option("--out", "-o", help="File to write: model.mmc; a pack is replaced.")],
+    json: Json = False,
+) -> None:
+    """Make one file of an artifact, to be handed on: a plain tar, the same bytes every time."""
+    from mmcompress import pack as packs
+    from mmcompress.cli import console, show_use
+
+    console.show(*show_use.pack_summary(packs.pack(artifact, out), out), json)
+
+
+@app.command(rich_help_panel=USE)
+def unpack(
+    pack: Annotated[Path, typer.Argument(metavar="PACK", help="A file that `pack` wrote.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write: the artifact, whole or not at all.")],
+    json: Json = False,
+) -> None:
+    """Make an artifact of a pack, after every byte was verified."""
+    from mmcompress import pack as packs
+    from mmcompress.cli import console
+
+    console.show(*console.artifact_summary(packs.unpack(pack, out)), json)
+
+
+@app.command(rich_help_panel=USE)
 def doctor(json: Json = False) -> None:
     """Show what works on this machine, and what to install for what does not."""
     from mmcompress.cli import console, show_use

@@ -21,7 +21,7 @@ from mmcompress.formats import (
     millions,
     percent,
 )
-from mmcompress.manifest import Kind, TensorSpec
+from mmcompress.manifest import Kind, Manifest, TensorSpec
 from mmcompress.runtime.passport import PASSPORTS, stated_passport
 from mmcompress.strictjson import text_from_json
 
@@ -87,6 +87,15 @@ def manifest_view(artifact: Artifact) -> RenderableType:
         sides = (", ".join(map(_spec, graph.inputs)), ", ".join(map(_spec, graph.outputs)))
         graphs.add_row(graph.file, graph.tower, graph.precision, graph.activations, graph.target or "any", *sides)
     return Group(about, files, graphs)
+
+
+def pack_summary(manifest: Manifest, path: Path) -> Summary:
+    """A file, and which artifact is in it."""
+    size, seal = path.stat().st_size, manifest.compute_seal()
+    view = Text(
+        f"{path}  {manifest.kind.value} made by {manifest.stage}, {megabytes(size)}, digest {manifest.digest[:12]}"
+    )
+    return {"path": str(path), "bytes": size, "digest": manifest.digest, "seal": seal}, view
 
 
 def _passport_lines(artifact: Artifact) -> dict[str, str]:
