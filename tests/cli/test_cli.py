@@ -37,7 +37,7 @@ COMMANDS = (
         "shrink",
     ),
     *("bench", "compare", "drift", "bisect", "report", "check"),
-    *("classify", "search", "inspect", "pack", "unpack", "doctor"),
+    *("classify", "search", "inspect", "pack", "unpack", "remote", "doctor"),
 )
 ENTRY = [sys.executable, "-m", "mmcompress"]
 

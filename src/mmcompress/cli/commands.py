@@ -494,6 +494,58 @@ def doctor(json: Json = False) -> None:
     console.show(*show_use.diagnosis_summary(diagnosis()), json)
 
 
+remote = typer.Typer(name="remote", no_args_is_help=True, context_settings=SETTINGS)
+app.add_typer(remote, rich_help_panel=USE)
+PASSING_ON = {**SETTINGS, "allow_extra_args": True, "ignore_unknown_options": True}
+"""What is no option of ours is one of the command there."""
+HostName = Annotated[str, typer.Argument(metavar="USER@HOST", help="As ssh knows it; give it first.")]
+Ssh = Annotated[str, typer.Option("--ssh", help="The program, with options of its own: 'ssh -p 2222'.")]
+CommandThere = Annotated[str, typer.Option("--command", help="mmcompress there: '~/venv/bin/mmcompress'.")]
+Keep = Annotated[bool, typer.Option("--keep", help="Leave there what was sent and made, for the next command.")]
+
+
+@remote.callback()
+def remote_commands() -> None:
+    """Run `doctor`, `build`, `bench` or `drift` on another machine, over ssh: `remote bench USER@HOST int8 --out b`."""
+
+
+@remote.command("doctor", context_settings=PASSING_ON)
+def remote_doctor(
+    rest: typer.Context, host: HostName, client: Ssh = "ssh", command: CommandThere = "mmcompress", json: Json = False
+) -> None:
+    """Show what works there. Other options are those of `doctor`."""
+    from mmcompress.pipeline import remote, ssh
+
+    answer = remote.doctor(remote.There(host, client, command), [*rest.args, *(["--json"] if json else [])])
+    print(answer.out, end="")
+    ssh.check(answer, host)
+
+
+def _on_device(stage: str, help_: str) -> None:
+    def on_device(
+        rest: typer.Context,
+        host: HostName,
+        out: Out,
+        client: Ssh = "ssh",
+        command: CommandThere = "mmcompress",
+        keep: Keep = False,
+        json: Json = False,
+    ) -> None:
+        from mmcompress.cli import console
+        from mmcompress.pipeline import remote
+
+        artifact = remote.run_stage(remote.There(host, client, command, keep), stage, rest.args, out)
+        console.show(*console.artifact_summary(artifact), json)
+
+    usage = f"After USER@HOST come artifacts or packs, and then options of `{stage}`; paths in those are of there."
+    remote.command(stage, context_settings=PASSING_ON, help=f"{help_}\n\n{usage}")(on_device)
+
+
+_on_device("build", "Send an ONNX artifact, build engines of it there, and bring them here with their passports.")
+_on_device("bench", "Send artifacts, measure their latency there, and bring the figures here.")
+_on_device("drift", "Send artifacts, measure accuracy and distances there, and bring the figures here.")
+
+
 data = typer.Typer(name="data", no_args_is_help=True, context_settings=SETTINGS)
 app.add_typer(data, rich_help_panel=USE)
 
