@@ -486,12 +486,39 @@ def unpack(
 
 
 @app.command(rich_help_panel=USE)
-def doctor(json: Json = False) -> None:
-    """Show what works on this machine, and what to install for what does not."""
+def triton(
+    artifact: Folder,
+    out: Annotated[Path, typer.Option("--out", help="Model repository; other models in it stay.")],
+    name: Annotated[str | None, typer.Option(help="Of the models; the folder's name if not given.")] = None,
+    backend: Annotated[str | None, typer.Option(help="onnxruntime, openvino or tensorrt.")] = None,
+    precision: Annotated[str | None, typer.Option(help="fp32, fp16 or int8; the smallest if not given.")] = None,
+    target: Annotated[str | None, typer.Option(help="Of engines for several GPUs: sm86, say.")] = None,
+    max_batch: Annotated[int, typer.Option(min=1, help="Largest batch of ONNX graphs; an engine has its own.")] = 32,
+    json: Json = False,
+) -> None:
+    """Write a model repository for Triton: both towers and an ensemble. Clients send pixels and token ids."""
+    from mmcompress.artifact import Artifact
     from mmcompress.cli import console, show_use
+    from mmcompress.export.triton import Choice, write_repository
+
+    choice = Choice(backend, precision, target, max_batch)
+    console.show(*show_use.repository_summary(write_repository(Artifact.open(artifact), out, name, choice), out), json)
+
+
+@app.command(rich_help_panel=USE)
+def doctor(
+    backend: Annotated[
+        str | None, typer.Option(help="Also check what this one needs; exit 3 if it cannot run.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Show what works on this machine, and what to install for what does not."""
+    from mmcompress.cli import console, requirements, show_use
     from mmcompress.cli.doctor import diagnosis
 
-    console.show(*show_use.diagnosis_summary(diagnosis()), json)
+    checks = None if backend is None else requirements.requirements(backend)
+    console.show(*show_use.diagnosis_summary(diagnosis(), checks), json)
+    requirements.enforce(checks or (), backend or "")
 
 
 remote = typer.Typer(name="remote", no_args_is_help=True, context_settings=SETTINGS)
@@ -521,29 +548,33 @@ def remote_doctor(
     ssh.check(answer, host)
 
 
-def _on_device(stage: str, help_: str) -> None:
-    def on_device(
-        rest: typer.Context,
-        host: HostName,
-        out: Out,
-        client: Ssh = "ssh",
-        command: CommandThere = "mmcompress",
-        keep: Keep = False,
-        json: Json = False,
-    ) -> None:
-        from mmcompress.cli import console
-        from mmcompress.pipeline import remote
+def remote_stage(
+    rest: typer.Context,
+    host: HostName,
+    out: Out,
+    client: Ssh = "ssh",
+    command: CommandThere = "mmcompress",
+    keep: Keep = False,
+    json: Json = False,
+) -> None:
+    """The command that was asked for, run there on what is sent."""
+    from mmcompress.cli import console
+    from mmcompress.pipeline import remote
 
-        artifact = remote.run_stage(remote.There(host, client, command, keep), stage, rest.args, out)
-        console.show(*console.artifact_summary(artifact), json)
-
-    usage = f"After USER@HOST come artifacts or packs, and then options of `{stage}`; paths in those are of there."
-    remote.command(stage, context_settings=PASSING_ON, help=f"{help_}\n\n{usage}")(on_device)
+    there = remote.There(host, client, command, keep)
+    artifact = remote.run_stage(there, str(rest.info_name), rest.args, out)
+    console.show(*console.artifact_summary(artifact), json)
 
 
-_on_device("build", "Send an ONNX artifact, build engines of it there, and bring them here with their passports.")
-_on_device("bench", "Send artifacts, measure their latency there, and bring the figures here.")
-_on_device("drift", "Send artifacts, measure accuracy and distances there, and bring the figures here.")
+for stage, does in {
+    "build": "Send an ONNX artifact, build engines of it there, and bring them here with their passports.",
+    "bench": "Send artifacts, measure their latency there, and bring the figures here.",
+    "drift": "Send artifacts, measure accuracy and distances there, and bring the figures here.",
+}.items():
+    usage = (
+        f"After USER@HOST come artifacts or packs, then options of `{stage}`; paths in those are of the machine there."
+    )
+    remote.command(stage, context_settings=PASSING_ON, help=f"{does}\n\n{usage}")(remote_stage)
 
 
 data = typer.Typer(name="data", no_args_is_help=True, context_settings=SETTINGS)
