@@ -1,5 +1,6 @@
 # Everything sets itself up: a .venv with the pins of constraints.txt, made once and again when they change.
 #   make demo       teacher -> student -> INT8 -> report in runs/demo/report (again: reuses what is there)
+#   make engines    a ViT-B/32's TensorRT-RTX engines for three targets, without a GPU, held against budgets
 #   make test       the tests, without those that need a GPU; `make test-gpu` runs those
 #   make PYTHON=python3.12 demo    another Python, 3.10 or later
 PYTHON ?= python3
@@ -7,10 +8,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-gpu lint type docs bench dist clean
+.PHONY: demo engines test test-gpu lint type docs bench dist clean
 
 demo: $(READY)
 	$(BIN)/mmcompress run demo --out runs/demo
+
+engines: $(READY)
+	$(BIN)/python benchmarks/engines.py --out runs/engines
 
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto -m 'not gpu'

@@ -1,109 +1,30 @@
-"""What a TensorRT build really compiled, read from its own log: layers, types, and which modules run in INT8.
+"""What a TensorRT build really compiled: layers, types, and whether every Linear that should be in 8 bits is.
 
 A quantized graph that parses is no INT8 engine yet: the compiler may move a reshape through a product, find that it can
-no longer quantize it, and fall back to FP16 without a word. At VERBOSE level, with detailed profiling verbosity, the
-builder prints every compiled layer with the types of its inputs, constants and outputs and the ONNX nodes it came from.
-Our nodes carry module names, so the audit can say `image.blocks.3.qkv` was not quantized, on a machine with no GPU.
+no longer quantize it, and fall back to FP16 without a word. Compiled layers name the ONNX nodes that they come from
+(`layers.py`) and our nodes carry module names, so the audit can say `image.blocks.3.qkv` was not quantized, on a
+machine with no GPU. What should be in 8 bits is read from the graph that was built: its products of constant weights
+with Q/DQ. An engine in which one of them is not fails the build, and so does one of which nothing can be read.
 
-Matrix products are the layers `gemm`, `correlation` and the convolutions, and the fusions around a fully connected one
-(`Fc`, `Gemm`, `Conv` in their name). A product is as precise as its widest operand. Fused attention (`mha`) is
-counted apart: it is never quantized here.
+A product is as precise as its widest operand. Fused attention (`mha`) is counted apart: it is never quantized here.
 """
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
+from mmcompress.errors import GateFailedError, require
 from mmcompress.export.document import Audit, AuditSummary
+from mmcompress.export.layers import WIDTH, Layer
+from mmcompress.progress import say
 
-PRECISIONS = {"Int8": "int8", "UInt8": "int8", "Half": "fp16", "BFloat16": "bf16", "BF16": "bf16", "Float": "fp32"}
-WIDTH = {"int8": 0, "fp16": 1, "bf16": 1, "fp32": 2}
-_LAYER = re.compile(
-    r"Name: (?P<name>.*?), LayerType: (?P<kind>[^,]+), Inputs: (?P<inputs>.*?), Constants: (?P<constants>.*?), "
-    r"Outputs: (?P<outputs>.*?), Tactic(?P<rest>.*)$"
-)
-_TENSOR = re.compile(r"Dimensions: \[(?P<shape>[^\]]*)\].*?Datatype: (?P<type>\w+)")
-_NODE = re.compile(r"\[ONNX Layer: ([^\]\x1e]+)\]")
+UNSEEN = "in no layer"
+"""Precision of a Linear that no compiled layer names."""
 _MODULE = re.compile(r"^((?:image|text)\.blocks\.\d+\.(?:qkv|out|fc1|fc2))(?:\.q|\.kv)?$")
 _WEIGHTS = re.compile(r"Total Weights Memory: (\d+) bytes")
-_PRODUCT_KINDS = ("gemm", "correlation", "convolution", "conv", "matmul", "matrixmultiply")
-_PRODUCT_FUSION = re.compile(r"(Fc|Gemm|Conv|Corr)")
-
-
-@dataclass(frozen=True)
-class Layer:
-    """One compiled layer."""
-
-    name: str
-    kind: str
-    inputs: tuple[str, ...]
-    """Types of the inputs."""
-    constants: tuple[str, ...]
-    """Types of the constants, scalars (a product's alpha and beta) left out."""
-    outputs: tuple[str, ...]
-    nodes: tuple[str, ...]
-    """ONNX nodes that it computes, some of them in part."""
-
-    @property
-    def attention(self) -> bool:
-        return "mha" in self.name
-
-    @property
-    def product(self) -> bool:
-        fused = self.kind.lower() == "runtime_fusion" and bool(_PRODUCT_FUSION.search(self.name))
-        return not self.attention and (self.kind.lower() in _PRODUCT_KINDS or fused)
-
-    @property
-    def precision(self) -> str:
-        """Of the widest operand; of a fusion that adds a residual, the operands that it adds count too."""
-        precisions = {PRECISIONS.get(t, t.lower()) for t in (*self.inputs, *self.constants)}
-        if self.kind.lower() != "runtime_fusion" and precisions:
-            precisions = {PRECISIONS.get(t, t.lower()) for t in (*self.inputs, *self.constants[:1])}
-        return max(precisions, key=lambda p: (WIDTH.get(p, 3), p), default="unknown")
-
-
-def summary_of(audit: Audit) -> AuditSummary:
-    """Without the list of modules, but with those that are in the minority of a quantized engine."""
-    counted = dict(sorted(Counter(audit.modules.values()).items()))
-    wide = [name for name, precision in audit.modules.items() if precision != "int8"] if "int8" in counted else []
-    return AuditSummary(
-        layers=audit.layers,
-        products=audit.products,
-        attention=audit.attention,
-        weights_bytes=audit.weights_bytes,
-        modules=counted,
-        not_int8=tuple(wide),
-    )
-
-
-def parse_layers(messages: Iterable[str]) -> list[Layer]:
-    """The compiled layers in a build log, in order of execution."""
-    return [
-        _layer(match)
-        for message in messages
-        if "LayerType: " in message
-        for line in message.split("\n")  # not splitlines: nodes are listed with \x1e between them
-        if (match := _LAYER.search(line))
-    ]
-
-
-def _layer(match: re.Match[str]) -> Layer:
-    return Layer(
-        name=match["name"],
-        kind=match["kind"].strip(),
-        inputs=_types(match["inputs"]),
-        constants=_types(match["constants"], scalars=False),
-        outputs=_types(match["outputs"]),
-        nodes=tuple(_NODE.findall(match["rest"])),
-    )
-
-
-def _types(text: str, scalars: bool = True) -> tuple[str, ...]:
-    tensors = ((m["shape"], m["type"]) for m in _TENSOR.finditer(text))
-    return tuple(kind for shape, kind in tensors if scalars or shape.strip() not in ("", "1"))
 
 
 def linear_of(node: str) -> str | None:
@@ -112,14 +33,33 @@ def linear_of(node: str) -> str | None:
     return match[1] if match else None
 
 
-def audit_log(messages: Sequence[str]) -> Audit:
-    """Read a build log."""
-    layers = parse_layers(messages)
+def quantized_linears(path: Path) -> dict[str, str]:
+    """Of an ONNX file, the MatMuls of constant weights with Q/DQ, each with its precision: `int8` or `fp8`."""
+    onnx = require("onnx", "compress")
+    graph = onnx.load(str(path), load_external_data=False).graph
+    constants = {tensor.name: tensor.data_type for tensor in graph.initializer}
+    restored = {node.output[0]: node for node in graph.node if node.op_type == "DequantizeLinear"}
+    turned = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "Transpose"}
+    linears = {}
+    for node in graph.node:
+        left, right = (turned.get(name, name) for name in (*node.input, "", "")[:2])
+        if node.op_type == "MatMul" and left in restored and right in restored:
+            stored = constants.get(restored[right].input[0])
+            if stored is not None:
+                linears[node.name] = "int8" if stored == onnx.TensorProto.INT8 else "fp8"
+    return linears
+
+
+def audit_of(layers: Sequence[Layer], quantized: Mapping[str, str], messages: Iterable[str] = ()) -> Audit:
+    """The audit of an engine whose graph has `quantized` products by node; `messages` are of its build."""
     products = [layer for layer in layers if layer.product]
+    wanted = {linear_of(node) or node: precision for node, precision in quantized.items()}
     modules: dict[str, str] = {}
     for layer in products:
-        for module in filter(None, map(linear_of, layer.nodes)):
-            modules[module] = max(modules.get(module, "int8"), layer.precision, key=lambda p: WIDTH.get(p, 3))
+        for node in layer.nodes:
+            module = linear_of(node) or (node if node in quantized else None)
+            if module is not None:
+                modules[module] = max(modules.get(module, layer.precision), layer.precision, key=_width)
     weights = [int(m[1]) for message in messages if (m := _WEIGHTS.search(message))]
     return Audit(
         layers=len(layers),
@@ -127,8 +67,52 @@ def audit_log(messages: Sequence[str]) -> Audit:
         products=_counted(layer.precision for layer in products),
         attention=_counted(layer.precision for layer in layers if layer.attention),
         modules=dict(sorted(modules.items(), key=lambda item: _natural(item[0]))),
+        quantized=dict(sorted(wanted.items(), key=lambda item: _natural(item[0]))),
         weights_bytes=weights[-1] if weights else None,
     )
+
+
+def fallen_back(audit: Audit) -> dict[str, str]:
+    """Linears that the graph has in 8 bits and the engine has not, with the precision that they have there."""
+    found = {name: audit.modules.get(name, UNSEEN) for name in audit.quantized}
+    return {name: precision for name, precision in found.items() if precision != audit.quantized[name]}
+
+
+def check_audit(audit: Audit, engine: str, allow_fallback: bool = False) -> None:
+    """Raise GateFailedError where nothing was compiled that can be read, or a Linear is not in the type it should be;
+    with `allow_fallback`, say it."""
+    wide = fallen_back(audit)
+    if audit.layers and not wide:
+        return
+    kinds = "/".join(sorted({precision.upper() for precision in audit.quantized.values()}))
+    if not audit.layers:
+        what = f"TensorRT says nothing of the layers of {engine} that can be read, so there is no audit of it"
+    elif len(wide) == len(audit.quantized):
+        taken = ", ".join(sorted(set(wide.values())))
+        what = f"{engine} fell back as a whole: none of its {len(wide)} {kinds} Linears is, all are {taken}"
+    else:
+        listed = ", ".join(f"{name} ({precision})" for name, precision in list(wide.items())[:4])
+        more = ", …" if len(wide) > 4 else ""
+        what = f"{len(wide)} of {len(audit.quantized)} {kinds} Linears of {engine} are not: {listed}{more}"
+    if not allow_fallback:
+        raise GateFailedError(what, "take the engine as it is with --allow-fallback, or build the FP16 graph")
+    say("build", engine, f"warning: {what}")
+
+
+def summary_of(audit: Audit) -> AuditSummary:
+    """Without the lists of modules, but with those that fell back."""
+    return AuditSummary(
+        layers=audit.layers,
+        products=audit.products,
+        attention=audit.attention,
+        weights_bytes=audit.weights_bytes,
+        modules=_counted(audit.modules.values()),
+        not_int8=tuple(fallen_back(audit)),
+    )
+
+
+def _width(precision: str) -> int:
+    return WIDTH.get(precision, 3)
 
 
 def _counted(values: Iterable[str]) -> dict[str, int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -53,6 +53,8 @@ class Sight:
     """What is added to the scores, (T, T) or (N, 1, 1, T)."""
     last_mask: str | None = None
     """The same for the token that is read, (N, 1, 1, T)."""
+    masks_each: bool = False
+    """Whether sequences have masks of their own, (N, 1, 1, T)."""
 
 
 def blocks(g: GraphWriter, name: str, tower: TowerConfig, weights: Weights, x: str, sight: Sight, post: bool) -> str:
@@ -71,7 +73,7 @@ def _block(g: GraphWriter, module: str, place: tuple[TowerConfig, int], weights:
     tower, _ = place
     normed = g.layer_norm(f"{module}.norm1", x, *weights.norm("norm1"), tower.layer_norm_eps)
     x, mixed = _attended(g, module, place, weights, (x, normed), sight)
-    x = g.node("Add", f"{module}.residual1", x, g.linear(f"{module}.out", mixed, *weights.linear("out")))
+    x = g.node("Add", f"{module}.residual1", x, _out(g, f"{module}.out", mixed, weights, sight))
     y = g.layer_norm(f"{module}.norm2", x, *weights.norm("norm2"), tower.layer_norm_eps)
     return g.node("Add", f"{module}.residual2", x, mlp(g, module, tower, weights, y))
 
@@ -82,7 +84,7 @@ def _post_norm_block(
     """Post-LayerNorm block (BERT's), of the same shapes."""
     tower, _ = place
     x, mixed = _attended(g, module, place, weights, (x, x), sight)
-    x = g.node("Add", f"{module}.residual1", x, g.linear(f"{module}.out", mixed, *weights.linear("out")))
+    x = g.node("Add", f"{module}.residual1", x, _out(g, f"{module}.out", mixed, weights, sight))
     x = g.layer_norm(f"{module}.norm1", x, *weights.norm("norm1"), tower.layer_norm_eps)
     x = g.node("Add", f"{module}.residual2", x, mlp(g, module, tower, weights, x))
     return g.layer_norm(f"{module}.norm2", x, *weights.norm("norm2"), tower.layer_norm_eps)
@@ -114,7 +116,11 @@ def _attended(
     bias[:inner] *= query_scale(tower)
     heads, (x, entering) = (tower.heads[index], tower.head_dim), streams
     if sight.pick is None:
-        q, k, v = _heads(g, qkv, g.linear(qkv, entering, weight, bias), 3, heads, sight.tokens)
+        joined = g.linear(qkv, entering, weight, bias)
+        if _by_token(g, f"{module}.out", sight):
+            parts = _heads_by_token(g, qkv, joined, heads, sight.tokens)
+            return x, _attention_by_token(g, f"{module}.attention", parts, heads, sight)
+        q, k, v = _heads(g, qkv, joined, 3, heads, sight.tokens)
         return x, _attention(g, f"{module}.attention", (q, k, v), heads, sight.mask, sight.tokens)
     picked = sight.pick(f"{module}.norm1.row", entering)
     row = g.linear(f"{qkv}.q", picked, weight[:, :inner], bias[:inner], qkv, slice(inner))
@@ -159,6 +165,48 @@ def _attention(
     mixed = g.attention_product("mixed", name, g.node("Softmax", f"{name}.softmax", scores, axis=-1), v)
     mixed = g.node("Transpose", f"{name}.joined", mixed, perm=[0, 2, 1, 3])
     return g.reshape(name, mixed, [0, rows, heads[0] * heads[1]])
+
+
+def _by_token(g: GraphWriter, out: str, sight: Sight) -> bool:
+    """Whether attention and its out-projection are written for (T, N, W), in which TensorRT keeps what attention gives.
+
+    In FP16 it turns the product around by itself; INT8 it copies first, one kernel a block. Masks of single sequences
+    need four axes, which bring the copy back.
+    """
+    wanted = g.numerics.half_products and g.numerics.by_token and out not in g.numerics.kept
+    return wanted and sight.pick is None and not sight.masks_each
+
+
+def _out(g: GraphWriter, name: str, mixed: str, weights: Weights, sight: Sight) -> str:
+    """(N, R, H d) -> (N, R, W)"""
+    return g.linear(name, mixed, *weights.linear("out"), by_token=_by_token(g, name, sight))
+
+
+def _heads_by_token(g: GraphWriter, name: str, x: str, heads: tuple[int, int], rows: int) -> list[str]:
+    """(N, T, 3 * H * d) -> query, keys and values (N, H, T, d), which are (T, N H, d) in between."""
+    x = g.reshape(f"{name}.parts", x, [0, rows, 3, heads[0] * heads[1]])
+    x = g.node("Transpose", f"{name}.apart", x, perm=[2, 1, 0, 3])
+    tensors = []
+    for i in range(3):
+        index = g.constant(f"{name}.{i}.index", np.asarray(i, dtype=np.int64))
+        part = g.node("Gather", f"{name}.{i}", x, index, axis=0)
+        part = g.reshape(f"{name}.{i}.heads", part, [rows, -1, heads[1]])
+        part = g.node("Transpose", f"{name}.{i}.rows", part, perm=[1, 0, 2])
+        tensors.append(g.reshape(f"{name}.{i}.turned", part, [-1, heads[0], rows, heads[1]]))
+    return tensors
+
+
+def _attention_by_token(g: GraphWriter, name: str, qkv: Sequence[str], heads: tuple[int, int], sight: Sight) -> str:
+    """`_attention` with the heads of all sequences on one axis: (N H, T, d) -> (N, T, H d)."""
+    flat = [-1, sight.tokens, heads[1]]
+    q, k, v = (g.reshape(f"{name}.{part}", x, flat) for part, x in zip(("q", "k", "v"), qkv, strict=True))
+    scores = g.node("MatMul", f"{name}.scores", q, g.node("Transpose", f"{name}.keys", k, perm=[0, 2, 1]))
+    if sight.mask:
+        scores = g.node("Add", f"{name}.masked", scores, sight.mask)
+    mixed = g.node("MatMul", f"{name}.mixed", g.node("Softmax", f"{name}.softmax", scores, axis=-1), v)
+    mixed = g.node("Transpose", f"{name}.joined", mixed, perm=[1, 0, 2])
+    mixed = g.reshape(f"{name}.by_token", mixed, [sight.tokens, -1, heads[0] * heads[1]])
+    return g.node("Transpose", name, mixed, perm=[1, 0, 2])
 
 
 def project(g: GraphWriter, name: str, x: str, weight: Array, bias: Array | None) -> None:

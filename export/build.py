@@ -5,8 +5,11 @@ them have is used. Networks are strongly typed, so the graph's types are the eng
 FP16 is FP16 in the graph. There are no builder flags for precision and no calibrators, which TensorRT 11 removed.
 
 TensorRT-RTX builds ahead of time, for any supported GPU, with no GPU and no driver here; its engines come out the same
-byte for byte. Classic TensorRT times its tactics on the GPU that it builds for, so its only target is `native`, and two
-builds may differ. That path has never been run on a GPU by this project; its test is marked `gpu`.
+byte for byte. Classic TensorRT times its tactics on the GPU that it builds for (`tuning.py`), so its only target is
+`native`, and two builds may differ. That path has never been run on a GPU by this project; its test is marked `gpu`.
+
+An engine in which a Linear is not in the 8 bits that its graph asks for is no engine (`audit.py`). Where there is a GPU
+to run it, neither is one whose answers are not those of the FP32 graph (`answers.py`).
 
 One engine a target: a joint one for several is as large as that of the oldest of them, to a few bytes, which suggests
 that it is compiled for that one, and a device needs only its own. Left out: REFIT, STRIP_PLAN and
@@ -16,23 +19,26 @@ VERSION_COMPATIBLE, which fail without a GPU.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
 from mmcompress.artifact import Artifact
-from mmcompress.config import BuildConfig
-from mmcompress.errors import UsageError
-from mmcompress.export.audit import summary_of
+from mmcompress.config import Backend, BuildConfig
+from mmcompress.errors import MissingRequirementError, UsageError
+from mmcompress.export.answers import check_answers
+from mmcompress.export.audit import check_audit, summary_of
 from mmcompress.export.document import Audit, AuditDocument
 from mmcompress.export.engine import NATIVE, checked_targets, engine_from_onnx
 from mmcompress.export.sparsity import two_four_weights
+from mmcompress.export.tuning import Tuning, timing_cache_of
 from mmcompress.manifest import Graph
 from mmcompress.progress import say
-from mmcompress.runtime.passport import PASSPORTS, Passport, passport_of
-from mmcompress.runtime.tensorrt import machine_for, tensorrt_module, this_machine
+from mmcompress.runtime.passport import PASSPORTS, Machine, Passport, passport_of
+from mmcompress.runtime.tensorrt import machine_for, open_plan, tensorrt_module, this_machine
 from mmcompress.seen import SEEN_IMAGES
 from mmcompress.stages import Job
 
 AUDIT = "audit.json"
-PREFERRED = (("int8", "signed"), ("fp16", "float"), ("fp32", "float"))
+PREFERRED = (("int8", "signed"), ("fp8", "float"), ("fp16", "float"), ("fp32", "float"))
 """Which graph of a tower is built: INT8 where there is one, and never the unsigned one, which TensorRT refuses."""
 
 _PASSED_ON = ("params", "macs", "logit_scale", "logit_bias")
@@ -53,6 +59,8 @@ def build(job: Job[BuildConfig]) -> None:
     targets = checked_targets(trt, config.backend, config.targets)
     eligible = sparse_weights(source) if config.sparse else {}
     machines = {target: machine_for(config.backend, None if target == NATIVE else target) for target in targets}
+    here = gpu_here(config.backend)
+    cosines: dict[str, float | None] = {}
     passports: dict[str, Passport] = {}
     audits: dict[str, Audit] = {}
     said: dict[str, list[str]] = {}
@@ -65,27 +73,35 @@ def build(job: Job[BuildConfig]) -> None:
                 target=target,
                 batches=config.batches,
                 sparse=config.sparse,
+                tuning=tuning_of(config, machines[target]),
             )
             machine = machines[target]
             place = machine.target
             file = f"{graph.tower}-{graph.precision}-{place}.engine"
+            check_audit(engine.audit, file, config.allow_fallback)
             (job.draft.path / file).write_bytes(engine.plan)
+            built = graph.model_copy(update={"file": file, "target": place})
+            if here is not None and here.target == place:
+                opened = partial(open_plan, job.draft.path / file, built, config.backend)
+                cosines[file] = check_answers(source, graph, file, opened)
             audits[file], said[file] = engine.audit, list(engine.sparsity)
             passports[file] = passport_of(
                 source,
                 graph,
                 machine,
-                profiles=(config.batches,),
+                profiles=engine.profiles or (config.batches,),
                 precisions=engine.audit.products,
                 weights_bytes=engine.audit.weights_bytes,
+                reach=config.reach or "this GPU",
             )
-            job.draft.graphs.append(graph.model_copy(update={"file": file, "target": place}))
+            job.draft.graphs.append(built)
             for warning in engine.warnings:
                 say("build", file, warning)
             if config.sparse and not engine.sparsity:
                 say("build", file, "the builder does not say whether it took a sparse kernel")
     job.draft.inherit(source, SEEN_IMAGES, *([source.tokenizer.file] if source.tokenizer else []))
     AuditDocument.of(audits).write(job.draft.path / AUDIT)
+    job.draft.metrics = {"min_cosine": cosines} if cosines else {}
     job.draft.facts = {
         **{key: source.manifest.facts[key] for key in _PASSED_ON if key in source.manifest.facts},
         "backend": config.backend,
@@ -96,6 +112,25 @@ def build(job: Job[BuildConfig]) -> None:
         **({"two_four": eligible, "sparsity_log": said} if config.sparse else {}),
         "audit": {file: summary_of(audit).model_dump(mode="json") for file, audit in audits.items()},
     }
+
+
+def gpu_here(backend: Backend) -> Machine | None:
+    """The machine, if it has a GPU that engines can be run on."""
+    try:
+        return this_machine(backend)
+    except MissingRequirementError:
+        return None
+
+
+def tuning_of(config: BuildConfig, machine: Machine) -> Tuning:
+    """What a build is told, for the machine that it is for."""
+    cached = config.backend == "tensorrt" and config.timing_cache is not False
+    return Tuning(
+        workspace_mb=config.workspace_mb,
+        optimization_level=config.optimization_level,
+        reach=config.reach or "this GPU",
+        timings=timing_cache_of(machine) if cached else None,
+    )
 
 
 def chosen_graphs(source: Artifact) -> list[Graph]:
@@ -110,7 +145,7 @@ def chosen_graphs(source: Artifact) -> list[Graph]:
         held = ", ".join(graph.file for graph in source.manifest.graphs) or "none"
         raise UsageError(
             f"{source.path} has no graph that TensorRT builds; it holds: {held}",
-            'export it in "int8", "fp16" or "fp32"; the unsigned INT8 file is for CPUs',
+            'export it in "int8", "fp8", "fp16" or "fp32"; the unsigned INT8 file is for CPUs',
         )
     return chosen
 

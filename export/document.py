@@ -22,7 +22,9 @@ class Audit(Part):
     attention: dict[str, int]
     """Fused attention kernels in each precision."""
     modules: dict[str, str]
-    """Precision of each Linear of ours; the widest of its products."""
+    """Precision of each Linear; the widest of its products."""
+    quantized: dict[str, str] = Field(default_factory=dict)
+    """Linears that the graph has in 8 bits, with their precision there."""
     weights_bytes: int | None
     """Of the engine's weights; null where the builder does not say."""
 
@@ -41,7 +43,7 @@ class AuditSummary(Part):
     modules: dict[str, int]
     """Linears in each precision."""
     not_int8: tuple[str, ...]
-    """Linears of a quantized engine that are not INT8; empty where none is quantized."""
+    """Linears that the graph has in 8 bits and the engine has not; empty where it has none."""
 
 
 class AuditDocument(Document):

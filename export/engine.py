@@ -6,6 +6,7 @@ without a GPU is what is built on one.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +14,21 @@ from types import ModuleType
 from typing import Any
 
 from mmcompress.config import Backend
-from mmcompress.errors import CorruptInputError, MissingRequirementError, UsageError
-from mmcompress.export.audit import audit_log
+from mmcompress.errors import CorruptInputError, MissingRequirementError, MMCompressError, UsageError
+from mmcompress.export.audit import audit_of, quantized_linears
 from mmcompress.export.document import Audit
+from mmcompress.export.layers import Layer, layers_of_inspector, layers_of_log
+from mmcompress.export.parserrules import check_graph
+from mmcompress.export.tuning import Tuning, apply_tuning, keep_timings, profiles_for_batches
 from mmcompress.manifest import TensorSpec
+from mmcompress.runtime.profiles import Batches
 
 NATIVE = "native"
+_FIRST_FP8 = 89
+"""Compute capability from which tensor cores multiply FP8 (Ada)."""
+_NO_GPU = re.compile(r"cudaError|CUDA (initialization|driver|error)|no CUDA-capable|driver version", re.IGNORECASE)
+_NO_MEMORY = re.compile(r"out of memory|memory allocation|insufficient memory|workspace", re.IGNORECASE)
+_NO_KERNEL = re.compile(r"could not find any implementation|no implementation|no tactic|has no .*tactic", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -28,6 +38,8 @@ class Engine:
     plan: bytes
     audit: Audit
     warnings: tuple[str, ...]
+    profiles: tuple[Batches, ...] = ()
+    """Smallest, usual and largest batch of each optimization profile."""
     sparsity: tuple[str, ...] = ()
     """Its lines on sparse kernels; TensorRT-RTX 1.7 writes none, and gives the same engine with and without them."""
 
@@ -59,14 +71,25 @@ def engine_from_onnx(
     inputs: Sequence[TensorSpec],
     *,
     target: str,
-    batches: tuple[int, int, int],
+    batches: Batches,
     sparse: bool = False,
+    tuning: Tuning | None = None,
+    checked: bool = True,
 ) -> Engine:
     """Build one engine. `inputs` says which axes are dynamic: they take the smallest, usual and largest batch.
 
-    Raises UsageError with the node where TensorRT does not take the graph, MissingRequirementError where it needs a GPU
-    that is not there.
+    A graph that is not `checked` goes to TensorRT's parser as it is, which finds the same faults and says less.
+
+    Raises UsageError with the node where TensorRT does not take the graph, or has no kernel for it;
+    MissingRequirementError where it needs a GPU or memory that is not there.
     """
+    rtx, tuning = bool(supported_targets(trt)), tuning or Tuning()
+    quantized = quantized_linears(path)
+    if "fp8" in quantized.values() and target != NATIVE and int(target.removeprefix("sm")) < _FIRST_FP8:
+        raise UsageError(
+            f"{path.name} has {len(quantized)} Linears in FP8, which {target} does not compute",
+            f"FP8 is for sm{_FIRST_FP8} and later: name those targets, or build the INT8 or FP16 graph",
+        )
     log = _log_of(trt)
     try:
         builder = trt.Builder(log)
@@ -76,34 +99,70 @@ def engine_from_onnx(
             "run this on a machine with an NVIDIA GPU and its driver, or build with --backend tensorrt-rtx",
         ) from error
     network = builder.create_network(_strongly_typed(trt))
-    _parse(trt, network, log, path)
+    parser = trt.OnnxParser(network, log)
+    if checked:
+        check_graph(path, parser.supports_operator)
+    _parse(trt, parser, path)
     config = builder.create_builder_config()
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     if sparse:
         config.set_flag(trt.BuilderFlag.SPARSE_WEIGHTS)
-    if hasattr(config, "num_compute_capabilities"):
+    if rtx:
         capability = trt.ComputeCapability.CURRENT if target == NATIVE else supported_targets(trt)[target]
         config.num_compute_capabilities = 1
         config.set_compute_capability(capability, 0)
-    profile = builder.create_optimization_profile()
+    else:
+        apply_tuning(trt, config, tuning)
     dynamic = [spec for spec in inputs if None in spec.shape]
-    for spec in dynamic:
-        profile.set_shape(spec.name, *_profile_shapes(spec, batches, path))
-    if dynamic:
+    profiles = profiles_for_batches(batches, rtx) if dynamic else ()
+    for batches_of_one in profiles:
+        profile = builder.create_optimization_profile()
+        for spec in dynamic:
+            profile.set_shape(spec.name, *_profile_shapes(spec, batches_of_one, path))
         config.add_optimization_profile(profile)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
-        reason = _last_error(log) or "it gave no reason"
-        if target == NATIVE:
-            raise MissingRequirementError(
-                f"no engine for {path.name}: {reason}",
-                "run this on a machine with an NVIDIA GPU and its driver, or name the targets: --target sm86",
-            )
-        raise UsageError(f"{trt.__name__} built no engine for {target} from {path}: {reason}", "try another target")
+        raise _not_built(trt, path, target, _errors(log))
+    if not rtx:
+        keep_timings(config, tuning)
+    plan = bytes(plan)
     messages = [text for _, text in log.lines]
     warnings = tuple(dict.fromkeys(text for severity, text in log.lines if severity == "WARNING"))
     sparsity = tuple(text.strip() for text in messages if "(Sparsity)" in text)
-    return Engine(bytes(plan), audit_log(messages), warnings, sparsity)
+    layers = layers_of_log(messages) if rtx else inspected_layers(trt, log, plan)
+    return Engine(plan, audit_of(layers, quantized, messages), warnings, profiles, sparsity)
+
+
+def inspected_layers(trt: ModuleType, log: Any, plan: bytes) -> list[Layer]:
+    """The layers of an engine by TensorRT's inspector, which needs the GPU that it was built on."""
+    runtime = trt.Runtime(log)
+    engine = runtime.deserialize_cuda_engine(plan)
+    if engine is None:
+        raise CorruptInputError(f"{trt.__name__} does not load what it built: {_last_error(log)}", "update the driver")
+    inspector = engine.create_engine_inspector()
+    return layers_of_inspector(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
+
+
+def _not_built(trt: ModuleType, path: Path, target: str, errors: Sequence[str]) -> MMCompressError:
+    """Why there is no engine: no GPU, no memory, no kernel, or what TensorRT says."""
+
+    def said(pattern: re.Pattern[str]) -> str | None:
+        return next((error for error in errors if pattern.search(error)), None)
+
+    what = f"{trt.__name__} built no engine for {target} from {path.name}"
+    if reason := said(_NO_KERNEL):
+        return UsageError(
+            f"{what}: it has no kernel for a part of it: {reason}",
+            "let it use more memory (--workspace-mb), or build the graph in another precision",
+        )
+    if reason := said(_NO_MEMORY):
+        return MissingRequirementError(f"{what}: {reason}", "free memory of the GPU, or build for smaller --batches")
+    if reason := said(_NO_GPU):
+        hint = "run this on a machine with an NVIDIA GPU and its driver, or name the targets: --target sm86"
+        return MissingRequirementError(f"{what}: there is no GPU to build on: {reason}", hint)
+    return UsageError(
+        f"{what}: {errors[-1] if errors else 'it gave no reason'}", "try another target, or another precision"
+    )
 
 
 def _strongly_typed(trt: ModuleType) -> int:
@@ -112,8 +171,7 @@ def _strongly_typed(trt: ModuleType) -> int:
     return 0 if flag is None else 1 << int(flag)
 
 
-def _parse(trt: ModuleType, network: Any, log: Any, path: Path) -> None:
-    parser = trt.OnnxParser(network, log)
+def _parse(trt: ModuleType, parser: Any, path: Path) -> None:
     if parser.parse_from_file(str(path)):
         return
     if not parser.num_errors:
@@ -132,7 +190,7 @@ def _node(error: Any) -> str:
     return f"{name or error.node()!r}{f' ({operator})' if operator else ''}"
 
 
-def _profile_shapes(spec: TensorSpec, batches: tuple[int, int, int], path: Path) -> list[tuple[int, ...]]:
+def _profile_shapes(spec: TensorSpec, batches: Batches, path: Path) -> list[tuple[int, ...]]:
     """(None, 3, 64, 64) -> (1, 3, 64, 64), (8, 3, 64, 64), (32, 3, 64, 64)."""
     first, *rest = spec.shape
     if first is not None or None in rest:
@@ -156,6 +214,9 @@ def _log_of(trt: ModuleType) -> Any:
     return Log()
 
 
+def _errors(log: Any) -> list[str]:
+    return [text.strip() for severity, text in log.lines if severity in ("ERROR", "INTERNAL_ERROR")]
+
+
 def _last_error(log: Any) -> str:
-    severe: list[str] = [text for severity, text in log.lines if severity in ("ERROR", "INTERNAL_ERROR")]
-    return severe[-1].strip() if severe else ""
+    return (_errors(log) or [""])[-1]

@@ -21,9 +21,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from mmcompress import __version__
+from mmcompress import __version__, float8
 from mmcompress.errors import UsageError, require
-from mmcompress.int8 import OPERANDS, Linears, Signedness, activation_quantizer, quantize_weight
+from mmcompress.int8 import OPERANDS, Linears, Signedness, activation_quantizer, product_scale, quantize_weight
 
 Array = NDArray[Any]
 Ranges = Mapping[str, Mapping[str, float]]
@@ -39,8 +39,8 @@ class Numerics:
 
     dtype: type[np.float32] | type[np.float16] = np.float32
     """Residual stream, norms, softmax and biases."""
-    activations: Literal["float", "signed", "unsigned"] = "float"
-    """How the inputs of the Linears are quantized; `float` is not at all."""
+    activations: Literal["float", "signed", "unsigned", "float8"] = "float"
+    """How the inputs of the Linears are quantized; `float` is not at all, and `float8` is FP8 in FP16."""
     ranges: Ranges = field(default_factory=dict)
     """Calibrated range of the input of each Linear, and of each operand of the attention products."""
     integers: Linears = field(default_factory=dict)
@@ -49,6 +49,13 @@ class Numerics:
     """Linears that are not quantized."""
     attention: tuple[AttentionProduct, ...] = ()
     """Attention products that are quantized, in every block."""
+    by_token: bool = True
+    """Whether graphs for TensorRT have attention in the order that spares TensorRT-RTX a copy (`blocks.py`)."""
+
+    @property
+    def half_products(self) -> bool:
+        """Whether products of 8-bit numbers are written as FP16: graphs for TensorRT."""
+        return self.dtype is np.float16 and self.activations in ("signed", "float8")
 
 
 class GraphWriter:
@@ -107,20 +114,31 @@ class GraphWriter:
         bias: Array,
         module: str | None = None,
         columns: slice = slice(None),
+        by_token: bool = False,
     ) -> str:
         """(..., in) @ (in, out) + (out,) -> (..., out).
 
-        `module` names the Linear if it is not `name`, and `columns` the part of its outputs that this is.
+        `module` names the Linear if it is not `name`, and `columns` the part of its outputs that this is. With
+        `by_token`, (N, T, in) is multiplied as (T, N, in).
         """
         numerics, module = self.numerics, module or name
         if numerics.activations == "float" or module in numerics.kept:
             return self.float_linear(name, x, weight, bias)
+        if by_token:
+            x = self.node("Transpose", f"{name}.by_token", x, perm=[1, 0, 2])
         fitted = numerics.integers.get(module)
-        if fitted is not None:
-            integers, scales, bias = fitted.weight[:, columns], fitted.scales[columns], fitted.bias[columns]
+        if numerics.activations == "float8":
+            stored, scales = float8.quantize_weight(weight, numerics.dtype)
+        elif fitted is not None:
+            stored, scales, bias = fitted.weight[:, columns], fitted.scales[columns], fitted.bias[columns]
         else:
-            integers, scales = quantize_weight(weight, numerics.activations, numerics.dtype)
-        product = self._quantized_product(name, x, integers, scales.astype(numerics.dtype), module)
+            stored, scales = quantize_weight(weight, numerics.activations, numerics.dtype)
+        if numerics.half_products:
+            product = self._gained_product(name, x, stored, scales, module)
+        else:
+            product = self._quantized_product(name, x, stored, scales.astype(numerics.dtype), module)
+        if by_token:
+            product = self.node("Transpose", f"{name}.by_row", product, perm=[1, 0, 2])
         return self.node("Add", f"{name}.add", product, self.real(f"{name}.bias", bias))
 
     def float_linear(self, name: str, x: str, weight: Array, bias: Array) -> str:
@@ -128,13 +146,27 @@ class GraphWriter:
         product = self.node("MatMul", name, x, self.real(f"{name}.weight", weight))
         return self.node("Add", f"{name}.add", product, self.real(f"{name}.bias", bias))
 
-    def _quantized_product(self, name: str, x: str, integers: Array, scales: Array, module: str) -> str:
-        """DQ(Q(x)) @ DQ(int8 weight): runtimes compile the three into one integer product."""
+    def _gained_product(self, name: str, x: str, stored: Array, scales: Array, module: str) -> str:
+        """DQ(Q(x)) @ DQ(8-bit weight), of one scale, times the gain of each channel: cannot overflow in FP16.
+
+        TensorRT writes a product as FP16 and multiplies with what is per channel afterwards, and sums of INT8 reach
+        millions. One scale it applies before it writes (`int8.product_scale`).
+        """
+        activation, _ = self._activation(module)
+        reach = float8.LARGEST if self.numerics.activations == "float8" else 128
+        scale = product_scale(stored, scales, activation, reach)
+        product = self._quantized_product(name, x, stored, np.asarray(scale, np.float16), module)
+        gains = scales.astype(np.float64) / scale
+        return self.node("Mul", f"{name}.scaled", product, self.real(f"{name}.gains", gains))
+
+    def _quantized_product(self, name: str, x: str, stored: Array, scales: Array, module: str) -> str:
+        """DQ(Q(x)) @ DQ(8-bit weight): runtimes compile the three into one product."""
         x = self._through_integers(f"{name}.input", x, module)
-        stored = self.constant(f"{name}.weight", integers)
+        weight = self.constant(f"{name}.weight", stored)
         scale = self.constant(f"{name}.weight.scale", scales)
-        zero = self.constant(f"{name}.weight.zero_point", np.zeros(scales.shape, np.int8))
-        matrix = self.node("DequantizeLinear", f"{name}.weight.dequantize", stored, scale, zero, axis=1)
+        zero = self.constant(f"{name}.weight.zero_point", np.zeros(scales.shape, stored.dtype))
+        axis: dict[str, Any] = {"axis": 1} if scales.ndim else {}
+        matrix = self.node("DequantizeLinear", f"{name}.weight.dequantize", weight, scale, zero, **axis)
         return self.node("MatMul", name, x, matrix)
 
     def attention_product(self, product: AttentionProduct, name: str, left: str, right: str) -> str:
@@ -151,16 +183,27 @@ class GraphWriter:
 
     def _through_integers(self, name: str, x: str, ranged: str, kind: Signedness | None = None) -> str:
         """DQ(Q(x)) by the calibrated range `ranged`; of the graph's own kind if none is given."""
-        numerics = self.numerics
-        if numerics.activations == "float" or ranged not in numerics.ranges:
-            raise UsageError(
-                f"there is no calibrated range for {ranged!r}", "calibrate the checkpoint again: mmcompress quantize"
-            )
-        quantizer = activation_quantizer(numerics.ranges[ranged], kind or numerics.activations, numerics.dtype)
-        scale = self.constant(f"{name}.scale", np.asarray(quantizer.scale))
-        zero = self.constant(f"{name}.zero_point", np.asarray(quantizer.zero_point, dtype=quantizer.dtype))
+        found, zero_point = self._activation(ranged, kind)
+        scale = self.constant(f"{name}.scale", np.asarray(found))
+        zero = self.constant(f"{name}.zero_point", zero_point)
         quantized = self.node("QuantizeLinear", f"{name}.quantize", x, scale, zero)
         return self.node("DequantizeLinear", f"{name}.dequantize", quantized, scale, zero)
+
+    def _activation(self, ranged: str, kind: Signedness | None = None) -> tuple[np.floating[Any], Array]:
+        """Scale and zero point of a tensor with the calibrated range `ranged`."""
+        numerics, ends = self.numerics, self._ranged(ranged)
+        if kind is None and numerics.activations == "float8":
+            return float8.activation_scale(ends["absmax"], numerics.dtype), np.zeros((), float8.float8())
+        kind = kind or ("unsigned" if numerics.activations == "unsigned" else "signed")
+        quantizer = activation_quantizer(ends, kind, numerics.dtype)
+        return quantizer.scale, np.asarray(quantizer.zero_point, dtype=quantizer.dtype)
+
+    def _ranged(self, name: str) -> Mapping[str, float]:
+        if name not in self.numerics.ranges:
+            raise UsageError(
+                f"there is no calibrated range for {name!r}", "calibrate the checkpoint again: mmcompress quantize"
+            )
+        return self.numerics.ranges[name]
 
     def activation(self, name: str, x: str, kind: str) -> str:
         """`quick_gelu` is x sigmoid(1.702 x); `gelu` is 0.5 x (1 + erf(x / sqrt 2)), and `gelu_tanh` has

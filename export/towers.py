@@ -147,7 +147,7 @@ def _sight(g: GraphWriter, tower: TextConfig) -> Sight:
     if tower.attention != "causal":
         mask = _padding_mask(g, tower) if tower.attention == "masked" else None
         pick = _row_of_each(g, _read_token(g, tower)) if fixed is None else _row(g, fixed)
-        return Sight(tokens, pick, mask, mask)
+        return Sight(tokens, pick, mask, mask, mask is not None)
     end = _read_token(g, tower) if fixed is None else g.constant("text.end", np.full((1, 1, 1), fixed))
     mask = g.constant("text.mask", causal_mask(tokens, g.numerics.dtype))
     return Sight(tokens, _row_of_each(g, end), mask, g.node("Gather", "text.mask.end", mask, end))

@@ -24,7 +24,7 @@ from mmcompress.runtime.session import Session, Tower
 Order = tuple[tuple[Precision, str], ...]
 """Precision and activations of a graph, the ones to take first."""
 FOR_CPUS: Order = (("int8", "unsigned"), ("int8", "signed"), ("fp32", "float"), ("fp16", "float"))
-FOR_TENSORRT: Order = (("int8", "signed"), ("fp16", "float"), ("fp32", "float"))
+FOR_TENSORRT: Order = (("int8", "signed"), ("fp8", "float"), ("fp16", "float"), ("fp32", "float"))
 
 
 @dataclass(frozen=True)

@@ -94,9 +94,18 @@ class Opened:
             restored = all(s is not None and s.op_type == "DequantizeLinear" for s in sides)
             if node.op_type == "MatMul" and restored and sides[1].input[0] in self.constants:  # type: ignore[union-attr]
                 quantize = makers[sides[0].input[0]]  # type: ignore[union-attr]
-                signed = self.types[quantize.output[0]] == require("onnx", "compress").TensorProto.INT8
-                products[name] = Product(quantize.input[0], "signed" if signed else "unsigned")
+                kind = {"INT8": "signed", "UINT8": "unsigned"}.get(self._kind(quantize.output[0]))
+                if kind is None:  # FP8
+                    continue
+                read = quantize.input[0]
+                module = border_module(name, self.tower)
+                while border_module(read, self.tower) == module and makers[read].op_type == "Transpose":
+                    read = makers[read].input[0]  # the same rows in another order
+                products[name] = Product(read, kind)
         return products
+
+    def _kind(self, tensor: str) -> str:
+        return str(require("onnx", "compress").TensorProto.DataType.Name(self.types[tensor]))
 
 
 def check_same_checkpoint(reference: Opened, candidate: Opened) -> None:

@@ -17,10 +17,10 @@ from typing import Literal
 import numpy as np
 
 from mmcompress.architecture import DualEncoderConfig
-from mmcompress.config import Backend
+from mmcompress.config import Backend, Precision
 from mmcompress.export.graph import AttentionProduct, Numerics
 from mmcompress.export.products import Product
-from mmcompress.int8 import linear_modules
+from mmcompress.int8 import Signedness, linear_modules
 from mmcompress.runtime.backends import CPU_BACKENDS, GPU_BACKENDS
 
 LINEARS = ("qkv", "out", "fc1", "fc2")
@@ -33,13 +33,19 @@ class Candidate:
     name: str
     says: str
     backends: tuple[Backend, ...]
-    activations: Literal["signed", "unsigned"]
+    activations: Literal["signed", "unsigned", "float8"]
     dtype: type[np.float32] | type[np.float16] = np.float32
     """Of everything that is not an INT8 product."""
     linears: tuple[str, ...] = LINEARS
     """Those that are INT8, in every block."""
     attention: tuple[AttentionProduct, ...] = ()
     """Attention products that are INT8, in every block."""
+    by_token: bool = True
+    """Whether attention is written in the order that spares TensorRT-RTX a copy."""
+
+    @property
+    def precision(self) -> Precision:
+        return "fp8" if self.activations == "float8" else "int8"
 
 
 CANDIDATES = (
@@ -53,6 +59,16 @@ CANDIDATES = (
     Candidate("all", "all Linears, FP16 around them", GPU_BACKENDS, "signed", np.float16),
     Candidate("qkv-fc1", "QKV and FC1, FP16 elsewhere", GPU_BACKENDS, "signed", np.float16, ("qkv", "fc1")),
     Candidate("mlp", "the MLP only, FP16 elsewhere", GPU_BACKENDS, "signed", np.float16, ("fc1", "fc2")),
+    Candidate(
+        "no-out",
+        "all but the out-projections, FP16 elsewhere",
+        GPU_BACKENDS,
+        "signed",
+        np.float16,
+        ("qkv", "fc1", "fc2"),
+    ),
+    Candidate("by-image", "all Linears, heads by image", ("tensorrt",), "signed", np.float16, by_token=False),
+    Candidate("fp8", "all Linears in FP8, FP16 around them", GPU_BACKENDS, "float8", np.float16),
 )
 
 
@@ -64,6 +80,11 @@ class GraphCandidate(Candidate):
     """Those that are INT8; a dense one reads every channel of its input, or of a group of several."""
     outputs: bool = False
     """Whether what convolutions give is quantized too, which ONNX Runtime needs to compute them in integers."""
+
+    @property
+    def kind(self) -> Signedness:
+        """Of its integers."""
+        return "unsigned" if self.activations == "unsigned" else "signed"
 
     def takes(self, product: Product) -> bool:
         """Whether a product is INT8."""
@@ -93,7 +114,8 @@ def candidates_for(
         base = int8[candidate.activations]
         others = {name for name in linear_modules(model) if name.rpartition(".")[2] not in candidate.linears}
         kept = base.kept | others
-        kind = (candidate.activations, candidate.dtype, kept, candidate.attention)
+        kind = (candidate.activations, candidate.dtype, kept, candidate.attention, candidate.by_token)
         if kind not in known and len(kept) < len(linear_modules(model)):
             known.add(kind)
-            yield candidate, replace(base, dtype=candidate.dtype, kept=kept, attention=candidate.attention)
+            numerics = replace(base, dtype=candidate.dtype, kept=kept, attention=candidate.attention)
+            yield candidate, replace(numerics, by_token=candidate.by_token)

@@ -14,7 +14,7 @@ from typing import cast
 import numpy as np
 
 from mmcompress.config import Backend, VerdictConfig
-from mmcompress.errors import CorruptInputError, MissingRequirementError, UsageError, suggestion
+from mmcompress.errors import MissingRequirementError, MMCompressError, UsageError, suggestion
 from mmcompress.export.export import Variant
 from mmcompress.export.graph import Numerics
 from mmcompress.manifest import Graph
@@ -74,12 +74,17 @@ def written(
 
 
 def _engine(path: Path, graph: Graph, backend: Backend, batch: int) -> Path:
+    from mmcompress.export.audit import check_audit
     from mmcompress.export.engine import NATIVE, engine_from_onnx
-    from mmcompress.runtime.tensorrt import tensorrt_module
+    from mmcompress.export.tuning import Tuning, timing_cache_of
+    from mmcompress.runtime.tensorrt import tensorrt_module, this_machine
 
     batches = (1, batch, max(batch, EMBED_BATCH))
-    engine = engine_from_onnx(tensorrt_module(backend), path, graph.inputs, target=NATIVE, batches=batches)
+    tuning = Tuning(timings=timing_cache_of(this_machine(backend))) if backend == "tensorrt" else None
+    module = tensorrt_module(backend)
+    engine = engine_from_onnx(module, path, graph.inputs, target=NATIVE, batches=batches, tuning=tuning)
     place = path.with_suffix(".engine")
+    check_audit(engine.audit, place.name, allow_fallback=not engine.audit.quantized)
     place.write_bytes(engine.plan)
     return place
 
@@ -112,7 +117,7 @@ def tried_candidates(write: Write, backend: Backend, candidates: Iterable[tuple[
     """Each candidate as graphs that the backend runs, or the reason that it does not; one has to run."""
     tried = []
     for candidate, numerics in candidates:
-        contestant, reason = _opened(write, candidate.name, Variant("int8", numerics), backend)
+        contestant, reason = _opened(write, candidate.name, Variant(candidate.precision, numerics), backend)
         tried.append(Tried(candidate, numerics, contestant, reason))
     failed = [attempt.failed for attempt in tried if attempt.failed]
     if len(failed) == len(tried):
@@ -132,6 +137,6 @@ def _opened(write: Write, name: str, variant: Variant, backend: Backend) -> tupl
         for tower in TOWERS:
             with contestant.towers[tower].open():
                 pass
-    except (CorruptInputError, UsageError) as error:
+    except MMCompressError as error:  # one that is not built, fell back, or has no memory ends no verdict
         return None, error.what
     return contestant, None

@@ -146,11 +146,13 @@ class VerdictDocument(Document):
     pairs: int
     """Held-out images."""
     texts: int
-    """Different texts that they choose from: their captions, else sentences that ship."""
+    """Different texts that they choose from: their captions, else labels, else sentences that ship."""
     left_out: int | None = None
     """Images that judge nothing, since they or copies of them calibrated; null where it is not known which did."""
     own_answers: bool = False
     """Whether right is what FP32 answers, of photos that nobody captioned."""
+    labels: str | None = None
+    """The list of labels that photos choose from; null where none was given."""
     max_drop: float | None
     """Share of R@10 hits that was allowed to be lost, 0 to 1; null for any."""
     max_flips: float | None

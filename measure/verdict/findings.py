@@ -75,14 +75,17 @@ def ruling_of(findings: Findings, budget: Budget) -> Ruling:
 def recommendation(findings: Findings, ruling: Ruling, budget: Budget) -> Recommendation:
     """What the manifest's facts say."""
     moved, held = findings.drifts[findings.int8], findings.held
-    shipped = None if held.captioned else len(held.tokens)
+    texts = (
+        f"the {len(held.tokens)} labels of {held.labels}" if held.labels else f"{len(held.tokens)} sentences that ship"
+    )
+    among = None if held.captioned else texts
     return Recommendation(
         int8=ruling.int8,
         precision=ruling.ship.precision,
         backend=ruling.ship.backend,
         files=tuple(ruling.ship.towers[tower].graph.file for tower in TOWERS),
         candidate=findings.int8.name,
-        sentence=sentence(ruling, findings.int8, moved, findings.faster, budget, len(held.image_group), shipped),
+        sentence=sentence(ruling, findings.int8, moved, findings.faster, budget, len(held.image_group), among),
     )
 
 
@@ -101,6 +104,7 @@ def document(
         texts=len(findings.held.tokens),
         left_out=findings.held.left_out,
         own_answers=not findings.held.captioned,
+        labels=findings.held.labels,
         max_drop=budget.max_drop,
         max_flips=budget.max_flips,
         sanity=tuple(findings.sanity),

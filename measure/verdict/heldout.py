@@ -4,7 +4,8 @@ They are the validation pairs, never the test set, since a graph is chosen by th
 are the very set that calibrated, the training pairs that follow those that the checkpoint says it has seen, in the same
 shuffled order, are as new to the ranges and the integers; the student has seen them in training, which moves both sides
 of a comparison with FP32. The first caption of each image is taken, and equal captions are one text, which then belongs
-to several images. Photos without captions are held against what FP32 itself answers among the sentences that ship.
+to several images. Photos without captions are held against what FP32 itself answers among labels, where a list of them
+is given, else among the sentences that ship.
 Copies of images that calibrated are left out, under whatever names they lie among the others.
 """
 
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 from mmcompress.artifact import Artifact
 from mmcompress.config import VerdictConfig
 from mmcompress.data.batches import Batch, batches
+from mmcompress.data.layout import read_labels
 from mmcompress.data.sample import image_of
 from mmcompress.data.spec import fingerprint, is_photos, part_of
 from mmcompress.errors import UsageError
@@ -46,11 +48,13 @@ class Held:
     tokens: NDArray[np.int32]
     """(M, T), each text once"""
     image_group: Ints
-    """(N,) index of each image's text"""
+    """(N,) index of each image's text; -1 of a photo that is still to be judged by labels"""
     spec: str
     """Where they come from."""
     left_out: int | None = None
     """Images that were looked at and calibrated too, or are copies of such; None where it is not known which did."""
+    labels: str | None = None
+    """The list that the texts are of; None where they are captions, or sentences that ship."""
 
     @property
     def captioned(self) -> bool:
@@ -68,6 +72,9 @@ def held_out(source: Artifact, config: VerdictConfig) -> Held:
         raise UsageError(f"{source.path} does not say how images are prepared", "make the checkpoint again")
     text = text_processing(source)
     spec, stream = _stream(source, config)
+    labels = config.data.labels if is_photos(spec) else None
+    if labels is None and config.data.labels is not None:
+        say("", "data", f"{config.data.labels} is not used: the pairs of {spec} have captions, and right is their own")
     parts: list[NDArray[np.uint8]] = []
     captions: list[str] = []
     known, left_out = seen_images(source), 0
@@ -90,8 +97,12 @@ def held_out(source: Artifact, config: VerdictConfig) -> Held:
             "give others with --data, or quantize with fewer --samples; of a small set quantize one part, "
             "--data part:3-9/10:SET, and judge on the other, --data part:0-2/10:SET",
         )
+    if labels is not None:
+        texts = read_labels(labels)
+        if len(texts) < FEWEST:
+            say("", "data", f"warning: among {len(texts)} labels hardly a hit at 10 is lost; what flips is what counts")
     place = {caption: index for index, caption in enumerate(texts)}
-    group = np.array([place[caption] for caption in captions[: config.samples]])
+    group = np.array([place.get(caption, -1) for caption in captions[: config.samples]])
     pixels: NDArray[Any] = np.concatenate(parts)[: config.samples]
     return Held(
         pixels,
@@ -99,6 +110,7 @@ def held_out(source: Artifact, config: VerdictConfig) -> Held:
         group,
         spec,
         None if known is None else left_out,
+        labels,
     )
 
 

@@ -133,7 +133,7 @@ class GraphOrigin:
                 yield candidate, Numerics(activations=candidate.activations, kept=frozenset(every - taken))
 
     def _taken(self, candidate: GraphCandidate) -> list[Product]:
-        integers = linears_from_tensors(self._tensors, candidate.activations)
+        integers = linears_from_tensors(self._tensors, candidate.kind)
         every = [product for products in self._products.values() for product in products]
         return [product for product in every if product.name in integers and candidate.takes(product)]
 
@@ -148,10 +148,10 @@ class GraphOrigin:
             candidate = next(
                 c for c in GRAPH_CANDIDATES if c.name == name and c.activations == variant.numerics.activations
             )
-            integers = linears_from_tensors(self._tensors, candidate.activations)
+            integers = linears_from_tensors(self._tensors, candidate.kind)
             taken = {product.name: integers[product.name] for product in self._taken(candidate)}
             outputs = self._outputs(candidate)
-            model = with_integers(model, self._products[tower], taken, self._ranges, candidate.activations, outputs)
+            model = with_integers(model, self._products[tower], taken, self._ranges, candidate.kind, outputs)
         save_graph(model, path)
         return described(model, path.name, tower, variant)
 

@@ -74,12 +74,12 @@ def sentence(
     faster: Faster,
     budget: Budget,
     pairs: int,
-    shipped: int | None = None,
+    among: str | None = None,
 ) -> str:
-    """The verdict in plain words; of photos that nobody captioned, `shipped` sentences stood in for captions."""
-    said = _ruling_in_words(ruling, int8, drift, faster, budget, f"{pairs} held-out {'photos' if shipped else 'pairs'}")
-    truth = f"The photos have no captions: right is what FP32 answers among {shipped} sentences that ship."
-    return f"{said} {truth}" if shipped else said
+    """The verdict in plain words; of photos that nobody captioned, with `among` what the answers are."""
+    said = _ruling_in_words(ruling, int8, drift, faster, budget, f"{pairs} held-out {'photos' if among else 'pairs'}")
+    truth = f"The photos have no captions: right is what FP32 answers among {among}."
+    return f"{said} {truth}" if among else said
 
 
 def _ruling_in_words(

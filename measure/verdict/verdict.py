@@ -188,7 +188,7 @@ def deliver(
     draft.inherit(source, SEEN_IMAGES, *([source.tokenizer.file] if source.tokenizer else []))
     once = {contestant.precision: contestant for contestant in reversed(contestants)}
     for tower in TOWERS:
-        for precision in (precision for precision in ("fp32", "fp16", "int8") if precision in once):
+        for precision in (precision for precision in ("fp32", "fp16", "fp8", "int8") if precision in once):
             entrant = once[precision].towers[tower]
             for file in entrant.path.parent.glob(f"{entrant.graph.file}*"):
                 shutil.copyfile(file, draft.path / file.name)

@@ -65,7 +65,7 @@ def card_text(
     **measured: object,
 ) -> str:
     """`results` are metadata, and `measured` what the template shows, of a model that was measured."""
-    quantized = any(file.precision == "int8" for file in files)
+    quantized = any(file.precision in ("int8", "fp8") for file in files)
     metadata: dict[str, Json] = {
         "license": card.license,
         "language": list(card.language),

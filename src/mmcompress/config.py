@@ -20,7 +20,7 @@ from mmcompress.architecture import Config
 from mmcompress.errors import UsageError, suggestion
 from mmcompress.gates import Gates
 
-Precision = Literal["fp32", "fp16", "int8"]
+Precision = Literal["fp32", "fp16", "fp8", "int8"]
 Backend = Literal["onnxruntime", "openvino", "tensorrt", "tensorrt-rtx"]
 Augmentation = Literal["none", "photo", "drawing"]
 
@@ -560,6 +560,23 @@ class BuildConfig(StageConfig):
     """Smallest, usual and largest batch of the optimization profile."""
     sparse: bool = False
     """Let the builder take sparse kernels for weights that are 2:4; the audit lists them."""
+    allow_fallback: bool = False
+    """Take an engine in which a Linear is not in the 8 bits that its graph asks for, or of which there is no audit."""
+    workspace_mb: int | None = Field(default=None, ge=1)
+    """Most memory that one of TensorRT's kernels may use beside its tensors, in MiB; all of the GPU's if not given."""
+    optimization_level: int | None = Field(default=None, ge=0, le=5)
+    """How long TensorRT searches for kernels; its own default if not given."""
+    reach: Literal["this GPU", "same compute capability", "Ampere and later"] | None = None
+    """Where TensorRT's engines may run; elsewhere than on this GPU they are slower."""
+    timing_cache: bool | None = None
+    """Keep what TensorRT timed for the next build, in the user's cache; done if not given."""
+
+    @model_validator(mode="after")
+    def _of_tensorrt(self) -> Self:
+        if self.backend == "tensorrt-rtx":
+            names = ("workspace_mb", "optimization_level", "reach", "timing_cache")
+            _refuse_unused(self, names, "is of TensorRT, and TensorRT-RTX times no kernels")
+        return self
 
 
 class BenchConfig(StageConfig):

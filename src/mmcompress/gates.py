@@ -19,12 +19,19 @@ R10 = "i2t_r10"
 HIGHER_IS_BETTER = frozenset(metrics.METRICS) - set(metrics.LOWER_IS_BETTER)
 METRICS = frozenset(metrics.METRICS)
 SIZES, LATENCY = frozenset(metrics.SIZES), frozenset(metrics.LATENCY)
+ENGINES = metrics.ENGINES
 PARTS = {
     "unseen": METRICS,
     "old_index": frozenset(metrics.RECALLS),
     "int8_against_fp32": frozenset(metrics.INT8_METRICS),
 }
-KNOWN = METRICS | SIZES | LATENCY | {f"{part}.{name}" for part, names in PARTS.items() for name in names}
+KNOWN = (
+    METRICS
+    | SIZES
+    | LATENCY
+    | frozenset(ENGINES)
+    | {f"{part}.{name}" for part, names in PARTS.items() for name in names}
+)
 FALLING = HIGHER_IS_BETTER | {f"{part}.{name}" for part, names in PARTS.items() for name in names & HIGHER_IS_BETTER}
 """What can drop: the metrics that are better when higher."""
 
@@ -63,6 +70,8 @@ class Gates(Config):
     def _known(cls, limits: dict[str, float], info: Any) -> dict[str, float]:
         known = FALLING if info.field_name == "max_drop" else KNOWN
         for name in limits:
+            if name in ENGINES and info.field_name != "max":
+                raise ValueError(f"{name!r} is better when lower: give a limit with max")
             if name not in KNOWN:
                 raise ValueError(f"there is no metric {name!r}; {suggestion(name, known)}")
             if name not in known:

@@ -152,6 +152,28 @@ def quantize_weight(
     return np.clip(steps, -WEIGHT_LIMIT, WEIGHT_LIMIT).astype(np.int8), scales
 
 
+def product_scale(
+    weight: NDArray[Any],
+    scales: Floats,
+    activation: np.floating[Any],
+    reach: int = -LIMITS["signed"][0],
+    dtype: type[np.floating[Any]] = np.float16,
+) -> float:
+    """The power of two p that a product of 8-bit numbers is scaled with before it is written as `dtype`.
+
+    The sum of q_x q_w is written as (s_x p) sum, and multiplied with the gains s_j / p of its channels behind that: a
+    power of two moves no bit of either. p is the largest one for which no activations can leave the type, since
+    |sum| <= reach sum |q_w|, and for which no gain is subnormal where that is possible. weight (in, out), scales
+    (out,); `reach` is the largest magnitude of an activation's number.
+    """
+    largest = float(reach * np.abs(weight.astype(np.float64)).sum(axis=0).max(initial=0))
+    limits = np.finfo(dtype)
+    bounds = [float(scales.min()) / float(limits.smallest_normal)]
+    if largest:
+        bounds.append(float(limits.max) / (largest * float(activation)))
+    return float(2.0 ** np.clip(np.floor(np.log2(min(bounds))), limits.minexp - limits.nmant, limits.maxexp - 1))
+
+
 def dequantize_weight(weight: NDArray[np.int8], scales: Floats) -> Floats:
     """int8 (in, out), (out,) -> (in, out)."""
     restored: Floats = weight.astype(scales.dtype) * scales

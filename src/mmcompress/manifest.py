@@ -46,7 +46,7 @@ class Graph(Config):
 
     file: str
     tower: Literal["image", "text"]
-    precision: Literal["fp32", "fp16", "int8"]
+    precision: Literal["fp32", "fp16", "fp8", "int8"]
     activations: Literal["float", "signed", "unsigned"] = "float"
     """Type of the quantized activations: TensorRT takes signed ones only, x86 CPUs are faster with unsigned ones."""
     target: str | None = None

@@ -27,6 +27,8 @@ LOWER_IS_BETTER = (*FLIPS, "ece")
 INT8_METRICS = ("cosine_mean", "cosine_p01", "text_cosine_mean", "flip_rate", "r10_drop")
 """Of INT8 against the FP32 row that it was made of."""
 SIZES = ("params", "macs", "bytes")
+ENGINES = ("engine_bytes", "kernels", "fallbacks")
+"""Of each engine file: its bytes, its compiled layers, and Linears that are not in the 8 bits of their graph."""
 LATENCY = (
     *("p50_ms", "p90_ms", "p95_ms", "p99_ms", "mean_ms", "cv", "load_ms", "first_ms", "throughput_ips"),
     *("peak_bytes", "device_peak_bytes", "energy_mj", "ceiling_share"),

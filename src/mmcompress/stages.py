@@ -236,7 +236,7 @@ STAGES: Mapping[str, Stage] = {
             {"checkpoint": Kind.CHECKPOINT, "graphs": Kind.ONNX},
             optional=frozenset({"checkpoint", "graphs"}),
             named=frozenset({"graphs"}),
-            reads=("validation", "train"),
+            reads=("validation", "train", "labels"),
             enforce="mmcompress.measure.verdict.ruling:enforce",
             check="mmcompress.measure.early:check_verdict",
         ),

@@ -50,6 +50,30 @@ TEACHER = ("--teacher", "demo:teacher", "--data", "demo:val")
         ),
         (("export", "demo:teacher", "--convert-nothing"), "No such option"),
         (("shrink", "demo:teacher", "--data", "demo:val", "--minutes", "1"), "nothing is pruned"),
+        (
+            ("shrink", "demo:teacher", "--data", "demo:val", "--set", "data.train=demo:train"),
+            "--set data.train: shrink gives every stage a part",
+        ),
+        (("quantize", "demo:teacher", "--data", "demo:val", "--set", "data.test=x"), "data.test would be ignored"),
+        (("embed", *TEACHER, "--set", "data.validation=x"), "embed read data.train"),
+        (
+            ("prune", "demo:teacher", "--data", "demo:val", "--set", "embed.data.test=x"),
+            "embed.data.test would be ignored",
+        ),
+        (("drift", "demo:teacher", "--data", "demo:test", "--set", "data.train=x"), "data.train would be ignored"),
+        (
+            ("quantize", "demo:teacher", "--data", "demo:val", "--set", "teacher.source=vit-b32"),
+            "--set teacher.source: the command's own argument says that",
+        ),
+        (("distill", *TEACHER, "--student", "vit-t16", "--budget", "5m"), "--budget is a pilot's"),
+        (
+            (
+                *("distill", "--data", "demo:val", "--validation", "demo:val", "--student", "inherit:0.5"),
+                *("--pilot", "demo:teacher,vit-b32", "--optimizer-steps", "9"),
+            ),
+            "a pilot chooses its steps within --budget, and optimizer.steps was given",
+        ),
+        (("embed", "--teacher", "demo:teacher", "--data", "part:0-0/100000:demo:val"), "has no samples"),
     ],
 )
 def test_refused(cli: Cli, tmp_path: Path, arguments: tuple[str, ...], what: str) -> None:

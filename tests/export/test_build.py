@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -56,11 +57,11 @@ def built(path: Path, inputs: Any = PIXELS, target: str = "sm86") -> builder.Eng
 
 @pytest.mark.parametrize("name", [one.name for one in CANDIDATES if "tensorrt-rtx" in one.backends])
 def test_a_candidate_of_a_verdict_compiles_to_what_it_says(name: str, tmp_path: Path) -> None:
-    int8 = {"signed": signed(), "unsigned": signed()}
+    int8 = {"signed": signed(), "float8": replace(signed(), activations="float8")}
     found = {one.name: (one, numerics) for one, numerics in candidates_for("tensorrt-rtx", config_of(), int8)}
     candidate, numerics = found[name]
-    audit = built(graph_file(tmp_path, image_graph, numerics)).audit
-    kinds = {linear: "int8" if linear in candidate.linears else "fp16" for linear in LINEARS}
+    audit = built(graph_file(tmp_path, image_graph, numerics), target="sm89").audit
+    kinds = {linear: candidate.precision if linear in candidate.linears else "fp16" for linear in LINEARS}
     assert audit.modules == {f"image.blocks.{i}.{linear}": kind for i in (0, 1) for linear, kind in kinds.items()}
     assert audit.attention == {"fp16": 2}, "the fusion stays"
 
@@ -109,6 +110,33 @@ def cut_to(config: Any, tensors: dict[str, Any]) -> dict[str, Any]:
                 tensors[f"{stem}.mlp.fc1.{leaf}"] = tensors[f"{stem}.mlp.fc1.{leaf}"][:hidden]
             tensors[f"{stem}.mlp.fc2.weight"] = tensors[f"{stem}.mlp.fc2.weight"][:, :hidden]
     return tensors
+
+
+@pytest.mark.parametrize("tower", ["image", "text"])
+def test_attention_by_token_spares_a_copy_a_block(tower: str, tmp_path: Path) -> None:
+    """One of two blocks: the last reads a single row, where no copy was."""
+    graph, inputs = (image_graph, PIXELS) if tower == "image" else (text_graph, TOKENS)
+    by_image = built(graph_file(tmp_path, graph, replace(signed(), by_token=False)), inputs).audit
+    by_token = built(graph_file(tmp_path, graph, signed()), inputs).audit
+    assert by_token.layers == by_image.layers - 1 and by_token.modules == by_image.modules
+    assert by_token.attention == by_image.attention == {"fp16": 2}
+
+
+@pytest.mark.parametrize("tower", ["image", "text"])
+@pytest.mark.parametrize("target", ["sm89", "sm120"])
+def test_every_linear_runs_in_fp8(target: str, tower: str, tmp_path: Path) -> None:
+    graph, inputs = (image_graph, PIXELS) if tower == "image" else (text_graph, TOKENS)
+    path = graph_file(tmp_path, graph, replace(signed(), activations="float8"))
+    audit = built(path, inputs, target=target).audit
+    assert audit.modules == {name: "fp8" for name in linear_modules(config_of()) if name.startswith(tower)}
+    assert audit.quantized == audit.modules and audit.attention == {"fp16": 2}
+
+
+def test_gpus_without_fp8_are_refused_by_name(tmp_path: Path) -> None:
+    path = graph_file(tmp_path, image_graph, replace(signed(), activations="float8"))
+    with pytest.raises(UsageError, match=r"graph\.onnx has 9 Linears in FP8, which sm86 does not compute") as caught:
+        built(path, target="sm86")
+    assert "sm89 and later" in caught.value.hint
 
 
 def test_float_engines_have_no_int8(tmp_path: Path) -> None:
@@ -236,7 +264,7 @@ def test_the_machine_is_looked_at_before_a_native_build(monkeypatch: pytest.Monk
 def test_native_needs_the_gpu_that_it_means(tmp_path: Path) -> None:
     if gpu_here():
         pytest.skip("there is a GPU")
-    with pytest.raises(MissingRequirementError, match=r"no engine for graph\.onnx: .*cudaError") as caught:
+    with pytest.raises(MissingRequirementError, match=r"there is no GPU to build on: .*cudaError") as caught:
         built(graph_file(tmp_path, image_graph, Numerics()), target="native")
     assert "name the targets: --target sm86" in caught.value.hint and caught.value.exit_code == 3
 
@@ -264,7 +292,7 @@ def test_what_the_parser_refuses_is_named_with_its_node(tmp_path: Path) -> None:
     path = tmp_path / "odd.onnx"
     path.write_bytes(helper.make_model(graph, opset_imports=opsets, ir_version=8).SerializeToString())
     with pytest.raises(
-        UsageError, match=r"does not take .*odd\.onnx .*node 'image\.blocks\.0\.odd' \(Unheard\)"
+        UsageError, match=r"does not take odd\.onnx: node 'image\.blocks\.0\.odd' \(Unheard\)"
     ) as caught:
         built(path)
     assert caught.value.exit_code == 2

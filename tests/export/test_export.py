@@ -173,3 +173,15 @@ def test_a_tower_that_answers_always_the_same_is_recorded_and_told_by_the_encode
     capsys.readouterr()
     Encoder.open(made, "onnxruntime", towers=("image",)).close()
     assert "the image tower gives the same answer to everything" in " ".join(capsys.readouterr().err.split())
+
+
+def test_fp8_is_a_precision_of_a_calibrated_checkpoint(checkpoint: Make, tmp_path: Path) -> None:
+    config = ExportConfig(precisions=("fp32", "fp8"))
+    graphs = run_stage(STAGES["export"], config, {"checkpoint": checkpoint()}, (), tmp_path / "graphs")
+    found = {g.file: (g.precision, g.activations) for g in graphs.manifest.graphs}
+    assert found["image-fp8.onnx"] == found["text-fp8.onnx"] == ("fp8", "float")
+    apart = graphs.manifest.metrics["against_torch"]
+    assert 0.95 < apart["image-fp8.onnx"]["min_cosine"] < 0.99999, "it is FP8, by ONNX Runtime"
+    with pytest.raises(CorruptInputError, match="has no range for"):
+        bare = write_checkpoint(tmp_path / "bare", config_of(), tensors_of(clip_of(config_of())), {})
+        run_stage(STAGES["export"], config, {"checkpoint": bare}, (), tmp_path / "refused")

@@ -94,6 +94,8 @@ def test_a_checkpoint_brings_its_integers_and_says_what_it_keeps(tmp_path: Path)
         save_file(tensors_from_linears(both), draft.path / INTEGERS)  # type: ignore[arg-type]
         draft.facts = {"kept": sorted(KEPT)}
     found = read_int8(Artifact.open(tmp_path / "q"))
+    float8 = found.pop("float8")
+    assert float8.kept == KEPT and not float8.integers, "FP8 has the ranges alone"
     assert set(found) == {"signed", "unsigned"} and found["signed"].dtype is np.float16
     inner = config.image.heads[0] * config.image.head_dim
     for kind, numerics in found.items():

@@ -165,7 +165,7 @@ def distill(
     embeddings: Embeddings = None,
     checkpoint: Annotated[Path | None, typer.Option("--from", help="Checkpoint to recover, after pruning say.")] = None,
     pilot: Annotated[str | None, typer.Option(metavar="A,B", help="Try these teachers, and say which to take.")] = None,
-    budget: Annotated[str, typer.Option(help="Of a pilot, for all its teachers: 90s, 10m, 1h.")] = "10m",
+    budget: Annotated[str | None, typer.Option(help="Of a pilot, for all teachers: 90s, 1h; 10m if not given.")] = None,
     json: Json = False,
 ) -> None:
     """Distill a student from a teacher, or recover a pruned one. Embeds the teacher into OUT-embeddings first."""
@@ -173,17 +173,19 @@ def distill(
     from mmcompress.pipeline import standalone
 
     if pilot is not None:
-        if embeddings is not None or checkpoint is not None:
-            raise UsageError("a pilot embeds with each teacher, and starts anew", "leave --embeddings and --from out")
-        return _try_teachers(pilot, budget, out, given, json)
+        return _try_teachers(pilot, budget or "10m", out, given, embeddings or checkpoint, json)
+    if budget is not None:
+        raise UsageError("--budget is a pilot's", "give --pilot A,B, or leave --budget out; optimizer.steps ends a run")
     student = standalone.distill(out, given, embeddings=embeddings, checkpoint=checkpoint)
     console.show(*console.artifact_summary(student), json)
 
 
-def _try_teachers(pilot: str, budget: str, out: Path, given: Given, json: bool) -> None:
+def _try_teachers(pilot: str, budget: str, out: Path, given: Given, begun: Path | None, json: bool) -> None:
     from mmcompress.cli import console, show_compress
     from mmcompress.pipeline import pilot as trying
 
+    if begun is not None:
+        raise UsageError("a pilot embeds with each teacher, and starts anew", "leave --embeddings and --from out")
     found = trying.pilot([name.strip() for name in pilot.split(",")], trying.seconds_of(budget), out, given)
     console.show(*show_compress.pilot_summary(found), json)
 
@@ -389,17 +391,18 @@ def report(
 
 @keyed(app, MEASURE, "report.gates")
 def check(
-    report: Annotated[Path, typer.Argument(metavar="REPORT", help="report.json, or the folder with it.")],
+    report: Annotated[Path, typer.Argument(metavar="REPORT", help="report.json, the folder with it, or engines.")],
     given: Given,
     baseline: Annotated[Path | None, typer.Option(help="Report that changes are against; else the first row.")] = None,
     junit: Annotated[Path | None, typer.Option(help="Also write the verdicts as JUnit XML.")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Also write the verdicts as a Markdown table.")] = None,
     json: Json = False,
 ) -> None:
     """Hold a report against limits: exit 1 with a table if one is missed. Without limits, against its recipe's."""
     from mmcompress.cli import console, show_report
     from mmcompress.report import checking
 
-    verdicts = checking.check(report, given, baseline, junit)
+    verdicts = checking.check(report, given, baseline, junit, markdown)
     console.show(*show_report.gates_summary(verdicts), json)
     checking.enforce(verdicts)
 

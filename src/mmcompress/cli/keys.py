@@ -167,18 +167,34 @@ def merged(
 ) -> dict[str, Any]:
     """Options and `--set` together, by dotted key; `prune.mlp` is `mlp` of the command's own stage, the first one.
 
-    Raises UsageError where the two say different things.
+    Raises UsageError where the two say different things, and for what no stage of the command reads.
     """
     given = {key.path: value for key, value in options.items()}
     for text, value in parse_assignments(assignments).items():
         head, _, rest = text.partition(".")
         path = rest if head in stages[:1] and rest and rest.partition(".")[0] not in without else text
+        _check_read(text, path, stages, without)
         for key, said in options.items():
             nested = key.path.startswith(f"{path}.") or path.startswith(f"{key.path}.")
             if nested or (key.path == path and said != value):
                 raise UsageError(f"{key.option} and --set {text} both give {path}", "leave one of them out")
         given[path] = value
     return given
+
+
+def _check_read(text: str, path: str, stages: Sequence[str], without: Sequence[str]) -> None:
+    """Raise UsageError for a key whose value another argument gives, or which none of the stages reads."""
+    head, _, rest = path.partition(".")
+    own, key = ([head], rest) if head in stages and rest else (stages, path)
+    if key in without:
+        raise UsageError(f"--set {text}: the command's own argument says that", "leave --set out")
+    table, _, field = key.partition(".")
+    if table != "data" or field not in DATA_FIELDS or not own:
+        return
+    read = list(dict.fromkeys(name for stage in own for name in STAGES[stage].reads))
+    if field not in read:
+        known = ", ".join(f"data.{name}" for name in read) or "no data"
+        raise UsageError(f"--set {text} would be ignored: {' and '.join(own)} read {known}", "leave it out")
 
 
 def _alternatives(annotation: Any) -> tuple[Any, ...]:

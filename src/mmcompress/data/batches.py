@@ -94,7 +94,8 @@ def images_of(spec: str, most: int | None = None) -> Iterator[bytes]:
 
 @functools.cache
 def check_readable(spec: str, max_bad_fraction: float, shuffle_seed: int | None = None) -> None:
-    """Raise, before anything long is done, what a pass over the data would raise for damage in its first items.
+    """Raise, before anything long is done, what a pass over the data would raise for damage in its first items, and
+    where it has none.
 
     A set of up to 1,000 items is looked at whole, a larger one as far as a pass looks before it judges; of those that
     look whole a few are decoded. A stream is read once, so nothing is known of it.
@@ -103,8 +104,9 @@ def check_readable(spec: str, max_bad_fraction: float, shuffle_seed: int | None 
         return
     tally = Tally(spec, max_bad_fraction, announce=False)
     stream = _of_part(listed(_in_order(spec, shuffle_seed, 0)[0], tally), spec)
-    for number, item in enumerate(stream):
-        if number < _DECODED:
+    number = 0
+    for number, item in enumerate(stream, start=1):
+        if number <= _DECODED:
             try:
                 decode(item.stored(), _ANY_SIZE)
             except (OSError, CorruptInputError) as error:
@@ -112,6 +114,8 @@ def check_readable(spec: str, max_bad_fraction: float, shuffle_seed: int | None 
                 tally.add_bad(item.key, str(error))
         if tally.good + tally.bad >= EARLY:
             return tally.check_so_far()
+    if not number and not tally.bad:
+        raise UsageError(f"{spec} has no samples", "give other data, or a larger part: part:0-4/10:photos")
     tally.finish()
 
 

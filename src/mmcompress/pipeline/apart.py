@@ -28,7 +28,7 @@ def part(data: str, first: int, last: int) -> str:
     return Share(first, last, BINS).of(data)
 
 
-def judging_bins(data: str) -> int:
+def judging_bins(data: str, hint: str = "give more") -> int:
     """How many of ten bins judge: one where there is plenty, three at most. Raises UsageError where that is too few."""
     enough = JUDGES * BINS
     there = count_up_to(enough, data)
@@ -37,7 +37,7 @@ def judging_bins(data: str) -> int:
         raise UsageError(
             f"{data} has {there} samples, too few to keep some apart for the choices and for the test: "
             f"{-(-enough // 3)} are needed",
-            "give more, or name other sets with --validation and --test",
+            hint,
         )
     return bins
 

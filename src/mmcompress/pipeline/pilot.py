@@ -103,6 +103,8 @@ def pilot(teachers: Sequence[str], budget_s: float, out: Path, given: Given) -> 
         raise UsageError("--teacher and --pilot both name teachers", "leave one of them out")
     if "student.source" not in given:
         raise UsageError("a pilot needs a student", "--student vit-s16 or inherit:0.25")
+    if said := sorted({"optimizer.steps", "optimizer.epochs"} & {*given}):
+        raise UsageError(f"a pilot chooses its steps within --budget, and {said[0]} was given", "leave it out")
     there = count(data)
     few = min(there, PROBED_PAIRS)
     probes = [

@@ -31,7 +31,7 @@ from mmcompress.pipeline.converted import (
     teacher_named,
     tracing_stage,
 )
-from mmcompress.pipeline.recipe import Recipe, parse_assignments, recipe_of
+from mmcompress.pipeline.recipe import DATA_FIELDS, Recipe, parse_assignments, recipe_of
 from mmcompress.pipeline.run import run_recipe
 
 RECOVERY_BATCH = 64
@@ -68,6 +68,11 @@ def shrink(source: str, out: Path, wish: Wish) -> dict[str, Artifact]:
         check_becomes_checkpoint(source, "pruned", parse_assignments(wish.overrides), hint)
     else:
         teacher_named(source, given=parse_assignments(wish.overrides))
+    if said := {f"data.{field}" for field in DATA_FIELDS} & {*parse_assignments(wish.overrides)}:
+        raise UsageError(
+            f"--set {min(said)}: shrink gives every stage a part of its data of its own",
+            "give --data, --validation, --test or --labels",
+        )
     if wish.minutes and wish.target_latency is None:
         raise UsageError("--minutes are for what pruning lost, and nothing is pruned", "give --target-latency too")
     backend = runnable(wish.backend)
@@ -135,7 +140,7 @@ def parts(wish: Wish) -> dict[str, str]:
     table = {name: spec for name, spec in {**named, "labels": wish.labels}.items() if spec is not None}
     if not missing:
         return {"train": wish.data, **table}
-    bins = judging_bins(wish.data)
+    bins = judging_bins(wish.data, "give more, or name others with --validation and --test")
     for index, name in enumerate(missing):
         table[name] = part(wish.data, index * bins, (index + 1) * bins - 1)
     return {"train": part(wish.data, len(missing) * bins, BINS - 1), **table}

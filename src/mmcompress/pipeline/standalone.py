@@ -320,9 +320,10 @@ def export(source: str, out: Path, given: Given = NOTHING) -> Artifact:
     to = routed_with_source(given, "export", checkpoint, idle={"baseline": "mmcompress itself exports"})
     natural = {} if checkpoint is None else {"precisions": natural_precisions(checkpoint)}
     built = cast(ExportConfig, checked("export", natural, to["export"]))
-    if "int8" in built.precisions and (checkpoint is None or RANGES not in checkpoint.manifest.files):
+    calibrated = [precision for precision in built.precisions if precision in ("int8", "fp8")]
+    if calibrated and (checkpoint is None or RANGES not in checkpoint.manifest.files):
         raise UsageError(
-            f"{source} is not quantized, so it cannot be exported in int8",
+            f"{source} is not quantized, so it cannot be exported in {calibrated[0]}",
             f"mmcompress quantize {source} --data DATA --out DIR, and export that",
         )
     if checkpoint is None:

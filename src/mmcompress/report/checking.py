@@ -15,17 +15,43 @@ from mmcompress.gates import Gates
 from mmcompress.manifest import Kind
 from mmcompress.places import MANIFEST
 from mmcompress.report.document import GateVerdict, ReportDocument
+from mmcompress.report.enginegates import judged_engine
 from mmcompress.report.judging import judged
+from mmcompress.report.parts import Engine
+from mmcompress.report.rows import engine_of
 from mmcompress.strictjson import text_from_json
 
 _AGAIN = "write it again: mmcompress report DIR"
 
 
 def check(
-    report: Path, limits: Mapping[str, object], baseline: Path | None = None, junit: Path | None = None
+    report: Path,
+    limits: Mapping[str, object],
+    baseline: Path | None = None,
+    junit: Path | None = None,
+    markdown: Path | None = None,
 ) -> list[GateVerdict]:
-    """Judge a report by the given gates, or, where none are given, by those that its recipe recorded."""
+    """Judge a report by the given gates, or, where none are given, by those that its recipe recorded; or engines."""
     gates = validated(Gates, limits, "mmcompress check")
+    engines = engines_at(report)
+    if engines is not None and baseline is not None:
+        raise UsageError(f"{report} holds engines, which have no baseline", "leave --baseline out")
+    verdicts = _of_report(report, gates, baseline) if engines is None else judged_engine(engines, gates)
+    if junit is not None:
+        _write_junit(junit, verdicts)
+    if markdown is not None:
+        markdown.write_text(markdown_table(verdicts), encoding="utf-8")
+    return verdicts
+
+
+def engines_at(path: Path) -> Engine | None:
+    """What an artifact of engines says of them; None for anything else."""
+    if not (path / MANIFEST).is_file() or (artifact := Artifact.open(path)).manifest.kind is not Kind.ENGINE:
+        return None
+    return engine_of(artifact, path.parent)
+
+
+def _of_report(report: Path, gates: Gates, baseline: Path | None) -> list[GateVerdict]:
     document = read_report(report)
     verdicts = judged(document, gates, None if baseline is None else read_report(baseline))
     if not verdicts and baseline is not None:
@@ -40,9 +66,17 @@ def check(
             "give one (--max-drop i2t_r10=0.01, --max p99_ms=5, --min top1=0.6, --min-speedup 2), or write `gates` "
             "into the recipe's report stage",
         )
-    if junit is not None:
-        _write_junit(junit, verdicts)
     return verdicts
+
+
+def markdown_table(verdicts: Sequence[GateVerdict]) -> str:
+    """The verdicts as a table for a job's summary or a merge request; failed ones first."""
+    lines = ["| | gate | of | measured | limit | note |", "|---|---|---|---|---|---|"]
+    for one in sorted(verdicts, key=lambda verdict: verdict.passed):
+        cells = (one.gate, one.row, compact(one.value), compact(one.limit), one.note)
+        told = " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells)
+        lines.append(f"| {'ok' if one.passed else '**FAIL**'} | {told} |")
+    return "\n".join([*lines, ""])
 
 
 def _write_junit(path: Path, verdicts: Sequence[GateVerdict]) -> None:

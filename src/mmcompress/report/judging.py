@@ -19,9 +19,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mmcompress.errors import UsageError, suggestion
-from mmcompress.gates import LATENCY, SIZES, Gates
+from mmcompress.gates import ENGINES, LATENCY, SIZES, Gates
 from mmcompress.measure.estimate import FEWEST_ROUNDS, unpaired_speedup
 from mmcompress.report.document import GateVerdict, MachineRatio, ReportDocument
+from mmcompress.report.enginegates import engine_verdicts
 from mmcompress.report.row import MachineLatency, Row, figure
 from mmcompress.report.rows import plain
 
@@ -44,16 +45,17 @@ def judged(report: ReportDocument, gates: Gates, baseline: ReportDocument | None
 
     Raises UsageError for a row that the report does not have.
     """
-    if not gates.count:
-        return []
+    of_engines = {name: limit for name, limit in gates.max.items() if name in ENGINES}
+    verdicts = engine_verdicts(report.engines, of_engines)
+    if gates.count == len(of_engines):
+        return verdicts
     row = _row(report, gates.row)
-    verdicts = []
     for name, limit in gates.max_drop.items():
         change = _drop(report, row, name, baseline)
         passed = None if change.value is None else change.value <= limit + ROUNDING
         verdicts.append(_of_change(f"max-drop {name}", row.row, limit, change, passed, 0.0, gates.strict))
     for sign, limits in (("max", gates.max), ("min", gates.min)):
-        for name, limit in limits.items():
+        for name, limit in ((name, limit) for name, limit in limits.items() if name not in ENGINES):
             for value, note in _values(report, row, name, gates):
                 passed = None if value is None else value <= limit if sign == "max" else value >= limit
                 verdicts.append(_verdict(f"{sign} {name}", row.row, limit, Change(value, None, note), passed))

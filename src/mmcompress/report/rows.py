@@ -60,7 +60,7 @@ def relative(path: Path, folder: Path) -> str:
 
 
 def _smallest_precision(graphs: Sequence[Graph]) -> Precision | None:
-    order: tuple[Precision, ...] = ("int8", "fp32", "fp16")
+    order: tuple[Precision, ...] = ("int8", "fp8", "fp32", "fp16")
     held = {graph.precision for graph in graphs}
     return next((precision for precision in order if precision in held), None)
 

@@ -103,7 +103,7 @@ def _run_name(run: Run) -> str:
 
 
 def _run_start(row: str) -> str:
-    return row.upper() if row in ("int8", "fp16", "fp32") else row
+    return row.upper() if row in ("int8", "fp8", "fp16", "fp32") else row
 
 
 def truth_warnings(document: ReportDocument) -> list[str]:

@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 from shards import pair, write_tar
+from tiny_clip import clip_of, config_of, tensors_of, wide_ranges
 from toy_model import WORDS, write_tokenizer
 
 from mmcompress.architecture import DualEncoderConfig, ImageConfig, TextConfig
@@ -31,7 +32,7 @@ from mmcompress.export.towers import image_graph, text_graph
 from mmcompress.huggingface import save_checkpoint
 from mmcompress.manifest import Kind, Preprocessing, TextProcessing
 from mmcompress.measure.bisect.bisect import bisect, bisect_document, kept
-from mmcompress.measure.bisect.cuts import border_module
+from mmcompress.measure.bisect.cuts import Opened, border_module, common_borders
 from mmcompress.measure.bisect.document import BisectModule
 from mmcompress.measure.bisect.noise import LIMIT_DB, Sums, decibels, needed_noise, rows_of
 from mmcompress.model import DualEncoder, initialize
@@ -298,3 +299,15 @@ def test_a_smoothed_candidate_is_not_taken_for_a_broken_one(
     with pytest.raises(UsageError, match="LayerNorms of the image tower differ in their gains") as caught:
         report("fp32", tensors=gains)
     assert "export QUANTIZED --precision fp32" in caught.value.hint and caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(("tower", "graph"), [("image", image_graph), ("text", text_graph)])
+def test_graphs_for_tensorrt_have_the_borders_of_the_reference(tower: Any, graph: Any) -> None:
+    """Their attention is written in another order inside its module."""
+    config = config_of()
+    tensors = tensors_of(clip_of(config))
+    reference = Opened(graph(config, tensors, Numerics(), 18), tower)
+    signed = Opened(graph(config, tensors, Numerics(np.float16, "signed", wide_ranges(config)), 18), tower)
+    assert common_borders(reference, signed) == reference.borders
+    read = {product.reads for product in signed.products.values()}
+    assert len(signed.products) == 9 and read <= set(reference.borders)

@@ -76,7 +76,7 @@ def test_int8_has_to_beat_the_fastest_float_graph_of_any_precision_and_backend()
 def test_photos_are_not_spoken_of_as_if_they_had_captions(int8: float) -> None:
     faster, budget = faster_of({INT8: int8, FP32: 2.0}), Budget(0.005, 0.02)
     ruling = ruled(INT8, held_out_drift(), [FP32], faster, budget)
-    said = sentence(ruling, INT8, held_out_drift(), faster, budget, 76, 60)
+    said = sentence(ruling, INT8, held_out_drift(), faster, budget, 76, "60 sentences that ship")
     assert "pairs" not in said and ("on 76 held-out photos it loses" in said) == ruling.int8 == (int8 < 2)
     truth = " The photos have no captions: right is what FP32 answers among 60 sentences that ship."
     assert said.endswith(truth)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -206,6 +207,19 @@ def test_too_few_photos_are_called_photos(world: Path, tmp_path: Path, coloured_
         judge(world, tmp_path / "v", **{"data.validation": str(photos)})
 
 
+def test_photos_choose_among_labels_where_they_are_given(
+    world: Path, tmp_path: Path, coloured_squares: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    labels = tmp_path / "labels.txt"
+    labels.write_text("\n".join(CAPTIONS[:4]), encoding="utf-8")
+    photos = write_photos(tmp_path / "photos", coloured_squares, 1)
+    found = document(judge(world, tmp_path / "v", **{"data.validation": str(photos), "data.labels": str(labels)}))
+    assert found["labels"] == str(labels) and found["texts"] == 4 and found["own_answers"]
+    assert "among 4 labels hardly a hit at 10 is lost" in " ".join(capsys.readouterr().err.split())
+    judge(world, tmp_path / "w", **{"data.labels": str(labels)})
+    assert "is not used: the pairs of" in " ".join(capsys.readouterr().err.split())
+
+
 def test_a_race_ends_when_it_is_decided(world: Path, tmp_path: Path) -> None:
     source = Artifact.open(world / "quantized")
     variant = contestants.Variant("fp32", contestants.Numerics())
@@ -363,7 +377,11 @@ def test_candidates_differ_and_leave_in_float_what_quantize_left(world: Path) ->
     assert "no-out" not in {c.name for c, _ in candidates_for("openvino", source.model, fewer)}, "it is `all` by then"
     every = {kind: replace(numerics, kept=frozenset(modules)) for kind, numerics in int8.items()}
     assert not list(candidates_for("openvino", source.model, every))
-    assert all(n.activations == "signed" for _, n in candidates_for("tensorrt", source.model, int8))
+    on_gpus = {c.name: n for c, n in candidates_for("tensorrt", source.model, int8)}
+    assert set(on_gpus) == {"all", "qkv-fc1", "mlp", "no-out", "by-image", "fp8"}
+    assert {name for name, n in on_gpus.items() if n.activations != "signed"} == {"fp8"}
+    assert all(n.half_products and n.by_token == (name != "by-image") for name, n in on_gpus.items())
+    assert "by-image" not in {c.name for c, _ in candidates_for("tensorrt-rtx", source.model, int8)}
 
 
 def test_a_candidates_graph_has_q_dq_where_it_says(world: Path, tmp_path: Path) -> None:
@@ -435,3 +453,27 @@ def test_parts_of_one_set_judge_only_where_they_share_no_sample(world: Path) -> 
         with pytest.raises(UsageError, match=r"shares samples with what .* was calibrated on") as caught:
             judged(fitted, spec)
         assert f"--data {fitted}:" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        UsageError("tensorrt built no engine for native: it has no kernel for a part of it", ""),
+        MissingRequirementError("tensorrt built no engine for native: CUDA error: out of memory", ""),
+        GateFailedError("image-int8.engine fell back as a whole", ""),
+        CorruptInputError("tensorrt does not load what it built", ""),
+    ],
+)
+def test_a_candidate_that_is_not_built_ends_no_verdict(error: Exception, world: Path) -> None:
+    source = Artifact.open(world / "quantized")
+    candidates = list(candidates_for("tensorrt", source.model, read_int8(source)))
+    contestant: Any = Contestant("mlp", "int8", dict.fromkeys(contest.TOWERS, SimpleNamespace(open=nullcontext)))
+
+    def write(name: str, variant: Any, backend: Any) -> Contestant:
+        if name != "mlp":
+            raise error
+        return contestant
+
+    tried = contestants.tried_candidates(write, "tensorrt", candidates)
+    assert [attempt.candidate.name for attempt in tried if attempt.contestant] == ["mlp"]
+    assert {attempt.failed for attempt in tried} == {None, error.what}  # type: ignore[attr-defined]
