@@ -224,11 +224,12 @@ def quantize(
 ) -> None:
     """Fit INT8 to a checkpoint or to a teacher, from real samples; what would lose too much stays in float."""
     from mmcompress.cli import console, show_compress
-    from mmcompress.measure.verdict import contestants, ruling
+    from mmcompress.measure import early
+    from mmcompress.measure.verdict import ruling
     from mmcompress.pipeline import standalone
 
     if judging := verdict or backend is not None or strict:
-        contestants.runnable(backend)
+        early.runnable(backend)
     fitted = standalone.quantize(artifact, out, given, ranges=ranges, judged=judging)
     judged = standalone.verdict_beside(fitted, backend) if judging else None
     console.show(*show_compress.quantize_summary(fitted, judged), json)
