@@ -264,3 +264,47 @@ def test_a_lost_connection_is_said_and_ends_what_runs_there(
     server.program("mmcompress", real)
     assert remote.run_stage(there(server), "bench", [str(tmp_path / "student"), *QUICK], tmp_path / "b")
     assert server.sent() == []
+
+
+@pytest.fixture(scope="session")
+def device_install(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """mmcompress as a device has it: its wheel and ONNX Runtime on Python 3.10, without torch."""
+    pythons = [shutil.which("python3.10"), *Path("~/.pyenv/versions").expanduser().glob("3.10.*/bin/python")]
+    python = next(
+        (str(p) for p in reversed(pythons) if p and not subprocess.run([p, "-c", "import venv"]).returncode), None
+    )
+    if python is None:
+        pytest.skip("needs Python 3.10")
+    folder = tmp_path_factory.mktemp("device")
+    listed = subprocess.run(["git", "-C", ROOT, "ls-files", "-z"], capture_output=True, check=True, text=True).stdout
+    for name in filter(None, listed.split("\0")):
+        if (ROOT / name).is_file() and not (ROOT / name).is_symlink():
+            (folder / "tree" / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(ROOT / name, folder / "tree" / name)
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    subprocess.run([python, "-m", "venv", folder / "venv"], check=True, env=environment)
+    pip = [folder / "venv/bin/python", "-m", "pip", "install", "-q", "--disable-pip-version-check"]
+    wanted = [f"{folder / 'tree'}[onnxruntime]", "-c", ROOT / "constraints.txt"]
+    done = subprocess.run([*pip, *wanted], capture_output=True, text=True, env=environment)
+    if done.returncode:
+        pytest.skip(f"pip cannot install it: {done.stderr.strip()[-300:]}")
+    return folder / "venv" / "bin"
+
+
+@pytest.mark.slow
+@pytest.mark.network
+def test_a_device_without_torch_on_python_3_10(
+    server: Server, device_install: Path, make_artifact: MakeArtifact, tmp_path: Path
+) -> None:
+    python = device_install / "python"
+    lacks = "import importlib.util as u, sys; print(sys.version_info[:2], u.find_spec('torch'), u.find_spec('onnx'))"
+    found = subprocess.run([python, "-I", "-c", lacks], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "(3, 10) None None"
+    (server.programs / "mmcompress").unlink()
+    command = f"env -u PYTHONPATH {device_install / 'mmcompress'}"
+    source = make_artifact(precisions=("fp32", "int8"))
+    bench = remote.run_stage(there(server, command=command), "bench", [str(source.path), *QUICK], tmp_path / "b")
+    assert bench.manifest.environment["python"].startswith("3.10.")
+    assert "torch" not in bench.manifest.environment
+    told = remote.doctor(there(server, command=command), ["--backend", "onnxruntime"])
+    assert told.code == 0 and "onnxruntime" in told.out
