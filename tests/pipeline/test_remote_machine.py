@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import importlib.util
 import json
 import os
 import shutil
@@ -22,9 +23,11 @@ from toy_artifact import MakeArtifact, make_artifact
 
 from mmcompress.artifact import Artifact
 from mmcompress.errors import MissingRequirementError, UsageError
+from mmcompress.manifest import Kind
 from mmcompress.pack import pack
 from mmcompress.pipeline import remote
 from mmcompress.pipeline.ssh import Host, connected
+from mmcompress.runtime.passport import stated_passport
 
 __all__ = ["make_artifact"]
 Cli = Callable[..., Any]
@@ -264,6 +267,19 @@ def test_a_lost_connection_is_said_and_ends_what_runs_there(
     server.program("mmcompress", real)
     assert remote.run_stage(there(server), "bench", [str(tmp_path / "student"), *QUICK], tmp_path / "b")
     assert server.sent() == []
+
+
+@pytest.mark.skipif(importlib.util.find_spec("tensorrt_rtx") is None, reason="tensorrt_rtx is not installed")
+def test_engines_that_are_built_there_come_back_with_their_passports(
+    server: Server, make_artifact: MakeArtifact, tmp_path: Path
+) -> None:
+    source = make_artifact().path
+    words = [str(source), "--backend", "tensorrt-rtx", "--target", "sm89"]
+    engine = remote.run_stage(there(server), "build", words, tmp_path / "engine")
+    assert engine.manifest.kind is Kind.ENGINE
+    for graph in engine.manifest.graphs:
+        passport = stated_passport(engine.manifest, graph)
+        assert passport is not None and passport.built_on.target == graph.target == "sm89"
 
 
 @pytest.fixture(scope="session")
