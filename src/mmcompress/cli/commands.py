@@ -224,12 +224,10 @@ def quantize(
 ) -> None:
     """Fit INT8 to a checkpoint or to a teacher, from real samples; what would lose too much stays in float."""
     from mmcompress.cli import console, show_compress
-    from mmcompress.measure import early
     from mmcompress.measure.verdict import ruling
     from mmcompress.pipeline import standalone
 
-    if judging := verdict or backend is not None or strict:
-        early.runnable(backend)
+    judging = standalone.asks_verdict(verdict or strict, backend)
     fitted = standalone.quantize(artifact, out, given, ranges=ranges, judged=judging)
     judged = standalone.verdict_beside(fitted, backend) if judging else None
     console.show(*show_compress.quantize_summary(fitted, judged), json)
