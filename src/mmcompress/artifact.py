@@ -93,10 +93,10 @@ class Artifact:
         if not manifest_path.is_file():
             expected = " or ".join(k.value for k in kinds) or "an"
             lacks = f"it has no {MANIFEST}" if path.exists() else "there is no such folder"
-            raise UsageError(
-                f"{path} is not an artifact: {lacks}",
-                f"give a folder that mmcompress wrote ({expected} artifact)",
-            )
+            hint = f"give a folder that mmcompress wrote ({expected} artifact)"
+            if path.is_file():
+                lacks, hint = "it is a file", f"a pack becomes one: mmcompress unpack {path} --out DIR"
+            raise UsageError(f"{path} is not an artifact: {lacks}", hint)
         manifest = read_manifest(manifest_path)
         _verify_files(path, manifest)
         if kinds and manifest.kind not in kinds:
@@ -196,14 +196,19 @@ def _write_manifest(path: Path, manifest: Manifest) -> None:
 def read_manifest(path: Path) -> Manifest:
     """What an artifact says of itself, none of its files looked at. Raises CorruptInputError where it was changed."""
     again = "make the artifact again: delete the folder and rerun the command that wrote it"
+    return manifest_from_bytes(path.read_bytes(), str(path), again)
+
+
+def manifest_from_bytes(content: bytes, where: str, again: str) -> Manifest:
+    """The manifest that some bytes are. Raises CorruptInputError, naming `where` they are, for any that none wrote."""
     try:
-        body = json_from_text(path.read_bytes())
+        body = json_from_text(content)
         seal = body.pop("seal", None)
         manifest = Manifest.model_validate(body)
     except (ValueError, AttributeError, ValidationError) as error:
-        raise CorruptInputError(f"{path} cannot be read as a manifest: {error}", again) from error
+        raise CorruptInputError(f"{where} cannot be read as a manifest: {error}", again) from error
     if seal != manifest.compute_seal() or manifest.digest != manifest.compute_digest():
-        raise CorruptInputError(f"{path} was changed after it was written: its seal does not match its content", again)
+        raise CorruptInputError(f"{where} was changed after it was written: its seal does not match its content", again)
     return manifest
 
 

@@ -224,11 +224,10 @@ def quantize(
 ) -> None:
     """Fit INT8 to a checkpoint or to a teacher, from real samples; what would lose too much stays in float."""
     from mmcompress.cli import console, show_compress
-    from mmcompress.measure.verdict import contestants, ruling
+    from mmcompress.measure.verdict import ruling
     from mmcompress.pipeline import standalone
 
-    if judging := verdict or backend is not None or strict:
-        contestants.runnable(backend)
+    judging = standalone.asks_verdict(verdict or strict, backend)
     fitted = standalone.quantize(artifact, out, given, ranges=ranges, judged=judging)
     judged = standalone.verdict_beside(fitted, backend) if judging else None
     console.show(*show_compress.quantize_summary(fitted, judged), json)
@@ -467,12 +466,121 @@ def inspect(artifact: Source, json: Json = False) -> None:
 
 
 @app.command(rich_help_panel=USE)
-def doctor(json: Json = False) -> None:
-    """Show what works on this machine, and what to install for what does not."""
+def pack(
+    artifact: Folder,
+    out: Annotated[Path, typer.Option("--out", "-o", help="File to write: model.mmc; a pack is replaced.")],
+    json: Json = False,
+) -> None:
+    """Make one file of an artifact, to be handed on: a plain tar, the same bytes every time."""
+    from mmcompress import pack as packs
     from mmcompress.cli import console, show_use
+
+    console.show(*show_use.pack_summary(packs.pack(artifact, out), out), json)
+
+
+@app.command(rich_help_panel=USE)
+def unpack(
+    pack: Annotated[Path, typer.Argument(metavar="PACK", help="A file that `pack` wrote.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write: the artifact, whole or not at all.")],
+    json: Json = False,
+) -> None:
+    """Make an artifact of a pack, after every byte was verified."""
+    from mmcompress import pack as packs
+    from mmcompress.cli import console
+
+    console.show(*console.artifact_summary(packs.unpack(pack, out)), json)
+
+
+@app.command(rich_help_panel=USE)
+def triton(
+    artifact: Folder,
+    out: Annotated[Path, typer.Option("--out", help="Model repository; other models in it stay.")],
+    name: Annotated[str | None, typer.Option(help="Of the models; the folder's name if not given.")] = None,
+    backend: Annotated[str | None, typer.Option(help="onnxruntime, openvino or tensorrt.")] = None,
+    precision: Annotated[str | None, typer.Option(help="fp32, fp16 or int8; the smallest if not given.")] = None,
+    target: Annotated[str | None, typer.Option(help="Of engines for several GPUs: sm86, say.")] = None,
+    max_batch: Annotated[int, typer.Option(min=1, help="Largest batch of ONNX graphs; an engine has its own.")] = 32,
+    json: Json = False,
+) -> None:
+    """Write a model repository for Triton: both towers and an ensemble. Clients send pixels and token ids."""
+    from mmcompress.artifact import Artifact
+    from mmcompress.cli import console, show_use
+    from mmcompress.export.triton import Choice, write_repository
+
+    choice = Choice(backend, precision, target, max_batch)
+    console.show(*show_use.repository_summary(write_repository(Artifact.open(artifact), out, name, choice), out), json)
+
+
+@app.command(rich_help_panel=USE)
+def doctor(
+    backend: Annotated[
+        str | None, typer.Option(help="Also check what this one needs; exit 3 if it cannot run.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Show what works on this machine, and what to install for what does not."""
+    from mmcompress.cli import console, requirements, show_use
     from mmcompress.cli.doctor import diagnosis
 
-    console.show(*show_use.diagnosis_summary(diagnosis()), json)
+    checks = None if backend is None else requirements.requirements(backend)
+    console.show(*show_use.diagnosis_summary(diagnosis(), checks), json)
+    requirements.enforce(checks or (), backend or "")
+
+
+remote = typer.Typer(name="remote", no_args_is_help=True, context_settings=SETTINGS)
+app.add_typer(remote, rich_help_panel=USE)
+PASSING_ON = {**SETTINGS, "allow_extra_args": True, "ignore_unknown_options": True}
+"""What is no option of ours is one of the command there."""
+HostName = Annotated[str, typer.Argument(metavar="USER@HOST", help="As ssh knows it; give it first.")]
+Ssh = Annotated[str, typer.Option("--ssh", help="The program, with options of its own: 'ssh -p 2222'.")]
+CommandThere = Annotated[str, typer.Option("--command", help="mmcompress there: '~/venv/bin/mmcompress'.")]
+Keep = Annotated[bool, typer.Option("--keep", help="Leave there what was sent and made, for the next command.")]
+
+
+@remote.callback()
+def remote_commands() -> None:
+    """Run `doctor`, `build`, `bench` or `drift` on another machine, over ssh: `remote bench USER@HOST int8 --out b`."""
+
+
+@remote.command("doctor", context_settings=PASSING_ON)
+def remote_doctor(
+    rest: typer.Context, host: HostName, client: Ssh = "ssh", command: CommandThere = "mmcompress", json: Json = False
+) -> None:
+    """Show what works there. Other options are those of `doctor`."""
+    from mmcompress.pipeline import remote, ssh
+
+    answer = remote.doctor(remote.There(host, client, command), [*rest.args, *(["--json"] if json else [])])
+    print(answer.out, end="")
+    ssh.check(answer, host)
+
+
+def remote_stage(
+    rest: typer.Context,
+    host: HostName,
+    out: Out,
+    client: Ssh = "ssh",
+    command: CommandThere = "mmcompress",
+    keep: Keep = False,
+    json: Json = False,
+) -> None:
+    """The command that was asked for, run there on what is sent."""
+    from mmcompress.cli import console
+    from mmcompress.pipeline import remote
+
+    there = remote.There(host, client, command, keep)
+    artifact = remote.run_stage(there, str(rest.info_name), rest.args, out)
+    console.show(*console.artifact_summary(artifact), json)
+
+
+for stage, does in {
+    "build": "Send an ONNX artifact, build engines of it there, and bring them here with their passports.",
+    "bench": "Send artifacts, measure their latency there, and bring the figures here.",
+    "drift": "Send artifacts, measure accuracy and distances there, and bring the figures here.",
+}.items():
+    usage = (
+        f"After USER@HOST come artifacts or packs, then options of `{stage}`; paths in those are of the machine there."
+    )
+    remote.command(stage, context_settings=PASSING_ON, help=f"{does}\n\n{usage}")(remote_stage)
 
 
 data = typer.Typer(name="data", no_args_is_help=True, context_settings=SETTINGS)

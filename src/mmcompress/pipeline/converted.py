@@ -63,7 +63,9 @@ def teacher_named(source: str, wanted: str = "an", given: Given = NOTHING) -> Te
     if path.exists():
         check_side_files(path)
         if not (path / "config.json").is_file():
-            lacks = f"it has no {MANIFEST}, and no config.json of a model" if path.is_dir() else "it is no folder"
+            if path.is_file():
+                Artifact.open(path)
+            lacks = f"it has no {MANIFEST}, and no config.json of a model"
             raise UsageError(f"{source} is not an artifact: {lacks}", f"{artifact}, or a model in Hugging Face format")
         resolve(teacher)
         return teacher

@@ -22,6 +22,7 @@ from mmcompress.errors import UsageError, suggestion
 from mmcompress.int8 import GRAPH_RANGES, RANGES
 from mmcompress.manifest import Kind
 from mmcompress.measure.comparison import ComparisonDocument
+from mmcompress.measure.early import runnable
 from mmcompress.pipeline.apart import check_leaves_some_unseen, with_some_apart
 from mmcompress.pipeline.converted import (
     all_as_graphs,
@@ -300,6 +301,13 @@ def verdict(source: str | Path, out: Path, given: Given = NOTHING) -> Artifact:
     tables = {"data": data_unless_given(given, checkpoint, field), **recorded_budget(checkpoint)}
     role = "graphs" if checkpoint.manifest.kind is Kind.ONNX else "checkpoint"
     return run_single("verdict", tables, to["verdict"], {role: checkpoint}, out)
+
+
+def asks_verdict(said: bool, backend: str | None) -> bool:
+    """Whether a verdict is asked for, by itself or by naming its backend; raises where that cannot run here."""
+    if asked := said or backend is not None:
+        runnable(backend)
+    return asked
 
 
 def verdict_beside(checkpoint: Artifact, backend: str | None) -> Artifact:
