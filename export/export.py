@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,10 +28,20 @@ from mmcompress.card import export_card
 from mmcompress.config import ExportConfig, Precision
 from mmcompress.embedding import SPREAD, always_the_same, spread
 from mmcompress.errors import CorruptInputError, GateFailedError, UsageError, require
+from mmcompress.export.form import PLAIN, Form, form_of
 from mmcompress.export.graph import Array, Numerics, Ranges
 from mmcompress.export.towers import graph_integers, image_graph, text_graph
-from mmcompress.int8 import INTEGERS, RANGES, check_tensors, linear_modules, linears_from_tensors, read_ranges
-from mmcompress.manifest import Graph, TensorSpec
+from mmcompress.export.trim import trim_of
+from mmcompress.int8 import (
+    INTEGERS,
+    RANGES,
+    TABLE_FACT,
+    check_tensors,
+    linear_modules,
+    linears_from_tensors,
+    read_ranges,
+)
+from mmcompress.manifest import VOCABULARY, Graph, TensorSpec
 from mmcompress.progress import say
 from mmcompress.seen import SEEN_IMAGES
 from mmcompress.stages import Job
@@ -38,8 +49,10 @@ from mmcompress.twins import FLOAT_MODEL, float_model
 
 BATCHES = (1, 3, 8)
 TOLERANCE = 1e-4
+"""Of the largest difference from torch; of 1 - cosine where the graph resizes, as a pixel may be a level aside."""
 INLINE_LIMIT_BYTES = 1 << 31
 """A protobuf ends here; weights beyond it go into a file beside the graph."""
+OUTPUT = "embedding"
 _BUILDERS = {"image": image_graph, "text": text_graph}
 Tower = Literal["image", "text"]
 
@@ -66,38 +79,6 @@ VARIANTS = (
 )
 
 
-def check_export(config: ExportConfig, _: Mapping[str, Artifact]) -> None:
-    """Raise UsageError for a version of the operators that this machine's onnx or ONNX Runtime does not know."""
-    oldest: int = ExportConfig.model_fields["opset"].default
-    if config.opset <= oldest or _runs_here(config.opset):
-        return
-    newest = next(opset for opset in range(config.opset - 1, 0, -1) if opset <= oldest or _runs_here(opset))
-    names = (require("onnx", "compress"), require("onnxruntime", "onnxruntime"))
-    raise UsageError(
-        f"opset {config.opset} is newer than what runs here: onnx {names[0].__version__} and ONNX Runtime "
-        f"{names[1].__version__} know {newest}",
-        f"give --opset {newest} or less; TensorRT and older runtimes know fewer",
-    )
-
-
-def _runs_here(opset: int) -> bool:
-    """Whether a graph of one node can be written, and be opened by ONNX Runtime, which checks every export."""
-    helper = require("onnx", "compress").helper
-    if opset > require("onnx", "compress").defs.onnx_opset_version():
-        return False
-    one, said = helper.make_tensor_value_info, helper.make_opsetid("", opset)
-    x, y = (one(name, 1, [1]) for name in "xy")
-    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "one", [x], [y])
-    model = helper.make_model(graph, opset_imports=[said], ir_version=helper.find_min_ir_version_for([said]))
-    try:
-        require("onnxruntime", "onnxruntime").InferenceSession(
-            model.SerializeToString(), providers=["CPUExecutionProvider"]
-        )
-    except Exception:  # of a type of its own, which has no common base
-        return False
-    return True
-
-
 def export(job: Job[ExportConfig]) -> None:
     """Stage: write, check and describe the graphs of a checkpoint."""
     source, config = job.sources["checkpoint"], job.config
@@ -106,21 +87,34 @@ def export(job: Job[ExportConfig]) -> None:
     for tower in model.compressed if int8 else ():
         check_has_integers(source, tower)
     tensors = read_tensors(source.path / WEIGHTS)
-    reference = Reference.of(source.path, model)
+    require("torch", "compress")
+    from mmcompress.huggingface import dual_encoder_from_checkpoint
+
+    encoder = dual_encoder_from_checkpoint(source.path, model)
+    form = form_of(config, source, encoder, logits(tensors))
     carried = [*([source.tokenizer.file] if source.tokenizer else []), *([SEEN_IMAGES] if int8 else [])]
     job.draft.inherit(source, *carried)
+    if (trim := trim_of(config.trim_vocab, source, job.name)) is not None:
+        model, tensors = trim.model, trim.tensors(tensors)
+        trim.shorten(encoder)
+        trim.write(job.draft)
+    reference = Reference.of(encoder, form)
+    if form.bank is not None:
+        job.draft.bank = form.bank.said
     differences: dict[str, dict[str, float]] = {}
     for tower in ("image", "text"):
         for variant in (v for v in VARIANTS if v.precision in config.precisions):
             numerics = int8.get(variant.numerics.activations, variant.numerics)
             path = job.draft.path / variant.file(tower)
             job.draft.graphs.append(
-                write_graph(path, model, tensors, tower, replace(variant, numerics=numerics), config.opset)
+                write_graph(path, model, tensors, tower, replace(variant, numerics=numerics), config.opset, form)
             )
             differences[path.name] = reference.compare(path, tower)
-            if variant.precision == "fp32" and not differences[path.name]["max_abs"] <= TOLERANCE:
+            inside = job.draft.graphs[-1].prepares
+            apart = 1 - differences[path.name]["min_cosine"] if inside else differences[path.name]["max_abs"]
+            if variant.precision == "fp32" and not apart <= TOLERANCE:
                 raise GateFailedError(
-                    f"{path.name} is {differences[path.name]['max_abs']:.2e} from torch, the limit is {TOLERANCE}",
+                    f"{path.name} is {apart:.2e} from torch, the limit is {TOLERANCE}",
                     "this is a fault of the exporter or of the runtime: please report it with the checkpoint's config",
                 )
     job.draft.facts = {
@@ -130,6 +124,8 @@ def export(job: Job[ExportConfig]) -> None:
         FLOAT_MODEL: float_model(source),
         "ranges_source": _ranges_source(source) if int8 else None,
         "kept": sorted(source.manifest.facts.get("kept", ())) if int8 else [],
+        **({TABLE_FACT: "int8"} if any(numerics.table for numerics in int8.values()) else {}),
+        **({VOCABULARY: trim.facts} if trim else {}),
     }
     constant = sorted({graph.tower for graph in job.draft.graphs if differences[graph.file]["spread"] < SPREAD})
     if constant:
@@ -152,17 +148,26 @@ def logits(tensors: Mapping[str, Array]) -> dict[str, float | None]:
 
 
 def write_graph(
-    path: Path, model: DualEncoderConfig, tensors: Mapping[str, Array], tower: Tower, variant: Variant, opset: int
+    path: Path,
+    model: DualEncoderConfig,
+    tensors: Mapping[str, Array],
+    tower: Tower,
+    variant: Variant,
+    opset: int,
+    form: Form = PLAIN,
 ) -> Graph:
     """Write and check one graph; return the manifest's entry of it."""
     proto = _BUILDERS[tower](model, tensors, variant.numerics, opset)
+    if tower == "image":
+        form.put_around(proto)
     save_graph(proto, path)
-    return described(proto, path.name, tower, variant)
+    return described(proto, path.name, tower, variant, prepares=tower == "image" and form.rule is not None)
 
 
 def read_int8(source: Artifact) -> dict[str, Numerics]:
     """How the graphs of each kind compute: calibrated ranges, fitted integers, and what stays in float."""
     kept = frozenset(source.manifest.facts.get("kept", ()))
+    table = TABLE_FACT in source.manifest.facts
     ranges = complete_ranges(source, kept)
     tensors = read_tensors(source.file(INTEGERS)) if INTEGERS in source.manifest.files else {}
     numerics: dict[str, Numerics] = {}
@@ -172,7 +177,7 @@ def read_int8(source: Artifact) -> dict[str, Numerics]:
             numerics[kind] = replace(variant.numerics, ranges=ranges, kept=kept)
         elif kind != "float":
             integers = graph_integers(source.model, linears_from_tensors(tensors, kind))
-            numerics[kind] = replace(variant.numerics, ranges=ranges, integers=integers, kept=kept)
+            numerics[kind] = replace(variant.numerics, ranges=ranges, integers=integers, kept=kept, table=table)
     return numerics
 
 
@@ -247,7 +252,7 @@ def specs(values: Any) -> tuple[TensorSpec, ...]:
     )
 
 
-def described(model: Any, file: str, tower: Tower, variant: Variant) -> Graph:
+def described(model: Any, file: str, tower: Tower, variant: Variant, prepares: bool = False) -> Graph:
     """The manifest's entry of a graph."""
     return Graph(
         file=file,
@@ -256,6 +261,7 @@ def described(model: Any, file: str, tower: Tower, variant: Variant) -> Graph:
         activations="float" if variant.numerics.activations == "float8" else variant.numerics.activations,
         inputs=specs(model.graph.input),
         outputs=specs(model.graph.output),
+        prepares=prepares,
     )
 
 
@@ -266,16 +272,14 @@ class Reference:
     cases: Mapping[str, tuple[tuple[NDArray[Any], NDArray[np.float32]], ...]]
 
     @staticmethod
-    def of(folder: Path, config: DualEncoderConfig) -> Reference:
+    def of(model: Any, form: Form = PLAIN) -> Reference:
         torch = require("torch", "compress")
-        from mmcompress.huggingface import dual_encoder_from_checkpoint
-
-        model = dual_encoder_from_checkpoint(folder, config)
         cases = {}
         for tower, encode in (("image", model.encode_image), ("text", model.encode_text)):
-            inputs = [random_inputs(config, tower, batch) for batch in BATCHES]
+            drawn = form.images if tower == "image" and form.rule is not None else partial(_as_is, model.config, tower)
             with torch.inference_mode():
-                cases[tower] = tuple((x, encode(torch.from_numpy(x)).numpy()) for x in inputs)
+                inputs = [drawn(batch) for batch in BATCHES]
+                cases[tower] = tuple((fed, encode(torch.from_numpy(x)).numpy()) for fed, x in inputs)
         return Reference(cases)
 
     def compare(self, path: Path, tower: str) -> dict[str, float]:
@@ -287,7 +291,7 @@ class Reference:
         session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         (name,) = (value.name for value in session.get_inputs())
         inputs, expected = zip(*self.cases[tower], strict=True)
-        answers = [session.run(None, {name: batch})[0] for batch in inputs]
+        answers = [session.run([OUTPUT], {name: batch})[0] for batch in inputs]
         embeddings, wanted = np.concatenate(answers), np.concatenate(expected)
         if not np.isfinite(embeddings).all():
             raise GateFailedError(
@@ -297,6 +301,12 @@ class Reference:
         cosine = float((embeddings * wanted).sum(axis=1).min())
         apart = float(np.abs(embeddings - wanted).max())
         return {"max_abs": apart, "min_cosine": min(cosine, 1.0), "spread": spread(embeddings)}
+
+
+def _as_is(config: DualEncoderConfig, tower: str, batch: int) -> tuple[NDArray[Any], NDArray[Any]]:
+    """What graphs and torch are fed where they take the same."""
+    inputs = random_inputs(config, tower, batch)
+    return inputs, inputs
 
 
 def random_inputs(config: DualEncoderConfig, tower: str, batch: int, seed: int = 0) -> NDArray[Any]:

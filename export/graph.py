@@ -23,10 +23,20 @@ from numpy.typing import NDArray
 
 from mmcompress import __version__, float8
 from mmcompress.errors import UsageError, require
-from mmcompress.int8 import OPERANDS, Linears, Signedness, activation_quantizer, product_scale, quantize_weight
+from mmcompress.int8 import (
+    OPERANDS,
+    Linears,
+    Signedness,
+    activation_quantizer,
+    product_scale,
+    quantize_rows,
+    quantize_weight,
+)
 
 Array = NDArray[Any]
 Ranges = Mapping[str, Mapping[str, float]]
+Value = tuple[str, type[Any], Sequence[int | str]]
+"""An input or output: its name, its type, and its shape after the batch, with a name for a free axis."""
 AttentionProduct = Literal["scores", "mixed"]
 """q k^T, and the probabilities times v."""
 HALF_SCALES_OPSET = 19
@@ -49,6 +59,8 @@ class Numerics:
     """Linears that are not quantized."""
     attention: tuple[AttentionProduct, ...] = ()
     """Attention products that are quantized, in every block."""
+    table: bool = False
+    """The table of token embeddings is stored in 8 bits, one scale a row."""
     by_token: bool = True
     """Whether graphs for TensorRT have attention in the order that spares TensorRT-RTX a copy (`blocks.py`)."""
 
@@ -62,7 +74,7 @@ class GraphWriter:
     """Collects nodes and initializers; a node's output tensor has the node's name."""
 
     def __init__(self, opset: int, numerics: Numerics) -> None:
-        half_scales = numerics.activations != "float" and numerics.dtype is np.float16
+        half_scales = (numerics.activations != "float" or numerics.table) and numerics.dtype is np.float16
         self.opset = max(opset, HALF_SCALES_OPSET) if half_scales else opset
         self.numerics = numerics
         self._onnx = require("onnx", "compress")
@@ -95,6 +107,27 @@ class GraphWriter:
     def reshape(self, name: str, x: str, shape: Sequence[int]) -> str:
         """A 0 in the shape keeps that axis, which leaves the batch dynamic."""
         return self.node("Reshape", name, x, self.constant(f"{name}.shape", shape))
+
+    def rows_of(self, name: str, table: Array, places: str) -> str:
+        """Table (V, W), places (N, T) -> (N, T, W).
+
+        In 8 bits CPU runtimes take rows out before they become numbers; the other way round they would restore the
+        whole table, at every call or for good. TensorRT takes integers behind a DequantizeLinear only, which it moves
+        behind the rows by itself: with TensorRT-RTX 1.7 the plan holds the integers.
+        """
+        dtype = self.numerics.dtype
+        if not self.numerics.table:
+            return self.node("Gather", name, self.real(f"{name}.weight", table), places)
+        integers, scales = quantize_rows(table, dtype)
+        stored = self.constant(f"{name}.weight", integers)
+        if dtype is np.float16:
+            scale = self.constant(f"{name}.scales", scales)
+            zero = self.constant(f"{name}.zero_point", np.zeros(scales.shape, np.int8))
+            restored = self.node("DequantizeLinear", f"{name}.dequantize", stored, scale, zero, axis=0)
+            return self.node("Gather", name, restored, places)
+        steps = self.cast(f"{name}.steps", self.node("Gather", f"{name}.rows", stored, places), dtype)
+        scale = self.node("Gather", f"{name}.scale", self.constant(f"{name}.scales", scales[:, None]), places)
+        return self.node("Mul", name, steps, scale)
 
     def layer_norm(self, name: str, x: str, weight: Array, bias: Array, eps: float) -> str:
         """(..., W) -> (..., W); in FP32 whatever the graph's type is, since FP16 sums of squares overflow."""
@@ -240,13 +273,10 @@ class GraphWriter:
         smallest = self.constant(f"{name}.smallest", np.asarray(1e-12, dtype=np.float32))
         return self.node("Div", name, x, self.node("Max", f"{name}.norm.positive", norm, smallest))
 
-    def model(self, name: str, feed: tuple[str, type[Any], Sequence[int]], width: int) -> Any:
+    def model(self, name: str, feed: Value, width: int) -> Any:
         """The ModelProto with one input (name, dtype, shape after the batch) and one output `embedding` (N, width)."""
         onnx = self._onnx
-        tensor, dtype, shape = feed
-        value = onnx.helper.make_tensor_value_info
-        source = value(tensor, onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype)), ["batch", *shape])
-        result = value("embedding", onnx.TensorProto.FLOAT, ["batch", width])
+        source, result = self._value(feed), self._value(("embedding", np.float32, (width,)))
         graph = onnx.helper.make_graph(self._nodes, name, [source], [result], list(self._initializers.values()))
         opset = onnx.helper.make_opsetid("", self.opset)
         return onnx.helper.make_model(
@@ -256,3 +286,23 @@ class GraphWriter:
             producer_name="mmcompress",
             producer_version=__version__,
         )
+
+    def put_before(self, model: Any, feed: Value) -> None:
+        """Put the nodes before those of a ModelProto, whose one input they make of `feed`, which takes its place."""
+        graph = model.graph
+        nodes = [*self._nodes, *graph.node]
+        del graph.node[:], graph.input[:]
+        graph.node.extend(nodes)
+        graph.input.append(self._value(feed))
+        graph.initializer.extend(self._initializers.values())
+
+    def put_behind(self, model: Any, result: Value) -> None:
+        """Put the nodes behind those of a ModelProto, which gets one more output."""
+        model.graph.node.extend(self._nodes)
+        model.graph.output.append(self._value(result))
+        model.graph.initializer.extend(self._initializers.values())
+
+    def _value(self, value: Value) -> Any:
+        name, dtype, shape = value
+        kind = self._onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+        return self._onnx.helper.make_tensor_value_info(name, kind, ["batch", *shape])

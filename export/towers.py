@@ -24,7 +24,7 @@ import numpy as np
 from mmcompress.architecture import DualEncoderConfig, ImageConfig, PoolingHead, TextConfig, TowerConfig
 from mmcompress.export.blocks import Pick, Sight, Weights, blocks, causal_mask, project, query_scale
 from mmcompress.export.graph import Array, GraphWriter, Numerics
-from mmcompress.int8 import Linears
+from mmcompress.int8 import TABLE, Linears
 from mmcompress.tensornames import state_from_hugging_face
 
 
@@ -129,7 +129,7 @@ def text_graph(config: DualEncoderConfig, tensors: Mapping[str, Array], numerics
     numerics = numerics if "text" in config.compressed else Numerics(numerics.dtype)
     g, state = GraphWriter(opset, numerics), state_from_hugging_face(tensors, config, ("text",))
     weights = Weights(state).under("text")
-    x = g.node("Gather", "text.token_embed", g.real("text.token_embed.weight", weights.take("tokens.weight")), "tokens")
+    x = g.rows_of(TABLE, weights.take("tokens.weight"), "tokens")
     x = g.node("Add", "text.positions", x, g.real("text.positions.table", weights.take("positions")[None]))
     if post:
         x = g.layer_norm("text.pre_norm", x, *weights.norm("norm_pre"), tower.layer_norm_eps)

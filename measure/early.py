@@ -6,15 +6,32 @@ Hours of training may stand before a verdict. So these checks run first, as `com
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import cast
 
 from mmcompress.artifact import Artifact
-from mmcompress.config import BenchConfig, BisectConfig, DriftConfig, VerdictConfig
-from mmcompress.errors import MissingRequirementError, UsageError
-from mmcompress.measure.verdict.contestants import runnable
-from mmcompress.runtime.backends import available_backends
+from mmcompress.config import Backend, BenchConfig, BisectConfig, DriftConfig, VerdictConfig
+from mmcompress.errors import MissingRequirementError, UsageError, suggestion
+from mmcompress.runtime.backends import GPU_BACKENDS, available_backends, default_backend
 from mmcompress.runtime.scheduling import check_cores
 
 Sources = Mapping[str, Artifact]
+
+
+def runnable(asked: str | None) -> Backend:
+    """The backend; MissingRequirementError with the reason if it cannot run here, UsageError for a misspelt one."""
+    reasons = available_backends()
+    if asked is not None and asked not in reasons:
+        raise UsageError(f"there is no backend {asked!r}", suggestion(asked, reasons))
+    backend = cast(Backend, asked or default_backend())
+    reason = reasons[backend]
+    if reason is None:
+        return backend
+    hint = f"pip install 'mmcompress[{backend}]'"
+    if backend in GPU_BACKENDS:
+        hint = "run this on the machine with the GPU, or judge a CPU runtime: --backend openvino"
+    if backend == "tensorrt-rtx":
+        hint += "; `mmcompress build` makes its engines here, with an audit, but cannot say how fast they are"
+    raise MissingRequirementError(f"a verdict on {backend} has to run there, and it does not run here: {reason}", hint)
 
 
 def check_verdict(config: VerdictConfig, _: Sources) -> None:

@@ -26,6 +26,8 @@ from mmcompress.runtime.session import Feeds, Session
 from mmcompress.strictjson import json_from_text, text_from_json
 
 TIMEOUT_S = 600
+FRAME = (480, 640)
+"""Height and width of images that a graph takes of any size."""
 
 
 @dataclass(frozen=True)
@@ -92,15 +94,18 @@ def random_call(session: Session, batch: int, seed: int = 0) -> Callable[[], obj
 
 
 def random_feeds(session: Session, batch: int, seed: int = 0) -> Feeds:
-    """Random inputs of a session's shape; the batch is the only free axis."""
+    """Random inputs of a session's shape; free axes beside the batch are those of images, and become a `FRAME`."""
     spec = session.inputs[0]
     if session.max_batch is not None and batch > session.max_batch:
         raise UsageError(f"the engine takes batches up to {session.max_batch}, not {batch}", "give other --batches")
+    rng = np.random.default_rng(seed)
+    if spec.dtype == "uint8":
+        frame = [side or usual for side, usual in zip(spec.shape[1:], (*FRAME, 3), strict=True)]
+        return {spec.name: rng.integers(0, 256, (batch, *frame), dtype=np.uint8)}
     sizes = [size for size in spec.shape[1:] if size is not None]
     if len(sizes) != len(spec.shape) - 1:
         raise UsageError(f"the input {spec.name!r} has free axes beside the batch: {spec.shape}", "export it again")
-    values = np.random.default_rng(seed).standard_normal((batch, *sizes), dtype=np.float32)
-    return {spec.name: values.astype(spec.dtype)}
+    return {spec.name: rng.standard_normal((batch, *sizes), dtype=np.float32).astype(spec.dtype)}
 
 
 if __name__ == "__main__":

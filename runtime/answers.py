@@ -11,49 +11,74 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
+from mmcompress.artifact import Artifact
+from mmcompress.config import Backend
 from mmcompress.data.layout import check_template, prompts, read_labels
 from mmcompress.data.spec import images_in
 from mmcompress.errors import CorruptInputError, UsageError
 from mmcompress.manifest import Preprocessing
 from mmcompress.progress import say
-from mmcompress.runtime.encoder import BATCH, IMAGE_SUFFIXES, Encoder, read_pixels
+from mmcompress.runtime.encoder import BATCH, Encoder
+from mmcompress.runtime.frames import IMAGE_SUFFIXES, read_pixels
+from mmcompress.runtime.session import Tower
 
 OTHER_SUFFIXES = frozenset({".avif", ".bmp", ".gif", ".heic", ".heif", ".jfif", ".jp2", ".jxl", ".tif", ".tiff"})
 """Images too, which are not read here."""
+IMAGE_ALONE: tuple[Tower, ...] = ("image",)
+"""What a classification by the labels inside a graph needs."""
 _READ = ", ".join(IMAGE_SUFFIXES)
 _ANY_SIZE = Preprocessing(size=32, resize=32, mean=(0.5,) * 3, std=(0.5,) * 3)
 """Decoding tells whether a file is an image, however large the model wants it."""
 
 
 def classify(
-    encoder: Encoder, image: Path | str, labels: Sequence[str], template: str = "{}"
+    encoder: Encoder, image: Path | str, labels: Sequence[str] | None = None, template: str = "{}"
 ) -> list[tuple[str, float]]:
-    """Labels with their probabilities, the likeliest first: softmax over the labels given, so they sum to 1."""
+    """Labels with their probabilities, the likeliest first: softmax over the labels, so they sum to 1.
+
+    The labels are those that the image graph holds where none are given; the text tower is not needed then.
+    """
     check_classify(image, labels, template)
-    labels = list(dict.fromkeys(labels))  # a label that is said twice would share with itself
-    embedding = encoder.image_files([image])[0]
-    encoder.warn_by_chance()
-    texts = encoder.texts(prompts(labels, [template]))
-    probabilities = softmax(encoder.logit_scale * (texts @ embedding).astype(np.float64))
+    if labels is None:
+        logits = encoder.image_logits(image).astype(np.float64)
+        bank = encoder.artifact.manifest.bank
+        assert bank is not None
+        labels = bank.labels
+    else:
+        labels = list(dict.fromkeys(labels))  # a label that is said twice would share with itself
+        embedding = encoder.image_files([image])[0]
+        encoder.warn_by_chance()
+        texts = encoder.texts(prompts(labels, [template]))
+        logits = encoder.logit_scale * (texts @ embedding).astype(np.float64)
+    probabilities = softmax(logits)
     order = np.argsort(-probabilities, kind="stable")
     return [(labels[i], float(probabilities[i])) for i in order]
 
 
-def check_classify(image: Path | str, labels: Sequence[str], template: str) -> None:
+def labels_in(said: str | None) -> list[str] | None:
+    """`cat, dog`, or what a file lists, as `drift` reads it -> the labels; None for those inside the graph."""
+    if said is None:
+        return None
+    if os.path.isfile(said) or said.startswith("demo:"):  # noqa: PTH113, as Path raises for what is too long for a name
+        return read_labels(said)
+    return [label.strip() for label in said.split(",") if label.strip()]
+
+
+def opened(artifact: Artifact, backend: Backend | None, labels: Sequence[str] | None) -> Encoder:
+    """What `classify` asks; labels that are given take the text tower too."""
+    return Encoder.open(artifact, backend, towers=IMAGE_ALONE if labels is None else ("image", "text"))
+
+
+def check_classify(image: Path | str, labels: Sequence[str] | None, template: str) -> None:
     """Raise UsageError for what cannot be answered, whatever the model is, or CorruptInputError for a file that is no
     image; before a model is converted for it."""
-    if len(set(labels)) < 2:
+    if labels is None and template != "{}":
+        raise UsageError(f"the template {template!r} stands around labels, and none are given", "give --labels too")
+    if labels is not None and len(set(labels)) < 2:
         one = f"{labels[0]!r} is the only label, and would get 100% of any image" if labels else "there are no labels"
         raise UsageError(one, "give at least two labels: --labels cat,dog")
     check_template(template)
     read_pixels(Path(image), _ANY_SIZE)
-
-
-def labels_of(text: str) -> list[str]:
-    """`cat,dog`, or what a file of labels lists, as `drift` reads it."""
-    if os.path.isfile(text) or text.startswith("demo:"):  # noqa: PTH113, as Path raises for a text too long for a name
-        return read_labels(text)
-    return [label.strip() for label in text.split(",") if label.strip()]
 
 
 def softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -114,16 +139,17 @@ def embed_folder(encoder: Encoder, folder: Path) -> tuple[list[Path], NDArray[np
         say("search", folder.name, f"{others.total()} images were skipped: {endings}; read are {_READ}")
     paths: list[Path] = []
     parts: list[NDArray[np.float32]] = []
-    for start in range(0, len(files), BATCH):
+    step = 1 if encoder.prepares else BATCH  # whole photos are large
+    for start in range(0, len(files), step):
         pixels: list[NDArray[np.uint8]] = []
-        for path in files[start : start + BATCH]:
+        for path in files[start : start + step]:
             try:
-                pixels.append(read_pixels(path, encoder.preprocessing))
+                pixels.append(encoder.read(path))
                 paths.append(path)
-            except (CorruptInputError, OSError) as error:
+            except (CorruptInputError, UsageError, OSError) as error:
                 say("search", path.name, f"skipped: {error}")
         if pixels:
-            parts.append(encoder.pixels(np.stack(pixels), paths[-len(pixels) :]))
+            parts.append(encoder.as_read(pixels, paths[-len(pixels) :]))
     if not parts:
         raise _no_image(folder, len(files))
     return paths, np.concatenate(parts)

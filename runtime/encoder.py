@@ -1,12 +1,13 @@
 """Images and texts into one space, with the delivered files: what the answers and the drift table stand on.
 
 An encoder opens the graphs of an artifact on one backend and joins them with the preprocessing and the tokenizer that
-the manifest states. Every embedding that leaves it has unit norm, whatever the graph returns.
+the manifest states. Every embedding that leaves it has unit norm, whatever the graph returns. An image graph that has
+its preprocessing inside is fed images as they were decoded (`frames.py`), so whoever asks need not know.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -22,13 +23,13 @@ from mmcompress.data.checkpairs import check_images, judged
 from mmcompress.data.preprocess import normalize
 from mmcompress.embedding import always_the_same
 from mmcompress.errors import CorruptInputError, UsageError
-from mmcompress.manifest import Kind, Preprocessing, TensorSpec
+from mmcompress.manifest import VOCABULARY, Kind, Preprocessing, TensorSpec
 from mmcompress.progress import say
 from mmcompress.runtime.backends import default_backend, graph_for, open_session
+from mmcompress.runtime.frames import decoded, framed, read_pixels, takes_prepared
 from mmcompress.runtime.session import Session, Tower
 from mmcompress.runtime.tokenize import attention_mask, load_tokenizer, text_processing, tokenize
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 _TRIED: set[tuple[str, ...]] = set()
 """What has been warned of by this process: an artifact's digest, a backend, precisions."""
 BATCH = 32
@@ -44,6 +45,8 @@ class Encoder:
         self.precisions = precisions
         """Of the graphs that were opened, by tower."""
         self._sessions: dict[Tower, Session] = {}
+        self.prepares = False
+        """Whether the image graph has the preprocessing inside."""
         self._tokenizer: Any = None
         self._stack = ExitStack()
 
@@ -69,6 +72,7 @@ class Encoder:
             for tower, graph in graphs.items():
                 session = open_session(artifact, graph, backend, threads=threads)
                 encoder._sessions[tower] = encoder._stack.enter_context(session)
+                encoder.prepares |= graph.prepares
             if "text" in towers:
                 encoder._tokenizer = load_tokenizer(artifact.file(text_processing(artifact).file))
         except BaseException:
@@ -102,6 +106,10 @@ class Encoder:
         tried = (self.artifact.digest, self.backend, *self.precisions.values())
         if tried in _TRIED or self._tokenizer is None or "image" not in self._sessions:
             return None
+        if self.prepares and not takes_prepared(self._sessions["image"].inputs[0], self.preprocessing):
+            return None  # drawings are not of its one size
+        if VOCABULARY in self.artifact.manifest.facts:
+            return None  # what their captions say may have lost its tokens
         _TRIED.add(tried)
         warning = judged(self.pixels(check_images(self.preprocessing)), self.texts)
         if warning is not None:
@@ -114,10 +122,18 @@ class Encoder:
 
     def images(self, pixels: NDArray[np.float32], names: Sequence[object] = ()) -> NDArray[np.float32]:
         """(B, 3, S, S) normalized -> (B, D). An error calls the images by their `names`."""
+        if self.prepares:
+            raise UsageError(
+                f"{self.artifact.path} has an image graph that prepares images itself, and these are normalized",
+                "give it images as they were decoded, or export the checkpoint without image_input",
+            )
         return self._embed("image", pixels, names)
 
     def pixels(self, pixels: NDArray[np.uint8], names: Sequence[object] = ()) -> NDArray[np.float32]:
-        """(B, S, S, 3) -> (B, D)."""
+        """(B, S, S, 3), resized and cropped -> (B, D)."""
+        if self.prepares:
+            fed = framed(pixels, self.preprocessing, self._sessions["image"].inputs[0], self.artifact.path)
+            return self._embed("image", fed, names)
         return self.images(normalize(pixels, self.preprocessing), names)
 
     def texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
@@ -129,28 +145,58 @@ class Encoder:
 
     def image_files(self, paths: Sequence[Path | str]) -> NDArray[np.float32]:
         """B files -> (B, D); UsageError for a path that is no file, CorruptInputError for one that is no image."""
-        parts = [
-            self.pixels(np.stack([read_pixels(Path(path), self.preprocessing) for path in some]), some)
-            for some in (paths[start : start + BATCH] for start in range(0, len(paths), BATCH))
-        ]
-        return np.concatenate(parts) if parts else self.images(np.empty((0, 3, *[self.preprocessing.size] * 2), "f4"))
+        step = 1 if self.prepares else BATCH  # whole photos are large
+        groups = [paths[start : start + step] for start in range(0, len(paths), step)]
+        parts = [self.as_read([self.read(path) for path in some], some) for some in groups]
+        return np.concatenate(parts) if parts else self.pixels(np.empty((0, *[self.preprocessing.size] * 2, 3), "u1"))
+
+    def read(self, path: Path | str) -> NDArray[np.uint8]:
+        """One file -> (S, S, 3), or (H, W, 3) where the graph prepares images; raises as `image_files`."""
+        if self.prepares:
+            return decoded(Path(path), self.preprocessing, self._sessions["image"].inputs[0])
+        return read_pixels(Path(path), self.preprocessing)
+
+    def as_read(self, images: Sequence[NDArray[np.uint8]], names: Sequence[object] = ()) -> NDArray[np.float32]:
+        """B images as `read` gives them, one at least -> (B, D)."""
+        if not self.prepares:
+            return self.pixels(np.stack(images), names)
+        alone = [names[i : i + 1] for i in range(len(images))]
+        return np.concatenate([self._embed("image", one[None], name) for one, name in zip(images, alone, strict=True)])
+
+    def image_logits(self, path: Path | str) -> NDArray[np.float32]:
+        """One file -> (L,): a logit for each label of the bank that the image graph holds.
+
+        Raises UsageError where it holds none, and as `image_files`.
+        """
+        if self.artifact.manifest.bank is None:
+            raise UsageError(
+                f"{self.artifact.path} has no labels inside",
+                "give some: --labels cat,dog; or put them in: mmcompress export … --bank-labels FILE",
+            )
+        pixels: NDArray[Any] = self.read(path)[None]
+        fed = pixels if self.prepares else normalize(pixels, self.preprocessing)
+        (outputs,) = self._run("image", fed, [path])
+        return cast(NDArray[np.float32], outputs["logits"][0])
 
     def _embed(self, tower: Tower, inputs: NDArray[Any], names: Sequence[object] = ()) -> NDArray[np.float32]:
         """`names` are what an error calls the inputs."""
+        parts = [unit(outputs[self._sessions[tower].outputs[0].name]) for outputs in self._run(tower, inputs, names)]
+        width = self._sessions[tower].outputs[0].shape[-1]
+        return np.concatenate(parts) if parts else np.empty((0, width or 0), dtype=np.float32)
+
+    def _run(self, tower: Tower, inputs: NDArray[Any], names: Sequence[object]) -> Iterator[dict[str, NDArray[Any]]]:
+        """What a graph answers, in batches that its session takes; embeddings are checked."""
         if tower not in self._sessions:
             raise UsageError(f"this encoder was opened without its {tower} tower", "open it with both towers")
         session = self._sessions[tower]
         step = min(BATCH, session.max_batch or BATCH)
-        width = session.outputs[0].shape[-1]
-        parts = [np.empty((0, width or 0), dtype=np.float32)] if not len(inputs) else []
         for start in range(0, len(inputs), step):
             outputs = session.run(tower_feeds(self.artifact, session.inputs, inputs[start : start + step]))
             embeddings = outputs[session.outputs[0].name]
             self._check(
                 tower, embeddings, names[start : start + step] or [f"input {start + i}" for i in range(len(embeddings))]
             )
-            parts.append(unit(embeddings))
-        return np.concatenate(parts)
+            yield outputs
 
     def _check(self, tower: Tower, embeddings: NDArray[Any], names: Sequence[object]) -> None:
         """Refuse what has no direction: NaN, infinity or only zeros. (B, D), and what the inputs are called."""
@@ -197,19 +243,3 @@ def unit(embeddings: NDArray[Any]) -> NDArray[np.float32]:
     rows = embeddings.astype(np.float32, copy=False)
     norms = np.linalg.norm(rows, axis=-1, keepdims=True)
     return cast(NDArray[np.float32], rows / np.maximum(norms, np.finfo(np.float32).tiny))
-
-
-def read_pixels(path: Path, preprocessing: Preprocessing) -> NDArray[np.uint8]:
-    """One image file -> (S, S, 3)."""
-    from mmcompress.data.batches import decode
-
-    check_image(path)
-    try:
-        return decode(path.read_bytes(), preprocessing)
-    except CorruptInputError as error:
-        raise CorruptInputError(f"{path}: {error.what}", error.hint) from error
-
-
-def check_image(path: Path) -> None:
-    if not path.is_file():
-        raise UsageError(f"there is no image {path}", f"give a file that ends in {', '.join(IMAGE_SUFFIXES)}")

@@ -16,6 +16,9 @@ from mmcompress.stages import STAGES
 
 DATA = {"data": {"train": "demo:train"}}
 NO_PART_OF_KEYS = {
+    "bank.labels",
+    "bank.templates",
+    "trim_vocab",
     *("data.train", "data.validation", "data.test", "data.labels", "data.templates", "data.workers"),
     *("teacher.source", "student.tokenizer", "device", "strict"),
     *("optimizer.save_minutes", "optimizer.max_skipped", "optimizer.tensorboard"),

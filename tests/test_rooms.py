@@ -5,10 +5,15 @@ from __future__ import annotations
 import ast
 import importlib.util
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
 from check_wheel import SOURCES
+
+from mmcompress.stages import STAGES
 
 GROUND_UP = ("core", "data", "runtime", "export", "measure", "compress", "report", "pipeline", "cli")
 """`core` is what lies directly in `src/mmcompress`."""
@@ -87,6 +92,16 @@ def test_the_runtime_never_imports_torch() -> None:
         if name.split(".")[0] in ("torch", "transformers", "safetensors")
     ]
     assert found == []
+
+
+@pytest.mark.parametrize("name", ["build", "bench", "drift", "bisect", "report"])
+def test_a_stage_of_devices_starts_without_torch(name: str) -> None:
+    """Its function and its check are imported, with all that they import."""
+    places = {place.partition(":")[0] for place in (STAGES[name].run, STAGES[name].check) if place}
+    code = "import sys, importlib\nsys.modules['torch'] = None\n"
+    code += f"for name in {sorted(places)}: importlib.import_module(name)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_every_package_is_found_where_its_room_is() -> None:

@@ -34,6 +34,7 @@ from mmcompress.compress.int8.simulate import (
     Batches,
     Feeds,
     Moments,
+    as_table,
     distance,
     embedded,
     fake_quantized,
@@ -261,14 +262,18 @@ def corrected_weight(
 
 
 def drift_of_both(
-    model: DualEncoder, judging: Feeds, linears: Mapping[Signedness, Linears], ranges: Mapping[str, Range]
+    model: DualEncoder,
+    judging: Feeds,
+    linears: Mapping[Signedness, Linears],
+    ranges: Mapping[str, Range],
+    table: bool = False,
 ) -> dict[str, dict[str, float]]:
-    """How far each kind of graph moves each tower's embeddings."""
+    """How far each kind of graph moves each tower's embeddings, with the token table in integers as well or not."""
     drifts: dict[str, dict[str, float]] = {kind: {} for kind in KINDS}
     for tower in ("image", "text"):
         reference = embedded(model, tower, judging.of(tower))
         for kind in KINDS:
-            with quantizing(model, linears[kind], ranges, kind):
+            with quantizing(model, linears[kind], ranges, kind), as_table(model, table):
                 drifts[kind][tower] = distance(reference, embedded(model, tower, judging.of(tower)))
     return drifts
 

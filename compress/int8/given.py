@@ -20,7 +20,7 @@ from torch import Tensor
 from mmcompress.architecture import WEIGHTS, DualEncoderConfig
 from mmcompress.artifact import Artifact
 from mmcompress.errors import CorruptInputError, UsageError, suggestion
-from mmcompress.int8 import Range, attention_operands, linear_modules, read_ranges
+from mmcompress.int8 import TABLE, Range, attention_operands, linear_modules, read_ranges
 
 SAME = 0.1
 """Median difference of a LayerNorm's gains, as a share, from which on it is another one."""
@@ -29,13 +29,13 @@ ALIKE = 0.5
 
 
 def check_keep(model: DualEncoderConfig, names: Collection[str]) -> None:
-    """Raise UsageError for a name of no Linear that is quantized in a model, and for all those of a tower."""
-    known = linear_modules(model)
+    """Raise UsageError for a name of nothing that is quantized in a model, and for every Linear of a tower."""
+    known = (*linear_modules(model), *((TABLE,) if "text" in model.compressed else ()))
     for name in names:
         if name not in known:
             raise UsageError(f"quantize.keep: there is no Linear {name!r} in this model", suggestion(name, known))
     for tower in model.compressed if names else ():
-        if {name for name in known if name.startswith(f"{tower}.")} <= {*names}:
+        if {name for name in linear_modules(model) if name.startswith(f"{tower}.")} <= {*names}:
             raise UsageError(
                 f"quantize.keep names every Linear of the {tower} tower, so no INT8 of it would be left",
                 "keep fewer; a whole tower in float is what `mmcompress export --precision fp32` writes",

@@ -42,6 +42,7 @@ from mmcompress.int8 import (
     INTEGERS,
     OPERANDS,
     RANGES,
+    TABLE,
     Linears,
     Signedness,
     check_tensors,
@@ -205,11 +206,12 @@ def rounded(learners: nn.ModuleDict, given: Fit) -> Fit:
 
 
 def ranked(model: DualEncoder, chosen: Fit, judging: Feeds, source: Artifact) -> list[dict[str, Any]]:
-    """The ranking of the Linears, measured again; of those that stay in float what was known of them."""
+    """The ranking of the Linears, measured again; of what stays in float, and of the table, what was known of them."""
     half = Feeds(judging.image[::2], judging.text[::2])
     drifts = sensitivities(model, half, chosen.linears[JUDGED], chosen.ranges, JUDGED)
     rows = [{"module": name, "drift": float(f"{drift:.4g}"), "kept": False} for name, drift in drifts.items()]
-    rows += [dict(row) for row in source.manifest.facts.get("sensitivity", ()) if row["kept"]]
+    known = source.manifest.facts.get("sensitivity", ())
+    rows += [dict(row) for row in known if row["kept"] or row["module"] == TABLE]
     return sorted(rows, key=lambda row: (-row["drift"], row["module"]))
 
 

@@ -4,7 +4,9 @@ The weights that are saved stay float, with SmoothQuant folded in where it helps
 everything that reads one. Beside them `ranges.json` has the activation range of every Linear, which can be compared
 between runs, and `integers.safetensors` the int8 weights, scales and biases of both kinds of graph: signed for
 TensorRT, unsigned for x86 CPUs. A Linear that is in neither stays in float. The ranges of what the attention products
-multiply are there too, for `verdict`, which tries those products in INT8; `export` leaves them in float.
+multiply are there too, for `verdict`, which tries those products in INT8; `export` leaves them in float. The table of
+token embeddings becomes integers as well, one scale a row, by plain rounding, so that no file holds it; it is judged
+with the rest, and may stay in float like a Linear.
 
 Two passes over the data. The first batches are held in memory, to fit and to judge; all samples go through the
 histograms. So memory does not grow with the number of samples. What INT8 loses is judged on validation pairs where
@@ -45,10 +47,13 @@ from mmcompress.compress.int8.sensitivity import RANKED, kept_in_float, sensitiv
 from mmcompress.compress.int8.simulate import (
     Batches,
     Feeds,
+    as_table,
+    distance,
     embedded,
     observing,
     observing_attention,
     quantizing,
+    table_in_integers,
 )
 from mmcompress.compress.prune.semistructured import SPARSE
 from mmcompress.config import QuantizeConfig
@@ -58,6 +63,8 @@ from mmcompress.huggingface import dual_encoder_from_checkpoint, save_checkpoint
 from mmcompress.int8 import (
     INTEGERS,
     RANGES,
+    TABLE,
+    TABLE_FACT,
     IntegerLinear,
     Linears,
     Range,
@@ -115,7 +122,9 @@ def quantize(job: Job[QuantizeConfig]) -> None:
         answers = possible_answers(source, config, held)
         ranking, kept, left = keep_sensitive(fitted, judging, deciding, answers, config)
         linears = {kind: without(of_kind, kept) for kind, of_kind in fitted.linears.items()}
-        drift = drift_of_both(fitted.model, feeds(judging).first(compared(model)), linears, fitted.ranges)
+        table = TABLE in possible_tables(model) and TABLE not in kept
+        few = feeds(judging).first(compared(model))
+        drift = drift_of_both(fitted.model, few, linears, fitted.ranges, table)
     for name in source.manifest.files:
         shutil.copyfile(source.file(name), job.draft.path / name)
     if fitted.model is not model:
@@ -131,6 +140,7 @@ def quantize(job: Job[QuantizeConfig]) -> None:
         "linears": len(linears[JUDGED]),
         FLOAT_MODEL: float_model(source),
         **fit_facts(config, spec, fitted.choices, ranking, kept, judged_on),
+        **({TABLE_FACT: "int8"} if table else {}),
         **{name: fact for name, fact in source.manifest.facts.items() if name == SPARSE},
     }
     job.draft.metrics = {"calibration": {"drift": drift, **(asdict(left) if left else {})}}
@@ -207,21 +217,37 @@ def keep_sensitive(
     if not config.sensitivity:
         return {}, frozenset(config.keep), None
     model, ranges, linears = fitted.model, fitted.ranges, fitted.linears[JUDGED]
+    tables = possible_tables(model)
     own = feeds(judged).text
     fed = Feeds(feeds(judged).image, [*own, *(one for one in answers if not any(one is text for text in own))])
 
     @cache
     def embeddings(tower: str, kept: frozenset[str]) -> Tensor:
         own = {name: linear for name, linear in linears.items() if name.startswith(f"{tower}.")}
-        with quantizing(model, without(own, kept), ranges, JUDGED):
+        rounded = tower == "text" and not kept.issuperset(tables)
+        with quantizing(model, without(own, kept), ranges, JUDGED), as_table(model, rounded):
             return embedded(model, tower, fed.of(tower))
 
     @cache
     def ranking() -> Mapping[str, float]:
-        return sensitivities(model, feeds(ranked).first(RANKED), linears, ranges, JUDGED)
+        few = feeds(ranked).first(RANKED)
+        drifts = sensitivities(model, few, linears, ranges, JUDGED) | {name: table_drift(model, few) for name in tables}
+        return dict(sorted(drifts.items(), key=lambda item: (-item[1], item[0])))
 
-    kept, left = kept_in_float(embeddings, linears, ranking, config)
+    kept, left = kept_in_float(embeddings, [*linears, *tables], ranking, config)
     return ranking() if left else {}, kept, left
+
+
+def possible_tables(model: DualEncoder) -> tuple[str, ...]:
+    """`TABLE` where the text tower is one that is compressed."""
+    return (TABLE,) if "text" in model.config.compressed else ()
+
+
+def table_drift(model: DualEncoder, judging: Feeds) -> float:
+    """Distance of the texts' embeddings with the table alone in integers."""
+    reference = embedded(model, "text", judging.text)
+    with table_in_integers(model):
+        return distance(reference, embedded(model, "text", judging.text))
 
 
 def without(linears: Linears, kept: frozenset[str]) -> Linears:

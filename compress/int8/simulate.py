@@ -8,7 +8,7 @@ pooled token only.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -29,7 +29,9 @@ from mmcompress.int8 import (
     Range,
     Signedness,
     activation_quantizer,
+    dequantize_rows,
     dequantize_weight,
+    quantize_rows,
 )
 from mmcompress.model import DualEncoder
 
@@ -111,6 +113,24 @@ def quantizing(
             handle.remove()
         for linear, weight_before, bias_before in originals:
             linear.weight.data, linear.bias.data = weight_before, bias_before
+
+
+@contextmanager
+def table_in_integers(model: DualEncoder) -> Iterator[DualEncoder]:
+    """Within, the table of token embeddings holds what its 8 bits a number stand for."""
+    tokens = model.text.tokens
+    before = tokens.weight.data
+    rounded = dequantize_rows(*quantize_rows(before.cpu().numpy()))
+    tokens.weight.data = torch.from_numpy(rounded).to(before)
+    try:
+        yield model
+    finally:
+        tokens.weight.data = before
+
+
+def as_table(model: DualEncoder, integers: bool) -> AbstractContextManager[DualEncoder]:
+    """`table_in_integers` where it is asked for."""
+    return table_in_integers(model) if integers else nullcontext(model)
 
 
 def _quantizing(quantizer: ActivationQuantizer) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor]]:

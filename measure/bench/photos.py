@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from mmcompress.data.decoding import decode_whole
 from mmcompress.data.preprocess import normalize
 from mmcompress.manifest import Preprocessing
 from mmcompress.measure.document import Pipeline
@@ -52,14 +53,28 @@ def prepared(files: tuple[bytes, ...], batch: int, preprocessing: Preprocessing)
     return normalize(np.stack([decode(files[i % len(files)], preprocessing) for i in range(batch)]), preprocessing)
 
 
+def decoded(files: tuple[bytes, ...], batch: int) -> NDArray[np.uint8]:
+    """(batch, H, W, 3): the files in turns, decoded only, for graphs that prepare images."""
+    return np.stack([decode_whole(files[i % len(files)]) for i in range(batch)])
+
+
 def timed_pipeline(
     session: Session, preprocessing: Preprocessing, batch: int, photo: tuple[int, int], seconds: float
 ) -> Pipeline:
-    """Medians of preparing a batch and of preparing and inferring it; images a second at the latter."""
+    """Medians of preparing a batch and of preparing and inferring it; images a second at the latter.
+
+    A graph that prepares images is given decoded ones, of its own size where it has one.
+    """
     spec = session.inputs[0]
-    files = encoded_photos(*photo)
+    inside = spec.dtype == "uint8"
+    width, height = photo
+    if inside:
+        height, width = spec.shape[1] or height, spec.shape[2] or width
+    files = encoded_photos(width, height)
 
     def prepare() -> NDArray[Any]:
+        if inside:
+            return decoded(files, batch)
         return prepared(files, batch, preprocessing).astype(spec.dtype, copy=False)
 
     return pipeline_figures(prepare, lambda pixels: session.run({spec.name: pixels}), batch, seconds)

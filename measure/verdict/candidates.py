@@ -115,7 +115,7 @@ def candidates_for(
         others = {name for name in linear_modules(model) if name.rpartition(".")[2] not in candidate.linears}
         kept = base.kept | others
         kind = (candidate.activations, candidate.dtype, kept, candidate.attention, candidate.by_token)
-        if kind not in known and len(kept) < len(linear_modules(model)):
+        if kind not in known and not kept.issuperset(linear_modules(model)):
             known.add(kind)
             numerics = replace(base, dtype=candidate.dtype, kept=kept, attention=candidate.attention)
             yield candidate, replace(numerics, by_token=candidate.by_token)

@@ -9,19 +9,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 
 from mmcompress.config import Backend, VerdictConfig
-from mmcompress.errors import MissingRequirementError, MMCompressError, UsageError, suggestion
+from mmcompress.errors import MMCompressError, UsageError
 from mmcompress.export.export import Variant
 from mmcompress.export.graph import Numerics
 from mmcompress.manifest import Graph
 from mmcompress.measure.verdict.candidates import Candidate
 from mmcompress.measure.verdict.contest import EMBED_BATCH, TOWERS, Contestant, Entrant
 from mmcompress.measure.verdict.origins import Origin
-from mmcompress.runtime.backends import GPU_BACKENDS, available_backends, default_backend
+from mmcompress.runtime.backends import GPU_BACKENDS, available_backends
 from mmcompress.runtime.machine import usable_cores
 from mmcompress.runtime.session import Tower
 
@@ -37,23 +36,6 @@ class Tried:
     numerics: Numerics
     contestant: Contestant | None
     failed: str | None = None
-
-
-def runnable(asked: str | None) -> Backend:
-    """The backend; MissingRequirementError with the reason if it cannot run here, UsageError for a misspelt one."""
-    reasons = available_backends()
-    if asked is not None and asked not in reasons:
-        raise UsageError(f"there is no backend {asked!r}", suggestion(asked, reasons))
-    backend = cast(Backend, asked or default_backend())
-    reason = reasons[backend]
-    if reason is None:
-        return backend
-    hint = f"pip install 'mmcompress[{backend}]'"
-    if backend in GPU_BACKENDS:
-        hint = "run this on the machine with the GPU, or judge a CPU runtime: --backend openvino"
-    if backend == "tensorrt-rtx":
-        hint += "; `mmcompress build` makes its engines here, with an audit, but cannot say how fast they are"
-    raise MissingRequirementError(f"a verdict on {backend} has to run there, and it does not run here: {reason}", hint)
 
 
 def written(

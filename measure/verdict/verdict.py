@@ -28,6 +28,7 @@ from mmcompress.config import VerdictConfig
 from mmcompress.data.preprocess import normalize
 from mmcompress.errors import UsageError
 from mmcompress.measure.document import RaceEnvironment
+from mmcompress.measure.early import runnable
 from mmcompress.measure.estimate import round_medians, spread
 from mmcompress.measure.sanity import checks, enforce_checks
 from mmcompress.measure.verdict import contest
@@ -41,7 +42,7 @@ from mmcompress.measure.verdict.contest import (
     speedup,
     timed_contestants,
 )
-from mmcompress.measure.verdict.contestants import Tried, float_contestants, runnable, tried_candidates, written
+from mmcompress.measure.verdict.contestants import Tried, float_contestants, tried_candidates, written
 from mmcompress.measure.verdict.document import HeldOutDrift
 from mmcompress.measure.verdict.findings import Findings, document, recommendation, ruling_of
 from mmcompress.measure.verdict.heldout import Held, held_out

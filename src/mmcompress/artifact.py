@@ -22,7 +22,17 @@ from pydantic import ValidationError
 from mmcompress.architecture import DualEncoderConfig
 from mmcompress.digests import remember, sha256_of
 from mmcompress.errors import CorruptInputError, UsageError
-from mmcompress.manifest import FileEntry, Graph, Kind, Manifest, Preprocessing, TextProcessing, environment, hash_file
+from mmcompress.manifest import (
+    FileEntry,
+    Graph,
+    Kind,
+    Manifest,
+    Preprocessing,
+    PromptBank,
+    TextProcessing,
+    environment,
+    hash_file,
+)
 from mmcompress.places import MANIFEST, check_place
 from mmcompress.publish import draft_of, swap_in, tidy
 from mmcompress.strictjson import check_finite, json_from_text, write_json
@@ -83,10 +93,10 @@ class Artifact:
         if not manifest_path.is_file():
             expected = " or ".join(k.value for k in kinds) or "an"
             lacks = f"it has no {MANIFEST}" if path.exists() else "there is no such folder"
-            raise UsageError(
-                f"{path} is not an artifact: {lacks}",
-                f"give a folder that mmcompress wrote ({expected} artifact)",
-            )
+            hint = f"give a folder that mmcompress wrote ({expected} artifact)"
+            if path.is_file():
+                lacks, hint = "it is a file", f"a pack becomes one: mmcompress unpack {path} --out DIR"
+            raise UsageError(f"{path} is not an artifact: {lacks}", hint)
         manifest = read_manifest(manifest_path)
         _verify_files(path, manifest)
         if kinds and manifest.kind not in kinds:
@@ -133,6 +143,7 @@ class Artifact:
                 graphs=tuple(draft.graphs),
                 preprocessing=draft.preprocessing,
                 tokenizer=draft.tokenizer,
+                bank=draft.bank,
                 facts=draft.facts,
                 metrics=draft.metrics,
                 environment=environment(),
@@ -153,6 +164,7 @@ class Draft:
     graphs: list[Graph] = field(default_factory=list)
     preprocessing: Preprocessing | None = None
     tokenizer: TextProcessing | None = None
+    bank: PromptBank | None = None
     facts: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
     known: dict[str, str] = field(default_factory=dict)
@@ -165,6 +177,7 @@ class Draft:
         self.model = source.manifest.model
         self.preprocessing = source.manifest.preprocessing
         self.tokenizer = source.manifest.tokenizer
+        self.bank = source.manifest.bank
 
 
 def _hash_files(folder: Path, known: Mapping[str, str]) -> dict[str, FileEntry]:
@@ -183,14 +196,19 @@ def _write_manifest(path: Path, manifest: Manifest) -> None:
 def read_manifest(path: Path) -> Manifest:
     """What an artifact says of itself, none of its files looked at. Raises CorruptInputError where it was changed."""
     again = "make the artifact again: delete the folder and rerun the command that wrote it"
+    return manifest_from_bytes(path.read_bytes(), str(path), again)
+
+
+def manifest_from_bytes(content: bytes, where: str, again: str) -> Manifest:
+    """The manifest that some bytes are. Raises CorruptInputError, naming `where` they are, for any that none wrote."""
     try:
-        body = json_from_text(path.read_bytes())
+        body = json_from_text(content)
         seal = body.pop("seal", None)
         manifest = Manifest.model_validate(body)
     except (ValueError, AttributeError, ValidationError) as error:
-        raise CorruptInputError(f"{path} cannot be read as a manifest: {error}", again) from error
+        raise CorruptInputError(f"{where} cannot be read as a manifest: {error}", again) from error
     if seal != manifest.compute_seal() or manifest.digest != manifest.compute_digest():
-        raise CorruptInputError(f"{path} was changed after it was written: its seal does not match its content", again)
+        raise CorruptInputError(f"{where} was changed after it was written: its seal does not match its content", again)
     return manifest
 
 

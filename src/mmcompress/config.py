@@ -433,7 +433,7 @@ class FitConfig(BudgetConfig):
     sensitivity: bool = True
     """Measure the drift of each Linear by itself, which a budget needs: without it there is no budget."""
     keep: tuple[str, ...] = ()
-    """Linears that stay in float in any case: `image.blocks.0.fc2`."""
+    """Linears that stay in float in any case: `image.blocks.0.fc2`; or the table of tokens, `text.token_embed`."""
     batch: int = Field(default=32, ge=1)
     """Pairs that are computed at once."""
 
@@ -515,6 +515,21 @@ class TraceConfig(StageConfig):
     teacher: TeacherConfig
 
 
+class BankConfig(Config):
+    """Labels whose embeddings are compiled into the image graphs, which then answer with their logits as well."""
+
+    labels: Annotated[str | None, _NAMED] = None
+    """Text file with one label a line: the image graphs then answer with a logit for each beside the embedding."""
+    templates: Annotated[str | None, _NAMED] = None
+    """Text file with one prompt a line around a label, `a photo of a {c}.`; the label alone if not given."""
+
+    @model_validator(mode="after")
+    def _around_labels(self) -> Self:
+        if self.labels is None:
+            _refuse_unused(self, ("templates",), "stand around labels, and none are given")
+        return self
+
+
 class ExportConfig(StageConfig):
     """Write a checkpoint as two ONNX graphs, one a tower, checked against torch."""
 
@@ -522,6 +537,22 @@ class ExportConfig(StageConfig):
     """Of the graphs. The command writes int8 of a quantized checkpoint, where none is given."""
     opset: int = Field(default=18, ge=17)
     """Version of ONNX's operators; INT8 for GPUs takes 19 at least."""
+    image_input: str = Field(default="prepared", pattern=r"^(prepared|any|[1-9]\d*x[1-9]\d*)$")
+    """What image graphs take: `prepared` pixels, or images as they were decoded, uint8 (N, H, W, 3), which they resize,
+    crop and normalize themselves: of `any` size on CPU runtimes, or of one height and width, `480x640`."""
+    bank: BankConfig = BankConfig()
+    trim_vocab: Annotated[str | None, _NAMED] = None
+    """Keep the tokens that some texts need (a text file with one a line, or image-text pairs), or languages (`en,zh`),
+    and what any text is spelled with; all tokens if not given."""
+
+
+class StaticConfig(StageConfig):
+    """FP32 graphs of static shape with samples and what they become: what compilers of other vendors take."""
+
+    data: DataConfig
+    """Pairs to take samples from; those that the checkpoint was calibrated on if not given."""
+    samples: int = Field(default=128, ge=1)
+    """Images, and texts, in the bundle."""
 
 
 class VerdictConfig(BudgetConfig):

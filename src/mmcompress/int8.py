@@ -69,6 +69,10 @@ class IntegerLinear:
 
 OPERANDS = ("query", "keys", "probabilities", "values")
 """What the two attention products multiply, the first two and the last two: names below `image.blocks.0.attention`."""
+TABLE = "text.token_embed"
+"""The table of token embeddings, in 8 bits with one scale a row: its name among what may be kept in float."""
+TABLE_FACT = "token_table"
+"""What a quantized checkpoint says of it: `int8`, or nothing."""
 Linears = Mapping[str, IntegerLinear]
 """By module: `image.blocks.0.qkv`, …"""
 
@@ -172,6 +176,17 @@ def product_scale(
     if largest:
         bounds.append(float(limits.max) / (largest * float(activation)))
     return float(2.0 ** np.clip(np.floor(np.log2(min(bounds))), limits.minexp - limits.nmant, limits.maxexp - 1))
+
+
+def quantize_rows(table: Floats, dtype: type[np.floating[Any]] = np.float32) -> tuple[NDArray[np.int8], Floats]:
+    """(V, W) -> int8 (V, W) and the scales (V,): each row by its own largest magnitude, to nearest."""
+    integers, scales = quantize_weight(table.T, "signed", dtype)
+    return np.ascontiguousarray(integers.T), scales
+
+
+def dequantize_rows(table: NDArray[np.int8], scales: Floats) -> NDArray[np.float32]:
+    """int8 (V, W), (V,) -> (V, W)."""
+    return table.astype(np.float32) * scales.astype(np.float32)[:, None]
 
 
 def dequantize_weight(weight: NDArray[np.int8], scales: Floats) -> Floats:

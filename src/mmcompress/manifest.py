@@ -11,13 +11,16 @@ import platform
 from enum import Enum
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from mmcompress import __version__
 from mmcompress.architecture import Config, DualEncoderConfig
 from mmcompress.strictjson import text_from_json
+
+VOCABULARY = "vocabulary"
+"""The fact of an export whose tokens were trimmed: how many are left, and what is lost."""
 
 
 class Kind(str, Enum):
@@ -25,12 +28,26 @@ class Kind(str, Enum):
     EMBEDDINGS = "embeddings"
     ONNX = "onnx"
     ENGINE = "engine"
+    BUNDLE = "bundle"
     REPORT = "report"
 
 
 class FileEntry(Config):
     sha256: str
     bytes: int
+
+
+class _Later(Config):
+    """A model with fields that came later. Where one says nothing it is left out, so that earlier artifacts keep their
+    digests, and earlier versions read what they understand and refuse the rest."""
+
+    later: ClassVar[tuple[str, ...]] = ()
+
+    @model_serializer(mode="wrap")
+    def _without_what_says_nothing(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        body: dict[str, Any] = handler(self)
+        unsaid = [name for name in self.later if getattr(self, name) == type(self).model_fields[name].default]
+        return {name: value for name, value in body.items() if name not in unsaid}
 
 
 class TensorSpec(Config):
@@ -41,8 +58,10 @@ class TensorSpec(Config):
     dtype: str
 
 
-class Graph(Config):
+class Graph(_Later):
     """One delivered graph: the tower it computes, its precision and its interface."""
+
+    later = ("prepares",)
 
     file: str
     tower: Literal["image", "text"]
@@ -53,6 +72,18 @@ class Graph(Config):
     """What an engine was built for, `sm86` say; None for a portable graph."""
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    prepares: bool = False
+    """It takes upright RGB images as they were decoded, uint8 (N, H, W, 3), and applies the preprocessing itself."""
+
+
+class PromptBank(Config):
+    """Labels whose embeddings are in the image graphs, which answer with `logits` (N, L) beside the embedding: logit
+    scale times cosine, plus the logit bias of a sigmoid model."""
+
+    labels: tuple[str, ...]
+    """In the order of the logits."""
+    templates: tuple[str, ...] = ()
+    """Prompts around a label, whose embeddings were averaged; none are the labels themselves."""
 
 
 class Preprocessing(Config):
@@ -90,7 +121,9 @@ class TextProcessing(Config):
     """Whether what fills a text up is masked, in graphs that ask for a mask."""
 
 
-class Manifest(Config):
+class Manifest(_Later):
+    later = ("bank",)
+
     schema_version: Literal[1] = Field(default=1, alias="schema")
     kind: Kind
     stage: str
@@ -107,6 +140,7 @@ class Manifest(Config):
     graphs: tuple[Graph, ...] = ()
     preprocessing: Preprocessing | None = None
     tokenizer: TextProcessing | None = None
+    bank: PromptBank | None = None
     facts: dict[str, Any] = Field(default_factory=dict)
     """What the stage found out and a rerun would find again: params, macs, ranges, audits."""
     metrics: dict[str, Any] = Field(default_factory=dict)

@@ -229,7 +229,16 @@ STAGES: Mapping[str, Stage] = {
             Kind.ONNX,
             "mmcompress.export.export:export",
             {"checkpoint": Kind.CHECKPOINT},
-            check="mmcompress.export.export:check_export",
+            check="mmcompress.export.form:check_export",
+        ),
+        Stage(
+            "static",
+            config.StaticConfig,
+            Kind.BUNDLE,
+            "mmcompress.export.static:static",
+            {"graphs": Kind.ONNX},
+            reads=("train",),
+            check="mmcompress.export.static:check_static",
         ),
         Stage(
             "verdict",

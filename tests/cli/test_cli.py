@@ -37,7 +37,7 @@ COMMANDS = (
         "shrink",
     ),
     *("bench", "compare", "drift", "bisect", "report", "check"),
-    *("classify", "search", "inspect", "doctor"),
+    *("classify", "search", "inspect", "pack", "unpack", "remote", "triton", "doctor"),
 )
 ENTRY = [sys.executable, "-m", "mmcompress"]
 

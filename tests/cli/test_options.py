@@ -20,7 +20,7 @@ from mmcompress.pipeline import standalone
 from mmcompress.pipeline.recipe import DATA_FIELDS
 
 Cli = Callable[..., Any]
-COMMAND = {"baseline": "export", "trace": "export", "quantize-graphs": "quantize"}
+COMMAND = {"baseline": "export", "trace": "export", "quantize-graphs": "quantize", "static": "export"}
 """The command of a stage that has not its name."""
 SAID_OTHERWISE = {
     "baseline": {"teacher.source"},
@@ -69,7 +69,8 @@ def test_every_key_of_a_stage_is_an_option_with_its_docstring_and_default(name: 
             continue
         if path.startswith("data.") and path[5:] in DATA_FIELDS and path[5:] not in stage.reads:
             continue
-        option = options[option_name(path, stage.reads)]
+        plain = option_name(path, stage.reads)
+        option = options.get(plain) or options[f"--{name}{plain[1:]}"]
         assert field.description, f"{name}.{path} has no docstring"
         assert option.help.replace("\\", "").startswith(" ".join(field.description.split()))
         default = None if field.is_required() else field.get_default(call_default_factory=True)

@@ -11,7 +11,7 @@ import onnxruntime
 import pytest
 import torch
 from safetensors.numpy import save_file
-from test_towers import pixels, tokens
+from test_towers import pixels, run, tokens
 from tiny_clip import clip_of, config_of, tensors_of, wide_ranges, write_checkpoint
 
 from mmcompress.architecture import DualEncoderConfig
@@ -20,7 +20,15 @@ from mmcompress.compress.int8.simulate import embedded, quantizing
 from mmcompress.export.export import VARIANTS, read_int8
 from mmcompress.export.graph import Numerics
 from mmcompress.export.towers import graph_integers, image_graph, text_graph
-from mmcompress.int8 import INTEGERS, SCALE_TYPES, IntegerLinear, quantize_weight, tensors_from_linears
+from mmcompress.int8 import (
+    INTEGERS,
+    SCALE_TYPES,
+    IntegerLinear,
+    dequantize_rows,
+    quantize_rows,
+    quantize_weight,
+    tensors_from_linears,
+)
 from mmcompress.model import DualEncoder
 from mmcompress.tensornames import state_from_hugging_face
 
@@ -110,3 +118,18 @@ def test_a_checkpoint_brings_its_integers_and_says_what_it_keeps(tmp_path: Path)
     onnx.checker.check_model(proto, full_check=True)
     weights = {tensor.name: tensor.data_type for tensor in proto.graph.initializer}
     assert weights["image.blocks.1.qkv.kv.weight"] == onnx.TensorProto.FLOAT16
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_the_token_table_in_integers_answers_as_our_own_arithmetic(dtype: Any) -> None:
+    config = config_of(text_vocab=60)
+    tensors = tensors_of(clip_of(config))
+    name = "text_model.embeddings.token_embedding.weight"
+    restored = {**tensors, name: dequantize_rows(*quantize_rows(tensors[name], dtype))}
+    ids = tokens(3)
+    made = text_graph(config, tensors, Numerics(dtype, table=True), 19)
+    kept = next(one for one in made.graph.initializer if one.name == "text.token_embed.weight")
+    assert kept.data_type == onnx.TensorProto.INT8 and list(kept.dims) == list(tensors[name].shape)
+    wanted = run(text_graph(config, restored, Numerics(dtype), 19), ids)
+    np.testing.assert_allclose(run(made, ids), wanted, atol=1e-5 if dtype is np.float32 else 2e-3)
+    assert np.abs(run(text_graph(config, tensors, Numerics(dtype), 19), ids) - wanted).max() > 1e-5

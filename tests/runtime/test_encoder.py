@@ -19,7 +19,7 @@ from mmcompress.artifact import Artifact
 from mmcompress.data.preprocess import normalize, to_array
 from mmcompress.errors import CorruptInputError, UsageError
 from mmcompress.manifest import TensorSpec
-from mmcompress.runtime.answers import classify, labels_of, search
+from mmcompress.runtime.answers import classify, labels_in, search
 from mmcompress.runtime.encoder import Encoder
 
 Make = Callable[..., Artifact]
@@ -134,11 +134,11 @@ def test_search_says_once_how_many_images_of_other_formats_it_skips(
 def test_labels_are_a_list_or_a_file_of_them(tmp_path: Path) -> None:
     file = tmp_path / "names.txt"
     file.write_text("a red car\n\na cat, asleep\n", encoding="utf-8")
-    assert labels_of(str(file)) == ["a red car", "a cat, asleep"]
-    assert labels_of(" cat, dog,") == ["cat", "dog"]
+    assert labels_in(str(file)) == ["a red car", "a cat, asleep"]
+    assert labels_in(" cat, dog,") == ["cat", "dog"]
     file.write_text("one\n", encoding="utf-8")
     with pytest.raises(UsageError, match=r"names\.txt lists one label, 'one'"):
-        labels_of(str(file))
+        labels_in(str(file))
 
 
 def test_user_errors_are_named(make_artifact: Make, folder: Path, tmp_path: Path) -> None:
@@ -195,7 +195,7 @@ sys.modules.update(dict.fromkeys(blocked))
 import importlib
 for module in {MODULES!r}:
     importlib.import_module("mmcompress." + module)
-from mmcompress.runtime.answers import classify, labels_of, search
+from mmcompress.runtime.answers import classify, labels_in, search
 from mmcompress.runtime.encoder import Encoder
 with Encoder.open({str(make_artifact().path)!r}) as encoder:
     print(len(classify(encoder, {str(folder / "0.png")!r}, ["red", "blue"])))

@@ -225,11 +225,10 @@ def quantize(
 ) -> None:
     """Fit INT8 to a checkpoint or to a teacher, from real samples; what would lose too much stays in float."""
     from mmcompress.cli import console, show_compress
-    from mmcompress.measure.verdict import contestants, ruling
+    from mmcompress.measure.verdict import ruling
     from mmcompress.pipeline import standalone
 
-    if judging := verdict or backend is not None or strict:
-        contestants.runnable(backend)
+    judging = standalone.asks_verdict(verdict or strict, backend)
     fitted = standalone.quantize(artifact, out, given, ranges=ranges, judged=judging)
     judged = standalone.verdict_beside(fitted, backend) if judging else None
     console.show(*show_compress.quantize_summary(fitted, judged), json)
@@ -293,11 +292,14 @@ def qat(artifact: Source, out: Out, given: Given, json: Json = False) -> None:
     console.show(*show_compress.qat_summary(standalone.qat(artifact, out, given)), json)
 
 
-@keyed(app, MODEL, "export", "baseline", "trace", "convert", without=("teacher.source",))
+@keyed(app, MODEL, "export", "static", "baseline", "trace", "convert", without=("teacher.source",))
 def export(
     source: Source,
     out: Out,
     given: Given,
+    static: Annotated[
+        bool, typer.Option("--static", help="Also write OUT-static: FP32 of static shape and samples, for compilers.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Write ONNX, one graph a tower. A quantized checkpoint becomes INT8 Q/DQ.
@@ -307,7 +309,7 @@ def export(
     from mmcompress.cli import console
     from mmcompress.pipeline import standalone
 
-    console.show(*console.artifact_summary(standalone.export(source, out, given)), json)
+    console.show(*console.artifact_summary(standalone.export(source, out, given, static)), json)
 
 
 @keyed(app, MODEL, "build", "convert", without=("teacher.source",))
@@ -412,7 +414,10 @@ def check(
 def classify(
     artifact: Source,
     image: Annotated[Path, typer.Argument(metavar="IMAGE")],
-    labels: Annotated[str, typer.Option(help="Separated by commas: cat,dog; or a text file, one a line.")],
+    labels: Annotated[
+        str | None,
+        typer.Option(help="Separated by commas: cat,dog, or a file of them; else those inside the artifact."),
+    ] = None,
     template: Annotated[str, typer.Option(help="Sentence around a label.")] = "{}",
     backend: Backend = None,
     trust: Trust = False,
@@ -420,14 +425,13 @@ def classify(
 ) -> None:
     """Say which of some labels fits an image, in percent. A teacher is exported into the user's cache first."""
     from mmcompress.cli import console, show_use
-    from mmcompress.pipeline.converted import check_named, graphs_to_use
+    from mmcompress.pipeline.converted import check_named_with_labels, graphs_to_use
     from mmcompress.runtime import answers
-    from mmcompress.runtime.encoder import Encoder
 
-    names = answers.labels_of(labels)
-    check_named(artifact)
+    names = answers.labels_in(labels)
+    check_named_with_labels(artifact, names)
     answers.check_classify(image, names, template)
-    with Encoder.open(graphs_to_use(artifact, backend), cast(Any, backend)) as encoder:
+    with answers.opened(graphs_to_use(artifact, backend), cast(Any, backend), names) as encoder:
         console.show(*show_use.shares_summary(answers.classify(encoder, image, names, template)), json)
 
 
@@ -464,12 +468,121 @@ def inspect(artifact: Source, json: Json = False) -> None:
 
 
 @app.command(rich_help_panel=USE)
-def doctor(json: Json = False) -> None:
-    """Show what works on this machine, and what to install for what does not."""
+def pack(
+    artifact: Folder,
+    out: Annotated[Path, typer.Option("--out", "-o", help="File to write: model.mmc; a pack is replaced.")],
+    json: Json = False,
+) -> None:
+    """Make one file of an artifact, to be handed on: a plain tar, the same bytes every time."""
+    from mmcompress import pack as packs
     from mmcompress.cli import console, show_use
+
+    console.show(*show_use.pack_summary(packs.pack(artifact, out), out), json)
+
+
+@app.command(rich_help_panel=USE)
+def unpack(
+    pack: Annotated[Path, typer.Argument(metavar="PACK", help="A file that `pack` wrote.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write: the artifact, whole or not at all.")],
+    json: Json = False,
+) -> None:
+    """Make an artifact of a pack, after every byte was verified."""
+    from mmcompress import pack as packs
+    from mmcompress.cli import console
+
+    console.show(*console.artifact_summary(packs.unpack(pack, out)), json)
+
+
+@app.command(rich_help_panel=USE)
+def triton(
+    artifact: Folder,
+    out: Annotated[Path, typer.Option("--out", help="Model repository; other models in it stay.")],
+    name: Annotated[str | None, typer.Option(help="Of the models; the folder's name if not given.")] = None,
+    backend: Annotated[str | None, typer.Option(help="onnxruntime, openvino or tensorrt.")] = None,
+    precision: Annotated[str | None, typer.Option(help="fp32, fp16 or int8; the smallest if not given.")] = None,
+    target: Annotated[str | None, typer.Option(help="Of engines for several GPUs: sm86, say.")] = None,
+    max_batch: Annotated[int, typer.Option(min=1, help="Largest batch of ONNX graphs; an engine has its own.")] = 32,
+    json: Json = False,
+) -> None:
+    """Write a model repository for Triton: both towers and an ensemble. Clients send pixels and token ids."""
+    from mmcompress.artifact import Artifact
+    from mmcompress.cli import console, show_use
+    from mmcompress.export.triton import Choice, write_repository
+
+    choice = Choice(backend, precision, target, max_batch)
+    console.show(*show_use.repository_summary(write_repository(Artifact.open(artifact), out, name, choice), out), json)
+
+
+@app.command(rich_help_panel=USE)
+def doctor(
+    backend: Annotated[
+        str | None, typer.Option(help="Also check what this one needs; exit 3 if it cannot run.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Show what works on this machine, and what to install for what does not."""
+    from mmcompress.cli import console, requirements, show_use
     from mmcompress.cli.doctor import diagnosis
 
-    console.show(*show_use.diagnosis_summary(diagnosis()), json)
+    checks = None if backend is None else requirements.requirements(backend)
+    console.show(*show_use.diagnosis_summary(diagnosis(), checks), json)
+    requirements.enforce(checks or (), backend or "")
+
+
+remote = typer.Typer(name="remote", no_args_is_help=True, context_settings=SETTINGS)
+app.add_typer(remote, rich_help_panel=USE)
+PASSING_ON = {**SETTINGS, "allow_extra_args": True, "ignore_unknown_options": True}
+"""What is no option of ours is one of the command there."""
+HostName = Annotated[str, typer.Argument(metavar="USER@HOST", help="As ssh knows it; give it first.")]
+Ssh = Annotated[str, typer.Option("--ssh", help="The program, with options of its own: 'ssh -p 2222'.")]
+CommandThere = Annotated[str, typer.Option("--command", help="mmcompress there: '~/venv/bin/mmcompress'.")]
+Keep = Annotated[bool, typer.Option("--keep", help="Leave there what was sent and made, for the next command.")]
+
+
+@remote.callback()
+def remote_commands() -> None:
+    """Run `doctor`, `build`, `bench` or `drift` on another machine, over ssh: `remote bench USER@HOST int8 --out b`."""
+
+
+@remote.command("doctor", context_settings=PASSING_ON)
+def remote_doctor(
+    rest: typer.Context, host: HostName, client: Ssh = "ssh", command: CommandThere = "mmcompress", json: Json = False
+) -> None:
+    """Show what works there. Other options are those of `doctor`."""
+    from mmcompress.pipeline import remote, ssh
+
+    answer = remote.doctor(remote.There(host, client, command), [*rest.args, *(["--json"] if json else [])])
+    print(answer.out, end="")
+    ssh.check(answer, host)
+
+
+def remote_stage(
+    rest: typer.Context,
+    host: HostName,
+    out: Out,
+    client: Ssh = "ssh",
+    command: CommandThere = "mmcompress",
+    keep: Keep = False,
+    json: Json = False,
+) -> None:
+    """The command that was asked for, run there on what is sent."""
+    from mmcompress.cli import console
+    from mmcompress.pipeline import remote
+
+    there = remote.There(host, client, command, keep)
+    artifact = remote.run_stage(there, str(rest.info_name), rest.args, out)
+    console.show(*console.artifact_summary(artifact), json)
+
+
+for stage, does in {
+    "build": "Send an ONNX artifact, build engines of it there, and bring them here with their passports.",
+    "bench": "Send artifacts, measure their latency there, and bring the figures here.",
+    "drift": "Send artifacts, measure accuracy and distances there, and bring the figures here.",
+}.items():
+    usage = (
+        f"After USER@HOST come artifacts or packs, then options of `{stage}`; paths in those are of the machine there."
+    )
+    remote.command(stage, context_settings=PASSING_ON, help=f"{does}\n\n{usage}")(remote_stage)
 
 
 data = typer.Typer(name="data", no_args_is_help=True, context_settings=SETTINGS)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import platform
 import re
-import shutil
-import subprocess
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
 from mmcompress import __version__
 from mmcompress.architecture import Config
+from mmcompress.errors import MMCompressError
 
 CPU_FLAGS = {
     "avx2": "AVX2",
@@ -62,8 +61,8 @@ class Diagnosis(Config):
     python: str
     platform: str
     cpu: Processor
-    gpu: tuple[dict[str, str], ...]
-    """What nvidia-smi says of each GPU, by its own names of the fields."""
+    gpu: str | None
+    """The one that engines run on, by its driver; None where there is none that can be used."""
     backends: tuple[Backend, ...]
     extras: tuple[Extra, ...]
 
@@ -78,7 +77,7 @@ def diagnosis() -> Diagnosis:
         python=platform.python_version(),
         platform=platform.platform(),
         cpu=Processor(model=cpu_model(), cores=usable_cores(), int8=int8_instructions(Path("/proc/cpuinfo"))),
-        gpu=tuple(gpus()),
+        gpu=gpu(),
         backends=tuple(Backend(name=n, usable=why is None, reason=why) for n, why in available_backends().items()),
         extras=tuple(extra for extra in extras(requires("mmcompress") or []) if extra.name not in ("demo", "dev")),
     )
@@ -95,23 +94,20 @@ def int8_instructions(cpuinfo: Path) -> tuple[str, ...] | None:
     return tuple(label for flag, label in CPU_FLAGS.items() if flag in have) if flags else None
 
 
-def gpus() -> list[dict[str, str]]:
-    """NVIDIA GPUs by nvidia-smi, or a Jetson by its release file; an empty list where there is none."""
-    jetson = Path("/etc/nv_tegra_release")
-    if jetson.is_file():
-        return [{"name": f"Jetson ({jetson.read_text(encoding='utf-8').splitlines()[0].lstrip('# ')})"}]
-    tool = shutil.which("nvidia-smi")
-    if tool is None:
-        return []
-    fields = ("name", "compute_cap", "driver_version", "memory.total")
-    command = [tool, f"--query-gpu={','.join(fields)}", "--format=csv,noheader"]
+def gpu() -> str | None:
+    """The GPU that engines would run on, by its driver; None where there is none, or no driver for it."""
+    from mmcompress.runtime.board import board
+    from mmcompress.runtime.gpu import open_cuda
+
     try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout
-    except (OSError, subprocess.SubprocessError):
-        return []
-    return [
-        dict(zip(fields, map(str.strip, line.split(",")), strict=False)) for line in answer.splitlines() if line.strip()
-    ]
+        device = open_cuda().device
+    except MMCompressError:
+        return None
+    where = f" on {name}" if device.integrated and (name := board()) else ""
+    return (
+        f"{device.name}{where}, {device.target}, {device.multiprocessors} multiprocessors, "
+        f"{device.memory_bytes / (1 << 30):.1f} GiB"
+    )
 
 
 def extras(requirements: list[str]) -> list[Extra]:

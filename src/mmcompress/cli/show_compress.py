@@ -12,6 +12,7 @@ from mmcompress.cli.console import Summary, about, artifact_summary, empty_table
 from mmcompress.cli.show_measure import verdict_summary
 from mmcompress.cli.show_report import report_summary
 from mmcompress.formats import compact, percent, percent_interval
+from mmcompress.int8 import TABLE, TABLE_FACT
 from mmcompress.manifest import Kind
 from mmcompress.pipeline.pilot import PilotDocument
 from mmcompress.seen import JUDGED_ON, SEEN, JudgedOn
@@ -73,7 +74,10 @@ def quantize_summary(artifact: Artifact, judged: Artifact | None) -> Summary:
     document, place = artifact_summary(artifact)
     facts, cost = artifact.manifest.facts, artifact.manifest.metrics["calibration"]
     integers = facts["linears"] if "linears" in facts else facts["products"]
-    lines = [f"INT8: {integers} of {integers + len(facts['kept'])} products with weights; the others stay in float"]
+    kept = [name for name in facts["kept"] if name != TABLE]
+    lines = [f"INT8: {integers} of {integers + len(kept)} products with weights; the others stay in float"]
+    if TABLE_FACT in facts:
+        lines.append("the text tower's table of tokens is in 8 bits, one scale a row")
     asked, seen = artifact.manifest.config["samples"], facts[SEEN]["pairs"]
     if seen < asked:
         lines.append(f"calibrated on {seen} samples, which are all there are; {asked} were asked for")

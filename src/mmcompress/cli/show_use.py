@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -13,15 +14,17 @@ from rich.text import Text
 from mmcompress.artifact import Artifact
 from mmcompress.cli.console import Summary, empty_table, pairs
 from mmcompress.cli.doctor import Diagnosis
+from mmcompress.cli.requirements import Check
 from mmcompress.data.indexing import DataFacts
 from mmcompress.data.tally import printable
+from mmcompress.export.triton import Model
 from mmcompress.formats import (
     count,
     megabytes,
     millions,
     percent,
 )
-from mmcompress.manifest import Kind, TensorSpec
+from mmcompress.manifest import Kind, Manifest, TensorSpec
 from mmcompress.runtime.passport import PASSPORTS, stated_passport
 from mmcompress.strictjson import text_from_json
 
@@ -89,6 +92,15 @@ def manifest_view(artifact: Artifact) -> RenderableType:
     return Group(about, files, graphs)
 
 
+def pack_summary(manifest: Manifest, path: Path) -> Summary:
+    """A file, and which artifact is in it."""
+    size, seal = path.stat().st_size, manifest.compute_seal()
+    view = Text(
+        f"{path}  {manifest.kind.value} made by {manifest.stage}, {megabytes(size)}, digest {manifest.digest[:12]}"
+    )
+    return {"path": str(path), "bytes": size, "digest": manifest.digest, "seal": seal}, view
+
+
 def _passport_lines(artifact: Artifact) -> dict[str, str]:
     """What each engine was built on and of; what nobody stated is left out."""
     lines = {}
@@ -135,16 +147,24 @@ def _short(value: object, limit: int = 300) -> str:
     return text if len(text) <= limit else f"{text[:limit]}… ({count(len(text))} characters)"
 
 
-def diagnosis_summary(diagnosis: Diagnosis) -> Summary:
-    """`doctor`'s facts as tables."""
+def repository_summary(models: Sequence[Model], out: Path) -> Summary:
+    """The models of a Triton repository, and how it is served."""
+    table = empty_table("model", "backend", "file", ">largest batch")
+    for model in models:
+        table.add_row(model.name, model.backend, model.file or "", str(model.max_batch or "fixed"))
+    serve = Text(f"tritonserver --model-repository={shlex.quote(str(out.absolute()))}")
+    return [model.model_dump(mode="json") for model in models], Group(table, serve)
+
+
+def diagnosis_summary(diagnosis: Diagnosis, checks: Sequence[Check] | None = None) -> Summary:
+    """`doctor`'s facts as tables, with what one backend needs where that was asked."""
     cpu = diagnosis.cpu
     int8 = "unknown" if cpu.int8 is None else ", ".join(cpu.int8) or "none that speeds up INT8"
-    gpus = "; ".join(" ".join(gpu.values()) for gpu in diagnosis.gpu)
     about = pairs(
         {
             "mmcompress": f"{diagnosis.mmcompress} on Python {diagnosis.python}, {diagnosis.platform}",
             "processor": f"{cpu.model}, {cpu.cores} cores; {int8}",
-            "GPU": gpus or "none found: engines can be built but not run",
+            "GPU": diagnosis.gpu or "none found: engines can be built but not run",
         }
     )
     backends = empty_table("backend", "", "why not")
@@ -155,4 +175,11 @@ def diagnosis_summary(diagnosis: Diagnosis) -> Summary:
         have = ", ".join(f"{name} {version}" for name, version in extra.installed.items())
         lack = ", ".join(p.package + (f" (only where {p.only})" if p.only else "") for p in extra.missing)
         extras.add_row(extra.name, have, lack, extra.command if lack else "")
-    return diagnosis.model_dump(mode="json"), Group(about, backends, extras)
+    document, views = diagnosis.model_dump(mode="json"), [about, backends, extras]
+    if checks is not None:
+        document["checks"] = [check.model_dump(mode="json") for check in checks]
+        table = empty_table("check", "", "found", "to mend")
+        for check in checks:
+            table.add_row(check.what, check.state, check.found, check.mend or "")
+        views.append(table)
+    return document, Group(*views)

@@ -13,6 +13,7 @@ import zlib
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -81,9 +82,24 @@ class _Decoding(NamedTuple):
 
 def decode(image: bytes, preprocessing: Preprocessing) -> NDArray[np.uint8]:
     """JPEG, PNG or WebP -> (S, S, 3); CorruptInputError for what is damaged or larger than 64 MiPixel."""
-    try:
+    with _told():
         image_size(image)
         return _pixels(image, preprocessing)
+
+
+def decode_whole(image: bytes) -> NDArray[np.uint8]:
+    """JPEG, PNG or WebP -> (H, W, 3), upright and RGB; raises as `decode`."""
+    with _told():
+        image_size(image)
+        with _opened(image) as opened:
+            return np.asarray(to_rgb(upright(opened)))
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Pillow's errors in our words."""
+    try:
+        yield
     except _PILLOW_ERRORS as error:
         raise CorruptInputError(f"an image cannot be decoded: {error}", "replace it, or leave it out") from error
 

@@ -63,7 +63,9 @@ def teacher_named(source: str, wanted: str = "an", given: Given = NOTHING) -> Te
     if path.exists():
         check_side_files(path)
         if not (path / "config.json").is_file():
-            lacks = f"it has no {MANIFEST}, and no config.json of a model" if path.is_dir() else "it is no folder"
+            if path.is_file():
+                Artifact.open(path)
+            lacks = f"it has no {MANIFEST}, and no config.json of a model"
             raise UsageError(f"{source} is not an artifact: {lacks}", f"{artifact}, or a model in Hugging Face format")
         resolve(teacher)
         return teacher
@@ -79,6 +81,13 @@ def check_named(source: str | Path, wanted: str = Kind.ONNX.value) -> None:
     """Raise UsageError for what is neither an artifact nor the name of a teacher. Nothing is opened or fetched."""
     if not is_artifact(source):
         teacher_named(str(source), wanted)
+
+
+def check_named_with_labels(source: str | Path, labels: object) -> None:
+    """As `check_named`; a teacher, which is long to convert, has no labels inside."""
+    check_named(source)
+    if labels is None and not is_artifact(source):
+        raise UsageError(f"{source} is a teacher, and has no labels inside", "give some: --labels cat,dog")
 
 
 def becomes_checkpoint(teacher: TeacherConfig) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from mmcompress.compress.identity import HUB, READ, changed_since, model_fingerprint
-from mmcompress.config import DataConfig, StageConfig, StudentConfig, TeacherConfig
+from mmcompress.config import BankConfig, DataConfig, StageConfig, StudentConfig, TeacherConfig
 from mmcompress.data.spec import fingerprint
 from mmcompress.pipeline.recipe import DATA_FIELDS
 from mmcompress.teachers import cached_folder
@@ -26,6 +26,12 @@ def outside(built: StageConfig) -> dict[str, str]:
         for name in DATA_FIELDS:
             if (spec := getattr(data, name)) is not None:
                 fingerprints[f"data.{name}"] = fingerprint(spec)
+    bank = getattr(built, "bank", None)
+    for name in ("labels", "templates") if isinstance(bank, BankConfig) else ():
+        if (spec := getattr(bank, name)) is not None:
+            fingerprints[f"bank.{name}"] = fingerprint(spec)
+    if (corpus := getattr(built, "trim_vocab", None)) is not None:
+        fingerprints["trim_vocab"] = fingerprint(corpus)
     return fingerprints | {key: model_fingerprint(source) for key, source in _models(built).items()}
 
 

@@ -56,7 +56,7 @@ class Wish:
 
 def shrink(source: str, out: Path, wish: Wish) -> dict[str, Artifact]:
     """Every artifact of the way by name, the report last."""
-    from mmcompress.measure.verdict.contestants import runnable
+    from mmcompress.measure.early import runnable
 
     if is_artifact(source):
         if (Path(source) / INTEGERS).is_file():

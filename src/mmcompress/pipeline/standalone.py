@@ -15,13 +15,14 @@ from typing import Any, cast, get_args
 
 from mmcompress.artifact import Artifact
 from mmcompress.compress.int8.comparison import CalibrationComparison
-from mmcompress.config import ExportConfig, Precision, QuantizeConfig
+from mmcompress.config import ExportConfig, Precision, QuantizeConfig, StageConfig
 from mmcompress.data.layout import say_classes
 from mmcompress.data.spec import same_set
 from mmcompress.errors import UsageError, suggestion
 from mmcompress.int8 import GRAPH_RANGES, RANGES
 from mmcompress.manifest import Kind
 from mmcompress.measure.comparison import ComparisonDocument
+from mmcompress.measure.early import runnable
 from mmcompress.pipeline.apart import check_leaves_some_unseen, with_some_apart
 from mmcompress.pipeline.converted import (
     all_as_graphs,
@@ -302,23 +303,39 @@ def verdict(source: str | Path, out: Path, given: Given = NOTHING) -> Artifact:
     return run_single("verdict", tables, to["verdict"], {role: checkpoint}, out)
 
 
+def asks_verdict(said: bool, backend: str | None) -> bool:
+    """Whether a verdict is asked for, by itself or by naming its backend; raises where that cannot run here."""
+    if asked := said or backend is not None:
+        runnable(backend)
+    return asked
+
+
 def verdict_beside(checkpoint: Artifact, backend: str | None) -> Artifact:
     """The verdict on a checkpoint that was just quantized, into its OUT-verdict."""
     out = checkpoint.path.with_name(f"{checkpoint.path.name}-verdict")
     return verdict(checkpoint.path, out, {"backend": backend})
 
 
-def export(source: str, out: Path, given: Given = NOTHING) -> Artifact:
-    """A checkpoint as ONNX. A teacher goes through optimum as it is, or with a precision through our own exporter."""
+def export(source: str, out: Path, given: Given = NOTHING, static: bool = False) -> Artifact:
+    """A checkpoint as ONNX. A teacher goes through optimum as it is, or with a precision through our own exporter.
+
+    `static` also makes the bundle for compilers of other vendors, in OUT-static.
+    """
     checkpoint = artifact_at(source, Kind.CHECKPOINT)
-    if checkpoint is None and not {"precisions", "opset"} & given.keys():
+    bundle, idle = (("static",), {}) if static else ((), {"static": "no bundle is asked for: --static"})
+    beside = {"static": "static"} if static else {}
+    own = {key.split(".")[0] for key in given} & ExportConfig.model_fields.keys() - StageConfig.model_fields.keys()
+    if checkpoint is None and not own:
         stage = tracing_stage(source)
-        to = routed(given, stage, idle={"convert": "the teacher is exported as it is"})
+        to = routed(given, stage, *bundle, idle={"convert": "the teacher is exported as it is", **idle})
         checked(stage, {"teacher": {"source": source}}, to[stage])
         teacher_named(source, Kind.CHECKPOINT.value, to[stage])
-        return teacher_graphs(source, out, to[stage])
-    to = routed_with_source(given, "export", checkpoint, idle={"baseline": "mmcompress itself exports"})
-    natural = {} if checkpoint is None else {"precisions": natural_precisions(checkpoint)}
+        _check_bundle(out, {}, to)
+        return _with_bundle(teacher_graphs(source, out, to[stage]), out, {}, to)
+    idle["baseline"] = "mmcompress itself exports"
+    to = routed_with_source(given, "export", checkpoint, *bundle, idle=idle)
+    precisions = ("fp32",) if checkpoint is None else natural_precisions(checkpoint)
+    natural = {"precisions": tuple(dict.fromkeys((*precisions, *(["fp32"] if static else []))))}
     built = cast(ExportConfig, checked("export", natural, to["export"]))
     calibrated = [precision for precision in built.precisions if precision in ("int8", "fp8")]
     if calibrated and (checkpoint is None or RANGES not in checkpoint.manifest.files):
@@ -326,11 +343,28 @@ def export(source: str, out: Path, given: Given = NOTHING) -> Artifact:
             f"{source} is not quantized, so it cannot be exported in {calibrated[0]}",
             f"mmcompress quantize {source} --data DATA --out DIR, and export that",
         )
+    if static and "fp32" not in built.precisions:
+        raise UsageError("a bundle is of FP32 graphs, which the compiler quantizes", "add --precision fp32")
+    tables = {"data": data_unless_given(given, checkpoint)} if static else {}
+    _check_bundle(out, tables, to)
     if checkpoint is None:
         check_becomes_checkpoint(source, "exported in a precision of choice", to["convert"])
-        check_places(out, "export", built, made_first(source, None, to["convert"]), source)
+        check_places(out, "export", built, made_first(source, None, to["convert"]) | beside, source)
         checkpoint = as_checkpoint(source, out, to["convert"])
-    return run_single("export", natural, to["export"], {"checkpoint": checkpoint}, out)
+    return _with_bundle(run_single("export", natural, to["export"], {"checkpoint": checkpoint}, out), out, tables, to)
+
+
+def _check_bundle(out: Path, tables: Mapping[str, Any], to: Mapping[str, Given]) -> None:
+    if "static" in to:
+        check_place(out.with_name(f"{out.name}-static"), stage="static")
+        checked("static", tables, to["static"])
+
+
+def _with_bundle(graphs: Artifact, out: Path, tables: Mapping[str, Any], to: Mapping[str, Given]) -> Artifact:
+    """The graphs, and OUT-static made of them where the stage is one that runs."""
+    if "static" in to:
+        run_single("static", tables, to["static"], {"graphs": graphs}, out.with_name(f"{out.name}-static"))
+    return graphs
 
 
 def build(source: str | Path, out: Path, given: Given = NOTHING) -> Artifact:

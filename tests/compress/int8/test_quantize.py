@@ -31,7 +31,7 @@ from mmcompress.export.export import check_has_integers
 from mmcompress.export.pixels import image_processing
 from mmcompress.export.texts import save_text_processing
 from mmcompress.huggingface import dual_encoder_from_hugging_face, save_checkpoint
-from mmcompress.int8 import INTEGERS, linear_modules, linears_from_tensors
+from mmcompress.int8 import INTEGERS, TABLE_FACT, linear_modules, linears_from_tensors
 from mmcompress.manifest import Kind, TextProcessing
 from mmcompress.measure.drift.drift import drift_document
 from mmcompress.measure.verdict.heldout import held_out
@@ -78,7 +78,8 @@ def test_the_artifact_is_a_checkpoint_with_ranges_integers_and_a_record_of_choic
         stored = linears_from_tensors(load_file(found.file(INTEGERS)), kind)  # type: ignore[arg-type]
         assert set(stored) == set(ranges) - operands
         assert stored["image.blocks.0.qkv"].weight.shape == (64, 192)
-    assert [set(row) for row in facts["sensitivity"]] == [{"module", "drift", "kept"}] * linears
+    assert [set(row) for row in facts["sensitivity"]] == [{"module", "drift", "kept"}] * (linears + 1), "and the table"
+    assert facts[TABLE_FACT] == "int8"
     drifts = [row["drift"] for row in facts["sensitivity"]]
     assert drifts == sorted(drifts, reverse=True) and facts["budget"] == 1
     for tower in ("image", "text"):
@@ -236,7 +237,7 @@ def test_flips_have_a_budget_of_their_own_on_validation_pairs(
     settings = ("max_drop=1", "max_flips=0.4", "rounding=nearest", "smooth=[]")
     found = quantize(world, tmp_path / "q", f"data.validation={world}", *settings)
     assert seen == [str(world), str(world)], "one to fit, one to judge"
-    assert len(found.manifest.facts["kept"]) == 32 and found.manifest.metrics["calibration"]["flips"] == 0.5
+    assert len(found.manifest.facts["kept"]) == 33 and found.manifest.metrics["calibration"]["flips"] == 0.5
 
 
 def test_images_choose_between_the_labels(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,6 +29,7 @@ from mmcompress.data.spec import fingerprint
 from mmcompress.errors import CorruptInputError, GateFailedError, MissingRequirementError, UsageError
 from mmcompress.export.export import read_int8
 from mmcompress.int8 import linear_modules
+from mmcompress.measure import early
 from mmcompress.measure.interleave import Record
 from mmcompress.measure.verdict import contest, contestants, origins, ruling, verdict
 from mmcompress.measure.verdict.candidates import CANDIDATES, candidates_for
@@ -357,7 +358,7 @@ def test_fp16_is_raced_on_gpus_alone(loads: bool) -> None:
 
 def test_gpu_backends_without_a_gpu_say_why(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reasons = {"tensorrt": "there is no NVIDIA driver", "tensorrt-rtx": "there is no NVIDIA driver"}
-    monkeypatch.setattr(contestants, "available_backends", lambda: reasons)
+    monkeypatch.setattr(early, "available_backends", lambda: reasons)
     for backend in reasons:
         with pytest.raises(MissingRequirementError, match="does not run here: there is no NVIDIA driver") as caught:
             judge(world, tmp_path / "v", backend=backend)
