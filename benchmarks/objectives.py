@@ -48,13 +48,16 @@ DATA = {
 TEACHER = "demo:teacher"
 DIM = 256
 TRAINED = {"optimizer.batch": 64, "optimizer.lr": 1.2e-3, "optimizer.ema": 0.99}
-NONE = {"cosine": 0.0, "relational": 0.0}
+NONE = {"cosine": 0.0, "relational": 0.0, "affinity": 0.0}
 OBJECTIVES: Mapping[str, Mapping[str, float]] = {
-    "ours": {"cosine": 1.0, "relational": 1.0},
+    "ours": {"cosine": 16.0, "relational": 1.0, "affinity": 1.0},
+    "ours + interactive": {"cosine": 16.0, "relational": 1.0, "affinity": 1.0, "interactive": 1.0},
     "cosine": {**NONE, "cosine": 1.0},
     "relational": {**NONE, "relational": 1.0},
-    "ours + affinity": {"cosine": 1.0, "relational": 1.0, "affinity": 1.0},
-    "ours + interactive": {"cosine": 1.0, "relational": 1.0, "interactive": 1.0},
+    "cosine + relational": {**NONE, "cosine": 1.0, "relational": 1.0},
+    "cosine + relational + interactive": {**NONE, "cosine": 1.0, "relational": 1.0, "interactive": 1.0},
+    "4 cosine + relational": {**NONE, "cosine": 4.0, "relational": 1.0},
+    "4 cosine + relational + interactive": {**NONE, "cosine": 4.0, "relational": 1.0, "interactive": 1.0},
     "open_clip": {**NONE, "contrastive": 1.0, "affinity": 1.0},
     "TinyCLIP": {**NONE, "affinity": 1.0},
     "CLIP-KD": {**NONE, "cosine": 4000 / DIM, "contrastive": 1.0, "affinity": 1.0, "interactive": 1.0},

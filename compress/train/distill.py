@@ -46,9 +46,9 @@ from mmcompress.teachers import resolve
 
 def distill(job: Job[DistillConfig]) -> None:
     """Stage: train a student, or recover a pruned one, against cached teacher embeddings."""
-    config, draft = job.config, job.draft
+    draft = job.draft
     embeddings = load_embeddings(job.sources["embeddings"])
-    teacher_scale = _teacher_scale(config, job.sources["embeddings"])
+    config, teacher_scale = _with_scale(job, job.sources["embeddings"])
     sparse: list[str] = []
     with world(config.device) as here:
         if "checkpoint" in job.sources:
@@ -61,7 +61,7 @@ def distill(job: Job[DistillConfig]) -> None:
         draft.model = model.config
         text = _text_mode(config, model)
         _check_space(model, text, embeddings)
-        model.logit_scale.requires_grad_(config.compares_batch)
+        model.logit_scale.requires_grad_(bool(config.contrastive or config.interactive))
         if model.logit_bias is not None:
             model.logit_bias.requires_grad_(False)
         model = model.to(here.device).train()
@@ -118,15 +118,20 @@ def distill(job: Job[DistillConfig]) -> None:
     draft.facts = {"params": model.config.params, "macs": model.config.macs, **({SPARSE: sparse} if sparse else {})}
 
 
-def _teacher_scale(config: DistillConfig, embeddings: Artifact) -> float:
-    """The teacher's own factor on similarities, which only `affinity` needs."""
-    scale: float | None = embeddings.manifest.facts.get("logit_scale")
-    if config.affinity and scale is None:
+def _with_scale(job: Job[DistillConfig], embeddings: Artifact) -> tuple[DistillConfig, float]:
+    """The config, and the teacher's own factor on similarities. A teacher that says none has no logits to compare, so
+    affinity is left out, or refused where it was asked for.
+    """
+    config, scale = job.config, embeddings.manifest.facts.get("logit_scale")
+    if scale is not None or not config.affinity:
+        return config, scale or 1.0
+    if "affinity" in config.model_fields_set:
         raise UsageError(
             f"affinity compares logits, and the teacher of {embeddings.path} says no scale of its own",
             "leave affinity out, or let the teacher's function return a logit_scale",
         )
-    return scale or 1.0
+    say("", job.name, "without affinity, which compares logits: the teacher says no scale of its own")
+    return config.model_copy(update={"affinity": 0.0}), 1.0
 
 
 def _text_mode(config: DistillConfig, model: DualEncoder) -> Literal["distill", "keep"]:

@@ -306,7 +306,7 @@ class DistillConfig(WatchedConfig):
     """Where the student starts from; a recovery starts from the checkpoint it is given."""
     optimizer: OptimizerConfig = OptimizerConfig()
     """How it is trained."""
-    cosine: float = Field(default=1.0, ge=0)
+    cosine: float = Field(default=16.0, ge=0)
     """Weight of 1 - cosine between the student's and the teacher's embeddings, both towers."""
     relational: float = Field(default=1.0, ge=0)
     """Weight of the KL divergence between the similarities to the anchors, both towers."""
@@ -316,7 +316,7 @@ class DistillConfig(WatchedConfig):
     """Cached teacher embeddings of each modality that the other is compared with."""
     contrastive: float = Field(default=0.0, ge=0)
     """Weight of the symmetric InfoNCE among the student's own embeddings of a batch, with hard labels."""
-    affinity: float = Field(default=0.0, ge=0)
+    affinity: float = Field(default=1.0, ge=0)
     """Weight of the KL divergence between the batch's logits, the teacher's at its own scale, both ways."""
     interactive: float = Field(default=0.0, ge=0)
     """Weight of the InfoNCE between the student's images and the teacher's texts, and the other way round."""
@@ -327,7 +327,7 @@ class DistillConfig(WatchedConfig):
 
     @property
     def compares_batch(self) -> bool:
-        """Whether a term compares each image with each text of a batch; then the scale of the logits is learned."""
+        """Whether a term compares each image with each text of a batch."""
         return bool(self.contrastive or self.affinity or self.interactive)
 
     @model_validator(mode="after")

@@ -75,3 +75,14 @@ def test_embeddings_that_do_not_say_how_images_were_prepared_are_refused(
     with pytest.raises(UsageError, match="does not say how the teacher's images were prepared") as caught:
         run_recipe(load_recipe(tmp_path / "recipe.toml"), tmp_path / "run")
     assert caught.value.hint == "embed them again"
+
+
+def test_a_teacher_without_a_scale_has_no_logits_to_compare(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data, tokenizer = write_squares(tmp_path), write_teacher(tmp_path / "tokenizer")
+    (tmp_path / "mine.py").write_text(TEACHER.replace(", logit_scale=100.0, logit_bias=-10.0", ""))
+    stated = {"data": data, "teacher": f"{tmp_path}/mine.py:build", "tokenizer": tokenizer}
+    (tmp_path / "recipe.toml").write_text(RECIPE.format(**stated))
+    run_recipe(load_recipe(tmp_path / "recipe.toml"), tmp_path / "run")
+    assert "without affinity, which compares logits" in " ".join(capsys.readouterr().err.split())
+    with pytest.raises(UsageError, match="affinity compares logits"):
+        run_recipe(load_recipe(tmp_path / "recipe.toml", {"distill.affinity": 2}), tmp_path / "run")
