@@ -67,7 +67,7 @@ def pareto(rows: Sequence[Row], machine: str) -> str:
     points = points_of(rows, machine)
     if not points:
         return ""
-    height, left, right, top, bottom = 430.0, 62.0, WIDTH - 24, 16.0, 380.0
+    height, left, right, top, bottom = 430.0, 70.0, WIDTH - 24, 16.0, 380.0
     spread = [limit for p in points for limit in (p.interval or (p.accuracy,))]
     y_ticks = linear_ticks(max(0.0, min(spread) - 0.005), min(1.0, max(spread) + 0.005), 5)
     low_ms = min(p.latency_ms for p in points) / 1.25
@@ -79,7 +79,8 @@ def pareto(rows: Sequence[Row], machine: str) -> str:
     def y(accuracy: float) -> float:
         return bottom - (bottom - top) * (accuracy - y_ticks[0]) / (y_ticks[-1] - y_ticks[0])
 
-    parts = [grid_y([(y(t), percent(t, 0 if (y_ticks[1] - y_ticks[0]) >= 0.01 else 1)) for t in y_ticks], left, right)]
+    whole = all(round(100 * t, 6).is_integer() for t in y_ticks)
+    parts = [grid_y([(y(t), percent(t, 0 if whole else 1)) for t in y_ticks], left, right)]
     parts.append(grid_x([(x(t), significant_tick(t)) for t in log_ticks(low_ms, high_ms)], top, bottom))
     parts.append(y_title("R@10, image to text", bottom / 2))
     parts.append(x_title("median latency at batch 1, ms (logarithmic)", (left + right) / 2, bottom + 40))
