@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -89,6 +90,8 @@ class Config:
         self.limits[pool] = size_bytes
 
     def create_timing_cache(self, known: bytes) -> Any:
+        if known.startswith(b"damaged"):
+            return None
         return SimpleNamespace(known=known, serialize=lambda: known + b"+")
 
     def set_timing_cache(self, cache: Any, ignore_mismatch: bool) -> bool:
@@ -215,11 +218,29 @@ def test_tuning_reaches_the_builder_and_timings_are_kept(graph: Path, tmp_path: 
     assert not hasattr(again.config, "builder_optimization_level") and not again.config.limits
 
 
-def test_timings_of_another_version_are_left_alone(graph: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("known", [b"other version", b"damaged"])
+def test_timings_that_do_not_fit_are_left_alone(known: bytes, graph: Path, tmp_path: Path) -> None:
     cache = tmp_path / "a.cache"
-    cache.write_bytes(b"other version")
+    cache.write_bytes(known)
     built(Classic(), graph, timings=cache)
     assert cache.read_bytes() == b"+"
+
+
+def test_a_cache_that_cannot_be_written_loses_no_build(
+    graph: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    assert built(Classic(), graph, timings=tmp_path / "file" / "a.cache").plan == b"plan", "no folder can be made"
+    assert "what was timed is not kept" in " ".join(capfd.readouterr().err.split())
+
+    def full(self: Path, data: bytes) -> int:
+        self.touch()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    assert built(Classic(), graph, timings=tmp_path / "full" / "a.cache").plan == b"plan"
+    assert "No space left on device" in " ".join(capfd.readouterr().err.split())
+    assert list((tmp_path / "full").iterdir()) == [], "what was begun is gone"
 
 
 def test_a_cache_is_of_one_version_and_one_gpu() -> None:
