@@ -259,6 +259,15 @@ def test_only_classic_tensorrt_is_tuned() -> None:
             BuildConfig.model_validate({key: value})
 
 
+@pytest.mark.parametrize("reach", ["same compute capability", "Ampere and later"])
+def test_an_engine_of_a_jetson_reaches_no_other_gpu(reach: Any) -> None:
+    config = BuildConfig(backend="tensorrt", targets=("native",), reach=reach)
+    with pytest.raises(UsageError, match="is not for NVIDIA Jetson Orin Nano: TensorRT has no hardware compatibility"):
+        tuning_of(config, ORIN)
+    assert tuning_of(config, ORIN.model_copy(update={"board": None})).reach == reach
+    assert tuning_of(config.model_copy(update={"reach": "this GPU"}), ORIN).reach == "this GPU"
+
+
 def test_a_level_that_this_version_lacks_is_refused(graph: Path) -> None:
     with pytest.raises(UsageError, match=r"tensorrt 10\.3\.0 makes no engines for 'same compute capability'"):
         built(Classic(), graph, reach="same compute capability")
