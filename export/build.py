@@ -128,7 +128,7 @@ def tuning_of(config: BuildConfig, machine: Machine) -> Tuning:
     """What a build is told, for the machine that it is for; UsageError where a Jetson's engine shall reach further."""
     if config.reach not in (None, "this GPU") and (machine.board or machine.jetpack):
         raise UsageError(
-            f"{config.reach!r} is not for {machine.board or 'a Jetson'}: TensorRT has no hardware compatibility on JetPack",
+            f"{config.reach!r} is not for {machine.board or 'a Jetson'}: TensorRT has no hardware compatibility there",
             "leave out --reach, and build on each kind of Jetson",
         )
     cached = config.backend == "tensorrt" and config.timing_cache is not False

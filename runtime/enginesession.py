@@ -74,6 +74,7 @@ class TensorRTSession(Session):
         with cuda.current():
             self._stream = cuda.open_stream()
             self._owned.callback(cuda.close_stream, self._stream)
+        self.min_batch = min(smallest for smallest, _, _ in self.profiles)
         self.max_batch: int | None = max(largest for _, _, largest in self.profiles)
 
     @staticmethod

@@ -142,7 +142,7 @@ def differences(passport: Passport | None, here: Machine) -> list[str]:
 
 
 def _multiprocessors(built: Machine, here: Machine) -> tuple[object, object]:
-    """Of both machines; on a Jetson, whose power modes switch parts of the GPU off, with the modes where they differ."""
+    """Of both machines; on a Jetson, whose power modes switch parts of the GPU off, with modes that differ."""
     counts = built.multiprocessors, here.multiprocessors
     modes = built.power_mode, here.power_mode
     if counts[0] == counts[1] or modes[0] == modes[1] or None in (*modes, built.board, here.board):
@@ -151,7 +151,7 @@ def _multiprocessors(built: Machine, here: Machine) -> tuple[object, object]:
     switch = f"sudo nvpmodel -m {number[1]}" if number else "sudo nvpmodel -m MODE"
     return (
         f"{counts[0]} under {modes[0]}",
-        f"{counts[1]} under {modes[1]}, and a power mode may switch some of them off: {switch} goes back, or build again",
+        f"{counts[1]} under {modes[1]}, and a power mode may switch some off: {switch} goes back, or build again",
     )
 
 

@@ -66,6 +66,23 @@ def test_small_engines_take_them_in_parts(graphs: Artifact) -> None:
     assert checked(graphs, "image", lambda rows: rows, max_batch=3)[1] == [1, 3, 3, 2]
 
 
+@pytest.mark.parametrize("image_input", ["any", "48x64"])
+def test_engines_that_prepare_images_are_fed_their_size(image_input: str, checkpoint: Make, tmp_path: Path) -> None:
+    config = ExportConfig(precisions=("fp32", "int8"), image_input=image_input)
+    sized = run_stage(STAGES["export"], config, {"checkpoint": checkpoint()}, (), tmp_path / "sized")
+    lowest, batches = checked(sized, "image", lambda rows: rows)
+    assert lowest == pytest.approx(1, abs=1e-5) and batches == [1, INPUTS]
+
+
+def test_batches_lie_within_the_profiles(graphs: Artifact) -> None:
+    graph = next(g for g in graphs.manifest.graphs if g.tower == "image" and g.activations == "signed")
+    for smallest, largest, batches in ((2, 3, [2, 3, 3, 2]), (3, 3, [3, 3, 3, 3]), (12, 16, [12, 12])):
+        engine = Engine(graphs, "image", lambda rows: rows, largest)
+        engine.min_batch = smallest
+        assert check_answers(graphs, graph, "e", lambda engine=engine: engine) == pytest.approx(1, abs=1e-5)  # type: ignore[misc]
+        assert engine.batches == batches
+
+
 def overflowing(rows: NDArray[Any]) -> NDArray[Any]:
     rows[-1, 0] = np.inf
     return rows
