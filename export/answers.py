@@ -10,7 +10,7 @@ no GPU has run it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -35,11 +35,14 @@ LOWEST_8_BIT = 0.9
 
 
 def check_answers(source: Artifact, graph: Graph, file: str, open_engine: Callable[[], Session]) -> float | None:
-    """The lowest cosine between the answers of an engine and of its reference; None where no CPU runtime is here.
+    """The lowest cosine between the answers of an engine and of its reference; None where there is no CPU
+    runtime, or only an FP8 graph, which none runs.
 
     Raises GateFailedError for an engine that answers with NaN or infinity, or otherwise than its reference.
     """
     reference = reference_graph(source, graph)
+    if reference.precision == "fp8":
+        return None
     try:
         backend = default_backend()
     except MissingRequirementError as error:
@@ -62,6 +65,17 @@ def check_answers(source: Artifact, graph: Graph, file: str, open_engine: Callab
             "the engine computes something else than its graph: update TensorRT, or build another precision",
         )
     return lowest
+
+
+def warn_without_reference(source: Artifact, graphs: Sequence[Graph]) -> None:
+    """Say of each FP8 graph without an FP32 one that nothing will be compared: no CPU runtime computes FP8."""
+    for graph in graphs:
+        if reference_graph(source, graph).precision == "fp8":
+            say(
+                "build",
+                graph.file,
+                "warning: nothing to compare its answers with: export the FP32 graph beside it (--precision fp32,fp8)",
+            )
 
 
 def reference_graph(source: Artifact, graph: Graph) -> Graph:

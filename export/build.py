@@ -24,7 +24,7 @@ from functools import partial
 from mmcompress.artifact import Artifact
 from mmcompress.config import Backend, BuildConfig
 from mmcompress.errors import MissingRequirementError, UsageError
-from mmcompress.export.answers import check_answers
+from mmcompress.export.answers import check_answers, warn_without_reference
 from mmcompress.export.audit import check_audit, summary_of
 from mmcompress.export.document import Audit, AuditDocument
 from mmcompress.export.engine import NATIVE, checked_targets, engine_from_onnx
@@ -65,6 +65,8 @@ def build(job: Job[BuildConfig]) -> None:
     passports: dict[str, Passport] = {}
     audits: dict[str, Audit] = {}
     said: dict[str, list[str]] = {}
+    if here is not None:
+        warn_without_reference(source, chosen_graphs(source))
     for graph in chosen_graphs(source):
         for target in targets:
             engine = engine_from_onnx(
