@@ -10,7 +10,7 @@ no GPU has run it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ from mmcompress.manifest import Graph
 from mmcompress.progress import say
 from mmcompress.runtime.backends import default_backend, open_file
 from mmcompress.runtime.encoder import tower_feeds, unit
+from mmcompress.runtime.frames import framed, takes_prepared
 from mmcompress.runtime.session import Feeds, Session
 from mmcompress.runtime.tokenize import load_tokenizer, text_processing, tokenize
 
@@ -34,11 +35,14 @@ LOWEST_8_BIT = 0.9
 
 
 def check_answers(source: Artifact, graph: Graph, file: str, open_engine: Callable[[], Session]) -> float | None:
-    """The lowest cosine between the answers of an engine and of its reference; None where no CPU runtime is here.
+    """The lowest cosine between the answers of an engine and of its reference; None where there is no CPU
+    runtime, or only an FP8 graph, which none runs.
 
     Raises GateFailedError for an engine that answers with NaN or infinity, or otherwise than its reference.
     """
     reference = reference_graph(source, graph)
+    if reference.precision == "fp8":
+        return None
     try:
         backend = default_backend()
     except MissingRequirementError as error:
@@ -63,6 +67,17 @@ def check_answers(source: Artifact, graph: Graph, file: str, open_engine: Callab
     return lowest
 
 
+def warn_without_reference(source: Artifact, graphs: Sequence[Graph]) -> None:
+    """Say of each FP8 graph without an FP32 one that nothing will be compared: no CPU runtime computes FP8."""
+    for graph in graphs:
+        if reference_graph(source, graph).precision == "fp8":
+            say(
+                "build",
+                graph.file,
+                "warning: nothing to compare its answers with: export the FP32 graph beside it (--precision fp32,fp8)",
+            )
+
+
 def reference_graph(source: Artifact, graph: Graph) -> Graph:
     """The FP32 graph of the same tower, else the graph itself."""
     same = (one for one in source.manifest.graphs if one.tower == graph.tower and one.precision == "fp32")
@@ -70,12 +85,16 @@ def reference_graph(source: Artifact, graph: Graph) -> Graph:
 
 
 def answers(session: Session, source: Artifact, graph: Graph) -> NDArray[np.float32]:
-    """(9, D): of the first input by itself, and of all eight."""
+    """(9, D): of the first input by itself, and of all eight; too small batches are filled up."""
     feeds = inputs_for(source, graph)
     output = session.outputs[0].name
     step = min(INPUTS, session.max_batch or INPUTS)
     parts = [slice(0, 1), *(slice(start, start + step) for start in range(0, INPUTS, step))]
-    rows = [session.run({name: array[part] for name, array in feeds.items()})[output] for part in parts]
+    rows = []
+    for part in parts:
+        count = len(range(INPUTS)[part])
+        places = np.resize(np.arange(INPUTS)[part], max(count, session.min_batch))
+        rows.append(session.run({name: array[places] for name, array in feeds.items()})[output][:count])
     return np.concatenate(rows).astype(np.float32).reshape(INPUTS + 1, -1)
 
 
@@ -83,7 +102,13 @@ def inputs_for(source: Artifact, graph: Graph) -> Feeds:
     """Eight inputs of a graph, by name: drawings or captions as the artifact prepares them."""
     values: NDArray[Any]
     if graph.tower == "image" and source.preprocessing is not None:
-        drawings = check_images(source.preprocessing)[:INPUTS]
+        drawings, spec = check_images(source.preprocessing)[:INPUTS], graph.inputs[0]
+        if graph.prepares and takes_prepared(spec, source.preprocessing):
+            drawings = framed(drawings, source.preprocessing, spec, source.path)
+        elif graph.prepares:  # of one other size: drawings beside each other fill it
+            _, height, width, _ = (side or 1 for side in spec.shape)
+            rows, columns = np.arange(height) % drawings.shape[1], np.arange(width) % drawings.shape[2]
+            drawings = drawings[:, rows][:, :, columns]
         values = drawings if graph.inputs[0].dtype == "uint8" else normalize(drawings, source.preprocessing)
     else:
         processing = text_processing(source)

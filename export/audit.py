@@ -18,7 +18,7 @@ from pathlib import Path
 
 from mmcompress.errors import GateFailedError, require
 from mmcompress.export.document import Audit, AuditSummary
-from mmcompress.export.layers import WIDTH, Layer
+from mmcompress.export.layers import UNKNOWN, WIDTH, Layer
 from mmcompress.progress import say
 
 UNSEEN = "in no layer"
@@ -79,14 +79,21 @@ def fallen_back(audit: Audit) -> dict[str, str]:
 
 
 def check_audit(audit: Audit, engine: str, allow_fallback: bool = False) -> None:
-    """Raise GateFailedError where nothing was compiled that can be read, or a Linear is not in the type it should be;
-    with `allow_fallback`, say it."""
-    wide = fallen_back(audit)
-    if audit.layers and not wide:
+    """Raise GateFailedError where nothing was compiled that can be read, or a Linear is not in the type it should be or
+    in one that TensorRT does not say; with `allow_fallback`, say it."""
+    found = fallen_back(audit)
+    if audit.layers and not found:
         return
+    wide = {name: precision for name, precision in found.items() if precision != UNKNOWN}
     kinds = "/".join(sorted({precision.upper() for precision in audit.quantized.values()}))
     if not audit.layers:
         what = f"TensorRT says nothing of the layers of {engine} that can be read, so there is no audit of it"
+    elif not wide:
+        listed = ", ".join(list(found)[:4]) + (", …" if len(found) > 4 else "")
+        what = (
+            f"TensorRT does not say in which type {engine} computes {len(found)} of its {len(audit.quantized)} {kinds}"
+            f" Linears, so nothing shows that they are: {listed}"
+        )
     elif len(wide) == len(audit.quantized):
         taken = ", ".join(sorted(set(wide.values())))
         what = f"{engine} fell back as a whole: none of its {len(wide)} {kinds} Linears is, all are {taken}"

@@ -24,7 +24,7 @@ from functools import partial
 from mmcompress.artifact import Artifact
 from mmcompress.config import Backend, BuildConfig
 from mmcompress.errors import MissingRequirementError, UsageError
-from mmcompress.export.answers import check_answers
+from mmcompress.export.answers import check_answers, warn_without_reference
 from mmcompress.export.audit import check_audit, summary_of
 from mmcompress.export.document import Audit, AuditDocument
 from mmcompress.export.engine import NATIVE, checked_targets, engine_from_onnx
@@ -50,7 +50,7 @@ def check_build(config: BuildConfig, _: Mapping[str, Artifact]) -> None:
     """Whether this machine's TensorRT builds for the targets, before a teacher is converted for it."""
     targets = checked_targets(tensorrt_module(config.backend), config.backend, config.targets)
     if NATIVE in targets:
-        this_machine(config.backend)
+        tuning_of(config, this_machine(config.backend))
 
 
 def build(job: Job[BuildConfig]) -> None:
@@ -65,6 +65,8 @@ def build(job: Job[BuildConfig]) -> None:
     passports: dict[str, Passport] = {}
     audits: dict[str, Audit] = {}
     said: dict[str, list[str]] = {}
+    if here is not None:
+        warn_without_reference(source, chosen_graphs(source))
     for graph in chosen_graphs(source):
         for target in targets:
             engine = engine_from_onnx(
@@ -125,7 +127,12 @@ def gpu_here(backend: Backend) -> Machine | None:
 
 
 def tuning_of(config: BuildConfig, machine: Machine) -> Tuning:
-    """What a build is told, for the machine that it is for."""
+    """What a build is told, for the machine that it is for; UsageError where a Jetson's engine shall reach further."""
+    if config.reach not in (None, "this GPU") and (machine.board or machine.jetpack):
+        raise UsageError(
+            f"{config.reach!r} is not for {machine.board or 'a Jetson'}: TensorRT has no hardware compatibility there",
+            "leave out --reach, and build on each kind of Jetson",
+        )
     cached = config.backend == "tensorrt" and config.timing_cache is not False
     return Tuning(
         workspace_mb=config.workspace_mb,

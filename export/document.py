@@ -14,7 +14,7 @@ class Audit(Part):
     """Of one engine."""
 
     layers: int
-    """Compiled layers."""
+    """Compiled layers, of all profiles."""
     kinds: dict[str, int]
     """Compiled layers of each kind, by TensorRT's own names."""
     products: dict[str, int]

@@ -21,6 +21,7 @@ from mmcompress.export.layers import Layer, layers_of_inspector, layers_of_log
 from mmcompress.export.parserrules import check_graph
 from mmcompress.export.tuning import Tuning, apply_tuning, keep_timings, profiles_for_batches
 from mmcompress.manifest import TensorSpec
+from mmcompress.runtime.plans import enter_profile
 from mmcompress.runtime.profiles import Batches
 
 NATIVE = "native"
@@ -129,18 +130,46 @@ def engine_from_onnx(
     messages = [text for _, text in log.lines]
     warnings = tuple(dict.fromkeys(text for severity, text in log.lines if severity == "WARNING"))
     sparsity = tuple(text.strip() for text in messages if "(Sparsity)" in text)
-    layers = layers_of_log(messages) if rtx else inspected_layers(trt, log, plan)
+    layers = layers_of_log(messages) if rtx else inspected_layers(trt, log, plan, dynamic, profiles, path)
     return Engine(plan, audit_of(layers, quantized, messages), warnings, profiles, sparsity)
 
 
-def inspected_layers(trt: ModuleType, log: Any, plan: bytes) -> list[Layer]:
-    """The layers of an engine by TensorRT's inspector, which needs the GPU that it was built on."""
+def inspected_layers(
+    trt: ModuleType, log: Any, plan: bytes, dynamic: Sequence[TensorSpec], profiles: Sequence[Batches], path: Path
+) -> list[Layer]:
+    """The layers of every profile of an engine by TensorRT's inspector, which needs the GPU that it was built on.
+
+    The inspector knows formats only by a context that is in a profile and has all input shapes: here of its usual batch
+    (TensorRT developer guide, "Engine Inspector").
+    """
     runtime = trt.Runtime(log)
     engine = runtime.deserialize_cuda_engine(plan)
     if engine is None:
         raise CorruptInputError(f"{trt.__name__} does not load what it built: {_last_error(log)}", "update the driver")
+    context = engine.create_execution_context()
+    if context is None:
+        raise MissingRequirementError(
+            f"{trt.__name__} cannot open what it built from {path.name} for its audit: {_last_error(log)}",
+            "free memory of the GPU, or build for smaller --batches",
+        )
     inspector = engine.create_engine_inspector()
-    return layers_of_inspector(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
+    layers: list[Layer] = []
+    for number in range(max(1, len(profiles))):
+        if profiles:
+            enter_profile(context, number, 0, path.name)
+        for spec in dynamic:
+            _, usual, _ = _profile_shapes(spec, profiles[number], path)
+            if not context.set_input_shape(spec.name, usual):
+                raise MissingRequirementError(
+                    f"{trt.__name__} does not take {spec.name!r} of shape {usual} for the audit of {path.name}",
+                    "its log above says why",
+                )
+        inspector.execution_context = context
+        told = layers_of_inspector(inspector.get_engine_information(trt.LayerInformationFormat.JSON), number)
+        if not told:  # what is in the other profiles says nothing of this one
+            return []
+        layers += told
+    return layers
 
 
 def _not_built(trt: ModuleType, path: Path, target: str, errors: Sequence[str]) -> MMCompressError:

@@ -32,6 +32,11 @@ _TYPES = (
 )
 _OPERANDS = re.compile(r"_(?P<type>i8|e4m3|bf16|f16|f32)(?:i8|i32|e4m3|bf16|f16|f32)_|(?P<vector>int8x4)_")
 _OF_TACTIC = {"i8": "int8", "int8x4": "int8", "e4m3": "fp8", "bf16": "bf16", "f16": "fp16", "f32": "fp32"}
+_INSTRUCTION = re.compile(r"(?P<int8>i8i8|imma|i8816|i168(?:16|32))|(?P<fp16>hmma|(?<![a-z])h(?:884|1688|16816))")
+"""What a tactic's name says of its tensor cores, where it does not name the operands: `h16816` multiplies FP16."""
+_OF_PROFILE = re.compile(r" \[profile (\d+)\]$")
+UNKNOWN = "unknown"
+"""Precision of what TensorRT does not tell, with dynamic shapes say."""
 _NODE = re.compile(r"\[ONNX Layer: ([^\]\x1e]+)\]")
 _PRODUCT = re.compile(r"^(cask\w*(conv|gemm|matrix)\w*|gemm|correlation|conv(olution)?|matmul|matrixmultiply)$")
 _FUSED = re.compile(r"(Fc|Gemm|Conv|Corr)")
@@ -68,11 +73,17 @@ class Layer:
 
     @property
     def precision(self) -> str:
-        """By its tactic where that names the operands, else of the widest operand; what a fusion adds counts too."""
+        """By its tactic where that names the operands, else of the widest operand; what a fusion adds counts too. Where
+        an operand is unknown, by the instruction in its tactic, else of the other operand of a plain product."""
         if self.product and (stated := _OPERANDS.search(self.tactic)):
             return _OF_TACTIC[stated["type"] or stated["vector"]]
         operands = (*self.inputs, *(self.constants if self.fusion else self.constants[:1]))
-        return max(operands, key=lambda p: (WIDTH.get(p, 3), p), default="unknown")
+        known = [operand for operand in operands if operand != UNKNOWN]
+        if self.product and len(known) < len(operands):
+            if (instruction := _INSTRUCTION.search(self.tactic)) and instruction.lastgroup:
+                return instruction.lastgroup
+            operands = () if self.fusion else tuple(known)
+        return max(operands, key=lambda p: (WIDTH.get(p, 3), p), default=UNKNOWN)
 
 
 def layers_of_log(messages: Iterable[str]) -> list[Layer]:
@@ -86,13 +97,23 @@ def layers_of_log(messages: Iterable[str]) -> list[Layer]:
     ]
 
 
-def layers_of_inspector(text: str) -> list[Layer]:
-    """The layers in an engine inspector's JSON; none where it is something else, or lists names alone."""
+def layers_of_inspector(text: str, profile: int = 0) -> list[Layer]:
+    """The layers of one profile in an engine inspector's JSON; none where it is something else, or lists names alone.
+
+    A listing of all profiles marks those behind the first: `gemm [profile 1]`.
+    """
     try:
         listed = json_from_text(text)["Layers"]
     except (ValueError, KeyError, TypeError):
         return []
-    return [_of_entry(entry) for entry in listed if isinstance(entry, Mapping)]
+    layers = [(entry, _profile_of(entry)) for entry in listed if isinstance(entry, Mapping)]
+    marked = any(number is not None for _, number in layers)
+    return [_of_entry(entry) for entry, number in layers if not marked or (number or 0) == profile]
+
+
+def _profile_of(entry: Mapping[str, Any]) -> int | None:
+    found = _OF_PROFILE.search(str(entry.get("Name", "")))
+    return int(found[1]) if found else None
 
 
 def _of_line(match: re.Match[str]) -> Layer:
@@ -135,7 +156,10 @@ def _entry_types(tensors: Any, scalars: bool = False) -> Iterator[str]:
 
 
 def precision_of(datatype: str) -> str:
-    """`Thirty-two wide channel vectorized row major Int8 format` -> `int8`; what is unknown stays as it is called."""
+    """`Thirty-two wide channel vectorized row major Int8 format` -> `int8`, `N/A due to dynamic shapes` -> `unknown`; a
+    type that is none of ours stays as it is called."""
+    if datatype.strip().lower() in ("", "none") or datatype.startswith("N/A"):
+        return UNKNOWN
     return next((name for name, pattern in _TYPES if pattern.search(datatype)), datatype.strip().lower())
 
 
@@ -143,5 +167,5 @@ def _nodes(name: str, metadata: str) -> tuple[str, ...]:
     """By the metadata; where there is none, a layer's name joins those of its nodes: `a + b`, `a+b_myl0_7`."""
     if found := _NODE.findall(metadata):
         return tuple(found)
-    joined = re.sub(r"_myl\d+_\d+$", "", name)
+    joined = re.sub(r"_myl\d+_\d+$", "", _OF_PROFILE.sub("", name))
     return tuple(part.strip() for part in re.split(r"\+|\|\|", joined))

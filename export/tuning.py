@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -17,6 +18,7 @@ from typing import Any
 
 from mmcompress.errors import UsageError
 from mmcompress.places import cache_folder
+from mmcompress.progress import say
 from mmcompress.runtime.passport import Machine, Reach
 from mmcompress.runtime.profiles import Batches
 
@@ -69,18 +71,31 @@ def apply_tuning(trt: ModuleType, config: Any, tuning: Tuning) -> None:
             )
         config.hardware_compatibility_level = level
     if tuning.timings is not None:
-        known = tuning.timings.read_bytes() if tuning.timings.is_file() else b""
-        if not config.set_timing_cache(config.create_timing_cache(known), False):  # of another version: begin anew
-            config.set_timing_cache(config.create_timing_cache(b""), False)
+        known = b""
+        with suppress(OSError):
+            known = tuning.timings.read_bytes()
+        if not _start_with(config, known):  # of another version, or damaged
+            _start_with(config, b"")
+
+
+def _start_with(config: Any, known: bytes) -> bool:
+    timing_cache = config.create_timing_cache(known)
+    return timing_cache is not None and bool(config.set_timing_cache(timing_cache, False))
 
 
 def keep_timings(config: Any, tuning: Tuning) -> None:
-    """Write what a build timed for the next one; whole or not at all, as two may end at once."""
+    """Write what a build timed for the next one; whole or not at all, as two may end at once. A folder that cannot be
+    written costs the next build that time again."""
     timing_cache = config.get_timing_cache() if tuning.timings is not None else None
     if timing_cache is None or tuning.timings is None:
         return
     place = tuning.timings
-    place.parent.mkdir(parents=True, exist_ok=True)
     written = place.with_name(f"{place.name}.{os.getpid()}")
-    written.write_bytes(bytes(timing_cache.serialize()))
-    written.replace(place)
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        written.write_bytes(bytes(timing_cache.serialize()))
+        written.replace(place)
+    except OSError as error:
+        with suppress(OSError):
+            written.unlink(missing_ok=True)
+        say("build", place.name, f"warning: what was timed is not kept for the next build: {error}")

@@ -39,7 +39,7 @@ class Device:
     cuda: tuple[int, int]
     """Newest CUDA that the driver runs."""
     uuid: str | None = None
-    """As NVML writes it, without the `GPU-`; None where the implementation cannot ask."""
+    """As NVML writes it, without the `GPU-`; None where the implementation cannot ask, or the driver does not say."""
 
     @property
     def target(self) -> str:

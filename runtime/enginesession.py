@@ -31,7 +31,7 @@ from mmcompress.manifest import Graph, TensorSpec
 from mmcompress.progress import say
 from mmcompress.runtime.buffers import Buffers
 from mmcompress.runtime.cuda import Cuda
-from mmcompress.runtime.plans import LoadedEngine, load_engine
+from mmcompress.runtime.plans import LoadedEngine, enter_profile, load_engine
 from mmcompress.runtime.profiles import profile_for
 from mmcompress.runtime.session import Feeds, Phases, Session, check_feeds
 
@@ -74,6 +74,7 @@ class TensorRTSession(Session):
         with cuda.current():
             self._stream = cuda.open_stream()
             self._owned.callback(cuda.close_stream, self._stream)
+        self.min_batch = min(smallest for smallest, _, _ in self.profiles)
         self.max_batch: int | None = max(largest for _, _, largest in self.profiles)
 
     @staticmethod
@@ -205,10 +206,7 @@ class TensorRTSession(Session):
                 "use another batch, or build it with other --batches",
             )
         context = loaded.context()
-        if not context.set_optimization_profile_async(number, self._stream):
-            raise MissingRequirementError(
-                f"TensorRT could not take profile {number} of {self._file}", "its log above says why"
-            )
+        enter_profile(context, number, self._stream, self._file)
         self._cuda.synchronize(self._stream)
         for spec, shape in zip(self.inputs, shapes, strict=True):
             if not context.set_input_shape(spec.name, shape):

@@ -99,7 +99,7 @@ class LibCuda:
 
         name, uuid, memory = (c_char * 256)(), (c_char * 16)(), c_size_t()
         self._call("cuDeviceGetName", name, len(name), self._ordinal)
-        self._call("cuDeviceGetUuid_v2", uuid, self._ordinal)
+        unnamed = self._calls["cuDeviceGetUuid_v2"](uuid, self._ordinal)
         self._call("cuDeviceTotalMem_v2", byref(memory), self._ordinal)
         digits = uuid.raw.hex()
         return Device(
@@ -109,7 +109,7 @@ class LibCuda:
             memory_bytes=memory.value,
             integrated=bool(attribute("INTEGRATED")),
             cuda=cuda,
-            uuid="-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:])),
+            uuid=None if unnamed else "-".join((digits[:8], *(digits[at : at + 4] for at in (8, 12, 16)), digits[20:])),
         )
 
     def _call(self, name: str, *arguments: Any) -> None:

@@ -12,6 +12,7 @@ and power mode are stated and not compared, but for the power mode, which is war
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from typing import Literal
 
@@ -128,7 +129,7 @@ def differences(passport: Passport | None, here: Machine) -> list[str]:
         compared |= {
             "GPU": (built.gpu, here.gpu),
             "board": (built.board, here.board),
-            "multiprocessors": (built.multiprocessors, here.multiprocessors),
+            "multiprocessors": _multiprocessors(built, here),
         }
         memory = sorted((built.memory_bytes or 0, here.memory_bytes or 0))
         if memory[0] < _SAME_MEMORY * memory[1]:
@@ -138,6 +139,20 @@ def differences(passport: Passport | None, here: Machine) -> list[str]:
         for what, (engine, found) in compared.items()
         if engine != found
     ]
+
+
+def _multiprocessors(built: Machine, here: Machine) -> tuple[object, object]:
+    """Of both machines; on a Jetson, whose power modes switch parts of the GPU off, with modes that differ."""
+    counts = built.multiprocessors, here.multiprocessors
+    modes = built.power_mode, here.power_mode
+    if counts[0] == counts[1] or modes[0] == modes[1] or None in (*modes, built.board, here.board):
+        return counts
+    number = re.match(r"nvpmodel (\d+)", str(modes[0]))
+    switch = f"sudo nvpmodel -m {number[1]}" if number else "sudo nvpmodel -m MODE"
+    return (
+        f"{counts[0]} under {modes[0]}",
+        f"{counts[1]} under {modes[1]}, and a power mode may switch some off: {switch} goes back, or build again",
+    )
 
 
 def _gigabytes(size_bytes: int | None) -> str:

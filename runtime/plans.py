@@ -127,3 +127,17 @@ def profiles_of(engine: Any, name: str) -> list[Batches]:
     """Batches of each optimization profile, which are the first axis of every input."""
     shapes = (engine.get_tensor_profile_shape(name, number) for number in range(engine.num_optimization_profiles))
     return [(int(smallest[0]), int(usual[0]), int(largest[0])) for smallest, usual, largest in shapes]
+
+
+def enter_profile(context: Any, number: int, stream: int, file: str) -> None:
+    """Let an execution context run in a profile; the change is enqueued on a stream.
+
+    Raises MissingRequirementError where TensorRT refuses, by RuntimeError as its bindings do, or by False.
+    """
+    said = "its log above says why"
+    try:
+        taken = context.set_optimization_profile_async(number, stream)
+    except RuntimeError as error:
+        taken, said = False, f"{error}; {said}"
+    if not taken:
+        raise MissingRequirementError(f"TensorRT could not take profile {number} of {file}", said)

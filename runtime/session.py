@@ -46,6 +46,8 @@ class Session(ABC):
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     device: str = "CPU"
+    min_batch: int = 1
+    """Fewest inputs that one call takes."""
     max_batch: int | None = None
     """Largest batch that one call takes; None where the graph sets no limit."""
 

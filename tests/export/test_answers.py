@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from mmcompress.config import BuildConfig, ExportConfig
 from mmcompress.errors import GateFailedError
 from mmcompress.export import answers as module
 from mmcompress.export import build as builder
-from mmcompress.export.answers import INPUTS, check_answers, reference_graph
+from mmcompress.export.answers import INPUTS, check_answers, reference_graph, warn_without_reference
 from mmcompress.pipeline.run import run_stage
 from mmcompress.runtime.backends import open_file
 from mmcompress.runtime.passport import Machine
@@ -64,6 +65,38 @@ def test_an_engine_that_answers_alike_passes(tower: str, graphs: Artifact) -> No
 
 def test_small_engines_take_them_in_parts(graphs: Artifact) -> None:
     assert checked(graphs, "image", lambda rows: rows, max_batch=3)[1] == [1, 3, 3, 2]
+
+
+@pytest.mark.parametrize("image_input", ["any", "48x64"])
+def test_engines_that_prepare_images_are_fed_their_size(image_input: str, checkpoint: Make, tmp_path: Path) -> None:
+    config = ExportConfig(precisions=("fp32", "int8"), image_input=image_input)
+    sized = run_stage(STAGES["export"], config, {"checkpoint": checkpoint()}, (), tmp_path / "sized")
+    lowest, batches = checked(sized, "image", lambda rows: rows)
+    assert lowest == pytest.approx(1, abs=1e-5) and batches == [1, INPUTS]
+
+
+def test_batches_lie_within_the_profiles(graphs: Artifact) -> None:
+    graph = next(g for g in graphs.manifest.graphs if g.tower == "image" and g.activations == "signed")
+    for smallest, largest, batches in ((2, 3, [2, 3, 3, 2]), (3, 3, [3, 3, 3, 3]), (12, 16, [12, 12])):
+        engine = Engine(graphs, "image", lambda rows: rows, largest)
+        engine.min_batch = smallest
+        assert check_answers(graphs, graph, "e", lambda engine=engine: engine) == pytest.approx(1, abs=1e-5)  # type: ignore[misc]
+        assert engine.batches == batches
+
+
+def test_fp8_by_itself_has_no_reference(graphs: Artifact, capfd: pytest.CaptureFixture[str]) -> None:
+    graph = next(g for g in graphs.manifest.graphs if g.tower == "image" and g.precision == "int8")
+    eight = graph.model_copy(update={"precision": "fp8", "activations": "float"})
+    warn_without_reference(graphs, [eight])
+    assert "nothing to compare" not in capfd.readouterr().err, "its FP32 graph is there"
+    alone = SimpleNamespace(manifest=SimpleNamespace(graphs=[eight]))
+    warn_without_reference(alone, [eight])  # type: ignore[arg-type]
+    assert "--precision fp32,fp8" in " ".join(capfd.readouterr().err.split())
+
+    def unopened() -> Session:
+        raise AssertionError("there is nothing to compare it with")
+
+    assert check_answers(alone, eight, "e.engine", unopened) is None  # type: ignore[arg-type]
 
 
 def overflowing(rows: NDArray[Any]) -> NDArray[Any]:

@@ -150,6 +150,43 @@ def test_a_classic_product_in_half_is_told() -> None:
     assert [layer.precision for layer in inspected(cask)] == ["fp32"]
 
 
+UNTOLD = "N/A due to dynamic shapes"
+
+
+@pytest.mark.parametrize(
+    ("kind", "inputs", "more", "precision"),
+    [
+        ("CaskConvolution", [UNTOLD], {"Weights": {"Type": "Int8", "Count": 9}}, "int8"),
+        ("CaskConvolution", [UNTOLD], {"Weights": {"Type": "Half", "Count": 9}}, "fp16"),
+        ("gemm", [UNTOLD, "Int8"], {}, "int8"),
+        ("gemm", [UNTOLD, UNTOLD], {"TacticName": "ampere_h16816gemm_128x128_ldg8_stages_32x5_tn"}, "fp16"),
+        ("gemm", [UNTOLD, UNTOLD], {"TacticName": "sm80_xmma_gemm_i8i8_i8i32_f32_tn"}, "int8"),
+        ("gemm", [UNTOLD, UNTOLD], {"TacticName": "ampere_int8_imma_256x128_tn"}, "int8"),
+        ("gemm", [UNTOLD, UNTOLD], {"TacticName": "0x00000000000003e8"}, "unknown"),
+        ("fusion", ["Int8", UNTOLD], {"TacticName": "gemm_of_some_kind"}, "unknown"),
+        ("gemm", [UNTOLD], {}, "unknown"),
+    ],
+)
+def test_what_dynamic_shapes_hide_is_known_otherwise_or_unknown(
+    kind: str, inputs: list[str], more: dict[str, Any], precision: str
+) -> None:
+    layers = inspected(classic(kind, inputs, UNTOLD, "image.blocks.0.qkv", **more))
+    assert [(layer.product, layer.precision) for layer in layers] == [(True, precision)]
+
+
+def test_a_linear_of_unknown_type_is_not_said_to_be_wide(capfd: pytest.CaptureFixture[str]) -> None:
+    wanted = {"image.blocks.0.qkv": "int8", "image.blocks.0.out": "int8"}
+    hidden = classic("gemm", [UNTOLD], UNTOLD, "image.blocks.0.qkv")
+    audit = audit_of(inspected(hidden, classic("gemm", ["Int8"], "Half", "image.blocks.0.out")), wanted)
+    with pytest.raises(
+        GateFailedError, match=r"does not say in which type e computes 1 of its 2 INT8 Linears"
+    ) as caught:
+        check_audit(audit, "e")
+    assert "--allow-fallback" in caught.value.hint and "are not" not in caught.value.what
+    check_audit(audit, "e", allow_fallback=True)
+    assert "warning: TensorRT does not say" in " ".join(capfd.readouterr().err.split())
+
+
 def test_layers_without_metadata_are_known_by_their_names() -> None:
     joined = GEMM | {"Name": "image.blocks.0.qkv + image.blocks.0.qkv.add", "Metadata": ""}
     (layer,) = inspected(joined)

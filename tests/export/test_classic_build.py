@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,24 +11,66 @@ from typing import Any
 import pytest
 
 from mmcompress.config import BuildConfig
-from mmcompress.errors import MissingRequirementError, MMCompressError, UsageError
+from mmcompress.errors import GateFailedError, MissingRequirementError, MMCompressError, UsageError
 from mmcompress.export import engine as engines
+from mmcompress.export.audit import check_audit
 from mmcompress.export.build import tuning_of
 from mmcompress.export.tuning import Tuning, profiles_for_batches, timing_cache_of
 from mmcompress.manifest import TensorSpec
 from mmcompress.runtime.passport import Machine
 
 PIXELS = (TensorSpec(name="pixels", shape=(None, 3, 32, 32), dtype="float32"),)
-LAYERS = {
-    "Layers": [
-        {
-            "Name": "image.projection",
-            "LayerType": "gemm",
-            "Inputs": [{"Dimensions": [8, 64], "Format/Datatype": "Half"}],
-            "Outputs": [],
-        }
-    ]
-}
+UNTOLD = "N/A due to dynamic shapes"
+
+
+def gemm(batch: int, datatype: str, mark: str = "") -> dict[str, Any]:
+    """An inspector's entry of a Linear; `mark` is ` [profile 1]` in a listing of all profiles."""
+    tensor = {"Dimensions": [batch, 64], "Format/Datatype": datatype}
+    node = "image.blocks.0.qkv"
+    return {
+        "Name": f"{node}{mark}",
+        "LayerType": "gemm",
+        "Inputs": [tensor],
+        "Outputs": [tensor],
+        "Metadata": f"[ONNX Layer: {node}]",
+    }
+
+
+class Context:
+    """An execution context of the stand-in, in the profile and of the batch that were set."""
+
+    def __init__(self, trt: Classic) -> None:
+        self.trt, self.profile, self.batch = trt, -1, -1
+
+    def set_optimization_profile_async(self, number: int, stream: int) -> bool:
+        self.profile, self.batch = number, -1
+        return True
+
+    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        smallest, _, largest = self.trt.config.profiles[self.profile][name]
+        self.batch = shape[0]
+        return bool(smallest[0] <= shape[0] <= largest[0])
+
+
+class Inspector:
+    """Tells types only by a context whose shapes are set, as TensorRT's does."""
+
+    execution_context: Context | None = None
+
+    def __init__(self, trt: Classic) -> None:
+        self.trt = trt
+
+    def get_engine_information(self, form: str) -> str:
+        assert form == "json"
+        context = self.execution_context
+        if context is None or context.batch < 0:
+            return json.dumps({"Layers": [gemm(-1, UNTOLD)]})
+        self.trt.inspected.append(context.batch)
+        mark = f" [profile {context.profile}]" if context.profile else ""
+        told = gemm(context.batch, self.trt.types[context.profile], mark)
+        return json.dumps({"Layers": [told, gemm(-1, UNTOLD, "" if mark else " [profile 1]")]})
+
+
 ORIN = Machine(backend="tensorrt", tensorrt="10.3.0", target="sm87", gpu="Orin", board="NVIDIA Jetson Orin Nano")
 
 
@@ -47,6 +90,8 @@ class Config:
         self.limits[pool] = size_bytes
 
     def create_timing_cache(self, known: bytes) -> Any:
+        if known.startswith(b"damaged"):
+            return None
         return SimpleNamespace(known=known, serialize=lambda: known + b"+")
 
     def set_timing_cache(self, cache: Any, ignore_mismatch: bool) -> bool:
@@ -74,13 +119,18 @@ class Classic:
         def __init__(self) -> None:
             pass
 
-    def __init__(self, errors: tuple[str, ...] = ()) -> None:
-        self.config, self.errors = Config(self), errors
+    def __init__(self, errors: tuple[str, ...] = (), types: tuple[str, ...] = ("Half", "Half")) -> None:
+        self.config, self.errors, self.types = Config(self), errors, types
+        self.inspected: list[int] = []
+        """Batches whose layers the inspector told of."""
+        self.has_memory = True
         self.OnnxParser = lambda network, log: SimpleNamespace(
             parse_from_file=lambda path: True, supports_operator=lambda operator: True
         )
-        inspector = SimpleNamespace(get_engine_information=lambda form: json.dumps(LAYERS) if form == "json" else "")
-        engine = SimpleNamespace(create_engine_inspector=lambda: inspector)
+        engine = SimpleNamespace(
+            create_engine_inspector=lambda: Inspector(self),
+            create_execution_context=lambda: Context(self) if self.has_memory else None,
+        )
         self.Runtime = lambda log: SimpleNamespace(deserialize_cuda_engine=lambda plan: engine)
 
     def Builder(self, log: Any) -> Any:  # noqa: N802
@@ -116,9 +166,30 @@ def built(trt: Classic, graph: Path, batches: tuple[int, int, int] = (1, 8, 32),
 def test_batch_one_has_a_profile_by_itself(graph: Path) -> None:
     trt = Classic()
     engine = built(trt, graph)
-    assert engine.profiles == ((1, 1, 1), (2, 8, 32)) and engine.audit.layers == 1
+    assert engine.profiles == ((1, 1, 1), (2, 8, 32)) and engine.audit.products == {"fp16": 2}, "one a profile"
+    assert trt.inspected == [1, 8], "each in its usual batch"
     shapes = [[shape[0] for shape in profile["pixels"]] for profile in trt.config.profiles]
     assert shapes == [[1, 1, 1], [2, 8, 32]]
+
+
+def test_every_profile_is_audited(graph: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engines, "quantized_linears", lambda path: {"image.blocks.0.qkv": "int8"})
+    check_audit(built(Classic(types=("Int8", "Int8")), graph).audit, "e")
+    for types, said in (
+        (("Int8", "Half"), r"fell back as a whole: none of its 1 INT8 Linears is, all are fp16"),
+        (("Half", "Int8"), r"fell back as a whole: none of its 1 INT8 Linears is, all are fp16"),
+        (("Int8", UNTOLD), r"does not say in which type e computes 1 of its 1 INT8 Linears.*: image\.blocks\.0\.qkv"),
+    ):
+        with pytest.raises(GateFailedError, match=said) as caught:
+            check_audit(built(Classic(types=types), graph).audit, "e")
+        assert "--allow-fallback" in caught.value.hint
+
+
+def test_no_memory_for_the_audit(graph: Path) -> None:
+    trt = Classic()
+    trt.has_memory = False
+    with pytest.raises(MissingRequirementError, match=r"cannot open what it built from image-fp16\.onnx for its audit"):
+        built(trt, graph)
 
 
 @pytest.mark.parametrize(
@@ -147,11 +218,29 @@ def test_tuning_reaches_the_builder_and_timings_are_kept(graph: Path, tmp_path: 
     assert not hasattr(again.config, "builder_optimization_level") and not again.config.limits
 
 
-def test_timings_of_another_version_are_left_alone(graph: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("known", [b"other version", b"damaged"])
+def test_timings_that_do_not_fit_are_left_alone(known: bytes, graph: Path, tmp_path: Path) -> None:
     cache = tmp_path / "a.cache"
-    cache.write_bytes(b"other version")
+    cache.write_bytes(known)
     built(Classic(), graph, timings=cache)
     assert cache.read_bytes() == b"+"
+
+
+def test_a_cache_that_cannot_be_written_loses_no_build(
+    graph: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    assert built(Classic(), graph, timings=tmp_path / "file" / "a.cache").plan == b"plan", "no folder can be made"
+    assert "what was timed is not kept" in " ".join(capfd.readouterr().err.split())
+
+    def full(self: Path, data: bytes) -> int:
+        self.touch()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    assert built(Classic(), graph, timings=tmp_path / "full" / "a.cache").plan == b"plan"
+    assert "No space left on device" in " ".join(capfd.readouterr().err.split())
+    assert list((tmp_path / "full").iterdir()) == [], "what was begun is gone"
 
 
 def test_a_cache_is_of_one_version_and_one_gpu() -> None:
@@ -168,6 +257,15 @@ def test_only_classic_tensorrt_is_tuned() -> None:
     for key, value in {"workspace_mb": 64, "optimization_level": 3, "reach": "this GPU", "timing_cache": True}.items():
         with pytest.raises(ValueError, match=f"{key} is of TensorRT, and TensorRT-RTX times no kernels"):
             BuildConfig.model_validate({key: value})
+
+
+@pytest.mark.parametrize("reach", ["same compute capability", "Ampere and later"])
+def test_an_engine_of_a_jetson_reaches_no_other_gpu(reach: Any) -> None:
+    config = BuildConfig(backend="tensorrt", targets=("native",), reach=reach)
+    with pytest.raises(UsageError, match="is not for NVIDIA Jetson Orin Nano: TensorRT has no hardware compatibility"):
+        tuning_of(config, ORIN)
+    assert tuning_of(config, ORIN.model_copy(update={"board": None})).reach == reach
+    assert tuning_of(config.model_copy(update={"reach": "this GPU"}), ORIN).reach == "this GPU"
 
 
 def test_a_level_that_this_version_lacks_is_refused(graph: Path) -> None:

@@ -43,6 +43,12 @@ def test_the_device_as_the_driver_describes_it(opened: Open, driver: Driver) -> 
     assert device.uuid in (None, "00112233-4455-6677-8899-aabbccddeeff")
 
 
+def test_a_driver_that_tells_no_uuid_serves(driver: Driver) -> None:
+    driver.fail("cuDeviceGetUuid_v2", code=801)
+    device = LibCuda(driver.library).device
+    assert device.uuid is None and device.multiprocessors > 0
+
+
 def test_describing_the_device_takes_no_memory_of_it(opened: Open, driver: Driver) -> None:
     opened()
     assert driver.library.standin_retains() == 0

@@ -7,6 +7,7 @@ import re
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from mmcompress.places import CACHE
 from mmcompress.runtime.cuda import Cuda
 from mmcompress.runtime.enginesession import MOST_SIZES, TensorRTSession
 from mmcompress.runtime.libcuda import LibCuda
+from mmcompress.runtime.plans import enter_profile
 from mmcompress.runtime.pycuda import PyCuda
 
 TWO_PROFILES = ((1, 1, 1), (2, 8, 32))
@@ -295,6 +297,17 @@ def test_tensorrt_refuses_in_the_middle(trt: TensorRT, cuda: Cuda, driver: Drive
         for batch in (2, 4, 2, 2):
             check(session, batch)
     assert trt.faults == [] and driver.live() == {}
+
+
+def test_a_profile_may_be_refused_by_an_exception_or_by_false() -> None:
+    def raising(number: int, stream: int) -> bool:
+        raise RuntimeError("Error in set optimization profile async.")
+
+    for refusing, hint in ((raising, "Error in set.*; its log"), (lambda number, stream: False, "^its log above")):
+        context = SimpleNamespace(set_optimization_profile_async=refusing)
+        with pytest.raises(MissingRequirementError, match=r"could not take profile 1 of e\.engine") as caught:
+            enter_profile(context, 1, 0, "e.engine")
+        assert re.search(hint, caught.value.hint)
 
 
 def test_no_memory_for_a_context(trt: TensorRT, cuda: Cuda, driver: Driver) -> None:

@@ -145,6 +145,18 @@ def test_gpus_of_one_architecture_are_told_apart(
             check_passport(artifact, graph, machine)
 
 
+def test_multiprocessors_that_a_power_mode_switched_off_are_said_so(make_artifact: Make) -> None:
+    artifact, graph = native(make_artifact, "native", AGX)
+    here = AGX.model_copy(update={"multiprocessors": 8, "power_mode": "nvpmodel 2 (30W)"})
+    (line,) = differences(stated_passport(artifact.manifest, graph), here)
+    assert "16 under nvpmodel 0 (MAXN), here it is 8 under nvpmodel 2 (30W)" in line
+    assert "sudo nvpmodel -m 0 goes back" in line
+    with pytest.raises(CorruptInputError, match="nvpmodel -m 0"):
+        check_passport(artifact, graph, here)
+    (plain,) = differences(stated_passport(artifact.manifest, graph), AGX.model_copy(update={"multiprocessors": 8}))
+    assert "nvpmodel" not in plain, "in the same mode it is another GPU"
+
+
 def test_inspect_shows_the_passport(cli: Callable[..., Any], make_artifact: Make) -> None:
     artifact, _ = native(make_artifact, "native", AGX, profiles=((1, 1, 1), (2, 8, 32)), precisions={"int8": 48})
     shown = " ".join(cli("inspect", artifact.path).out.split())

@@ -78,7 +78,9 @@ class TensorRT:
 
             def set_optimization_profile_async(self, number: int, stream: int) -> bool:
                 self.profile, self.version = number, self.version + 1
-                return outer.refuse != "set_optimization_profile_async"
+                if outer.refuse == "set_optimization_profile_async":  # as the bindings of TensorRT 10 do
+                    raise RuntimeError("Error in set optimization profile async.")
+                return True
 
             def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
                 smallest, _, largest = outer.profiles[self.profile]
