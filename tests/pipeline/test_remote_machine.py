@@ -233,6 +233,11 @@ def test_no_connection_says_why(server: Server, tmp_path: Path) -> None:
         pass
 
 
+def test_an_ssh_that_is_no_command() -> None:
+    with pytest.raises(UsageError, match="no command: No closing quotation"), connected("device", "ssh 'unclosed"):
+        pass
+
+
 def test_a_lost_connection_is_said_and_ends_what_runs_there(
     server: Server, make_artifact: MakeArtifact, tmp_path: Path
 ) -> None:

@@ -146,7 +146,7 @@ def connected(name: str, ssh: str = "ssh") -> Iterator[Host]:
 
     Raises MissingRequirementError without ssh, and where there is no connection, with what mends it.
     """
-    program = tuple(shlex.split(ssh)) or ("ssh",)
+    program = _words(ssh)
     if not re.fullmatch(r"[^-\s][^\s]*", name):
         raise UsageError(f"{name!r} is not the name of a host", "give user@host, as for ssh")
     if shutil.which(program[0]) is None:
@@ -173,6 +173,14 @@ def connected(name: str, ssh: str = "ssh") -> Iterator[Host]:
             if shared:
                 end = [*program, *shared, "-O", "exit", "--", name]
                 subprocess.run(end, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def _words(ssh: str) -> tuple[str, ...]:
+    """The program and its options, in words of a shell."""
+    try:
+        return tuple(shlex.split(ssh)) or ("ssh",)
+    except ValueError as error:
+        raise UsageError(f"--ssh {ssh!r} is no command: {error}", "close its quotes: --ssh 'ssh -p 2222'") from error
 
 
 def check(answer: Answer, host: str) -> Answer:
