@@ -25,9 +25,9 @@ from mmcompress.artifact import Artifact
 from mmcompress.config import Backend, BuildConfig
 from mmcompress.errors import MissingRequirementError, UsageError
 from mmcompress.export.answers import check_answers, warn_without_reference
-from mmcompress.export.audit import check_audit, summary_of
+from mmcompress.export.audit import check_audit, quantized_linears, summary_of
 from mmcompress.export.document import Audit, AuditDocument
-from mmcompress.export.engine import NATIVE, checked_targets, engine_from_onnx
+from mmcompress.export.engine import NATIVE, check_precision, checked_targets, engine_from_onnx
 from mmcompress.export.sparsity import two_four_weights
 from mmcompress.export.tuning import Tuning, timing_cache_of
 from mmcompress.manifest import Graph
@@ -46,11 +46,18 @@ _PASSED_ON = ("params", "macs", "logit_scale", "logit_bias")
 """Facts of the graphs that are facts of their engines."""
 
 
-def check_build(config: BuildConfig, _: Mapping[str, Artifact]) -> None:
-    """Whether this machine's TensorRT builds for the targets, before a teacher is converted for it."""
+def check_build(config: BuildConfig, sources: Mapping[str, Artifact]) -> None:
+    """Whether this machine's TensorRT builds for the targets, before a teacher is converted for it; and the graphs,
+    where they are there."""
     targets = checked_targets(tensorrt_module(config.backend), config.backend, config.targets)
     if NATIVE in targets:
         tuning_of(config, this_machine(config.backend))
+    if (graphs := sources.get("graphs")) is not None:
+        for graph in chosen_graphs(graphs):
+            for target in targets:
+                check_precision(graphs.file(graph.file), quantized_linears(graphs.file(graph.file)), target)
+        if config.sparse:
+            sparse_weights(graphs)
 
 
 def build(job: Job[BuildConfig]) -> None:

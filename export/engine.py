@@ -7,7 +7,7 @@ without a GPU is what is built on one.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -66,6 +66,15 @@ def checked_targets(trt: ModuleType, backend: Backend, targets: Sequence[str]) -
     return tuple(dict.fromkeys(targets))
 
 
+def check_precision(path: Path, quantized: Mapping[str, str], target: str) -> None:
+    """Raise UsageError for FP8 on a GPU that has none."""
+    if "fp8" in quantized.values() and target != NATIVE and int(target.removeprefix("sm")) < _FIRST_FP8:
+        raise UsageError(
+            f"{path.name} has {len(quantized)} Linears in FP8, which {target} does not compute",
+            f"FP8 is for sm{_FIRST_FP8} and later: name those targets, or build the INT8 or FP16 graph",
+        )
+
+
 def engine_from_onnx(
     trt: ModuleType,
     path: Path,
@@ -86,11 +95,7 @@ def engine_from_onnx(
     """
     rtx, tuning = bool(supported_targets(trt)), tuning or Tuning()
     quantized = quantized_linears(path)
-    if "fp8" in quantized.values() and target != NATIVE and int(target.removeprefix("sm")) < _FIRST_FP8:
-        raise UsageError(
-            f"{path.name} has {len(quantized)} Linears in FP8, which {target} does not compute",
-            f"FP8 is for sm{_FIRST_FP8} and later: name those targets, or build the INT8 or FP16 graph",
-        )
+    check_precision(path, quantized, target)
     log = _log_of(trt)
     try:
         builder = trt.Builder(log)

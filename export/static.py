@@ -21,10 +21,9 @@ from mmcompress.data.batches import batches
 from mmcompress.data.preprocess import normalize
 from mmcompress.errors import UsageError, require
 from mmcompress.export.export import specs, write_model
-from mmcompress.manifest import Graph
+from mmcompress.manifest import Graph, Preprocessing
 from mmcompress.runtime.backends import open_file
 from mmcompress.runtime.encoder import tower_feeds
-from mmcompress.runtime.frames import framed
 from mmcompress.runtime.session import Tower
 from mmcompress.runtime.tokenize import load_tokenizer, text_processing, tokenize
 from mmcompress.stages import Job
@@ -119,8 +118,9 @@ def samples_of(source: Artifact, towers: Mapping[Tower, Graph], config: StaticCo
     image = towers["image"]
     images: list[NDArray[Any]] = []
     tokens: list[NDArray[Any]] = []
-    for pixels, texts in _shown(source, config):
-        images.append(framed(pixels, rule, image.inputs[0], source.path) if image.prepares else normalize(pixels, rule))
+    size = image.inputs[0].shape[1:3] if image.prepares else None
+    for pixels, texts in _shown(config, rule if size is None else _covering(rule, *size)):
+        images.append(normalize(pixels, rule) if size is None else _cut(pixels, *size))
         tokens.append(tokenize(tokenizer, texts, text))
     return {
         "image": tower_feeds(source, image.inputs, np.concatenate(images)[: config.samples]),
@@ -128,12 +128,24 @@ def samples_of(source: Artifact, towers: Mapping[Tower, Graph], config: StaticCo
     }
 
 
-def _shown(source: Artifact, config: StaticConfig) -> Iterator[tuple[NDArray[np.uint8], list[str]]]:
-    assert source.preprocessing is not None and config.data.train is not None
+def _covering(rule: Preprocessing, height: int | None, width: int | None) -> Preprocessing:
+    """Of squares that a frame of one size is cut out of: whole photos, as a camera of that size would show them."""
+    side = max(height or 1, width or 1)
+    return rule.model_copy(update={"size": side, "resize": side, "squash": False})
+
+
+def _cut(squares: NDArray[np.uint8], height: int | None, width: int | None) -> NDArray[np.uint8]:
+    """(B, S, S, 3) -> (B, H, W, 3), their middle."""
+    top, left = ((squares.shape[1] - (side or 1)) // 2 for side in (height, width))
+    return squares[:, top : top + (height or 1), left : left + (width or 1)]
+
+
+def _shown(config: StaticConfig, rule: Preprocessing) -> Iterator[tuple[NDArray[np.uint8], list[str]]]:
+    assert config.data.train is not None
     data, left = config.data, config.samples
     stream = batches(
         str(data.train),
-        source.preprocessing,
+        rule,
         batch=min(32, config.samples),
         workers=data.workers,
         max_bad_fraction=data.max_bad_fraction,

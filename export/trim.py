@@ -16,6 +16,7 @@ from mmcompress.data.spec import is_photos
 from mmcompress.errors import UsageError
 from mmcompress.export.graph import Array
 from mmcompress.export.vocabulary import (
+    SCRIPTS,
     Vocabulary,
     ids_of_languages,
     languages_in,
@@ -101,6 +102,8 @@ def trim_of(said: str | None, source: Artifact, name: str) -> Trim | None:
     kept = len(vocabulary.kept)
     dropped = 4 * (text.vocab - kept) * text.width
     say("export", name, f"{count(kept)} of {count(text.vocab)} tokens are kept: {dropped / 1e6:.1f} MB fewer in FP32")
+    if codes is None and share is None:
+        say("", "", "too few different texts to hold some out: how other texts are read is not measured")
     if share is not None:
         say("", "", f"{percent(share)} of {whose} are read in other tokens than before")
     ids = {key: int(vocabulary.new(getattr(text, key))) for key in _IDS if getattr(text, key) in also}
@@ -110,6 +113,7 @@ def trim_of(said: str | None, source: Artifact, name: str) -> Trim | None:
         vocabulary.processing(processing),
         {
             "languages": list(codes or ()),
+            "scripts": sorted({script for code in codes or () for script in SCRIPTS[code]}),
             "texts": 0 if codes else len(texts),
             "tokens": kept,
             "tokens_before": text.vocab,

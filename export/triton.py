@@ -74,7 +74,7 @@ def write_repository(
 ) -> tuple[Model, ...]:
     """Write NAME-image, NAME-text and NAME into a repository, which may hold other models.
 
-    Raises UsageError for what Triton does not serve, and for a folder that is not ours.
+    Raises UsageError for what Triton does not serve, and for a place that is not ours.
     """
     name = name or re.sub(r"[^\w.-]+", "-", artifact.path.resolve().name, flags=re.ASCII)
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
@@ -99,6 +99,9 @@ def write_repository(
         batch = min(model.max_batch for model in models)
         models.append(Model(name=name, backend="ensemble", file=None, max_batch=batch))
         texts[name] = _ensemble_config(models[-1], towers)
+    for path in (out, *out.absolute().parents):
+        if path.is_file():
+            raise UsageError(f"{path} is a file, and a model repository is a folder", "give another --out")
     places = {model.name: out / model.name for model in models}
     for place in places.values():
         _check_ours(place)
@@ -115,6 +118,11 @@ def _served(artifact: Artifact, backend: str | None) -> Served:
         raise UsageError(
             f"Triton has no backend for the TensorRT-RTX engines of {artifact.path}",
             "serve the ONNX artifact, or an engine that was built with --backend tensorrt",
+        )
+    if artifact.manifest.kind not in (Kind.ONNX, Kind.ENGINE):
+        raise UsageError(
+            f"{artifact.path} is an artifact of kind {artifact.manifest.kind.value!r}, which Triton does not serve",
+            "give one of kind 'onnx' or 'engine': mmcompress export, or build",
         )
     asked = backend or ("tensorrt" if engine else "onnxruntime")
     if asked not in get_args(Served):

@@ -27,7 +27,7 @@ from tokenizers import Tokenizer, decoders
 
 from mmcompress.errors import GateFailedError, UsageError
 from mmcompress.manifest import TextProcessing
-from mmcompress.runtime.tokenize import tokenize
+from mmcompress.runtime.tokenize import spelled, tokenize
 from mmcompress.strictjson import json_from_text, text_from_json
 
 Ids = NDArray[np.int64]
@@ -106,8 +106,11 @@ def languages_in(said: str) -> tuple[str, ...] | None:
 
 
 def ids_of_texts(tokenizer: Tokenizer, texts: Sequence[str], processing: TextProcessing) -> set[int]:
-    """What some texts are read as."""
-    return set(np.unique(tokenize(tokenizer, texts, processing)).tolist())
+    """What some texts are read as, with what is beyond the context: an application may cut them elsewhere."""
+    ends = set(np.unique(tokenize(tokenizer, [""], processing)).tolist())
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return ends.union(*(encoded.ids for encoded in tokenizer.encode_batch(spelled(texts, processing))))
 
 
 def ids_of_languages(tokenizer: Tokenizer, codes: Iterable[str]) -> set[int]:

@@ -21,6 +21,7 @@ from mmcompress.progress import say
 from mmcompress.runtime.encoder import BATCH, Encoder
 from mmcompress.runtime.frames import IMAGE_SUFFIXES, read_pixels
 from mmcompress.runtime.session import Tower
+from mmcompress.runtime.trimmed import warn_of_lost_letters
 
 OTHER_SUFFIXES = frozenset({".avif", ".bmp", ".gif", ".heic", ".heif", ".jfif", ".jp2", ".jxl", ".tif", ".tiff"})
 """Images too, which are not read here."""
@@ -48,6 +49,7 @@ def classify(
         labels = list(dict.fromkeys(labels))  # a label that is said twice would share with itself
         embedding = encoder.image_files([image])[0]
         encoder.warn_by_chance()
+        warn_of_lost_letters(encoder.artifact, labels)
         texts = encoder.texts(prompts(labels, [template]))
         logits = encoder.logit_scale * (texts @ embedding).astype(np.float64)
     probabilities = softmax(logits)
@@ -95,6 +97,7 @@ def search(encoder: Encoder, images: Path | str, text: str, top: int = 5) -> lis
     check_search(images, text, top)
     paths, embeddings = embed_folder(encoder, Path(images))
     encoder.warn_by_chance()
+    warn_of_lost_letters(encoder.artifact, [text])
     scores = embeddings @ encoder.texts([text])[0]
     order = np.argsort(-scores, kind="stable")[:top]
     return [(paths[i], float(scores[i])) for i in order]

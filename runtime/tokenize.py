@@ -34,15 +34,20 @@ def tokenize(tokenizer: Tokenizer, texts: Sequence[str], processing: TextProcess
     """B texts -> (B, T) token ids: T is the context, longer texts lose their end but not the end token."""
     tokenizer.enable_truncation(max_length=processing.context)
     tokenizer.enable_padding(length=processing.context, pad_id=processing.pad_token_id)
+    tokens: NDArray[np.int32] = np.empty((len(texts), processing.context), dtype=np.int32)
+    for row, encoded in zip(tokens, tokenizer.encode_batch(spelled(texts, processing)), strict=True):
+        row[:] = encoded.ids
+    return tokens
+
+
+def spelled(texts: Sequence[str], processing: TextProcessing) -> list[str]:
+    """Texts as the tokenizer takes them: in lower case, behind a prefix, where a model wants that."""
     if processing.lowercase:
         # one by one, as the `tokenizers` library does: str.lower() knows a sigma at the end of a word
         texts = ["".join(map(str.lower, text)) for text in texts]
     if processing.prefix:
         texts = [processing.prefix + text.replace(processing.prefix, " ") for text in texts]
-    tokens: NDArray[np.int32] = np.empty((len(texts), processing.context), dtype=np.int32)
-    for row, encoded in zip(tokens, tokenizer.encode_batch(list(texts)), strict=True):
-        row[:] = encoded.ids
-    return tokens
+    return list(texts)
 
 
 def attention_mask(tokens: NDArray[Any], processing: TextProcessing) -> NDArray[np.int32]:

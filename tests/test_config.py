@@ -9,9 +9,19 @@ import pytest
 import torch
 
 from mmcompress.architecture import Config
-from mmcompress.config import PruneConfig, QuantizeConfig, validated, what_counts
+from mmcompress.config import (
+    LARGEST_IMAGE,
+    BuildConfig,
+    ExportConfig,
+    PruneConfig,
+    QuantizeConfig,
+    validated,
+    what_counts,
+)
+from mmcompress.data.imagefile import MAX_PIXELS
 from mmcompress.distributed import world
 from mmcompress.errors import MissingRequirementError, UsageError
+from mmcompress.gates import Gates
 from mmcompress.stages import STAGES
 
 DATA = {"data": {"train": "demo:train"}}
@@ -72,3 +82,24 @@ def test_a_key_is_of_what_a_result_depends_on(name: str) -> None:
     config = model.model_validate({key: needed[key] for key in needed if key in model.model_fields})
     for path, other in changed(config):
         assert (what_counts(other) == what_counts(config)) == (path in NO_PART_OF_KEYS), path
+
+
+@pytest.mark.parametrize(
+    ("model", "values", "what", "hint"),
+    [
+        (ExportConfig, {"image_input": "anyy"}, "not `prepared`, `any`, or a height and a width", "image_input: What"),
+        (ExportConfig, {"image_input": "99999999x99999999"}, "more than 64 MiPixel", "image_input: What"),
+        (BuildConfig, {"batches": (8, 4, 2)}, "batches rise from 1", "batches: Smallest, usual and largest"),
+        (BuildConfig, {"batches": (0, 1, 2)}, "batches rise from 1", "batches: Smallest, usual and largest"),
+        (BuildConfig, {"workspace_mb": 64}, "workspace_mb is of TensorRT", "leave it out"),
+        (Gates, {"max": {"kernel": 50}}, "there is no metric 'kernel'", "max: Upper limits"),
+    ],
+)
+def test_hints_say_what_is_wrong(model: Any, values: dict[str, Any], what: str, hint: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        validated(model, values, "mmcompress x")
+    assert what in caught.value.what and caught.value.hint.startswith(hint)
+
+
+def test_the_largest_image_is_what_is_decoded() -> None:
+    assert LARGEST_IMAGE == MAX_PIXELS

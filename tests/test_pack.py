@@ -96,6 +96,7 @@ def test_headers_are_the_same_in_every_python() -> None:
         ("sub/COM1.txt", "a device"),
         ("a.", "another name"),
         ("Manifest.JSON", "one place"),
+        (f"sub/{'x' * 300}", "more than 255 bytes"),
     ],
 )
 def test_a_name_that_escapes_is_refused_and_nothing_written(tmp_path: Path, name: str, why: str) -> None:

@@ -26,6 +26,7 @@ from mmcompress.measure.retrieval import Bools, Floats, Ints
 from mmcompress.runtime.backends import graph_for
 from mmcompress.runtime.encoder import Encoder, unit
 from mmcompress.runtime.tokenize import text_processing
+from mmcompress.runtime.trimmed import warn_of_lost_letters
 
 _PROMPTS = 512
 """Prompts that are embedded at once."""
@@ -112,6 +113,7 @@ def embed_row(
         if before is not None and before.text_tower == text_tower:
             texts = before.texts
         else:
+            warn_of_lost_letters(artifact, pairs.texts)
             texts = prompt_embeddings(encoder, pairs.texts, pairs.templates)
     if first and is_photos(data.test):
         pairs = replace(pairs, image_group=best(np.concatenate(images), texts))

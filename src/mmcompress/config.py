@@ -10,10 +10,20 @@ and default (`cli/options.py`), so every key has a docstring. The file is long b
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, BeforeValidator, Field, PositiveFloat, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    Field,
+    PositiveFloat,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from typing_extensions import Self
 
 from mmcompress.architecture import Config
@@ -35,6 +45,8 @@ _NAMED = _Aside()
 """Names what has a fingerprint, which is part of the artifact's key in its place."""
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$"), _HOW]
 C = TypeVar("C", bound=Config)
+LARGEST_IMAGE = 64 << 20
+"""Pixels; what has more is not decoded (`data/imagefile.py`)."""
 
 
 def _without_times_sign(value: object) -> object:
@@ -46,11 +58,27 @@ Share = Annotated[float, BeforeValidator(_without_times_sign), Field(gt=0, le=1)
 Count = Annotated[int, Field(ge=1)]
 
 
+class _UnusedError(ValueError):
+    """Of a key that says nothing beside the others."""
+
+
+def _image_input(value: str) -> str:
+    """`480x640` -> itself; ValueError for a size that no image here has, and for other words."""
+    if value in ("prepared", "any"):
+        return value
+    height, _, width = value.partition("x")
+    if not all(re.fullmatch(r"[1-9]\d{0,8}", side) for side in (height, width)):
+        raise ValueError("it is not `prepared`, `any`, or a height and a width such as 480x640")
+    if int(height) * int(width) > LARGEST_IMAGE:
+        raise ValueError(f"images of more than {LARGEST_IMAGE >> 20} MiPixel are not decoded")
+    return value
+
+
 def _refuse_unused(config: BaseModel, names: Sequence[str], why: str) -> None:
     """ValueError for a key that was said and says nothing here: what is ignored is not what was asked for."""
     for name in names:
         if name in config.model_fields_set and getattr(config, name) is not None:
-            raise ValueError(f"{name} {why}")
+            raise _UnusedError(f"{name} {why}")
 
 
 class DataConfig(Config):
@@ -537,7 +565,7 @@ class ExportConfig(StageConfig):
     """Of the graphs. The command writes int8 of a quantized checkpoint, where none is given."""
     opset: int = Field(default=18, ge=17)
     """Version of ONNX's operators; INT8 for GPUs takes 19 at least."""
-    image_input: str = Field(default="prepared", pattern=r"^(prepared|any|[1-9]\d*x[1-9]\d*)$")
+    image_input: Annotated[str, AfterValidator(_image_input)] = "prepared"
     """What image graphs take: `prepared` pixels, or images as they were decoded, uint8 (N, H, W, 3), which they resize,
     crop and normalize themselves: of `any` size on CPU runtimes, or of one height and width, `480x640`."""
     bank: BankConfig = BankConfig()
@@ -601,6 +629,13 @@ class BuildConfig(StageConfig):
     """Where TensorRT's engines may run; elsewhere than on this GPU they are slower."""
     timing_cache: bool | None = None
     """Keep what TensorRT timed for the next build, in the user's cache; done if not given."""
+
+    @field_validator("batches")
+    @classmethod
+    def _rising(cls, batches: tuple[int, int, int]) -> tuple[int, int, int]:
+        if not 1 <= batches[0] <= batches[1] <= batches[2]:
+            raise ValueError("batches rise from 1 or more: 1,8,32")
+        return batches
 
     @model_validator(mode="after")
     def _of_tensorrt(self) -> Self:
@@ -716,14 +751,17 @@ def validated(model: type[C], values: Mapping[str, Any], where: str) -> C:
             known = _fields_at(model, path[:-1])
             raise UsageError(f"{where}: unknown key {key!r}", suggestion(path[-1], known)) from error
         said = first["msg"].removeprefix("Value error, ")
-        if isinstance(first["input"], Mapping) and first["type"] == "value_error":  # of several keys, which it names
-            raise UsageError(f"{where}: {said}", "leave one of them out") from error
+        if first["type"] == "value_error" and _fields_at(model, path):  # of several keys, which it names
+            unused = isinstance(first["ctx"]["error"], _UnusedError)
+            raise UsageError(f"{where}: {said}", "leave it out" if unused else "leave one of them out") from error
         got = "" if first["type"] == "missing" else f" (got {first['input']!r})"
         raise UsageError(f"{where}: {key}: {said}{got}", _docstring(model, path)) from error
 
 
 def _fields_at(model: type[BaseModel], path: Sequence[str]) -> list[str]:
     for part in path:
+        if part not in model.model_fields:
+            return []
         annotation = model.model_fields[part].annotation
         nested = [t for t in (annotation, *get_args(annotation)) if isinstance(t, type) and issubclass(t, BaseModel)]
         if not nested:

@@ -35,6 +35,9 @@ KNOWN = (
 FALLING = HIGHER_IS_BETTER | {f"{part}.{name}" for part, names in PARTS.items() for name in names & HIGHER_IS_BETTER}
 """What can drop: the metrics that are better when higher."""
 
+CHOOSING = frozenset({"row", "backend", "batch"})
+"""What chooses the part of a report that is judged."""
+
 
 class Gates(Config):
     """Limits on one row of a report; the last row, at batch 1, on its fastest backend, where nothing else is said."""

@@ -31,6 +31,8 @@ from mmcompress.publish import draft_of, swap_in, tidy
 SUFFIX = ".mmc"
 MANIFEST_LIMIT = 64 << 20
 """Bytes of the largest manifest that is read; those of the largest data sets have a few MB."""
+NAME_LIMIT = 255
+"""Bytes of one name in the file systems of Linux and macOS; Windows counts as many characters."""
 _BLOCK = tarfile.BLOCKSIZE
 _END = bytes(2 * _BLOCK)
 _PIECE = 1 << 20
@@ -202,6 +204,8 @@ def _unfit(name: str) -> str | None:
     if any(ord(character) < 32 or character in '\\:*?"<>|\x7f' for character in name):
         return "it has a character that not every system takes in a name"
     for part in name.split("/"):
+        if len(part.encode()) > NAME_LIMIT:
+            return f"it has a name of more than {NAME_LIMIT} bytes, which no common system takes"
         if part in ("", ".", ".."):
             return "it is no path below the folder"
         if part.endswith((".", " ")) or part.partition(".")[0].rstrip().casefold() in _DEVICES:

@@ -139,6 +139,17 @@ def test_gpus_without_fp8_are_refused_by_name(tmp_path: Path) -> None:
     assert "sm89 and later" in caught.value.hint
 
 
+def test_fp8_is_refused_for_every_target_before_one_is_built(
+    checkpoint: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graphs = run_stage(
+        STAGES["export"], ExportConfig(precisions=("fp8",)), {"checkpoint": checkpoint()}, (), tmp_path / "g"
+    )
+    monkeypatch.setattr("mmcompress.export.build.engine_from_onnx", lambda *_, **__: pytest.fail("one was built"))
+    with pytest.raises(UsageError, match="in FP8, which sm86 does not compute"):
+        run_stage(STAGES["build"], BuildConfig(targets=("sm89", "sm86")), {"graphs": graphs}, (), tmp_path / "e")
+
+
 def test_float_engines_have_no_int8(tmp_path: Path) -> None:
     import numpy as np
 
@@ -210,6 +221,7 @@ def test_sparse_lists_what_is_eligible_and_claims_nothing(
     dense = run_stage(STAGES["export"], export, {"checkpoint": checkpoint()}, (), tmp_path / "dense")
     with pytest.raises(UsageError, match=r"no Linear of .* is 2:4 sparse, and sparse = true was asked for"):
         run_stage(STAGES["build"], config, {"graphs": dense}, (), tmp_path / "refused")
+    assert "running" not in " ".join(capfd.readouterr().err.split()).replace("export (dense) running", "")
 
     source = checkpoint()
     tensors = load_file(source.file("model.safetensors"))

@@ -17,6 +17,7 @@ from mmcompress.artifact import Artifact
 from mmcompress.config import BankConfig, DataConfig, ExportConfig, StaticConfig
 from mmcompress.errors import UsageError
 from mmcompress.manifest import Kind
+from mmcompress.pipeline import standalone
 from mmcompress.pipeline.run import run_stage
 from mmcompress.stages import STAGES
 
@@ -68,6 +69,12 @@ def test_the_snippet_of_its_readme_writes_what_it_says(
     assert Path("image-0000.raw").read_bytes() == first.tobytes()
 
 
+def test_any_size_is_refused_before_the_export(checkpoint: Make, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="a bundle is of static shape"):
+        standalone.export(str(checkpoint().path), tmp_path / "out", {"image_input": "any"}, static=True)
+    assert not (tmp_path / "out").exists()
+
+
 def test_frames_of_one_size_stay_bytes_and_any_size_is_refused(checkpoint: Make, tmp_path: Path) -> None:
     made = bundled(checkpoint(), tmp_path, precisions=("fp32",), image_input="32x32")
     assert np.load(made.file("samples/image-image.npy")).dtype == np.uint8
@@ -75,6 +82,11 @@ def test_frames_of_one_size_stay_bytes_and_any_size_is_refused(checkpoint: Make,
     with pytest.raises(UsageError, match="takes images of any size") as caught:
         bundled(checkpoint(), tmp_path / "any", precisions=("fp32",), image_input="any")
     assert "--image-input 480x640" in caught.value.hint
+    for size in ((48, 64), (80, 40)):
+        made = bundled(checkpoint(), tmp_path / f"{size[0]}", precisions=("fp32",), image_input=f"{size[0]}x{size[1]}")
+        frames = np.load(made.file("samples/image-image.npy"))
+        assert frames.shape == (5, *size, 3) and frames.dtype == np.uint8
+        assert all(edge.any() for edge in (frames[:, 0], frames[:, -1], frames[:, :, 0], frames[:, :, -1])), "no margin"
     with pytest.raises(UsageError, match="has no image graph in FP32"):
         bundled(checkpoint(), tmp_path / "int8", precisions=("int8",))
     with pytest.raises(UsageError, match="needs images and texts"):

@@ -120,6 +120,13 @@ def test_what_triton_does_not_serve_is_refused(make_artifact: MakeArtifact, tmp_
     ):
         with pytest.raises(UsageError, match=what):
             write_repository(Artifact.open(source.path) if source is graphs else source, out, choice=choice)
+    for kind in (Kind.CHECKPOINT, Kind.REPORT):
+        with pytest.raises(UsageError, match=f"kind '{kind.value}', which Triton does not serve"):
+            write_repository(make_artifact(kind.value, kind=kind), out)
+    (tmp_path / "file").write_bytes(b"")
+    for place in (tmp_path / "file", tmp_path / "file" / "repo"):
+        with pytest.raises(UsageError, match="file is a file, and a model repository is a folder"):
+            write_repository(graphs, place)
     with pytest.raises(UsageError, match="is no name for a model"):
         write_repository(graphs, out, "../evil")
     assert not out.exists()

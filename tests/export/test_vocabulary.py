@@ -27,6 +27,7 @@ from mmcompress.packaged import packaged
 from mmcompress.pipeline.run import run_stage
 from mmcompress.runtime.encoder import Encoder
 from mmcompress.runtime.tokenize import load_tokenizer, tokenize
+from mmcompress.runtime.trimmed import warn_of_lost_letters
 from mmcompress.stages import STAGES
 
 CORPUS = ["a dog on the beach", "two red cats, and 3 dogs!", "The child's ball 猫"]
@@ -180,3 +181,29 @@ def test_an_export_with_fewer_tokens_embeds_its_texts_as_before(
         np.testing.assert_allclose(after.texts(texts), before.texts(texts), atol=1e-5)
     sizes = [made.manifest.files[f"text-{dtype}.onnx"].bytes for made in (whole, small)]
     assert sizes[1] < sizes[0]
+
+
+def test_texts_whose_letters_are_lost_are_counted(
+    checkpoint: Callable[..., Artifact], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "texts.txt").write_text("w1 w3\n")
+    exported = {
+        trim: run_stage(
+            STAGES["export"], ExportConfig(trim_vocab=trim), {"checkpoint": checkpoint()}, (), tmp_path / f"o{i}"
+        )
+        for i, trim in enumerate([None, "en", str(tmp_path / "texts.txt")])
+    }
+    assert "too few different texts" in capsys.readouterr().err
+    for trim, made in exported.items():
+        warn_of_lost_letters(made, ["w1", "猫", "猫", "狗"])
+        err = " ".join(capsys.readouterr().err.split())
+        assert ("2 of 3 texts have letters" in err) == (trim is not None), err
+        warn_of_lost_letters(made, ["w1", "w3 w1"])
+        assert not capsys.readouterr().err
+
+
+def test_the_tokens_beyond_the_context_are_kept() -> None:
+    tokenizer, processing = demo()
+    short = processing.model_copy(update={"context": 8})
+    (elephant,) = tokenizer.encode(" elephant", add_special_tokens=False).ids[-1:]
+    assert elephant in ids_of_texts(tokenizer, [f"{'a dog ' * 20}elephant"], short)

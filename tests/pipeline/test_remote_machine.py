@@ -26,7 +26,7 @@ from mmcompress.errors import MissingRequirementError, UsageError
 from mmcompress.manifest import Kind
 from mmcompress.pack import pack
 from mmcompress.pipeline import remote
-from mmcompress.pipeline.ssh import Host, connected
+from mmcompress.pipeline.ssh import Answer, Host, check, connected
 from mmcompress.runtime.passport import stated_passport
 
 __all__ = ["make_artifact"]
@@ -231,6 +231,23 @@ def test_no_connection_says_why(server: Server, tmp_path: Path) -> None:
     assert "nothing answers there" in refused(server.ssh).hint
     with pytest.raises(UsageError, match="not the name of a host"), connected("-oProxyCommand=touch x", server.ssh):
         pass
+
+
+def test_an_ssh_that_is_no_command() -> None:
+    with pytest.raises(UsageError, match="no command: No closing quotation"), connected("device", "ssh 'unclosed"):
+        pass
+
+
+def test_what_is_no_subject_of_a_command_is_not_sent(make_artifact: MakeArtifact, tmp_path: Path) -> None:
+    source = make_artifact("r", kind=Kind.REPORT).path
+    with pytest.raises(UsageError, match="kind 'report'"):
+        remote.run_stage(remote.There("nowhere.invalid"), "bench", [str(source)], tmp_path / "b")
+
+
+def test_a_wrong_option_is_told_out_of_its_box() -> None:
+    box = "\u256d\u2500 Error \u2500\u256e\n\u2502 No such option: --tarjet \u2502\n\u2570\u2500\u2500\u256f\n"
+    with pytest.raises(UsageError, match=r"^on device: No such option: --tarjet"):
+        check(Answer(2, "", box), "device")
 
 
 def test_a_lost_connection_is_said_and_ends_what_runs_there(

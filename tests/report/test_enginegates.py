@@ -82,6 +82,14 @@ def test_what_engines_do_not_have_is_refused(limits: dict[str, Any], tmp_path: P
         judged_engine(engine, Gates.model_validate(limits))
 
 
+@pytest.mark.parametrize("chosen", [{"row": "int8"}, {"backend": "openvino"}, {"batch": 8}])
+def test_what_chooses_a_part_of_a_report_is_refused(chosen: dict[str, Any], tmp_path: Path) -> None:
+    engine = engines_at(engines(tmp_path / "e"))
+    assert engine is not None
+    with pytest.raises(UsageError, match=f"{next(iter(chosen))} chooses a part of a report"):
+        judged_engine(engine, Gates.model_validate({"max": {"kernels": 200}, **chosen}))
+
+
 def test_only_upper_limits() -> None:
     with pytest.raises(ValueError, match="'kernels' is better when lower: give a limit with max"):
         Gates.model_validate({"min": {"kernels": 3}})

@@ -401,7 +401,10 @@ def check(
     markdown: Annotated[Path | None, typer.Option(help="Also write the verdicts as a Markdown table.")] = None,
     json: Json = False,
 ) -> None:
-    """Hold a report against limits: exit 1 with a table if one is missed. Without limits, against its recipe's."""
+    """Hold a report against limits: exit 1 with a table if one is missed. Without limits, against its recipe's.
+
+    Engines are held against --max engine_bytes=…, kernels=… and fallbacks=…, which is 0 where it is not said.
+    """
     from mmcompress.cli import console, show_report
     from mmcompress.report import checking
 

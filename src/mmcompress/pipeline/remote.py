@@ -9,7 +9,7 @@ kept for the next one; after an error it stays, so that the next try goes on.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,15 +18,21 @@ from tempfile import TemporaryDirectory
 from mmcompress import __version__
 from mmcompress.artifact import Artifact
 from mmcompress.errors import CorruptInputError, MissingRequirementError, UsageError
-from mmcompress.manifest import Manifest, hash_json
+from mmcompress.manifest import Kind, Manifest, hash_json
 from mmcompress.pack import SUFFIX, pack, read_pack, unpack
-from mmcompress.pipeline.ssh import NOT_FOUND, Answer, Host, check, connected
+from mmcompress.pipeline.ssh import NOT_FOUND, Answer, Host, check, connected, tidied_when_terminated
 from mmcompress.places import MANIFEST, check_place
 from mmcompress.progress import say
 from mmcompress.strictjson import json_from_text
 
 _CACHE = '"${MMCOMPRESS_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/mmcompress}"/remote'
 
+_TAKEN: Mapping[str, tuple[Kind, ...]] = {
+    "build": (Kind.ONNX, Kind.CHECKPOINT),
+    "bench": (Kind.ONNX, Kind.ENGINE, Kind.CHECKPOINT),
+    "drift": (Kind.ONNX, Kind.ENGINE, Kind.CHECKPOINT),
+}
+"""Kinds of artifacts that a command is about."""
 _NAME = "artifact"
 """Of every folder that was sent; what a manifest calls itself is no path."""
 
@@ -99,7 +105,7 @@ def _install(version: str) -> str:
 
 def doctor(there: There, words: Sequence[str]) -> Answer:
     """What `doctor` says there; its exit code is the caller's to judge."""
-    with on(there) as device:
+    with tidied_when_terminated(), on(there) as device:
         return device.call("doctor", *words)
 
 
@@ -111,8 +117,10 @@ def run_stage(there: There, stage: str, words: Sequence[str], out: Path) -> Arti
         raise UsageError(f"remote {stage} needs an artifact or a pack", "give it after the host, before other options")
     check_place(out, sources, stage)
     out.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
+    with tidied_when_terminated(), TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
         packed = [_as_pack(source, Path(folder) / f"{at}{SUFFIX}") for at, source in enumerate(sources)]
+        for source, (_, manifest) in zip(sources, packed, strict=True):
+            _check_kind(stage, source, manifest)
         with on(there) as device:
             seals = [_sent(device, path, manifest) for path, manifest in packed]
             names = [f"{seal}/{_NAME}" for seal in seals]
@@ -124,6 +132,15 @@ def run_stage(there: There, stage: str, words: Sequence[str], out: Path) -> Arti
                 left = " ".join(shlex.quote(f"{device.folder}/{name}") for name in (*seals, made))
                 device.host.run(f"rm -rf {left}", quiet=True)
     return artifact
+
+
+def _check_kind(stage: str, source: Path, manifest: Manifest) -> None:
+    """Raise UsageError for what the command there refuses, before it is sent."""
+    if manifest.kind not in _TAKEN[stage]:
+        kinds = " or ".join(repr(kind.value) for kind in _TAKEN[stage])
+        raise UsageError(
+            f"{source} is an artifact of kind {manifest.kind.value!r}", f"remote {stage} takes those of kind {kinds}"
+        )
 
 
 def _as_pack(source: Path, place: Path) -> tuple[Path, Manifest]:

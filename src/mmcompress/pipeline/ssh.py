@@ -12,6 +12,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -31,6 +32,8 @@ NOT_FOUND = 127
 _LAST = 40
 """Lines of stderr that are kept, to say what went wrong."""
 _PIECE = 1 << 20
+_IDLE_SECONDS = 60
+"""After which a shared connection that nobody uses ends by itself, where its owner was killed."""
 _KINDS: Mapping[int, type[MMCompressError]] = {
     error.exit_code: error for error in (GateFailedError, UsageError, MissingRequirementError, CorruptInputError)
 }
@@ -132,6 +135,22 @@ class Host:
                     with_no_reader(stream)
 
 
+@contextmanager
+def tidied_when_terminated() -> Iterator[None]:
+    """Let SIGTERM end the block as an exit does, so that connection, drafts and packs go; then the handler of before.
+
+    Signals are the main thread's: elsewhere it changes nothing.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def with_no_reader(stream: IO[bytes]) -> None:
     """Close a pipe, also one with bytes for a reader that is gone."""
     try:
@@ -146,7 +165,7 @@ def connected(name: str, ssh: str = "ssh") -> Iterator[Host]:
 
     Raises MissingRequirementError without ssh, and where there is no connection, with what mends it.
     """
-    program = tuple(shlex.split(ssh)) or ("ssh",)
+    program = _words(ssh)
     if not re.fullmatch(r"[^-\s][^\s]*", name):
         raise UsageError(f"{name!r} is not the name of a host", "give user@host, as for ssh")
     if shutil.which(program[0]) is None:
@@ -160,7 +179,18 @@ def connected(name: str, ssh: str = "ssh") -> Iterator[Host]:
         alive = re.search(r"^serveraliveinterval (\d+)", found.stdout, re.MULTILINE)
         kept = [] if alive and int(alive[1]) else ["-o", "ServerAliveInterval=15", "-o", "ServerAliveCountMax=4"]
         shared = [] if os.name == "nt" else ["-o", f"ControlPath={folder}/c"]
-        master = [*program, *kept, *shared, "-o", "ControlMaster=yes", "-o", "ControlPersist=yes", "-fN", "--", name]
+        master = [
+            *program,
+            *kept,
+            *shared,
+            "-o",
+            "ControlMaster=yes",
+            "-o",
+            f"ControlPersist={_IDLE_SECONDS}",
+            "-fN",
+            "--",
+            name,
+        ]
         if shared:
             with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as said:
                 opened = subprocess.run(master, stderr=said, stdout=subprocess.DEVNULL)
@@ -173,6 +203,14 @@ def connected(name: str, ssh: str = "ssh") -> Iterator[Host]:
             if shared:
                 end = [*program, *shared, "-O", "exit", "--", name]
                 subprocess.run(end, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def _words(ssh: str) -> tuple[str, ...]:
+    """The program and its options, in words of a shell."""
+    try:
+        return tuple(shlex.split(ssh)) or ("ssh",)
+    except ValueError as error:
+        raise UsageError(f"--ssh {ssh!r} is no command: {error}", "close its quotes: --ssh 'ssh -p 2222'") from error
 
 
 def check(answer: Answer, host: str) -> Answer:
@@ -194,7 +232,9 @@ def lost(name: str, program: Sequence[str], errors: str, otherwise: str = _FIRST
 
 
 def _last(answer: Answer) -> str:
-    lines = answer.errors.strip().splitlines()
+    """The last line of stderr with words in it: a wrong option is told in a box."""
+    told = (line.strip(" \u2500\u2502\u256d\u256e\u2570\u256f") for line in answer.errors.splitlines())
+    lines = [line for line in told if line]
     return lines[-1] if lines else f"it ended with {answer.code}"
 
 

@@ -345,6 +345,11 @@ def export(source: str, out: Path, given: Given = NOTHING, static: bool = False)
         )
     if static and "fp32" not in built.precisions:
         raise UsageError("a bundle is of FP32 graphs, which the compiler quantizes", "add --precision fp32")
+    if static and built.image_input == "any":
+        raise UsageError(
+            "a bundle is of static shape, and --image-input any takes images of any size",
+            "say their height and width: --image-input 480x640",
+        )
     tables = {"data": data_unless_given(given, checkpoint)} if static else {}
     _check_bundle(out, tables, to)
     if checkpoint is None:

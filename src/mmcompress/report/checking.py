@@ -103,7 +103,12 @@ def read_report(path: Path) -> ReportDocument:
     Raises UsageError for a path without a report, CorruptInputError for a damaged one.
     """
     if (path / MANIFEST).is_file():
-        path = Artifact.open(path, Kind.REPORT).file("report.json")
+        artifact = Artifact.open(path)
+        if (kind := artifact.manifest.kind) is not Kind.REPORT:
+            raise UsageError(
+                f"{path} is an artifact of kind {kind.value!r}", "give a report, or engines as they were built"
+            )
+        path = artifact.file("report.json")
     elif path.is_dir():
         path = path / "report.json"
     if not path.is_file():

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from mmcompress.errors import UsageError
-from mmcompress.gates import ENGINES, Gates
+from mmcompress.gates import CHOOSING, ENGINES, Gates
 from mmcompress.report.document import GateVerdict
 from mmcompress.report.parts import Engine, EngineFile
 
@@ -36,6 +36,10 @@ def judged_engine(engine: Engine, gates: Gates) -> list[GateVerdict]:
         raise UsageError(
             f"{engine.name} holds engines, of which there is no {others[0] if others else 'speed-up'}",
             f"upper limits on {', '.join(ENGINES)} are for engines; judge a report for the rest",
+        )
+    if chosen := sorted(gates.model_fields_set & CHOOSING):
+        raise UsageError(
+            f"{chosen[0]} chooses a part of a report, and {engine.name} holds engines", f"leave --{chosen[0]} out"
         )
     return engine_verdicts([engine], {FALLBACKS: 0.0, **gates.max})
 
