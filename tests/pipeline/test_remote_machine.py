@@ -246,7 +246,7 @@ def test_what_is_no_subject_of_a_command_is_not_sent(make_artifact: MakeArtifact
 
 def test_a_wrong_option_is_told_out_of_its_box() -> None:
     box = "\u256d\u2500 Error \u2500\u256e\n\u2502 No such option: --tarjet \u2502\n\u2570\u2500\u2500\u256f\n"
-    with pytest.raises(UsageError, match="^on device: No such option: --tarjet"):
+    with pytest.raises(UsageError, match=r"^on device: No such option: --tarjet"):
         check(Answer(2, "", box), "device")
 
 
