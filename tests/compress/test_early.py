@@ -256,7 +256,7 @@ def test_open_clips_weights_are_looked_at_where_they_lie(tmp_path: Path) -> None
 def test_a_loss_without_weight_is_nothing_to_learn(world: Path) -> None:
     given = {"teacher.source": str(world / "teacher"), "data.train": "-", "student.source": "vit-s16"}
     with pytest.raises(UsageError, match="nothing to learn"):
-        standalone.distill(world / "out", {**given, "cosine": 0.0, "relational": 0.0})
+        standalone.distill(world / "out", {**given, "cosine": 0.0, "relational": 0.0, "affinity": 0.0})
 
 
 @pytest.mark.parametrize("term", ["contrastive", "interactive"])
