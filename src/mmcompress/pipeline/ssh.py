@@ -77,8 +77,7 @@ class Host:
             told = _Told(process, quiet)
             assert process.stdout is not None
             out = process.stdout.read().decode(errors="replace")
-            code = process.wait()
-        return self._checked(Answer(code, out, told()))
+            return self._checked(Answer(process.wait(), out, told()))
 
     def send(self, source: IO[bytes], size: int, there: str) -> None:
         """Append to a file there what it lacks of `source`, whose `size` bytes it begins with."""
