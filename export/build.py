@@ -53,9 +53,10 @@ def check_build(config: BuildConfig, sources: Mapping[str, Artifact]) -> None:
     if NATIVE in targets:
         tuning_of(config, this_machine(config.backend))
     if (graphs := sources.get("graphs")) is not None:
-        for graph in chosen_graphs(graphs):
+        for path in (graphs.file(graph.file) for graph in chosen_graphs(graphs)):
+            quantized = quantized_linears(path)
             for target in targets:
-                check_precision(graphs.file(graph.file), quantized_linears(graphs.file(graph.file)), target)
+                check_precision(path, quantized, target)
         if config.sparse:
             sparse_weights(graphs)
 
