@@ -34,7 +34,7 @@ from mmcompress.int8 import ActivationQuantizer, Range, fake_quantize, signed_fr
 
 BINS = 8192
 COUNTED = 1 << 18
-"""Values of one tensor that are counted at least; of a larger one they are evenly spaced, and the extremes of all."""
+"""Values of one tensor up to which all are counted; of a larger one about as many, evenly spaced, and its extremes."""
 METHODS = ("minmax", "percentile", "entropy", "mse")
 Counts = NDArray[np.float64]
 NOTHING: Range = {"low": 0.0, "high": 0.0, "absmax": 0.0}

@@ -23,6 +23,7 @@ from mmcompress.int8 import (
     dequantize_weight,
     fake_quantize,
     linears_from_tensors,
+    quantize_activation,
     tensors_from_linears,
 )
 
@@ -56,7 +57,13 @@ def test_moments_equal_numpy_on_all_inputs_at_once() -> None:
     x = torch.cat(seen).double().numpy()
     np.testing.assert_allclose(found.gram, x.T @ x / len(x), atol=1e-5)
     np.testing.assert_allclose(found.mean, x.mean(axis=0), atol=1e-6)
-    assert 0 < np.abs(found.mean_quantized("unsigned") - found.mean).max() < 1e-2
+    for kind in KINDS:
+        quantizer = activation_quantizer(ranges["image.blocks.0.fc1"], kind, SCALE_TYPES[kind])
+        integers = quantize_activation(x.astype(np.float32), quantizer).astype(float)
+        entering = (integers - quantizer.zero_point) * float(quantizer.scale)
+        np.testing.assert_allclose(found.mean_quantized(kind), entering.mean(axis=0), atol=1e-5)
+        if kind == KINDS[0]:
+            np.testing.assert_allclose(found.noise, np.square(entering - x).mean(axis=0), rtol=1e-2)
 
 
 def test_moments_of_more_inputs_than_are_multiplied_together() -> None:
@@ -74,6 +81,8 @@ def test_moments_of_more_inputs_than_are_multiplied_together() -> None:
     for (covariance, rows), half in zip(found.folds(), halves, strict=True):
         assert rows == len(half)
         np.testing.assert_allclose(covariance, np.cov(half, rowvar=False, bias=True), atol=1e-5)
+    for (covariance, _), half in zip(found.folds(3), halves, strict=True):
+        np.testing.assert_allclose(covariance, np.cov(half[:, ::3], rowvar=False, bias=True), atol=1e-5)
 
 
 @pytest.mark.parametrize(("mean", "deviation"), [(10.0, 1e-4), (1000.0, 1e-3), (-200.0, 1.0)])
