@@ -158,7 +158,7 @@ def train(
     learners = nn.ModuleDict({kind: TrainedLinears(given.linears[kind], given.ranges, kind) for kind in KINDS})
     learners = learners.to(here.device)
 
-    def loss_of(batch: TrainingBatch, _: int) -> Tensor:
+    def loss_of(batch: TrainingBatch, _: float) -> Tensor:
         with torch.no_grad():
             reference: tuple[Tensor, Tensor] = model(batch.pixels, batch.tokens)
         losses = []

@@ -284,6 +284,8 @@ class TrainConfig(WatchedConfig):
     student: StudentConfig
     """A preset; `student.tokenizer` names an existing tokenizer, else one is trained on the captions."""
     optimizer: OptimizerConfig = OptimizerConfig()
+    growing: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the steps, the first ones, whose images grow from half of their side to the whole."""
     embed_dim: int = Field(default=256, ge=8)
     """Width of the shared space; a guide's own where there is one."""
     vocab: int = Field(default=8192, ge=300)
@@ -334,6 +336,8 @@ class DistillConfig(WatchedConfig):
     """Where the student starts from; a recovery starts from the checkpoint it is given."""
     optimizer: OptimizerConfig = OptimizerConfig()
     """How it is trained."""
+    growing: float = Field(default=0.67, ge=0, lt=1)
+    """Share of the steps, the first ones, whose images grow from half of their side to the whole."""
     cosine: float = Field(default=16.0, ge=0)
     """Weight of 1 - cosine between the student's and the teacher's embeddings, both towers."""
     relational: float = Field(default=1.0, ge=0)
