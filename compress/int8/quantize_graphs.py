@@ -96,7 +96,7 @@ def quantize_graphs(job: Job[QuantizeGraphsConfig]) -> None:
     deciding = judging
     if (validation := config.data.validation) is not None:
         deciding, judged_on = validating(held_pairs(source, validation, config), seen, validation)
-    warn_of_few(arrays(of("image", deciding)), arrays(of("text", held)))
+    warn_of_few(config, arrays(of("image", deciding)), arrays(of("text", held)))
     answers = label_batches(source, config) or of("text", held)
     ranking, kept, left = keep_sensitive(towers, fitted, judging, deciding, answers, config)
     linears: dict[Signedness, Linears] = {

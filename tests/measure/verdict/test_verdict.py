@@ -173,10 +173,10 @@ def test_drift_is_measured_from_the_fastest_on_until_two_are_within_the_budget()
         asked.append(one)
         return held_out_drift(r10_lost=lost[one], flip_rate=0.03 if one is d else 0.0)
 
-    drop = Budget(0.005, None)
+    drop = Budget(0.005, None, 10**8)
     assert verdict.within_budget([a, b, c, d, e], drift_of, drop)[0] == [b, d] and asked == [a, b, c, d]
     assert verdict.within_budget([a, b, c, d, e], drift_of, replace(drop, max_flips=0.02))[0] == [b, e]
-    finalists, drifts = verdict.within_budget([a, b, c], drift_of, Budget(0.001, None))
+    finalists, drifts = verdict.within_budget([a, b, c], drift_of, Budget(0.001, None, 10**8))
     assert finalists == [b] and set(drifts) == {a, b, c}, "the one that loses least stands for INT8"
 
 
