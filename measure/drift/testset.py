@@ -119,7 +119,7 @@ def embed_row(
         pairs = replace(pairs, image_group=best(np.concatenate(images), texts))
     scale = artifact.manifest.facts.get("logit_scale")
     scale = float(scale) if isinstance(scale, (int, float)) else None
-    precision = encoder.precisions["image"]
+    precision = min(encoder.precisions.values(), key=("int8", "fp8", "fp16", "fp32").index)
     return pairs, Row(artifact.path.name, precision, scale, np.concatenate(images), texts, text_tower)
 
 

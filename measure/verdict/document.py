@@ -57,7 +57,7 @@ class VerdictRow(Part):
     name: str
     """The candidate of INT8 graphs, else the precision."""
     precision: Precision
-    """Of the graphs."""
+    """Of the graphs; a tower of which the budget kept every product in float is a float graph all the same."""
     backend: Backend
     """The runtime."""
     recommended: bool

@@ -110,8 +110,10 @@ def pace(ratio: Ratio, than: str) -> str:
 
 
 def named(contestant: Contestant) -> str:
-    """`INT8 on OpenVINO`"""
-    return f"{contestant.precision.upper()} on {BACKENDS[contestant.backend]}"
+    """`INT8 on OpenVINO`; `INT8 on OpenVINO with the text tower in FP32` where all of that stays in float"""
+    own = {tower: entrant.graph.precision for tower, entrant in contestant.towers.items()}
+    others = [f" with the {tower} tower in {p.upper()}" for tower, p in own.items() if p != contestant.precision]
+    return f"{contestant.precision.upper()} on {BACKENDS[contestant.backend]}{''.join(others)}"
 
 
 def enforce(artifact: Artifact | None, strict: bool) -> None:

@@ -192,6 +192,8 @@ def deliver(
     for tower in TOWERS:
         for precision in (precision for precision in ("fp32", "fp16", "fp8", "int8") if precision in once):
             entrant = once[precision].towers[tower]
+            if any(graph.file == entrant.graph.file for graph in draft.graphs):
+                continue  # of a tower that is all in float
             for file in entrant.path.parent.glob(f"{entrant.graph.file}*"):
                 shutil.copyfile(file, draft.path / file.name)
             draft.graphs.append(entrant.graph)

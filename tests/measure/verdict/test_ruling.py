@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -23,7 +24,8 @@ GRAPH = Graph(file="image-fp32.onnx", tower="image", precision="fp32", inputs=()
 
 
 def contestant(name: str, precision: Precision, backend: Backend) -> Contestant:
-    return Contestant(name, precision, {"image": Entrant(Path("image-fp32.onnx"), GRAPH, backend, 2)})
+    graph = GRAPH.model_copy(update={"precision": precision})
+    return Contestant(name, precision, {"image": Entrant(Path("image-fp32.onnx"), graph, backend, 2)})
 
 
 FP32, FP16, INT8 = (
@@ -133,6 +135,12 @@ def test_the_plainer_float_graph_stays_unless_another_is_clearly_faster() -> Non
     assert ruling.ship is FP32 and ruling.to_beat is FP16
     assert f"{named(FP16)} is not clearly faster (1.01 times as fast" in said
     assert rule(int8=1.0, fp32=1.0, ort=1.5, fp16=0.9)[0].ship is FP16
+
+
+def test_a_tower_that_is_all_float_is_named_so() -> None:
+    text = Entrant(Path("text-fp32.onnx"), GRAPH.model_copy(update={"tower": "text"}), "openvino", 2)
+    assert named(replace(INT8, towers={**INT8.towers, "text": text})) == "INT8 on OpenVINO with the text tower in FP32"
+    assert named(INT8) == "INT8 on OpenVINO"
 
 
 def test_both_obstacles_are_named_in_every_order_of_speed() -> None:

@@ -27,7 +27,8 @@ from mmcompress.data.batches import batches, read
 from mmcompress.data.preprocess import normalize
 from mmcompress.data.spec import fingerprint
 from mmcompress.errors import CorruptInputError, GateFailedError, MissingRequirementError, UsageError
-from mmcompress.export.export import read_int8
+from mmcompress.export.export import Variant, read_int8
+from mmcompress.export.graph import Numerics
 from mmcompress.int8 import linear_modules
 from mmcompress.measure import early
 from mmcompress.measure.interleave import Record
@@ -42,6 +43,7 @@ from mmcompress.pipeline.recipe import parse_assignments
 from mmcompress.pipeline.run import run_stage
 from mmcompress.runtime.backends import CPU_BACKENDS, graph_for, open_file, open_session
 from mmcompress.runtime.encoder import Encoder
+from mmcompress.runtime.session import Tower
 from mmcompress.seen import SEEN, Seen
 from mmcompress.stages import STAGES
 
@@ -116,6 +118,19 @@ def test_the_recommendation_follows_from_the_figures(made: Artifact) -> None:
     low = int8["image"]["against_fastest_float"]["ci95"][0]
     assert found["recommendation"]["int8"] == (low >= ruling.MARGIN and int8["drift"]["r10_lost"] <= 1.0)
     assert (found["recommendation"]["precision"] == "int8") == found["recommendation"]["int8"] == int8["recommended"]
+
+
+@pytest.mark.parametrize("tower", ["image", "text"])
+def test_a_tower_whose_linears_all_stay_in_float_is_the_float_graph(world: Path, tmp_path: Path, tower: Tower) -> None:
+    origin, config = origins.origin_of(Artifact.open(world / "quantized")), VerdictConfig(data=DataConfig())
+    candidate, numerics = next(origin.candidates("onnxruntime"))
+    fp32 = contestants.written(origin, tmp_path, config, "fp32", Variant("fp32", Numerics()), "onnxruntime")
+    kept = replace(numerics, kept=frozenset(origin.products(tower)))
+    int8 = contestants.written(origin, tmp_path, config, candidate.name, Variant("int8", kept), "onnxruntime")
+    for name, entrant in int8.towers.items():
+        assert entrant.graph.precision == ("fp32" if name == tower else "int8")
+        same = entrant.path.read_bytes() == fp32.towers[name].path.read_bytes()
+        assert same == (name == tower)
 
 
 def embedded(artifact: Artifact, held: Held, precision: Any) -> list[NDArray[np.float32]]:
