@@ -31,6 +31,8 @@ from mmcompress.errors import UsageError, suggestion
 from mmcompress.gates import Gates
 
 Precision = Literal["fp32", "fp16", "fp8", "int8"]
+EIGHT_BITS: tuple[Precision, ...] = ("int8", "fp8")
+"""The precisions that are quantized, and held against their own FP32."""
 Backend = Literal["onnxruntime", "openvino", "tensorrt", "tensorrt-rtx"]
 Augmentation = Literal["none", "photo", "drawing"]
 
