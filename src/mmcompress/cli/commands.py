@@ -12,6 +12,7 @@ import math
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, cast
 
@@ -19,8 +20,9 @@ import typer
 
 from mmcompress import __version__
 from mmcompress.cli.options import SETTINGS, Commands, Set, keyed
-from mmcompress.cli.streams import never_failing
+from mmcompress.cli.streams import flushed, never_failing
 from mmcompress.errors import MMCompressError, UsageError
+from mmcompress.places import disk_error
 from mmcompress.ranks import announced, joined
 
 app = typer.Typer(
@@ -624,7 +626,16 @@ def main() -> NoReturn:
 def _told(run: Callable[[], int]) -> int:
     """Run; the exit code, an error printed."""
     try:
-        return run()
+        try:
+            code = run()
+            flushed()
+        except OSError as error:
+            if (told := disk_error(error)) is None:
+                raise
+            with suppress(UsageError):
+                flushed()
+            raise told from error
+        return code
     except MMCompressError as error:
         print(f"error: {error.what}", file=sys.stderr)
         if error.hint:
