@@ -27,7 +27,7 @@ from pydantic import (
 from typing_extensions import Self
 
 from mmcompress.architecture import Config
-from mmcompress.errors import UsageError, suggestion
+from mmcompress.errors import MisspeltError, UsageError, suggestion
 from mmcompress.gates import Gates
 
 Precision = Literal["fp32", "fp16", "fp8", "int8"]
@@ -753,6 +753,8 @@ def validated(model: type[C], values: Mapping[str, Any], where: str) -> C:
             known = _fields_at(model, path[:-1])
             raise UsageError(f"{where}: unknown key {key!r}", suggestion(path[-1], known)) from error
         said = first["msg"].removeprefix("Value error, ")
+        if isinstance(misspelt := first.get("ctx", {}).get("error"), MisspeltError):
+            raise UsageError(f"{where}: {key}: {said}", misspelt.hint) from error
         if first["type"] == "value_error" and _fields_at(model, path):  # of several keys, which it names
             unused = isinstance(first["ctx"]["error"], _UnusedError)
             raise UsageError(f"{where}: {said}", "leave it out" if unused else "leave one of them out") from error
