@@ -69,8 +69,8 @@ def disk_error(error: OSError) -> UsageError | None:
     """What to tell of a disk that is full or read-only, wherever that came up; None of any other error, a bug's say."""
     if (said := _unwritable(error)) is None:
         return None
-    place = error.filename or "what this command writes"
-    hint = f"make room; the cache lies in {cache_folder()} ({CACHE} moves it), other files in TMPDIR and at --out"
+    place = error.filename or "the output, or a file that it needs,"
+    hint = f"make room; the cache lies in {cache_folder()} ({CACHE} moves it), other files in TMPDIR"
     return UsageError(f"{place} cannot be written: {said}", hint)
 
 

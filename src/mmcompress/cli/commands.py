@@ -12,7 +12,6 @@ import math
 import os
 import sys
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, cast
 
@@ -632,8 +631,7 @@ def _told(run: Callable[[], int]) -> int:
         except OSError as error:
             if (told := disk_error(error)) is None:
                 raise
-            with suppress(UsageError):
-                flushed()
+            flushed()  # where it is stdout that is full, that is said
             raise told from error
         return code
     except MMCompressError as error:
