@@ -27,10 +27,12 @@ from pydantic import (
 from typing_extensions import Self
 
 from mmcompress.architecture import Config
-from mmcompress.errors import UsageError, suggestion
+from mmcompress.errors import MisspeltError, UsageError, suggestion
 from mmcompress.gates import Gates
 
 Precision = Literal["fp32", "fp16", "fp8", "int8"]
+EIGHT_BITS: tuple[Precision, ...] = ("int8", "fp8")
+"""The precisions that are quantized, and held against their own FP32."""
 Backend = Literal["onnxruntime", "openvino", "tensorrt", "tensorrt-rtx"]
 Augmentation = Literal["none", "photo", "drawing"]
 
@@ -755,6 +757,8 @@ def validated(model: type[C], values: Mapping[str, Any], where: str) -> C:
             known = _fields_at(model, path[:-1])
             raise UsageError(f"{where}: unknown key {key!r}", suggestion(path[-1], known)) from error
         said = first["msg"].removeprefix("Value error, ")
+        if isinstance(misspelt := first.get("ctx", {}).get("error"), MisspeltError):
+            raise UsageError(f"{where}: {key}: {said}", misspelt.hint) from error
         if first["type"] == "value_error" and _fields_at(model, path):  # of several keys, which it names
             unused = isinstance(first["ctx"]["error"], _UnusedError)
             raise UsageError(f"{where}: {said}", "leave it out" if unused else "leave one of them out") from error
