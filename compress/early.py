@@ -112,7 +112,12 @@ def check_prune(config: PruneConfig, sources: Sources) -> None:
 
 
 def fits_prune(config: PruneConfig, model: DualEncoderConfig, _: Sources) -> None:
-    for tower in prunable_towers(model, config):
+    towers = prunable_towers(model, config)
+    if "image" in towers:
+        model.transformer_image(
+            "prune", 'prune the text tower alone, --set towers=["text"]; or train a smaller preset, mnv4-s say'
+        )
+    for tower in towers:
         if config.target is not None and config.target[0] != "latency":
             check_share(model, tower, *config.target, config.mlp_multiple)
         elif config.target is not None and tower == "image":
@@ -120,6 +125,9 @@ def fits_prune(config: PruneConfig, model: DualEncoderConfig, _: Sources) -> Non
 
 
 def fits_quantize(config: QuantizeConfig, model: DualEncoderConfig, sources: Sources) -> None:
+    model.transformer_image(
+        "quantize", "export it first, and give quantize the graphs, whose convolutions and Linears become integers"
+    )
     check_keep(model, config.keep)
     if "ranges" in sources:
         check_same_blocks(sources["ranges"], model)

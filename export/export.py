@@ -83,6 +83,11 @@ def export(job: Job[ExportConfig]) -> None:
     """Stage: write, check and describe the graphs of a checkpoint."""
     source, config = job.sources["checkpoint"], job.config
     model = source.model
+    if {"int8", "fp8"} & set(config.precisions):
+        model.transformer_image(
+            "an export in INT8 or FP8",
+            "export it in fp32, and give quantize the graphs, whose convolutions and Linears become integers",
+        )
     int8 = read_int8(source) if {"int8", "fp8"} & set(config.precisions) else {}
     for tower in model.compressed if int8 else ():
         check_has_integers(source, tower)

@@ -22,7 +22,10 @@ from typing import Any
 import numpy as np
 
 from mmcompress.architecture import DualEncoderConfig, ImageConfig, PoolingHead, TextConfig, TowerConfig
+from mmcompress.convnet import ConvConfig
+from mmcompress.errors import UsageError
 from mmcompress.export.blocks import Pick, Sight, Weights, blocks, causal_mask, project, query_scale
+from mmcompress.export.convgraph import convolutions
 from mmcompress.export.graph import Array, GraphWriter, Numerics
 from mmcompress.int8 import TABLE, Linears
 from mmcompress.tensornames import state_from_hugging_face
@@ -45,6 +48,11 @@ def image_graph(config: DualEncoderConfig, tensors: Mapping[str, Array], numeric
     """ModelProto of `pixels` (N, 3, S, S) float32 -> `embedding` (N, D) float32, unit norm."""
     tower, g = config.image, GraphWriter(opset, numerics)
     weights = Weights(state_from_hugging_face(tensors, config, ("image",))).under("image")
+    feed = ("pixels", np.float32, (3, tower.image_size, tower.image_size))
+    if isinstance(tower, ConvConfig):
+        check_float(numerics)
+        convolutions(g, tower, weights)
+        return g.model("image", feed, config.embed_dim)
     x = _patches(g, tower, weights)
     if tower.head is None:
         x = g.layer_norm("image.pre_norm", x, *weights.norm("norm_pre"), tower.layer_norm_eps)
@@ -55,7 +63,16 @@ def image_graph(config: DualEncoderConfig, tensors: Mapping[str, Array], numeric
         project(g, "image", x, weights.take("projection.weight"), None)
     else:
         _pooled(g, tower, tower.head, weights.under("head"), x)
-    return g.model("image", ("pixels", np.float32, (3, tower.image_size, tower.image_size)), config.embed_dim)
+    return g.model("image", feed, config.embed_dim)
+
+
+def check_float(numerics: Numerics) -> None:
+    """Raise UsageError for a graph of a convolutional tower that would have Q/DQ."""
+    if numerics.activations != "float":
+        raise UsageError(
+            "the graph of a convolutional image tower is written in fp32 and fp16",
+            "give quantize the exported graphs, whose convolutions and Linears become integers",
+        )
 
 
 def _row(g: GraphWriter, place: int) -> Pick:

@@ -26,8 +26,8 @@ from pydantic import (
 )
 from typing_extensions import Self
 
-from mmcompress.architecture import Config
 from mmcompress.errors import UsageError, suggestion
+from mmcompress.frozen import Config
 from mmcompress.gates import Gates
 
 Precision = Literal["fp32", "fp16", "fp8", "int8"]
