@@ -1,4 +1,4 @@
-"""Where a student starts: a preset from scratch, or the best parts of the teacher.
+"""Where a student starts: a preset from scratch, a published tower, or the best parts of the teacher.
 
 `inherit:F` keeps evenly spaced blocks and, in each, the heads and MLP units of the largest weight norm, so that the
 image tower has at most F of the teacher's MACs (weight inheritance, Wu et al. 2023, TinyCLIP, section 3.2). Width,
@@ -17,8 +17,10 @@ from torch import Tensor
 
 from mmcompress.architecture import DualEncoderConfig, ImageConfig, TextConfig
 from mmcompress.compress.train.mobilenetv4 import mobilenetv4
+from mmcompress.compress.train.published import Published, load_published
 from mmcompress.config import StudentConfig
 from mmcompress.convnet import ConvConfig
+from mmcompress.convtower import ConvTower
 from mmcompress.errors import UsageError, suggestion
 from mmcompress.huggingface import dual_encoder_from_hugging_face
 from mmcompress.manifest import TextProcessing
@@ -97,7 +99,24 @@ def _uniform(width: int, blocks: int) -> dict[str, object]:
 def student_from_preset(
     student: StudentConfig, embed_dim: int, text: TextProcessing, vocab: int, seed: int
 ) -> DualEncoder:
+    """A preset with random weights."""
     return initialize(DualEncoder(preset_config(student, embed_dim, text, vocab)), seed)
+
+
+def student_from_published(
+    student: StudentConfig, found: Published, embed_dim: int, text: TextProcessing, vocab: int, seed: int
+) -> DualEncoder:
+    """The preset of a published tower, with its weights up to the projection."""
+    asked = {"source": found.preset, "image_size": student.image_size or found.image_size}
+    model = student_from_preset(student.model_copy(update=asked), embed_dim, text, vocab, seed)
+    assert isinstance(model.image, ConvTower) and isinstance(model.config.image, ConvConfig)
+    load_published(model.image, model.config.image, found)
+    return model
+
+
+def is_convolutional(student: StudentConfig) -> bool:
+    """Whether its image tower has convolutions and BatchNorm; all published ones do."""
+    return student.published or student.source in CONV_PRESETS
 
 
 def inherited_share(source: str) -> float | None:
