@@ -34,6 +34,7 @@ from mmcompress.config import (
     DistillConfig,
     EmbedConfig,
     PruneConfig,
+    QatConfig,
     QuantizeConfig,
     QuantizeGraphsConfig,
     StudentConfig,
@@ -153,6 +154,10 @@ def fits_quantize(config: QuantizeConfig, model: DualEncoderConfig, sources: Sou
         check_same_blocks(sources["ranges"], model)
     if {"ranges", "checkpoint"} <= sources.keys():
         check_same_weights(sources["ranges"], sources["checkpoint"].path)
+
+
+def fits_qat(_: QatConfig, model: DualEncoderConfig, __: Sources) -> None:
+    model.transformer_image("qat", "export it, and give quantize the graphs: their integers are fitted, not trained")
 
 
 def check_quantize_graphs(config: QuantizeGraphsConfig, _: Sources) -> None:

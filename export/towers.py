@@ -15,7 +15,7 @@ Tensor names are those of the family's own class, so any checkpoint of that form
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -23,7 +23,6 @@ import numpy as np
 
 from mmcompress.architecture import DualEncoderConfig, ImageConfig, PoolingHead, TextConfig, TowerConfig
 from mmcompress.convnet import ConvConfig
-from mmcompress.errors import UsageError
 from mmcompress.export.blocks import Pick, Sight, Weights, blocks, causal_mask, project, query_scale
 from mmcompress.export.convgraph import convolutions
 from mmcompress.export.graph import Array, GraphWriter, Numerics
@@ -50,7 +49,7 @@ def image_graph(config: DualEncoderConfig, tensors: Mapping[str, Array], numeric
     weights = Weights(state_from_hugging_face(tensors, config, ("image",))).under("image")
     feed = ("pixels", np.float32, (3, tower.image_size, tower.image_size))
     if isinstance(tower, ConvConfig):
-        check_float(numerics)
+        check_eight_bits(config, () if numerics.activations == "float" else ("int8",))
         convolutions(g, tower, weights)
         return g.model("image", feed, config.embed_dim)
     x = _patches(g, tower, weights)
@@ -66,12 +65,12 @@ def image_graph(config: DualEncoderConfig, tensors: Mapping[str, Array], numeric
     return g.model("image", feed, config.embed_dim)
 
 
-def check_float(numerics: Numerics) -> None:
-    """Raise UsageError for a graph of a convolutional tower that would have Q/DQ."""
-    if numerics.activations != "float":
-        raise UsageError(
-            "the graph of a convolutional image tower is written in fp32 and fp16",
-            "give quantize the exported graphs, whose convolutions and Linears become integers",
+def check_eight_bits(config: DualEncoderConfig, precisions: Collection[str]) -> None:
+    """Raise UsageError for a convolutional tower that would be written with Q/DQ."""
+    if {"int8", "fp8"}.intersection(precisions):
+        config.transformer_image(
+            "an export in INT8 or FP8",
+            "export it in fp32, and give quantize the graphs, whose convolutions and Linears become integers",
         )
 
 

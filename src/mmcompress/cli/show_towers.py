@@ -34,8 +34,8 @@ def _told(block: ConvBlock) -> str:
     """Kernels around hidden channels, and the stride: `ExtraDW 3-576-3 /2`."""
     stride = f" /{block.stride}" if block.stride > 1 else ""
     if isinstance(block, AttentionBlock):
-        down = f", keys and values /{block.kv_stride}" if block.kv_stride > 1 else ""
-        return f"attention of {block.heads} heads of {block.head_dim}{down}"
+        down = f" with keys and values /{block.kv_stride}" if block.kv_stride > 1 else ""
+        return f"attention {block.heads}x{block.head_dim}{down}"
     if isinstance(block, UniversalBlock):
         parts = [part for part in (block.start, block.hidden, block.middle) if part]
         return f"{block.variant} {'-'.join(map(str, parts))}{stride}"
