@@ -15,7 +15,7 @@ from typing_extensions import Self
 from mmcompress.convnet import ConvConfig
 from mmcompress.errors import UsageError
 from mmcompress.frozen import Config
-from mmcompress.towerparts import Group, Product
+from mmcompress.towerparts import Group, ImageSizes, Product
 
 Activation = Literal["quick_gelu", "gelu", "gelu_tanh"]
 WEIGHTS = "model.safetensors"
@@ -263,9 +263,14 @@ class DualEncoderConfig(Config):
     @property
     def params(self) -> int:
         """Parameters of both towers, logit scale and bias included."""
-        return self.image.params(self.embed_dim) + self.text.params(self.embed_dim) + 1 + self.sigmoid
+        return self.image_sizes.params(self.embed_dim) + self.text.params(self.embed_dim) + 1 + self.sigmoid
 
     @property
     def macs(self) -> int:
         """Multiply-accumulates of one image through the image tower."""
-        return self.image.macs(self.embed_dim)
+        return self.image_sizes.macs(self.embed_dim)
+
+    @property
+    def image_sizes(self) -> ImageSizes:
+        """What the image tower says of itself, whatever its kind."""
+        return self.image

@@ -178,6 +178,15 @@ def test_what_does_not_work_yet_is_refused_before_it_begins(
     assert not (tmp_path / "out").exists()
 
 
+def test_its_text_tower_is_pruned_like_any_other(
+    world: Path, made: dict[str, Artifact], cli: Callable[..., Any], tmp_path: Path
+) -> None:
+    given = ("--data", data_of(world), "--batch", 20, "--mlp-multiple", 8, "--set", 'towers=["text"]')
+    assert cli("prune", made["distill"].path, *given, "--out", tmp_path / "pruned").code == 0
+    before, after = made["distill"].model, Artifact.open(tmp_path / "pruned").model
+    assert after.image == before.image and sum(after.text.mlp) == sum(before.text.mlp) // 2
+
+
 def test_training_begins_with_published_weights(world: Path, tmp_path: Path) -> None:
     """And with its own colours: a folder that `save_checkpoint`'s names make a published one of."""
     tensors = {f"classifier.{leaf}": torch.zeros(2, 2) for leaf in ("weight", "bias")}
