@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from mmcompress.convnet import AttentionBlock, Bottlenecks, ConvConfig, FusedBlock, Place, PlainBlock, side_after
+from mmcompress.convblocks import AttentionBlock, Bottlenecks, FusedBlock, PlainBlock, side_after
+from mmcompress.convnet import ConvConfig, Place
 from mmcompress.export.blocks import Weights, project
 from mmcompress.export.graph import Array, GraphWriter
 from mmcompress.towerparts import Product

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mmcompress.convnet import AttentionBlock, ConvBlock, ConvConfig, FusedBlock, PlainBlock, UniversalBlock
+from mmcompress.convblocks import AttentionBlock, ConvBlock, FusedBlock, PlainBlock, UniversalBlock
+from mmcompress.convnet import ConvConfig
 
 Row = tuple[int, int, int] | int
 """Kernel in front, kernel behind, expansion; or the stride of an attention's keys and values."""

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from mmcompress.convnet import AttentionBlock, Bottlenecks, ConvConfig, FusedBlock, PlainBlock, outputs_of
+from mmcompress.convblocks import AttentionBlock, Bottlenecks, FusedBlock, PlainBlock, outputs_of
+from mmcompress.convnet import ConvConfig
 from mmcompress.tensorentry import Entry, same
 from mmcompress.towerparts import Product
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from itertools import groupby
 
 from mmcompress.architecture import TowerConfig
-from mmcompress.convnet import AttentionBlock, ConvBlock, ConvConfig, UniversalBlock
+from mmcompress.convblocks import AttentionBlock, ConvBlock, UniversalBlock
+from mmcompress.convnet import ConvConfig
 
 
 def transformer_line(tower: TowerConfig) -> str:
