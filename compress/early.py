@@ -98,9 +98,8 @@ def check_distill(config: DistillConfig, sources: Sources) -> None:
 def _check_start(student: StudentConfig, parts: int) -> None:
     """Refuse a preset that there is not, and a published tower as far as it is here."""
     check_parts(is_convolutional(student), parts)
-    if not student.published:
-        check_preset(student)
-    elif (folder := _folder_here(TeacherConfig(source=student.source), "student")) is not None:
+    check_preset(student)
+    if student.published and (folder := _folder_here(TeacherConfig(source=student.source), "student")) is not None:
         read_published(folder)
         for file in weight_files(folder):
             check_finite(file)

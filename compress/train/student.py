@@ -75,8 +75,13 @@ def preset_config(student: StudentConfig, embed_dim: int, text: TextProcessing, 
 
 
 def check_preset(student: StudentConfig) -> None:
-    """Raise UsageError for a preset that there is not, or an image size that its patches do not fill."""
-    if student.source in CONV_PRESETS:
+    """Raise UsageError for a preset that there is not, or an image size that it cannot have: convolutions take any.
+
+    Of a published tower the size alone is looked at.
+    """
+    if is_convolutional(student):
+        if student.image_size is not None and student.image_size < 1:
+            raise UsageError(f"image_size {student.image_size} is no side of an image", "give pixels, 224 say")
         return
     if student.source not in PRESETS:
         known = [*PRESETS, *CONV_PRESETS, "inherit:0.25"]

@@ -114,7 +114,7 @@ class StudentConfig(Config):
     """A preset (`vit-s16`, `mnv4-m`), a published MobileNetV4 (a hub id such as
     `timm/mobilenetv4_conv_medium.e500_r224_in1k`, or its folder), or `inherit:F`: heads, MLP units and blocks of the
     teacher, at F of its image MACs."""
-    image_size: int | None = Field(default=None, ge=1)
+    image_size: int | None = None
     """Input side of a preset or of a published tower, in pixels; its own if not given."""
     tokenizer: Annotated[str | None, _NAMED] = None
     """Folder or hub id to take the tokenizer from, where the teacher brings none."""

@@ -153,6 +153,20 @@ def test_it_is_used_and_shown_like_any_other(
             ("distill", "--from", "{student}", "--data", "{data}", "--parts", "2", "--embeddings", "{embeddings}"),
             "parts = 2 computes parts of a batch apart, and BatchNorm",
         ),
+        (
+            (
+                "distill",
+                "--teacher",
+                "{teacher}",
+                "--student",
+                "mnv4-s",
+                "--student-image-size",
+                "0",
+                "--data",
+                "{data}",
+            ),
+            "image_size 0 is no side of an image",
+        ),
         (("distill", "--teacher", "{teacher}", "--student", "mnv4-x", "--data", "{data}"), "unknown student 'mnv4-x'"),
         (
             ("distill", "--teacher", "{teacher}", "--student", "./nowhere", "--data", "{data}"),
