@@ -130,6 +130,13 @@ def test_it_is_used_and_shown_like_any_other(
     named = cli("classify", made["export"].path, tmp_path / "square.png", "--labels", tmp_path / "labels.txt", "--json")
     assert named.code == 0
     assert sum(label["share"] for label in json.loads(named.out.strip().splitlines()[-1])) == pytest.approx(1)
+    looked = cli("explain", made["export"].path, tmp_path / "square.png", "red", "--out", tmp_path / "e.png")
+    assert looked.code == 0 and "by occlusion" in looked.out
+    refused = cli(
+        *("explain", made["distill"].path, tmp_path / "square.png", "red", "--method", "relevance"),
+        *("--out", tmp_path / "e.png"),
+    )
+    assert refused.code == 2 and "no float checkpoint of a vision transformer" in " ".join(refused.err.split())
     packed = cli("pack", made["export"].path, "--out", tmp_path / "m.mmc")
     assert packed.code == 0 and (tmp_path / "m.mmc").is_file()
 
