@@ -37,6 +37,8 @@ ARCHITECTURES = {
     "mobilenetv4_hybrid_medium": "mnv4-hm",
 }
 """timm's names, and the presets of the same towers."""
+_COMPUTED = {"in_chans": 3, "global_pool": "avg"}
+"""Arguments of timm's that change nothing here."""
 _CLASSIFIER = "classifier."
 _RESTORE = "restore it from where it came"
 Colour = tuple[float, float, float]
@@ -74,8 +76,9 @@ def read_published(folder: Path) -> Published:
         )
     if architecture not in ARCHITECTURES:
         raise UsageError(f"{path}: a student cannot be a {architecture!r}", suggestion(architecture, ARCHITECTURES))
-    options = {**(said.get("model_args") or {}), "global_pool": said.get("global_pool", "avg")}
-    other = [f"{key} = {value!r}" for key, value in options.items() if (key, value) != ("global_pool", "avg")]
+    options = {"global_pool": said.get("global_pool", "avg"), **(said.get("model_args") or {})}
+    options.pop("num_classes", None)  # of the classifier, which is left out
+    other = [f"{key} = {value!r}" for key, value in options.items() if _COMPUTED.get(key) != value]
     if other:
         raise UsageError(f"{path}: {other[0]} is not computed here", "give one that was made without it")
     given = said.get("pretrained_cfg") or said  # older files have its keys on top

@@ -26,13 +26,14 @@ TEXT = TextProcessing(context=8, pad_token_id=0, eos_token_id=1)
 
 
 def config_of(**changes: Any) -> dict[str, Any]:
-    """As timm 1.0 writes it on the hub."""
+    """As timm's `save_for_hf` writes it, of what counts here; older ones have no `model_args`."""
     cfg = {"input_size": [3, 64, 64], "mean": MEAN, "std": STD, "crop_pct": 0.95, "interpolation": "bicubic"}
     return {
         "architecture": "mobilenetv4_conv_small",
         "num_classes": 7,
         "num_features": 960,
         "global_pool": "avg",
+        "model_args": {"in_chans": 3, "num_classes": 7, "global_pool": "avg"},
         "pretrained_cfg": cfg,
         **changes,
     }
@@ -91,7 +92,8 @@ def test_its_colours_are_its_own(folder: Callable[..., Path]) -> None:
         ({"architecture": "resnet50"}, UsageError, "cannot be a 'resnet50'"),
         ({"architecture": None}, UsageError, "names no architecture"),
         ({"model_args": {"act_layer": "gelu"}}, UsageError, "act_layer = 'gelu' is not computed here"),
-        ({"global_pool": "max"}, UsageError, "global_pool = 'max' is not computed here"),
+        ({"model_args": {"in_chans": 1}}, UsageError, "in_chans = 1 is not computed here"),
+        ({"global_pool": "max", "model_args": None}, UsageError, "global_pool = 'max' is not computed here"),
         ({"pretrained_cfg": {"input_size": [1, 64, 64]}}, CorruptInputError, r"input_size is \[1, 64, 64\]"),
         ({"pretrained_cfg": {"input_size": [3, 64, 64], "mean": MEAN, "std": [0, 1, 1]}}, CorruptInputError, "std is"),
     ],
