@@ -1,7 +1,7 @@
 """MobileNetV4 against ViT presets: trained for equal processor time, and how a training step likes its memory laid out.
 
     python benchmarks/mnv4.py layout [--threads 1]
-    python benchmarks/mnv4.py train --work DIR [--students mnv4-s-64 vit-m8-64] [--seeds 0 1] [--seconds 80]
+    python benchmarks/mnv4.py train --work DIR [--students mnv4-s-64 vit-m8-64] [--seeds 0 1] [--seconds 80 | --steps 146 120]
 
 `layout` times forward and backward passes of the towers in turn, contiguous (NCHW) against channels-last, and prints
 the median of the ratios with its quartiles. `train` distils from scratch into the space of the teacher that ships, on
@@ -81,17 +81,20 @@ def run(student: str, embeddings: Path, steps: int, seed: int, scorer: Scorer) -
     return {"student": student, "seed": seed, "steps": steps, "cpu_s": seconds, **sizes, **scores}
 
 
-def train(work: Path, students: list[str], seeds: list[int], seconds: float) -> None:
+def steps_within(student: str, seconds: float, place: Path, scorer: Scorer) -> int:
+    """As many steps as take so many seconds of the processor, by two short runs."""
+    short, long = (float(str(run(student, place, n, 0, scorer)["cpu_s"])) for n in (8, 24))
+    a_step = (long - short) / 16
+    besides = short - 8 * a_step
+    print(f"{student}: {a_step:.3f} CPU-s a step, {besides:.1f} besides", flush=True)
+    return round((seconds - besides) / a_step)
+
+
+def train(work: Path, students: list[str], seeds: list[int], seconds: float, known: dict[str, int]) -> None:
     work.mkdir(parents=True, exist_ok=True)
     teacher, embeddings = prepared(work, "drawings", 4)
     scorer, place = Scorer(teacher, "drawings"), embeddings.path
-    steps: dict[str, int] = {}
-    for student in students:
-        short, long = (float(str(run(student, place, n, 0, scorer)["cpu_s"])) for n in (8, 24))
-        a_step = (long - short) / 16
-        steps[student] = round((seconds - (short - 8 * a_step)) / a_step)
-        besides = short - 8 * a_step
-        print(f"{student}: {a_step:.3f} CPU-s a step, {besides:.1f} besides; {steps[student]} steps", flush=True)
+    steps = known or {student: steps_within(student, seconds, place, scorer) for student in students}
     rows = work / "runs.jsonl"
     for seed in seeds:
         for student in students:
@@ -110,13 +113,15 @@ def main() -> int:
     parser.add_argument("--students", nargs="+", default=["mnv4-s-64", "vit-m8-64"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--seconds", type=float, default=80.0)
+    parser.add_argument("--steps", type=int, nargs="+", help="of each student, instead of what --seconds gives")
     asked = parser.parse_args()
     if asked.what == "layout":
         layout(asked.threads, asked.rounds)
     elif asked.work is None:
         parser.error("train keeps its runs in --work DIR")
     else:
-        train(asked.work, asked.students, asked.seeds, asked.seconds)
+        known = dict(zip(asked.students, asked.steps, strict=True)) if asked.steps else {}
+        train(asked.work, asked.students, asked.seeds, asked.seconds, known)
     return 0
 
 

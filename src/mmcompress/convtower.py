@@ -50,7 +50,7 @@ class BatchNorm(nn.Module):
             return F.batch_norm(x, self.mean, self.variance, self.weight, self.bias, eps=self.eps)
         if self.summed is None:
             return F.batch_norm(x, None, None, self.weight, self.bias, training=True, eps=self.eps)
-        wide = x.float()
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
         number = self.summed(wide.new_tensor(float(wide.numel() // wide.shape[1])))
         mean = self.summed(wide.sum((0, 2, 3))) / number
         centred = wide - mean[:, None, None]
