@@ -1,7 +1,8 @@
 """MobileNetV4 against ViT presets: trained for equal processor time, and how a training step likes its memory laid out.
 
     python benchmarks/mnv4.py layout [--threads 1]
-    python benchmarks/mnv4.py train --work DIR [--students mnv4-s-64 vit-m8-64] [--seeds 0 1] [--seconds 80 | --steps 146 120]
+    python benchmarks/mnv4.py train --work DIR [--students mnv4-s-64 vit-m8-64] [--seeds 0 1]
+                                             [--seconds 80 | --steps 146 87]
 
 `layout` times forward and backward passes of the towers in turn, contiguous (NCHW) against channels-last, and prints
 the median of the ratios with its quartiles. `train` distils from scratch into the space of the teacher that ships, on
