@@ -143,6 +143,10 @@ class ImageConfig(TowerConfig):
         return self
 
     @property
+    def output_stride(self) -> int:
+        return self.patch
+
+    @property
     def patches(self) -> int:
         return (self.image_size // self.patch) ** 2
 

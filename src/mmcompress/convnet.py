@@ -6,6 +6,7 @@ A stem, blocks in stages (`convblocks.py`), mean pooling and a head. A pruned to
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Literal
 
@@ -73,6 +74,10 @@ class ConvConfig(Config):
         for index, block in enumerate(self.blocks):
             yield f"blocks.{index}", block, inputs, side
             inputs, side = outputs_of(block, inputs), side_after(side, block.stride)
+
+    @property
+    def output_stride(self) -> int:
+        return math.prod((self.stem_stride, *(block.stride for block in self.blocks)))
 
     @property
     def features(self) -> int:

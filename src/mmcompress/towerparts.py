@@ -65,6 +65,10 @@ class ImageSizes(Protocol):
     def depth(self) -> int:
         """Blocks."""
 
+    @property
+    def output_stride(self) -> int:
+        """Pixels between two neighbouring patches, or places of the last map."""
+
     def params(self, embed_dim: int) -> int:
         """Parameters, the projection's included."""
 
