@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from small_model import random_pixels, small_model
-from tiny_conv import conv_model, conv_pixels, conv_tower_config
+from tiny_conv import conv_model, conv_pixels
 from torch.nn import functional as F
 
 from mmcompress.architecture import ImageConfig
@@ -34,8 +34,9 @@ def test_sides_are_whole_patches_from_a_half_to_the_whole(sizes: tuple[int, int]
 def test_sides_of_convolutions_are_multiples_of_their_stride() -> None:
     assert sides(mobilenetv4("conv-s", 64, stem_stride=1)) == [32, 48, 64]
     assert sides(mobilenetv4("hybrid-m", 224)) == [128, 160, 192, 224]
-    smaller = grown(conv_pixels(2, side=40), conv_tower_config(), 0.0, 0.5)
-    assert smaller.shape == (2, 3, 32, 32) and conv_model().train().encode_image(smaller).shape == (2, 16)
+    model = conv_model(image_size=64).train()
+    smaller = grown(conv_pixels(2, side=64), model.config.image, 0.0, 0.5)
+    assert smaller.shape == (2, 3, 32, 32) and model.encode_image(smaller).shape == (2, 16)
 
 
 def test_each_side_has_an_equal_part_of_the_first_steps() -> None:
