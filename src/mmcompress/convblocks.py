@@ -1,8 +1,8 @@
 """The blocks of a convolutional image tower: plain numbers, without torch.
 
 They are those of MobileNetV4 (Qin et al. 2024, "MobileNetV4: Universal Models for the Mobile Ecosystem"): the universal
-inverted bottleneck (section 3.1), the fused one, a plain convolution, and multi-query attention (section 3.2). Sizes
-are absolute channels, so a pruned block is only smaller numbers. A BatchNorm follows every convolution but attention's
+inverted bottleneck, the fused one, a plain convolution, and mobile multi-query attention. Sizes are absolute channels,
+so a pruned block is only smaller numbers. A BatchNorm follows every convolution but attention's
 projections, and a ReLU where channels are expanded. Left out: squeeze-and-excite, activations beside ReLU, and
 downsampled queries, which none of the four towers has.
 """
@@ -82,7 +82,7 @@ class FusedBlock(Config):
 
 
 class UniversalBlock(Config):
-    """Universal inverted bottleneck (section 3.1): two depthwise convolutions, both optional, around the expansion.
+    """Universal inverted bottleneck: two depthwise convolutions, both optional, around the expansion.
 
     With both it is the paper's ExtraDW, with `middle` alone an inverted bottleneck, with `start` alone ConvNext-like,
     with neither an FFN.
@@ -138,7 +138,7 @@ class UniversalBlock(Config):
 
 
 class AttentionBlock(Config):
-    """Mobile multi-query attention (section 3.2): all heads share keys and values, which may be downsampled."""
+    """Mobile multi-query attention: all heads share keys and values, which may be downsampled."""
 
     kind: Literal["mqa"]
     heads: Size

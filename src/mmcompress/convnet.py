@@ -46,8 +46,8 @@ class ConvConfig(Config):
     head: Size
     """Channels of the pointwise convolution behind the pooling."""
     layer_scale: bool = False
-    """Whether what a block adds is scaled by channel (Touvron et al. 2021, "Going deeper with Image Transformers",
-    equation 10): bottlenecks and attention."""
+    """Whether what a block adds is scaled by channel (LayerScale, Touvron et al. 2021, "Going deeper with Image
+    Transformers"): bottlenecks and attention."""
     norm_eps: float = Field(default=1e-5, gt=0)
     """Of the BatchNorms."""
 

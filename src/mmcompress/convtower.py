@@ -22,7 +22,7 @@ from mmcompress.convblocks import AttentionBlock, Bottlenecks, FusedBlock, Plain
 from mmcompress.convnet import STEM_KERNEL, ConvConfig
 
 LAYER_SCALE = 1e-5
-"""What layer scale begins with (Touvron et al. 2021, section 3)."""
+"""What layer scale begins with, as in the towers that timm trains."""
 
 
 class BatchNorm(nn.Module):
@@ -118,7 +118,7 @@ class Bottleneck(nn.Module):
 
 
 class MultiQueryAttention(nn.Module):
-    """x + scale * attention(norm(x)), where all heads share keys and values (Shazeer 2019, section 2.4)."""
+    """x + scale * attention(norm(x)), where all heads share keys and values (Shazeer 2019, section 3)."""
 
     def __init__(self, block: AttentionBlock, channels: int, eps: float, scaled: bool) -> None:
         super().__init__()
