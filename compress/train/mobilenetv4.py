@@ -1,4 +1,4 @@
-"""The four MobileNetV4 towers as configs (Qin et al. 2024), at any image size, with the sizes that timm publishes weights of.
+"""The four MobileNetV4 towers as configs (Qin et al. 2024), at any image size; their sizes are those that timm has.
 
 A stage is its channels and its bottlenecks, each with the depthwise kernels in front of the expansion and behind it, 0
 for none, and how often it multiplies its input channels. A number in their place is multi-query attention that
