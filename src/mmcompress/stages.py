@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar, cast
 
 from mmcompress import config
-from mmcompress.architecture import Config, DualEncoderConfig
+from mmcompress.architecture import DualEncoderConfig
 from mmcompress.artifact import Artifact, Draft
 from mmcompress.config import StageConfig
 from mmcompress.errors import MissingRequirementError
+from mmcompress.frozen import Config
 from mmcompress.manifest import Kind
 from mmcompress.ranks import processes, share_of_batch
 
@@ -205,6 +206,7 @@ STAGES: Mapping[str, Stage] = {
             {"checkpoint": Kind.CHECKPOINT},
             reads=("train", "validation"),
             captions=frozenset({"train", "validation"}),
+            fits="mmcompress.compress.early:fits_qat",
             together=True,
         ),
         Stage(
