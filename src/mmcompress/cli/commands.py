@@ -195,6 +195,18 @@ def _try_teachers(pilot: str, budget: str, out: Path, given: Given, begun: Path 
     console.show(*show_compress.pilot_summary(found), json)
 
 
+@keyed(app, MODEL, "finetune", "convert", without=("teacher.source",), required=("--data",))
+def finetune(artifact: Source, out: Out, given: Given, json: Json = False) -> None:
+    """Train a model further on data of one's own, and take it back towards the start as far as validation says.
+
+    --original is what it is to answer as before. A tenth of --data chooses where no --validation is given.
+    """
+    from mmcompress.cli import console, show_compress
+    from mmcompress.pipeline import standalone
+
+    console.show(*show_compress.finetune_summary(standalone.finetune(artifact, out, given)), json)
+
+
 @keyed(app, MODEL, "prune", "embed", "convert")
 def prune(
     artifact: Source,
