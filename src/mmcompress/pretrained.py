@@ -57,7 +57,19 @@ def load_model(folder: Path, trust_remote_code: bool = False, attention: str | N
             f"the model in {folder} ({type(model).__name__}) does not embed both images and texts",
             "give a CLIP, SigLIP, Chinese-CLIP or MetaCLIP model, or wrap it: docs/teachers.md says how",
         )
+    if model.config.model_type == TWO_TOWERS:
+        _check_pools(model.text_model, folder)
     return model.eval()
+
+
+def _check_pools(text: Any, folder: Path) -> None:
+    """Of two towers the embedding of a text is the pooled output, which not every network has."""
+    if not hasattr(text, "pooler") and not hasattr(text, "text_model"):
+        raise UsageError(
+            f"the text tower in {folder} is a {text.config.model_type!r} model, which pools no text, so transformers"
+            " itself embeds none with it",
+            "take a text tower with a pooler, a BERT or RoBERTa, or wrap the model: docs/teachers.md says how",
+        )
 
 
 def image_features(model: Any, pixels: Any) -> Any:
