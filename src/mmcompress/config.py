@@ -285,11 +285,24 @@ class ConvertConfig(StageConfig):
     teacher: TeacherConfig
 
 
+class PairConfig(Config):
+    """Two pretrained towers that are to share a space."""
+
+    image: Annotated[str, _NAMED]
+    """Hub id or folder of a CLIP or SigLIP model, or of its vision model alone."""
+    text: Annotated[str, _NAMED]
+    """Hub id or folder of a CLIP or SigLIP model, of its text model alone, or of a BERT; its tokenizer is taken too."""
+    layer_decay: float = Field(default=0.75, gt=0, le=1)
+    """Factor on the learning rate from each block to the one before it, so that new projections learn fastest."""
+
+
 class TrainConfig(WatchedConfig):
     """Contrastive training of a dual encoder from image-text pairs, with a guide's help where there is one."""
 
-    student: StudentConfig
+    student: StudentConfig | None = None
     """A preset; `student.tokenizer` names an existing tokenizer, else one is trained on the captions."""
+    towers: PairConfig | None = None
+    """Two pretrained towers in place of a preset's random weights."""
     optimizer: OptimizerConfig = OptimizerConfig()
     embed_dim: int = Field(default=256, ge=8)
     """Width of the shared space; a guide's own where there is one."""
@@ -326,7 +339,13 @@ class TrainConfig(WatchedConfig):
 
     @model_validator(mode="after")
     def _only_what_counts(self) -> Self:
-        if self.student.tokenizer is not None:
+        if self.student is None and self.towers is None:
+            raise ValueError("there is nothing to train: student names a preset, towers two pretrained folders")
+        if self.student is not None and self.towers is not None:
+            raise ValueError("student and towers both say what is trained")
+        if self.towers is not None:
+            _refuse_unused(self, ("vocab", "context"), "is of a trained tokenizer, and the text tower has its own")
+        elif self.student is not None and self.student.tokenizer is not None:
             _refuse_unused(self, ("vocab", "context"), "is of a trained tokenizer, and student.tokenizer is given")
         if not self.contrastive:
             _refuse_unused(self, ("smoothing",), "is of the contrastive loss, whose weight is 0")

@@ -104,6 +104,13 @@ def train(recipe: str, out: Path, given: Given = NOTHING) -> Artifact:
     return run_stages(loaded, places, str(path))[last.name]
 
 
+def train_pair(image: str, text: str, out: Path, given: Given = NOTHING) -> Artifact:
+    """Two pretrained towers, with new projections into one space."""
+    if "data.train" not in given:
+        raise UsageError("two towers learn from image-text pairs", "give --data")
+    return run_single("train", {"towers": {"image": image, "text": text}}, given, {}, out)
+
+
 def embed(out: Path, given: Given) -> Artifact:
     return run_single("embed", {}, given, {}, out)
 
