@@ -35,7 +35,6 @@ from mmcompress.distributed import gathered, gathered_ids, world
 from mmcompress.errors import UsageError
 from mmcompress.formats import percent
 from mmcompress.huggingface import FOLDER_FILES, dual_encoder_from_checkpoint, save_checkpoint
-from mmcompress.measure.sanity import of_few
 from mmcompress.metrics import FIGURES
 from mmcompress.progress import say
 from mmcompress.stages import Job
@@ -109,12 +108,11 @@ def finetune(job: Job[FinetuneConfig]) -> None:
     model.logit_scale.requires_grad_(False)
     if model.logit_bias is not None:
         model.logit_bias.requires_grad_(False)
-    keeps_text = classes is not None or config.text == "keep"
-    if keeps_text:
-        model.text.requires_grad_(False)
     with world(config.device) as here:
         model = model.to(here.device).train()
         keep_zeros(model, sparse)
+        if classes is not None or config.text == "keep":
+            model.text.requires_grad_(False)
         set_up(model, config.recompute, config.compile)
         trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
         start = {name: p.detach().clone() for name, p in trained.items()}
@@ -192,7 +190,7 @@ def finetune(job: Job[FinetuneConfig]) -> None:
 
 def _tell(name: str, judge: Judge, before: Judge | None, taken: Point) -> None:
     for judged, where in ((judge, "validation"), (before, "original")):
-        for few in [] if judged is None else of_few(judged.images, judged.texts):
+        for few in judged.doubts if judged is not None else ():
             say("", name, f"warning: {where} data: {few}")
     if taken.alpha == 0:
         say("", name, "warning: the result is the start itself: on the samples of the choice no mix is better")

@@ -23,6 +23,7 @@ from mmcompress.data.batches import Batch, batches
 from mmcompress.data.layout import class_names, own_templates, prompts, read_labels, read_templates
 from mmcompress.errors import UsageError
 from mmcompress.measure.retrieval import classification, retrieval
+from mmcompress.measure.sanity import of_few, of_few_images
 from mmcompress.metrics import Figure
 from mmcompress.model import DualEncoder
 from mmcompress.runtime.tokenize import load_tokenizer, tokenize
@@ -43,9 +44,8 @@ class Judge:
 
     figure: Figure
     measure: Callable[[], float]
-    images: int
-    texts: int
-    """That each image chooses among."""
+    doubts: tuple[str, ...]
+    """What it cannot say of so few samples."""
 
 
 def classes_of(spec: str, labels: str | None = None, templates: str | None = None) -> Classes | None:
@@ -119,8 +119,8 @@ def judge_of(
         return (shares["i2t_r10"] + shares["t2i_r10"]) / 2
 
     if classes is None:
-        return Judge("r10", torch.no_grad()(r10), len(labels), sum(map(len, captions[:most])))
-    return Judge("top1", torch.no_grad()(top1), int((labels >= 0).sum()), len(classes.names))
+        return Judge("r10", torch.no_grad()(r10), tuple(of_few(len(labels), sum(map(len, captions[:most])))))
+    return Judge("top1", torch.no_grad()(top1), tuple(of_few_images(int((labels >= 0).sum()))))
 
 
 @torch.no_grad()

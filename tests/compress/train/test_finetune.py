@@ -26,6 +26,7 @@ from toy_training import HERE, network, run, stream
 from transformers import CLIPModel
 
 from mmcompress.artifact import Artifact
+from mmcompress.compress.train import finetune
 from mmcompress.compress.train.interpolation import Point, chosen, interpolate, line
 from mmcompress.compress.train.judging import Classes, class_embeddings, classes_of
 from mmcompress.compress.train.layerwise import layer_scales
@@ -199,6 +200,32 @@ def test_the_result_is_the_mix_of_the_start_and_of_what_alpha_1_writes(
     assert all(torch.allclose(x, (1 - alpha) * ends[0][n] + alpha * ends[1][n], atol=1e-6) for n, x in found.items())
 
 
+def test_a_run_that_was_killed_after_training_goes_on_to_the_same_weights(
+    tuned: Artifact, start: Artifact, classes: Path, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    given = {"data.train": str(classes), "data.original": str(pairs), "optimizer.save_minutes": 1e-9, **FEW}
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(finetune, "line", killed)
+        standalone.finetune(start.path, tmp_path / "out", given)
+    assert not (tmp_path / "out").exists() and list((tmp_path / ".out.work").glob("state-*"))
+    again = standalone.finetune(start.path, tmp_path / "out", given)
+    ours, theirs = (load_file(artifact.file("model.safetensors")) for artifact in (again, tuned))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_a_sparse_model_stays_sparse(start: Artifact, teacher: Path, classes: Path, tmp_path: Path) -> None:
+    sparse = {"sparsity": "2:4", "heads": 1, "mlp": 1, "batch": 16, "data.train": str(classes)}
+    pruned = standalone.prune(start.path, tmp_path / "sparse", {**sparse, "teacher.source": str(teacher)})
+    made = standalone.finetune(pruned.path, tmp_path / "out", {"data.train": str(classes), **FEW})
+    before, after = (load_file(artifact.file("model.safetensors")) for artifact in (pruned, made))
+    name = "vision_model.encoder.layers.0.mlp.fc1.weight"
+    assert not torch.equal(before[name], after[name]) and torch.equal(before[name] == 0, after[name] == 0)
+    assert made.manifest.facts["two_four"] == pruned.manifest.facts["two_four"]
+
+
 def test_the_command_converts_a_teacher_and_its_result_goes_on_like_any_checkpoint(
     cli: Cli, tmp_path: Path, teacher: Path, pairs: Path
 ) -> None:
@@ -208,7 +235,7 @@ def test_the_command_converts_a_teacher_and_its_result_goes_on_like_any_checkpoi
     document = json.loads(made.out.splitlines()[-1])
     assert document["stage"] == "finetune" and (tmp_path / "t-checkpoint" / "manifest.json").is_file()
     assert document["metrics"]["interpolation"]["figures"] == {"validation": "r10", "original": None}
-    assert "60 of 60 images of" in " ".join(made.err.split())
+    assert "validation data: R@10" not in made.err and "60 of 60 images of" in " ".join(made.err.split())
     again = cli("finetune", teacher, "--data", pairs, "--out", tmp_path / "t", *few)
     assert "reused" in again.err and "taken" in again.out and "give --original DATA" in again.out
     quantized = cli(
