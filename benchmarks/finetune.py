@@ -1,6 +1,6 @@
 """What does fine-tuning on one vendor's drawings bring, and what does it cost on the others?
 
-    python benchmarks/finetune.py STUDENT [--seeds 3]      # STUDENT: a checkpoint that the demo's recipe distilled
+    python benchmarks/finetune.py [STUDENT] [--seeds 3]      # what the demo's recipe distilled, runs/demo/distill
 
 The vendor is the demo's test set, fluent3d, in which the student has seen nothing: eight tenths are learned, a tenth
 chooses, a tenth is only measured. The others are noto and twemoji: a tenth of demo:train is what the choice holds
@@ -45,7 +45,7 @@ Figures = dict[str, float]
 
 def main() -> None:
     asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    asked.add_argument("student", type=Path)
+    asked.add_argument("student", type=Path, nargs="?", default=Path("runs/demo/distill"))
     asked.add_argument("--seeds", type=int, default=3)
     options = asked.parse_args()
     begun = Artifact.open(options.student)
