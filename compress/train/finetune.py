@@ -111,8 +111,8 @@ def finetune(job: Job[FinetuneConfig]) -> None:
     with world(config.device) as here:
         model = model.to(here.device).train()
         keep_zeros(model, sparse)
-        if classes is not None or config.text == "keep":
-            model.text.requires_grad_(False)
+        text_kept = classes is not None or config.text == "keep"
+        model.text.requires_grad_(not text_kept)
         set_up(model, config.recompute, config.compile)
         trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
         start = {name: p.detach().clone() for name, p in trained.items()}
@@ -144,7 +144,7 @@ def finetune(job: Job[FinetuneConfig]) -> None:
             same = groups[:, None] == groups[None, :]
             return {"contrastive": info_nce(images, texts, model.logit_scale, same, config.smoothing)}
 
-        judge = judge_of(model, draft, data, data.validation, classes, samples, batch, here.device)
+        judge = judge_of(model, draft, data, data.validation, classes, samples, batch, here.device, text_kept)
         if here.leads:
             warn_of_trained(data.train, data.validation, samples)
         every = config.watch.steps or max(1, pairs.count // batch)
@@ -166,7 +166,7 @@ def finetune(job: Job[FinetuneConfig]) -> None:
     before = None
     if data.original is not None:
         own = classes_of(data.original)
-        before = judge_of(model, draft, data, data.original, own, samples, batch, here.device)
+        before = judge_of(model, draft, data, data.original, own, samples, batch, here.device, text_kept)
     points = line(
         lambda alpha: interpolate(trained, start, tuned, alpha),
         judge.measure,

@@ -6,6 +6,7 @@ embeddings of its prompts, normalized again (Radford et al. 2021, section 3.1.4)
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
@@ -22,7 +23,7 @@ from mmcompress.config import DataConfig
 from mmcompress.data.batches import Batch, batches
 from mmcompress.data.layout import class_names, own_templates, prompts, read_labels, read_templates
 from mmcompress.errors import UsageError
-from mmcompress.measure.retrieval import classification, retrieval
+from mmcompress.measure.retrieval import Floats, classification, retrieval
 from mmcompress.measure.sanity import of_few, of_few_images
 from mmcompress.metrics import Figure
 from mmcompress.model import DualEncoder
@@ -75,8 +76,12 @@ def judge_of(
     most: int,
     batch: int,
     device: torch.device,
+    text_kept: bool = False,
 ) -> Judge:
-    """Of the first `most` plain samples of a set. Raises UsageError where none of them is of one of the classes."""
+    """Of the first `most` plain samples of a set. Where the text tower is kept, texts are embedded once.
+
+    Raises UsageError where none of the samples is of one of the classes.
+    """
     preprocessing = student.preprocessing
     assert preprocessing is not None
     decoded: list[Batch] = []
@@ -103,23 +108,28 @@ def judge_of(
             parts.append(model.encode_image(normalized(pixels, preprocessing)).cpu())
         return torch.cat(parts)[:most]
 
+    said = captions[:most]
+
+    def texts() -> Floats:
+        if classes is not None:
+            return class_embeddings(model, student, classes, batch, device).cpu().numpy()
+        return _texts(model, student, [text for own in said for text in own], batch, device).cpu().numpy()
+
+    candidates = functools.cache(texts) if text_kept else texts
+
     def top1() -> float:
-        assert classes is not None
-        texts = class_embeddings(model, student, classes, batch, device).cpu().numpy()
         known = labels >= 0
-        share = classification(images().numpy()[known], texts, labels[known])["top1"]
+        share = classification(images().numpy()[known], candidates(), labels[known])["top1"]
         assert share is not None
         return share
 
     def r10() -> float:
-        said = captions[:most]
         owner = np.repeat(np.arange(len(said)), [len(own) for own in said])
-        texts = _texts(model, student, [text for own in said for text in own], batch, device)
-        shares = retrieval(images().numpy(), texts.cpu().numpy(), owner)
+        shares = retrieval(images().numpy(), candidates(), owner)
         return (shares["i2t_r10"] + shares["t2i_r10"]) / 2
 
     if classes is None:
-        return Judge("r10", torch.no_grad()(r10), tuple(of_few(len(labels), sum(map(len, captions[:most])))))
+        return Judge("r10", torch.no_grad()(r10), tuple(of_few(len(labels), sum(map(len, said)))))
     return Judge("top1", torch.no_grad()(top1), tuple(of_few_images(int((labels >= 0).sum()))))
 
 
