@@ -131,7 +131,7 @@ def finetune(job: Job[FinetuneConfig]) -> None:
             prompts = class_embeddings(model, draft, classes, batch, here.device)
             known = torch.tensor([group_of(name) for name in classes.names], device=here.device)
 
-        def loss_of(shown: TrainingBatch, _: int) -> Mapping[str, Tensor]:
+        def loss_of(shown: TrainingBatch, _: float) -> Mapping[str, Tensor]:
             images = in_parts(model.encode_image, shown.pixels, config.parts)
             scale = model.logit_scale.exp()
             if prompts is not None and known is not None:
