@@ -3,7 +3,7 @@
     python benchmarks/finetune.py [STUDENT] [--seeds 3]      # what the demo's recipe distilled, runs/demo/distill
 
 The vendor is the demo's test set, fluent3d, in which the student has seen nothing: eight tenths are learned, a tenth
-chooses, a tenth is only measured. The others are noto and twemoji: two tenths of demo:train are what the choice holds
+chooses, a tenth is only measured. The others are noto and twemoji: a tenth of demo:train is what the choice holds
 against, demo:val is only measured. Each seed is trained once, with `alpha = 1`; the interpolated model is made of its
 ends by the stage's own functions (a test holds that the stage makes the same). Prints a table in Markdown, R@10 as the
 mean of both ways, in percent.
@@ -26,7 +26,7 @@ from mmcompress.config import DataConfig
 from mmcompress.huggingface import dual_encoder_from_checkpoint
 from mmcompress.pipeline import standalone
 
-VALIDATION, ORIGINAL = "part:1-1/10:demo:test", "part:0-1/10:demo:train"
+VALIDATION, ORIGINAL = "part:1-1/10:demo:test", "part:0-0/10:demo:train"
 MEASURED = {"vendor": "part:0-0/10:demo:test", "others": "demo:val"}
 GIVEN = {
     "data.train": "part:2-9/10:demo:test",
