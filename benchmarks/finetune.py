@@ -54,7 +54,7 @@ def main() -> None:
     first = {name: tensor.clone() for name, tensor in now.items()}
 
     def judge(spec: str) -> Callable[[], float]:
-        return judge_of(model, begun, DataConfig(), spec, None, 10_000, 64, torch.device("cpu")).measure
+        return judge_of(model, begun, DataConfig(), spec, None, 10_000, 64, torch.device("cpu"), text_kept=True).measure
 
     validation, original = judge(VALIDATION), judge(ORIGINAL)
     measured = {where: judge(spec) for where, spec in MEASURED.items()}
