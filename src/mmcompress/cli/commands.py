@@ -439,25 +439,52 @@ def classify(
 
 
 @app.command(rich_help_panel=USE)
-def search(
+def index(
     artifact: Source,
-    text: Annotated[str, typer.Argument(metavar="TEXT", help="What to look for, in a language the model knows.")],
-    images: Annotated[Path, typer.Option(help="Folder of images.")],
-    top: Annotated[int, typer.Option(help="How many to show.")] = 5,
+    images: Annotated[str, typer.Option(help="Folder of images, a table, or shards.")],
+    out: Annotated[Path, typer.Option("--out", help="Index to write; to one that is there new images are added.")],
     backend: Backend = None,
     trust: Trust = False,
     json: Json = False,
 ) -> None:
-    """Find the images in a folder that fit a text best. A teacher is exported into the user's cache first."""
+    """Embed images once, for `search INDEX`: any number of them. What the index has already is not embedded again."""
     from mmcompress.cli import console, show_use
-    from mmcompress.pipeline.converted import check_named, graphs_to_use
-    from mmcompress.runtime import answers
-    from mmcompress.runtime.encoder import Encoder
+    from mmcompress.pipeline import searching
 
-    check_named(artifact)
-    answers.check_search(images, text, top)
-    with Encoder.open(graphs_to_use(artifact, backend), cast(Any, backend)) as encoder:
-        console.show(*show_use.matches_summary(answers.search(encoder, images, text, top)), json)
+    console.show(*show_use.index_summary(searching.index(artifact, images, out, backend)), json)
+
+
+@app.command(rich_help_panel=USE)
+def search(
+    source: Annotated[
+        str, typer.Argument(metavar="INDEX|ARTIFACT|TEACHER", help="What `index` wrote; or a model, with --images.")
+    ],
+    text: Annotated[
+        str | None, typer.Argument(metavar="TEXT", help="What to look for, in a language the model knows.")
+    ] = None,
+    image: Annotated[Path | None, typer.Option(help="Look for images like this one, in place of a text.")] = None,
+    images: Annotated[Path | None, typer.Option(help="Folder of images, where there is no index of them.")] = None,
+    top: Annotated[int, typer.Option(help="How many to show.")] = 5,
+    model: Annotated[
+        str | None, typer.Option(metavar="ARTIFACT|TEACHER", help="To ask an index with; else the one that made it.")
+    ] = None,
+    accept_loss: Annotated[
+        float | None,
+        typer.Option(
+            min=0, max=1, callback=finite, help="Let another model ask, if its recall@10 is so much lower at most."
+        ),
+    ] = None,
+    backend: Backend = None,
+    trust: Trust = False,
+    json: Json = False,
+) -> None:
+    """Find the images that fit a text, or another image, best. A teacher is exported into the user's cache first."""
+    from mmcompress.cli import console, show_use
+    from mmcompress.pipeline import searching
+
+    asked = searching.Asked(text, image, top)
+    found = searching.search(source, asked, images, model, backend, accept_loss)
+    console.show(*show_use.matches_summary(found), json)
 
 
 @app.command(rich_help_panel=USE)

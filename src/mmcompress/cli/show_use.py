@@ -6,13 +6,14 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import cast
 
 from rich.cells import cell_len
 from rich.console import Group, RenderableType
 from rich.text import Text
 
 from mmcompress.artifact import Artifact
-from mmcompress.cli.console import Summary, empty_table, pairs
+from mmcompress.cli.console import Summary, artifact_summary, empty_table, pairs
 from mmcompress.cli.doctor import Diagnosis
 from mmcompress.cli.requirements import Check
 from mmcompress.data.indexing import DataFacts
@@ -25,6 +26,8 @@ from mmcompress.formats import (
     percent,
 )
 from mmcompress.manifest import Kind, Manifest, TensorSpec
+from mmcompress.pipeline.searching import Found
+from mmcompress.runtime.indexing import Indexed
 from mmcompress.runtime.passport import PASSPORTS, stated_passport
 from mmcompress.strictjson import text_from_json
 
@@ -35,10 +38,23 @@ def shares_summary(shares: Sequence[tuple[str, float]]) -> Summary:
     return [{"label": label, "share": share} for label, share in shares], lines
 
 
-def matches_summary(matches: Sequence[tuple[Path, float]]) -> Summary:
-    """Images with their cosine similarity to the text."""
-    lines = _aligned([(str(path), f"{similarity:.3f}") for path, similarity in matches])
-    return [{"image": str(path), "similarity": similarity} for path, similarity in matches], lines
+def matches_summary(found: Found) -> Summary:
+    """Images with their cosine similarity to what was looked for; what a model loses that did not make the index."""
+    document: object = [{"image": name, "similarity": similarity} for name, similarity in found.matches]
+    lines = _aligned([(printable(name), f"{similarity:.3f}") for name, similarity in found.matches])
+    if (loss := found.agreement) is not None:
+        document = {"matches": document, **asdict(loss)}
+        lines.append(f"\nrecall@10 against the index's own model: {loss.recall_at_10:.3f}, of {loss.images} images")
+    return document, lines
+
+
+def index_summary(made: Indexed) -> Summary:
+    """An index, and what became of the images that were given."""
+    document, view = artifact_summary(made.artifact)
+    counts = {"embedded": made.embedded, "moved": made.moved, "copies": made.copies, "damaged": made.damaged}
+    lines = ", ".join(f"{count(number)} {what}" for what, number in counts.items())
+    images = count(int(made.artifact.manifest.facts["images"]))
+    return {**cast(dict[str, object], document), **counts}, Text(f"{view}\n{images} images; of these now {lines}")
 
 
 def data_summary(facts: DataFacts) -> Summary:
