@@ -16,7 +16,6 @@ from mmcompress.artifact import Artifact
 from mmcompress.cli.console import Summary, artifact_summary, empty_table, pairs
 from mmcompress.cli.doctor import Diagnosis
 from mmcompress.cli.requirements import Check
-from mmcompress.data.indexing import DataFacts
 from mmcompress.data.tally import printable
 from mmcompress.export.triton import Model
 from mmcompress.formats import (
@@ -55,23 +54,6 @@ def index_summary(made: Indexed) -> Summary:
     lines = ", ".join(f"{count(number)} {what}" for what, number in counts.items())
     images = count(int(made.artifact.manifest.facts["images"]))
     return {**cast(dict[str, object], document), **counts}, Text(f"{view}\n{images} images; of these now {lines}")
-
-
-def data_summary(facts: DataFacts) -> Summary:
-    """What the indices of a data set say, with the shards in which something is damaged."""
-    shards = facts.shards
-    samples, damaged = sum(shard.samples for shard in shards), sum(shard.damaged for shard in shards)
-    made = [shard for shard in shards if shard.made]
-    lines = [
-        f"{count(samples)} samples in {count(len(shards))} shards, {megabytes(sum(shard.bytes for shard in shards))}; "
-        f"{count(damaged)} items cannot be read",
-        f"{count(len(made))} shards read now, in {facts.seconds:.1f} s",
-    ]
-    if packed := sum(not shard.seekable for shard in shards):
-        lines.append(f"{count(packed)} are compressed, so a run that goes on in the middle reads them from their begin")
-    lines += [f"{shard.shard}: {count(shard.damaged)}, {shard.first_damage}" for shard in shards if shard.damaged]
-    document = {"samples": samples, "damaged": damaged, "made": len(made), "shards": [asdict(one) for one in shards]}
-    return document, Text("\n".join(printable(line) for line in lines))
 
 
 def _aligned(rows: Sequence[tuple[str, str]]) -> Text:
