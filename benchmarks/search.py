@@ -8,6 +8,9 @@ in all directions. Queries of images are made in the same way and are among no v
 embeddings of the captions, which lie apart from images. Exact search is a product of numpy in FP32 and a partition, for
 one query as a command has it, and for 100 at once. All of it on one thread, in seconds of the processor. Memory is what
 a process grows by that reads the graph. Each number of vectors is in a process of its own.
+
+python benchmarks/search.py --growth 20000 200000 measures instead how far a process grows while so many different
+images go through what decides which are new and writes their parts, without model, pixels and graph.
 """
 
 from __future__ import annotations
@@ -119,6 +122,39 @@ def memory_mb(path: Path, vectors: int) -> float:
     return (psutil.Process().memory_info().rss - before) / 1e6 if len(graph) else 0.0
 
 
+def growth_mb(images: int) -> float:
+    """What a process has grown by at most when so many images were embedded, but for model, pixels and graph."""
+    import re
+
+    import numpy as np
+
+    from mmcompress.data.sample import Sample
+    from mmcompress.runtime.growth import Growth
+
+    class Model:
+        prepares = False
+
+        def read_stored(self, content: bytes, name: str) -> Any:
+            return np.zeros((1, 1, 3), np.uint8)
+
+        def as_read(self, pixels: Any, names: Any) -> Any:
+            return np.ones((len(pixels), WIDTH), np.float32)
+
+    def peak() -> float:
+        found = re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())
+        assert found is not None
+        return int(found[1]) / 1000
+
+    before = peak()
+    with tempfile.TemporaryDirectory() as folder:
+        growth = Growth(Model(), Path(folder), None)  # type: ignore[arg-type]
+        for number in range(images):
+            content = number.to_bytes(8, "big")
+            growth.take(f"/somewhere/photos/of/many/{number:08d}.jpg", Sample(str(number), content, ("a",), None, True))
+        growth.close()
+    return peak() - before
+
+
 def table(rows: list[dict[str, Any]]) -> str:
     lines = [
         "| vectors | build s | MB in memory | exact ms | exact, 100 at once, ms | ef | ms, images | times exact |"
@@ -141,11 +177,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--vectors", type=int, nargs="+", default=[1000, 100_000, 1_000_000])
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--growth", type=int, nargs="+")
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--read", nargs=2, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.read:
         print(json.dumps(memory_mb(Path(given.read[0]), int(given.read[1]))))
+        return
+    if given.growth:
+        if len(given.growth) == 1:
+            print(f"| {given.growth[0]:,} | {growth_mb(given.growth[0]):.1f} |")
+            return
+        print("| images | MB grown |\n|--:|--:|", flush=True)
+        for images in given.growth:
+            subprocess.run([sys.executable, __file__, "--growth", str(images)], check=True)
         return
     if given.one:
         print(json.dumps(measure(int(given.one[0]), Path(given.one[1]))))

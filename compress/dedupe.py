@@ -6,7 +6,7 @@ cluster, named by its first image. Comparing all pairs takes the square of their
 are images drawn at random, and a set of up to 5,000 images is one cell, so that all its pairs are compared. What shares
 no cell with its near duplicate is missed; the nearer two images are, the more likely their pivots are the same.
 
-Memory holds some 30 bytes an image and one cell. Nothing is deleted: a list says what could be left out.
+Memory holds some 50 bytes an image and one cell. Nothing is deleted: a list says what could be left out.
 """
 
 from __future__ import annotations
@@ -115,10 +115,9 @@ class _Images:
         for at, some in itertools.groupby(rows[order].tolist(), key=lambda row: bisect.bisect_right(self._ends, row)):
             inside = [row - self._ends[at] + self._sizes[at] for row in some]
             parts.append(_unit(read_chunk(self._files[at]).images[inside, 0], self._files[at]))
-        found = np.concatenate(parts)
         back = np.empty_like(order)
         back[order] = np.arange(len(order))
-        return cast(NDArray[np.float32], found[back])
+        return np.concatenate(parts)[back]
 
     def blocks(self) -> Iterator[tuple[int, NDArray[np.float32]]]:
         """The first row of each file, and its vectors."""
@@ -141,7 +140,7 @@ def _unit(rows: NDArray[Any], file: Path) -> NDArray[np.float32]:
 def clusters(images: _Images, threshold: float) -> NDArray[np.int64]:
     """(N,): of each image the first of its cluster, which is itself where it is like none."""
     roots = np.arange(len(images))
-    for rows in track(list(_cells(images)), "comparing", None):
+    for rows in track(_cells(images), "comparing", None):
         first = rows[linked(images.vectors(rows), threshold)]
         for row, other in zip(rows[first != rows].tolist(), first[first != rows].tolist(), strict=True):
             a, b = _root(roots, row), _root(roots, other)

@@ -1,6 +1,6 @@
 """An index of images: an artifact with their embeddings as a graph of neighbours, and with their names.
 
-Images are rows, numbered in the order in which they came. Parts of up to 4,096 rows are two files: the names as JSON,
+Images are rows, numbered in the order in which they came. Parts of some 1,024 rows are two files: the names as JSON,
 and an array of what each row is known by. Those stay as they are when images are added, and get a second name in the
 new artifact; the graph is written again. So what is held while an index is searched is the graph and the parts that
 are looked at.
@@ -32,7 +32,7 @@ from mmcompress.strictjson import read_json, write_json
 GRAPH = "graph.faiss"
 GONE = "gone.npy"
 """(G,) rows in whose place a later one is."""
-PART_ROWS = 4096
+PART_ROWS = 1024
 KNOWN = np.dtype([("content", "<u8"), ("name", "<u8")])
 """What a row is known by: hashes of the image and of its name."""
 MODEL, PRECISION, BACKEND, WIDTH, PARTS = "model_digest", "precision", "backend", "width", "parts"

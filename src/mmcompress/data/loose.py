@@ -10,7 +10,6 @@ import csv
 import itertools
 import os
 import sqlite3
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import closing
@@ -27,6 +26,8 @@ from mmcompress.errors import CorruptInputError, UsageError
 IMAGE_COLUMNS, CAPTION_COLUMNS = ("image", "path", "filepath"), ("caption", "text", "title")
 """What the columns of a table may be called."""
 BESIDE = ("txt", "json")
+_CELL_CHARACTERS = 2**20
+"""Of a table, at most; csv's own limit is lower."""
 _ACCEPTED = (
     "give a folder of images with captions beside them (a.jpg, a.txt), a folder of images by class (DIR/CLASS/*.jpg), "
     f"or a table (.tsv, .csv) with a column of {', '.join(IMAGE_COLUMNS)} and one of {', '.join(CAPTION_COLUMNS)}"
@@ -36,6 +37,12 @@ _ORDERED = """
     JOIN (SELECT image, MIN(number) AS first FROM row GROUP BY image) AS one ON row.image = one.image
     ORDER BY one.first, row.number
 """
+
+
+class _Tabs(csv.excel_tab):
+    """Quotes are ordinary characters."""
+
+    quoting = csv.QUOTE_NONE
 
 
 def loose_samples(source: Path, tally: Tally) -> Iterator[Sample]:
@@ -62,16 +69,16 @@ def _folder_samples(folder: Path, tally: Tally) -> Iterator[Sample]:
         for path in _files(str(folder)):
             stem, dot, suffix = path.rpartition(".")
             if dot and suffix.lower() in IMAGE_SUFFIXES:
-                inside = os.path.relpath(path, folder)
+                name = os.path.relpath(path, folder)
                 captioned = captioned or any(os.path.isfile(f"{stem}.{beside}") for beside in BESIDE)  # noqa: PTH113
-                loose = loose or os.sep not in inside
-                rows.execute("INSERT INTO row (image) VALUES (?)", (os.fsencode(inside),))
+                loose = loose or os.sep not in name
+                rows.execute("INSERT INTO row (image) VALUES (?)", (os.fsencode(name),))
             elif path.endswith(SHARD_SUFFIXES):
                 raise UsageError(f"{folder} holds {os.path.relpath(path, folder)}, which is packed already", _ACCEPTED)
         if not captioned and loose:
             raise UsageError(f"no image in {folder} has a caption beside it, nor do all lie in folders", _ACCEPTED)
-        for (name,) in rows.execute("SELECT image FROM row ORDER BY image"):
-            inside = Path(os.fsdecode(name))
+        for (stored,) in rows.execute("SELECT image FROM row ORDER BY image"):
+            inside = Path(os.fsdecode(stored))
             try:
                 sample = _beside(folder, inside) if captioned else _of_class(folder, inside)
             except (ValueError, OSError) as error:
@@ -137,11 +144,11 @@ def _table_samples(table: Path, tally: Tally) -> Iterator[Sample]:
 
 def _rows(table: Path) -> Iterator[tuple[str, str, str]]:
     """Image, caption and label of every row. In a .csv cells may be quoted, in a .tsv quotes are characters."""
-    csv.field_size_limit(sys.maxsize)
-    form = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if table.suffix.lower() == ".tsv" else {}
+    form = _Tabs if table.suffix.lower() == ".tsv" else csv.excel
+    csv.field_size_limit(_CELL_CHARACTERS)
     try:
         with table.open(encoding="utf-8-sig", newline="") as stream:
-            reader = csv.DictReader(stream, restval="", **form)  # type: ignore[arg-type]
+            reader = csv.DictReader(stream, restval="", dialect=form)
             columns = reader.fieldnames or []
             image = next((name for name in IMAGE_COLUMNS if name in columns), None)
             caption = next((name for name in CAPTION_COLUMNS if name in columns), None)
