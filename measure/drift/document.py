@@ -199,6 +199,8 @@ class Choice(Part):
     """The best text."""
     score: float
     """Its cosine, -1 to 1."""
+    map: str | None = None
+    """A picture, relative to the document: what the row looks at for it. Null where none was made."""
 
 
 class GalleryEntry(Part):

@@ -33,7 +33,7 @@ from mmcompress.measure.drift.figures import (
     r10_change,
     same_space,
 )
-from mmcompress.measure.drift.gallery import gallery, write_thumbnails
+from mmcompress.measure.drift.gallery import gallery, mapped, write_pictures
 from mmcompress.measure.drift.testset import EvaluationSet, Row, embed_row
 from mmcompress.measure.retrieval import Ints, retrieval
 from mmcompress.measure.sanity import collapsed, of_few
@@ -97,9 +97,10 @@ def drift_document(artifacts: Sequence[Artifact], config: DriftConfig, folder: P
         say("drift", "drift", f"warning: {warning}")
     answers = (first.main.answers, before.main.answers)
     shown = gallery(pairs, first.chosen, flips_between(first.main, before.main), answers, before.name, config.gallery)
-    preprocessing = artifacts[0].manifest.preprocessing
-    if folder is not None and preprocessing is not None:
-        write_thumbnails(shown, data, preprocessing, folder)
+    if folder is not None and shown:
+        shown = mapped(shown, len(pairs.keys))
+        models = (artifacts[0], artifacts[-1])
+        write_pictures(shown, models, backend, data, pairs.templates, folder)
     answered = is_photos(data.test)
     return DriftDocument(backend=backend, test=data.test, own_answers=answered, rows=tuple(rows), gallery=tuple(shown))
 

@@ -192,7 +192,7 @@ class DualEncoder(nn.Module):
     def attentions(self) -> Iterator[tuple[str, Attention]]:
         """`image.blocks.0.attention`, … in order."""
         for name, module in self._compressed_modules():
-            if isinstance(module, Attention):
+            if ".blocks." in name and isinstance(module, Attention):
                 yield name, module
 
     def _compressed_modules(self) -> Iterator[tuple[str, nn.Module]]:

@@ -49,6 +49,10 @@ Folder = Annotated[Path, typer.Argument(metavar="ARTIFACT", help="Folder that an
 Backend = Annotated[
     str | None, typer.Option(help="The runtime to run on: openvino, say; the first that works if not given.")
 ]
+Method = Annotated[
+    str | None,
+    typer.Option(help="relevance, of float checkpoints, or occlusion, of anything; what works for all if not given."),
+]
 Embeddings = Annotated[Path | None, typer.Option(help="The teacher's cached embeddings, as `embed` wrote them.")]
 Given = dict[str, Any]
 """The keys of the stage's config that were said, each of which `keyed` makes an option of."""
@@ -485,6 +489,42 @@ def search(
     asked = searching.Asked(text, image, top)
     found = searching.search(source, asked, images, model, backend, accept_loss)
     console.show(*show_use.matches_summary(found), json)
+
+
+@app.command(rich_help_panel=USE)
+def explain(
+    artifact: Source,
+    image: Annotated[Path, typer.Argument(metavar="IMAGE")],
+    text: Annotated[str, typer.Argument(metavar="TEXT", help="The answer that is to be explained: 'a red car'.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="PNG to write; one of an earlier explain is replaced.")],
+    beside: Annotated[list[str] | None, typer.Option(help="Another artifact or teacher, in the same row.")] = None,
+    method: Method = None,
+    backend: Backend = None,
+    trust: Trust = False,
+    json: Json = False,
+) -> None:
+    """Show which parts of an image a model's answer rests on, for one model or several side by side."""
+    from mmcompress.cli import console, show_use
+    from mmcompress.pipeline import explaining
+
+    found = explaining.explain([artifact, *(beside or ())], image, text, out, method, backend)
+    console.show(*show_use.explained_summary(*found, out), json)
+
+
+@app.command(rich_help_panel=MEASURE)
+def pointing(
+    artifacts: Sources,
+    boxes: Annotated[Path, typer.Option(help="Table with tabs: image, text, left, top, right, bottom; a box a line.")],
+    method: Method = None,
+    backend: Backend = None,
+    trust: Trust = False,
+    json: Json = False,
+) -> None:
+    """Count how often a model looks at what a text names, on images with boxes (the pointing game)."""
+    from mmcompress.cli import console, show_use
+    from mmcompress.pipeline import explaining
+
+    console.show(*show_use.pointing_summary(*explaining.pointing(artifacts, boxes, method, backend)), json)
 
 
 @app.command(rich_help_panel=USE)

@@ -193,7 +193,9 @@ def test_rows_with_one_text_tower_embed_texts_once(
     assert [row["metrics"] for row in rows[1:]] == alone
 
 
-def test_the_gallery_shows_what_flipped(make_artifact: Make, shard: Path, tmp_path: Path) -> None:
+def test_the_gallery_shows_what_flipped(
+    make_artifact: Make, shard: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     labels = tmp_path / "labels.txt"
     labels.write_text("\n".join(WORDS))
     artifacts = (make_artifact("old", make_model(0)), make_artifact("new", make_model(3)))
@@ -205,6 +207,13 @@ def test_the_gallery_shows_what_flipped(make_artifact: Make, shard: Path, tmp_pa
         assert entry["truth"] == [WORDS[number % 6]]
         with Image.open(tmp_path / entry["file"]) as image:
             assert image.format == "WEBP" and image.size == (SIDE, SIDE)
+        assert entry["teacher"]["map"] is None and entry["answer"]["map"] is None  # 24 images pay for no map
+    monkeypatch.setattr("mmcompress.measure.drift.gallery.PASSES", 12)
+    shown = run_stage(artifacts, tmp_path, test=str(shard), labels=str(labels))["gallery"]
+    mapped = [entry for entry in shown if entry["teacher"]["map"]]
+    assert len(mapped) == 2 and shown[0] in mapped and shown[-1] in mapped
+    pictures = [(tmp_path / entry[who]["map"]).read_bytes() for entry in mapped for who in ("teacher", "answer")]
+    assert len({*pictures}) == len(pictures)
     assert run_stage((artifacts[0], artifacts[0]), tmp_path, test=str(shard), labels=str(labels))["gallery"] == []
 
 
