@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from mmcompress.artifact import Artifact
 from mmcompress.compress.train.chunks import CONTENTS, Store, contents_of, read_chunk
 from mmcompress.data.batches import listing
-from mmcompress.data.excluded import write_list
+from mmcompress.data.excluded import check_list, write_list
 from mmcompress.errors import CorruptInputError, UsageError
 from mmcompress.manifest import Kind
 from mmcompress.progress import track
@@ -61,6 +61,7 @@ def dedupe(spec: str, embeddings: Path, out: Path, threshold: float = 0.95) -> D
 
     Raises CorruptInputError where the embeddings are not of this data.
     """
+    check_list(out)
     _, store = one_teachers(embeddings)
     images = _Images(embeddings)
     _check_of_this_data(spec, store)

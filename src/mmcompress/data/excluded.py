@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from mmcompress.errors import CorruptInputError, UsageError
-from mmcompress.places import writing
+from mmcompress.places import writing_file
 
 HEADER = "key\tlike\tcosine"
 
@@ -16,8 +16,6 @@ def check_list(out: Path) -> None:
     """Raise UsageError unless a list may be written: where nothing is, or another one."""
     if out.exists() and not (out.is_file() and _begin(out) == HEADER):
         raise UsageError(f"{out} exists and is no list of ours, so it is not overwritten", "give another --out")
-    if not out.absolute().parent.is_dir():
-        raise UsageError(f"there is no folder {out.absolute().parent}", "make it, or give another --out")
 
 
 def _begin(path: Path) -> str:
@@ -29,13 +27,16 @@ def write_list(out: Path, lines: Iterable[tuple[str, str, float]]) -> None:
     """A key, the key of what it is like, and their cosine a line; whole or not at all."""
     check_list(out)
     partial = out.with_name(f".{out.name}")
-    with writing(out), partial.open("w", encoding="utf-8", newline="\n") as stream:
-        stream.write(f"{HEADER}\n")
-        for key, like, cosine in lines:
-            if {"\t", "\n", "\r"} & {*key, *like}:
-                raise UsageError(f"the key {key!r} has a tab or a line break in it", "rename the sample")
-            stream.write(f"{key}\t{like}\t{cosine:.4f}\n")
-    partial.replace(out)
+    try:
+        with writing_file(out), partial.open("w", encoding="utf-8", newline="\n") as stream:
+            stream.write(f"{HEADER}\n")
+            for key, like, cosine in lines:
+                if {"\t", "\n", "\r"} & {*key, *like}:
+                    raise UsageError(f"the key {key!r} has a tab or a line break in it", "rename the sample")
+                stream.write(f"{key}\t{like}\t{cosine:.4f}\n")
+        partial.replace(out)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 class Excluded:
