@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mmcompress.data.images import images_of_places, place_of
+from mmcompress.data.spec import is_stream
 from mmcompress.data.tally import Tally
 from mmcompress.errors import CorruptInputError, GateFailedError, UsageError
 from mmcompress.runtime.encoder import Encoder
@@ -59,7 +60,8 @@ def agreement(index: ImageIndex, encoder: Encoder) -> Agreement:
     wanted = {index.name(int(row)): int(row) for row in rows}
     tally = Tally(str(index.artifact.path), max_bad_fraction=1.0, announce=False)
     fresh, found = [], []
-    for name, item in images_of_places(dict.fromkeys(map(place_of, wanted)), tally):
+    places = [place for place in dict.fromkeys(map(place_of, wanted)) if not is_stream(place)]  # names run nothing
+    for name, item in images_of_places(places, tally):
         if name in wanted:
             try:
                 pixels = encoder.read_stored(item.stored(), name)

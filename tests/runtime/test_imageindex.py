@@ -214,7 +214,7 @@ def test_what_cannot_be_asked_is_refused(
         with pytest.raises(kind, match=words):
             ask()
     shutil.move(model, tmp_path / "elsewhere")
-    with pytest.raises(UsageError, match=r"is not at .* any more"):
+    with pytest.raises(UsageError, match="which is no folder here"):
         searching.search(index, RED)
     assert searching.search(index, RED, model=str(tmp_path / "elsewhere")).matches
     graph = Path(index) / "graph.faiss"
@@ -223,3 +223,24 @@ def test_what_cannot_be_asked_is_refused(
     graph.write_bytes(content)
     with pytest.raises(CorruptInputError, match=r"graph\.faiss is damaged"):
         searching.search(index, RED)
+
+
+def test_what_a_stranger_wrote_into_an_index_runs_nothing(
+    make_artifact: Make, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = str(make_artifact().path)
+    (tmp_path / "mine.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\ndef teacher(): ...\n")
+    monkeypatch.setattr(searching, "_lasting", lambda source: f"{tmp_path / 'mine.py'}:teacher")
+    put = growth.Growth._put
+
+    def renamed(self: growth.Growth, name: str, *rest: Any) -> None:
+        put(self, f"pipe:touch {tmp_path / 'ran'}; cat {name}", *rest)
+
+    monkeypatch.setattr(growth.Growth, "_put", renamed)
+    index = str(searching.index(model, str(photos), tmp_path / "index").artifact.path)
+    with pytest.raises(UsageError, match="which is no folder here"):
+        searching.search(index, RED)
+    other = make_artifact("other", model=make_model(1))
+    with pytest.raises(UsageError, match="only 0 can be read where they were"):
+        searching.search(index, RED, model=str(other.path), accept_loss=1)
+    assert not (tmp_path / "ran").exists()

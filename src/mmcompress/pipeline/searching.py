@@ -99,13 +99,13 @@ def _search_index(source: str, asked: Asked, model: str | None, backend: str | N
 
 
 def _model_of(opened: ImageIndex) -> str:
+    """Where its model was, if that is a folder here: what a manifest says runs no code and fetches nothing."""
     source = str(opened.artifact.manifest.metrics[SOURCE])
-    try:
-        check_named(source)
-    except UsageError as error:
+    if not (Path(source).is_dir() or source.startswith("demo:")):
         raise UsageError(
-            f"the model that made {opened.artifact.path} is not at {source} any more", "say where it is: --model"
-        ) from error
+            f"{opened.artifact.path} was made by {source!r}, which is no folder here",
+            "say which it is: --model ARTIFACT, or a teacher's name; an index makes no command fetch or run one",
+        )
     return source
 
 
