@@ -10,11 +10,11 @@ import sys
 import pytest
 
 SHOWN = """
-from pathlib import Path
 from mmcompress.cli import console, show_use
 from mmcompress.cli.streams import never_failing
+from mmcompress.pipeline.searching import Found
 never_failing()
-found = [(Path("caf\\udce9.jpg"), 0.9), (Path("\u043a\u043e\u0442 \U0001f600 \u00e9.jpg"), 0.8)]
+found = Found([("caf\\udce9.jpg", 0.9), ("\u043a\u043e\u0442 \U0001f600 \u00e9.jpg", 0.8)])
 console.show(*show_use.matches_summary(found), {as_json})
 """
 

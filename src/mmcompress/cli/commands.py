@@ -765,15 +765,7 @@ def main() -> NoReturn:
 def _told(run: Callable[[], int]) -> int:
     """Run; the exit code, an error printed."""
     try:
-        try:
-            code = run()
-            flushed()
-        except OSError as error:
-            if (told := disk_error(error)) is None:
-                raise
-            flushed()  # where it is stdout that is full, that is said
-            raise told from error
-        return code
+        return _written(run)
     except MMCompressError as error:
         print(f"error: {error.what}", file=sys.stderr)
         if error.hint:
@@ -781,6 +773,19 @@ def _told(run: Callable[[], int]) -> int:
         return error.exit_code
     except KeyboardInterrupt:
         return 130
+
+
+def _written(run: Callable[[], int]) -> int:
+    """Run; what the system says of a disk becomes our error."""
+    try:
+        code = run()
+        flushed()
+        return code
+    except OSError as error:
+        if (told := disk_error(error)) is None:
+            raise
+        flushed()  # where it is stdout that is full, that is said
+        raise told from error
 
 
 def _on_all_ranks() -> int:
