@@ -12,7 +12,7 @@ from mmcompress.measure.drift.classes import classification
 NAMES = ["cat", "dog", "cow", "fox", "hen"]
 TRUTH = np.array([0, 0, 0, 0, 1, 1, 1, 2, 2, 3])
 ANSWERS = np.array([0, 0, 1, 1, 1, 1, 0, 4, 2, 1])
-"""As the documentation of scikit-learn does it: classification_report(TRUTH, ANSWERS, zero_division=0) of 1.7 prints
+"""As the documentation of scikit-learn does it: classification_report(TRUTH, ANSWERS, zero_division=0) of 1.9.1 prints
 
            precision  recall  f1-score  support
         0     0.6667  0.5000    0.5714        4
