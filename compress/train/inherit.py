@@ -12,14 +12,14 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from itertools import islice
 
-from mmcompress.artifact import Draft
+from mmcompress.artifact import Artifact, Draft
 from mmcompress.compress.products import fast_products
 from mmcompress.compress.prune.importance import magnitudes
 from mmcompress.compress.prune.shrink import Size, TowerName, shrunk
 from mmcompress.compress.train.embeddings import Embeddings
 from mmcompress.compress.train.pairs import TrainingBatch, training_pairs
 from mmcompress.compress.train.student import evenly_spaced, inherited_config
-from mmcompress.config import DistillConfig
+from mmcompress.config import DataConfig
 from mmcompress.distributed import World
 from mmcompress.model import DualEncoder
 from mmcompress.progress import track
@@ -51,12 +51,12 @@ def inherited(
 
 
 def samples_to_fit(
-    draft: Draft, config: DistillConfig, number: int, embeddings: Embeddings, here: World
+    student: Draft | Artifact, data: DataConfig, seed: int, number: int, embeddings: Embeddings, here: World
 ) -> list[TrainingBatch]:
     """The first pairs of the first epoch of one process: all ranks fit on the same ones."""
     if not number:
         return []
     batch, alone = min(_BATCH, number), World(0, 1, here.device)
-    pairs = training_pairs(draft, config.data, batch=batch, seed=config.seed, here=alone, embeddings=embeddings)
+    pairs = training_pairs(student, data, batch=batch, seed=seed, here=alone, embeddings=embeddings)
     steps = max(1, min(number, pairs.count) // batch)
     return list(track(islice(pairs.stream(0, 0), steps), "samples to fit", steps))
