@@ -67,7 +67,8 @@ def distill(job: Job[DistillConfig]) -> None:
         model = model.to(here.device)
         if share is not None and config.student is not None:
             towers = ["image"] if text == "keep" else model.config.compressed
-            samples = samples_to_fit(draft, config.data, config.seed, config.student.fit, embeddings, here)
+            number, batch = config.student.fit, config.optimizer.batch
+            samples = samples_to_fit(draft, config.data, config.seed, number, embeddings, here, batch)
             model = inherited(model, share, towers, samples)
             draft.model = model.config
         model.logit_scale.requires_grad_(bool(config.contrastive or config.interactive))

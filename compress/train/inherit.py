@@ -51,12 +51,18 @@ def inherited(
 
 
 def samples_to_fit(
-    student: Draft | Artifact, data: DataConfig, seed: int, number: int, embeddings: Embeddings, here: World
+    student: Draft | Artifact,
+    data: DataConfig,
+    seed: int,
+    number: int,
+    embeddings: Embeddings,
+    here: World,
+    batch: int = _BATCH,
 ) -> list[TrainingBatch]:
-    """The first pairs of the first epoch of one process: all ranks fit on the same ones."""
+    """The first pairs of the first epoch of one process: all ranks fit on the same ones. At most `batch` in one."""
     if not number:
         return []
-    batch, alone = min(_BATCH, number), World(0, 1, here.device)
+    batch, alone = min(_BATCH, number, batch), World(0, 1, here.device)
     pairs = training_pairs(student, data, batch=batch, seed=seed, here=alone, embeddings=embeddings)
     steps = max(1, min(number, pairs.count) // batch)
     return list(track(islice(pairs.stream(0, 0), steps), "samples to fit", steps))
