@@ -16,10 +16,9 @@ from mmcompress.config import Backend
 from mmcompress.data.layout import check_template, prompts, read_labels
 from mmcompress.data.spec import images_in
 from mmcompress.errors import CorruptInputError, UsageError
-from mmcompress.manifest import Preprocessing
 from mmcompress.progress import say
 from mmcompress.runtime.encoder import BATCH, Encoder
-from mmcompress.runtime.frames import IMAGE_SUFFIXES, read_pixels
+from mmcompress.runtime.frames import ANY_SIZE, IMAGE_SUFFIXES, read_pixels
 from mmcompress.runtime.session import Tower
 from mmcompress.runtime.trimmed import warn_of_lost_letters
 
@@ -28,8 +27,6 @@ OTHER_SUFFIXES = frozenset({".avif", ".bmp", ".gif", ".heic", ".heif", ".jfif", 
 IMAGE_ALONE: tuple[Tower, ...] = ("image",)
 """What a classification by the labels inside a graph needs."""
 _READ = ", ".join(IMAGE_SUFFIXES)
-_ANY_SIZE = Preprocessing(size=32, resize=32, mean=(0.5,) * 3, std=(0.5,) * 3)
-"""Decoding tells whether a file is an image, however large the model wants it."""
 
 
 def classify(
@@ -80,7 +77,7 @@ def check_classify(image: Path | str, labels: Sequence[str] | None, template: st
         one = f"{labels[0]!r} is the only label, and would get 100% of any image" if labels else "there are no labels"
         raise UsageError(one, "give at least two labels: --labels cat,dog")
     check_template(template)
-    read_pixels(Path(image), _ANY_SIZE)
+    read_pixels(Path(image), ANY_SIZE)
 
 
 def softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -118,7 +115,7 @@ def check_search(images: Path | str, text: str, top: int) -> None:
 
 def _is_image(path: Path) -> bool:
     try:
-        read_pixels(path, _ANY_SIZE)
+        read_pixels(path, ANY_SIZE)
     except (CorruptInputError, OSError):
         return False
     return True

@@ -17,6 +17,8 @@ from mmcompress.errors import CorruptInputError, UsageError
 from mmcompress.manifest import Preprocessing, TensorSpec
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+ANY_SIZE = Preprocessing(size=32, resize=32, mean=(0.5,) * 3, std=(0.5,) * 3)
+"""Decoding tells whether a file is an image, however large the model wants it."""
 LARGEST = 1 << 31
 """Twice a side times what it is resized to has to be smaller: OpenVINO computes places of pixels in 32 bits."""
 

@@ -95,6 +95,7 @@ class AttentionPooling(nn.Module):
         self.probe = nn.Parameter(torch.zeros(width))
         self.query = nn.Linear(width, width)
         self.kv = nn.Linear(tower.width, 2 * width)
+        self.attention = Attention()
         self.out = nn.Linear(width, width)
         self.norm = nn.LayerNorm(width, tower.layer_norm_eps)
         self.fc1 = nn.Linear(width, config.mlp)
@@ -104,5 +105,5 @@ class AttentionPooling(nn.Module):
         """(B, T, width of the tower) -> (B, D)"""
         k, v = self.kv(x).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
         q = self.query(self.probe).view(1, self.heads, 1, -1).expand(len(x), -1, -1, -1)
-        x = self.out(F.scaled_dot_product_attention(q, k, v).flatten(1))
+        x = self.out(self.attention(q, k, v, None, False).flatten(1))
         return x + self.fc2(activated(self.fc1(self.norm(x)), self.activation))  # type: ignore[no-any-return]

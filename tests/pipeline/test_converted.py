@@ -21,7 +21,7 @@ from mmcompress.data.preprocess import normalize
 from mmcompress.data.sentences import SENTENCES
 from mmcompress.huggingface import dual_encoder_from_checkpoint
 from mmcompress.measure.verdict import contest
-from mmcompress.pipeline.converted import _told_apart, name_of
+from mmcompress.pipeline.converted import name_of, names_of
 from mmcompress.pipeline.sources import parent_beside
 from mmcompress.places import CACHE
 from mmcompress.runtime.tokenize import load_tokenizer, tokenize
@@ -366,8 +366,8 @@ def test_sources_have_names(source: str, name: str) -> None:
 
 
 def test_sources_of_one_name_are_told_apart_from_all_others() -> None:
-    assert _told_apart(["x", "x", "y"]) == ["x-0", "x-1", "y"]
-    assert _told_apart(["x", "x", "x-1"]) == ["x-0", "x-2", "x-1"]
+    assert names_of(["x", "x", "y"]) == ["x-0", "x-1", "y"]
+    assert names_of(["x", "x", "x-1"]) == ["x-0", "x-2", "x-1"]
 
 
 def test_what_cannot_be_a_checkpoint_is_quantized_as_its_graphs(

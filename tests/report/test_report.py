@@ -226,7 +226,8 @@ def test_headings_are_in_order_and_tables_are_told(page: str) -> None:
 def test_gallery_says_who_was_right(page: str) -> None:
     shown = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", page[page.index('id="gallery"') :]))
     assert "teacher was right (3)" in shown and "int8 is right (2)" in shown and "Neither is right (2)" in shown
-    assert page.count("data:image/webp;base64,") == 7
+    assert page.count("data:image/webp;base64,") == 7 + 3 * 2
+    assert page.count('class="map"') == 6 and "Where teacher looks for: " in page
 
 
 def test_json_holds_no_image(document: dict[str, Any]) -> None:

@@ -162,13 +162,14 @@ def previous_of(name: str, row: dict[str, Any]) -> dict[str, Any] | None:
 def gallery_entry(index: int) -> dict[str, Any]:
     truth, other = LOST[index % len(LOST)], LOST[(index + 2) % len(LOST)]
     teacher, answer = ((truth, other), (other, truth), (other, "moon cake"))[index % 3]
+    maps = {who: {"map": f"gallery/{index:03d}-{who}.webp"} if index < 3 else {} for who in ("teacher", "answer")}
     return {
         "file": f"gallery/{index:03d}.webp",
         "key": f"test-00000/{index:06d}",
         "truth": [truth],
         "row": "int8",
-        "teacher": {"text": teacher, "score": 0.412 - 0.01 * index},
-        "answer": {"text": answer, "score": 0.377 - 0.01 * index},
+        "teacher": {"text": teacher, "score": 0.412 - 0.01 * index} | maps["teacher"],
+        "answer": {"text": answer, "score": 0.377 - 0.01 * index} | maps["answer"],
     }
 
 
@@ -357,7 +358,8 @@ def measurement(path: Path, stage: str, document: dict[str, Any], measured: list
         (draft.path / f"{stage}.json").write_text(json.dumps(document))
         for index, entry in enumerate(document.get("gallery", [])):
             (draft.path / entry["file"]).parent.mkdir(exist_ok=True)
-            (draft.path / entry["file"]).write_bytes(gallery_picture(index))
+            for file in filter(None, (entry["file"], entry["teacher"].get("map"), entry["answer"].get("map"))):
+                (draft.path / file).write_bytes(gallery_picture(index))
     return Artifact.open(path)
 
 

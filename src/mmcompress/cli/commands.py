@@ -19,8 +19,9 @@ import typer
 
 from mmcompress import __version__
 from mmcompress.cli.options import SETTINGS, Commands, Set, keyed
-from mmcompress.cli.streams import never_failing
+from mmcompress.cli.streams import flushed, never_failing
 from mmcompress.errors import MMCompressError, UsageError
+from mmcompress.places import disk_error
 from mmcompress.ranks import announced, joined
 
 app = typer.Typer(
@@ -48,6 +49,10 @@ Sources = Annotated[
 Folder = Annotated[Path, typer.Argument(metavar="ARTIFACT", help="Folder that an earlier command wrote.")]
 Backend = Annotated[
     str | None, typer.Option(help="The runtime to run on: openvino, say; the first that works if not given.")
+]
+Method = Annotated[
+    str | None,
+    typer.Option(help="relevance, of float checkpoints, or occlusion, of anything; what works for all if not given."),
 ]
 Embeddings = Annotated[Path | None, typer.Option(help="The teacher's cached embeddings, as `embed` wrote them.")]
 Given = dict[str, Any]
@@ -461,6 +466,42 @@ def search(
 
 
 @app.command(rich_help_panel=USE)
+def explain(
+    artifact: Source,
+    image: Annotated[Path, typer.Argument(metavar="IMAGE")],
+    text: Annotated[str, typer.Argument(metavar="TEXT", help="The answer that is to be explained: 'a red car'.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="PNG to write; one of an earlier explain is replaced.")],
+    beside: Annotated[list[str] | None, typer.Option(help="Another artifact or teacher, in the same row.")] = None,
+    method: Method = None,
+    backend: Backend = None,
+    trust: Trust = False,
+    json: Json = False,
+) -> None:
+    """Show which parts of an image a model's answer rests on, for one model or several side by side."""
+    from mmcompress.cli import console, show_use
+    from mmcompress.pipeline import explaining
+
+    found = explaining.explain([artifact, *(beside or ())], image, text, out, method, backend)
+    console.show(*show_use.explained_summary(*found, out), json)
+
+
+@app.command(rich_help_panel=MEASURE)
+def pointing(
+    artifacts: Sources,
+    boxes: Annotated[Path, typer.Option(help="Table with tabs: image, text, left, top, right, bottom; a box a line.")],
+    method: Method = None,
+    backend: Backend = None,
+    trust: Trust = False,
+    json: Json = False,
+) -> None:
+    """Count how often a model looks at what a text names, on images with boxes (the pointing game)."""
+    from mmcompress.cli import console, show_use
+    from mmcompress.pipeline import explaining
+
+    console.show(*show_use.pointing_summary(*explaining.pointing(artifacts, boxes, method, backend)), json)
+
+
+@app.command(rich_help_panel=USE)
 def inspect(artifact: Source, json: Json = False) -> None:
     """Show what an artifact says of itself, after verifying every byte of it. A teacher is converted first."""
     from mmcompress.cli import console, show_use
@@ -624,7 +665,15 @@ def main() -> NoReturn:
 def _told(run: Callable[[], int]) -> int:
     """Run; the exit code, an error printed."""
     try:
-        return run()
+        try:
+            code = run()
+            flushed()
+        except OSError as error:
+            if (told := disk_error(error)) is None:
+                raise
+            flushed()  # where it is stdout that is full, that is said
+            raise told from error
+        return code
     except MMCompressError as error:
         print(f"error: {error.what}", file=sys.stderr)
         if error.hint:

@@ -23,8 +23,11 @@ from mmcompress.formats import (
     megabytes,
     millions,
     percent,
+    percent_interval,
 )
 from mmcompress.manifest import Kind, Manifest, TensorSpec
+from mmcompress.measure.explain.explain import Explanation
+from mmcompress.measure.explain.pointing import Pointing
 from mmcompress.runtime.passport import PASSPORTS, stated_passport
 from mmcompress.strictjson import text_from_json
 
@@ -39,6 +42,28 @@ def matches_summary(matches: Sequence[tuple[Path, float]]) -> Summary:
     """Images with their cosine similarity to the text."""
     lines = _aligned([(str(path), f"{similarity:.3f}") for path, similarity in matches])
     return [{"image": str(path), "similarity": similarity} for path, similarity in matches], lines
+
+
+def explained_summary(method: str, rows: Sequence[Explanation], out: Path) -> Summary:
+    """Cosines, and where the picture is; the maps are in the JSON."""
+    document = [{"model": one.name, "cosine": one.cosine, "map": one.map.tolist()} for one in rows]
+    lines = _aligned([(one.name, f"{one.cosine:.3f}") for one in rows])
+    return {"method": method, "picture": str(out), "models": document}, Group(lines, Text(f"{out}, by {method}"))
+
+
+def pointing_summary(method: str, rows: Sequence[Pointing]) -> Summary:
+    """How often each model's brightest cell is on what the text names, beside a blind guess."""
+    table = empty_table("model", ">hits", ">interval", ">chance", ">pairs", ">not seen")
+    for one in rows:
+        table.add_row(
+            one.name,
+            percent(one.hits),
+            percent_interval(one.interval),
+            percent(one.chance),
+            count(one.pairs),
+            count(one.unseen),
+        )
+    return {"method": method, "models": [asdict(one) for one in rows]}, table
 
 
 def data_summary(facts: DataFacts) -> Summary:

@@ -202,8 +202,7 @@ def all_as_graphs(
         if not is_artifact(source):
             teacher_named(str(source), " or ".join(kind.value for kind in kinds or (Kind.ONNX,)), given)
             checked(tracing_stage(str(source)), {}, {**given, "teacher.source": str(source)})
-    names = [name_of(source) for source in sources]
-    unique = _told_apart(names)
+    unique = names_of(sources)
     folder = out.with_name(f"{out.name}-sources")
     for source, name in zip(sources, unique, strict=True):
         if not is_artifact(source):
@@ -212,8 +211,9 @@ def all_as_graphs(
     return [as_graphs(source, folder / name, given, *kinds) for source, name in zip(sources, unique, strict=True)]
 
 
-def _told_apart(names: Sequence[str]) -> list[str]:
-    """The names, with a number behind each that comes more than once; no number makes one that another source has."""
+def names_of(sources: Sequence[str | Path]) -> list[str]:
+    """A name for each source, with a number behind those that come more than once; none that another source has."""
+    names = [name_of(source) for source in sources]
     taken = {*names}
     apart = []
     for name in names:

@@ -188,6 +188,7 @@ def verdicts(gathered: Iterable[Artifact]) -> tuple[NamedVerdict, ...]:
 
 def gallery_images(drift: Measurement[DriftDocument]) -> dict[str, bytes]:
     """The pictures of a drift's gallery by file name; those that are not there are left out."""
-    files = [drift.folder / entry.file for entry in drift.document.gallery]
+    named = [(entry.file, entry.teacher.map, entry.answer.map) for entry in drift.document.gallery]
+    files = [drift.folder / name for names in named for name in names if name is not None]
     inside = [file for file in files if file.resolve().is_relative_to(drift.folder.resolve()) and file.is_file()]
     return {file.relative_to(drift.folder).as_posix(): file.read_bytes() for file in inside}

@@ -50,6 +50,8 @@ class Picture:
     entry: GalleryEntry
     image: str
     """As a data URI."""
+    maps: tuple[str | None, str | None]
+    """What the first row looks at for its answer, and the last row for its own; as data URIs."""
     right: tuple[bool, bool]
     """Whether the first row's answer is right, and the last row's."""
 
@@ -138,11 +140,17 @@ def gallery(document: ReportDocument, images: Mapping[str, bytes]) -> Gallery:
     """Entries whose image is not there are left out."""
     groups: dict[str, list[Picture]] = {"The reference was right": [], "The row is right": [], "Neither is right": []}
     for entry in document.gallery:
-        if (content := images.get(entry.file)) is None:
+        if (image := _data_uri(entry.file, images)) is None:
             continue
         right = (entry.teacher.text in entry.truth, entry.answer.text in entry.truth)
         title = list(groups)[0 if right[0] else 1 if right[1] else 2]
-        kind = IMAGE_TYPES.get(Path(entry.file).suffix.lower(), "image/webp")
-        image = f"data:{kind};base64,{base64.b64encode(content).decode()}"
-        groups[title].append(Picture(entry, image, right))
+        maps = (_data_uri(entry.teacher.map, images), _data_uri(entry.answer.map, images))
+        groups[title].append(Picture(entry, image, maps, right))
     return [(title, pictures) for title, pictures in groups.items() if pictures]
+
+
+def _data_uri(file: str | None, images: Mapping[str, bytes]) -> str | None:
+    if file is None or (content := images.get(file)) is None:
+        return None
+    kind = IMAGE_TYPES.get(Path(file).suffix.lower(), "image/webp")
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
