@@ -67,10 +67,9 @@ def distill(job: Job[DistillConfig]) -> None:
         _check_space(model, text, embeddings)
         model = model.to(here.device)
         if share is not None and config.student is not None:
-            towers = ["image"] if text == "keep" else model.config.compressed
             number, batch = config.student.fit, config.optimizer.batch
             samples = samples_to_fit(draft, config.data, config.seed, number, embeddings, here, batch)
-            model = inherited(model, share, towers, samples)
+            model = inherited(model, share, ("image",) if text == "keep" else model.config.compressed, samples)
             draft.model = model.config
         model.logit_scale.requires_grad_(bool(config.contrastive or config.interactive))
         if model.logit_bias is not None:
