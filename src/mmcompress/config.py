@@ -120,6 +120,8 @@ class StudentConfig(Config):
     """Input side of a preset, in pixels; the preset's own if not given."""
     tokenizer: Annotated[str | None, _NAMED] = None
     """Folder or hub id to take the tokenizer from, where the teacher brings none."""
+    fit: int = Field(default=1024, ge=0)
+    """Samples on which what `inherit:F` keeps is fitted by least squares; 0 takes the weights over as they are."""
 
     @model_validator(mode="after")
     def _inherited_whole(self) -> Self:
@@ -127,6 +129,8 @@ class StudentConfig(Config):
             for name in ("image_size", "tokenizer"):
                 if getattr(self, name) is not None:
                     raise ValueError(f"{name} is of presets: inherit takes the teacher's own")
+        elif "fit" in self.model_fields_set:
+            raise ValueError("fit is of inherit:F: a preset begins with random weights")
         return self
 
 
