@@ -23,7 +23,7 @@ from mmcompress.measure.estimate import FEWEST_ROUNDS, Ratio, paired_speedup, ro
 from mmcompress.measure.interleave import Contender, Record, add_rounds
 from mmcompress.measure.stored import StoredEnvironment, StoredLatencies, stored_latencies
 from mmcompress.measure.subjects import Subject
-from mmcompress.runtime.backends import GPU_BACKENDS, default_backend, graph_for
+from mmcompress.runtime.backends import GPU_BACKENDS, graph_for, own_backend
 from mmcompress.runtime.conditions import Conditions, snapshot
 from mmcompress.runtime.environment import environment_of
 from mmcompress.runtime.machine import machine, usable_cores
@@ -69,8 +69,7 @@ def compare(
 
 def subject(artifact: Artifact, backend: Backend | None, precision: Precision | None, threads: int | None) -> Subject:
     """The image graph of an artifact that a backend runs; an engine names its own backend."""
-    engine = artifact.manifest.kind is Kind.ENGINE
-    chosen: Backend = backend or (artifact.manifest.facts["backend"] if engine else default_backend())
+    chosen = backend or own_backend(artifact)
     graph = graph_for(artifact, "image", chosen, precision)
     return Subject(artifact, graph, chosen, None if chosen in GPU_BACKENDS else threads or usable_cores())
 
