@@ -53,7 +53,7 @@ def quantized_linears(path: Path) -> dict[str, str]:
 def audit_of(layers: Sequence[Layer], quantized: Mapping[str, str], messages: Iterable[str] = ()) -> Audit:
     """The audit of an engine whose graph has `quantized` products by node; `messages` are of its build.
 
-    What is counted is what one call starts: the layers of the profile with the most of them. Linears are of all profiles.
+    What is counted is what one call starts: the layers of the profile with the most. Linears are of all profiles.
     """
     products = [layer for layer in layers if layer.product]
     profiles = Counter(layer.profile for layer in layers)
