@@ -121,8 +121,17 @@ def test_bench_there_brings_its_figures_here_and_cleans_up(
     bench = Artifact.open(tmp_path / "b $(x)")
     assert json.loads(made.out.splitlines()[-1])["digest"] == bench.digest
     assert (bench.manifest.stage, set(bench.manifest.parents.values())) == ("bench", {source.digest})
+    assert json.loads((bench.path / "bench.json").read_text())["rows"][0]["row"] == "model", "as the user calls it"
     assert server.sent() == []
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def test_rows_have_the_names_of_what_was_sent(server: Server, make_artifact: MakeArtifact, tmp_path: Path) -> None:
+    sources = [make_artifact(name).path for name in ("fp32", "a/small", "b/small")]
+    bench = remote.run_stage(there(server), "bench", [*map(str, sources), *QUICK], tmp_path / "bench")
+    rows = json.loads((bench.path / "bench.json").read_text())["rows"]
+    assert [row["row"] for row in rows] == ["fp32", "small-0", "small-1"]
+    assert server.sent() == []
 
 
 def test_what_is_kept_there_is_not_sent_again(
@@ -161,8 +170,8 @@ def test_a_begin_of_something_else_is_sent_anew(server: Server, make_artifact: M
         seal = source.manifest.compute_seal()[:32]
         (server.cache / "remote" / f"{seal}.mmc").write_bytes(b"x" * 5000)
         path = tmp_path / "model.mmc"
-        remote._sent(device, path, pack(source.path, path))
-    assert Artifact.open(server.cache / "remote" / seal / "artifact").digest == source.digest
+        assert remote._sent(device, path, pack(source.path, path), "model") == f"{seal}/model"
+    assert Artifact.open(server.cache / "remote" / seal / "model").digest == source.digest
 
 
 def test_errors_there_are_errors_here_with_their_code(

@@ -20,6 +20,7 @@ from mmcompress.artifact import Artifact
 from mmcompress.errors import CorruptInputError, MissingRequirementError, UsageError
 from mmcompress.manifest import Kind, Manifest, hash_json
 from mmcompress.pack import SUFFIX, pack, read_pack, unpack
+from mmcompress.pipeline.converted import name_of, told_apart
 from mmcompress.pipeline.ssh import NOT_FOUND, Answer, Host, check, connected, tidied_when_terminated
 from mmcompress.places import MANIFEST, check_place
 from mmcompress.progress import say
@@ -33,8 +34,6 @@ _TAKEN: Mapping[str, tuple[Kind, ...]] = {
     "drift": (Kind.ONNX, Kind.ENGINE, Kind.CHECKPOINT),
 }
 """Kinds of artifacts that a command is about."""
-_NAME = "artifact"
-"""Of every folder that was sent; what a manifest calls itself is no path."""
 
 
 @dataclass(frozen=True)
@@ -122,14 +121,15 @@ def run_stage(there: There, stage: str, words: Sequence[str], out: Path) -> Arti
         for source, (_, manifest) in zip(sources, packed, strict=True):
             _check_kind(stage, source, manifest)
         with on(there) as device:
-            seals = [_sent(device, path, manifest) for path, manifest in packed]
-            names = [f"{seal}/{_NAME}" for seal in seals]
-            made = f"{stage}-{hash_json([names, options])[:16]}"
-            done = device.checked(stage, *names, "--out", f"{made}/{out.name}", "--json", *options)
+            names = told_apart([name_of(source).removesuffix(SUFFIX) for source in sources])
+            sent = [_sent(device, path, manifest, name) for (path, manifest), name in zip(packed, names, strict=True)]
+            made = f"{stage}-{hash_json([sent, options])[:16]}"
+            done = device.checked(stage, *sent, "--out", f"{made}/{out.name}", "--json", *options)
             _document(device, done)
             artifact = _brought(device, made, out)
             if not there.keep:
-                left = " ".join(shlex.quote(f"{device.folder}/{name}") for name in (*seals, made))
+                there_now = (*(artifact.split("/")[0] for artifact in sent), made)
+                left = " ".join(shlex.quote(f"{device.folder}/{folder}") for folder in there_now)
                 device.host.run(f"rm -rf {left}", quiet=True)
     return artifact
 
@@ -148,16 +148,17 @@ def _as_pack(source: Path, place: Path) -> tuple[Path, Manifest]:
     return (place, pack(source, place)) if (source / MANIFEST).is_file() else (source, read_pack(source))
 
 
-def _sent(device: Device, path: Path, manifest: Manifest) -> str:
-    """The folder there that has the artifact of a pack, under its own name; it is sent unless it is there."""
+def _sent(device: Device, path: Path, manifest: Manifest, name: str) -> str:
+    """`SEAL/NAME`, the artifact of a pack there; it is sent unless it is there. The name is the user's own, by which
+    rows of a document are called; what a manifest calls itself is no path."""
     seal = manifest.compute_seal()[:32]
     place, part = f"{device.folder}/{seal}", f"{device.folder}/{seal}{SUFFIX}"
-    artifact = f"{place}/{_NAME}"
+    artifact = f"{place}/{name}"
     if device.host.run(f"[ -f {shlex.quote(f'{artifact}/{MANIFEST}')} ]", quiet=True).code == 0:
-        say("remote", manifest.name, f"is on {device.host.name} already")
-        return seal
+        say("remote", name, f"is on {device.host.name} already")
+        return f"{seal}/{name}"
     for last in (False, True):
-        say("remote", manifest.name, f"to {device.host.name}, {path.stat().st_size:,} bytes")
+        say("remote", name, f"to {device.host.name}, {path.stat().st_size:,} bytes")
         with path.open("rb") as stream:
             device.host.send(stream, path.stat().st_size, part)
         answer = device.call("unpack", part, "--out", artifact, quiet=True)
@@ -166,7 +167,7 @@ def _sent(device: Device, path: Path, manifest: Manifest) -> str:
         device.host.run(f"rm -f {shlex.quote(part)}", quiet=True)  # what was there was not the begin of it
     check(answer, device.host.name)
     device.host.run(f"rm -f {shlex.quote(part)}", quiet=True)
-    return seal
+    return f"{seal}/{name}"
 
 
 def _brought(device: Device, made: str, out: Path) -> Artifact:
