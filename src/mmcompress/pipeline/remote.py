@@ -129,7 +129,7 @@ def run_stage(there: There, stage: str, words: Sequence[str], out: Path) -> Arti
             artifact = _brought(device, made, out)
             if not there.keep:
                 there_now = (*(artifact.split("/")[0] for artifact in sent), made)
-                left = " ".join(shlex.quote(f"{device.folder}/{folder}") for folder in there_now)
+                left = " ".join(shlex.quote(f"{device.folder}/{place}") for place in there_now)
                 device.host.run(f"rm -rf {left}", quiet=True)
     return artifact
 
