@@ -128,7 +128,7 @@ def test_phases_of_a_call_on_a_gpu_have_a_table(tmp_path: Path, page: str) -> No
     told = standalone.report([tmp_path]).file("report.html").read_text(encoding="utf-8")
     (table,) = re.findall(r"<table[^>]*>(?:(?!</table>).)*copy out.*?</table>", told, re.DOTALL)
     cells = re.findall(r"<td>([^<]*)</td>", table)
-    assert cells[1:5] == [formats.milliseconds(phases[name]) for name in phases]
+    assert cells == ["1", "71", "52", "333", "4", "4,310"], "microseconds"
     assert "copy out" not in page, "CPUs have none"
 
 
