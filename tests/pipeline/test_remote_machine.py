@@ -7,6 +7,7 @@ import importlib.util
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -283,16 +284,40 @@ def test_a_lost_connection_is_said_and_ends_what_runs_there(
     thread.join(60)
     (error,) = raised
     assert isinstance(error, MissingRequirementError) and "the connection was lost" in error.hint
-    job = int(running.read_text())
-    for _ in range(200):
-        if not psutil.pid_exists(job) or psutil.Process(job).status() == psutil.STATUS_ZOMBIE:
-            break
-        time.sleep(0.05)
-    else:
-        pytest.fail("what ran there goes on")
+    wait_for_the_end_of(int(running.read_text()))
     server.program("mmcompress", real)
     assert remote.run_stage(there(server), "bench", [str(tmp_path / "student"), *QUICK], tmp_path / "b")
     assert server.sent() == []
+
+
+def wait_for_the_end_of(job: int) -> None:
+    for _ in range(200):
+        if not psutil.pid_exists(job) or psutil.Process(job).status() == psutil.STATUS_ZOMBIE:
+            return
+        time.sleep(0.05)
+    pytest.fail("what ran there goes on")
+
+
+@pytest.mark.parametrize(("number", "left"), [(signal.SIGTERM, []), (signal.SIGKILL, [".b.sending"])])
+def test_a_command_that_is_ended_ends_what_runs_there(
+    server: Server, make_artifact: MakeArtifact, tmp_path: Path, number: signal.Signals, left: list[str]
+) -> None:
+    running = tmp_path / "running"
+    real = f'exec {sys.executable} -m mmcompress "$@"'
+    server.program("mmcompress", f"[ $1 = bench ] && echo $$ > {running} && exec sleep 600", real)
+    words = ["remote", "bench", "device", str(make_artifact().path), "--ssh", server.ssh, "--out", str(tmp_path / "b")]
+    with subprocess.Popen([sys.executable, "-m", "mmcompress", *words], stderr=subprocess.PIPE) as here:
+        while not (running.exists() and running.read_text().strip()):
+            assert here.poll() is None, here.stderr and here.stderr.read()
+            time.sleep(0.05)
+        here.send_signal(number)
+        assert here.wait(60) == (128 + number if number == signal.SIGTERM else -number)
+    wait_for_the_end_of(int(running.read_text()))
+    hidden = sorted(path.name for path in tmp_path.iterdir() if path.name.startswith(".") and path.is_dir())
+    assert hidden == left
+    server.program("mmcompress", real)
+    assert remote.run_stage(there(server), "bench", [str(tmp_path / "student"), *QUICK], tmp_path / "b")
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
 @pytest.mark.skipif(importlib.util.find_spec("tensorrt_rtx") is None, reason="tensorrt_rtx is not installed")

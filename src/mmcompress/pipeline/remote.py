@@ -9,15 +9,16 @@ kept for the next one; after an error it stays, so that the next try goes on.
 from __future__ import annotations
 
 import shlex
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from mmcompress import __version__
 from mmcompress.artifact import Artifact
 from mmcompress.errors import CorruptInputError, MissingRequirementError, UsageError
+from mmcompress.lock import locked
 from mmcompress.manifest import Kind, Manifest, hash_json
 from mmcompress.pack import SUFFIX, pack, read_pack, unpack
 from mmcompress.pipeline.converted import name_of, told_apart
@@ -116,8 +117,8 @@ def run_stage(there: There, stage: str, words: Sequence[str], out: Path) -> Arti
         raise UsageError(f"remote {stage} needs an artifact or a pack", "give it after the host, before other options")
     check_place(out, sources, stage)
     out.parent.mkdir(parents=True, exist_ok=True)
-    with tidied_when_terminated(), TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
-        packed = [_as_pack(source, Path(folder) / f"{at}{SUFFIX}") for at, source in enumerate(sources)]
+    with tidied_when_terminated(), _sending(out) as folder:
+        packed = [_as_pack(source, folder / f"{at}{SUFFIX}") for at, source in enumerate(sources)]
         for source, (_, manifest) in zip(sources, packed, strict=True):
             _check_kind(stage, source, manifest)
         with on(there) as device:
@@ -132,6 +133,19 @@ def run_stage(there: There, stage: str, words: Sequence[str], out: Path) -> Arti
                 left = " ".join(shlex.quote(f"{device.folder}/{place}") for place in there_now)
                 device.host.run(f"rm -rf {left}", quiet=True)
     return artifact
+
+
+@contextmanager
+def _sending(out: Path) -> Iterator[Path]:
+    """A folder beside `out` for packs on their way, of one command at a time; what a killed one left there goes."""
+    folder = out.with_name(f".{out.name}.sending")
+    with locked(folder):
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _check_kind(stage: str, source: Path, manifest: Manifest) -> None:
