@@ -23,7 +23,15 @@ from mmcompress.data.spec import is_photos
 from mmcompress.errors import UsageError
 from mmcompress.manifest import Kind
 from mmcompress.measure.agreement import class_changes, cosines, histogram
-from mmcompress.measure.drift.document import ClassChange, DriftDocument, DriftRow, Int8Distance, PreviousDistance
+from mmcompress.measure.drift.classes import classification
+from mmcompress.measure.drift.document import (
+    ClassChange,
+    Classification,
+    DriftDocument,
+    DriftRow,
+    Int8Distance,
+    PreviousDistance,
+)
 from mmcompress.measure.drift.figures import (
     RowAnswers,
     answers_of,
@@ -155,6 +163,7 @@ def _table_row(
         int8_against_fp32=_int8_against_fp32(row.main, fp32) if fp32 else None,
         cosine_histogram=histogram(cosines(first.main.images, row.main.images)) if comparable else None,
         per_class=tuple(_per_class(pairs, row.main, first.main)) if pairs.classes else (),
+        classification=_classification(pairs, row.main) if pairs.classes else None,
     )
 
 
@@ -176,6 +185,11 @@ def _int8_against_fp32(row: RowAnswers, fp32: SplitRow) -> Int8Distance:
         flip_rate=apart.flip_rate,
         r10_drop=-change.i2t,
     )
+
+
+def _classification(pairs: EvaluationSet, row: RowAnswers) -> Classification | None:
+    answered = row.i2t.answerable
+    return classification(row.group[answered], row.answers.best[answered], pairs.texts)
 
 
 def _per_class(pairs: EvaluationSet, row: RowAnswers, first: RowAnswers) -> list[ClassChange]:

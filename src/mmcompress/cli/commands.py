@@ -107,13 +107,29 @@ def run(recipe: RecipeName, out: Out, set_: Set = None, json: Json = False) -> N
     console.show(*show_compress.run_summary(artifacts), json)
 
 
-@keyed(app, MODEL, "train", without=("data", "student"))
-def train(recipe: RecipeName, out: Out, given: Given, json: Json = False) -> None:
-    """Train a dual encoder from image-text pairs: a teacher of one's own. Data and student are the recipe's."""
+@keyed(app, MODEL, "train", without=("student", "towers.image", "towers.text"))
+def train(
+    out: Out,
+    given: Given,
+    recipe: Annotated[str | None, typer.Argument(metavar="[RECIPE]", help="A .toml file that ends with train.")] = None,
+    image_tower: Annotated[str | None, typer.Option(help="Folder of a CLIP or SigLIP, in place of a recipe.")] = None,
+    text_tower: Annotated[str | None, typer.Option(help="Folder of a CLIP, a SigLIP or a BERT, beside it.")] = None,
+    json: Json = False,
+) -> None:
+    """Train a dual encoder from image-text pairs: a teacher of one's own, as a recipe says, or of two towers.
+
+    --image-tower and --text-tower are pretrained; each gets a new projection, and --data says what they learn from.
+    """
     from mmcompress.cli import console
     from mmcompress.pipeline import standalone
 
-    console.show(*console.artifact_summary(standalone.train(recipe, out, given)), json)
+    if recipe is not None and image_tower is None and text_tower is None:
+        made = standalone.train(recipe, out, given)
+    elif recipe is None and image_tower is not None and text_tower is not None:
+        made = standalone.train_pair(image_tower, text_tower, out, given)
+    else:
+        raise UsageError("train takes a recipe, or --image-tower and --text-tower", "give the one or both of the other")
+    console.show(*console.artifact_summary(made), json)
 
 
 @keyed(app, MODEL, "embed", required=("--teacher", "--data"))
@@ -194,6 +210,18 @@ def _try_teachers(pilot: str, budget: str, out: Path, given: Given, begun: Path 
         raise UsageError("a pilot embeds with each teacher, and starts anew", "leave --embeddings and --from out")
     found = trying.pilot([name.strip() for name in pilot.split(",")], trying.seconds_of(budget), out, given)
     console.show(*show_compress.pilot_summary(found), json)
+
+
+@keyed(app, MODEL, "finetune", "convert", without=("teacher.source",), required=("--data",))
+def finetune(artifact: Source, out: Out, given: Given, json: Json = False) -> None:
+    """Train a model further on data of one's own, and take it back towards the start as far as validation says.
+
+    --original is what it is to answer as before. A tenth of --data chooses where no --validation is given.
+    """
+    from mmcompress.cli import console, show_compress
+    from mmcompress.pipeline import standalone
+
+    console.show(*show_compress.finetune_summary(standalone.finetune(artifact, out, given)), json)
 
 
 @keyed(app, MODEL, "prune", "embed", "convert")

@@ -168,8 +168,15 @@ def teacher_graphs(source: str, out: Path, given: Given = NOTHING) -> Artifact:
 
 
 def tracing_stage(source: str) -> str:
-    """The stage that makes graphs of a teacher as it is."""
-    return "trace" if source.startswith("open_clip:") or ".py:" in source else "baseline"
+    """The stage that makes graphs of a teacher as it is: optimum knows no two towers of one's own choice."""
+    if source.startswith("open_clip:") or ".py:" in source:
+        return "trace"
+    from mmcompress.pretrained import TWO_TOWERS, model_type_of
+    from mmcompress.teachers import cached_folder
+
+    folder = Path(source).expanduser()
+    found = folder if folder.exists() else cached_folder(source)
+    return "trace" if found is not None and model_type_of(found) == TWO_TOWERS else "baseline"
 
 
 def as_graphs(source: str | Path, out: Path, given: Given = NOTHING, *kinds: Kind) -> Artifact:
