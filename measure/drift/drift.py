@@ -46,7 +46,7 @@ from mmcompress.measure.drift.testset import EvaluationSet, Row, embed_row
 from mmcompress.measure.retrieval import Ints, retrieval
 from mmcompress.measure.sanity import collapsed, of_few
 from mmcompress.progress import say, track
-from mmcompress.runtime.backends import default_backend
+from mmcompress.runtime.backends import default_backend, graph_for, own_backend
 from mmcompress.seen import seen_images
 from mmcompress.twins import float_model
 
@@ -61,7 +61,7 @@ CLASS_IMAGES = 5
 
 
 def drift(job: Job[DriftConfig]) -> None:
-    """Stage: write drift.json over every gathered ONNX artifact, and the gallery; the first is the teacher."""
+    """Stage: write drift.json over every gathered artifact, and the gallery; the first is the teacher."""
     drift_document(job.gathered, job.config, job.draft.path).write(job.draft.path / "drift.json")
 
 
@@ -75,6 +75,8 @@ def drift_document(artifacts: Sequence[Artifact], config: DriftConfig, folder: P
         )
     onnx = any(artifact.manifest.kind is Kind.ONNX for artifact in artifacts)
     backend = config.backend or (default_backend() if onnx else None)
+    for engine in (artifact for artifact in artifacts if artifact.manifest.kind is Kind.ENGINE):
+        graph_for(engine, "image", own_backend(engine))  # no GPU, or another one: before graphs take minutes
     pairs: EvaluationSet | None = None
     embedded: Row | None = None
     rows: list[DriftRow] = []

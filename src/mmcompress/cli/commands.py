@@ -389,7 +389,7 @@ def compare(
 
 @keyed(app, MEASURE, "drift", "convert", without=("teacher.source",), required=("--data",))
 def drift(artifacts: Sources, out: Out, given: Given, trust: Trust = False, json: Json = False) -> None:
-    """Accuracy of ONNX artifacts on a test set, and their distance from the first one and from the one before."""
+    """Accuracy of ONNX artifacts and engines on a test set, and distances from the first one and the one before."""
     from mmcompress.cli import console, show_measure
     from mmcompress.pipeline import standalone
 

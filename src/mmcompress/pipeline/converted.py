@@ -219,8 +219,12 @@ def all_as_graphs(
 
 
 def names_of(sources: Sequence[str | Path]) -> list[str]:
-    """A name for each source, with a number behind those that come more than once; none that another source has."""
-    names = [name_of(source) for source in sources]
+    """A name for each source, none that another source has."""
+    return told_apart([name_of(source) for source in sources])
+
+
+def told_apart(names: Sequence[str]) -> list[str]:
+    """The names, with a number behind those that come more than once; none that is there already."""
     taken = {*names}
     apart = []
     for name in names:

@@ -414,9 +414,9 @@ def bench(sources: Sequence[str | Path], out: Path, given: Given) -> Artifact:
 
 
 def drift(sources: Sequence[str | Path], out: Path, given: Given) -> Artifact:
-    """The first one is the reference; what is no ONNX artifact yet is exported first, into OUT-sources."""
+    """The first one is the reference; what is no ONNX artifact or engine yet is exported first, into OUT-sources."""
     to, read = _measured(sources, "drift", given, out)
-    graphs = all_as_graphs(sources, out, to.get("convert", NOTHING), read=read)
+    graphs = all_as_graphs(sources, out, to.get("convert", NOTHING), Kind.ONNX, Kind.ENGINE, read=read)
     return run_single("drift", {}, to["drift"], {}, out, graphs)
 
 
