@@ -19,15 +19,23 @@ from mmcompress.compress.openclip import check_open_clip, check_open_clip_weight
 from mmcompress.compress.ownteacher import check_has_towers, check_own
 from mmcompress.compress.prune.prune import prunable_towers
 from mmcompress.compress.prune.sizes import check_latency_share, check_share
+from mmcompress.compress.train.computing import check_parts
 from mmcompress.compress.train.pair import pair_config, pair_preprocessing
+from mmcompress.compress.train.published import read_published
 from mmcompress.compress.train.scalars import check_tensorboard
-from mmcompress.compress.train.student import check_preset, inherited_config, inherited_share
+from mmcompress.compress.train.student import (
+    check_preset,
+    inherited_config,
+    inherited_share,
+    is_convolutional,
+)
 from mmcompress.config import (
     BaselineConfig,
     ConvertConfig,
     DistillConfig,
     EmbedConfig,
     PruneConfig,
+    QatConfig,
     QuantizeConfig,
     QuantizeGraphsConfig,
     StudentConfig,
@@ -35,6 +43,7 @@ from mmcompress.config import (
     TraceConfig,
     TrainConfig,
 )
+from mmcompress.convnet import ConvConfig
 from mmcompress.data.batches import count_up_to
 from mmcompress.data.spec import is_photos, is_stream, part_of
 from mmcompress.errors import UsageError
@@ -62,16 +71,16 @@ def check_train(config: TrainConfig, _: Sources) -> None:
         pair_preprocessing(config.towers, sizes)
         _check_tokenizer(TeacherConfig(source=config.towers.text))
     elif config.student is not None:
-        _check_trained(config.student)
+        _check_trained(config.student, config.parts)
     check_fills_a_batch(config.data.train, config.optimizer.batch)
 
 
-def _check_trained(student: StudentConfig) -> None:
+def _check_trained(student: StudentConfig, parts: int) -> None:
     if inherited_share(student.source) is not None:
         raise UsageError(
             "train begins with random weights, and inherits from no teacher", "give a preset: vit-s16, say"
         )
-    check_preset(student)
+    _check_start(student, parts)
     if student.tokenizer is not None:
         _check_tokenizer(TeacherConfig(source=student.tokenizer))
 
@@ -89,16 +98,27 @@ def check_distill(config: DistillConfig, sources: Sources) -> None:
         return  # nothing long stands before the stage any more, and it sees the rest itself
     check_source(config.teacher)
     if "checkpoint" in sources:
+        check_parts(isinstance(sources["checkpoint"].model.image, ConvConfig), config.parts)
         _check_width(sources["checkpoint"], config.teacher)
     if config.student is not None:
         _check_student(config, config.student)
     check_fills_a_batch(config.data.train, config.optimizer.batch)
 
 
+def _check_start(student: StudentConfig, parts: int) -> None:
+    """Refuse a preset that there is not, and a published tower as far as it is here."""
+    check_parts(is_convolutional(student), parts)
+    check_preset(student)
+    if student.published and (folder := _folder_here(TeacherConfig(source=student.source), "student")) is not None:
+        read_published(folder)
+        for file in weight_files(folder):
+            check_finite(file)
+
+
 def _check_student(config: DistillConfig, student: StudentConfig) -> None:
     share = inherited_share(student.source)
     if share is None:
-        check_preset(student)
+        _check_start(student, config.parts)
     named = student.tokenizer if _brings_no_tokenizer(config.teacher.source) else None
     place = config.teacher if named is None else config.teacher.model_copy(update={"source": named})
     if _brings_no_tokenizer(place.source):
@@ -127,7 +147,12 @@ def check_prune(config: PruneConfig, sources: Sources) -> None:
 
 
 def fits_prune(config: PruneConfig, model: DualEncoderConfig, _: Sources) -> None:
-    for tower in prunable_towers(model, config):
+    towers = prunable_towers(model, config)
+    if "image" in towers:
+        model.transformer_image(
+            "prune", 'prune the text tower alone, --set towers=["text"]; or train a smaller preset, mnv4-s say'
+        )
+    for tower in towers:
         if config.target is not None and config.target[0] != "latency":
             check_share(model, tower, *config.target, config.mlp_multiple)
         elif config.target is not None and tower == "image":
@@ -135,11 +160,18 @@ def fits_prune(config: PruneConfig, model: DualEncoderConfig, _: Sources) -> Non
 
 
 def fits_quantize(config: QuantizeConfig, model: DualEncoderConfig, sources: Sources) -> None:
+    model.transformer_image(
+        "quantize", "export it first, and give quantize the graphs, whose convolutions and Linears become integers"
+    )
     check_keep(model, config.keep)
     if "ranges" in sources:
         check_same_blocks(sources["ranges"], model)
     if {"ranges", "checkpoint"} <= sources.keys():
         check_same_weights(sources["ranges"], sources["checkpoint"].path)
+
+
+def fits_qat(_: QatConfig, model: DualEncoderConfig, __: Sources) -> None:
+    model.transformer_image("qat", "export it, and give quantize the graphs: their integers are fitted, not trained")
 
 
 def check_quantize_graphs(config: QuantizeGraphsConfig, _: Sources) -> None:
@@ -261,8 +293,8 @@ def _check_tokenizer(teacher: TeacherConfig) -> Path | None:
     return folder
 
 
-def _folder_here(teacher: TeacherConfig) -> Path | None:
+def _folder_here(teacher: TeacherConfig, what: str = "teacher") -> Path | None:
     """A folder on this machine; None for a hub id that is not cached, whose name may still be wrong."""
     if hub_id(teacher.source) is not None:
         return cached_folder(teacher.source)
-    return resolve(teacher)
+    return resolve(teacher, what)

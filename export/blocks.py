@@ -26,6 +26,9 @@ class Weights:
     def under(self, prefix: str) -> Weights:
         return Weights(self._state, f"{self._prefix}{prefix}.")
 
+    def has(self, name: str) -> bool:
+        return self._prefix + name in self._state
+
     def take(self, name: str) -> Array:
         return self._state[self._prefix + name].astype(np.float32)
 

@@ -30,7 +30,7 @@ from mmcompress.embedding import SPREAD, always_the_same, spread
 from mmcompress.errors import CorruptInputError, GateFailedError, UsageError, require
 from mmcompress.export.form import PLAIN, Form, form_of
 from mmcompress.export.graph import Array, Numerics, Ranges
-from mmcompress.export.towers import graph_integers, image_graph, text_graph
+from mmcompress.export.towers import check_eight_bits, graph_integers, image_graph, text_graph
 from mmcompress.export.trim import trim_of
 from mmcompress.int8 import (
     INTEGERS,
@@ -83,6 +83,7 @@ def export(job: Job[ExportConfig]) -> None:
     """Stage: write, check and describe the graphs of a checkpoint."""
     source, config = job.sources["checkpoint"], job.config
     model = source.model
+    check_eight_bits(model, config.precisions)
     int8 = read_int8(source) if {"int8", "fp8"} & set(config.precisions) else {}
     for tower in model.compressed if int8 else ():
         check_has_integers(source, tower)

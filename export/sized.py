@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from mmcompress.architecture import DualEncoderConfig, ImageConfig
+from mmcompress.architecture import AnyImageConfig, DualEncoderConfig
 from mmcompress.artifact import Artifact
 from mmcompress.config import Precision
 from mmcompress.export.export import VARIANTS, described, save_graph
@@ -30,7 +30,7 @@ RANGE = {"low": -4.0, "high": 4.0, "absmax": 4.0}
 
 def write_probes(
     model: DualEncoderConfig,
-    towers: Sequence[ImageConfig],
+    towers: Sequence[AnyImageConfig],
     folder: Path,
     precision: Precision = "fp32",
     attention: tuple[AttentionProduct, ...] = (),
@@ -51,7 +51,7 @@ def write_probes(
 
 
 def random_tensors(config: DualEncoderConfig, seed: int) -> dict[str, Array]:
-    """The image tower's tensors under Hugging Face names: small normal weights, LayerNorms that change nothing."""
+    """The image tower's tensors under their names at rest: small normal weights, norms that change nothing."""
     rng = np.random.default_rng(seed)
     tensors: dict[str, Array] = {}
     for entry in entries(config, ("image",)):
@@ -59,7 +59,7 @@ def random_tensors(config: DualEncoderConfig, seed: int) -> dict[str, Array]:
         for name, sizes in entry.theirs.items():
             shape = tuple(map(int, sizes))
             if norm:
-                tensors[name] = np.full(shape, float(name.endswith("weight")), np.float32)
+                tensors[name] = np.full(shape, float(name.endswith(("weight", "running_var"))), np.float32)
             else:
                 tensors[name] = rng.standard_normal(shape, dtype=np.float32) * np.float32(0.02)
     return tensors

@@ -15,14 +15,16 @@ Tensor names are those of the family's own class, so any checkpoint of that form
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from mmcompress.architecture import DualEncoderConfig, ImageConfig, PoolingHead, TextConfig, TowerConfig
+from mmcompress.convnet import ConvConfig
 from mmcompress.export.blocks import Pick, Sight, Weights, blocks, causal_mask, project, query_scale
+from mmcompress.export.convgraph import convolutions
 from mmcompress.export.graph import Array, GraphWriter, Numerics
 from mmcompress.int8 import TABLE, Linears
 from mmcompress.tensornames import state_from_hugging_face
@@ -45,6 +47,11 @@ def image_graph(config: DualEncoderConfig, tensors: Mapping[str, Array], numeric
     """ModelProto of `pixels` (N, 3, S, S) float32 -> `embedding` (N, D) float32, unit norm."""
     tower, g = config.image, GraphWriter(opset, numerics)
     weights = Weights(state_from_hugging_face(tensors, config, ("image",))).under("image")
+    feed = ("pixels", np.float32, (3, tower.image_size, tower.image_size))
+    if isinstance(tower, ConvConfig):
+        check_eight_bits(config, () if numerics.activations == "float" else ("int8",))
+        convolutions(g, tower, weights)
+        return g.model("image", feed, config.embed_dim)
     x = _patches(g, tower, weights)
     if tower.head is None:
         x = g.layer_norm("image.pre_norm", x, *weights.norm("norm_pre"), tower.layer_norm_eps)
@@ -55,7 +62,16 @@ def image_graph(config: DualEncoderConfig, tensors: Mapping[str, Array], numeric
         project(g, "image", x, weights.take("projection.weight"), None)
     else:
         _pooled(g, tower, tower.head, weights.under("head"), x)
-    return g.model("image", ("pixels", np.float32, (3, tower.image_size, tower.image_size)), config.embed_dim)
+    return g.model("image", feed, config.embed_dim)
+
+
+def check_eight_bits(config: DualEncoderConfig, precisions: Collection[str]) -> None:
+    """Raise UsageError for a convolutional tower that would be written with Q/DQ."""
+    if {"int8", "fp8"}.intersection(precisions):
+        config.transformer_image(
+            "an export in INT8 or FP8",
+            "export it in fp32, and give quantize the graphs, whose convolutions and Linears become integers",
+        )
 
 
 def _row(g: GraphWriter, place: int) -> Pick:

@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast, get_args
 
-from mmcompress.architecture import Config
 from mmcompress.artifact import Artifact
 from mmcompress.config import Backend, Precision
 from mmcompress.errors import UsageError, suggestion
+from mmcompress.frozen import Config
 from mmcompress.manifest import Graph, Kind, TensorSpec
 from mmcompress.places import check_apart, writing
 from mmcompress.publish import draft_of, swap_in

@@ -58,7 +58,7 @@ class Subject:
         """Of one image in the graph: those that we wrote compute less than the architecture has."""
         manifest = self.artifact.manifest
         if manifest.model is not None and manifest.stage in ("export", "build", "verdict"):
-            return manifest.model.image.pooled_macs(manifest.model.embed_dim)
+            return manifest.model.image_sizes.pooled_macs(manifest.model.embed_dim)
         return manifest.facts.get("macs")
 
     def open(self) -> Session:

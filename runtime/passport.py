@@ -18,10 +18,10 @@ from typing import Literal
 
 from pydantic import Field
 
-from mmcompress.architecture import Config
 from mmcompress.artifact import Artifact
 from mmcompress.config import Backend
 from mmcompress.errors import CorruptInputError
+from mmcompress.frozen import Config
 from mmcompress.manifest import Graph, Manifest
 from mmcompress.progress import say
 from mmcompress.runtime.profiles import Batches

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 
-from mmcompress.architecture import Config
 from mmcompress.config import (
     LARGEST_IMAGE,
     BuildConfig,
@@ -21,6 +20,7 @@ from mmcompress.config import (
 from mmcompress.data.imagefile import MAX_PIXELS
 from mmcompress.distributed import world
 from mmcompress.errors import MissingRequirementError, UsageError
+from mmcompress.frozen import Config
 from mmcompress.gates import Gates
 from mmcompress.stages import STAGES
 

@@ -45,7 +45,7 @@ def sizes_at_latency(
     model: DualEncoderConfig, errors: Sequence[BlockErrors], share: float, config: PruneConfig
 ) -> tuple[list[Size], dict[str, Any]]:
     """The sizes of the image blocks that harm least at `share` of the tower's latency, and what was measured."""
-    tower, threads = model.image, config.threads or usable_cores()
+    tower, threads = model.transformer_image("pruning to a latency"), config.threads or usable_cores()
     table = block_costs(model, config.mlp_multiple, config.backend, config.precision, threads)
 
     def cost(size: Size, index: int) -> float:
@@ -86,8 +86,9 @@ def measured_speedup(
     model: DualEncoderConfig, sizes: Sequence[Size], backend: Backend, precision: Precision, threads: int
 ) -> Ratio:
     """How many times as fast as the dense image tower the one of these sizes is."""
+    tower = model.transformer_image("pruning to a latency")
     with tempfile.TemporaryDirectory() as folder:
-        probes = write_probes(model, [model.image, resized(model.image, sizes)], Path(folder) / "probes", precision)
+        probes = write_probes(model, [tower, resized(tower, sizes)], Path(folder) / "probes", precision)
         dense, pruned = (Subject(probes, graph, backend, threads) for graph in probes.manifest.graphs)
         with realtime(threads <= usable_cores()):
             return race(dense, pruned, 1, RACE_S)[1]
@@ -97,7 +98,7 @@ def block_costs(
     model: DualEncoderConfig, mlp_multiple: int, backend: Backend, precision: Precision, threads: int
 ) -> BlockCosts:
     """The table of block costs for the widest block of this image tower, measured here or taken from the cache."""
-    tower = model.image
+    tower = model.transformer_image("pruning to a latency")
     head_levels, mlp_levels = levels(max(tower.heads), 1), levels(max(tower.mlp), mlp_multiple)
     about = {
         "device": cpu_model(),

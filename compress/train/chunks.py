@@ -30,9 +30,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from typing_extensions import Self
 
-from mmcompress.architecture import Config
 from mmcompress.data.sample import difference
 from mmcompress.errors import CorruptInputError
+from mmcompress.frozen import Config
 from mmcompress.strictjson import json_from_text, text_from_json
 
 CONTENTS = "shards.json"

@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from mmcompress.compress.products import fast_again
-from mmcompress.errors import MissingRequirementError
+from mmcompress.convnet import ConvConfig
+from mmcompress.errors import MissingRequirementError, UsageError
 from mmcompress.model import DualEncoder
 
 _AGAIN = partial(checkpoint, use_reentrant=False, preserve_rng_state=False, context_fn=fast_again)
@@ -31,17 +32,28 @@ def in_parts(encode: Callable[[Tensor], Tensor], inputs: Tensor, parts: int) -> 
     return torch.cat([_AGAIN(encode, part) for part in inputs.chunk(parts)])
 
 
-def set_up(model: DualEncoder, recompute: bool, compiled: bool) -> None:
+def set_up(model: DualEncoder, recompute: bool, compiled: bool, parts: int = 1) -> None:
     """Have both towers compute their blocks again in the backward pass, or run as compiled code.
 
-    Raises MissingRequirementError where torch cannot compile.
+    Raises MissingRequirementError where torch cannot compile, UsageError where the model takes no parts.
     """
+    check_parts(isinstance(model.config.image, ConvConfig), parts)
     if compiled:
         _check_compiles(next(model.parameters()).device)
     for tower in (model.image, model.text):
         tower.recomputing = _AGAIN if recompute else None
         if compiled:
             tower.compile()
+
+
+def check_parts(convolutional: bool, parts: int) -> None:
+    """Raise UsageError where a part of a batch would be normalized by itself, and so be another function of it."""
+    if convolutional and parts > 1:
+        raise UsageError(
+            f"parts = {parts} computes parts of a batch apart, and BatchNorm, which a convolutional tower has, makes "
+            "the images of a batch depend on each other",
+            "give --recompute true, which saves memory as well, or a smaller batch",
+        )
 
 
 def _check_compiles(device: torch.device) -> None:

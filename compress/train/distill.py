@@ -24,7 +24,9 @@ from mmcompress.compress.train.inherit import inherited, samples_to_fit
 from mmcompress.compress.train.objective import batch_terms, distillation_terms
 from mmcompress.compress.train.optimize import optimize
 from mmcompress.compress.train.pairs import TrainingBatch, training_pairs
-from mmcompress.compress.train.student import inherited_share, student_from_preset
+from mmcompress.compress.train.published import published
+from mmcompress.compress.train.statistics import settling, synchronize
+from mmcompress.compress.train.student import inherited_share, student_from_preset, student_from_published
 from mmcompress.compress.train.vocabulary import vocabulary_size
 from mmcompress.compress.train.watching import watch_of
 from mmcompress.config import DistillConfig
@@ -76,7 +78,8 @@ def distill(job: Job[DistillConfig]) -> None:
             model.logit_bias.requires_grad_(False)
         model.train()
         keep_zeros(model, sparse)
-        set_up(model, config.recompute, config.compile)
+        set_up(model, config.recompute, config.compile, config.parts)
+        synchronize(model, here)
         if text == "keep":  # and costs nothing: the teacher's own texts stand in
             model.text.requires_grad_(False)
         pairs = training_pairs(
@@ -87,6 +90,7 @@ def distill(job: Job[DistillConfig]) -> None:
             here=here,
             embeddings=embeddings,
         )
+        settle = settling(model, pairs.stream, config.optimizer.batch, here)
         anchors = embeddings.anchors(config.anchors, here.device)
 
         def loss_of(batch: TrainingBatch, done: float) -> Mapping[str, Tensor]:
@@ -119,9 +123,10 @@ def distill(job: Job[DistillConfig]) -> None:
             pairs=pairs.count,
             world=here,
             work=job.work,
-            watch=watch_of(model, draft, config.data, config.watch, config.optimizer.batch, here),
+            watch=watch_of(model, draft, config.data, config.watch, config.optimizer.batch, here, settle),
             what=f"distilling {job.name}",
         )
+        settle()
     if not here.leads:
         return  # the artifact is written by rank 0
     save_checkpoint(model.cpu(), draft.path)
@@ -177,16 +182,23 @@ def _new_student(config: DistillConfig, embeddings: Artifact, draft: Draft) -> D
         raise UsageError(f"{embeddings.path} does not say how the teacher's images were prepared", "embed them again")
     folder = _teacher_folder(config)
     draft.tokenizer = save_text_processing(folder, draft.path, config.teacher.trust_remote_code)
+    colours = None
     if inherited_share(config.student.source) is not None:
         model = with_tokenizer(dual_encoder_from_hugging_face(folder), draft.tokenizer)
     else:
         vocab = vocabulary_size(load_tokenizer(draft.path / draft.tokenizer.file))
-        model = student_from_preset(config.student, facts["dim"], draft.tokenizer, vocab, config.seed)
+        sizes = (facts["dim"], draft.tokenizer, vocab, config.seed)
+        if config.student.published:
+            found = published(config.student)
+            colours = {"mean": found.mean, "std": found.std}
+            model = student_from_published(config.student, found, *sizes)
+        else:
+            model = student_from_preset(config.student, *sizes)
         if config.text == "keep":
             model = _with_text_tower(model, with_tokenizer(dual_encoder_from_hugging_face(folder), draft.tokenizer))
     if (scale := facts.get("logit_scale")) is not None:
         model.logit_scale.data.fill_(math.log(scale))
-    draft.preprocessing = save_student_preprocessing(teacher, draft.path, model.config.image.image_size)
+    draft.preprocessing = save_student_preprocessing(teacher, draft.path, model.config.image.image_size, colours)
     return model
 
 

@@ -21,13 +21,13 @@ from pydantic import ValidationError
 from torch import Tensor
 from torch.nn import functional as F
 
-from mmcompress.architecture import Config
 from mmcompress.artifact import Artifact
 from mmcompress.compress.train.augment import GIVEN
 from mmcompress.compress.train.chunks import AGAIN, CONTENTS, Spread, Store
 from mmcompress.data.given import given_view
 from mmcompress.data.views import Given
 from mmcompress.errors import CorruptInputError
+from mmcompress.frozen import Config
 from mmcompress.manifest import Preprocessing
 
 MEMBERS = "members.json"

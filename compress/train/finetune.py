@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mmcompress.architecture import DualEncoderConfig
 from mmcompress.artifact import Artifact
-from mmcompress.compress.early import check_fills_a_batch
+from mmcompress.compress.early import Sources, check_fills_a_batch
 from mmcompress.compress.prune.semistructured import SPARSE, keep_zeros
 from mmcompress.compress.train.computing import in_parts, set_up
 from mmcompress.compress.train.interpolation import Point, chosen, interpolate, line
@@ -53,6 +54,11 @@ def check_finetune(config: FinetuneConfig, _: Mapping[str, Artifact]) -> None:
     classes_learned(config)
     if config.data.original is not None:
         classes_of(config.data.original)
+
+
+def fits_finetune(_: FinetuneConfig, model: DualEncoderConfig, __: Sources) -> None:
+    """Statistics of a BatchNorm are not made again for weights between two models."""
+    model.transformer_image("finetune", "distill it again, from its checkpoint and on your data")
 
 
 def classes_learned(config: FinetuneConfig) -> Classes | None:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from mmcompress.architecture import Config
+from mmcompress.frozen import Config
 
 STEPS = 10
 """Parts of the line whose ends are tried."""

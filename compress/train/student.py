@@ -1,4 +1,4 @@
-"""How large a student is: the sizes of a preset from scratch, or those of parts of the teacher.
+"""Where a student starts: the sizes of a preset from scratch, a published tower, or parts of the teacher.
 
 `inherit:F` keeps evenly spaced blocks and, in each, some heads and MLP units (`inherit.py`), so that the image tower
 has at most F of the teacher's MACs. Width, patches, tokenizer, projection or attention pooling stay the teacher's. A
@@ -14,12 +14,24 @@ import torch
 from torch import Tensor
 
 from mmcompress.architecture import DualEncoderConfig, ImageConfig, TextConfig
+from mmcompress.compress.train.mobilenetv4 import mobilenetv4
+from mmcompress.compress.train.published import Published, load_published
 from mmcompress.config import StudentConfig
+from mmcompress.convnet import ConvConfig
+from mmcompress.convtower import ConvTower
 from mmcompress.errors import UsageError, suggestion
 from mmcompress.manifest import TextProcessing
 from mmcompress.model import DualEncoder, initialize
 from mmcompress.transformer import Block
 
+CONV_PRESETS: dict[str, tuple[str, int, int, int, int]] = {
+    # name: MobileNetV4, image size, stem stride, text width, text blocks
+    "mnv4-s-64": ("conv-s", 64, 1, 256, 4),
+    "mnv4-s": ("conv-s", 224, 2, 256, 6),
+    "mnv4-m": ("conv-m", 224, 2, 384, 6),
+    "mnv4-l": ("conv-l", 224, 2, 512, 12),
+    "mnv4-hm": ("hybrid-m", 224, 2, 384, 6),
+}
 PRESETS: dict[str, tuple[int, int, int, int, int, int]] = {
     # name: image width, image blocks, patch, image size, text width, text blocks
     "vit-t8-64": (192, 6, 8, 64, 192, 4),
@@ -38,11 +50,16 @@ _MLP_RATIO = 4
 def preset_config(student: StudentConfig, embed_dim: int, text: TextProcessing, vocab: int) -> DualEncoderConfig:
     """The sizes of a preset, for a given shared space and tokenizer. Heads have 64 channels (32 at width 192)."""
     check_preset(student)
-    width, blocks, patch, size, text_width, text_blocks = PRESETS[student.source]
-    size = student.image_size or size
+    image: ImageConfig | ConvConfig
+    if student.source in CONV_PRESETS:
+        variant, size, stem_stride, text_width, text_blocks = CONV_PRESETS[student.source]
+        image = mobilenetv4(variant, student.image_size or size, stem_stride)
+    else:
+        width, blocks, patch, size, text_width, text_blocks = PRESETS[student.source]
+        image = ImageConfig(**_uniform(width, blocks), image_size=student.image_size or size, patch=patch)
     return DualEncoderConfig(
         embed_dim=embed_dim,
-        image=ImageConfig(**_uniform(width, blocks), image_size=size, patch=patch),
+        image=image,
         text=TextConfig(
             **_uniform(text_width, text_blocks),
             vocab=vocab,
@@ -55,9 +72,16 @@ def preset_config(student: StudentConfig, embed_dim: int, text: TextProcessing, 
 
 
 def check_preset(student: StudentConfig) -> None:
-    """Raise UsageError for a preset that there is not, or an image size that its patches do not fill."""
+    """Raise UsageError for a preset that there is not, or an image size that it cannot have: convolutions take any.
+
+    Of a published tower the size alone is looked at.
+    """
+    if is_convolutional(student):
+        if student.image_size is not None and student.image_size < 1:
+            raise UsageError(f"image_size {student.image_size} is no side of an image", "give pixels, 224 say")
+        return
     if student.source not in PRESETS:
-        known = [*PRESETS, "inherit:0.25"]
+        known = [*PRESETS, *CONV_PRESETS, "inherit:0.25"]
         raise UsageError(f"unknown student {student.source!r}", suggestion(student.source, known))
     patch, size = PRESETS[student.source][2], student.image_size
     if size is not None and (size < patch or size % patch):
@@ -77,7 +101,24 @@ def _uniform(width: int, blocks: int) -> dict[str, object]:
 def student_from_preset(
     student: StudentConfig, embed_dim: int, text: TextProcessing, vocab: int, seed: int
 ) -> DualEncoder:
+    """A preset with random weights."""
     return initialize(DualEncoder(preset_config(student, embed_dim, text, vocab)), seed)
+
+
+def student_from_published(
+    student: StudentConfig, found: Published, embed_dim: int, text: TextProcessing, vocab: int, seed: int
+) -> DualEncoder:
+    """The preset of a published tower, with its weights up to the projection."""
+    asked = {"source": found.preset, "image_size": student.image_size or found.image_size}
+    model = student_from_preset(student.model_copy(update=asked), embed_dim, text, vocab, seed)
+    assert isinstance(model.image, ConvTower) and isinstance(model.config.image, ConvConfig)
+    load_published(model.image, model.config.image, found)
+    return model
+
+
+def is_convolutional(student: StudentConfig) -> bool:
+    """Whether its image tower has convolutions and BatchNorm; all published ones do."""
+    return student.published or student.source in CONV_PRESETS
 
 
 def inherited_share(source: str) -> float | None:

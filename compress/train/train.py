@@ -20,7 +20,9 @@ from mmcompress.compress.train.objective import distillation_terms
 from mmcompress.compress.train.optimize import optimize
 from mmcompress.compress.train.pair import folders_of, model_from_pair, pair_config, pair_preprocessing
 from mmcompress.compress.train.pairs import TrainingBatch, training_pairs
-from mmcompress.compress.train.student import student_from_preset
+from mmcompress.compress.train.published import published
+from mmcompress.compress.train.statistics import settling, synchronize
+from mmcompress.compress.train.student import student_from_preset, student_from_published
 from mmcompress.compress.train.vocabulary import save_tokenizer, tokenizer_from_captions, vocabulary_size
 from mmcompress.compress.train.watching import watch_of
 from mmcompress.config import PairConfig, TeacherConfig, TrainConfig
@@ -45,7 +47,8 @@ def train(job: Job[TrainConfig]) -> None:
     guide = load_embeddings(job.sources["embeddings"]) if "embeddings" in job.sources else None
     with world(config.device) as here:
         model = _new_model(config, guide, draft).to(here.device).train()
-        set_up(model, config.recompute, config.compile)
+        set_up(model, config.recompute, config.compile, config.parts)
+        synchronize(model, here)
         pairs = training_pairs(
             draft,
             config.data,
@@ -56,6 +59,7 @@ def train(job: Job[TrainConfig]) -> None:
             views=config.views,
             augment=config.augment,
         )
+        settle = settling(model, pairs.stream, config.optimizer.batch, here)
         anchors = guide.anchors(config.anchors, here.device) if guide is not None else None
         decay = 1.0 if config.towers is None else config.towers.layer_decay
         scales = layer_scales([name for name, _ in model.named_parameters()], model.config, decay)
@@ -86,10 +90,11 @@ def train(job: Job[TrainConfig]) -> None:
             pairs=pairs.count,
             world=here,
             work=job.work,
-            watch=watch_of(model, draft, config.data, config.watch, config.optimizer.batch, here),
+            watch=watch_of(model, draft, config.data, config.watch, config.optimizer.batch, here, settle),
             what=f"training {job.name}",
             scales=scales,
         )
+        settle()
     if not here.leads:
         return  # the artifact is written by rank 0
     save_checkpoint(model.cpu(), draft.path, getattr(torch, config.save_dtype))
@@ -98,7 +103,7 @@ def train(job: Job[TrainConfig]) -> None:
 
 
 def _new_model(config: TrainConfig, guide: Embeddings | None, draft: Draft) -> DualEncoder:
-    """Random weights of the preset's sizes, with a tokenizer that is taken over or trained."""
+    """A preset with random weights or a published tower, with a tokenizer that is taken over or trained."""
     if config.data.train is None:
         raise UsageError("train needs image-text pairs", "set data.train, or give --data")
     if config.towers is not None:
@@ -112,9 +117,15 @@ def _new_model(config: TrainConfig, guide: Embeddings | None, draft: Draft) -> D
         draft.tokenizer = save_tokenizer(tokenizer_from_captions(captions, config.vocab), draft.path, config.context)
     vocab = vocabulary_size(load_tokenizer(draft.path / draft.tokenizer.file))
     embed_dim = guide.dim if guide is not None else config.embed_dim
-    model = student_from_preset(config.student, embed_dim, draft.tokenizer, vocab, config.seed)
+    sizes, mean, std = (embed_dim, draft.tokenizer, vocab, config.seed), _HALF, _HALF
+    if config.student.published:
+        found = published(config.student)
+        mean, std = found.mean, found.std
+        model = student_from_published(config.student, found, *sizes)
+    else:
+        model = student_from_preset(config.student, *sizes)
     draft.model, size = model.config, model.config.image.image_size
-    draft.preprocessing = Preprocessing(size=size, resize=size, mean=_HALF, std=_HALF)
+    draft.preprocessing = Preprocessing(size=size, resize=size, mean=mean, std=std)
     save_preprocessing(draft.preprocessing, draft.path)
     return model
 

@@ -20,6 +20,7 @@ from mmcompress.artifact import Artifact, Draft
 from mmcompress.compress.train.augment import normalized
 from mmcompress.compress.train.pairs import trimmed
 from mmcompress.compress.train.state import Position
+from mmcompress.compress.train.statistics import Settle
 from mmcompress.config import DataConfig, WatchConfig
 from mmcompress.data.batches import batches, images_of
 from mmcompress.distributed import World
@@ -44,6 +45,8 @@ class Watch:
     """Measurements in a row without a higher one after which training is over."""
     figure: Figure = "r10"
     """What is measured; R@10 is the mean of both ways."""
+    settle: Settle = lambda: None
+    """Makes what follows from the weights fit them, before each measurement."""
 
     def due(self, step: int, steps: int) -> bool:
         return step % self.every == 0 or step == steps
@@ -61,6 +64,7 @@ class Watch:
     ) -> None:
         """Measure, write the outcome into the position, and the weights into `best` where they are."""
         with _standing_in(trained, average), torch.no_grad():
+            self.settle()
             measured = here.shared(self.measure() if here.leads else 0.0)
             if at.best is None or measured > at.best:
                 at.best, at.best_step, at.since_best = measured, at.step, 0
@@ -74,7 +78,13 @@ class Watch:
 
 
 def watch_of(
-    model: DualEncoder, student: Draft | Artifact, data: DataConfig, config: WatchConfig, batch: int, here: World
+    model: DualEncoder,
+    student: Draft | Artifact,
+    data: DataConfig,
+    config: WatchConfig,
+    batch: int,
+    here: World,
+    settle: Settle,
 ) -> Watch | None:
     """What the config asks for, on the first `config.samples` plain pairs of the validation data."""
     if config.steps is None or data.validation is None:
@@ -84,10 +94,12 @@ def watch_of(
         warn_of_trained(data.train, spec, config.samples)
 
     def measure() -> float:
+        model.eval()
         shares = retrieval(*embedded_pairs(model, student, spec, config.samples, batch, data, here.device))
+        model.train()
         return (shares["i2t_r10"] + shares["t2i_r10"]) / 2
 
-    return Watch(measure, config.steps, config.keep_best, config.patience)
+    return Watch(measure, config.steps, config.keep_best, config.patience, settle=settle)
 
 
 @torch.no_grad()

@@ -87,8 +87,12 @@ def _through_gradients(model: Artifact) -> Asked:
 
     from mmcompress.huggingface import dual_encoder_from_checkpoint
     from mmcompress.measure.explain.relevance import relevance
+    from mmcompress.model import ImageTower
 
+    model.model.transformer_image("relevance", "say --method occlusion")
     towers, rule = dual_encoder_from_checkpoint(model.path, model.model), preprocessing(model)
+    image = towers.image
+    assert isinstance(image, ImageTower)
     processing = text_processing(model)
     tokenizer = load_tokenizer(model.file(processing.file))
 
@@ -96,7 +100,7 @@ def _through_gradients(model: Artifact) -> Asked:
         images = torch.from_numpy(normalize(pixels[None], rule))
         with torch.no_grad():
             texts = towers.encode_text(torch.from_numpy(tokenize(tokenizer, [text], processing)))
-        cosine, found = relevance(towers.image, images, texts)
+        cosine, found = relevance(image, images, texts)
         return float(cosine[0]), found[0].numpy()
 
     return asked

@@ -7,10 +7,15 @@ reports, devices) reads this module; `model.py` builds it in torch and `export/t
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import Discriminator, Tag, model_validator
 from typing_extensions import Self
+
+from mmcompress.convnet import ConvConfig
+from mmcompress.errors import UsageError
+from mmcompress.frozen import Config
+from mmcompress.towerparts import Group, ImageSizes, Product
 
 Activation = Literal["quick_gelu", "gelu", "gelu_tanh"]
 WEIGHTS = "model.safetensors"
@@ -19,12 +24,6 @@ NEVER_COMPRESSED = "stays as it is: its LayerNorms are behind its blocks"
 """Said of a text tower wherever one is left alone that others would prune, quantize or train."""
 _UNSTATED_LARGEST = 2
 """End token of a document without `pooling` that means the largest id, as it did when the field did not exist."""
-
-
-class Config(BaseModel):
-    """A frozen set of values that refuses unknown keys, NaN and infinity; each field's docstring says what it means."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class TowerConfig(Config):
@@ -59,6 +58,28 @@ class TowerConfig(Config):
         """Every block alike and heads that fill the width: what a Hugging Face config can say."""
         same = len(set(self.heads)) == 1 and len(set(self.mlp)) == 1
         return same and self.heads[0] * self.head_dim == self.width
+
+    def block_products(self, tokens: int) -> list[Product]:
+        """The Linears of all blocks, for a sequence of so many tokens."""
+        found = []
+        for i, (heads, mlp) in enumerate(zip(self.heads, self.mlp, strict=True)):
+            inner = heads * self.head_dim
+            sizes = {
+                "qkv": (self.width, 3 * inner),
+                "out": (inner, self.width),
+                "fc1": (self.width, mlp),
+                "fc2": (mlp, self.width),
+            }
+            found += [Product(f"blocks.{i}.{part}", *size, tokens) for part, size in sizes.items()]
+        return found
+
+    def groups(self) -> list[Group]:
+        """Heads and MLP units, block by block."""
+        found = []
+        for i, (heads, mlp) in enumerate(zip(self.heads, self.mlp, strict=True)):
+            found.append(Group("heads", i, heads, (f"blocks.{i}.qkv",), f"blocks.{i}.out"))
+            found.append(Group("mlp", i, mlp, (f"blocks.{i}.fc1",), f"blocks.{i}.fc2"))
+        return found
 
     def block_params(self) -> int:
         total = 0
@@ -122,12 +143,20 @@ class ImageConfig(TowerConfig):
         return self
 
     @property
+    def output_stride(self) -> int:
+        return self.patch
+
+    @property
     def patches(self) -> int:
         return (self.image_size // self.patch) ** 2
 
     @property
     def tokens(self) -> int:
         return self.patches + (self.head is None)
+
+    def products(self) -> list[Product]:
+        """The Linears that INT8 may take."""
+        return self.block_products(self.tokens)
 
     def params(self, embed_dim: int) -> int:
         stem = (3 * self.patch**2 + 1) * self.width + self.tokens * self.width  # class token or bias
@@ -180,6 +209,10 @@ class TextConfig(TowerConfig):
             return {**stated, "pooling": "largest" if largest else "end"}
         return stated
 
+    def products(self) -> list[Product]:
+        """The Linears that INT8 may take."""
+        return self.block_products(self.context)
+
     def params(self, embed_dim: int) -> int:
         embeddings = (self.vocab + self.context) * self.width
         norms = 2 * self.width * (self.final_norm + (self.norm == "post"))
@@ -190,11 +223,24 @@ class TextConfig(TowerConfig):
         return self.block_macs(self.context) + self.width * embed_dim
 
 
+def _image_kind(stated: Any) -> Any:
+    """The kind of an image tower that a document states; those of vision transformers say none."""
+    if isinstance(stated, dict):
+        return stated.get("kind", "vit")
+    return "conv" if isinstance(stated, ConvConfig) else "vit"
+
+
+AnyImageConfig = Annotated[
+    Annotated[ImageConfig, Tag("vit")] | Annotated[ConvConfig, Tag("conv")], Discriminator(_image_kind)
+]
+"""An image tower of any kind; `towerparts.ImageSizes` is what the kinds have in common."""
+
+
 class DualEncoderConfig(Config):
     """An image tower and a text tower that embed into one space of `embed_dim` channels."""
 
     embed_dim: int
-    image: ImageConfig
+    image: AnyImageConfig
     text: TextConfig
     sigmoid: bool = False
     """Trained with the sigmoid loss (Zhai et al. 2023, "Sigmoid Loss for Language Image Pre-Training"), so there is a
@@ -202,9 +248,16 @@ class DualEncoderConfig(Config):
 
     @model_validator(mode="after")
     def _head_fits(self) -> Self:
-        if self.image.head is not None and self.embed_dim % self.image.head.heads:
-            raise ValueError(f"{self.image.head.heads} pooling heads do not share {self.embed_dim} channels")
+        head = self.image.head if isinstance(self.image, ImageConfig) else None
+        if head is not None and self.embed_dim % head.heads:
+            raise ValueError(f"{head.heads} pooling heads do not share {self.embed_dim} channels")
         return self
+
+    def transformer_image(self, what: str, hint: str = "take a smaller preset instead, mnv4-s say") -> ImageConfig:
+        """The image tower, for `what`, which takes vision transformers alone. Raises UsageError for another."""
+        if isinstance(self.image, ImageConfig):
+            return self.image
+        raise UsageError(f"{what} takes vision transformers, and this image tower is convolutional", hint)
 
     @property
     def compressed(self) -> tuple[Literal["image", "text"], ...]:
@@ -214,9 +267,14 @@ class DualEncoderConfig(Config):
     @property
     def params(self) -> int:
         """Parameters of both towers, logit scale and bias included."""
-        return self.image.params(self.embed_dim) + self.text.params(self.embed_dim) + 1 + self.sigmoid
+        return self.image_sizes.params(self.embed_dim) + self.text.params(self.embed_dim) + 1 + self.sigmoid
 
     @property
     def macs(self) -> int:
         """Multiply-accumulates of one image through the image tower."""
-        return self.image.macs(self.embed_dim)
+        return self.image_sizes.macs(self.embed_dim)
+
+    @property
+    def image_sizes(self) -> ImageSizes:
+        """What the image tower says of itself, whatever its kind."""
+        return self.image

@@ -26,8 +26,8 @@ from pydantic import (
 )
 from typing_extensions import Self
 
-from mmcompress.architecture import Config
 from mmcompress.errors import MisspeltError, UsageError, suggestion
+from mmcompress.frozen import Config
 from mmcompress.gates import Gates
 
 Precision = Literal["fp32", "fp16", "fp8", "int8"]
@@ -115,13 +115,20 @@ class TeacherConfig(Config):
 
 class StudentConfig(Config):
     source: str
-    """A preset (`vit-s16`), or `inherit:F`: heads, MLP units and blocks of the teacher, at F of its image MACs."""
+    """A preset (`vit-s16`, `mnv4-m`), a published MobileNetV4 (a hub id such as
+    `timm/mobilenetv4_conv_medium.e500_r224_in1k`, or its folder), or `inherit:F`: heads, MLP units and blocks of the
+    teacher, at F of its image MACs."""
     image_size: int | None = None
-    """Input side of a preset, in pixels; the preset's own if not given."""
+    """Input side of a preset or of a published tower, in pixels; its own if not given."""
     tokenizer: Annotated[str | None, _NAMED] = None
     """Folder or hub id to take the tokenizer from, where the teacher brings none."""
     fit: int = Field(default=1024, ge=0)
     """Samples on which what `inherit:F` keeps is fitted by least squares; 0 takes the weights over as they are."""
+
+    @property
+    def published(self) -> bool:
+        """Whether the source is a hub id or a folder: no other name has a slash, or begins with a dot."""
+        return "/" in self.source or self.source.startswith((".", "~"))
 
     @model_validator(mode="after")
     def _inherited_whole(self) -> Self:

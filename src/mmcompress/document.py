@@ -16,8 +16,8 @@ from typing import Annotated, Literal, get_args
 from pydantic import AfterValidator, ConfigDict, Field, ValidationError
 from typing_extensions import Self
 
-from mmcompress.architecture import Config
 from mmcompress.errors import CorruptInputError
+from mmcompress.frozen import Config
 from mmcompress.strictjson import check_finite, text_from_json
 
 Interval = tuple[float, float]

@@ -15,6 +15,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from mmcompress.architecture import Activation, DualEncoderConfig, TowerConfig
+from mmcompress.convnet import ConvConfig
 from mmcompress.errors import CorruptInputError, MissingRequirementError, UsageError
 from mmcompress.strictjson import json_from_text
 from mmcompress.tensornames import unused_positions
@@ -206,6 +207,8 @@ def check_end(where: str, end: int, read: int | None) -> None:
 def family_of(config: DualEncoderConfig) -> tuple[str | None, str]:
     """The `model_type` whose stock class computes this model, and otherwise None and why there is none."""
     image, text = config.image, config.text
+    if isinstance(image, ConvConfig):
+        return None, "its image tower is convolutional"
     for name, tower in (("image", image), ("text", text)):
         if not tower.uniform:
             return None, f"the blocks of its {name} tower differ, or their heads do not fill its width"
@@ -225,7 +228,7 @@ def family_of(config: DualEncoderConfig) -> tuple[str | None, str]:
 
 def hugging_face_config(config: DualEncoderConfig, family: str, dtype: str) -> dict[str, Any]:
     """The `config.json` from which the family's stock class builds this model; `dtype` is that of the weights."""
-    image, text = config.image, config.text
+    image, text = config.transformer_image("a class of transformers"), config.text
     largest = family == "clip" and text.pooling == "largest"
     written: dict[str, Any] = {
         "architectures": [f"{CLASSES[family]}Model"],

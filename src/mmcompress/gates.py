@@ -12,8 +12,8 @@ from typing import Any
 from pydantic import Field, field_validator
 
 from mmcompress import metrics
-from mmcompress.architecture import Config
 from mmcompress.errors import MisspeltError
+from mmcompress.frozen import Config
 
 R10 = "i2t_r10"
 HIGHER_IS_BETTER = frozenset(metrics.METRICS) - set(metrics.LOWER_IS_BETTER)

@@ -14,7 +14,7 @@ per-group scales and 4-bit weights, which the runtimes at hand do not multiply a
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -22,7 +22,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from mmcompress.architecture import DualEncoderConfig
+from mmcompress.architecture import DualEncoderConfig, TowerConfig
 from mmcompress.artifact import Artifact
 from mmcompress.errors import CorruptInputError, UsageError
 from mmcompress.strictjson import read_json
@@ -240,16 +240,19 @@ def read_ranges(quantized: Artifact) -> dict[str, Range]:
 
 
 def linear_modules(config: DualEncoderConfig) -> tuple[str, ...]:
-    """Every Linear that is quantized, in the order of execution."""
-    return _in_every_block(config, ("qkv", "out", "fc1", "fc2"))
+    """Every Linear and convolution that is quantized, in the order of execution."""
+    towers = config.compressed
+    return tuple(f"{name}.{product.name}" for name in towers for product in getattr(config, name).products())
 
 
 def attention_operands(config: DualEncoderConfig) -> tuple[str, ...]:
-    """Everything that the attention products multiply, by the names of its calibrated ranges."""
-    return _in_every_block(config, [f"attention.{operand}" for operand in OPERANDS])
-
-
-def _in_every_block(config: DualEncoderConfig, parts: Sequence[str]) -> tuple[str, ...]:
-    depths = {"image": config.image.depth, "text": config.text.depth}
-    towers = config.compressed
-    return tuple(f"{name}.blocks.{i}.{part}" for name in towers for i in range(depths[name]) for part in parts)
+    """Everything that the attention products of transformers multiply, by the names of its calibrated ranges."""
+    depths = {
+        name: tower.depth for name in config.compressed if isinstance(tower := getattr(config, name), TowerConfig)
+    }
+    return tuple(
+        f"{name}.blocks.{i}.attention.{operand}"
+        for name, depth in depths.items()
+        for i in range(depth)
+        for operand in OPERANDS
+    )

@@ -16,7 +16,8 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from mmcompress import __version__
-from mmcompress.architecture import Config, DualEncoderConfig
+from mmcompress.architecture import DualEncoderConfig
+from mmcompress.frozen import Config
 from mmcompress.strictjson import text_from_json
 
 VOCABULARY = "vocabulary"

@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmcompress.architecture import DualEncoderConfig, ImageConfig, TextConfig
+from mmcompress.convnet import ConvConfig
+from mmcompress.convtower import ConvTower, initialize_convolutions
 from mmcompress.transformer import Attention, AttentionPooling, Block, PostNormBlock, token_at
 
 MAX_LOGIT_SCALE = math.log(100.0)  # Radford et al. 2021, section 2.5
@@ -171,13 +173,20 @@ class TextTower(Tower):
         return self.projection(self.norm_post(read[:, 0]))  # type: ignore[no-any-return]
 
 
+def image_tower(config: DualEncoderConfig) -> ImageTower | ConvTower:
+    """The module from pixels (B, 3, H, W) to embeddings (B, D) of the kind that a config asks for."""
+    if isinstance(config.image, ImageConfig):
+        return ImageTower(config.image, config.embed_dim)
+    return ConvTower(config.image, config.embed_dim)
+
+
 class DualEncoder(nn.Module):
     """An image and a text tower that embed into one space."""
 
     def __init__(self, config: DualEncoderConfig) -> None:
         super().__init__()
         self.config = config
-        self.image = ImageTower(config.image, config.embed_dim)
+        self.image: ImageTower | ConvTower = image_tower(config)
         self.text = TextTower(config.text, config.embed_dim)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
         self.logit_bias = nn.Parameter(torch.tensor(-10.0)) if config.sigmoid else None
@@ -200,6 +209,12 @@ class DualEncoder(nn.Module):
             if ".blocks." in name and isinstance(module, nn.Linear):
                 yield name, module
 
+    def products(self) -> Iterator[tuple[str, nn.Linear | nn.Conv2d]]:
+        """The Linears and convolutions of the towers' configs, `image.blocks.0.expand`, … in order."""
+        for tower in self.config.compressed:
+            for product in getattr(self.config, tower).products():
+                yield f"{tower}.{product.name}", getattr(self, tower).get_submodule(product.name)
+
     def attentions(self) -> Iterator[tuple[str, Attention]]:
         """`image.blocks.0.attention`, … in order."""
         for name, module in self._compressed_modules():
@@ -214,12 +229,14 @@ class DualEncoder(nn.Module):
 def initialize(model: DualEncoder, seed: int) -> DualEncoder:
     """Random weights as in CLIP's reference code: residual outputs scaled down with depth (GPT-2, section 2.3)."""
     generator = torch.Generator().manual_seed(seed)
-    assert model.image.class_token is not None and model.image.projection is not None
+    image = model.image
 
     def normal(tensor: Tensor, std: float) -> None:
         nn.init.normal_(tensor, std=std, generator=generator)
 
-    for tower, config in ((model.image, model.config.image), (model.text, model.config.text)):
+    for tower, config in ((image, model.config.image), (model.text, model.config.text)):
+        if isinstance(tower, ConvTower) or isinstance(config, ConvConfig):
+            continue
         width = config.width
         normal(tower.positions, 0.01)
         assert tower.projection is not None
@@ -232,7 +249,11 @@ def initialize(model: DualEncoder, seed: int) -> DualEncoder:
             normal(block.fc2.weight, width**-0.5 * (2 * config.depth) ** -0.5)
             for linear in (block.qkv, block.out, block.fc1, block.fc2):
                 nn.init.zeros_(linear.bias)
-    normal(model.image.class_token, model.config.image.width**-0.5)
-    normal(model.image.patch.weight, (3 * model.config.image.patch**2) ** -0.5)
+    if isinstance(image, ConvTower):
+        initialize_convolutions(image, generator)
+    else:
+        assert image.class_token is not None
+        normal(image.class_token, len(image.class_token) ** -0.5)
+        normal(image.patch.weight, (3 * image.patch.kernel_size[0] ** 2) ** -0.5)
     normal(model.text.tokens.weight, 0.02)
     return model

@@ -5,7 +5,9 @@ What a teacher's folder says is read in `export/pixels.py` and `export/texts.py`
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -36,10 +38,15 @@ def save_tokenizer_config(
     (folder / "tokenizer_config.json").write_text(text_from_json(written, indent=2) + "\n", encoding="utf-8")
 
 
-def save_student_preprocessing(teacher: Preprocessing, target: Path, size: int) -> Preprocessing:
-    """Write and return the rule of a student of this input side: the teacher's in all else, its margins in scale."""
+def save_student_preprocessing(
+    teacher: Preprocessing, target: Path, size: int, colours: Mapping[str, Any] | None = None
+) -> Preprocessing:
+    """Write and return the rule of a student of this input side: the teacher's in all else, its margins in scale.
+
+    `colours` are the mean and std of a tower that was trained with others than the teacher's.
+    """
     scaled = round(teacher.resize * size / teacher.size)
-    student = teacher.model_copy(update={"size": size, "resize": scaled})
+    student = teacher.model_copy(update={"size": size, "resize": scaled, **(colours or {})})
     save_preprocessing(student, target)
     return student
 

@@ -11,9 +11,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
-from mmcompress.architecture import Config
 from mmcompress.artifact import Artifact
 from mmcompress.errors import UsageError
+from mmcompress.frozen import Config
 
 SEEN = "seen"
 """The fact of a quantized checkpoint that says which training pairs it has seen."""

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar, cast
 
 from mmcompress import config
-from mmcompress.architecture import Config, DualEncoderConfig
+from mmcompress.architecture import DualEncoderConfig
 from mmcompress.artifact import Artifact, Draft
 from mmcompress.config import StageConfig
 from mmcompress.errors import MissingRequirementError
+from mmcompress.frozen import Config
 from mmcompress.manifest import Kind
 from mmcompress.ranks import processes, share_of_batch
 
@@ -176,6 +177,7 @@ STAGES: Mapping[str, Stage] = {
             reads=("train", "validation", "original", "labels", "templates"),
             captions=frozenset({"train", "validation", "original"}),
             check="mmcompress.compress.train.finetune:check_finetune",
+            fits="mmcompress.compress.train.finetune:fits_finetune",
             together=True,
         ),
         Stage(
@@ -216,6 +218,7 @@ STAGES: Mapping[str, Stage] = {
             {"checkpoint": Kind.CHECKPOINT},
             reads=("train", "validation"),
             captions=frozenset({"train", "validation"}),
+            fits="mmcompress.compress.early:fits_qat",
             together=True,
         ),
         Stage(

@@ -74,8 +74,9 @@ def open_clip_weights(name: str) -> Path | None:
     return Path(tag).expanduser() if tag.endswith((".safetensors", *_PICKLES)) or "/" in tag else None
 
 
-def resolve(config: TeacherConfig) -> Path:
-    """The local folder of a Hugging Face teacher, downloaded into the hub's own cache if need be.
+def resolve(config: TeacherConfig, what: str = "teacher") -> Path:
+    """The local folder of a Hugging Face teacher, downloaded into the hub's own cache if need be; `what` it is called
+    in errors.
 
     Raises UsageError for what is no model folder, MissingRequirementError where the hub cannot be reached.
     """
@@ -86,17 +87,17 @@ def resolve(config: TeacherConfig) -> Path:
     if path.exists():
         check_side_files(path)
         if not (path / "config.json").is_file():
-            raise UsageError(f"the teacher {source} is no model: it has no config.json", "give a Hugging Face folder")
+            raise UsageError(f"the {what} {source} is no model: it has no config.json", "give a Hugging Face folder")
         return path
     if source.startswith((".", "/", "~")):
-        raise UsageError(f"there is no teacher folder {source}", "give a folder in Hugging Face format")
+        raise UsageError(f"there is no {what} folder {source}", "give a folder in Hugging Face format")
     hub_id = ALIASES.get(source, source)
     if hub_id.count("/") != 1 or ":" in hub_id:
         raise UsageError(
-            f"unknown teacher {source!r}",
+            f"unknown {what} {source!r}",
             f"{suggestion(source, ALIASES)}; or a hub id (owner/name), a local folder, or file.py:function",
         )
-    return _download(hub_id, source, config.trust_remote_code)
+    return _download(hub_id, source, config.trust_remote_code, what)
 
 
 _HUB_FILES = ("*.json", "*.txt", "*.model", "*.tiktoken", "*.jinja")
@@ -116,7 +117,7 @@ def hub_patterns(names: Sequence[str], trust_remote_code: bool) -> list[str]:
     return [*_HUB_FILES, *weights, *(["*.py"] if trust_remote_code else [])]
 
 
-def _download(hub_id: str, source: str, trust_remote_code: bool) -> Path:
+def _download(hub_id: str, source: str, trust_remote_code: bool, what: str) -> Path:
     hub = require("huggingface_hub", "compress")
     refused = require("huggingface_hub.errors", "compress").HfHubHTTPError
     try:
@@ -127,8 +128,8 @@ def _download(hub_id: str, source: str, trust_remote_code: bool) -> Path:
             return Path(hub.snapshot_download(hub_id, local_files_only=True))
     except (OSError, ValueError, refused) as error:
         raise MissingRequirementError(
-            f"the teacher {source!r} ({hub_id}) is not cached here, and the hub cannot be reached or has no such model",
-            f"connect, or give a local folder: --teacher /path/to/{hub_id.split('/')[1]}",
+            f"the {what} {source!r} ({hub_id}) is not cached here, and the hub cannot be reached or has no such model",
+            f"connect, or give a local folder: --{what} /path/to/{hub_id.split('/')[1]}",
         ) from error
 
 

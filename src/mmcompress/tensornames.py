@@ -2,7 +2,8 @@
 
 One table, read in both directions and for torch tensors as for numpy arrays, so that loading, saving and the ONNX
 writer agree. What a tower has decides its names, not the family: an attention head is SigLIP's, a text tower with
-LayerNorms behind its blocks is BERT's (Chinese-CLIP), and one with a last LayerNorm as well is XLM-R's (AltCLIP).
+LayerNorms behind its blocks is BERT's (Chinese-CLIP), and one with a last LayerNorm as well is XLM-R's (AltCLIP). A
+convolutional tower has timm's names (`convnames.py`).
 
 Three things are folded on the way in, exactly but for rounding: BERT's embedding of the only token type goes into the
 positions, the rows of AltCLIP's positions that only padding uses are left away, and its two Linears at the end become
@@ -13,44 +14,22 @@ than its embedding, keys and values of the attention head have the names that `t
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from mmcompress.architecture import DualEncoderConfig, PoolingHead, TextConfig, TowerConfig
-from mmcompress.errors import CorruptInputError
+from mmcompress.convnames import conv_entries
+from mmcompress.convnet import ConvConfig
+from mmcompress.tensorentry import Array, Entry, Shape, read_entries, same
 
-Array = Any
-"""A torch tensor or a numpy array."""
-Shape = tuple[int | str, ...]
-"""A letter stands for a size that the config does not fix, the same wherever it stands in an entry."""
 PARTS = ("image", "text", "logit")
-
-
-@dataclass(frozen=True)
-class Entry:
-    """Some of our tensors and some of theirs that hold the same."""
-
-    ours: tuple[str, ...]
-    theirs: Mapping[str, Shape]
-    read: Callable[..., Sequence[Array]]
-    """Theirs, one by one -> ours."""
-    write: Callable[..., Sequence[Array]]
-    """Ours -> theirs."""
 
 
 def state_from_hugging_face(
     tensors: Mapping[str, Array], config: DualEncoderConfig, parts: Sequence[str] = PARTS, where: str = "the checkpoint"
 ) -> dict[str, Array]:
     """Our tensors of some parts. Raises CorruptInputError for the first of theirs that is missing or misshapen."""
-    state: dict[str, Array] = {}
-    for entry in entries(config, parts):
-        sizes: dict[str, int] = {}
-        for name, shape in entry.theirs.items():
-            _check(tensors, name, shape, sizes, where)
-        state.update(zip(entry.ours, entry.read(*(tensors[name] for name in entry.theirs)), strict=True))
-    return state
+    return read_entries(entries(config, parts), tensors, where)
 
 
 def hugging_face_from_state(state: Mapping[str, Array], config: DualEncoderConfig) -> dict[str, Array]:
@@ -67,33 +46,23 @@ def entries(config: DualEncoderConfig, parts: Sequence[str] = PARTS) -> Iterator
         yield from {"image": _image, "text": _text, "logit": _logit}[part](config)
 
 
-def _check(tensors: Mapping[str, Array], name: str, shape: Shape, sizes: dict[str, int], where: str) -> None:
-    hint = "the weights do not belong to this config"
-    if name not in tensors:
-        raise CorruptInputError(f"{where}: tensor {name!r} is missing", hint)
-    found = tuple(tensors[name].shape)
-    if len(found) == len(shape):
-        for size, wanted in zip(found, shape, strict=True):
-            if isinstance(wanted, str):
-                sizes.setdefault(wanted, size)
-    expected = tuple(sizes.get(size, size) if isinstance(size, str) else size for size in shape)
-    if found != expected:
-        raise CorruptInputError(f"{where}: tensor {name!r} has shape {found}, expected {expected}", hint)
-
-
 def _image(config: DualEncoderConfig) -> Iterator[Entry]:
     tower, model, stem = config.image, "vision_model", "vision_model.embeddings"
-    yield _same("image.patch.weight", f"{stem}.patch_embedding.weight", tower.width, 3, tower.patch, tower.patch)
-    yield _same("image.positions", f"{stem}.position_embedding.weight", tower.tokens, tower.width)
+    if isinstance(tower, ConvConfig):
+        yield from conv_entries(tower, "image.", f"{model}.")
+        yield same("image.projection.weight", "visual_projection.weight", config.embed_dim, tower.head)
+        return
+    yield same("image.patch.weight", f"{stem}.patch_embedding.weight", tower.width, 3, tower.patch, tower.patch)
+    yield same("image.positions", f"{stem}.position_embedding.weight", tower.tokens, tower.width)
     yield from _norm("image.norm_post", f"{model}.post_layernorm", tower)
     yield from _pre_norm_blocks("image", f"{model}.encoder.layers", tower)
     if tower.head is not None:
-        yield _same("image.patch.bias", f"{stem}.patch_embedding.bias", tower.width)
+        yield same("image.patch.bias", f"{stem}.patch_embedding.bias", tower.width)
         yield from _pooling(tower.head, tower, config.embed_dim)
         return
-    yield _same("image.class_token", f"{stem}.class_embedding", tower.width)
+    yield same("image.class_token", f"{stem}.class_embedding", tower.width)
     yield from _norm("image.norm_pre", f"{model}.pre_layrnorm", tower)
-    yield _same("image.projection.weight", "visual_projection.weight", config.embed_dim, tower.width)
+    yield same("image.projection.weight", "visual_projection.weight", config.embed_dim, tower.width)
 
 
 def _pooling(head: PoolingHead, tower: TowerConfig, width: int) -> Iterator[Entry]:
@@ -125,21 +94,21 @@ def _text(config: DualEncoderConfig) -> Iterator[Entry]:
         yield from _post_norm_text(config)
         return
     stem = "text_model.embeddings"
-    yield _same("text.tokens.weight", f"{stem}.token_embedding.weight", tower.vocab, tower.width)
-    yield _same("text.positions", f"{stem}.position_embedding.weight", tower.context, tower.width)
+    yield same("text.tokens.weight", f"{stem}.token_embedding.weight", tower.vocab, tower.width)
+    yield same("text.positions", f"{stem}.position_embedding.weight", tower.context, tower.width)
     yield from _norm("text.norm_post", "text_model.final_layer_norm", tower)
     yield from _pre_norm_blocks("text", "text_model.encoder.layers", tower)
     if tower.projection_bias:
         yield from _linear("text.projection", "text_model.head", tower.width, config.embed_dim)
     else:
-        yield _same("text.projection.weight", "text_projection.weight", config.embed_dim, tower.width)
+        yield same("text.projection.weight", "text_projection.weight", config.embed_dim, tower.width)
 
 
 def _post_norm_text(config: DualEncoderConfig) -> Iterator[Entry]:
     tower = config.text
     model = "text_model.roberta" if tower.final_norm else "text_model"
     stem, unused = f"{model}.embeddings", unused_positions(tower)
-    yield _same("text.tokens.weight", f"{stem}.word_embeddings.weight", tower.vocab, tower.width)
+    yield same("text.tokens.weight", f"{stem}.word_embeddings.weight", tower.vocab, tower.width)
     yield Entry(
         ("text.positions",),
         {
@@ -160,7 +129,7 @@ def _post_norm_text(config: DualEncoderConfig) -> Iterator[Entry]:
         yield from _linear(f"{ours}.fc2", f"{theirs}.output.dense", mlp, tower.width)
         yield from _norm(f"{ours}.norm2", f"{theirs}.output.LayerNorm", tower)
     if not tower.final_norm:
-        yield _same("text.projection.weight", "text_projection.weight", config.embed_dim, tower.width)
+        yield same("text.projection.weight", "text_projection.weight", config.embed_dim, tower.width)
         return
     yield from _norm("text.norm_post", "text_model.pre_LN", tower)
     yield Entry(
@@ -197,18 +166,14 @@ def _pre_norm_blocks(ours: str, theirs: str, tower: TowerConfig) -> Iterator[Ent
         yield from _linear(f"{block}.fc2", f"{layer}.mlp.fc2", mlp, tower.width)
 
 
-def _same(ours: str, theirs: str, *shape: int) -> Entry:
-    return Entry((ours,), {theirs: shape}, lambda x: (x,), lambda x: (x,))
-
-
 def _linear(ours: str, theirs: str, inputs: int, outputs: int) -> Iterator[Entry]:
-    yield _same(f"{ours}.weight", f"{theirs}.weight", outputs, inputs)
-    yield _same(f"{ours}.bias", f"{theirs}.bias", outputs)
+    yield same(f"{ours}.weight", f"{theirs}.weight", outputs, inputs)
+    yield same(f"{ours}.bias", f"{theirs}.bias", outputs)
 
 
 def _norm(ours: str, theirs: str, of: TowerConfig | int) -> Iterator[Entry]:
     for leaf in ("weight", "bias"):
-        yield _same(f"{ours}.{leaf}", f"{theirs}.{leaf}", of if isinstance(of, int) else of.width)
+        yield same(f"{ours}.{leaf}", f"{theirs}.{leaf}", of if isinstance(of, int) else of.width)
 
 
 def _qkv(ours: str, theirs: Sequence[str], width: int, inner: int) -> Iterator[Entry]:

@@ -8,8 +8,8 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
 from mmcompress import __version__
-from mmcompress.architecture import Config
 from mmcompress.errors import MMCompressError
+from mmcompress.frozen import Config
 
 CPU_FLAGS = {
     "avx2": "AVX2",

@@ -15,9 +15,9 @@ from typing import Literal, cast
 import psutil
 
 from mmcompress import config
-from mmcompress.architecture import Config
 from mmcompress.cli.doctor import gpu, int8_instructions
 from mmcompress.errors import MissingRequirementError, MMCompressError, UsageError, suggestion
+from mmcompress.frozen import Config
 from mmcompress.places import cache_folder
 from mmcompress.runtime.backends import BACKENDS, GPU_BACKENDS
 from mmcompress.runtime.board import driver_version, jetpack, on_jetson

@@ -12,10 +12,12 @@ from rich.cells import cell_len
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from mmcompress.architecture import ImageConfig, TowerConfig
 from mmcompress.artifact import Artifact
 from mmcompress.cli.console import Summary, artifact_summary, empty_table, pairs
 from mmcompress.cli.doctor import Diagnosis
 from mmcompress.cli.requirements import Check
+from mmcompress.cli.show_towers import convolution_lines, transformer_line
 from mmcompress.data.tally import printable
 from mmcompress.export.triton import Model
 from mmcompress.formats import (
@@ -150,13 +152,11 @@ def _model_lines(artifact: Artifact) -> dict[str, str]:
     lines = {
         "model": f"{count(model.params)} parameters, {millions(model.macs)} MACs an image, {model.embed_dim} dimensions"
     }
-    for name, tower in (("image tower", model.image), ("text tower", model.text)):
-        heads, mlp = " ".join(map(str, tower.heads)), " ".join(map(str, tower.mlp))
-        lines[name] = f"{tower.depth} blocks of width {tower.width}; heads {heads}; MLP {mlp}; {tower.activation}"
-    side, patch = model.image.image_size, model.image.patch
-    lines["inputs"] = (
-        f"{side}x{side} pixels in {patch}x{patch} patches; {model.text.context} of {count(model.text.vocab)} tokens"
-    )
+    side, image = model.image.image_size, model.image
+    lines |= {"image tower": transformer_line(image)} if isinstance(image, TowerConfig) else convolution_lines(image)
+    lines["text tower"] = transformer_line(model.text)
+    patches = f" in {image.patch}x{image.patch} patches" if isinstance(image, ImageConfig) else ""
+    lines["inputs"] = f"{side}x{side} pixels{patches}; {model.text.context} of {count(model.text.vocab)} tokens"
     return lines
 
 

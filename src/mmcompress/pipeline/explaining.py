@@ -1,6 +1,7 @@
 """What models look at: the commands `explain` and `pointing`, which make no artifact.
 
-A float checkpoint is asked as it is; anything else, and all beside it, as the graphs that it is or becomes.
+A float checkpoint of a vision transformer is asked as it is; anything else, and all beside it, as the graphs that it is
+or becomes.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
+from mmcompress.architecture import ImageConfig
 from mmcompress.artifact import Artifact
 from mmcompress.config import Backend
 from mmcompress.errors import UsageError, suggestion
@@ -60,8 +62,8 @@ def _asked(
     named = dict(zip(names_of(sources), sources, strict=True))
     others = [source for source in sources if not _has_gradients(source)]
     if method == "relevance" and (others or backend):
-        what = f"{others[0]} is no float checkpoint" if others else f"{backend} runs graphs"
-        raise UsageError(f"{what}, and relevance is of a float checkpoint in torch", "say --method occlusion")
+        what = f"{others[0]} is no float checkpoint of a vision transformer" if others else f"{backend} runs graphs"
+        raise UsageError(f"{what}, and relevance is of the attention of one, in torch", "say --method occlusion")
     if method == "occlusion" or others or backend:
         return "occlusion", {name: graphs_to_use(source, backend) for name, source in named.items()}
     return "relevance", {name: anything_to_use(source) for name, source in named.items()}
@@ -71,4 +73,6 @@ def _has_gradients(source: str | Path) -> bool:
     artifact = artifact_at(source, Kind.CHECKPOINT, Kind.ONNX, Kind.ENGINE)
     if artifact is None:
         return becomes_checkpoint(teacher_named(str(source)))
-    return artifact.manifest.kind is Kind.CHECKPOINT and "fp32" in natural_precisions(artifact)
+    if artifact.manifest.kind is not Kind.CHECKPOINT or "fp32" not in natural_precisions(artifact):
+        return False
+    return isinstance(artifact.model.image, ImageConfig)

@@ -1,6 +1,6 @@
-"""What a stage reads beside artifacts: data, a teacher, a tokenizer. Of what is known before it runs, fingerprints are
-part of the key. The rest is recorded when it has run, and a reuse asks whether it is still so: the revision of a hub
-repository, and the files that a teacher of one's own opened.
+"""What a stage reads beside artifacts: data, a teacher, a published student, a tokenizer. Of what is known before it
+runs, fingerprints are part of the key. The rest is recorded when it has run, and a reuse asks whether it is still so:
+the revision of a hub repository, and the files that a teacher of one's own opened.
 
 So nothing has to be loaded or fetched to know whether an artifact may be reused.
 """
@@ -55,8 +55,9 @@ def _models(built: StageConfig) -> dict[str, str]:
     """The sources of models and tokenizers that a config names."""
     teacher, student = getattr(built, "teacher", None), getattr(built, "student", None)
     models = {"teacher": teacher.source} if isinstance(teacher, TeacherConfig) else {}
-    if isinstance(student, StudentConfig) and student.tokenizer is not None:
-        models["student.tokenizer"] = student.tokenizer
+    if isinstance(student, StudentConfig):
+        models |= {"student.source": student.source} if student.published else {}
+        models |= {} if student.tokenizer is None else {"student.tokenizer": student.tokenizer}
     if isinstance(towers := getattr(built, "towers", None), PairConfig):
         models |= {"towers.image": towers.image, "towers.text": towers.text}
     return models

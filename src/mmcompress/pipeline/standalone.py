@@ -362,6 +362,10 @@ def export(source: str, out: Path, given: Given = NOTHING, static: bool = False)
     precisions = ("fp32",) if checkpoint is None else natural_precisions(checkpoint)
     natural = {"precisions": tuple(dict.fromkeys((*precisions, *(["fp32"] if static else []))))}
     built = cast(ExportConfig, checked("export", natural, to["export"]))
+    if checkpoint is not None:
+        from mmcompress.export.towers import check_eight_bits
+
+        check_eight_bits(checkpoint.model, built.precisions)
     calibrated = [precision for precision in built.precisions if precision in EIGHT_BITS]
     if calibrated and (checkpoint is None or RANGES not in checkpoint.manifest.files):
         raise UsageError(

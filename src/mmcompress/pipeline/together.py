@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from mmcompress import ranks
-from mmcompress.architecture import Config
 from mmcompress.artifact import Artifact, Draft, read_manifest
 from mmcompress.errors import CorruptInputError
+from mmcompress.frozen import Config
 from mmcompress.places import MANIFEST
 from mmcompress.progress import console
 from mmcompress.publish import KEY

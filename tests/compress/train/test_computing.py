@@ -7,13 +7,14 @@ from collections.abc import Callable
 import pytest
 import torch
 from tiny_clip import config_of
+from tiny_conv import conv_model, conv_pixels
 from torch import Tensor
 
 from mmcompress.compress import products
 from mmcompress.compress.products import fast_products
 from mmcompress.compress.train.computing import in_parts, set_up
 from mmcompress.compress.train.losses import info_nce
-from mmcompress.errors import MissingRequirementError
+from mmcompress.errors import MissingRequirementError, UsageError
 from mmcompress.model import DualEncoder, initialize
 
 PIXELS = torch.randn(7, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -52,6 +53,19 @@ def check_same(found: tuple[Tensor, dict[str, Tensor], int], expected: tuple[Ten
     for name, gradient in expected[1].items():
         near = 1e-5 * max(1.0, float(gradient.abs().max()))
         torch.testing.assert_close(found[1][name], gradient, atol=near, rtol=1e-4, msg=name)
+
+
+def test_convolutions_are_computed_again_with_the_same_batch_norms() -> None:
+    encoder, again = (conv_model().train() for _ in range(2))
+    set_up(again, recompute=True, compiled=False)
+    gradients = []
+    for model in (encoder, again):
+        model.encode_image(conv_pixels(6)).square().mul(torch.arange(16.0)).sum().backward()
+        gradients.append({name: p.grad for name, p in model.image.named_parameters()})
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, msg=name)
+    with pytest.raises(UsageError, match="parts = 2 computes parts of a batch apart"):
+        set_up(again, recompute=False, compiled=False, parts=2)
 
 
 @pytest.mark.parametrize(

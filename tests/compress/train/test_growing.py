@@ -5,10 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 from small_model import random_pixels, small_model
+from tiny_conv import conv_model, conv_pixels
 from torch.nn import functional as F
 
 from mmcompress.architecture import ImageConfig
 from mmcompress.compress.train.growing import grown, sides
+from mmcompress.compress.train.mobilenetv4 import mobilenetv4
 
 
 def image(image_size: int, patch: int) -> ImageConfig:
@@ -27,6 +29,14 @@ def image(image_size: int, patch: int) -> ImageConfig:
 )
 def test_sides_are_whole_patches_from_a_half_to_the_whole(sizes: tuple[int, int], expected: list[int]) -> None:
     assert sides(image(*sizes)) == expected
+
+
+def test_sides_of_convolutions_are_multiples_of_their_stride() -> None:
+    assert sides(mobilenetv4("conv-s", 64, stem_stride=1)) == [32, 48, 64]
+    assert sides(mobilenetv4("hybrid-m", 224)) == [128, 160, 192, 224]
+    model = conv_model(image_size=64).train()
+    smaller = grown(conv_pixels(2, side=64), model.config.image, 0.0, 0.5)
+    assert smaller.shape == (2, 3, 32, 32) and model.encode_image(smaller).shape == (2, 16)
 
 
 def test_each_side_has_an_equal_part_of_the_first_steps() -> None:

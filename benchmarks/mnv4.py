@@ -1,0 +1,130 @@
+"""MobileNetV4 against ViT presets: trained for equal processor time, and how a training step likes its memory laid out.
+
+    python benchmarks/mnv4.py layout [--threads 1]
+    python benchmarks/mnv4.py train --work DIR [--students mnv4-s-64 vit-m8-64] [--seeds 0 1]
+                                             [--seconds 80 | --steps 146 87]
+
+`layout` times forward and backward passes of the towers in turn, contiguous (NCHW) against channels-last, and prints
+the median of the ratios with its quartiles. `train` distils from scratch into the space of the teacher that ships, on
+the demo's drawings: the same cached embeddings of four views, the teacher's text tower kept, batch 64, an average of
+0.99. A student has as many steps as take `--seconds` of the processor, decoding included, by a run of 8 and one of 24
+steps before. R@10 is on validation images among all names, as in `objectives.py`. Runs are kept in DIR.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from objectives import Scorer, model_of, prepared
+from torch import Tensor
+
+from mmcompress.compress.train.mobilenetv4 import mobilenetv4
+from mmcompress.convtower import ConvTower, initialize_convolutions
+from mmcompress.pipeline import standalone
+
+RATES = {"mnv4-s-64": 2.4e-3, "vit-m8-64": 1.2e-3, "vit-t8-64": 1.2e-3}
+TRAINED = {"optimizer.batch": 64, "optimizer.ema": 0.99, "text": "keep"}
+LAYOUTS = (("conv-s", 64, 1, 64), ("conv-m", 224, 2, 8), ("hybrid-m", 224, 2, 8))
+"""Tower, image side, stem stride, batch."""
+
+
+class Contiguous(ConvTower):
+    """The tower without the change of layout in front of it."""
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        x = self.stem(pixels)
+        for block in self.blocks:
+            x = block(x)
+        return self.projection(self.head(x.mean((2, 3), keepdim=True)).flatten(1))
+
+
+def step_seconds(tower: ConvTower, pixels: Tensor) -> float:
+    began = time.process_time()
+    tower(pixels).square().mean().backward()
+    return time.process_time() - began
+
+
+def layout(threads: int, rounds: int) -> None:
+    torch.set_num_threads(threads)
+    print(f"threads {threads}, torch {torch.__version__}, forward and backward, processor seconds")
+    print("| tower | side | batch | contiguous s | channels-last s | contiguous / channels-last |")
+    print("|---|--:|--:|--:|--:|--:|")
+    for variant, side, stem_stride, batch in LAYOUTS:
+        config = mobilenetv4(variant, side, stem_stride)
+        towers = [kind(config, 256).train() for kind in (Contiguous, ConvTower)]
+        initialize_convolutions(towers[0], torch.Generator().manual_seed(0))
+        towers[1].load_state_dict(towers[0].state_dict())
+        pixels = torch.randn(batch, 3, side, side)
+        times: list[list[float]] = [[], []]
+        for _ in range(rounds + 1):
+            for kept, tower in zip(times, towers, strict=True):
+                kept.append(step_seconds(tower, pixels))
+        contiguous, last = (kept[1:] for kept in times)
+        low, middle, high = statistics.quantiles([a / b for a, b in zip(contiguous, last, strict=True)], n=4)
+        seconds = f"{statistics.median(contiguous):.2f} | {statistics.median(last):.2f}"
+        print(f"| {variant} | {side} | {batch} | {seconds} | {middle:.2f} [{low:.2f}, {high:.2f}] |", flush=True)
+
+
+def run(student: str, embeddings: Path, steps: int, seed: int, scorer: Scorer) -> dict[str, object]:
+    given = {**TRAINED, "student.source": student, "optimizer.lr": RATES.get(student, 1.2e-3), "seed": seed}
+    with tempfile.TemporaryDirectory() as folder:
+        began = time.process_time()
+        made = standalone.distill(Path(folder) / "s", {**given, "optimizer.steps": steps}, embeddings=embeddings)
+        seconds = time.process_time() - began
+        sizes = {"params": made.model.image.params(made.model.embed_dim), "macs": made.model.macs}
+        scores = scorer(model_of(made))
+    return {"student": student, "seed": seed, "steps": steps, "cpu_s": seconds, **sizes, **scores}
+
+
+def steps_within(student: str, seconds: float, place: Path, scorer: Scorer) -> int:
+    """As many steps as take so many seconds of the processor, by two short runs."""
+    short, long = (float(str(run(student, place, n, 0, scorer)["cpu_s"])) for n in (8, 24))
+    a_step = (long - short) / 16
+    besides = short - 8 * a_step
+    print(f"{student}: {a_step:.3f} CPU-s a step, {besides:.1f} besides", flush=True)
+    return round((seconds - besides) / a_step)
+
+
+def train(work: Path, students: list[str], seeds: list[int], seconds: float, known: dict[str, int]) -> None:
+    work.mkdir(parents=True, exist_ok=True)
+    teacher, embeddings = prepared(work, "drawings", 4)
+    scorer, place = Scorer(teacher, "drawings"), embeddings.path
+    steps = known or {student: steps_within(student, seconds, place, scorer) for student in students}
+    rows = work / "runs.jsonl"
+    for seed in seeds:
+        for student in students:
+            row = run(student, place, steps[student], seed, scorer)
+            with rows.open("a") as stream:
+                stream.write(json.dumps(row) + "\n")
+            print(row, flush=True)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("layout", "train"))
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--work", type=Path)
+    parser.add_argument("--students", nargs="+", default=["mnv4-s-64", "vit-m8-64"])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--seconds", type=float, default=80.0)
+    parser.add_argument("--steps", type=int, nargs="+", help="of each student, instead of what --seconds gives")
+    asked = parser.parse_args()
+    if asked.what == "layout":
+        layout(asked.threads, asked.rounds)
+    elif asked.work is None:
+        parser.error("train keeps its runs in --work DIR")
+    else:
+        known = dict(zip(asked.students, asked.steps, strict=True)) if asked.steps else {}
+        train(asked.work, asked.students, asked.seeds, asked.seconds, known)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
