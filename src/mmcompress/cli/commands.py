@@ -536,6 +536,23 @@ def unpack(
     console.show(*console.artifact_summary(packs.unpack(pack, out)), json)
 
 
+@keyed(app, USE, "page")
+def page(
+    artifact: Source,
+    out: Out,
+    given: Given,
+    beside: Annotated[
+        str | None, typer.Option(metavar="ARTIFACT|TEACHER", help="Another model, side by side with it.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Write a static site in which the model runs in the reader's own browser: labels for a picture, and search."""
+    from mmcompress.cli import console, show_use
+    from mmcompress.pipeline import standalone
+
+    console.show(*show_use.page_summary(standalone.page(artifact, beside, out, given)), json)
+
+
 @app.command(rich_help_panel=USE)
 def triton(
     artifact: Folder,

@@ -12,7 +12,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from mmcompress.artifact import Artifact
-from mmcompress.cli.console import Summary, empty_table, pairs
+from mmcompress.cli.console import Summary, about, empty_table, pairs
 from mmcompress.cli.doctor import Diagnosis
 from mmcompress.cli.requirements import Check
 from mmcompress.data.indexing import DataFacts
@@ -179,6 +179,14 @@ def repository_summary(models: Sequence[Model], out: Path) -> Summary:
         table.add_row(model.name, model.backend, model.file or "", str(model.max_batch or "fixed"))
     serve = Text(f"tritonserver --model-repository={shlex.quote(str(out.absolute()))}")
     return [model.model_dump(mode="json") for model in models], Group(table, serve)
+
+
+def page_summary(site: Artifact) -> Summary:
+    """How large a site is, and how it is looked at: from a file a browser would load no model."""
+    size = megabytes(site.manifest.facts["bytes"])
+    serve = f"python -m http.server --bind 127.0.0.1 --directory {shlex.quote(str(site.path))} 8000"
+    view = Text(f"{site.path}  {size}, digest {site.digest[:12]}\n{serve}   # then open http://127.0.0.1:8000")
+    return {**about(site), "serve": serve}, view
 
 
 def diagnosis_summary(diagnosis: Diagnosis, checks: Sequence[Check] | None = None) -> Summary:
