@@ -56,6 +56,13 @@ class Reading(Part):
     """Whether what fills a text up is masked."""
 
 
+class Resizing(Preprocessing):
+    """How images are prepared, as the Pillow that is installed does it."""
+
+    columns_first: bool
+    """Whether a tall image shrinks along its columns first, which rounds otherwise."""
+
+
 class PageModel(Part):
     """One model of the page."""
 
@@ -65,7 +72,7 @@ class PageModel(Part):
     """Of its artifact."""
     scale: float
     """What cosines are multiplied with before the softmax."""
-    preprocessing: Preprocessing
+    preprocessing: Resizing
     """How images are prepared."""
     image: TowerFile
     """Its image tower."""

@@ -49,7 +49,12 @@ KINDS: Mapping[str, Mapping[str, Kind]] = {
             "unk_token": _ANY,
             "end_of_word_suffix": _ANY,
         },
-        "WordPiece": {"vocab": _ANY, "unk_token": _ANY, "continuing_subword_prefix": _ANY, "max_input_chars_per_word": _ANY},
+        "WordPiece": {
+            "vocab": _ANY,
+            "unk_token": _ANY,
+            "continuing_subword_prefix": _ANY,
+            "max_input_chars_per_word": _ANY,
+        },
         "Unigram": {"vocab": _ANY, "unk_id": _ANY},
     },
 }
@@ -68,10 +73,11 @@ def readable(tokenizer: Tokenizer, where: str) -> dict[str, Any]:
                     "read are the tokenizers of CLIP, of BERT, and BPE on bytes; see docs/page.md",
                 )
     for token in body["added_tokens"]:
-        if said := [key for key in ("single_word", "lstrip", "rstrip") if token[key]]:
+        if token["single_word"]:
             raise UsageError(
-                f"{where} has the token {token['content']!r} with {said[0]}, which is not read in a browser",
-                "a page takes tokens that stand for themselves",
+                f"{where} has the token {token['content']!r} with single_word, which is not read in a browser as it is"
+                " in Python",
+                "a page takes tokens that may stand inside a word",
             )
     return {**body, "truncation": None, "padding": None, "post_processor": None, "decoder": None}
 

@@ -2,7 +2,8 @@
 //
 // The browser only decodes. A canvas resizes by a filter of its own, another one in every browser, and the model would
 // see other pixels than it was measured on. So Pillow's resampling is written out here: antialiased, on bytes, with
-// weights of 22 bits, first along rows and then along columns, each rounded to a byte (Resample.c of Pillow).
+// weights of 22 bits, along rows and then along columns, each rounded to a byte (Resample.c of Pillow). From version 13
+// on Pillow takes the columns of a tall image first; the page does as the Pillow that it was made with.
 
 const WEIGHT_BITS = 22;
 const MAX_ASPECT = 100;
@@ -52,7 +53,7 @@ export function prepared(image, rule) {
   const longer = Math.trunc((rule.resize * long) / short);
   const [across, down] = rule.squash ? [rule.resize, rule.resize]
     : width <= height ? [rule.resize, longer] : [longer, rule.resize];
-  return centre(resized(image, across, down, rule.interpolation), rule.size, rule.centre);
+  return centre(resized(image, across, down, rule), rule.size, rule.centre);
 }
 
 /** (S, S, 3) bytes -> (3, S, S) floats, (x / 255 - mean) / std, each step rounded to 32 bits as numpy does. */
@@ -68,12 +69,13 @@ export function normalized(pixels, rule) {
   return out;
 }
 
-export function resized(image, width, height, filter) {
-  if (filter === "nearest") return nearest(image, width, height);
-  let now = image;
-  if (width !== now.width) now = alongRows(now, width, FILTERS[filter]);
-  if (height !== now.height) now = turned(alongRows(turned(now), height, FILTERS[filter]));
-  return now;
+function resized(image, width, height, { interpolation, columns_first }) {
+  if (interpolation === "nearest") return nearest(image, width, height);
+  const filter = FILTERS[interpolation];
+  const rows = (now) => (width === now.width ? now : alongRows(now, width, filter));
+  const columns = (now) => (height === now.height ? now : turned(alongRows(turned(now), height, filter)));
+  const tall = image.height > height && image.height - height > 2 * (image.width - width);
+  return columns_first && tall ? rows(columns(image)) : columns(rows(image));
 }
 
 function alongRows({ width, height, data }, target, filter) {

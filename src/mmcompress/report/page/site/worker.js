@@ -20,8 +20,8 @@ const answer = {
       const read = reader(JSON.parse(new TextDecoder().decode(await fetched(model.texts.file))), model.texts);
       const opened = { ...model, read, known: new Map(), image: await tower(model.image), text: await tower(model.text) };
       const { size } = model.preprocessing;
-      await embedding(opened.image, new Float32Array(3 * size * size), [1, 3, size, size]);
-      await embedding(opened.text, read(""), [1, model.texts.context], model.texts);
+      await run(opened.image, new Float32Array(3 * size * size), [1, 3, size, size]);
+      await run(opened.text, read(""), [1, model.texts.context], model.texts);
       models.push(opened);
     }
   },
@@ -70,7 +70,14 @@ async function tower({ file, inputs, output }) {
 }
 
 /** One input through a tower: its embedding of unit norm, and milliseconds. */
-async function embedding({ session, inputs, output }, values, shape, texts) {
+async function embedding(tower, values, shape, texts) {
+  const { found, ms } = await run(tower, values, shape, texts);
+  const norm = Math.hypot(...found);
+  if (!(norm > 0 && Number.isFinite(norm))) throw new Error("the model answers with zeros or with what is no number");
+  return { embedding: found.map((one) => one / norm), ms };
+}
+
+async function run({ session, inputs, output }, values, shape, texts) {
   const feeds = {};
   for (const { name, dtype } of inputs) {
     const fed = name === "attention_mask" ? mask(values, texts) : values;
@@ -78,10 +85,7 @@ async function embedding({ session, inputs, output }, values, shape, texts) {
   }
   const begin = performance.now();
   const found = Float64Array.from((await session.run(feeds, [output]))[output].data);
-  const ms = performance.now() - begin;
-  const norm = Math.hypot(...found);
-  if (!(norm > 0 && Number.isFinite(norm))) throw new Error("the model answers with zeros or with what is no number");
-  return { embedding: found.map((one) => one / norm), ms };
+  return { found, ms: performance.now() - begin };
 }
 
 /** The bytes of a file of this site. Some servers unpack .gz by themselves, so its begin says whether it still is. */
