@@ -1,4 +1,4 @@
-"""What a page refuses before it is made: tokenizers that JavaScript reads otherwise, graphs, and what npm did not send."""
+"""What a page refuses before it is made: tokenizers that JavaScript reads otherwise, graphs, other bytes than npm's."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_gemma_is_refused_and_the_others_pass(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         tokenizer = tokenizer_of(small_tokenizers.FAMILIES[name](tmp_path / name)).backend_tokenizer
         if name == "siglip 2":
-            with pytest.raises(UsageError, match="Split|Replace|byte_fallback"):
+            with pytest.raises(UsageError, match=r"Split|Replace|byte_fallback"):
                 readable(tokenizer, name)
         else:
             assert readable(tokenizer, name)["post_processor"] is None
@@ -91,7 +91,7 @@ def test_models_that_no_page_runs_are_refused(
 def test_other_bytes_than_npm_published_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MMCOMPRESS_CACHE", str(tmp_path))
     monkeypatch.setattr(npm, "_fetched", lambda *_: b"something else")
-    with pytest.raises(CorruptInputError, match="is not onnxruntime-web 1.30.0: its hash is sha512-"):
+    with pytest.raises(CorruptInputError, match=r"is not onnxruntime-web 1\.30\.0: its hash is sha512-"):
         npm.archive_of(npm.ONNXRUNTIME)
     assert list(tmp_path.rglob("*.tgz")) == []
     place = tmp_path / "npm" / npm.TOKENIZERS.archive

@@ -198,7 +198,7 @@ def _warnings(artifacts: Sequence[Artifact]) -> Iterator[str]:
     for artifact in artifacts:
         trimmed = artifact.manifest.facts.get(VOCABULARY)
         if trimmed is not None:
-            yield f"{artifact.path.name} has fewer words than its teacher: texts in other languages may mean nothing to it."
+            yield f"{artifact.path.name} knows fewer words than its teacher: other texts may mean nothing to it."
 
 
 def _templates(escape: bool) -> Environment:

@@ -69,7 +69,8 @@ def readable(tokenizer: Tokenizer, where: str) -> dict[str, Any]:
         for rule in _flat(body[part]):
             if why := _refused(part, rule):
                 raise UsageError(
-                    f"{where} has the {part.replace('_', '-')} {why}, which is not read in a browser as it is in Python",
+                    f"{where} has the {part.replace('_', '-')} {why}, which is not read in a browser as it is in"
+                    " Python",
                     "read are the tokenizers of CLIP, of BERT, and BPE on bytes; see docs/page.md",
                 )
     for token in body["added_tokens"]:
