@@ -26,7 +26,7 @@ from mmcompress.measure.split import plan
 from mmcompress.measure.split.document import DeviceTimes, SplitDocument, SplitOption, Wire
 from mmcompress.measure.split.halves import halves, sent_bytes
 from mmcompress.measure.split.loopback import measured_ms
-from mmcompress.measure.split.times import Half, measured_times, tried_cuts, written
+from mmcompress.measure.split.times import measured_times, tried_cuts, written
 from mmcompress.runtime.backends import graph_for
 from mmcompress.runtime.encoder import Encoder, unit
 from mmcompress.runtime.machine import usable_cores
@@ -34,6 +34,18 @@ from mmcompress.runtime.machine import usable_cores
 HERE = "here"
 """In place of a table: this machine, measured now."""
 TIMES, SPLIT = "times.json", "split.json"
+
+
+@dataclass(frozen=True)
+class Judge:
+    """What INT8 is judged by."""
+
+    data: str | None
+    """Pairs; without any FP16 is sent."""
+    samples: int
+    """Of these pairs."""
+    max_flips: float
+    """Share of their images that may get another best caption."""
 
 
 @dataclass(frozen=True)
@@ -46,10 +58,7 @@ class Wish:
     backend: Backend
     precision: Precision | None
     threads: int | None
-    data: str | None
-    """Pairs to judge INT8 by."""
-    samples: int
-    max_flips: float
+    judge: Judge
     loopback: bool
 
 
@@ -102,7 +111,8 @@ def split(artifact: Artifact, wish: Wish, draft: Draft) -> SplitDocument | Devic
         for table in found:
             if table.graph != sha256:
                 raise CorruptInputError(
-                    f"a table of {table.device} is of the graph {table.graph[:12]}…, and {graph.file} is {sha256[:12]}…",
+                    f"a table of {table.device} is of the graph {table.graph[:12]}…, and {graph.file} is"
+                    f" {sha256[:12]}…",
                     "measure there again: mmcompress split ARTIFACT --device NAME=here --out DIR",
                 )
         if len(found) == 1 or wish.line is None:
@@ -139,10 +149,10 @@ def _chosen(
     assert wish.line is not None
     cuts = tried_cuts(model, graph.file)
     flips, ways, wire = None, _ways(graph, cuts, tables, wish.line, "fp16"), "fp16"
-    if wish.data is not None:
+    if wish.judge.data is not None:
         coarse = _ways(graph, cuts, tables, wish.line, "int8")
         flips = _flips(artifact, graph, halves(model, cuts[plan.best_cut(coarse).behind][0], "int8"), wish)
-        if flips <= wish.max_flips:
+        if flips <= wish.judge.max_flips:
             ways, wire = coarse, "int8"
     best, cut = plan.best(ways), plan.best_cut(ways)
     document = SplitDocument(
@@ -179,12 +189,12 @@ def _ways(
 
 def _flips(artifact: Artifact, graph: Graph, parts: tuple[Any, Any], wish: Wish) -> float:
     """Share of the samples' images that get another best caption when the halves send INT8."""
-    assert wish.data is not None
+    assert wish.judge.data is not None
     rule = artifact.preprocessing
     if rule is None:
         raise UsageError(f"{artifact.path} does not say how images are prepared", "export the artifact again")
     step, threads = 16, wish.threads or usable_cores()
-    stream = islice(batches(wish.data, rule, batch=step), -(-wish.samples // step))
+    stream = islice(batches(wish.judge.data, rule, batch=step), -(-wish.judge.samples // step))
     whole, split, captions = [], [], []
     with tempfile.TemporaryDirectory() as work, Encoder.open(artifact, wish.backend, wish.precision) as encoder:
         named = zip(("first", "second"), parts, strict=True)
@@ -200,6 +210,3 @@ def _flips(artifact: Artifact, graph: Graph, parts: tuple[Any, Any], wish: Wish)
     images = np.concatenate(whole)
     before, after = best_captions(images, texts), best_captions(np.concatenate(split), texts)
     return float(flipped(images, texts, before, after).mean())
-
-
-__all__ = ["HERE", "Half", "Wish", "check_wish", "devices_in", "split"]

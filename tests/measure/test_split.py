@@ -165,7 +165,16 @@ def test_int8_is_sent_where_the_budget_holds(
     monkeypatch.setattr(times, "ROUNDS", (1, 1))
     monkeypatch.setattr(times, "ROUND_S", 0.01)
     graphs = standalone.export(str(tiny_clip_folder), tmp_path / "g", {"precisions": ("fp32",)}, static=False)
-    common = ("--device", "a=here,b=here", "--bandwidth", "1Mbps", "--backend", "onnxruntime", "--data", coloured_squares)
+    common = (
+        "--device",
+        "a=here,b=here",
+        "--bandwidth",
+        "1Mbps",
+        "--backend",
+        "onnxruntime",
+        "--data",
+        coloured_squares,
+    )
     done = cli("split", graphs.path, *common, "--max-flips", 1, "--out", tmp_path / "a", "--json")
     assert done.code == 0, done.err
     document = json.loads(done.out)["split"]

@@ -526,7 +526,7 @@ def split(
     from mmcompress.cli import console, show_use
     from mmcompress.pipeline import splitting
 
-    judge = (data, samples, max_flips)
+    judge = splitting.Judge(data, samples, max_flips)
     wish = splitting.wished(device, bandwidth, float(rtt_ms or 0), backend, precision, threads, judge, loopback)
     console.show(*show_use.split_summary(*splitting.split(artifact, out, wish)), json)
 

@@ -21,8 +21,8 @@ from mmcompress.export.triton import Model
 from mmcompress.formats import (
     count,
     megabytes,
-    milliseconds,
     millions,
+    milliseconds,
     percent,
     percent_interval,
 )

@@ -17,7 +17,7 @@ from mmcompress.manifest import Kind, hash_json
 from mmcompress.measure.early import runnable
 from mmcompress.measure.split.document import DeviceTimes, SplitDocument
 from mmcompress.measure.split.plan import Line, bits_per_s
-from mmcompress.measure.split.split import Wish, check_wish, devices_in
+from mmcompress.measure.split.split import Judge, Wish, check_wish, devices_in
 from mmcompress.measure.split.split import split as split_into
 from mmcompress.pipeline.converted import check_named, graphs_to_use
 from mmcompress.places import check_place, writing
@@ -30,10 +30,10 @@ def wished(
     backend: str | None,
     precision: str | None,
     threads: int | None,
-    data: tuple[str | None, int, float],
+    judge: Judge,
     loopback: bool,
 ) -> Wish:
-    """What the options say; UsageError for what they cannot mean. `data` are the samples, how many, and their budget."""
+    """What the options say; UsageError for what they cannot mean."""
     if precision is not None and precision not in get_args(Precision):
         raise UsageError(f"there is no precision {precision!r}", suggestion(precision, get_args(Precision)))
     line = None if bandwidth is None else Line(bits_per_s(bandwidth), rtt_ms)
@@ -43,9 +43,7 @@ def wished(
         backend=runnable(backend),
         precision=cast(Precision | None, precision),
         threads=threads,
-        data=data[0],
-        samples=data[1],
-        max_flips=data[2],
+        judge=judge,
         loopback=loopback,
     )
     check_wish(wish)
@@ -55,8 +53,8 @@ def wished(
 def split(source: str, out: Path, wish: Wish) -> tuple[Artifact, SplitDocument | DeviceTimes]:
     """The artifact at `out`, and its document."""
     check_named(source)
-    if wish.data is not None:
-        check_readable(wish.data, 0.05)
+    if wish.judge.data is not None:
+        check_readable(wish.judge.data, 0.05)
     graphs = graphs_to_use(source, cast(Backend, wish.backend))
     check_place(out, [graphs.path], "split")
     about = {"devices": wish.devices, "precision": wish.precision, "backend": wish.backend}
