@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import cast, get_args
 
 from mmcompress.artifact import Artifact
-from mmcompress.config import Backend, Precision
+from mmcompress.config import Precision
 from mmcompress.data.batches import check_readable
 from mmcompress.errors import UsageError, suggestion
 from mmcompress.lock import locked
@@ -55,7 +55,7 @@ def split(source: str, out: Path, wish: Wish) -> tuple[Artifact, SplitDocument |
     check_named(source)
     if wish.judge.data is not None:
         check_readable(wish.judge.data, 0.05)
-    graphs = graphs_to_use(source, cast(Backend, wish.backend))
+    graphs = graphs_to_use(source, wish.backend)
     check_place(out, [graphs.path], "split")
     about = {"devices": wish.devices, "precision": wish.precision, "backend": wish.backend}
     with writing(out):
