@@ -22,7 +22,7 @@ from mmcompress.artifact import Artifact
 from mmcompress.config import Backend, Precision
 from mmcompress.errors import UsageError, suggestion
 from mmcompress.manifest import Graph, Kind, TensorSpec
-from mmcompress.places import check_apart
+from mmcompress.places import check_apart, writing
 from mmcompress.publish import draft_of, swap_in
 from mmcompress.runtime.backends import FOR_TENSORRT, graph_for
 from mmcompress.runtime.passport import stated_passport
@@ -105,9 +105,10 @@ def write_repository(
     places = {model.name: out / model.name for model in models}
     for place in places.values():
         _check_ours(place)
-    out.mkdir(parents=True, exist_ok=True)
-    for model in models:
-        _write(places[model.name], texts[model.name], artifact, model)
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+        for model in models:
+            _write(places[model.name], texts[model.name], artifact, model)
     return tuple(models)
 
 

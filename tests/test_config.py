@@ -92,7 +92,7 @@ def test_a_key_is_of_what_a_result_depends_on(name: str) -> None:
         (BuildConfig, {"batches": (8, 4, 2)}, "batches rise from 1", "batches: Smallest, usual and largest"),
         (BuildConfig, {"batches": (0, 1, 2)}, "batches rise from 1", "batches: Smallest, usual and largest"),
         (BuildConfig, {"workspace_mb": 64}, "workspace_mb is of TensorRT", "leave it out"),
-        (Gates, {"max": {"kernel": 50}}, "there is no metric 'kernel'", "max: Upper limits"),
+        (Gates, {"max": {"kernel": 50}}, "there is no metric 'kernel'", "near names: kernels"),
     ],
 )
 def test_hints_say_what_is_wrong(model: Any, values: dict[str, Any], what: str, hint: str) -> None:

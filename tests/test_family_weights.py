@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +25,10 @@ from family_folders import (
 from safetensors.torch import load_file as load_tensors
 from safetensors.torch import save_file
 
-from mmcompress.errors import CorruptInputError, MMCompressError
+from mmcompress.errors import CorruptInputError, MMCompressError, UsageError
 from mmcompress.families import CLASSES
 from mmcompress.huggingface import dual_encoder_from_hugging_face
+from mmcompress.weights import check_finite
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -117,3 +120,38 @@ def test_broken_files_of_torch_are_refused_by_name(name: str, what: str, tmp_pat
     with pytest.raises(MMCompressError, match=what) as caught:
         dual_encoder_from_hugging_face(tmp_path)
     assert caught.value.hint
+
+
+PACKED = {"float8_e4m3fn": True, "float8_e5m2": True, "int8": True, "bool": False}
+
+
+@pytest.mark.parametrize(("dtype", "packed"), PACKED.items())
+@pytest.mark.parametrize("suffix", [".safetensors", ".bin"])
+def test_weights_of_8_bits_are_refused_by_name(dtype: str, packed: bool, suffix: str, tmp_path: Path) -> None:
+    tensors = {"a.bias": torch.ones(4), "a.weight": torch.ones(4, 4).to(getattr(torch, dtype))}
+    path = tmp_path / f"model{suffix}"
+    if suffix == ".safetensors":
+        save_file(tensors, path)
+    else:
+        torch.save(tensors, path)
+    if not packed:
+        check_finite(path)
+        return
+    with pytest.raises(UsageError, match=rf"tensor 'a\.weight' \({dtype}\) has 8 bits a number") as refused:
+        check_finite(path)
+    assert "float16 that it was made from" in refused.value.hint
+
+
+def test_a_teacher_folder_in_float8_is_refused_before_it_is_loaded(
+    tiny_clip_folder: Path, tmp_path: Path, cli: Callable[..., Any]
+) -> None:
+    folder = tmp_path / "f8"
+    shutil.copytree(tiny_clip_folder, folder)
+    weights = folder / "model.safetensors"
+    tensors = {n: t.to(torch.float8_e4m3fn) if t.ndim == 2 else t for n, t in load_tensors(weights).items()}
+    save_file(tensors, weights, metadata={"format": "pt"})
+    data = ("--data", "demo:val")
+    for words in (("export", folder), ("quantize", folder, *data), ("embed", "--teacher", folder, *data)):
+        done = cli(*words, "--out", tmp_path / "out")
+        assert done.code == 2 and "(float8_e4m3fn) has 8 bits a number" in done.err, done.err
+        assert not (tmp_path / "out").exists()

@@ -39,9 +39,10 @@ class FitCost:
 
 
 def needed(before: FitCost, budget: Budget) -> bool:
-    """Whether there is something to train for: a budget that does not hold, or, without one, any drift at all."""
+    """Whether there is something to train for: a limit that is passed, by chance or not, or without one any drift."""
     drifts = any(drift > 0 for towers in before.drift.values() for drift in towers.values())
-    return drifts and not (budget.limited and budget.holds(before.cost))
+    passed = budget.broken(before.cost) or budget.doubts(before.cost)
+    return drifts and bool(passed or not budget.limited)
 
 
 def gained(parts: Parts, before: FitCost, result: FitCost, budget: Budget) -> bool:

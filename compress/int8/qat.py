@@ -63,7 +63,6 @@ _VIEWS = 1_000_000
 def qat(job: Job[QatConfig]) -> None:
     """Stage: train the integers of a quantized checkpoint towards its own float weights."""
     config, source, draft = job.config, job.sources["checkpoint"], job.draft
-    budget = Budget.of(config)
     given = read_fit(source)
     spec = config.data.validation or config.data.train
     if spec is None or config.data.train is None:
@@ -79,6 +78,7 @@ def qat(job: Job[QatConfig]) -> None:
         seen = frozenset(images_of(config.data.train)) | (seen_images(source) or frozenset())
         given_pairs = list(plain_pairs(source, spec, config))
         judging = feeds(given_pairs if spec == config.data.train else validating(given_pairs, seen, spec)[0])
+        budget = Budget.of(config, sum(map(len, judging.image)))
         before = fit_cost(model, given, judging)
         after, chosen, parts = None, given, Parts()
         drift = here.shared(before.drift if needed(before, budget) else None)
@@ -158,7 +158,7 @@ def train(
     learners = nn.ModuleDict({kind: TrainedLinears(given.linears[kind], given.ranges, kind) for kind in KINDS})
     learners = learners.to(here.device)
 
-    def loss_of(batch: TrainingBatch, _: int) -> Tensor:
+    def loss_of(batch: TrainingBatch, _: float) -> Tensor:
         with torch.no_grad():
             reference: tuple[Tensor, Tensor] = model(batch.pixels, batch.tokens)
         losses = []

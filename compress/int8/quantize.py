@@ -118,7 +118,7 @@ def quantize(job: Job[QuantizeConfig]) -> None:
         deciding = judging
         if (validation := config.data.validation) is not None:
             deciding, judged_on = validating(held_pairs(source, validation, config), seen, validation)
-        warn_of_few((one.pixels.numpy() for one in deciding), filled_up(held, text_processing(source)))
+        warn_of_few(config, (one.pixels.numpy() for one in deciding), filled_up(held, text_processing(source)))
         answers = possible_answers(source, config, held)
         ranking, kept, left = keep_sensitive(fitted, judging, deciding, answers, config)
         linears = {kind: without(of_kind, kept) for kind, of_kind in fitted.linears.items()}

@@ -96,7 +96,7 @@ def quantize_graphs(job: Job[QuantizeGraphsConfig]) -> None:
     deciding = judging
     if (validation := config.data.validation) is not None:
         deciding, judged_on = validating(held_pairs(source, validation, config), seen, validation)
-    warn_of_few(arrays(of("image", deciding)), arrays(of("text", held)))
+    warn_of_few(config, arrays(of("image", deciding)), arrays(of("text", held)))
     answers = label_batches(source, config) or of("text", held)
     ranking, kept, left = keep_sensitive(towers, fitted, judging, deciding, answers, config)
     linears: dict[Signedness, Linears] = {
@@ -264,10 +264,13 @@ def write_tower(
     kept: frozenset[str],
     judging: Sequence[Feeds],
 ) -> float:
-    """Write one INT8 graph, and with the first kind the FP32 one, into the draft; return how far it moves."""
+    """Write one INT8 graph, and with the first kind the FP32 one, into the draft; return how far it moves.
+
+    Of a tower that stays in float there is no INT8 graph.
+    """
     linears: dict[str, IntegerLinear] = {n: linear for n, linear in fitted.linears[kind].items() if n not in kept}
     quantized = tower.quantized(linears, fitted.ranges, kind)
-    written = [(Variant("int8", Numerics(activations=kind)), quantized)]
+    written = [(Variant("int8", Numerics(activations=kind)), quantized)] if linears else []
     if kind == KINDS[0]:
         written.insert(0, (Variant("fp32", Numerics()), tower.model))
     for variant, model in written:

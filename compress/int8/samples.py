@@ -16,10 +16,11 @@ from torch import Tensor
 from typing_extensions import Self
 
 from mmcompress.artifact import Artifact
+from mmcompress.budget import Budget
 from mmcompress.compress.int8.simulate import Batches, Feeds
 from mmcompress.compress.train.augment import normalized
 from mmcompress.compress.train.pairs import trimmed
-from mmcompress.config import QatConfig, QuantizeConfig
+from mmcompress.config import FitConfig, QatConfig, QuantizeConfig
 from mmcompress.data.batches import batches
 from mmcompress.data.layout import read_labels
 from mmcompress.data.sample import image_of
@@ -135,10 +136,12 @@ def held_pairs(source: Artifact, spec: str, config: QuantizeConfig) -> list[Capt
     return list(islice(plain_pairs(source, spec, config), -(-min(config.held, config.samples) // config.batch)))
 
 
-def warn_of_few(judging: Iterable[NDArray[Any]], texts: Iterable[NDArray[Any]]) -> None:
+def warn_of_few(config: FitConfig, judging: Iterable[NDArray[Any]], texts: Iterable[NDArray[Any]]) -> None:
     """Say so where few different images (B, ...) judge, or few texts (B, T), all of one length, are fitted to."""
-    if (images := _different(judging)) < ENOUGH:
-        say("", "data", f"warning: {images} different images judge INT8, so what it costs is hardly known")
+    images = _different(judging)
+    if images < (needed := max(ENOUGH, Budget.of(config, images).fewest)):
+        why = f"so what it costs is hardly known; {needed} are needed"
+        say("", "data", f"warning: {images} different images judge INT8, {why}")
     if (captions := _different(texts)) < ENOUGH_TEXTS:
         why = f"so R@10 and flips mean nothing; {ENOUGH_TEXTS} are needed"
         say("", "data", f"warning: {captions} different texts calibrate the text tower, {why}")

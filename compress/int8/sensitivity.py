@@ -87,7 +87,7 @@ def kept_in_float(
     images' own; `ranking` is asked for where something has to stay in float. A model that answers by chance loses
     nothing that could be counted, so of it nothing stays in float but what the config asks for, and the cost is None.
     """
-    asked, budget = frozenset(config.keep), Budget.of(config)
+    asked = frozenset(config.keep)
     captioned = not is_photos(config.data.validation or config.data.train or "")
 
     def of_both(kept: frozenset[str]) -> tuple[Tensor, Tensor]:
@@ -100,17 +100,21 @@ def kept_in_float(
         say("", "", "INT8 costs cannot be told, and nothing is kept in float for it")
         return asked, None
 
+    budget = Budget.of(config, len(reference[0]))
+
     def cost_of(kept: frozenset[str]) -> Cost:
         return cost(reference, of_both(asked | kept), captioned)
 
-    left = cost_of(frozenset())
-    if budget.holds(left):
-        return asked, left
-    drifts = {name: drift for name, drift in ranking().items() if name not in asked}
-    kept = asked | fewest_kept(drifts, lambda kept: budget.used(cost_of(kept)))
+    kept, left = asked, cost_of(frozenset())
+    if not budget.holds(left):
+        drifts = {name: drift for name, drift in ranking().items() if name not in asked}
+        kept = asked | fewest_kept(drifts, lambda kept: budget.used(cost_of(kept)))
+        left = cost_of(kept)
     for name in sorted(kept - asked):
         say("", name, "stays in float: INT8 would lose more than the budget")
-    return kept, cost_of(kept)
+    for doubt in budget.doubts(left):
+        say("", "INT8", f"warning: {doubt}")
+    return kept, left
 
 
 def _by_chance(images: Tensor, texts: Tensor) -> bool:

@@ -19,6 +19,7 @@ from mmcompress.artifact import Artifact, Draft
 from mmcompress.compress.prune.semistructured import SPARSE, keep_zeros
 from mmcompress.compress.train.computing import in_parts, set_up
 from mmcompress.compress.train.embeddings import Embeddings, load_embeddings
+from mmcompress.compress.train.growing import grown
 from mmcompress.compress.train.objective import batch_terms, distillation_terms
 from mmcompress.compress.train.optimize import optimize
 from mmcompress.compress.train.pairs import TrainingBatch, training_pairs
@@ -79,10 +80,11 @@ def distill(job: Job[DistillConfig]) -> None:
         )
         anchors = embeddings.anchors(config.anchors, here.device)
 
-        def loss_of(batch: TrainingBatch, _: int) -> Mapping[str, Tensor]:
+        def loss_of(batch: TrainingBatch, done: float) -> Mapping[str, Tensor]:
             assert batch.teacher is not None
             texts = batch.teacher[1] if text == "keep" else in_parts(model.encode_text, batch.tokens, config.parts)
-            student = in_parts(model.encode_image, batch.pixels, config.parts), texts
+            pixels = grown(batch.pixels, model.config.image, done, config.growing)
+            student = in_parts(model.encode_image, pixels, config.parts), texts
             terms = distillation_terms(
                 student, batch.teacher, anchors, config.cosine, config.relational, config.temperature
             )

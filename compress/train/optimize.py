@@ -73,7 +73,7 @@ def learning_rate(step: int, steps: int, config: OptimizerConfig) -> float:
 
 def optimize(
     model: nn.Module,
-    loss_of: Callable[[B, int], Loss],
+    loss_of: Callable[[B, float], Loss],
     stream: Callable[[int, int], Iterator[B]],
     *,
     config: OptimizerConfig,
@@ -85,9 +85,9 @@ def optimize(
 ) -> dict[str, float | None]:
     """Train the model in place; return what the run took.
 
-    `stream(epoch, skip)` yields the batches of an epoch after the first `skip`; `loss_of(batch, epoch)` is a scalar, or
-    the terms that add up to one, by name. With `config.ema` the model ends with the averaged weights, and
-    with those that were the best where they are watched.
+    `stream(epoch, skip)` yields the batches of an epoch after the first `skip`; `loss_of(batch, done)` is a scalar, or
+    the terms that add up to one, by name, of a batch when a share of the steps is done. With `config.ema` the model
+    ends with the averaged weights, and with those that were the best where they are watched.
 
     Raises StoppedError when SIGTERM or SIGUSR1 came, with the state written; UsageError where training diverged.
     """
@@ -112,12 +112,12 @@ def optimize(
         with meter.waiting():
             upcoming = next(batches, None)
         while upcoming is not None and not (watch and watch.over(at)):
-            epoch, batch = upcoming
+            batch = upcoming
             rate = learning_rate(at.step, steps, config)
             optimizer.zero_grad(set_to_none=True)
             with nullcontext() if compiled else fast_products():
                 with torch.autocast(world.device.type, torch.bfloat16, enabled=mixed):
-                    terms = _named(loss_of(batch, epoch))
+                    terms = _named(loss_of(batch, at.step / steps))
                     loss = sum(terms.values(), next(iter(terms.values())).new_zeros(()))
                 loss.backward()
             average_gradients(trained.values(), world)
@@ -223,16 +223,14 @@ def _optimizer(trained: dict[str, nn.Parameter], config: OptimizerConfig) -> tor
     )  # CLIP's, Radford et al. 2021, table 18
 
 
-def _batches(
-    stream: Callable[[int, int], Iterator[B]], first: int, steps: int, an_epoch: int
-) -> Iterator[tuple[int, B]]:
-    """Batches first … steps - 1, with the epoch of each."""
+def _batches(stream: Callable[[int, int], Iterator[B]], first: int, steps: int, an_epoch: int) -> Iterator[B]:
+    """Batches first … steps - 1."""
     step = first
     while step < steps:
         epoch, skip = divmod(step, an_epoch)
         got = 0
         for batch in stream(epoch, skip):
-            yield epoch, batch
+            yield batch
             step, got = step + 1, got + 1
             if step == steps or step % an_epoch == 0:
                 break

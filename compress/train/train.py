@@ -13,6 +13,7 @@ from torch import Tensor
 from mmcompress.artifact import Draft
 from mmcompress.compress.train.computing import in_parts, set_up
 from mmcompress.compress.train.embeddings import Embeddings, load_embeddings
+from mmcompress.compress.train.growing import grown
 from mmcompress.compress.train.losses import info_nce
 from mmcompress.compress.train.objective import distillation_terms
 from mmcompress.compress.train.optimize import optimize
@@ -55,9 +56,11 @@ def train(job: Job[TrainConfig]) -> None:
         )
         anchors = guide.anchors(config.anchors, here.device) if guide is not None else None
 
-        def loss_of(batch: TrainingBatch, _: int) -> dict[str, Tensor]:
+        def loss_of(batch: TrainingBatch, done: float) -> dict[str, Tensor]:
             student = (
-                in_parts(model.encode_image, batch.pixels, config.parts),
+                in_parts(
+                    model.encode_image, grown(batch.pixels, model.config.image, done, config.growing), config.parts
+                ),
                 in_parts(model.encode_text, batch.tokens, config.parts),
             )
             images, texts = gathered(student, here)

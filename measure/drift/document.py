@@ -121,7 +121,7 @@ class Metrics(Part):
 
 
 class Int8Distance(Part):
-    """How far INT8 is from the FP32 row that it was quantized from."""
+    """How far INT8, or FP8, is from the FP32 row that it was quantized from."""
 
     row: str
     """Name of that row."""
@@ -134,7 +134,7 @@ class Int8Distance(Part):
     flip_rate: Share
     """Share of the images with another best text, 0 to 1."""
     r10_drop: float
-    """Recall at 10, image to text, of FP32 minus that of INT8, -1 to 1."""
+    """Recall at 10, image to text, of FP32 minus that of the 8 bits, -1 to 1."""
 
 
 class CosineHistogram(Part):
@@ -185,7 +185,7 @@ class DriftRow(Part):
     unseen: Metrics | None
     """The same figures of these; null where there are none."""
     int8_against_fp32: Int8Distance | None
-    """From its own FP32; null where this row is not INT8, and where no row before it is the model that it is from."""
+    """From its own FP32; null where this row is not in 8 bits, and where no row before it is its model."""
     cosine_histogram: CosineHistogram | None
     """Against the first row; null of the first row itself, and where the dimensions differ."""
     per_class: tuple[ClassChange, ...]

@@ -1,8 +1,8 @@
 """What a step cost: accuracy on the test set, and distance from the teacher, on the files that are delivered.
 
 Every row is measured against the first one, the teacher, and against the row before it, so that one sees what a step
-cost and what all of them did. INT8 is also held against its own FP32, where that is a row before it. A product already
-has an index that was built with the teacher; `old_index` says how well the new model's queries do on it.
+cost and what all of them did. INT8 and FP8 are also held against their own FP32, where that is a row before them.
+A product already has an index that was built with the teacher; `old_index` says how well the new model's queries do.
 
 The figures are pure functions: retrieval.py finds, agreement.py compares, significance.py says what is chance. Here
 they are joined. One row's embeddings are in memory beside the teacher's, the previous row's and the FP32 of INT8 rows.
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mmcompress.artifact import Artifact
-from mmcompress.config import DriftConfig, Precision
+from mmcompress.config import EIGHT_BITS, DriftConfig, Precision
 from mmcompress.data.spec import is_photos
 from mmcompress.errors import UsageError
 from mmcompress.manifest import Kind
@@ -72,7 +72,7 @@ def drift_document(artifacts: Sequence[Artifact], config: DriftConfig, folder: P
     rows: list[DriftRow] = []
     first: SplitRow | None = None
     before: SplitRow | None = None
-    integers = {float_model(a) for a in artifacts if any(graph.precision == "int8" for graph in a.manifest.graphs)}
+    quantized = {float_model(a) for a in artifacts if any(graph.precision in EIGHT_BITS for graph in a.manifest.graphs)}
     fp32: dict[str | None, SplitRow] = {}
     for artifact in track(artifacts, "drift", total=len(artifacts)):
         own = backend if artifact.manifest.kind is Kind.ONNX else None
@@ -80,16 +80,17 @@ def drift_document(artifacts: Sequence[Artifact], config: DriftConfig, folder: P
         row = split_row(pairs, embedded, config.seed)
         first = first or row
         model = float_model(artifact)
-        own_fp32 = fp32.get(model) if embedded.precision == "int8" else None
+        own_fp32 = fp32.get(model) if embedded.precision in EIGHT_BITS else None
         rows.append(_table_row(pairs, row, first, before, own_fp32, artifact))
-        if embedded.precision == "int8" and own_fp32 is None:
-            say("drift", row.name, f"warning: {NO_FP32}: what INT8 alone costs is not measured")
+        if embedded.precision in EIGHT_BITS and own_fp32 is None:
+            alone = f"what {embedded.precision.upper()} alone costs is not measured"
+            say("drift", row.name, f"warning: {NO_FP32}: {alone}")
         if calibrated := rows[-1].calibrated_images:
             what = f"{calibrated} of {len(pairs.keys)} test images calibrated it, or are copies of such"
             say("drift", row.name, f"warning: {what}, so its figures may flatter it")
         if rows[-1].collapsed:
             say("drift", row.name, f"warning: {rows[-1].collapsed}, so its figures say nothing")
-        if embedded.precision == "fp32" and model is not None and model in integers:
+        if embedded.precision == "fp32" and model is not None and model in quantized:
             fp32[model] = row
         before = row
     assert pairs is not None and first is not None and before is not None

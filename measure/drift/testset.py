@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from mmcompress.artifact import Artifact
-from mmcompress.config import Backend, DataConfig, Precision
+from mmcompress.config import EIGHT_BITS, Backend, DataConfig, Precision
 from mmcompress.data.sample import image_of
 from mmcompress.data.spec import is_photos
 from mmcompress.errors import CorruptInputError, UsageError
@@ -119,7 +119,8 @@ def embed_row(
         pairs = replace(pairs, image_group=best(np.concatenate(images), texts))
     scale = artifact.manifest.facts.get("logit_scale")
     scale = float(scale) if isinstance(scale, (int, float)) else None
-    precision = encoder.precisions["image"]
+    own = encoder.precisions.values()
+    precision = next((p for p in EIGHT_BITS if p in own), encoder.precisions["image"])
     return pairs, Row(artifact.path.name, precision, scale, np.concatenate(images), texts, text_tower)
 
 

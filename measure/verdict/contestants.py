@@ -41,14 +41,21 @@ class Tried:
 def written(
     origin: Origin, folder: Path, config: VerdictConfig, name: str, variant: Variant, backend: Backend
 ) -> Contestant:
-    """Both towers as `variant`, in a folder of their own; on a GPU as engines that are built from them here."""
+    """Both towers as `variant`, in a folder of their own; on a GPU as engines that are built from them here.
+
+    A tower of which nothing is integers in that variant is what it is, a float graph, and is called so.
+    """
     entrants: dict[Tower, Entrant] = {}
     threads = None if backend in GPU_BACKENDS else config.threads or usable_cores()
     place = folder / name
     place.mkdir(parents=True, exist_ok=True)
     for tower in TOWERS:
-        path = place / variant.file(tower)
-        graph = origin.write(path, tower, name, variant)
+        own = variant
+        if variant.numerics.activations != "float" and variant.numerics.kept.issuperset(origin.products(tower)):
+            dtype = variant.numerics.dtype
+            own = Variant("fp16" if dtype == np.float16 else "fp32", Numerics(dtype))
+        path = place / own.file(tower)
+        graph = origin.write(path, tower, name, own)
         if backend in GPU_BACKENDS:
             path = _engine(path, graph, backend, config.batch)
         entrants[tower] = Entrant(path, graph, backend, threads)

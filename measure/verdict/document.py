@@ -57,7 +57,7 @@ class VerdictRow(Part):
     name: str
     """The candidate of INT8 graphs, else the precision."""
     precision: Precision
-    """Of the graphs."""
+    """Of the graphs; a tower of which the budget kept every product in float is a float graph all the same."""
     backend: Backend
     """The runtime."""
     recommended: bool
@@ -110,6 +110,8 @@ class Recommendation(Part):
     """Graphs of the image and the text tower."""
     candidate: str
     """The best of the INT8 candidates, recommended or not."""
+    doubts: tuple[str, ...] = ()
+    """Limits of the budget that it passes by no more than chance may do; `strict` does not accept them."""
     sentence: str
     """The verdict in plain words."""
 

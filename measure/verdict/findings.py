@@ -85,6 +85,7 @@ def recommendation(findings: Findings, ruling: Ruling, budget: Budget) -> Recomm
         backend=ruling.ship.backend,
         files=tuple(ruling.ship.towers[tower].graph.file for tower in TOWERS),
         candidate=findings.int8.name,
+        doubts=ruling.doubts,
         sentence=sentence(ruling, findings.int8, moved, findings.faster, budget, len(held.image_group), among),
     )
 

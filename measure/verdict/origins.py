@@ -6,7 +6,7 @@ the FP32 graph is computed rightly here. For a checkpoint that is torch, for gra
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,7 +24,7 @@ from mmcompress.export.graph import Array, Numerics
 from mmcompress.export.integers import with_integers
 from mmcompress.export.products import Product, products_of
 from mmcompress.huggingface import dual_encoder_from_checkpoint
-from mmcompress.int8 import GRAPH_RANGES, INTEGERS, Range, linears_from_tensors
+from mmcompress.int8 import GRAPH_RANGES, INTEGERS, Range, linear_modules, linears_from_tensors
 from mmcompress.manifest import Graph, Kind
 from mmcompress.measure.retrieval import Floats
 from mmcompress.measure.verdict.candidates import GRAPH_CANDIDATES, Candidate, GraphCandidate, candidates_for
@@ -49,6 +49,9 @@ class Origin(Protocol):
 
     def candidates(self, backend: Backend) -> Iterator[tuple[Candidate, Numerics]]:
         """Those that make sense on a backend."""
+
+    def products(self, tower: Tower) -> Collection[str]:
+        """What of a tower could be integers."""
 
     def write(self, path: Path, tower: Tower, name: str, variant: Variant) -> Graph:
         """Write one graph: of a float variant, or of the candidate of that name. UsageError where there is no such."""
@@ -85,6 +88,10 @@ class CheckpointOrigin:
 
     def candidates(self, backend: Backend) -> Iterator[tuple[Candidate, Numerics]]:
         return candidates_for(backend, self._source.model, self._int8)
+
+    def products(self, tower: Tower) -> Collection[str]:
+        model = self._source.model
+        return [name for name in linear_modules(model) if tower in model.compressed and name.startswith(f"{tower}.")]
 
     def write(self, path: Path, tower: Tower, name: str, variant: Variant) -> Graph:
         return write_graph(path, self._source.model, self._tensors, tower, variant, OPSET)
@@ -139,6 +146,9 @@ class GraphOrigin:
 
     def _outputs(self, candidate: GraphCandidate) -> list[str]:
         return [product.name for product in self._taken(candidate) if candidate.outputs and product.op == "Conv"]
+
+    def products(self, tower: Tower) -> Collection[str]:
+        return [product.name for product in self._products[tower]]
 
     def write(self, path: Path, tower: Tower, name: str, variant: Variant) -> Graph:
         model = self._models[tower]

@@ -2,8 +2,9 @@
 
 INT8 costs accuracy and a calibration that has to be kept, so it has to earn its place: the whole 95% interval of its
 speed-up over the fastest float graph lies beyond 2%, and it loses no more of FP32's R@10 hits, and answers no more
-images otherwise, than the budget. Of the float graphs the plainer one stays unless another is faster by as much. The
-image tower decides, since texts are usually embedded once; what the text tower does is reported beside it.
+images otherwise, than the budget; where only chance may have passed a limit, that is said, and not accepted under
+`strict`. Of the float graphs the plainer one stays unless another is faster by as much. The image tower decides, since
+texts are usually embedded once; what the text tower does is reported beside it.
 """
 
 from __future__ import annotations
@@ -38,6 +39,8 @@ class Ruling:
     """Of INT8 over FP32 on the same backend, where the fastest float graph is on another one."""
     obstacles: tuple[str, ...]
     """What speaks against INT8; nothing does where it is recommended."""
+    doubts: tuple[str, ...]
+    """What of the budget INT8 passes by no more than chance may do."""
 
     @property
     def int8(self) -> bool:
@@ -64,7 +67,8 @@ def ruled(
     if not ratio.low >= MARGIN:
         obstacles.append(f"it is {pace(ratio, named(to_beat))}, and 2% faster beyond doubt was asked")
     obstacles += budget.broken(drift.cost)
-    return Ruling(plainest(floats, faster) if obstacles else int8, to_beat, ratio, own, tuple(obstacles))
+    ship = plainest(floats, faster) if obstacles else int8
+    return Ruling(ship, to_beat, ratio, own, tuple(obstacles), tuple(budget.doubts(drift.cost)))
 
 
 def sentence(
@@ -90,7 +94,8 @@ def _ruling_in_words(
     if ruling.int8:
         fastest = f"{pace(ruling.speedup, named(ruling.to_beat))}, the fastest float graph"
         within = f"and on {held} it {budget.told(drift.cost)}"
-        return f"Ship {named(int8)} ({int8.name}): it is {fastest}, {within}.{own}"
+        doubts = f" In doubt: {'; '.join(ruling.doubts)}." if ruling.doubts else ""
+        return f"Ship {named(int8)} ({int8.name}): it is {fastest}, {within}.{doubts}{own}"
     because = "; ".join(ruling.obstacles)
     told = f"Do not ship {named(int8)} ({int8.name}, the best of the candidates): {because}. Ship {named(ruling.ship)}"
     if ruling.ship is ruling.to_beat:
@@ -105,15 +110,18 @@ def pace(ratio: Ratio, than: str) -> str:
 
 
 def named(contestant: Contestant) -> str:
-    """`INT8 on OpenVINO`"""
-    return f"{contestant.precision.upper()} on {BACKENDS[contestant.backend]}"
+    """`INT8 on OpenVINO`; `INT8 on OpenVINO with the text tower in FP32` where all of that stays in float"""
+    own = {tower: entrant.graph.precision for tower, entrant in contestant.towers.items()}
+    others = [f" with the {tower} tower in {p.upper()}" for tower, p in own.items() if p != contestant.precision]
+    return f"{contestant.precision.upper()} on {BACKENDS[contestant.backend]}{''.join(others)}"
 
 
 def enforce(artifact: Artifact | None, strict: bool) -> None:
-    """Raise GateFailedError where a verdict was given, does not recommend INT8, and that is not to be accepted."""
+    """Raise GateFailedError where a verdict was given, does not recommend INT8 or is in doubt, and that is not to be
+    accepted."""
     said = artifact.manifest.facts["recommendation"] if artifact else None
-    if artifact and said and strict and not said["int8"]:
+    if artifact and said and strict and (not said["int8"] or said.get("doubts")):
         raise GateFailedError(
-            f"INT8 is not recommended: {said['sentence']}",
+            f"INT8 is {'not recommended' if not said['int8'] else 'in doubt'}: {said['sentence']}",
             f"{artifact.path} holds all graphs; leave --strict (or `strict`) out to go on with them",
         )

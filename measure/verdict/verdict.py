@@ -83,7 +83,7 @@ def verdict(job: Job[VerdictConfig]) -> None:
     def drift_of(contestant: Contestant) -> HeldOutDrift:
         return drift_between(reference, embedded(source, held, contestant), held.image_group)
 
-    budget = Budget.of(config)
+    budget = Budget.of(config, len(held.image_group))
     tried = tried_candidates(write, backend, origin.candidates(backend))
     screened = screening(floats[0], [attempt.contestant for attempt in tried if attempt.contestant], config)
     finalists, drifts = within_budget(fastest_first(screened, floats[0]), drift_of, budget)
@@ -96,7 +96,7 @@ def verdict(job: Job[VerdictConfig]) -> None:
     said = recommendation(findings, ruling, budget)
     job.draft.facts |= {"candidate": findings.int8.name, "recommendation": said.model_dump(mode="json")}
     document(findings, ruling, config.batch, budget, environment).write(job.draft.path / "verdict.json")
-    if not ruling.int8:
+    if not ruling.int8 or ruling.doubts:
         say("verdict", job.name, f"warning: {said.sentence}")
 
 
@@ -192,6 +192,8 @@ def deliver(
     for tower in TOWERS:
         for precision in (precision for precision in ("fp32", "fp16", "fp8", "int8") if precision in once):
             entrant = once[precision].towers[tower]
+            if any(graph.file == entrant.graph.file for graph in draft.graphs):
+                continue  # of a tower that is all in float
             for file in entrant.path.parent.glob(f"{entrant.graph.file}*"):
                 shutil.copyfile(file, draft.path / file.name)
             draft.graphs.append(entrant.graph)

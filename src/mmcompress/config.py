@@ -27,10 +27,12 @@ from pydantic import (
 from typing_extensions import Self
 
 from mmcompress.architecture import Config
-from mmcompress.errors import UsageError, suggestion
+from mmcompress.errors import MisspeltError, UsageError, suggestion
 from mmcompress.gates import Gates
 
 Precision = Literal["fp32", "fp16", "fp8", "int8"]
+EIGHT_BITS: tuple[Precision, ...] = ("int8", "fp8")
+"""The precisions that are quantized, and held against their own FP32."""
 Backend = Literal["onnxruntime", "openvino", "tensorrt", "tensorrt-rtx"]
 Augmentation = Literal["none", "photo", "drawing"]
 
@@ -284,6 +286,8 @@ class TrainConfig(WatchedConfig):
     student: StudentConfig
     """A preset; `student.tokenizer` names an existing tokenizer, else one is trained on the captions."""
     optimizer: OptimizerConfig = OptimizerConfig()
+    growing: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the steps, the first ones, whose images grow from half of their side to the whole."""
     embed_dim: int = Field(default=256, ge=8)
     """Width of the shared space; a guide's own where there is one."""
     vocab: int = Field(default=8192, ge=300)
@@ -334,6 +338,8 @@ class DistillConfig(WatchedConfig):
     """Where the student starts from; a recovery starts from the checkpoint it is given."""
     optimizer: OptimizerConfig = OptimizerConfig()
     """How it is trained."""
+    growing: float = Field(default=0.67, ge=0, lt=1)
+    """Share of the steps, the first ones, whose images grow from half of their side to the whole."""
     cosine: float = Field(default=16.0, ge=0)
     """Weight of 1 - cosine between the student's and the teacher's embeddings, both towers."""
     relational: float = Field(default=1.0, ge=0)
@@ -764,6 +770,8 @@ def validated(model: type[C], values: Mapping[str, Any], where: str) -> C:
             known = _fields_at(model, path[:-1])
             raise UsageError(f"{where}: unknown key {key!r}", suggestion(path[-1], known)) from error
         said = first["msg"].removeprefix("Value error, ")
+        if isinstance(misspelt := first.get("ctx", {}).get("error"), MisspeltError):
+            raise UsageError(f"{where}: {key}: {said}", misspelt.hint) from error
         if first["type"] == "value_error" and _fields_at(model, path):  # of several keys, which it names
             unused = isinstance(first["ctx"]["error"], _UnusedError)
             raise UsageError(f"{where}: {said}", "leave it out" if unused else "leave one of them out") from error

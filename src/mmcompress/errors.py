@@ -71,6 +71,17 @@ def suggestion(word: str, known: Iterable[str]) -> str:
     return f"there are {len(known)}, the nearest are {', '.join(nearest)}"
 
 
+class MisspeltError(ValueError):
+    """A name that is not known, for a validator: `hint` lists those that are near it."""
+
+    def __init__(self, said: str, word: str, known: Iterable[str]) -> None:
+        known = sorted(known)
+        super().__init__(f"{said}; {suggestion(word, known)}")
+        near = [name for name in known if word in name] + difflib.get_close_matches(word, known, n=NEAREST, cutoff=0.5)
+        near = near or difflib.get_close_matches(word, known, n=NEAREST, cutoff=0.0)
+        self.hint = f"near names: {', '.join(list(dict.fromkeys(near))[:NEAREST])}"
+
+
 def finite(value: float, what: str) -> float:
     """The value; CorruptInputError where it is NaN, which compares as false with every limit, or infinite."""
     if not math.isfinite(value):

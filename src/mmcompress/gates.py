@@ -13,7 +13,7 @@ from pydantic import Field, field_validator
 
 from mmcompress import metrics
 from mmcompress.architecture import Config
-from mmcompress.errors import suggestion
+from mmcompress.errors import MisspeltError
 
 R10 = "i2t_r10"
 HIGHER_IS_BETTER = frozenset(metrics.METRICS) - set(metrics.LOWER_IS_BETTER)
@@ -76,7 +76,7 @@ class Gates(Config):
             if name in ENGINES and info.field_name != "max":
                 raise ValueError(f"{name!r} is better when lower: give a limit with max")
             if name not in KNOWN:
-                raise ValueError(f"there is no metric {name!r}; {suggestion(name, known)}")
+                raise MisspeltError(f"there is no metric {name!r}", name, known)
             if name not in known:
                 raise ValueError(f"{name!r} does not drop, it is better when lower: give a limit with max")
         return limits

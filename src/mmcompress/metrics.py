@@ -25,7 +25,7 @@ METRICS = (
 """Of a row of drift.json, in the order of a report."""
 LOWER_IS_BETTER = (*FLIPS, "ece")
 INT8_METRICS = ("cosine_mean", "cosine_p01", "text_cosine_mean", "flip_rate", "r10_drop")
-"""Of INT8 against the FP32 row that it was made of."""
+"""Of INT8 or FP8 against the FP32 row that it was made of."""
 SIZES = ("params", "macs", "bytes")
 ENGINES = ("engine_bytes", "kernels", "fallbacks")
 """Of each engine file: its bytes, its compiled layers, and Linears that are not in the 8 bits of their graph."""

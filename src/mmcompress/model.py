@@ -96,11 +96,22 @@ class ImageTower(Tower):
 
     def enter(self, pixels: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, T, width)"""
-        tokens = self.patch(pixels).flatten(2).transpose(1, 2)
+        patches = self.patch(pixels)
+        tokens = patches.flatten(2).transpose(1, 2)
         if self.class_token is not None:
             tokens = torch.cat([self.class_token.expand(len(tokens), 1, -1), tokens], dim=1)
-        x: Tensor = tokens + self.positions
+        x: Tensor = tokens + self._positions_of(patches.shape[-2:])
         return x if self.norm_pre is None else self.norm_pre(x)
+
+    def _positions_of(self, grid: torch.Size) -> Tensor:
+        """(T, width): the positions, interpolated for images that are still growing, which is in training alone."""
+        own = len(self.positions) - (self.class_token is not None)
+        if grid.numel() == own or not self.training:
+            return self.positions
+        side = math.isqrt(own)
+        first, patches = self.positions[:-own], self.positions[-own:].T.unflatten(-1, (side, side))
+        resized = F.interpolate(patches[None], grid, mode="bilinear", align_corners=False)[0]
+        return torch.cat([first, resized.flatten(1).T])
 
     def ends(self, pixels: Tensor) -> Tensor | None:
         """(B, 3, H, W) -> (B,): the class token's place, the first."""

@@ -25,7 +25,7 @@ from mmcompress.artifact import Artifact, manifest_from_bytes, read_manifest
 from mmcompress.errors import CorruptInputError, UsageError
 from mmcompress.lock import locked
 from mmcompress.manifest import Manifest
-from mmcompress.places import MANIFEST, check_apart, check_place
+from mmcompress.places import MANIFEST, check_apart, check_place, writing
 from mmcompress.publish import draft_of, swap_in, tidy
 
 SUFFIX = ".mmc"
@@ -52,7 +52,7 @@ def pack(folder: Path, out: Path) -> Manifest:
         _check_replaceable(out)
         temporary = out.with_name(f".{out.name}.tmp")
         try:
-            with temporary.open("wb") as stream:
+            with writing(out), temporary.open("wb") as stream:
                 content = (folder / MANIFEST).read_bytes()
                 stream.write(_header(MANIFEST, len(content)) + content + _padding(len(content)))
                 for name, entry in artifact.manifest.files.items():
@@ -76,8 +76,9 @@ def unpack(path: Path, out: Path) -> Artifact:
     """
     with opened(path) as (stream, manifest):
         check_place(out, [path], manifest.stage)
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with locked(out):
+        with writing(out):
+            out.parent.mkdir(parents=True, exist_ok=True)
+        with locked(out), writing(out):
             return _unpacked(stream, manifest, path, out)
 
 

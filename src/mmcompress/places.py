@@ -54,6 +54,26 @@ def writing(place: Path) -> Iterator[None]:
         raise UsageError(f"{place} cannot be written: {said}", f"make room there, or {elsewhere(place)}") from error
 
 
+@contextmanager
+def writing_file(path: Path) -> Iterator[None]:
+    """Make room for a file that a user named, and turn whatever the system says of it into a UsageError."""
+    try:
+        path.absolute().parent.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        said = error.strerror or str(error)
+        raise UsageError(f"{path} cannot be written: {said}", "make room there, or give another place") from error
+
+
+def disk_error(error: OSError) -> UsageError | None:
+    """What to tell of a disk that is full or read-only, wherever that came up; None of any other error, a bug's say."""
+    if (said := _unwritable(error)) is None:
+        return None
+    place = error.filename or "the output, or a file that it needs,"
+    hint = f"make room; the cache lies in {cache_folder()} ({CACHE} moves it), other files in TMPDIR"
+    return UsageError(f"{place} cannot be written: {said}", hint)
+
+
 def _unwritable(error: BaseException | None) -> str | None:
     """What the system said of the disk, of an exception or of one behind it."""
     while error is not None:

@@ -72,11 +72,16 @@ def tensors_in(path: Path) -> Iterator[tuple[str, Tensor]]:
 
 
 def check_finite(path: Path) -> None:
-    """Raise CorruptInputError for a file of weights with a number that is NaN or infinite.
+    """Raise CorruptInputError for a file of weights with a number that is NaN or infinite, UsageError for 8 bits.
 
     A file is looked at once while it stays as it is.
     """
     stat = path.stat()
+    if (packed := _packed_tensor(path, (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns))) is not None:
+        raise UsageError(
+            f"{path}: tensor {packed} has 8 bits a number, without what its numbers are to be multiplied with",
+            "give the model in float32, bfloat16 or float16 that it was made from: its weights are quantized here",
+        )
     if (broken := _broken_tensor(path, (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns))) is not None:
         raise not_finite(path, broken)
 
@@ -84,6 +89,15 @@ def check_finite(path: Path) -> None:
 @functools.cache
 def _broken_tensor(path: Path, _: tuple[int, int, int]) -> str | None:
     return first_not_finite(tensors_in(path))
+
+
+@functools.cache
+def _packed_tensor(path: Path, _: tuple[int, int, int]) -> str | None:
+    """The first tensor of float8, or of integers of a byte, with its type: `'a.weight' (float8_e4m3fn)`."""
+    for name, tensor in tensors_in(path):
+        if tensor.element_size() == 1 and tensor.dtype != torch.bool:
+            return f"{name!r} ({str(tensor.dtype).removeprefix('torch.')})"
+    return None
 
 
 def not_finite(where: Path, tensor: str) -> CorruptInputError:

@@ -86,7 +86,9 @@ def test_a_recipe_s_gates_on_a_row_that_is_not_there_lose_no_report(cli: Cli, tm
     ("arguments", "what", "hint"),
     [
         ((), "there is no gate to hold", "--max-drop i2t_r10=0.01"),
-        (("--max", "p99=5"), "there is no metric 'p99'; did you mean 'p99_ms'?", ""),
+        (("--max", "p99=5"), "there is no metric 'p99'; did you mean 'p99_ms'?", "near names: p99_ms"),
+        (("--min", "recall=1"), "there is no metric 'recall'", "near names: mean_per_class_recall"),
+        (("--max", "int8_against_fp32.r10=1"), "no metric 'int8_against_fp32.r10'", "int8_against_fp32.r10_drop"),
         (("--max", "p99_ms"), "--max 'p99_ms' is not METRIC=NUMBER", "for example: --max i2t_r10=0.01"),
         (("--max-drop", "i2t_r10=x"), "--max-drop 'i2t_r10=x' is not METRIC=NUMBER", "--max-drop"),
         (("--max-drop", "p99_ms=1"), "'p99_ms' does not drop", ""),

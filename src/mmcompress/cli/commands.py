@@ -19,8 +19,9 @@ import typer
 
 from mmcompress import __version__
 from mmcompress.cli.options import SETTINGS, Commands, Set, keyed
-from mmcompress.cli.streams import never_failing
+from mmcompress.cli.streams import flushed, never_failing
 from mmcompress.errors import MMCompressError, UsageError
+from mmcompress.places import disk_error
 from mmcompress.ranks import announced, joined
 
 app = typer.Typer(
@@ -712,7 +713,15 @@ def main() -> NoReturn:
 def _told(run: Callable[[], int]) -> int:
     """Run; the exit code, an error printed."""
     try:
-        return run()
+        try:
+            code = run()
+            flushed()
+        except OSError as error:
+            if (told := disk_error(error)) is None:
+                raise
+            flushed()  # where it is stdout that is full, that is said
+            raise told from error
+        return code
     except MMCompressError as error:
         print(f"error: {error.what}", file=sys.stderr)
         if error.hint:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
+
+from mmcompress.errors import UsageError
 
 
 def never_failing() -> None:
@@ -11,6 +14,25 @@ def never_failing() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+
+
+def flushed() -> None:
+    """Write out what stdout still holds, so that a full disk is known before the process ends. UsageError where it is.
+
+    A reader that went away, `| head` say, has what it wanted.
+    """
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _dropped()
+    except OSError as error:
+        _dropped()
+        raise UsageError(f"the output cannot be written: {error.strerror}", "send it to another file") from error
+
+
+def _dropped() -> None:
+    """Give up what stdout holds: Python would try it again at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def encodes(text: str) -> bool:

@@ -21,7 +21,7 @@ from mmcompress.errors import CorruptInputError, MissingRequirementError, UsageE
 from mmcompress.manifest import Kind, Manifest, hash_json
 from mmcompress.pack import SUFFIX, pack, read_pack, unpack
 from mmcompress.pipeline.ssh import NOT_FOUND, Answer, Host, check, connected, tidied_when_terminated
-from mmcompress.places import MANIFEST, check_place
+from mmcompress.places import MANIFEST, check_place, writing
 from mmcompress.progress import say
 from mmcompress.strictjson import json_from_text
 
@@ -116,7 +116,8 @@ def run_stage(there: There, stage: str, words: Sequence[str], out: Path) -> Arti
     if not sources:
         raise UsageError(f"remote {stage} needs an artifact or a pack", "give it after the host, before other options")
     check_place(out, sources, stage)
-    out.parent.mkdir(parents=True, exist_ok=True)
+    with writing(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
     with tidied_when_terminated(), TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
         packed = [_as_pack(source, Path(folder) / f"{at}{SUFFIX}") for at, source in enumerate(sources)]
         for source, (_, manifest) in zip(sources, packed, strict=True):

@@ -15,7 +15,7 @@ from typing import Any, cast, get_args
 
 from mmcompress.artifact import Artifact
 from mmcompress.compress.int8.comparison import CalibrationComparison
-from mmcompress.config import ExportConfig, Precision, QuantizeConfig, StageConfig
+from mmcompress.config import EIGHT_BITS, ExportConfig, Precision, QuantizeConfig, StageConfig
 from mmcompress.data.layout import say_classes
 from mmcompress.data.spec import same_set
 from mmcompress.errors import UsageError, suggestion
@@ -338,7 +338,7 @@ def export(source: str, out: Path, given: Given = NOTHING, static: bool = False)
     precisions = ("fp32",) if checkpoint is None else natural_precisions(checkpoint)
     natural = {"precisions": tuple(dict.fromkeys((*precisions, *(["fp32"] if static else []))))}
     built = cast(ExportConfig, checked("export", natural, to["export"]))
-    calibrated = [precision for precision in built.precisions if precision in ("int8", "fp8")]
+    calibrated = [precision for precision in built.precisions if precision in EIGHT_BITS]
     if calibrated and (checkpoint is None or RANGES not in checkpoint.manifest.files):
         raise UsageError(
             f"{source} is not quantized, so it cannot be exported in {calibrated[0]}",

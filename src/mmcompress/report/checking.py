@@ -13,7 +13,7 @@ from mmcompress.errors import GateFailedError, UsageError
 from mmcompress.formats import compact
 from mmcompress.gates import Gates
 from mmcompress.manifest import Kind
-from mmcompress.places import MANIFEST
+from mmcompress.places import MANIFEST, writing_file
 from mmcompress.report.document import GateVerdict, ReportDocument
 from mmcompress.report.enginegates import judged_engine
 from mmcompress.report.judging import judged
@@ -40,7 +40,8 @@ def check(
     if junit is not None:
         _write_junit(junit, verdicts)
     if markdown is not None:
-        markdown.write_text(markdown_table(verdicts), encoding="utf-8")
+        with writing_file(markdown):
+            markdown.write_text(markdown_table(verdicts), encoding="utf-8")
     return verdicts
 
 
@@ -83,8 +84,8 @@ def _write_junit(path: Path, verdicts: Sequence[GateVerdict]) -> None:
     """Over nothing but an earlier JUnit file: `--junit report.json` must not cost the report."""
     if path.exists() and not (path.is_file() and b"<testsuites" in path.read_bytes()[:256]):
         raise UsageError(f"{path} exists and is no JUnit file, so it is not overwritten", "give another --junit")
-    path.absolute().parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(junit_xml(verdicts))
+    with writing_file(path):
+        path.write_bytes(junit_xml(verdicts))
 
 
 def enforce(verdicts: Sequence[GateVerdict]) -> None:

@@ -116,7 +116,12 @@ def _values(report: ReportDocument, row: Row, name: str, gates: Gates) -> list[t
     """A figure of the row and where it was taken; of a latency one for each machine."""
     if name not in LATENCY:
         apart = name.startswith("int8_against_fp32.") and row.int8_against_fp32 is None
-        return [(_figure(row, name), "the row is not INT8, or its own FP32 is no row before it" if apart else "")]
+        return [
+            (
+                _figure(row, name),
+                "the row is not INT8 or FP8, or its own FP32 is no row before it" if apart else "",
+            )
+        ]
     entries = _entries(report, row, gates)
     return [(figure(entry, name), place(entry)) for entry in entries] or [(None, "no such latency")]
 

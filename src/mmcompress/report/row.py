@@ -117,7 +117,7 @@ class Row(Part):
     unseen_images: int | None
     """How many these are; null where there is no drift measurement."""
     int8_against_fp32: Int8Distance | None
-    """From the FP32 row that it was quantized from; null where it is not INT8, and where there is no such row."""
+    """From the FP32 row that it was quantized from; null where it is not in 8 bits, and where there is no such row."""
     cosine_histogram: CosineHistogram | None
     """Against the first row; null of the first row, where the dimensions differ, and where there is no drift."""
     per_class: tuple[ClassChange, ...]

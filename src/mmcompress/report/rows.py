@@ -55,14 +55,16 @@ def row_of(
     )
 
 
+_SMALLEST_FIRST: tuple[Precision, ...] = ("int8", "fp8", "fp32", "fp16")
+
+
 def relative(path: Path, folder: Path) -> str:
     return Path(os.path.relpath(path, folder)).as_posix()
 
 
 def _smallest_precision(graphs: Sequence[Graph]) -> Precision | None:
-    order: tuple[Precision, ...] = ("int8", "fp8", "fp32", "fp16")
     held = {graph.precision for graph in graphs}
-    return next((precision for precision in order if precision in held), None)
+    return next((precision for precision in _SMALLEST_FIRST if precision in held), None)
 
 
 def plain(entry: MachineLatency, batch: int) -> bool:
@@ -83,12 +85,18 @@ def by_backend(latency: Sequence[MachineLatency], precision: Precision | None, m
     return {backend: entry.p50_ms for backend, entry in best.items() if entry is not None}
 
 
-def delivered_bytes(artifact: Artifact, precision: str | None, activations: str | None) -> int | None:
-    """Both towers' files in one precision, external weights included; of two INT8 files the one that was run."""
-    graphs = [graph for graph in artifact.manifest.graphs if graph.precision == precision]
-    kinds = {graph.activations for graph in graphs}
-    wanted = next((kind for kind in (activations, "unsigned", "signed", "float") if kind in kinds), None)
-    names = {graph.file for graph in graphs if graph.activations == wanted}
+def delivered_bytes(artifact: Artifact, precision: Precision | None, activations: str | None) -> int | None:
+    """Both towers' files in one precision, external weights included; of two INT8 files the one that was run.
+
+    A tower that stays in float whole has no file in INT8, and its float file counts.
+    """
+    names = set()
+    for tower in dict.fromkeys(graph.tower for graph in artifact.manifest.graphs):
+        graphs = [graph for graph in artifact.manifest.graphs if graph.tower == tower]
+        own = precision if any(graph.precision == precision for graph in graphs) else _smallest_precision(graphs)
+        kinds = {graph.activations for graph in graphs if graph.precision == own}
+        wanted = next((kind for kind in (activations, "unsigned", "signed", "float") if kind in kinds), None)
+        names |= {graph.file for graph in graphs if (graph.precision, graph.activations) == (own, wanted)}
     files = artifact.manifest.files
     sizes = [entry.bytes for file, entry in files.items() if any(file.startswith(name) for name in names)]
     return sum(sizes) if sizes else None

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from mmcompress.artifact import Artifact
+from mmcompress.config import EIGHT_BITS
 from mmcompress.data.sentences import SENTENCES
 from mmcompress.document import Interval
 from mmcompress.formats import BACKENDS, megabytes, percent, significant
@@ -62,8 +63,9 @@ def highlights(document: ReportDocument) -> list[Highlight]:
         note = f"{megabytes(last.bytes)} after {megabytes(first.bytes)}"
         figures.append(_highlight("smaller", smaller, "times", note))
     if quantized := last.int8_against_fp32:
-        note = f"best answers that INT8 changes, against {quantized.row}"
-        figures.append(_highlight("flips by INT8", quantized.flip_rate, "percent", note))
+        bits = (last.precision or "int8").upper()
+        note = f"best answers that {bits} changes, against {quantized.row}"
+        figures.append(_highlight(f"flips by {bits}", quantized.flip_rate, "percent", note))
     elif last.metrics.flip_rate is not None:
         note = f"best answers that differ from {first.row}'s"
         figures.append(_highlight("flips", last.metrics.flip_rate, "percent", note))
@@ -159,11 +161,11 @@ def not_measured(document: ReportDocument) -> list[str]:
     if without:
         sentences.append(f"Accuracy of {', '.join(without)}: no drift measurement has these rows.")
     without = [
-        row.row for row in document.rows if row.against and row.precision == "int8" and not row.int8_against_fp32
+        row.row for row in document.rows if row.against and row.precision in EIGHT_BITS and not row.int8_against_fp32
     ]
     if without:
         sentences.append(
-            f"What INT8 alone costs, of {', '.join(without)}: the FP32 that it is from is no row before it."
+            f"What 8 bits alone cost, of {', '.join(without)}: the FP32 that it is from is no row before it."
         )
     without = [row.row for row in document.rows if not row.latency]
     if without:

@@ -208,16 +208,16 @@ def test_every_part_is_taken_only_where_it_is_closer() -> None:
 def test_what_is_needed_and_what_counts_as_gained() -> None:
     drift = {"signed": {"image": 1e-4, "text": 0.0}}
     before, worse, more = (FitCost(drift, Cost(*figures)) for figures in ((0.01, 0.1), (0.02, 0.1), (0.01, 0.2)))
-    none, anything = FitCost({"signed": {"image": 0.0}}, Cost(0.0, 0.0)), Budget(None, None)
-    assert needed(before, Budget(0.005, None)) and not needed(before, Budget(0.01, None))
-    assert needed(before, Budget(0.01, 0.09)) and not needed(before, Budget(None, 0.1))
+    none, anything = FitCost({"signed": {"image": 0.0}}, Cost(0.0, 0.0)), Budget(None, None, 100)
+    assert needed(before, Budget(0.005, None, 100)) and not needed(before, Budget(0.01, None, 100))
+    assert needed(before, Budget(0.01, 0.09, 100)) and not needed(before, Budget(None, 0.1, 100))
     assert needed(before, anything) and not needed(none, anything)
     some, nothing = {"signed": {"image": True}}, {"signed": {"image": False}}
-    both = Budget(0.005, 0.005)
+    both = Budget(0.005, 0.005, 100)
     assert gained(some, before, before, both) and not gained(nothing, before, before, both)  # type: ignore[arg-type]
     assert not gained(some, before, worse, both), "closer, and further from the budget"  # type: ignore[arg-type]
     assert not gained(some, before, more, both)  # type: ignore[arg-type]
-    assert gained(some, before, worse, anything) and gained(some, before, more, Budget(0.005, None))  # type: ignore[arg-type]
+    assert gained(some, before, worse, anything) and gained(some, before, more, Budget(0.005, None, 100))  # type: ignore[arg-type]
 
 
 def test_a_checkpoint_in_float_is_refused(world: Path, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from mmcompress.cli.show_compress import quantize_summary
 from mmcompress.compress.int8 import sensitivity
 from mmcompress.compress.int8.samples import Captioned, filled_up, warn_of_few
 from mmcompress.compress.int8.sensitivity import fewest_kept
-from mmcompress.config import DataConfig, DriftConfig, VerdictConfig
+from mmcompress.config import DataConfig, DriftConfig, QuantizeConfig, VerdictConfig
 from mmcompress.data.sample import image_of, mark_of
 from mmcompress.data.spec import fingerprint
 from mmcompress.errors import UsageError
@@ -215,7 +215,7 @@ def test_a_budget_that_cannot_hold_keeps_linears_in_float(
 
     monkeypatch.setattr(sensitivity, "fewest_kept", lambda drifts, _: fewest_kept(drifts, used))
     monkeypatch.setattr(sensitivity, "cost", lambda *_: Cost(0.32, 0.0))
-    found = quantize(world, tmp_path / "q", "max_drop=0.295", "max_flips=1", "rounding=nearest", "smooth=[]")
+    found = quantize(world, tmp_path / "q", "max_drop=0.1", "max_flips=1", "rounding=nearest", "smooth=[]")
     ranking = [row["module"] for row in found.manifest.facts["sensitivity"]]
     assert found.manifest.facts["kept"] == sorted(ranking[:3])
 
@@ -234,7 +234,7 @@ def test_flips_have_a_budget_of_their_own_on_validation_pairs(
 
     monkeypatch.setattr(calibrate, "held_pairs", held)
     monkeypatch.setattr(sensitivity, "cost", lambda *_: Cost(0.0, 0.5))
-    settings = ("max_drop=1", "max_flips=0.4", "rounding=nearest", "smooth=[]")
+    settings = ("max_drop=1", "max_flips=0.2", "rounding=nearest", "smooth=[]")
     found = quantize(world, tmp_path / "q", f"data.validation={world}", *settings)
     assert seen == [str(world), str(world)], "one to fit, one to judge"
     assert len(found.manifest.facts["kept"]) == 33 and found.manifest.metrics["calibration"]["flips"] == 0.5
@@ -257,13 +257,16 @@ def test_images_choose_between_the_labels(world: Path, tmp_path: Path, monkeypat
 
 def test_a_set_that_is_read_again_and_again_is_no_judge(capsys: pytest.CaptureFixture[str]) -> None:
     def warned(images: list[Any], texts: list[Any]) -> str:
-        warn_of_few(images, texts)
+        warn_of_few(config, images, texts)
         return " ".join(capsys.readouterr().err.split())
 
+    config = QuantizeConfig(data=DataConfig(), max_drop=None, max_flips=None)
     one, many = np.zeros((1, 3, 4, 4)), [np.arange(64.0).reshape(64, 1)]
     assert "1 different images judge" in warned([one] * 80, many)
     assert not warned(many, [np.arange(20).reshape(20, 1)])
     assert "19 different texts calibrate the text tower" in warned(many, [np.arange(19).reshape(19, 1)] * 4)
+    config = QuantizeConfig(data=DataConfig(), max_drop=0.005, max_flips=0.02)
+    assert "64 different images judge INT8, so what it costs is hardly known; 100 are needed" in warned(many, many)
 
 
 def test_photos_by_year_are_told_to_be_classes(

@@ -16,11 +16,17 @@ from torch.nn import functional as F
 from mmcompress.artifact import Artifact
 from mmcompress.compress.int8.graphfit import calibrated, chosen_ranges, rounded_all
 from mmcompress.compress.int8.graphtower import GraphTower, computed, paired, unpaired
-from mmcompress.config import DataConfig, QuantizeGraphsConfig
+from mmcompress.config import DataConfig, DriftConfig, QuantizeGraphsConfig, VerdictConfig
 from mmcompress.errors import UsageError
+from mmcompress.export.export import Variant
 from mmcompress.export.products import Product, attributes, products_of
 from mmcompress.int8 import GRAPH_RANGES, INTEGERS, dequantize_weight
+from mmcompress.measure.drift.drift import drift_document
+from mmcompress.measure.verdict import contest
+from mmcompress.measure.verdict.contestants import written
+from mmcompress.measure.verdict.origins import origin_of
 from mmcompress.pipeline.run import run_stage
+from mmcompress.report.rows import delivered_bytes
 from mmcompress.runtime.encoder import Encoder
 from mmcompress.stages import STAGES
 from mmcompress.strictjson import read_json
@@ -154,6 +160,41 @@ def test_a_budget_keeps_what_loses_most_in_float(world: tuple[Artifact, Path], t
     names = {node.name for node in onnx.load(str(kept.file("image-int8-signed.onnx"))).graph.node}
     assert "image.grouped.Conv.weight.dequantize" not in names and f"{CONVOLUTIONS[0]}.weight.dequantize" in names
     assert "image.grouped.Conv" not in read_json(kept.file(GRAPH_RANGES), "")
+
+
+def test_a_tower_that_stays_in_float_whole_has_no_int8_graph_and_no_verdict_calls_it_so(
+    world: tuple[Artifact, Path], quantized: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = [name for name in read_json(quantized.file(GRAPH_RANGES), "") if name.startswith("text.")]
+    kept = fit(*world, tmp_path / "kept", samples=20, held=20, keep=tuple(text))
+    held = [(graph.tower, graph.precision) for graph in kept.manifest.graphs]
+    assert held == [("image", "fp32"), ("image", "int8"), ("text", "fp32"), ("image", "int8")]
+    origin = origin_of(kept)
+    candidate, numerics = next(origin.candidates("onnxruntime"))
+    config = VerdictConfig(data=DataConfig())
+    int8 = written(origin, tmp_path, config, candidate.name, Variant("int8", numerics), "onnxruntime")
+    assert {tower: entrant.graph.precision for tower, entrant in int8.towers.items()} == {
+        "image": "int8",
+        "text": "fp32",
+    }
+    assert int8.towers["text"].path.read_bytes() == kept.file("text-fp32.onnx").read_bytes()
+    for name, value in {"ROUND_S": 0.002, "SCREENING_ROUNDS": 4, "ROUNDS": 4}.items():
+        monkeypatch.setattr(contest, name, value)
+    verdict = run_stage(
+        STAGES["verdict"],
+        VerdictConfig(data=DataConfig(validation=str(world[1])), backend="onnxruntime", seconds=0.01, samples=40),
+        {"graphs": kept},
+        (),
+        tmp_path / "verdict",
+    )
+    held = [(graph.tower, graph.precision) for graph in verdict.manifest.graphs]
+    assert held == [("image", "fp32"), ("image", "int8"), ("text", "fp32")]
+    said = verdict.manifest.facts["recommendation"]
+    assert "INT8 on ONNX Runtime with the text tower in FP32" in said["sentence"]
+    assert not [name for name in verdict.manifest.files if name.startswith("text-int8")]
+    files = [graph.file for graph in verdict.manifest.graphs if (graph.tower, graph.precision) != ("image", "fp32")]
+    assert delivered_bytes(verdict, "int8", None) == sum(verdict.manifest.files[name].bytes for name in files)
+    assert drift_document([verdict], DriftConfig(data=DataConfig(test=str(world[1])))).rows[0].precision == "int8"
 
 
 def test_mistakes_are_named(world: tuple[Artifact, Path], quantized: Artifact, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import io
 import json
 import tarfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -23,6 +24,7 @@ from mmcompress.errors import CorruptInputError, UsageError
 from mmcompress.measure.drift.drift import drift, drift_document
 from mmcompress.measure.drift.testset import prompt_embeddings
 from mmcompress.measure.sanity import of_few
+from mmcompress.runtime.backends import BACKENDS, CPU_BACKENDS
 from mmcompress.runtime.encoder import Encoder
 from mmcompress.twins import FLOAT_MODEL
 
@@ -131,6 +133,22 @@ def test_int8_is_held_against_its_own_fp32_and_no_other(make_artifact: Make, sha
     assert rows[2]["int8_against_fp32"]["flip_rate"] == rows[2]["metrics"]["flip_rate"]
     assert rows[3]["int8_against_fp32"] is None, "nothing says what it was quantized from"
     assert report_of([other, int8], test=str(shard))["rows"][1]["int8_against_fp32"] is None
+
+
+def test_fp8_is_held_against_its_own_fp32_too(
+    make_artifact: Make, shard: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No CPU runs FP8, so here the CPU runtimes are told that they do."""
+    for name in CPU_BACKENDS:
+        monkeypatch.setitem(BACKENDS, name, replace(BACKENDS[name], order=(("fp8", "float"), ("fp32", "float"))))
+    own = make_artifact("own", facts={FLOAT_MODEL: "a"})
+    other = make_artifact("other", make_model(1), facts={FLOAT_MODEL: "b"})
+    fp8 = make_artifact("fp8", make_model(2), precisions=("fp8",), facts={FLOAT_MODEL: "a"})
+    rows = report_of([own, other, fp8], test=str(shard))["rows"]
+    assert rows[2]["precision"] == "fp8" and rows[2]["int8_against_fp32"]["row"] == "own"
+    assert rows[2]["int8_against_fp32"]["flip_rate"] == rows[2]["metrics"]["flip_rate"] > 0
+    assert report_of([other, fp8], test=str(shard))["rows"][1]["int8_against_fp32"] is None
+    assert "what FP8 alone costs is not measured" in " ".join(capsys.readouterr().err.split())
 
 
 def test_what_few_images_and_texts_cannot_say_is_said(

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 from held_out import held_out_drift
 
+from mmcompress.artifact import Artifact
 from mmcompress.budget import Budget
 from mmcompress.config import Backend, Precision
+from mmcompress.errors import GateFailedError
 from mmcompress.manifest import Graph
 from mmcompress.measure.estimate import Ratio
 from mmcompress.measure.verdict.contest import Contestant, Entrant
-from mmcompress.measure.verdict.ruling import MARGIN, named, ruled, sentence
+from mmcompress.measure.verdict.ruling import MARGIN, enforce, named, ruled, sentence
 
 GRAPH = Graph(file="image-fp32.onnx", tower="image", precision="fp32", inputs=(), outputs=())
 
 
 def contestant(name: str, precision: Precision, backend: Backend) -> Contestant:
-    return Contestant(name, precision, {"image": Entrant(Path("image-fp32.onnx"), GRAPH, backend, 2)})
+    graph = GRAPH.model_copy(update={"precision": precision})
+    return Contestant(name, precision, {"image": Entrant(Path("image-fp32.onnx"), graph, backend, 2)})
 
 
 FP32, FP16, INT8 = (
@@ -50,9 +55,10 @@ def rule(
     width: float = 0.01,
     flips: float = 0.0,
     max_flips: float | None = 0.02,
+    images: int = 10**8,
 ) -> tuple[Any, str]:
     faster = faster_of({INT8: int8, FP32: fp32, ORT: ort, FP16: fp16}, width)
-    drift, budget = held_out_drift(r10_lost=lost, flip_rate=flips), Budget(0.005, max_flips)
+    drift, budget = held_out_drift(r10_lost=lost, flip_rate=flips), Budget(0.005, max_flips, images)
     ruling = ruled(INT8, drift, [FP32, ORT, FP16], faster, budget)
     return ruling, sentence(ruling, INT8, drift, faster, budget, 400)
 
@@ -74,7 +80,7 @@ def test_int8_has_to_beat_the_fastest_float_graph_of_any_precision_and_backend()
 
 @pytest.mark.parametrize("int8", [1.0, 3.0])
 def test_photos_are_not_spoken_of_as_if_they_had_captions(int8: float) -> None:
-    faster, budget = faster_of({INT8: int8, FP32: 2.0}), Budget(0.005, 0.02)
+    faster, budget = faster_of({INT8: int8, FP32: 2.0}), Budget(0.005, 0.02, 100)
     ruling = ruled(INT8, held_out_drift(), [FP32], faster, budget)
     said = sentence(ruling, INT8, held_out_drift(), faster, budget, 76, "60 sentences that ship")
     assert "pairs" not in said and ("on 76 held-out photos it loses" in said) == ruling.int8 == (int8 < 2)
@@ -104,11 +110,37 @@ def test_drift_beyond_the_budget_is_an_obstacle_however_fast() -> None:
     assert ruling.int8 and "answers 50.00% of the images otherwise (any were allowed)" in said
 
 
+def test_a_limit_that_chance_may_have_passed_is_no_obstacle_and_is_said() -> None:
+    ruling, said = rule(1.0, 3.0, 3.1, 3.2, flips=0.03, images=100)
+    assert ruling.int8 and said.startswith("Ship INT8") and len(ruling.doubts) == 1
+    assert f"In doubt: {ruling.doubts[0]}." in said
+    ruling, _ = rule(1.0, 3.0, 3.1, 3.2, flips=0.03, images=10_000)
+    assert not ruling.int8 and not ruling.doubts
+
+
+@pytest.mark.parametrize("doubts", [(), ("it answers 3.00% of the images otherwise",)])
+def test_strict_accepts_no_doubt(doubts: tuple[str, ...]) -> None:
+    said = {"int8": True, "sentence": "Ship it.", "doubts": doubts}
+    artifact = cast(Artifact, SimpleNamespace(path="v", manifest=SimpleNamespace(facts={"recommendation": said})))
+    enforce(artifact, strict=False)
+    if not doubts:
+        enforce(artifact, strict=True)
+        return
+    with pytest.raises(GateFailedError, match="INT8 is in doubt: Ship it"):
+        enforce(artifact, strict=True)
+
+
 def test_the_plainer_float_graph_stays_unless_another_is_clearly_faster() -> None:
     ruling, said = rule(int8=1.0, fp32=1.0, ort=1.5, fp16=0.99)
     assert ruling.ship is FP32 and ruling.to_beat is FP16
     assert f"{named(FP16)} is not clearly faster (1.01 times as fast" in said
     assert rule(int8=1.0, fp32=1.0, ort=1.5, fp16=0.9)[0].ship is FP16
+
+
+def test_a_tower_that_is_all_float_is_named_so() -> None:
+    text = Entrant(Path("text-fp32.onnx"), GRAPH.model_copy(update={"tower": "text"}), "openvino", 2)
+    assert named(replace(INT8, towers={**INT8.towers, "text": text})) == "INT8 on OpenVINO with the text tower in FP32"
+    assert named(INT8) == "INT8 on OpenVINO"
 
 
 def test_both_obstacles_are_named_in_every_order_of_speed() -> None:
@@ -123,6 +155,6 @@ def test_both_obstacles_are_named_in_every_order_of_speed() -> None:
 def test_nan_is_within_no_budget_and_beats_nothing() -> None:
     nan = float("nan")
     for moved in (held_out_drift(r10_lost=nan), held_out_drift(flip_rate=nan)):
-        assert not Budget(0.005, 0.02).holds(moved.cost)
+        assert not Budget(0.005, 0.02, 100).holds(moved.cost)
     ruling, _ = rule(int8=1.0, fp32=2.0, ort=2.0, fp16=2.0, width=nan)
     assert not ruling.int8

@@ -27,7 +27,8 @@ from mmcompress.data.batches import batches, read
 from mmcompress.data.preprocess import normalize
 from mmcompress.data.spec import fingerprint
 from mmcompress.errors import CorruptInputError, GateFailedError, MissingRequirementError, UsageError
-from mmcompress.export.export import read_int8
+from mmcompress.export.export import Variant, read_int8
+from mmcompress.export.graph import Numerics
 from mmcompress.int8 import linear_modules
 from mmcompress.measure import early
 from mmcompress.measure.interleave import Record
@@ -42,6 +43,7 @@ from mmcompress.pipeline.recipe import parse_assignments
 from mmcompress.pipeline.run import run_stage
 from mmcompress.runtime.backends import CPU_BACKENDS, graph_for, open_file, open_session
 from mmcompress.runtime.encoder import Encoder
+from mmcompress.runtime.session import Tower
 from mmcompress.seen import SEEN, Seen
 from mmcompress.stages import STAGES
 
@@ -118,6 +120,19 @@ def test_the_recommendation_follows_from_the_figures(made: Artifact) -> None:
     assert (found["recommendation"]["precision"] == "int8") == found["recommendation"]["int8"] == int8["recommended"]
 
 
+@pytest.mark.parametrize("tower", ["image", "text"])
+def test_a_tower_whose_linears_all_stay_in_float_is_the_float_graph(world: Path, tmp_path: Path, tower: Tower) -> None:
+    origin, config = origins.origin_of(Artifact.open(world / "quantized")), VerdictConfig(data=DataConfig())
+    candidate, numerics = next(origin.candidates("onnxruntime"))
+    fp32 = contestants.written(origin, tmp_path, config, "fp32", Variant("fp32", Numerics()), "onnxruntime")
+    kept = replace(numerics, kept=frozenset(origin.products(tower)))
+    int8 = contestants.written(origin, tmp_path, config, candidate.name, Variant("int8", kept), "onnxruntime")
+    for name, entrant in int8.towers.items():
+        assert entrant.graph.precision == ("fp32" if name == tower else "int8")
+        same = entrant.path.read_bytes() == fp32.towers[name].path.read_bytes()
+        assert same == (name == tower)
+
+
 def embedded(artifact: Artifact, held: Held, precision: Any) -> list[NDArray[np.float32]]:
     """Images and texts, as a delivered artifact embeds them."""
     assert artifact.preprocessing is not None
@@ -173,10 +188,10 @@ def test_drift_is_measured_from_the_fastest_on_until_two_are_within_the_budget()
         asked.append(one)
         return held_out_drift(r10_lost=lost[one], flip_rate=0.03 if one is d else 0.0)
 
-    drop = Budget(0.005, None)
+    drop = Budget(0.005, None, 10**8)
     assert verdict.within_budget([a, b, c, d, e], drift_of, drop)[0] == [b, d] and asked == [a, b, c, d]
     assert verdict.within_budget([a, b, c, d, e], drift_of, replace(drop, max_flips=0.02))[0] == [b, e]
-    finalists, drifts = verdict.within_budget([a, b, c], drift_of, Budget(0.001, None))
+    finalists, drifts = verdict.within_budget([a, b, c], drift_of, Budget(0.001, None, 10**8))
     assert finalists == [b] and set(drifts) == {a, b, c}, "the one that loses least stands for INT8"
 
 
