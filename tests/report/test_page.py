@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 from PIL import Image
 from site_folder import fetch_packages, served
+from test_browser import CONTRAST
 from tokenizers import Tokenizer
 from toy_model import Model, image_onnx, make_model, text_onnx
 
@@ -350,3 +351,9 @@ def test_narrow_page_does_not_scroll_sideways(site: Site) -> None:
     site.page.call("Emulation.setDeviceMetricsOverride", width=360, height=800, deviceScaleFactor=1, mobile=True)
     assert site.page.evaluate("document.documentElement.scrollWidth") == 360
     site.page.call("Emulation.clearDeviceMetricsOverride")
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_text_has_the_contrast_of_wcag_aa(site: Site, theme: str) -> None:
+    site.page.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": theme}])
+    assert site.page.evaluate(CONTRAST) >= 4.5

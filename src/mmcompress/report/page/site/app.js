@@ -40,17 +40,16 @@ function table(caption, heads, rows) {
   for (const [name, figure, share] of rows) {
     const row = body.insertRow();
     row.append(element("th", name, { scope: "row" }));
-    row.insertCell().append(figure);
-    if (share !== undefined) row.insertCell().append(element("meter", "", { value: share, "aria-hidden": "true" }));
+    row.insertCell().append(figure, element("meter", "", { value: share, "aria-hidden": "true" }));
   }
   return made;
 }
 
-function choose(file) {
+function choose(file, name = file.name) {
   chosen = file;
   URL.revokeObjectURL(at("preview").src);
   at("preview").src = URL.createObjectURL(file);
-  at("preview").alt = file.name;
+  at("preview").alt = name;
   at("preview").hidden = false;
   if (at("labels").value.trim()) classify();
 }
@@ -64,7 +63,7 @@ const classify = () => doing("Looking…", async () => {
   const answers = await classified(ask, description.models, chosen, labels, template);
   at("shares").replaceChildren(...answers.map(({ name, shares, image_ms, text_ms }) => {
     const caption = `${name}: image ${time(image_ms)}, a text ${time(text_ms)}`;
-    return table(caption, ["Label", "Share", ""], shares.map(({ label, share }) => [label, percent(share), share]));
+    return table(caption, ["Label", "Share"], shares.map(({ label, share }) => [label, percent(share), share]));
   }));
   return answers.map(({ name, shares: [best] }) => `${name}: ${best.label}, ${percent(best.share)}.`).join(" ");
 });
@@ -75,7 +74,7 @@ async function add(name, url, file) {
   const place = pictures.push({ name, url, answers }) - 1;
   const button = element("button", "", { type: "button", "aria-label": `Classify ${name}` });
   button.append(element("img", "", { src: url, alt: name, width: 64, height: 64 }));
-  button.addEventListener("click", () => { choose(file); at("classify-heading").scrollIntoView(); });
+  button.addEventListener("click", () => { choose(file, name); at("classify-heading").focus(); });
   const item = element("li", "", { "data-place": place });
   item.append(button);
   at("pictures").append(item);
