@@ -40,8 +40,8 @@ TIMES, SPLIT = "times.json", "split.json"
 class Judge:
     """What INT8 is judged by."""
 
-    data: str | None
-    """Pairs; without any FP16 is sent."""
+    data: str
+    """Pairs."""
     samples: int
     """Of these pairs."""
     max_flips: float
@@ -58,7 +58,8 @@ class Wish:
     backend: Backend
     precision: Precision | None
     threads: int | None
-    judge: Judge
+    judge: Judge | None
+    """Without one FP16 is sent."""
     loopback: bool
 
 
@@ -79,10 +80,10 @@ def check_wish(wish: Wish) -> None:
     places = list(wish.devices.values())
     if len(places) == 2 and wish.line is None:
         raise UsageError("two devices have a line between them", "say how fast it is: --bandwidth 20Mbps")
-    if len(places) == 1 and (wish.line is not None or wish.loopback or places != [HERE]):
+    if len(places) == 1 and (wish.line or wish.loopback or wish.judge or places != [HERE]):
         raise UsageError(
             f"{', '.join(wish.devices)} alone is measured and nothing is split",
-            "name two devices, or --device NAME=here without --bandwidth and --loopback",
+            "name two devices, or --device NAME=here without --bandwidth, --data and --loopback",
         )
     if wish.loopback and set(places) != {HERE}:
         raise UsageError(
@@ -149,7 +150,7 @@ def _chosen(
     assert wish.line is not None
     cuts = tried_cuts(model, graph.file)
     flips, ways, wire = None, _ways(graph, cuts, tables, wish.line, "fp16"), "fp16"
-    if wish.judge.data is not None:
+    if wish.judge is not None:
         coarse = _ways(graph, cuts, tables, wish.line, "int8")
         flips = _flips(artifact, graph, halves(model, cuts[plan.best_cut(coarse).behind][0], "int8"), wish)
         if flips <= wish.judge.max_flips:
@@ -189,7 +190,7 @@ def _ways(
 
 def _flips(artifact: Artifact, graph: Graph, parts: tuple[Any, Any], wish: Wish) -> float:
     """Share of the samples' images that get another best caption when the halves send INT8."""
-    assert wish.judge.data is not None
+    assert wish.judge is not None
     rule = artifact.preprocessing
     if rule is None:
         raise UsageError(f"{artifact.path} does not say how images are prepared", "export the artifact again")

@@ -154,6 +154,8 @@ def test_from_device_to_device(
     run_too = cli("split", exported.path, *both, "--out", tmp_path / "both", *common)
     found = json.loads(run_too.out)["split"]
     assert found["measured_ms"] >= 8e3 * (found["cut"]["sent_bytes"] - 100) / 2e6
+    over = cli("split", exported.path, "--device", devices, "--bandwidth", "1Gbps", "--out", tmp_path / "box", *common)
+    assert over.code == 2 and "which is read to make it" in over.err
     other = cli("split", exported.path, "--device", devices, "--bandwidth", "1Gbps", "--out", tmp_path / "x", "--json")
     assert other.code == 4 and "measure there again" in other.err
 
@@ -196,6 +198,12 @@ def test_int8_is_sent_where_the_budget_holds(
         (("--device", "a,b", "--bandwidth", "1Mbps"), "does not name two devices"),
         (("--device", "a=here,a=here", "--bandwidth", "1Mbps"), "does not name two devices"),
         (("--device", "a=here", "--bandwidth", "1Mbps"), "a alone is measured and nothing is split"),
+        (("--device", "a=here", "--data", "demo:val"), "a alone is measured and nothing is split"),
+        (("--device", "a=here", "--rtt-ms", "1"), "--rtt-ms is of a line, and none is given"),
+        (
+            ("--device", "a=here,b=here", "--bandwidth", "1Mbps", "--max-flips", "0"),
+            "judged on pairs, and none are given",
+        ),
         (("--device", "a=here,b=nowhere.json", "--bandwidth", "1Mbps"), "there is no table nowhere.json"),
         (("--device", "a=here,b=nowhere.json", "--bandwidth", "1Mbps", "--loopback"), "a table is of another one"),
         (("--device", "a=here,b=here", "--bandwidth", "1Mbps", "--precision", "int4"), "there is no precision 'int4'"),

@@ -509,12 +509,15 @@ def split(
         str, typer.Option(metavar="A=…,B=…", help="Two devices: `here`, or the times.json of another; one is measured.")
     ],
     bandwidth: Annotated[str | None, typer.Option(help="Of the line between them: 20Mbps.")] = None,
-    rtt_ms: Annotated[float, typer.Option(min=0, callback=finite, help="Of a round trip on it.")] = 0,
+    rtt_ms: Annotated[float | None, typer.Option(min=0, callback=finite, help="Of a round trip on it.")] = None,
     data: Annotated[str | None, typer.Option(help="Pairs to judge INT8 by; without any, FP16 is sent.")] = None,
-    samples: Annotated[int, typer.Option(min=20, help="Of these pairs.")] = 256,
+    samples: Annotated[int | None, typer.Option(min=20, help="Of these pairs; 256 if not given.")] = None,
     max_flips: Annotated[
-        float, typer.Option(min=0, max=1, callback=finite, help="Share of images that may get another best caption.")
-    ] = 0.02,
+        float | None,
+        typer.Option(
+            min=0, max=1, callback=finite, help="Share of images with another best caption; 0.02 if not given."
+        ),
+    ] = None,
     precision: Annotated[str | None, typer.Option(help="fp32, fp16 or int8; the smallest if not given.")] = None,
     backend: Backend = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Of the runtime; all cores if not given.")] = None,
@@ -527,8 +530,9 @@ def split(
     from mmcompress.cli import console, show_use
     from mmcompress.pipeline import splitting
 
-    judge = splitting.Judge(data, samples, max_flips)
-    wish = splitting.wished(device, bandwidth, float(rtt_ms or 0), backend, precision, threads, judge, loopback)
+    judge = splitting.judge(data, samples, max_flips)
+    line = splitting.line(bandwidth, rtt_ms)
+    wish = splitting.wished(device, line, backend, precision, threads, judge, loopback)
     console.show(*show_use.split_summary(*splitting.split(artifact, out, wish)), json)
 
 
