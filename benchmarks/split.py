@@ -23,9 +23,9 @@ from mmcompress.formats import count, milliseconds
 from mmcompress.huggingface import save_checkpoint
 from mmcompress.manifest import Kind, Preprocessing, TextProcessing
 from mmcompress.measure.split import plan
-from mmcompress.measure.split.halves import halves, sent_bytes
+from mmcompress.measure.split.halves import halves, sent_bytes, stream_of
 from mmcompress.measure.split.loopback import measured_ms
-from mmcompress.measure.split.times import measured_times, tried_cuts, written
+from mmcompress.measure.split.times import measured_times, written
 from mmcompress.model import DualEncoder, initialize
 from mmcompress.packaged import packaged
 from mmcompress.pipeline import standalone
@@ -62,10 +62,10 @@ def main() -> None:
         exported = standalone.export(source, work / "graphs", {"precisions": ("fp32",)})
         graph = graph_for(exported, "image", "onnxruntime", "fp32")
         model = onnx.load(str(exported.file(graph.file)))
-        times = measured_times(model, "", graph, "onnxruntime", asked.threads, work)
-        cuts = tried_cuts(model, graph.file)
-        behind = sorted(cuts)[len(cuts) // 2]
-        tensor, tokens, width = cuts[behind]
+        every = stream_of(model, graph.file)
+        behind = sorted(every)[len(every) // 2]
+        tensor, tokens, width = every[behind]
+        times = measured_times(model, {behind: every[behind]}, "", graph, "onnxruntime", asked.threads, work)
         first, second = (
             written(half, work / f"{name}.onnx", graph, "onnxruntime", asked.threads)
             for name, half in zip(("a", "b"), halves(model, tensor, "fp16"), strict=True)

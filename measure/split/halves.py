@@ -16,11 +16,13 @@ from mmcompress.errors import UsageError, require
 from mmcompress.measure.split.document import Wire
 
 SENT, SCALE = "sent", "scale"
+Cuts = dict[int, tuple[str, int, int]]
+"""Blocks of the first half -> the tensor behind them, and its tokens and width."""
 _BLOCK = re.compile(r"^image\.blocks\.(\d+)\.residual2$")
 
 
-def stream_of(model: Any, where: str) -> dict[int, tuple[str, int, int]]:
-    """Blocks of the first half -> the tensor behind them, and its tokens and width; the last block is never cut off.
+def stream_of(model: Any, where: str) -> Cuts:
+    """Behind every block but the last one.
 
     Raises UsageError for a graph whose blocks have no names.
     """

@@ -24,7 +24,7 @@ from mmcompress.measure.agreement import best as best_captions
 from mmcompress.measure.agreement import flipped
 from mmcompress.measure.split import plan
 from mmcompress.measure.split.document import DeviceTimes, SplitDocument, SplitOption, Wire
-from mmcompress.measure.split.halves import halves, sent_bytes
+from mmcompress.measure.split.halves import Cuts, halves, sent_bytes
 from mmcompress.measure.split.loopback import measured_ms
 from mmcompress.measure.split.times import measured_times, tried_cuts, written
 from mmcompress.runtime.backends import graph_for
@@ -105,7 +105,9 @@ def split(artifact: Artifact, wish: Wish, draft: Draft) -> SplitDocument | Devic
     with tempfile.TemporaryDirectory() as work:
         here = None
         if HERE in wish.devices.values():
-            here = measured_times(model, sha256, graph, wish.backend, threads, Path(work))
+            here = measured_times(
+                model, tried_cuts(model, graph.file), sha256, graph, wish.backend, threads, Path(work)
+            )
             here.write(draft.path / TIMES)
         tables = [here if place == HERE else DeviceTimes.read(Path(place)) for place in wish.devices.values()]
         found = [table for table in tables if table is not None]
@@ -173,7 +175,7 @@ def _chosen(
 
 def _ways(
     graph: Graph,
-    cuts: dict[int, tuple[str, int, int]],
+    cuts: Cuts,
     tables: tuple[DeviceTimes, DeviceTimes],
     line: plan.Line,
     wire: Wire,

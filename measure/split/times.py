@@ -18,7 +18,7 @@ from mmcompress.export.export import specs
 from mmcompress.manifest import Graph
 from mmcompress.measure.interleave import Record, add_rounds
 from mmcompress.measure.split.document import DeviceTimes
-from mmcompress.measure.split.halves import halves, stream_of
+from mmcompress.measure.split.halves import Cuts, halves, stream_of
 from mmcompress.runtime.backends import open_file
 from mmcompress.runtime.machine import cpu_model, usable_cores
 from mmcompress.runtime.scheduling import realtime
@@ -54,7 +54,7 @@ def written(model: Any, path: Path, whole: Graph, backend: Backend, threads: int
     return Half(path, whole.model_copy(update={"file": path.name, **ends}), backend, threads)
 
 
-def tried_cuts(model: Any, where: str) -> dict[int, tuple[str, int, int]]:
+def tried_cuts(model: Any, where: str) -> Cuts:
     """As `stream_of`, of a deep tower fewer."""
     every = stream_of(model, where)
     step = -(-len(every) // CUTS)
@@ -62,10 +62,9 @@ def tried_cuts(model: Any, where: str) -> dict[int, tuple[str, int, int]]:
 
 
 def measured_times(
-    model: Any, sha256: str, whole: Graph, backend: Backend, threads: int, folder: Path, seed: int = 0
+    model: Any, cuts: Cuts, sha256: str, whole: Graph, backend: Backend, threads: int, folder: Path
 ) -> DeviceTimes:
-    """A table of one graph on this device; the halves are written into a folder."""
-    cuts = tried_cuts(model, whole.file)
+    """A table of one graph, cut in these ways, on this device; the halves are written into a folder."""
     depth = max(stream_of(model, whole.file)) + 1
     contenders = [written(model, folder / "whole.onnx", whole, backend, threads)]
     for behind, (tensor, _, _) in cuts.items():
@@ -73,7 +72,7 @@ def measured_times(
             contenders.append(written(half, folder / f"{name}-{behind}.onnx", whole, backend, threads))
     records = [Record() for _ in contenders]
     with realtime(threads <= usable_cores()):
-        add_rounds(records, [(one, 1) for one in contenders], ROUND_S, ROUNDS, seed, "timing halves")
+        add_rounds(records, [(one, 1) for one in contenders], ROUND_S, ROUNDS, 0, "timing halves")
     full, *parts = (float(np.median(record.calls)) for record in records)
     return DeviceTimes(
         graph=sha256,
