@@ -90,7 +90,7 @@ class Site:
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     """Two models side by side, opened once; tests look at the page in turn."""
-    fetch_packages()
+    fetch_packages(tmp_path_factory)
     folder = tmp_path_factory.mktemp("page")
     models = [artifact_at(folder / name, seed) for seed, name in enumerate(("student", "teacher"))]
     given = {"data.test": "demo:test", "pictures": 3}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
+import shutil
 import threading
 from collections.abc import Iterator
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -12,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from mmcompress.errors import MissingRequirementError
+from mmcompress.places import cache_folder
 from mmcompress.report.page import npm
 
 
@@ -33,10 +36,19 @@ def served(folder: Path) -> Iterator[str]:
             thread.join()
 
 
-def fetch_packages() -> None:
-    """Into the cache of the tests; skips where no registry answers."""
+def fetch_packages(factory: pytest.TempPathFactory) -> None:
+    """Into the cache of the tests, once for all workers of a run; skips where no registry answers."""
+    base = factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     try:
         for package in npm.PACKAGES:
-            npm.archive_of(package)
+            place, kept = cache_folder() / "npm" / package.archive, shared / package.archive
+            if kept.is_file():
+                place.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(kept, place)
+            elif npm.archive_of(package) == place:
+                draft = shared / f"{package.archive}.{os.getpid()}"
+                shutil.copyfile(place, draft)
+                draft.replace(kept)
     except MissingRequirementError as error:
         pytest.skip(error.what)
