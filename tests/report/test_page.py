@@ -128,8 +128,8 @@ def asked(page: browser.Page, expression: str) -> Any:
 
 
 def test_answers_are_those_of_classify(site: Site, tmp_path: Path) -> None:
-    """On 30 images of three formats; `classify` runs the same graphs on ONNX Runtime."""
-    for path in photos(tmp_path, 30):
+    """On 100 images of three formats; `classify` runs the same graphs on ONNX Runtime."""
+    for path in photos(tmp_path, 100):
         said = json.dumps([LABELS, "a {}"])
         found = asked(site.page, f"models.classified(ask, description.models, {as_file(path)}, ...{said})")
         for model, one in zip(site.models, found, strict=True):
