@@ -1,6 +1,7 @@
 """Images that grow while a student is trained, against whole images, at equal processor time.
 
-    python benchmarks/growing.py [--data drawings|photos] [--growing 0 0.5 0.8] [--seeds 0 1 2] [--steps 300] [--work DIR]
+    python benchmarks/growing.py [--data drawings|photos] [--growing 0 0.5 0.8] [--seeds 0 1 2] [--steps 300]
+                                 [--work DIR]
 
 The demo's student, evenly spaced blocks of the teacher that ships, learns from cached embeddings of four views. A share
 `growing` of the steps sees images that grow from half of their side (`compress/train/growing.py`). Steps are those that

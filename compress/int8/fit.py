@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from mmcompress.compress.int8.ranges import METHODS, Histogram, ranges_of
 from mmcompress.compress.int8.rounding import (
+    Factor,
     clipping_scales,
     corrected_bias,
     factor_of,
@@ -62,8 +63,8 @@ KINDS: tuple[Signedness, ...] = ("unsigned", "signed")
 JUDGED: Signedness = "unsigned"
 ROUNDINGS = ("nearest", "refitted")
 """What `auto` chooses between: clipped scales and GPTQ are parts of a refit."""
-_ROWS = 256
-"""Inputs of a Linear, of each batch, that the methods of its range are compared on."""
+_TRIED_INPUTS = 1024
+"""Of a Linear, evenly spaced, that the damping of a refit is chosen on."""
 
 
 def modules(model: DualEncoder, tower: str) -> dict[str, nn.Linear]:
@@ -72,10 +73,12 @@ def modules(model: DualEncoder, tower: str) -> dict[str, nn.Linear]:
 
 
 def chosen_smoothing(
-    model: DualEncoder, tower: str, fitting: Batches, judging: Batches, config: QuantizeConfig
+    model: DualEncoder, tower: str, fitting: Batches, judging: Batches, reference: Tensor, config: QuantizeConfig
 ) -> tuple[DualEncoder, dict[str, Any]]:
-    """The model at the strength of SmoothQuant that drifts least, possibly none, and what each one cost."""
-    reference = embedded(model, tower, judging)
+    """The model at the strength of SmoothQuant that drifts least, possibly none, and what each one cost.
+
+    `reference` is what the tower in float embeds of what judges, (N, D).
+    """
     absmax: dict[str, Tensor] = {}
 
     def see(name: str, x: Tensor) -> None:
@@ -104,11 +107,17 @@ def histograms_of(
     model: DualEncoder, tower: str, batches: Batches, factors: Mapping[str, Mapping[str, Tensor]]
 ) -> dict[str, dict[str, Histogram]]:
     """What would go into every Linear of a tower, smoothed by the factors of each strength, from one pass."""
-    histograms = {strength: {name: Histogram() for name in modules(model, tower)} for strength in factors}
+    unsmoothed = {name: Histogram() for name in modules(model, tower)}
+    histograms = {
+        strength: {name: Histogram() if name in named else own for name, own in unsmoothed.items()}
+        for strength, named in factors.items()
+    }
 
     def see(name: str, x: Tensor) -> None:
-        for strength, named in histograms.items():
-            named[name].add(x / factors[strength][name] if name in factors[strength] else x)
+        unsmoothed[name].add(x)
+        for strength, named in factors.items():
+            if name in named:
+                histograms[strength][name].add(x / named[name])
 
     with observing(model, see):
         embedded(model, tower, batches)
@@ -116,9 +125,16 @@ def histograms_of(
 
 
 def chosen_ranges(
-    model: DualEncoder, histograms: Mapping[str, Histogram], tower: str, fitting: Batches, config: QuantizeConfig
+    model: DualEncoder,
+    histograms: Mapping[str, Histogram],
+    inputs: Mapping[str, Tensor],
+    tower: str,
+    config: QuantizeConfig,
 ) -> tuple[dict[str, Range], dict[str, str]]:
-    """For each Linear the range whose output error is smallest, over both kinds of graph; and which method it is."""
+    """For each Linear the range whose output error is smallest, over both kinds of graph; and which method it is.
+
+    Errors are of some `inputs` (rows, in), by Linear.
+    """
     names = modules(model, tower)
     methods = METHODS if config.method == "auto" else (config.method,)
     candidates = {
@@ -126,26 +142,16 @@ def chosen_ranges(
     }
     if len(methods) == 1:
         return {name: by_method[methods[0]] for name, by_method in candidates.items()}, dict.fromkeys(names, methods[0])
-    weights = {
-        kind: {
-            name: torch.from_numpy(dequantize_weight(stored.weight, stored.scales).astype(np.float32).T)
-            for name, stored in plain(model, tower, kind).items()
-        }
-        for kind in KINDS
-    }
     errors = {name: dict.fromkeys(methods, 0.0) for name in names}
-
-    def see(name: str, x: Tensor) -> None:
-        rows = x[:: max(1, len(x) // _ROWS)]
-        exact = product(rows, names[name].weight)
-        for kind in KINDS:
-            weight = weights[kind][name].to(x)
+    for kind in KINDS:
+        for name, stored in plain(model, tower, kind).items():
+            rows = inputs[name]
+            restored = dequantize_weight(stored.weight, stored.scales).astype(np.float32)
+            weight = torch.from_numpy(restored.T).contiguous().to(rows)
+            exact = product(rows, names[name].weight.detach())
             for method, ends in candidates[name].items():
                 entering = fake_quantized(rows, activation_quantizer(ends, kind, SCALE_TYPES[kind]))
                 errors[name][method] += float((product(entering, weight) - exact).double().square().mean())
-
-    with observing(model, see):
-        embedded(model, tower, fitting)
     best = {name: _least(by_method) for name, by_method in errors.items()}
     return {name: candidates[name][method] for name, method in best.items()}, best
 
@@ -156,35 +162,35 @@ def chosen_weights(
     tower: str,
     fitting: Batches,
     judging: Batches,
+    reference: Tensor,
     config: QuantizeConfig,
 ) -> tuple[dict[Signedness, dict[str, IntegerLinear]], dict[str, Any]]:
-    """The integers and biases of a tower for each kind of graph, by the rounding and correction that drift least."""
-    names, reference = modules(model, tower), embedded(model, tower, judging)
+    """The integers and biases of a tower for each kind of graph, by the rounding and correction that drift least from
+    the `reference` in float (N, D).
+    """
+    names = modules(model, tower)
     moments = moments_of(model, ranges, tower, fitting)
 
     def drift(linears: Linears) -> float:
         with quantizing(model, linears, ranges, JUDGED):
             return distance(reference, embedded(model, tower, judging))
 
-    def rounded_all(kind: Signedness, roundings: Sequence[str]) -> dict[str, dict[str, IntegerLinear]]:
-        results: dict[str, dict[str, IntegerLinear]] = {rounding: {} for rounding in roundings}
-        with ThreadPoolExecutor(torch.get_num_threads(), initializer=partial(torch.set_num_threads, 1)) as pool:
-            every = pool.map(lambda name: rounded(names[name], moments[name], kind, roundings), names)
-            for name, found in zip(names, track(every, f"rounding the {tower} tower", len(names)), strict=True):
-                for rounding, stored in found.items():
-                    results[rounding][name] = stored
-        return results
-
     def corrected_all(kind: Signedness, linears: Linears) -> dict[str, IntegerLinear]:
         return {name: corrected(linears[name], linear, moments[name], kind) for name, linear in names.items()}
 
     roundings = ROUNDINGS if config.rounding == "auto" else (config.rounding,)
-    candidates = rounded_all(JUDGED, roundings)
-    rounding_drifts = {rounding: drift(linears) for rounding, linears in candidates.items()}
-    rounding = _least(rounding_drifts)
-    chosen = {
-        kind: candidates[rounding] if kind == JUDGED else rounded_all(kind, [rounding])[rounding] for kind in KINDS
+    candidates: dict[str, dict[Signedness, dict[str, IntegerLinear]]] = {
+        rounding: {kind: {} for kind in KINDS} for rounding in roundings
     }
+    with ThreadPoolExecutor(torch.get_num_threads(), initializer=partial(torch.set_num_threads, 1)) as pool:
+        every = pool.map(lambda name: rounded(names[name], moments[name], roundings), names)
+        for name, found in zip(names, track(every, f"rounding the {tower} tower", len(names)), strict=True):
+            for rounding, by_kind in found.items():
+                for kind, stored in by_kind.items():
+                    candidates[rounding][kind][name] = stored
+    rounding_drifts = {rounding: drift(by_kind[JUDGED]) for rounding, by_kind in candidates.items()}
+    rounding = _least(rounding_drifts)
+    chosen = candidates[rounding]
     bias_drifts = {"off": rounding_drifts[rounding]}
     if config.bias_correction and rounding != "refitted":
         bias_drifts["corrected"] = drift(corrected_all(JUDGED, chosen[JUDGED]))
@@ -213,39 +219,49 @@ def plain(model: DualEncoder, tower: str, kind: Signedness) -> dict[str, Integer
 
 
 def rounded(
-    linear: nn.Linear, moments: Moments, kind: Signedness, roundings: Sequence[str]
-) -> dict[str, IntegerLinear]:
-    """One Linear as integers of one kind of graph, by rounding; its bias as it is unless the weights were refitted."""
-    return rounded_weight(*_parameters(linear), moments, kind, roundings, SCALE_TYPES[kind])
+    linear: nn.Linear, moments: Moments, roundings: Sequence[str]
+) -> dict[str, dict[Signedness, IntegerLinear]]:
+    """One Linear as integers of each kind of graph, by rounding; its bias as it is unless the weights were refitted."""
+    return rounded_weight(*_parameters(linear), moments, roundings, SCALE_TYPES)
 
 
 def rounded_weight(
     weight: Floats,
     bias: Floats,
     moments: Moments,
-    kind: Signedness,
     roundings: Sequence[str],
-    dtype: type[np.floating[Any]] = np.float32,
-) -> dict[str, IntegerLinear]:
-    """(in, out), (out,) as `rounded`, with scales of a type."""
-    results: dict[str, IntegerLinear] = {}
-    if "nearest" in roundings:
-        results["nearest"] = IntegerLinear(*quantize_weight(weight, kind, dtype), bias)
-    if {"clipped", "gptq"} & set(roundings):
-        scales = clipping_scales(weight, kind, moments.power, dtype)
-        if "clipped" in roundings:
-            results["clipped"] = IntegerLinear(nearest(weight, scales, kind), scales, bias)
-        if "gptq" in roundings:
-            results["gptq"] = IntegerLinear(gptq(weight, scales, kind, factor_of(moments.gram)), scales, bias)
-    if "refitted" in roundings:
-        noise = moments.noise(kind)
-        if moments.damping is None:
-            moments.damping = refit_damping(weight, moments.folds, noise)
-        fitted, factor = refitted(weight, moments.covariance, moments.rows, noise, moments.damping)
-        scales = clipping_scales(fitted, kind, moments.power + noise, dtype)
-        stored = IntegerLinear(gptq(fitted, scales, kind, factor), scales, bias)
-        results["refitted"] = corrected_weight(stored, weight, bias, moments, kind)
+    scale_types: Mapping[Signedness, type[np.floating[Any]]],
+) -> dict[str, dict[Signedness, IntegerLinear]]:
+    """(in, out), (out,) as `rounded`, for each kind with scales of a type.
+
+    A refit and its factor serve both kinds: they differ in the noise of their inputs alone, and that of the first is
+    taken for both.
+    """
+    results: dict[str, dict[Signedness, IntegerLinear]] = {rounding: {} for rounding in roundings}
+    factor = factor_of(moments.gram) if "gptq" in roundings else None
+    refit = refit_of(weight, moments) if "refitted" in roundings else None
+    for kind, dtype in scale_types.items():
+        if "nearest" in roundings:
+            results["nearest"][kind] = IntegerLinear(*quantize_weight(weight, kind, dtype), bias)
+        if {"clipped", "gptq"} & set(roundings):
+            scales = clipping_scales(weight, kind, moments.power, dtype)
+            if "clipped" in roundings:
+                results["clipped"][kind] = IntegerLinear(nearest(weight, scales, kind), scales, bias)
+            if factor is not None:
+                results["gptq"][kind] = IntegerLinear(gptq(weight, scales, kind, factor), scales, bias)
+        if refit is not None:
+            fitted, fitted_factor = refit
+            scales = clipping_scales(fitted, kind, moments.power + moments.noise, dtype)
+            stored = IntegerLinear(gptq(fitted, scales, kind, fitted_factor), scales, bias)
+            results["refitted"][kind] = corrected_weight(stored, weight, bias, moments, kind)
     return results
+
+
+def refit_of(weight: Floats, moments: Moments) -> tuple[Floats, Factor]:
+    """(in, out) -> `refitted`, by the damping that suits some of the inputs best."""
+    every = -(-len(weight) // _TRIED_INPUTS)
+    damping = refit_damping(weight[::every], moments.folds(every), moments.noise[::every])
+    return refitted(weight, moments.covariance, moments.rows, moments.noise, damping)
 
 
 def corrected(stored: IntegerLinear, linear: nn.Linear, moments: Moments, kind: Signedness) -> IntegerLinear:

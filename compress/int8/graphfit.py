@@ -206,9 +206,9 @@ def rounded_all(
         for product in (product for name in group for product in tower.by_input[name] if product.linear):
             weight, bias = tower.parameters[product.name]
             possible = {r: "gptq" if r == "refitted" and product.bias is None else r for r in roundings}
-            found = rounded_weight(weight, bias, moments[product.input], kind, list(possible.values()))
+            found = rounded_weight(weight, bias, moments[product.input], list(possible.values()), {kind: np.float32})
             for rounding in roundings:
-                stored = found[possible[rounding]]
+                stored = found[possible[rounding]][kind]
                 results[rounding, False][product.name] = stored
                 if product.bias and rounding != "refitted":
                     stored = corrected_weight(stored, weight, bias, moments[product.input], kind)

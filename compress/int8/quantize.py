@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 
+import torch
 from safetensors.numpy import save_file
 from torch import Tensor
 
@@ -82,6 +83,22 @@ from mmcompress.twins import FLOAT_MODEL, float_model
 
 COMPARED = 1 << 14
 """Numbers in the embeddings, over all pairs, that smoothing, ranges, roundings and biases are compared on."""
+
+
+INPUTS = 256
+"""Of each Linear, of the first batches, that the methods of its range are compared on."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What calibration saw."""
+
+    histograms: Mapping[str, Histogram]
+    """Of each Linear's inputs."""
+    inputs: Mapping[str, Tensor]
+    """Some of each Linear's inputs, (rows, in)."""
+    operands: Mapping[str, Range]
+    """Of what the attention products multiply."""
 
 
 @dataclass(frozen=True)
@@ -162,23 +179,25 @@ def fit_integers(
     """
     towers = model.config.compressed
     few_fitting, few_judging = fitting.first(compared(model)), judging.first(compared(model))
+    references = {tower: embedded(model, tower, few_judging.of(tower)) for tower in towers}
     choices: dict[str, dict[str, object]] = {tower: {} for tower in towers}
     ranges = dict(given or {})
     if given is None:
         for tower in towers:
             if config.smooth:
                 model, choices[tower]["smooth"] = chosen_smoothing(
-                    model, tower, few_fitting.of(tower), few_judging.of(tower), config
+                    model, tower, few_fitting.of(tower), few_judging.of(tower), references[tower], config
                 )
-        histograms, ranges = calibrate(model, samples())
+        seen = calibrate(model, samples())
+        ranges = dict(seen.operands)
         for tower in towers:
-            tower_ranges, choices[tower]["ranges"] = chosen_ranges(
-                model, histograms, tower, few_fitting.of(tower), config
-            )
+            tower_ranges, choices[tower]["ranges"] = chosen_ranges(model, seen.histograms, seen.inputs, tower, config)
             ranges |= tower_ranges
     linears: dict[Signedness, dict[str, IntegerLinear]] = {"signed": {}, "unsigned": {}}
     for tower in towers:
-        rounded, chosen = chosen_weights(model, ranges, tower, fitting.of(tower), few_judging.of(tower), config)
+        rounded, chosen = chosen_weights(
+            model, ranges, tower, fitting.of(tower), few_judging.of(tower), references[tower], config
+        )
         for kind, named in rounded.items():
             linears[kind] |= named
         choices[tower] |= chosen
@@ -190,21 +209,26 @@ def compared(model: DualEncoder) -> int:
     return -(-COMPARED // model.config.embed_dim)
 
 
-def calibrate(model: DualEncoder, samples: Iterable[Captioned]) -> tuple[dict[str, Histogram], dict[str, Range]]:
-    """Run pairs through both towers; return a histogram of each Linear's input and the range of each operand of the
-    attention products.
-    """
+def calibrate(model: DualEncoder, samples: Iterable[Captioned]) -> Calibration:
+    """Run pairs through both towers."""
     histograms = {name: Histogram() for name, _ in model.linears()}
+    inputs: dict[str, Tensor] = {}
     operands: dict[str, Range] = {}
+
+    def see(name: str, x: Tensor) -> None:
+        histograms[name].add(x)
+        if (known := len(inputs.get(name, ()))) < INPUTS:
+            some = x[:: max(1, len(x) // (INPUTS - known))]
+            inputs[name] = torch.cat([inputs[name], some]) if known else some.clone()
 
     def widen(name: str, x: Tensor) -> None:
         operands[name] = widened(operands.get(name, NOTHING), x)
 
-    with observing(model, lambda name, x: histograms[name].add(x)), observing_attention(model, widen):
+    with observing(model, see), observing_attention(model, widen):
         for pairs in samples:
             embedded(model, "image", [pairs.pixels])
             embedded(model, "text", [pairs.tokens])
-    return histograms, operands
+    return Calibration(histograms, inputs, operands)
 
 
 def keep_sensitive(

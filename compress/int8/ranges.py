@@ -20,6 +20,7 @@ of the demo's image tower.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -32,8 +33,8 @@ from mmcompress.errors import finite
 from mmcompress.int8 import ActivationQuantizer, Range, fake_quantize, signed_from_absmax, unsigned_from_range
 
 BINS = 8192
-COUNTED = 1 << 20
-"""Values of one tensor that are counted at least; of a larger one they are evenly spaced, and the extremes of all."""
+COUNTED = 1 << 18
+"""Values of one tensor up to which all are counted; of a larger one about as many, evenly spaced, and its extremes."""
 METHODS = ("minmax", "percentile", "entropy", "mse")
 Counts = NDArray[np.float64]
 NOTHING: Range = {"low": 0.0, "high": 0.0, "absmax": 0.0}
@@ -55,12 +56,16 @@ class Histogram:
         self.high = float("-inf")
 
     def add(self, values: Tensor) -> None:
+        channels = values.shape[-1] if values.ndim else 1
         values = values.detach().float().flatten()
         low, high = (finite(v.item(), "an activation") for v in torch.aminmax(values))
         self.low, self.high = min(self.low, low), max(self.high, high)
         self._reach(max(-low, high))
         if self.limit:
-            some = values[:: max(1, len(values) // COUNTED)]
+            every = max(1, len(values) // COUNTED)
+            while math.gcd(every, channels) > 1:  # of all channels, and not of some of them only
+                every += 1
+            some = values[::every]
             self.counts += torch.histc(some, BINS, -self.limit, self.limit).double().cpu()
 
     def _reach(self, magnitude: float) -> None:

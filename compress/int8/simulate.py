@@ -41,6 +41,8 @@ Batches = Sequence[Tensor]
 Vector = np.ndarray[tuple[int], np.dtype[np.float64]]
 _GRAM_COLUMNS = 512
 """Of a Gram matrix, which is symmetric, that are multiplied together: what is below them is known."""
+_QUANTIZED_ROWS = 1024
+"""Inputs of a Linear, of each batch, that are quantized to see what that takes from them."""
 
 
 @dataclass(frozen=True)
@@ -187,9 +189,9 @@ def _total(x: Tensor) -> Tensor:
 
 
 class Moments:
-    """Streaming sums over the inputs (rows, in) of a Linear: x x^T as float32 multiplies it, and in float64 x, and of
-    what each kind makes of x its sum and its squared error. Every second batch is in a fold of its own: one tests what
-    was fitted to the other.
+    """Streaming sums over the inputs (rows, in) of a Linear: x x^T as float32 multiplies it, and in float64 x. Every
+    second batch is in a fold of its own: one tests what was fitted to the other. Of some rows, evenly spaced, also what
+    each kind moves x by, and for the first kind the square of that.
 
     Sums are of x less the mean of the first batch: of inputs that vary little about a large mean, as behind a LayerNorm
     with a small gain, products of x itself would leave nothing in float32.
@@ -201,10 +203,9 @@ class Moments:
         self._rows = [0, 0]
         self._origin = torch.zeros(())
         self._grams, self._sums = ([torch.zeros(()), torch.zeros(())] for _ in range(2))
-        self._totals = {kind: torch.zeros(()) for kind in quantizers}
-        self._errors = {kind: torch.zeros(()) for kind in quantizers}
-        self.damping: float | None = None
-        """Of a refit, once one has chosen it; what suits the noise of one kind suits that of the other."""
+        self._quantized = 0
+        self._moves = {kind: torch.zeros(()) for kind in quantizers}
+        self._errors = torch.zeros(())
 
     def add(self, x: Tensor) -> None:
         fold = self._batches % 2
@@ -219,10 +220,13 @@ class Moments:
             some = slice(start, start + _GRAM_COLUMNS)
             self._grams[fold][some, start:].add_(product(inputs[some], inputs[start:]))
         self._sums[fold] = self._sums[fold] + _total(inputs.T)
-        for kind, quantizer in self._quantizers.items():
-            entering = fake_quantized(x, quantizer)
-            self._totals[kind] = self._totals[kind] + _total(entering)
-            self._errors[kind] = self._errors[kind] + _total(entering.sub_(x).square_())
+        some_rows = x[:: max(1, len(x) // _QUANTIZED_ROWS)]
+        self._quantized += len(some_rows)
+        for index, (kind, quantizer) in enumerate(self._quantizers.items()):
+            moves = fake_quantized(some_rows, quantizer).sub_(some_rows)
+            self._moves[kind] = self._moves[kind] + _total(moves)
+            if index == 0:
+                self._errors = self._errors + _total(moves.square_())
 
     @property
     def rows(self) -> int:
@@ -257,28 +261,30 @@ class Moments:
         """(in,) mean of x less the origin."""
         return sum(self._sums, torch.zeros(())) / self.rows
 
-    @property
-    def folds(self) -> list[tuple[Tensor, int]]:
-        """Of each half the covariance (in, in) and its rows; one of them if there was one batch."""
+    def folds(self, every: int = 1) -> list[tuple[Tensor, int]]:
+        """Of each half the covariance of every so manieth input, and its rows; one of them if there was one batch."""
         halves = zip(self._rows, self._grams, self._sums, strict=True)
-        return [(_centred(_whole(gram.cpu()) / rows, total / rows), rows) for rows, gram, total in halves if rows]
+        return [
+            (_centred(_whole(gram[::every, ::every].cpu()) / rows, total[::every] / rows), rows)
+            for rows, gram, total in halves
+            if rows
+        ]
 
     def mean_quantized(self, kind: Signedness) -> Vector:
         """(in,)"""
-        return (self._totals[kind] / self.rows).numpy()
+        moved: Vector = self.mean + (self._moves[kind] / self._quantized).numpy()
+        return moved
 
-    def noise(self, kind: Signedness) -> Vector:
-        """(in,) mean square of what quantizing takes from each input."""
-        return (self._errors[kind] / self.rows).numpy()
+    @property
+    def noise(self) -> Vector:
+        """(in,) mean square of what the first kind's quantizing takes from each input."""
+        return (self._errors / self._quantized).numpy()
 
 
 @torch.inference_mode()
 def _whole(gram: Tensor) -> Tensor:
-    """(n, n) of which only the blocks on and above the diagonal are known -> itself, with the others as well."""
-    for start in range(_GRAM_COLUMNS, len(gram), _GRAM_COLUMNS):
-        some = slice(start, start + _GRAM_COLUMNS)
-        gram[some, :start] = gram[:start, some].T
-    return gram
+    """(n, n) symmetric, of which only what is on and above the diagonal is known -> (n, n)"""
+    return gram.triu() + gram.triu(1).T
 
 
 def _centred(gram: Tensor, mean: Tensor) -> Tensor:

@@ -168,6 +168,17 @@ STAGES: Mapping[str, Stage] = {
             together=True,
         ),
         Stage(
+            "finetune",
+            config.FinetuneConfig,
+            Kind.CHECKPOINT,
+            "mmcompress.compress.train.finetune:finetune",
+            {"checkpoint": Kind.CHECKPOINT},
+            reads=("train", "validation", "original", "labels", "templates"),
+            captions=frozenset({"train", "validation", "original"}),
+            check="mmcompress.compress.train.finetune:check_finetune",
+            together=True,
+        ),
+        Stage(
             "prune",
             config.PruneConfig,
             Kind.CHECKPOINT,

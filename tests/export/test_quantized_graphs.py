@@ -162,7 +162,7 @@ def test_quantized_attention_equals_our_arithmetic_inside_torch(
     source.save_pretrained(tmp_path)
     model = dual_encoder_from_hugging_face(tmp_path)
     samples = [Captioned(torch.from_numpy(pixels(4)), torch.from_numpy(tokens(4))) for _ in range(2)]
-    _, ranges = calibrate(model, samples)
+    ranges = calibrate(model, samples).operands
     assert len(ranges) == 2 * 2 * 4
     assert ranges["text.blocks.0.attention.probabilities"]["high"] == 1
     assert 0.1 < ranges["image.blocks.0.attention.probabilities"]["high"] < 1

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from mmcompress.compress.identity import HUB, READ, changed_since, model_fingerprint
-from mmcompress.config import BankConfig, DataConfig, StageConfig, StudentConfig, TeacherConfig
+from mmcompress.config import BankConfig, DataConfig, PairConfig, StageConfig, StudentConfig, TeacherConfig
 from mmcompress.data.spec import fingerprint
 from mmcompress.pipeline.recipe import DATA_FIELDS
 from mmcompress.teachers import cached_folder
@@ -57,4 +57,6 @@ def _models(built: StageConfig) -> dict[str, str]:
     models = {"teacher": teacher.source} if isinstance(teacher, TeacherConfig) else {}
     if isinstance(student, StudentConfig) and student.tokenizer is not None:
         models["student.tokenizer"] = student.tokenizer
+    if isinstance(towers := getattr(built, "towers", None), PairConfig):
+        models |= {"towers.image": towers.image, "towers.text": towers.text}
     return models

@@ -28,7 +28,9 @@ KINDS: Any = ("signed", "unsigned")
 
 
 def fitted(model: DualEncoder, kind: Any) -> tuple[Linears, dict[str, Range]]:
-    ranges = {name: ranges_of(found, "percentile", 99.9) for name, found in calibrate(model, captioned(2))[0].items()}
+    ranges = {
+        name: ranges_of(found, "percentile", 99.9) for name, found in calibrate(model, captioned(2)).histograms.items()
+    }
     return plain(model, "image", kind) | plain(model, "text", kind), ranges
 
 

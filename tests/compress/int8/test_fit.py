@@ -15,14 +15,24 @@ from mmcompress.compress.int8.ranges import ranges_of
 from mmcompress.compress.int8.samples import feeds
 from mmcompress.compress.int8.simulate import Moments, embedded, quantizing
 from mmcompress.config import DataConfig, QuantizeConfig
-from mmcompress.int8 import activation_quantizer, linears_from_tensors, tensors_from_linears
+from mmcompress.int8 import (
+    SCALE_TYPES,
+    IntegerLinear,
+    Signedness,
+    activation_quantizer,
+    dequantize_weight,
+    fake_quantize,
+    linears_from_tensors,
+    quantize_activation,
+    tensors_from_linears,
+)
 
 CONFIG = QuantizeConfig(data=DataConfig(train="none"))
 
 
 def test_every_linear_of_both_towers_is_seen_as_far_as_the_graphs_compute_it() -> None:
     model, pairs = encoder(depth=1), captioned(1)
-    found, _ = calibrate(model, pairs)
+    found = calibrate(model, pairs).histograms
     assert set(found) == {f"{t}.blocks.0.{part}" for t in ("image", "text") for part in ("qkv", "out", "fc1", "fc2")}
     entering: dict[str, torch.Tensor] = {}
     for name, linear in model.linears():
@@ -39,7 +49,7 @@ def test_every_linear_of_both_towers_is_seen_as_far_as_the_graphs_compute_it() -
 
 def test_moments_equal_numpy_on_all_inputs_at_once() -> None:
     model, pairs = encoder(), captioned()
-    ranges = {name: ranges_of(found, "minmax", 100) for name, found in calibrate(model, pairs)[0].items()}
+    ranges = {name: ranges_of(found, "minmax", 100) for name, found in calibrate(model, pairs).histograms.items()}
     found = moments_of(model, ranges, "image", feeds(pairs).image)["image.blocks.0.fc1"]
     seen: list[torch.Tensor] = []
     model.image.blocks[0].fc1.register_forward_pre_hook(lambda _, x: seen.append(x[0].flatten(0, 1)))
@@ -47,7 +57,13 @@ def test_moments_equal_numpy_on_all_inputs_at_once() -> None:
     x = torch.cat(seen).double().numpy()
     np.testing.assert_allclose(found.gram, x.T @ x / len(x), atol=1e-5)
     np.testing.assert_allclose(found.mean, x.mean(axis=0), atol=1e-6)
-    assert 0 < np.abs(found.mean_quantized("unsigned") - found.mean).max() < 1e-2
+    for kind in KINDS:
+        quantizer = activation_quantizer(ranges["image.blocks.0.fc1"], kind, SCALE_TYPES[kind])
+        integers = quantize_activation(x.astype(np.float32), quantizer).astype(float)
+        entering = (integers - quantizer.zero_point) * float(quantizer.scale)
+        np.testing.assert_allclose(found.mean_quantized(kind), entering.mean(axis=0), atol=1e-5)
+        if kind == KINDS[0]:
+            np.testing.assert_allclose(found.noise, np.square(entering - x).mean(axis=0), rtol=1e-2)
 
 
 def test_moments_of_more_inputs_than_are_multiplied_together() -> None:
@@ -62,9 +78,11 @@ def test_moments_of_more_inputs_than_are_multiplied_together() -> None:
         np.testing.assert_allclose(found.covariance, np.cov(every, rowvar=False, bias=True), atol=1e-5)
         np.testing.assert_allclose(found.power, np.square(every).mean(axis=0), rtol=1e-5)
     halves = every[[*range(100), *range(200, 300)]], every[100:200]
-    for (covariance, rows), half in zip(found.folds, halves, strict=True):
+    for (covariance, rows), half in zip(found.folds(), halves, strict=True):
         assert rows == len(half)
         np.testing.assert_allclose(covariance, np.cov(half, rowvar=False, bias=True), atol=1e-5)
+    for (covariance, _), half in zip(found.folds(3), halves, strict=True):
+        np.testing.assert_allclose(covariance, np.cov(half[:, ::3], rowvar=False, bias=True), atol=1e-5)
 
 
 @pytest.mark.parametrize(("mean", "deviation"), [(10.0, 1e-4), (1000.0, 1e-3), (-200.0, 1.0)])
@@ -79,9 +97,18 @@ def test_inputs_that_vary_little_about_a_large_mean_are_fitted(mean: float, devi
     exact = np.cov(x.astype(np.float64), rowvar=False, bias=True)
     assert np.abs(found.covariance.numpy() - exact).max() < 1e-3 * np.abs(exact).max()
     weight, bias = rng.normal(size=(96, 16)).astype(np.float32), np.zeros(16, np.float32)
+
+    def lost(stored: IntegerLinear, kind: Signedness) -> float:
+        """Mean square error of the output, of inputs as a graph quantizes them."""
+        entering = fake_quantize(x, activation_quantizer(ends, kind)).astype(np.float64)
+        restored = dequantize_weight(stored.weight, stored.scales).astype(np.float64)
+        return float(np.square(entering @ restored + stored.bias - x.astype(np.float64) @ weight).mean())
+
+    rounded = rounded_weight(weight, bias, found, ROUNDINGS, SCALE_TYPES)
     for kind in KINDS:
-        stored = rounded_weight(weight, bias, found, kind, ROUNDINGS)["refitted"]
-        assert np.isfinite(stored.bias).all() and np.abs(stored.weight).max() > 0
+        stored, plainly = rounded["refitted"][kind], rounded["nearest"][kind]
+        assert np.isfinite(stored.bias).all()
+        assert lost(stored, kind) <= 1.001 * lost(plainly, kind)
 
 
 def test_the_fit_drifts_no_more_than_plain_rounding_and_repeats_to_the_bit() -> None:
@@ -93,7 +120,7 @@ def test_the_fit_drifts_no_more_than_plain_rounding_and_repeats_to_the_bit() -> 
         assert all(np.array_equal(first[name], second[name]) for name in first)
     assert found.ranges == again.ranges and found.choices == again.choices
     drift = drift_of_both(found.model, judging, found.linears, found.ranges)["unsigned"]
-    ranges = {name: ranges_of(one, "percentile", 99.99) for name, one in calibrate(model, pairs)[0].items()}
+    ranges = {name: ranges_of(one, "percentile", 99.99) for name, one in calibrate(model, pairs).histograms.items()}
     both = plain(model, "image", "unsigned") | plain(model, "text", "unsigned")
     before = drift_of_both(model, judging, {"signed": {}, "unsigned": both}, ranges)["unsigned"]
     for tower in ("image", "text"):
@@ -105,7 +132,7 @@ def test_the_fit_drifts_no_more_than_plain_rounding_and_repeats_to_the_bit() -> 
 
 def test_quantizing_nothing_is_the_identity_and_all_of_it_is_undone() -> None:
     model, pairs = encoder(), captioned(1)
-    ranges = {name: ranges_of(found, "minmax", 100) for name, found in calibrate(model, pairs)[0].items()}
+    ranges = {name: ranges_of(found, "minmax", 100) for name, found in calibrate(model, pairs).histograms.items()}
     before = embedded(model, "image", feeds(pairs).image)
     with quantizing(model, {}, ranges, "unsigned"):
         assert torch.equal(embedded(model, "image", feeds(pairs).image), before)

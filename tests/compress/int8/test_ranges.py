@@ -10,6 +10,7 @@ import torch
 
 from mmcompress.compress.int8.ranges import (
     BINS,
+    COUNTED,
     METHODS,
     Histogram,
     entropy_reach,
@@ -44,6 +45,17 @@ def test_extremes_are_exact_and_order_does_not_matter() -> None:
         assert histogram.low == torch.cat(parts).min() and histogram.high == torch.cat(parts).max()
         assert histogram.counts.sum() == 300
     assert ranges_of(forward, "minmax", 100) == ranges_of(backward, "minmax", 100)
+
+
+@pytest.mark.parametrize("channels", [6, 64, 96])
+def test_of_a_large_tensor_every_channel_is_counted_as_often(channels: int) -> None:
+    x = torch.zeros(6 * COUNTED // channels, channels)
+    for channel in range(channels):
+        x[:, channel] = channel + 1
+    histogram = filled([x])
+    held = histogram.counts[histogram.counts > 0]
+    assert len(held) == channels and 0.5 * COUNTED < held.sum() < 2 * COUNTED
+    assert held.max() - held.min() < 0.01 * held.mean()
 
 
 def test_memory_does_not_grow_with_samples() -> None:

@@ -95,7 +95,7 @@ def test_few_sets_are_tried_however_many_are_needed(needed: int) -> None:
 
 def test_the_ranking_finds_the_linear_that_was_made_bad() -> None:
     model, pairs = encoder(), captioned()
-    ranges = {name: ranges_of(found, "minmax", 100) for name, found in calibrate(model, pairs)[0].items()}
+    ranges = {name: ranges_of(found, "minmax", 100) for name, found in calibrate(model, pairs).histograms.items()}
     ranges["text.blocks.1.fc1"] = {name: 0.1 * value for name, value in ranges["text.blocks.1.fc1"].items()}
     linears = plain(model, "image", "unsigned") | plain(model, "text", "unsigned")
     ranking = sensitivities(model, feeds(pairs), linears, ranges, "unsigned")

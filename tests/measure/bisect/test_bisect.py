@@ -81,7 +81,7 @@ def model(tmp_path_factory: pytest.TempPathFactory, pairs: DataConfig) -> tuple[
     texts = [
         torch.from_numpy(trimmed(tokenize(tokenizer, list(caption), TEXT), CONFIG.text)) for caption in batch.captions
     ]
-    histograms, _ = calibrate(network, [Captioned(pixels, tokens) for tokens in texts])
+    histograms = calibrate(network, [Captioned(pixels, tokens) for tokens in texts]).histograms
     ranges = {name: ranges_of(found, "minmax", 100) for name, found in histograms.items()}
     return load_file(folder / "model.safetensors"), ranges
 
