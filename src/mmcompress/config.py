@@ -820,6 +820,19 @@ class ReportConfig(StageConfig):
     card: CardConfig = CardConfig()
 
 
+class PageConfig(StageConfig):
+    """A static site in which a model runs in the reader's own browser."""
+
+    data: DataConfig = DataConfig()
+    """The test pairs give pictures to search in, their captions searches to try."""
+    title: str = "A small model that sees"
+    """Of the page."""
+    pictures: int = Field(default=12, ge=0)
+    """Pictures of the test pairs that the page brings along."""
+    precision: Precision | None = None
+    """Of the graphs; the smallest that an artifact holds if not given."""
+
+
 def what_counts(config: Config) -> dict[str, Any]:
     """The keys and values that a result depends on, beside what has a fingerprint: an artifact's key is made of them.
 

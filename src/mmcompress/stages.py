@@ -310,5 +310,16 @@ STAGES: Mapping[str, Stage] = {
             {},
             gathers=(Kind.CHECKPOINT, Kind.ONNX, Kind.ENGINE, Kind.REPORT),
         ),
+        Stage(
+            "page",
+            config.PageConfig,
+            Kind.BUNDLE,
+            "mmcompress.report.page.page:page",
+            {"graphs": Kind.ONNX, "beside": Kind.ONNX},
+            optional=frozenset({"beside"}),
+            named=frozenset({"beside"}),
+            reads=("test", "labels"),
+            check="mmcompress.report.page.page:check_page",
+        ),
     )
 }

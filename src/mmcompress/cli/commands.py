@@ -557,6 +557,41 @@ def pointing(
 
 
 @app.command(rich_help_panel=USE)
+def split(
+    artifact: Source,
+    out: Out,
+    device: Annotated[
+        str, typer.Option(metavar="A=…,B=…", help="Two devices: `here`, or the times.json of another; one is measured.")
+    ],
+    bandwidth: Annotated[str | None, typer.Option(help="Of the line between them: 20Mbps.")] = None,
+    rtt_ms: Annotated[float | None, typer.Option(min=0, callback=finite, help="Of a round trip on it.")] = None,
+    data: Annotated[str | None, typer.Option(help="Pairs to judge INT8 by; without any, FP16 is sent.")] = None,
+    samples: Annotated[int | None, typer.Option(min=20, help="Of these pairs; 256 if not given.")] = None,
+    max_flips: Annotated[
+        float | None,
+        typer.Option(
+            min=0, max=1, callback=finite, help="Share of images with another best caption; 0.02 if not given."
+        ),
+    ] = None,
+    precision: Annotated[str | None, typer.Option(help="fp32, fp16 or int8; the smallest if not given.")] = None,
+    backend: Backend = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Of the runtime; all cores if not given.")] = None,
+    loopback: Annotated[
+        bool, typer.Option("--loopback", help="Run it too: two processes here, and a line of that bandwidth.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Cut the image tower in two for two devices, where it takes least, or say that it is best not cut."""
+    from mmcompress.cli import console, show_use
+    from mmcompress.pipeline import splitting
+
+    judge = splitting.judge(data, samples, max_flips)
+    line = splitting.line(bandwidth, rtt_ms)
+    wish = splitting.wished(device, line, backend, precision, threads, judge, loopback)
+    console.show(*show_use.split_summary(*splitting.split(artifact, out, wish)), json)
+
+
+@app.command(rich_help_panel=USE)
 def inspect(artifact: Source, json: Json = False) -> None:
     """Show what an artifact says of itself, after verifying every byte of it. A teacher is converted first."""
     from mmcompress.cli import console, show_use
@@ -590,6 +625,23 @@ def unpack(
     from mmcompress.cli import console
 
     console.show(*console.artifact_summary(packs.unpack(pack, out)), json)
+
+
+@keyed(app, USE, "page")
+def page(
+    artifact: Source,
+    out: Out,
+    given: Given,
+    beside: Annotated[
+        str | None, typer.Option(metavar="ARTIFACT|TEACHER", help="Another model, side by side with it.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Write a static site in which the model runs in the reader's own browser: labels for a picture, and search."""
+    from mmcompress.cli import console, show_use
+    from mmcompress.pipeline import standalone
+
+    console.show(*show_use.page_summary(standalone.page(artifact, beside, out, given)), json)
 
 
 @app.command(rich_help_panel=USE)

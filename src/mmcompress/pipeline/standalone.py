@@ -33,6 +33,7 @@ from mmcompress.pipeline.converted import (
     check_becomes_checkpoint,
     check_named,
     coming_start,
+    graphs_to_use,
     is_artifact,
     is_graph,
     made_first,
@@ -442,6 +443,16 @@ def bisect(reference: Path, candidate: Path, out: Path, given: Given) -> Artifac
     """The reference is the FP32 export of the checkpoint that the candidate was exported from."""
     sources = {"reference": Artifact.open(reference, Kind.ONNX), "candidate": Artifact.open(candidate, Kind.ONNX)}
     return run_single("bisect", {}, given, sources, out)
+
+
+def page(source: str | Path, beside: str | Path | None, out: Path, given: Given) -> Artifact:
+    """A site of one model, or of two; what is no ONNX artifact yet becomes one in the user's cache."""
+    named = {"graphs": source, **({} if beside is None else {"beside": beside})}
+    checked("page", {}, given)
+    for one in named.values():
+        check_named(one)
+    graphs = {role: graphs_to_use(one) for role, one in named.items()}
+    return run_single("page", {}, given, graphs, out)
 
 
 def report(folders: Sequence[Path], out: Path | None = None, given: Given = NOTHING) -> Artifact:
