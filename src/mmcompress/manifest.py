@@ -31,6 +31,8 @@ class Kind(str, Enum):
     ENGINE = "engine"
     BUNDLE = "bundle"
     REPORT = "report"
+    INDEX = "index"
+    SHARDS = "shards"
 
 
 class FileEntry(Config):
@@ -103,6 +105,7 @@ class Preprocessing(Config):
     mean: tuple[float, float, float]
     """Of values in [0, 1], for red, green and blue."""
     std: tuple[float, float, float]
+    """What the difference from `mean` is divided by."""
 
 
 class TextProcessing(Config):

@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import cast
 
 from rich.cells import cell_len
 from rich.console import Group, RenderableType
@@ -13,23 +14,26 @@ from rich.text import Text
 
 from mmcompress.architecture import ImageConfig, TowerConfig
 from mmcompress.artifact import Artifact
-from mmcompress.cli.console import Summary, empty_table, pairs
+from mmcompress.cli.console import Summary, about, artifact_summary, empty_table, pairs
 from mmcompress.cli.doctor import Diagnosis
 from mmcompress.cli.requirements import Check
 from mmcompress.cli.show_towers import convolution_lines, transformer_line
-from mmcompress.data.indexing import DataFacts
 from mmcompress.data.tally import printable
 from mmcompress.export.triton import Model
 from mmcompress.formats import (
     count,
     megabytes,
     millions,
+    milliseconds,
     percent,
     percent_interval,
 )
 from mmcompress.manifest import Kind, Manifest, TensorSpec
 from mmcompress.measure.explain.explain import Explanation
 from mmcompress.measure.explain.pointing import Pointing
+from mmcompress.measure.split.document import DeviceTimes, SplitDocument
+from mmcompress.pipeline.searching import Found
+from mmcompress.runtime.indexing import Indexed
 from mmcompress.runtime.passport import PASSPORTS, stated_passport
 from mmcompress.strictjson import text_from_json
 
@@ -40,10 +44,23 @@ def shares_summary(shares: Sequence[tuple[str, float]]) -> Summary:
     return [{"label": label, "share": share} for label, share in shares], lines
 
 
-def matches_summary(matches: Sequence[tuple[Path, float]]) -> Summary:
-    """Images with their cosine similarity to the text."""
-    lines = _aligned([(str(path), f"{similarity:.3f}") for path, similarity in matches])
-    return [{"image": str(path), "similarity": similarity} for path, similarity in matches], lines
+def matches_summary(found: Found) -> Summary:
+    """Images with their cosine similarity to what was looked for; what a model loses that did not make the index."""
+    document: object = [{"image": name, "similarity": similarity} for name, similarity in found.matches]
+    lines = _aligned([(printable(name), f"{similarity:.3f}") for name, similarity in found.matches])
+    if (loss := found.agreement) is not None:
+        document = {"matches": document, **asdict(loss)}
+        lines.append(f"\nrecall@10 against the index's own model: {loss.recall_at_10:.3f}, of {loss.images} images")
+    return document, lines
+
+
+def index_summary(made: Indexed) -> Summary:
+    """An index, and what became of the images that were given."""
+    document, view = artifact_summary(made.artifact)
+    counts = {"embedded": made.embedded, "moved": made.moved, "copies": made.copies, "damaged": made.damaged}
+    lines = ", ".join(f"{count(number)} {what}" for what, number in counts.items())
+    images = count(int(made.artifact.manifest.facts["images"]))
+    return {**cast(dict[str, object], document), **counts}, Text(f"{view}\n{images} images; of these now {lines}")
 
 
 def explained_summary(method: str, rows: Sequence[Explanation], out: Path) -> Summary:
@@ -66,23 +83,6 @@ def pointing_summary(method: str, rows: Sequence[Pointing]) -> Summary:
             count(one.unseen),
         )
     return {"method": method, "models": [asdict(one) for one in rows]}, table
-
-
-def data_summary(facts: DataFacts) -> Summary:
-    """What the indices of a data set say, with the shards in which something is damaged."""
-    shards = facts.shards
-    samples, damaged = sum(shard.samples for shard in shards), sum(shard.damaged for shard in shards)
-    made = [shard for shard in shards if shard.made]
-    lines = [
-        f"{count(samples)} samples in {count(len(shards))} shards, {megabytes(sum(shard.bytes for shard in shards))}; "
-        f"{count(damaged)} items cannot be read",
-        f"{count(len(made))} shards read now, in {facts.seconds:.1f} s",
-    ]
-    if packed := sum(not shard.seekable for shard in shards):
-        lines.append(f"{count(packed)} are compressed, so a run that goes on in the middle reads them from their begin")
-    lines += [f"{shard.shard}: {count(shard.damaged)}, {shard.first_damage}" for shard in shards if shard.damaged]
-    document = {"samples": samples, "damaged": damaged, "made": len(made), "shards": [asdict(one) for one in shards]}
-    return document, Text("\n".join(printable(line) for line in lines))
 
 
 def _aligned(rows: Sequence[tuple[str, str]]) -> Text:
@@ -179,6 +179,42 @@ def repository_summary(models: Sequence[Model], out: Path) -> Summary:
         table.add_row(model.name, model.backend, model.file or "", str(model.max_batch or "fixed"))
     serve = Text(f"tritonserver --model-repository={shlex.quote(str(out.absolute()))}")
     return [model.model_dump(mode="json") for model in models], Group(table, serve)
+
+
+def page_summary(site: Artifact) -> Summary:
+    """How large a site is, and how it is looked at: from a file a browser would load no model."""
+    size = megabytes(site.manifest.facts["bytes"])
+    serve = f"python -m http.server --bind 127.0.0.1 --directory {shlex.quote(str(site.path))} 8000"
+    view = Text(f"{site.path}  {size}, digest {site.digest[:12]}\n{serve}   # then open http://127.0.0.1:8000")
+    return {**about(site), "serve": serve}, view
+
+
+def split_summary(made: Artifact, document: SplitDocument | DeviceTimes) -> Summary:
+    """Every way to share the work, the chosen one marked; of one device its times."""
+    if isinstance(document, DeviceTimes):
+        table = empty_table(">blocks", ">first half", ">second half")
+        for behind, first, second in zip(document.behind, document.first_ms, document.second_ms, strict=True):
+            table.add_row(str(behind), milliseconds(first), milliseconds(second))
+        return about(made, times=document), Group(table, Text(f"{made.path}/times.json, of {document.device}"))
+    names = list(document.devices)
+    table = empty_table(f">blocks on {names[0]}", "sent", ">bytes", f">{names[0]}", ">line", f">{names[1]}")
+    table.add_column("all", justify="right")
+    table.add_column("")
+    for way in document.options:
+        times = map(milliseconds, (way.first_ms, way.link_ms, way.second_ms, way.total_ms))
+        marks = [word for word, one in (("best", document.best), ("written", document.cut)) if one == way]
+        table.add_row(str(way.behind), way.wire or "", count(way.sent_bytes), *times, ", ".join(marks))
+    lines = [f"{made.path}: image-first.onnx has {document.cut.behind} blocks"]
+    if not document.splits:
+        where = names[0] if document.best.sent_bytes == 0 else names[1]
+        gain = milliseconds(document.cut.total_ms - document.best.total_ms)
+        lines.append(f"splitting is not best: all on {where} is {gain} faster than any cut")
+    if document.int8_flips is not None:
+        lines.append(f"sent as INT8, {percent(document.int8_flips)} of the images get another best caption")
+    if document.measured_ms is not None:
+        off = document.measured_ms / document.cut.total_ms - 1
+        lines.append(f"over two processes {milliseconds(document.measured_ms)}, {off:+.1%} of the prediction")
+    return about(made, split=document), Group(table, Text("\n".join(lines)))
 
 
 def diagnosis_summary(diagnosis: Diagnosis, checks: Sequence[Check] | None = None) -> Summary:
