@@ -160,11 +160,9 @@ def fits_prune(config: PruneConfig, model: DualEncoderConfig, _: Sources) -> Non
 
 
 def fits_quantize(config: QuantizeConfig, model: DualEncoderConfig, sources: Sources) -> None:
-    model.transformer_image(
-        "quantize", "export it first, and give quantize the graphs, whose convolutions and Linears become integers"
-    )
     check_keep(model, config.keep)
     if "ranges" in sources:
+        model.transformer_image("quantize --ranges", "leave --ranges out: convolutions are calibrated anew")
         check_same_blocks(sources["ranges"], model)
     if {"ranges", "checkpoint"} <= sources.keys():
         check_same_weights(sources["ranges"], sources["checkpoint"].path)

@@ -140,7 +140,8 @@ class _Writer:
     def model(self, source: Any) -> Any:
         """The source's ModelProto with these nodes, and of its initializers those that are read."""
         read = {name for node in self._nodes for name in node.input}
-        stayed = [t for t in source.graph.initializer if t.name in read or t.name not in self._replaced]
+        floats = (t for t in source.graph.initializer if t.name not in self._constants)
+        stayed = [t for t in floats if t.name in read or t.name not in self._replaced]
         graph = self._onnx.helper.make_graph(
             self._nodes,
             source.graph.name,

@@ -135,7 +135,7 @@ def products_of(model: Any, tower: str) -> list[Product]:
             continue
         added = node.input[2] if len(node.input) > 2 else _added(node, behind, readers)
         bias = added if added in weights and tuple(weights[added].dims) == product.size[1:] else None
-        name = f"{tower}.{(node.name or node.output[0]).strip('/').replace('/', '.')}"
+        name = f"{tower}.{(node.name or node.output[0]).strip('/').replace('/', '.').removeprefix(f'{tower}.')}"
         names[name] += 1
         name = name if names[name] == 1 else f"{name}.{names[name]}"
         found.append(Product(**{**vars(product), "name": name, "bias": bias}))

@@ -26,7 +26,9 @@ from mmcompress.convnet import ConvConfig
 from mmcompress.export.blocks import Pick, Sight, Weights, blocks, causal_mask, project, query_scale
 from mmcompress.export.convgraph import convolutions
 from mmcompress.export.graph import Array, GraphWriter, Numerics
-from mmcompress.int8 import TABLE, Linears
+from mmcompress.export.integers import with_integers
+from mmcompress.export.products import Product, arrays_of, products_of
+from mmcompress.int8 import TABLE, IntegerLinear, Linears, Signedness, linear_modules, quantize_weight
 from mmcompress.tensornames import state_from_hugging_face
 
 
@@ -34,8 +36,8 @@ def graph_integers(config: DualEncoderConfig, linears: Linears) -> Linears:
     """Integers that were fitted to the torch model as the graphs store them: the query's share of QKV is scaled."""
     stored = dict(linears)
     for name, linear in linears.items():
-        tower, _, block, part = name.split(".")
-        if part == "qkv":
+        if name.endswith(".qkv"):
+            tower, _, block, _ = name.split(".")
             sizes: TowerConfig = getattr(config, tower)
             gains = np.ones(len(linear.scales), linear.scales.dtype)
             gains[: sizes.heads[int(block)] * sizes.head_dim] = query_scale(sizes)
@@ -49,9 +51,11 @@ def image_graph(config: DualEncoderConfig, tensors: Mapping[str, Array], numeric
     weights = Weights(state_from_hugging_face(tensors, config, ("image",))).under("image")
     feed = ("pixels", np.float32, (3, tower.image_size, tower.image_size))
     if isinstance(tower, ConvConfig):
-        check_eight_bits(config, () if numerics.activations == "float" else ("int8",))
+        check_eight_bits(config, ("fp8",) if numerics.activations == "float8" else ())
+        g = GraphWriter(opset, numerics if numerics.activations == "float" else Numerics())
         convolutions(g, tower, weights)
-        return g.model("image", feed, config.embed_dim)
+        model = g.model("image", feed, config.embed_dim)
+        return model if numerics.activations == "float" else _in_integers(config, model, numerics)
     x = _patches(g, tower, weights)
     if tower.head is None:
         x = g.layer_norm("image.pre_norm", x, *weights.norm("norm_pre"), tower.layer_norm_eps)
@@ -66,12 +70,30 @@ def image_graph(config: DualEncoderConfig, tensors: Mapping[str, Array], numeric
 
 
 def check_eight_bits(config: DualEncoderConfig, precisions: Collection[str]) -> None:
-    """Raise UsageError for a convolutional tower that would be written with Q/DQ."""
-    if {"int8", "fp8"}.intersection(precisions):
-        config.transformer_image(
-            "an export in INT8 or FP8",
-            "export it in fp32, and give quantize the graphs, whose convolutions and Linears become integers",
-        )
+    """Raise UsageError for a convolutional tower that would be written in FP8."""
+    if "fp8" in precisions:
+        config.transformer_image("an export in FP8", "export it in int8, whose convolutions are integers")
+
+
+def convolutions_of(config: DualEncoderConfig, model: Any) -> list[Product]:
+    """The products of a ModelProto of a convolutional image tower that INT8 may take."""
+    known = frozenset(linear_modules(config))
+    return [product for product in products_of(model, "image") if product.name in known]
+
+
+def _in_integers(config: DualEncoderConfig, model: Any, numerics: Numerics) -> Any:
+    """The graph with its convolutions in 8 bits and FP32 around them, those without fitted integers to nearest."""
+    kind: Signedness = "unsigned" if numerics.activations == "unsigned" else "signed"
+    products = [product for product in convolutions_of(config, model) if product.name not in numerics.kept]
+    arrays = arrays_of(model)
+    integers = {product.name: numerics.integers.get(product.name) for product in products}
+    for product in products:
+        if integers[product.name] is None:
+            weight = quantize_weight(product.matrix(arrays[product.weight]), kind)
+            bias = arrays[product.bias] if product.bias else np.zeros(product.size[1], np.float32)
+            integers[product.name] = IntegerLinear(*weight, bias)
+    linears = {name: linear for name, linear in integers.items() if linear is not None}
+    return with_integers(model, products, linears, numerics.ranges, kind)
 
 
 def _row(g: GraphWriter, place: int) -> Pick:

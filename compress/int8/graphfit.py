@@ -24,7 +24,7 @@ from mmcompress.compress.int8.graphtower import Feeds, GraphTower, computed, pai
 from mmcompress.compress.int8.ranges import METHODS, NOTHING, Histogram, ranges_of, widened
 from mmcompress.compress.int8.rounding import clipping_scales, nearest
 from mmcompress.compress.int8.simulate import Moments, distance, fake_quantized
-from mmcompress.config import QuantizeGraphsConfig
+from mmcompress.config import FitConfig
 from mmcompress.export.integers import OUTPUT
 from mmcompress.export.products import Product
 from mmcompress.int8 import IntegerLinear, Linears, Range, Signedness, activation_quantizer, dequantize_weight
@@ -64,7 +64,7 @@ def fit_tower(
     samples: Iterable[Feeds],
     fitting: Sequence[Feeds],
     judging: Sequence[Feeds],
-    config: QuantizeGraphsConfig,
+    config: FitConfig,
 ) -> FittedTower:
     """Calibrate and round one tower, each technique where it lowers the drift."""
     seen = calibrated(tower, samples)
@@ -95,7 +95,7 @@ def calibrated(tower: GraphTower, samples: Iterable[Feeds]) -> Seen:
 
 
 def chosen_ranges(
-    tower: GraphTower, seen: Seen, fitting: Sequence[Feeds], config: QuantizeGraphsConfig
+    tower: GraphTower, seen: Seen, fitting: Sequence[Feeds], config: FitConfig
 ) -> tuple[dict[str, Range], dict[str, str]]:
     """For each product the range whose output error is smallest, over both kinds of graph; and which method it is.
 
@@ -152,7 +152,7 @@ def chosen_weights(
     ranges: Mapping[str, Range],
     fitting: Sequence[Feeds],
     judging: Sequence[Feeds],
-    config: QuantizeGraphsConfig,
+    config: FitConfig,
 ) -> tuple[dict[Signedness, Linears], dict[str, Any]]:
     """The integers and biases for each kind of graph, by the rounding and correction that drift least."""
     reference = tower.embedded(tower.model, judging)

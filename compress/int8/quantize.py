@@ -25,9 +25,10 @@ import torch
 from safetensors.numpy import save_file
 from torch import Tensor
 
-from mmcompress.architecture import NEVER_COMPRESSED
+from mmcompress.architecture import NEVER_COMPRESSED, TowerConfig
 from mmcompress.budget import Cost
 from mmcompress.compress.heap import keep_freed_memory
+from mmcompress.compress.int8.convfit import FittedConvolutions, fit_convolutions
 from mmcompress.compress.int8.fit import JUDGED, chosen_ranges, chosen_smoothing, chosen_weights, drift_of_both
 from mmcompress.compress.int8.ranges import NOTHING, Histogram, widened
 from mmcompress.compress.int8.record import fit_facts
@@ -58,6 +59,7 @@ from mmcompress.compress.int8.simulate import (
 )
 from mmcompress.compress.prune.semistructured import SPARSE
 from mmcompress.config import QuantizeConfig
+from mmcompress.convnet import ConvConfig
 from mmcompress.distributed import world
 from mmcompress.errors import UsageError
 from mmcompress.huggingface import dual_encoder_from_checkpoint, save_checkpoint
@@ -109,6 +111,8 @@ class Fitted:
     ranges: Mapping[str, Range]
     linears: Mapping[Signedness, Linears]
     choices: Mapping[str, object]
+    convolutions: FittedConvolutions | None = None
+    """Of an image tower that has no Linears."""
 
 
 def quantize(job: Job[QuantizeConfig]) -> None:
@@ -132,6 +136,12 @@ def quantize(job: Job[QuantizeConfig]) -> None:
 
         given = None if reused is None else read_ranges(reused)
         fitted = fit_integers(model, feeds(fitting), feeds(judging), pairs, config, given)
+        if isinstance(model.config.image, ConvConfig):
+            few_judging = feeds(judging).first(compared(model)).image
+            pixels = (one.pixels for one in pairs())
+            fitted = with_convolutions(
+                fitted, fit_convolutions(source, job.work, pixels, feeds(fitting).image, few_judging, config)
+            )
         deciding = judging
         if (validation := config.data.validation) is not None:
             deciding, judged_on = validating(held_pairs(source, validation, config), seen, validation)
@@ -142,6 +152,9 @@ def quantize(job: Job[QuantizeConfig]) -> None:
         table = TABLE in possible_tables(model) and TABLE not in kept
         few = feeds(judging).first(compared(model))
         drift = drift_of_both(fitted.model, few, linears, fitted.ranges, table)
+        if fitted.convolutions is not None:
+            for kind, moved in fitted.convolutions.drifts(few.image, kept).items():
+                drift[kind]["image"] = moved
     for name in source.manifest.files:
         shutil.copyfile(source.file(name), job.draft.path / name)
     if fitted.model is not model:
@@ -177,7 +190,7 @@ def fit_integers(
     flips, which decide what stays in float, need all. With `given` ranges the model stays as it is, since they
     are of its activations unsmoothed, and is only rounded.
     """
-    towers = model.config.compressed
+    towers = [name for name in model.config.compressed if isinstance(getattr(model.config, name), TowerConfig)]
     few_fitting, few_judging = fitting.first(compared(model)), judging.first(compared(model))
     references = {tower: embedded(model, tower, few_judging.of(tower)) for tower in towers}
     choices: dict[str, dict[str, object]] = {tower: {} for tower in towers}
@@ -202,6 +215,14 @@ def fit_integers(
             linears[kind] |= named
         choices[tower] |= chosen
     return Fitted(model, ranges, linears, choices)
+
+
+def with_convolutions(fitted: Fitted, convolutions: FittedConvolutions) -> Fitted:
+    """The same with a convolutional image tower beside the Linears of the text tower."""
+    own = convolutions.fitted
+    linears = {kind: {**own.linears[kind], **named} for kind, named in fitted.linears.items()}
+    choices = {**fitted.choices, "image": own.choices}
+    return Fitted(fitted.model, {**fitted.ranges, **own.ranges}, linears, choices, convolutions)
 
 
 def compared(model: DualEncoder) -> int:
@@ -248,6 +269,8 @@ def keep_sensitive(
     @cache
     def embeddings(tower: str, kept: frozenset[str]) -> Tensor:
         own = {name: linear for name, linear in linears.items() if name.startswith(f"{tower}.")}
+        if tower == "image" and fitted.convolutions is not None:
+            return fitted.convolutions.embedded(fed.image, kept)
         rounded = tower == "text" and not kept.issuperset(tables)
         with quantizing(model, without(own, kept), ranges, JUDGED), as_table(model, rounded):
             return embedded(model, tower, fed.of(tower))
@@ -255,7 +278,13 @@ def keep_sensitive(
     @cache
     def ranking() -> Mapping[str, float]:
         few = feeds(ranked).first(RANKED)
-        drifts = sensitivities(model, few, linears, ranges, JUDGED) | {name: table_drift(model, few) for name in tables}
+        convolved = fitted.convolutions.sensitivities(few.image) if fitted.convolutions is not None else {}
+        others = {name: linear for name, linear in linears.items() if name not in convolved}
+        drifts = (
+            convolved
+            | sensitivities(model, few, others, ranges, JUDGED)
+            | {name: table_drift(model, few) for name in tables}
+        )
         return dict(sorted(drifts.items(), key=lambda item: (-item[1], item[0])))
 
     kept, left = kept_in_float(embeddings, [*linears, *tables], ranking, config)

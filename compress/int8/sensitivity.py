@@ -49,7 +49,7 @@ def sensitivities(
     What is before the Linear's block is the same with and without it, and is computed once.
     """
     drifts: dict[str, float] = {}
-    for name in TOWERS:
+    for name in (name for name in TOWERS if any(module.startswith(f"{name}.") for module in linears)):
         tower: Tower = getattr(model, name)
         fed = [batch.to(model.logit_scale.device) for batch in judging.of(name)]
         with inferring():

@@ -112,7 +112,8 @@ def candidates_for(
         if backend not in candidate.backends:
             continue
         base = int8[candidate.activations]
-        others = {name for name in linear_modules(model) if name.rpartition(".")[2] not in candidate.linears}
+        left_out = {*LINEARS} - {*candidate.linears}
+        others = {name for name in linear_modules(model) if name.rpartition(".")[2] in left_out}
         kept = base.kept | others
         kind = (candidate.activations, candidate.dtype, kept, candidate.attention, candidate.by_token)
         if kind not in known and not kept.issuperset(linear_modules(model)):

@@ -148,9 +148,11 @@ def test_it_is_used_and_shown_like_any_other(
             ("prune", "{student}", "--data", "{data}", "--batch", "20"),
             "prune takes vision transformers, and this image tower is conv",
         ),
-        (("quantize", "{student}", "--data", "{data}"), "quantize takes vision transformers, and this image tower"),
         (("qat", "{student}", "--data", "{data}"), "qat takes vision transformers, and this image tower is conv"),
-        (("export", "{student}", "--precision", "int8"), "INT8 or FP8 takes vision transformers, and this image tower"),
+        (
+            ("export", "{student}", "--precision", "fp8"),
+            "an export in FP8 takes vision transformers, and this image tower",
+        ),
         (("shrink", "{student}", "--data", "{data}"), "shrink takes vision transformers, and this image tower is conv"),
         (
             ("distill", "--teacher", "{teacher}", "--student", "mnv4-s", "--data", "{data}", "--parts", "2"),

@@ -1,0 +1,89 @@
+"""A convolutional student in INT8: quantized, exported for both kinds, judged; against torch's own convolutions."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from clip_world import write_squares
+
+from mmcompress.artifact import Artifact
+from mmcompress.compress.int8.simulate import fake_quantized
+from mmcompress.huggingface import dual_encoder_from_checkpoint
+from mmcompress.int8 import activation_quantizer, linear_modules, linears_from_tensors, read_ranges
+from mmcompress.pipeline.single import run_single
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("conv-int8")
+    data = str(write_squares(folder))
+    given = {"student.source": "mnv4-s-64", "student.image_size": 32, "optimizer.steps": 6, "optimizer.batch": 20}
+    text = {"vocab": 320, "context": 16}
+    trained = run_single("train", {}, {**given, **text, "data.train": data}, {}, folder / "trained")
+    fit = {"data.train": data, "batch": 20, "max_drop": None, "max_flips": None, "keep": ["image.stem"]}
+    quantized = run_single("quantize", {}, fit, {"checkpoint": trained}, folder / "quantized")
+    graphs = run_single("export", {}, {"precisions": ["fp32", "int8"]}, {"checkpoint": quantized}, folder / "graphs")
+    return {"data": data, "trained": trained, "quantized": quantized, "graphs": graphs}
+
+
+def test_every_convolution_is_integers_but_what_is_kept(made: dict[str, Any]) -> None:
+    quantized: Artifact = made["quantized"]
+    wanted = [name for name in linear_modules(quantized.model) if name.startswith("image.") and name != "image.stem"]
+    assert {name for name in read_ranges(quantized) if name.startswith("image.")} == {*wanted}
+    for kind in ("signed", "unsigned"):
+        graph = onnx.load(str(made["graphs"].file(f"image-int8-{kind}.onnx"))).graph
+        restored = {node.output[0] for node in graph.node if node.op_type == "DequantizeLinear"}
+        convolved = [node for node in graph.node if node.op_type == "Conv"]
+        assert [node.name for node in convolved if {*node.input[:2]} <= restored] == wanted
+        zeros = [onnx.numpy_helper.to_array(t) for t in graph.initializer if t.name.endswith(".zero_point")]
+        assert kind == "unsigned" or not any(zero.any() for zero in zeros)
+
+
+@pytest.mark.parametrize("kind", ["signed", "unsigned"])
+def test_graph_is_what_torch_computes_of_the_integers(made: dict[str, Any], kind: Any) -> None:
+    from safetensors.numpy import load_file
+
+    quantized: Artifact = made["quantized"]
+    model = dual_encoder_from_checkpoint(quantized.path, quantized.model).eval()
+    ranges, stored = (
+        read_ranges(quantized),
+        linears_from_tensors(load_file(quantized.file("integers.safetensors")), kind),
+    )
+    for name, module in model.products():
+        if not name.startswith("image.") or name not in stored:
+            continue
+        assert isinstance(module, torch.nn.Conv2d)
+        linear, shape = stored[name], module.weight.shape
+        matrix = torch.from_numpy(linear.weight.astype(np.float32) * linear.scales)
+        module.weight.data = matrix.reshape(shape[2], shape[3], shape[1], shape[0]).permute(3, 2, 0, 1).contiguous()
+        module.bias = torch.nn.Parameter(torch.from_numpy(linear.bias))
+        module.norm = None  # type: ignore[assignment]
+        quantizer = activation_quantizer(ranges[name], kind)
+        module.register_forward_pre_hook(lambda _, fed, q=quantizer: (fake_quantized(fed[0], q),))
+    pixels = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    path = str(made["graphs"].file(f"image-int8-{kind}.onnx"))
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    with torch.inference_mode():
+        expected = model.encode_image(pixels).numpy()
+    found = session.run(None, {"pixels": pixels.numpy()})[0]
+    assert float((expected * found).sum(axis=1).min()) > 0.9995  # values on the edge between two steps differ
+
+
+def test_verdict_judges_it_and_fp8_is_refused(made: dict[str, Any], cli: Callable[..., Any], tmp_path: Path) -> None:
+    ended = cli("export", made["quantized"].path, "--precision", "fp8", "--out", tmp_path / "fp8")
+    assert ended.code == 2 and "an export in FP8 takes vision transformers" in " ".join(ended.err.split())
+    ranges = ("--ranges", made["quantized"].path, "--data", made["data"])
+    ended = cli("quantize", made["trained"].path, *ranges, "--out", tmp_path / "again")
+    assert ended.code == 2 and "quantize --ranges takes vision transformers" in " ".join(ended.err.split())
+    drift = json.loads((made["quantized"].path / "manifest.json").read_text())["metrics"]["calibration"]["drift"]
+    assert all(0 < drift[kind]["image"] < 0.1 for kind in ("signed", "unsigned"))
