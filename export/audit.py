@@ -34,7 +34,7 @@ def linear_of(node: str) -> str | None:
 
 
 def quantized_linears(path: Path) -> dict[str, str]:
-    """Of an ONNX file, the MatMuls of constant weights with Q/DQ, each with its precision: `int8` or `fp8`."""
+    """Of an ONNX file, the MatMuls and convolutions of constant weights with Q/DQ, each `int8` or `fp8`."""
     onnx = require("onnx", "compress")
     graph = onnx.load(str(path), load_external_data=False).graph
     constants = {tensor.name: tensor.data_type for tensor in graph.initializer}
@@ -43,7 +43,7 @@ def quantized_linears(path: Path) -> dict[str, str]:
     linears = {}
     for node in graph.node:
         left, right = (turned.get(name, name) for name in (*node.input, "", "")[:2])
-        if node.op_type == "MatMul" and left in restored and right in restored:
+        if node.op_type in ("MatMul", "Conv") and left in restored and right in restored:
             stored = constants.get(restored[right].input[0])
             if stored is not None:
                 linears[node.name] = "int8" if stored == onnx.TensorProto.INT8 else "fp8"

@@ -16,6 +16,7 @@ from clip_world import write_squares
 
 from mmcompress.artifact import Artifact
 from mmcompress.compress.int8.simulate import fake_quantized
+from mmcompress.export.audit import quantized_linears
 from mmcompress.huggingface import dual_encoder_from_checkpoint
 from mmcompress.int8 import activation_quantizer, linear_modules, linears_from_tensors, read_ranges
 from mmcompress.pipeline.single import run_single
@@ -43,6 +44,8 @@ def test_every_convolution_is_integers_but_what_is_kept(made: dict[str, Any]) ->
         restored = {node.output[0] for node in graph.node if node.op_type == "DequantizeLinear"}
         convolved = [node for node in graph.node if node.op_type == "Conv"]
         assert [node.name for node in convolved if {*node.input[:2]} <= restored] == wanted
+        audited = quantized_linears(made["graphs"].file(f"image-int8-{kind}.onnx"))
+        assert audited == dict.fromkeys(wanted, "int8")
         zeros = [onnx.numpy_helper.to_array(t) for t in graph.initializer if t.name.endswith(".zero_point")]
         assert kind == "unsigned" or not any(zero.any() for zero in zeros)
 
