@@ -86,26 +86,46 @@ def softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
     return cast(NDArray[np.float64], exponentials / exponentials.sum())
 
 
-def search(encoder: Encoder, images: Path | str, text: str, top: int = 5) -> list[tuple[Path, float]]:
-    """The images under a folder whose embeddings are closest to the text, with their cosines, best first.
+def search(
+    encoder: Encoder, images: Path | str, text: str | None = None, top: int = 5, image: Path | None = None
+) -> list[tuple[Path, float]]:
+    """The images under a folder whose embeddings are closest to a text or to an image, with their cosines, best first.
 
     Files that are no whole images are named and skipped, those of other formats by their endings.
     """
-    check_search(images, text, top)
+    check_query(text, image, top)
+    check_folder(images)
     paths, embeddings = embed_folder(encoder, Path(images))
-    encoder.warn_by_chance()
-    warn_of_lost_letters(encoder.artifact, [text])
-    scores = embeddings @ encoder.texts([text])[0]
+    scores = embeddings @ query(encoder, text, image)
     order = np.argsort(-scores, kind="stable")[:top]
     return [(paths[i], float(scores[i])) for i in order]
 
 
-def check_search(images: Path | str, text: str, top: int) -> None:
+def query(encoder: Encoder, text: str | None, image: Path | None = None) -> NDArray[np.float32]:
+    """(D,): what is looked for, a text or what an image shows."""
+    encoder.warn_by_chance()
+    if image is not None:
+        return cast(NDArray[np.float32], encoder.image_files([image])[0])
+    assert text is not None
+    warn_of_lost_letters(encoder.artifact, [text])
+    return cast(NDArray[np.float32], encoder.texts([text])[0])
+
+
+def check_query(text: str | None, image: Path | None, top: int) -> None:
     """As `check_classify`."""
-    if not text.strip():
+    if (text is None) == (image is None):
+        said = "there is nothing to look for" if text is None else f"{text!r} and --image {image} are both looked for"
+        raise UsageError(said, "give a text, 'a red car', or --image FILE")
+    if text is not None and not text.strip():
         raise UsageError(f"{text!r} says nothing to look for", "describe an image: 'a red car'")
     if top < 1:
         raise UsageError(f"--top {top} asks for no results", "give 1 or more")
+    if image is not None:
+        read_pixels(image, ANY_SIZE)
+
+
+def check_folder(images: Path | str) -> None:
+    """As `check_classify`."""
     if not Path(images).is_dir():
         raise UsageError(f"there is no folder {images}", "give a folder with images")
     files = sorted(images_in(Path(images)))

@@ -26,7 +26,7 @@ from mmcompress.errors import CorruptInputError, UsageError
 from mmcompress.manifest import VOCABULARY, Kind, Preprocessing, TensorSpec
 from mmcompress.progress import say
 from mmcompress.runtime.backends import default_backend, graph_for, open_session
-from mmcompress.runtime.frames import decoded, framed, read_pixels, takes_prepared
+from mmcompress.runtime.frames import decoded, framed, read_pixels, stored_decoded, stored_pixels, takes_prepared
 from mmcompress.runtime.session import Session, Tower
 from mmcompress.runtime.tokenize import attention_mask, load_tokenizer, text_processing, tokenize
 
@@ -85,6 +85,11 @@ class Encoder:
         if self.artifact.manifest.preprocessing is None:
             raise UsageError(f"{self.artifact.path} does not say how images are prepared", "export the artifact again")
         return self.artifact.manifest.preprocessing
+
+    @property
+    def width(self) -> int | None:
+        """D, of the embeddings; None where no graph states it."""
+        return next(iter(self._sessions.values())).outputs[0].shape[-1]
 
     @property
     def logit_scale(self) -> float:
@@ -155,6 +160,12 @@ class Encoder:
         if self.prepares:
             return decoded(Path(path), self.preprocessing, self._sessions["image"].inputs[0])
         return read_pixels(Path(path), self.preprocessing)
+
+    def read_stored(self, content: bytes, name: str) -> NDArray[np.uint8]:
+        """As `read`, of the bytes of an image file, which an error calls by its `name`."""
+        if self.prepares:
+            return stored_decoded(content, name, self.preprocessing, self._sessions["image"].inputs[0])
+        return stored_pixels(content, name, self.preprocessing)
 
     def as_read(self, images: Sequence[NDArray[np.uint8]], names: Sequence[object] = ()) -> NDArray[np.float32]:
         """B images as `read` gives them, one at least -> (B, D)."""

@@ -25,13 +25,18 @@ LARGEST = 1 << 31
 
 def read_pixels(path: Path, preprocessing: Preprocessing) -> NDArray[np.uint8]:
     """One image file -> (S, S, 3), resized and cropped."""
+    check_image(path)
+    return stored_pixels(path.read_bytes(), path, preprocessing)
+
+
+def stored_pixels(content: bytes, name: object, preprocessing: Preprocessing) -> NDArray[np.uint8]:
+    """As `read_pixels`, of the bytes of an image file, which an error calls by its `name`."""
     from mmcompress.data.batches import decode
 
-    check_image(path)
     try:
-        return decode(path.read_bytes(), preprocessing)
+        return decode(content, preprocessing)
     except CorruptInputError as error:
-        raise CorruptInputError(f"{path}: {error.what}", error.hint) from error
+        raise CorruptInputError(f"{name}: {error.what}", error.hint) from error
 
 
 def decoded(path: Path, preprocessing: Preprocessing, spec: TensorSpec) -> NDArray[np.uint8]:
@@ -40,11 +45,16 @@ def decoded(path: Path, preprocessing: Preprocessing, spec: TensorSpec) -> NDArr
     Raises UsageError for a path that is no file or an image of a size that the graph does not take, CorruptInputError
     for what is no image.
     """
+    check_image(path)
+    return stored_decoded(path.read_bytes(), path, preprocessing, spec)
+
+
+def stored_decoded(content: bytes, path: object, preprocessing: Preprocessing, spec: TensorSpec) -> NDArray[np.uint8]:
+    """As `decoded`, of the bytes of an image file, which an error calls by its `path`."""
     from mmcompress.data.decoding import decode_whole
 
-    check_image(path)
     try:
-        pixels = decode_whole(path.read_bytes())
+        pixels = decode_whole(content)
         height, width = pixels.shape[:2]
         check_aspect(width, height, preprocessing)
     except CorruptInputError as error:

@@ -272,7 +272,8 @@ class Moments:
 
     def mean_quantized(self, kind: Signedness) -> Vector:
         """(in,)"""
-        return self.mean + (self._moves[kind] / self._quantized).numpy()
+        moved: Vector = self.mean + (self._moves[kind] / self._quantized).numpy()
+        return moved
 
     @property
     def noise(self) -> Vector:

@@ -14,8 +14,6 @@ from __future__ import annotations
 
 import bisect
 import itertools
-import os
-import shutil
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -298,13 +296,3 @@ def contents_of(folder: Path) -> Contents:
         return Contents.model_validate_json(path.read_bytes())
     except ValidationError as error:
         raise CorruptInputError(f"{path} is no list of shards: {error}", AGAIN) from error
-
-
-def link(source: Path, place: Path) -> None:
-    """Give a file a second name, or a copy where the file system has one name a file."""
-    try:
-        os.link(source, place)
-    except OSError:
-        partial = place.with_name(f".{place.name}")
-        shutil.copyfile(source, partial)
-        partial.replace(place)

@@ -14,10 +14,11 @@ from typing import Any
 
 from mmcompress.artifact import Artifact
 from mmcompress.compress.train.augment import GIVEN
-from mmcompress.compress.train.chunks import CONTENTS, FOLDER, Store, link
+from mmcompress.compress.train.chunks import CONTENTS, FOLDER, Store
 from mmcompress.compress.train.embeddings import MEMBERS, Members
 from mmcompress.config import EnsembleConfig
 from mmcompress.errors import UsageError
+from mmcompress.publish import link
 from mmcompress.stages import Job
 from mmcompress.strictjson import write_json
 

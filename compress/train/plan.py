@@ -10,13 +10,14 @@ from typing import Any
 from typing_extensions import Self
 
 from mmcompress.artifact import read_manifest
-from mmcompress.compress.train.chunks import CONTENTS, FOLDER, Contents, Shard, chunk_file, link, sizes_of_chunk
+from mmcompress.compress.train.chunks import CONTENTS, FOLDER, Contents, Shard, chunk_file, sizes_of_chunk
 from mmcompress.data.sections import Section, digest_of
 from mmcompress.digests import sha256_of
 from mmcompress.errors import CorruptInputError
 from mmcompress.manifest import hash_json
 from mmcompress.places import MANIFEST
 from mmcompress.progress import say
+from mmcompress.publish import link
 from mmcompress.stages import Job
 from mmcompress.strictjson import write_json
 

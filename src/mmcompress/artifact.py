@@ -2,10 +2,10 @@
 
 A stage writes into a hidden sibling folder; when it is done every file is hashed and synced, the manifest is written
 and the folder is renamed into place. A reader therefore never sees half an artifact, and `Artifact.open` verifies every
-byte before anything is used. Embeddings are as large as the data makes them, so theirs are verified as shards are: a
-file that was read once is read again when it was touched (`digests.py`). The digest covers what the artifact *is*
-(kind, stage, config, parents, files), not when or where it was made, so two runs of the same recipe can be compared by
-digest.
+byte before anything is used. Embeddings, indices and shards are as large as the data makes them, so they are verified
+as shards are: a file that was read once is read again when it was touched (`digests.py`). The digest covers what the
+artifact *is* (kind, stage, config, parents, files), not when or where it was made, so two runs of the same recipe can
+be compared by digest.
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ from mmcompress.manifest import (
 from mmcompress.places import MANIFEST, check_place
 from mmcompress.publish import draft_of, swap_in, tidy
 from mmcompress.strictjson import check_finite, json_from_text, write_json
+
+_AS_LARGE_AS_DATA = (Kind.EMBEDDINGS, Kind.INDEX, Kind.SHARDS)
 
 
 @dataclass(frozen=True)
@@ -223,7 +225,7 @@ def _verify_files(folder: Path, manifest: Manifest) -> None:
             raise CorruptInputError(
                 f"{file} is missing, and the manifest lists it", f"delete {folder} and make it again"
             )
-        hashed = sha256_of if manifest.kind is Kind.EMBEDDINGS else hash_file
+        hashed = sha256_of if manifest.kind in _AS_LARGE_AS_DATA else hash_file
         if file.stat().st_size != entry.bytes or hashed(file) != entry.sha256:
             raise CorruptInputError(
                 f"{file} is damaged: expected {entry.bytes} bytes with SHA-256 {entry.sha256[:12]}…",

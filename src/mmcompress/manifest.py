@@ -31,6 +31,8 @@ class Kind(str, Enum):
     ENGINE = "engine"
     BUNDLE = "bundle"
     REPORT = "report"
+    INDEX = "index"
+    SHARDS = "shards"
 
 
 class FileEntry(Config):

@@ -1,12 +1,21 @@
-"""A folder that is swapped in whole: at any moment a place holds the old artifact, nothing, or the new one."""
+"""A folder that is swapped in whole: at any moment a place holds the old artifact, nothing, or the new one.
+
+Beside it lies what a killed run goes on from, in a work folder of the run's key.
+"""
 
 from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from mmcompress.errors import UsageError
 from mmcompress.places import why_not_ours
+
+KEY = "key"
+"""The file in a work folder that says which artifact it is for."""
 
 
 def tidy(path: Path) -> None:
@@ -30,6 +39,11 @@ def draft_of(path: Path) -> Path:
 
 def aside_of(path: Path) -> Path:
     return path.with_name(f".{path.name}.old")
+
+
+def work_of(path: Path) -> Path:
+    """Where what a killed run goes on from is kept."""
+    return path.with_name(f".{path.name}.work")
 
 
 def swap_in(temporary: Path, path: Path) -> None:
@@ -59,3 +73,36 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def keep_work_of(work: Path, key: str) -> None:
+    """Keep the resume state of the same key; drop any other. A folder of that name without a key is not ours."""
+    mark = work / KEY
+    if mark.is_file() and mark.read_text() == key:
+        return
+    if work.exists() and not mark.is_file():
+        raise UsageError(f"{work} exists and mmcompress did not write it", "move it away, or give another --out")
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    mark.write_text(key)
+
+
+@contextmanager
+def kept_if_used(work: Path) -> Iterator[None]:
+    """A stage that fails before there is a state to go on with leaves no work folder."""
+    try:
+        yield
+    except BaseException:
+        if work.is_dir() and all(path.name == KEY for path in work.iterdir()):
+            shutil.rmtree(work, ignore_errors=True)
+        raise
+
+
+def link(source: Path, place: Path) -> None:
+    """Give a file a second name, or a copy where the file system has one name a file."""
+    try:
+        os.link(source, place)
+    except OSError:
+        partial = place.with_name(f".{place.name}")
+        shutil.copyfile(source, partial)
+        partial.replace(place)

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from mmcompress import publish
 from mmcompress.errors import MMCompressError, UsageError
 from mmcompress.lock import locked
 from mmcompress.manifest import Kind
@@ -147,7 +148,7 @@ def test_a_work_folder_of_somebody_else_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / ".out.work").mkdir()
     (tmp_path / ".out.work" / "mine").touch()
     with pytest.raises(UsageError, match="mmcompress did not write it"):
-        pipeline._keep_work_of(tmp_path / ".out.work", "key")
+        publish.keep_work_of(tmp_path / ".out.work", "key")
     assert (tmp_path / ".out.work" / "mine").exists()
 
 

@@ -444,25 +444,52 @@ def classify(
 
 
 @app.command(rich_help_panel=USE)
-def search(
+def index(
     artifact: Source,
-    text: Annotated[str, typer.Argument(metavar="TEXT", help="What to look for, in a language the model knows.")],
-    images: Annotated[Path, typer.Option(help="Folder of images.")],
-    top: Annotated[int, typer.Option(help="How many to show.")] = 5,
+    images: Annotated[str, typer.Option(help="Folder of images, a table, or shards.")],
+    out: Annotated[Path, typer.Option("--out", help="Index to write; to one that is there new images are added.")],
     backend: Backend = None,
     trust: Trust = False,
     json: Json = False,
 ) -> None:
-    """Find the images in a folder that fit a text best. A teacher is exported into the user's cache first."""
+    """Embed images once, for `search INDEX`: any number of them. What the index has already is not embedded again."""
     from mmcompress.cli import console, show_use
-    from mmcompress.pipeline.converted import check_named, graphs_to_use
-    from mmcompress.runtime import answers
-    from mmcompress.runtime.encoder import Encoder
+    from mmcompress.pipeline import searching
 
-    check_named(artifact)
-    answers.check_search(images, text, top)
-    with Encoder.open(graphs_to_use(artifact, backend), cast(Any, backend)) as encoder:
-        console.show(*show_use.matches_summary(answers.search(encoder, images, text, top)), json)
+    console.show(*show_use.index_summary(searching.index(artifact, images, out, backend)), json)
+
+
+@app.command(rich_help_panel=USE)
+def search(
+    source: Annotated[
+        str, typer.Argument(metavar="INDEX|ARTIFACT|TEACHER", help="What `index` wrote; or a model, with --images.")
+    ],
+    text: Annotated[
+        str | None, typer.Argument(metavar="TEXT", help="What to look for, in a language the model knows.")
+    ] = None,
+    image: Annotated[Path | None, typer.Option(help="Look for images like this one, in place of a text.")] = None,
+    images: Annotated[Path | None, typer.Option(help="Folder of images, where there is no index of them.")] = None,
+    top: Annotated[int, typer.Option(help="How many to show.")] = 5,
+    model: Annotated[
+        str | None, typer.Option(metavar="ARTIFACT|TEACHER", help="To ask an index with; else the one that made it.")
+    ] = None,
+    accept_loss: Annotated[
+        float | None,
+        typer.Option(
+            min=0, max=1, callback=finite, help="Let another model ask, if its recall@10 is so much lower at most."
+        ),
+    ] = None,
+    backend: Backend = None,
+    trust: Trust = False,
+    json: Json = False,
+) -> None:
+    """Find the images that fit a text, or another image, best. A teacher is exported into the user's cache first."""
+    from mmcompress.cli import console, show_use
+    from mmcompress.pipeline import searching
+
+    asked = searching.Asked(text, image, top)
+    found = searching.search(source, asked, images, model, backend, accept_loss)
+    console.show(*show_use.matches_summary(found), json)
 
 
 @app.command(rich_help_panel=USE)
@@ -635,7 +662,7 @@ app.add_typer(data, rich_help_panel=USE)
 
 @data.callback()
 def data_commands() -> None:
-    """Look at image-text pairs before anything learns from them: `data index`."""
+    """Make shards of image-text pairs, and look at them before anything learns from them."""
 
 
 @data.command("index")
@@ -648,10 +675,83 @@ def data_index(
 
     Whatever reads shards does so by itself; this does it beforehand.
     """
-    from mmcompress.cli import console, show_use
+    from mmcompress.cli import console, show_data
     from mmcompress.data.indexing import index_data
 
-    console.show(*show_use.data_summary(index_data(spec, processes)), json)
+    console.show(*show_data.data_summary(index_data(spec, processes)), json)
+
+
+Shards = Annotated[str, typer.Argument(metavar="SHARDS", help="Shards, a pattern of them, or a folder; or other data.")]
+AShard = Annotated[int, typer.Option("--samples-a-shard", min=1, help="The last shard has the rest.")]
+
+
+@data.command("pack")
+def data_pack(
+    source: Annotated[
+        Path, typer.Argument(metavar="DIR|TABLE", help="Images with captions beside them or by class; or .tsv, .csv.")
+    ],
+    out: Annotated[Path, typer.Option("--out", help="Folder of shards to write, whole or not at all.")],
+    samples_a_shard: AShard = 10_000,
+    max_bad_fraction: Annotated[
+        float, typer.Option(min=0, max=1, callback=finite, help="Of items that cannot be read; more is an error.")
+    ] = 0.05,
+    json: Json = False,
+) -> None:
+    """Make WebDataset shards of loose images and captions: the same bytes every time, images unchanged."""
+    from mmcompress.cli import console, show_data
+    from mmcompress.data.packing import pack
+
+    console.show(*show_data.shards_summary(pack(source, out, samples_a_shard, max_bad_fraction)), json)
+
+
+@data.command("stats")
+def data_stats(spec: Shards, json: Json = False) -> None:
+    """Sizes, aspects, captions, scripts and damage of a data set, which is read once."""
+    from mmcompress.cli import console, show_data
+    from mmcompress.data.stats import stats
+
+    console.show(*show_data.stats_summary(stats(spec)), json)
+
+
+@data.command("dedupe")
+def data_dedupe(
+    spec: Shards,
+    embeddings: Annotated[Path, typer.Option(help="Of this data by one teacher, as `embed` wrote them.")],
+    out: Annotated[Path, typer.Option("--out", help="List to write, which `data filter --exclude` takes.")],
+    threshold: Annotated[
+        float, typer.Option(min=-1, max=1, callback=finite, help="Cosine from which images are nearly the same.")
+    ] = 0.95,
+    json: Json = False,
+) -> None:
+    """List images that are nearly the same, by a teacher's embeddings. Nothing is deleted."""
+    from mmcompress.cli import console, show_data
+    from mmcompress.compress.dedupe import dedupe
+
+    console.show(*show_data.duplicates_summary(dedupe(spec, embeddings, out, threshold), out), json)
+
+
+@data.command("filter")
+def data_filter(
+    spec: Shards,
+    out: Annotated[Path, typer.Option("--out", help="Folder of new shards to write, whole or not at all.")],
+    min_similarity: Annotated[
+        float | None, typer.Option(min=-1, max=1, callback=finite, help="Least cosine of image and caption.")
+    ] = None,
+    embeddings: Annotated[
+        Path | None, typer.Option(help="Of this data by one teacher, for --min-similarity, as `embed` wrote them.")
+    ] = None,
+    exclude: Annotated[
+        Path | None, typer.Option(help="List of samples to leave out, as `data dedupe` wrote it.")
+    ] = None,
+    samples_a_shard: AShard = 10_000,
+    json: Json = False,
+) -> None:
+    """Write new shards of the pairs that fit by a teacher's own score, without those on a list."""
+    from mmcompress.cli import console, show_data
+    from mmcompress.compress.select import Wanted, select
+
+    wanted = Wanted(min_similarity, embeddings, exclude)
+    console.show(*show_data.shards_summary(select(spec, wanted, out, samples_a_shard)), json)
 
 
 def main() -> NoReturn:
@@ -665,15 +765,7 @@ def main() -> NoReturn:
 def _told(run: Callable[[], int]) -> int:
     """Run; the exit code, an error printed."""
     try:
-        try:
-            code = run()
-            flushed()
-        except OSError as error:
-            if (told := disk_error(error)) is None:
-                raise
-            flushed()  # where it is stdout that is full, that is said
-            raise told from error
-        return code
+        return _written(run)
     except MMCompressError as error:
         print(f"error: {error.what}", file=sys.stderr)
         if error.hint:
@@ -681,6 +773,19 @@ def _told(run: Callable[[], int]) -> int:
         return error.exit_code
     except KeyboardInterrupt:
         return 130
+
+
+def _written(run: Callable[[], int]) -> int:
+    """Run; what the system says of a disk becomes our error."""
+    try:
+        code = run()
+        flushed()
+        return code
+    except OSError as error:
+        if (told := disk_error(error)) is None:
+            raise
+        flushed()  # where it is stdout that is full, that is said
+        raise told from error
 
 
 def _on_all_ranks() -> int:

@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import cast
 
 from rich.cells import cell_len
 from rich.console import Group, RenderableType
@@ -13,11 +14,10 @@ from rich.text import Text
 
 from mmcompress.architecture import ImageConfig, TowerConfig
 from mmcompress.artifact import Artifact
-from mmcompress.cli.console import Summary, empty_table, pairs
+from mmcompress.cli.console import Summary, artifact_summary, empty_table, pairs
 from mmcompress.cli.doctor import Diagnosis
 from mmcompress.cli.requirements import Check
 from mmcompress.cli.show_towers import convolution_lines, transformer_line
-from mmcompress.data.indexing import DataFacts
 from mmcompress.data.tally import printable
 from mmcompress.export.triton import Model
 from mmcompress.formats import (
@@ -30,6 +30,8 @@ from mmcompress.formats import (
 from mmcompress.manifest import Kind, Manifest, TensorSpec
 from mmcompress.measure.explain.explain import Explanation
 from mmcompress.measure.explain.pointing import Pointing
+from mmcompress.pipeline.searching import Found
+from mmcompress.runtime.indexing import Indexed
 from mmcompress.runtime.passport import PASSPORTS, stated_passport
 from mmcompress.strictjson import text_from_json
 
@@ -40,10 +42,23 @@ def shares_summary(shares: Sequence[tuple[str, float]]) -> Summary:
     return [{"label": label, "share": share} for label, share in shares], lines
 
 
-def matches_summary(matches: Sequence[tuple[Path, float]]) -> Summary:
-    """Images with their cosine similarity to the text."""
-    lines = _aligned([(str(path), f"{similarity:.3f}") for path, similarity in matches])
-    return [{"image": str(path), "similarity": similarity} for path, similarity in matches], lines
+def matches_summary(found: Found) -> Summary:
+    """Images with their cosine similarity to what was looked for; what a model loses that did not make the index."""
+    document: object = [{"image": name, "similarity": similarity} for name, similarity in found.matches]
+    lines = _aligned([(printable(name), f"{similarity:.3f}") for name, similarity in found.matches])
+    if (loss := found.agreement) is not None:
+        document = {"matches": document, **asdict(loss)}
+        lines.append(f"\nrecall@10 against the index's own model: {loss.recall_at_10:.3f}, of {loss.images} images")
+    return document, lines
+
+
+def index_summary(made: Indexed) -> Summary:
+    """An index, and what became of the images that were given."""
+    document, view = artifact_summary(made.artifact)
+    counts = {"embedded": made.embedded, "moved": made.moved, "copies": made.copies, "damaged": made.damaged}
+    lines = ", ".join(f"{count(number)} {what}" for what, number in counts.items())
+    images = count(int(made.artifact.manifest.facts["images"]))
+    return {**cast(dict[str, object], document), **counts}, Text(f"{view}\n{images} images; of these now {lines}")
 
 
 def explained_summary(method: str, rows: Sequence[Explanation], out: Path) -> Summary:
@@ -66,23 +81,6 @@ def pointing_summary(method: str, rows: Sequence[Pointing]) -> Summary:
             count(one.unseen),
         )
     return {"method": method, "models": [asdict(one) for one in rows]}, table
-
-
-def data_summary(facts: DataFacts) -> Summary:
-    """What the indices of a data set say, with the shards in which something is damaged."""
-    shards = facts.shards
-    samples, damaged = sum(shard.samples for shard in shards), sum(shard.damaged for shard in shards)
-    made = [shard for shard in shards if shard.made]
-    lines = [
-        f"{count(samples)} samples in {count(len(shards))} shards, {megabytes(sum(shard.bytes for shard in shards))}; "
-        f"{count(damaged)} items cannot be read",
-        f"{count(len(made))} shards read now, in {facts.seconds:.1f} s",
-    ]
-    if packed := sum(not shard.seekable for shard in shards):
-        lines.append(f"{count(packed)} are compressed, so a run that goes on in the middle reads them from their begin")
-    lines += [f"{shard.shard}: {count(shard.damaged)}, {shard.first_damage}" for shard in shards if shard.damaged]
-    document = {"samples": samples, "damaged": damaged, "made": len(made), "shards": [asdict(one) for one in shards]}
-    return document, Text("\n".join(printable(line) for line in lines))
 
 
 def _aligned(rows: Sequence[tuple[str, str]]) -> Text:

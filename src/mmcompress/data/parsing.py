@@ -57,7 +57,7 @@ def parsed(shard: str, prefix: str, meaning: Meaning) -> Iterator[tuple[Sample, 
             try:
                 if repeated:
                     raise ValueError("a file or a sample of that name was there before")
-                found: tuple[Sample, int] | Damage = _sample(prefix + key, files, meaning)
+                found: tuple[Sample, int] | Damage = sample_of(prefix + key, files, meaning)
             except ValueError as error:
                 found = Damage(key, str(error))
             yield found
@@ -66,8 +66,8 @@ def parsed(shard: str, prefix: str, meaning: Meaning) -> Iterator[tuple[Sample, 
         yield Damage(None, f"the shard breaks after {len(keys)} samples: {error}", may_pass)
 
 
-def _sample(key: str, files: Mapping[str, Member], meaning: Meaning) -> tuple[Sample, int]:
-    """ValueError says what is wrong with it."""
+def sample_of(key: str, files: Mapping[str, Member], meaning: Meaning) -> tuple[Sample, int]:
+    """The sample that files are, by their suffixes, with its image's offset. ValueError says what is wrong with it."""
     suffix = next((suffix for suffix in IMAGE_SUFFIXES if suffix in files), None)
     if suffix is None:
         raise ValueError(f"no image (jpg, jpeg, png or webp) among: {', '.join(sorted(files))}")

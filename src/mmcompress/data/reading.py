@@ -102,7 +102,7 @@ def _class_samples(folder: Path, name: str, tally: Tally) -> Iterator[Sample]:
     label = writable(folder.name)
     for path in sorted(images_in(folder)):
         try:
-            image = _stored(path)
+            image = stored_image(path)
         except (ValueError, OSError) as error:
             tally.add_bad(str(path), str(error))
             continue
@@ -113,7 +113,7 @@ def _class_samples(folder: Path, name: str, tally: Tally) -> Iterator[Sample]:
 def _photo_sample(path: Path, name: str, tally: Tally) -> Iterator[Sample]:
     """An image of which nothing is said; a sentence stands in, for those who need a text and not this one."""
     try:
-        image = _stored(path)
+        image = stored_image(path)
     except (ValueError, OSError) as error:
         tally.add_bad(str(path), str(error))
         return
@@ -122,7 +122,7 @@ def _photo_sample(path: Path, name: str, tally: Tally) -> Iterator[Sample]:
     yield Sample(key, image, (sentence_for(key),), None, True)
 
 
-def _stored(path: Path) -> bytes:
+def stored_image(path: Path) -> bytes:
     """The bytes of a whole image file; ValueError says what is wrong with it."""
     if path.stat().st_size > MEMBER_BYTES:
         raise ValueError(f"the image has more than {MEMBER_BYTES // 2**20} MiB")
@@ -147,7 +147,7 @@ def _table_samples(table: Path, tally: Tally) -> Iterator[Sample]:
                 raise ValueError("no caption")
             if not path.is_file():
                 raise ValueError("there is no such image")
-            image = _stored(path)
+            image = stored_image(path)
         except (ValueError, OSError) as error:
             tally.add_bad(f"{table}: {name}", str(error))
             continue

@@ -6,6 +6,7 @@ counted, named in a log and skipped, up to a share that the user sets.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from mmcompress.progress import console
 
 EARLY = 1000
 """Items after which too many bad ones stop the work without waiting for the end of the data."""
-_NAMED = 3
+_NAMED, _REASONS = 3, 50
 
 
 @dataclass
@@ -27,9 +28,13 @@ class Tally:
     max_bad_fraction: float
     log: Path | None = None
     announce: bool = True
+    option: str = "data.max_bad_fraction"
+    """What allows more."""
     good: int = 0
     bad: int = 0
     first: list[str] = field(default_factory=list)
+    reasons: Counter[str] = field(default_factory=Counter)
+    """How many items each reason was given for; some reasons have figures in them, so what comes late is `others`."""
 
     def add_bad(self, name: str, reason: str) -> None:
         line = printable(f"{name}: {reason}")
@@ -38,6 +43,7 @@ class Tally:
             with self.log.open("a" if self.bad else "w", encoding="utf-8") as stream:
                 stream.write(line + "\n")
         self.bad += 1
+        self.reasons[reason if reason in self.reasons or len(self.reasons) < _REASONS else "others"] += 1
         if self.bad <= _NAMED:
             self.first.append(line)
         if self.good + self.bad >= EARLY:
@@ -71,7 +77,7 @@ class Tally:
 
     def _hint(self) -> str:
         logged = f"{self.log} names all of them; " if self.log is not None and self.bad else ""
-        return f"{logged}mend or remove them, or allow more with data.max_bad_fraction"
+        return f"{logged}mend or remove them, or allow more with {self.option}"
 
 
 def printable(text: str) -> str:

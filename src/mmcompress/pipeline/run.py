@@ -11,8 +11,7 @@ from __future__ import annotations
 import importlib
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +25,10 @@ from mmcompress.manifest import Kind, Manifest, hash_json
 from mmcompress.pipeline.outside import READ, outside, revisions, still_as_read
 from mmcompress.pipeline.plan import Step, check_data, local_inputs, plan
 from mmcompress.pipeline.recipe import Recipe
-from mmcompress.pipeline.together import KEY, run_on_all
+from mmcompress.pipeline.together import run_on_all
 from mmcompress.places import MANIFEST, check_place, writing
 from mmcompress.progress import say
-from mmcompress.publish import tidy
+from mmcompress.publish import keep_work_of, kept_if_used, tidy, work_of
 from mmcompress.stages import Job, Stage
 
 STRICT = "strict"
@@ -147,15 +146,15 @@ def _made_or_reused(
         say(stage.name, out.name, "reused")
         return reused
     stage.refuse_impossible(built, sources)
-    work = out.with_name(f".{out.name}.work")
+    work = work_of(out)
     with writing(out):
-        _keep_work_of(work, key)
+        keep_work_of(work, key)
     say(stage.name, out.name, "running")
     start = time.monotonic()
     said, standing = _said(built), out if (out / MANIFEST).is_file() else None
     with (
         writing(out),
-        _kept_if_used(work),
+        kept_if_used(work),
         Artifact.create(out, kind=stage.produces, stage=stage.name, key=key, config=said, parents=parents) as draft,
     ):
         run_on_all(stage, Job(built, sources, gathered, draft, out.name, work, standing), key)
@@ -166,17 +165,6 @@ def _made_or_reused(
         Artifact(out, read_manifest(out / MANIFEST)).remember()
     say(stage.name, out.name, f"done in {time.monotonic() - start:.1f} s")
     return Artifact.open(out)
-
-
-@contextmanager
-def _kept_if_used(work: Path) -> Iterator[None]:
-    """A stage that fails before there is a state to go on with leaves no work folder."""
-    try:
-        yield
-    except BaseException:
-        if work.is_dir() and all(path.name == KEY for path in work.iterdir()):
-            shutil.rmtree(work, ignore_errors=True)
-        raise
 
 
 def _said(built: StageConfig) -> dict[str, Any]:
@@ -203,15 +191,3 @@ def _reusable(out: Path, key: str, built: StageConfig) -> Artifact | None:
 
 def _is_right(manifest: Manifest, key: str, built: StageConfig) -> bool:
     return manifest.key == key and still_as_read(manifest.facts.get(READ, {}), built)
-
-
-def _keep_work_of(work: Path, key: str) -> None:
-    """Keep the resume state of the same key; drop any other. A folder of that name without a key is not ours."""
-    mark = work / KEY
-    if mark.is_file() and mark.read_text() == key:
-        return
-    if work.exists() and not mark.is_file():
-        raise UsageError(f"{work} exists and mmcompress did not write it", "move it away, or give another --out")
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
-    mark.write_text(key)

@@ -19,11 +19,9 @@ from mmcompress.errors import CorruptInputError
 from mmcompress.frozen import Config
 from mmcompress.places import MANIFEST
 from mmcompress.progress import console
+from mmcompress.publish import KEY
 from mmcompress.ranks import Ranks, wait_until_seen
 from mmcompress.stages import STAGES, Job, Stage
-
-KEY = "key"
-"""The file in a work folder that says which artifact it is for."""
 
 
 class Task(Config):

@@ -1,0 +1,168 @@
+"""An index of images: an artifact with their embeddings as a graph of neighbours, and with their names.
+
+Images are rows, numbered in the order in which they came. Parts of some 1,024 rows are two files: the names as JSON,
+and an array of what each row is known by. Those stay as they are when images are added, and get a second name in the
+new artifact; the graph is written again. So what is held while an index is searched is the graph and the parts that
+are looked at.
+
+An image is known by its content, by 8 bytes of its hash (`sample.image_of`): one collision is expected among six
+billion images. A later row with the same image or the same name takes the place of one before: the image has moved, or
+the file has changed. That one stays in the graph, and is never found (`gone.npy`).
+"""
+
+from __future__ import annotations
+
+import bisect
+import functools
+import hashlib
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmcompress.artifact import Artifact
+from mmcompress.manifest import Kind, hash_json
+from mmcompress.runtime.neighbours import Graph
+from mmcompress.strictjson import read_json, write_json
+
+GRAPH = "graph.faiss"
+GONE = "gone.npy"
+"""(G,) rows in whose place a later one is."""
+PART_ROWS = 1024
+KNOWN = np.dtype([("content", "<u8"), ("name", "<u8")])
+"""What a row is known by: hashes of the image and of its name."""
+MODEL, PRECISION, BACKEND, WIDTH, PARTS = "model_digest", "precision", "backend", "width", "parts"
+"""Facts: digest of the model that embedded the images, its graph's precision, where that ran, D, rows of each part.
+"""
+SOURCE = "model"
+"""Where the model was, as it was said; a measurement, as it is no part of what an index is."""
+_AGAIN = "make the index again"
+
+
+class Match(NamedTuple):
+    """An image that was found."""
+
+    name: str
+    cosine: float
+
+
+@dataclass(frozen=True)
+class ImageIndex:
+    """A verified index, its graph in memory."""
+
+    artifact: Artifact
+    graph: Graph
+    gone: NDArray[np.int64]
+
+    @classmethod
+    def open(cls, path: Path | str) -> ImageIndex:
+        """Raises UsageError for what is no index, CorruptInputError for a damaged one."""
+        artifact = Artifact.open(path, Kind.INDEX)
+        facts = artifact.manifest.facts
+        graph = Graph.read(artifact.file(GRAPH), facts[WIDTH], sum(facts[PARTS]))
+        return cls(artifact, graph, np.load(artifact.file(GONE), allow_pickle=False))
+
+    @property
+    def width(self) -> int:
+        """D"""
+        return int(self.artifact.manifest.facts[WIDTH])
+
+    @property
+    def model_digest(self) -> str:
+        return str(self.artifact.manifest.facts[MODEL])
+
+    @property
+    def parts(self) -> list[int]:
+        """How many rows each has."""
+        return list(self.artifact.manifest.facts[PARTS])
+
+    def __len__(self) -> int:
+        return len(self.graph) - len(self.gone)
+
+    def name(self, row: int) -> str:
+        """Of the image of a row."""
+        ends = self._ends
+        part = bisect.bisect_right(ends, row)
+        return _names(self.artifact.file(names_file(part)))[row - ends[part] + self.parts[part]]
+
+    @property
+    def _ends(self) -> list[int]:
+        return list(itertools.accumulate(self.parts))
+
+    def live(self) -> NDArray[np.int64]:
+        """Rows that can be found, in order."""
+        return np.setdiff1d(np.arange(len(self.graph)), self.gone)
+
+    def search(self, query: NDArray[np.float32], top: int) -> list[Match]:
+        """(D,) -> the `top` images, best first."""
+        rows, cosines = self.graph.nearest(query[None], top, self.gone)
+        return [Match(self.name(int(row)), float(cosine)) for row, cosine in zip(rows[0], cosines[0], strict=True)]
+
+
+def digest_of_model(model: Artifact) -> str:
+    """Of all that an artifact's embeddings depend on, whatever it is called and wherever it lies."""
+    said = model.manifest.model_dump(mode="json", include={"graphs", "preprocessing", "tokenizer"})
+    return hash_json([said, {name: entry.sha256 for name, entry in model.manifest.files.items()}])
+
+
+def names_file(part: int) -> str:
+    return f"names-{part:06d}.json"
+
+
+def known_file(part: int) -> str:
+    return f"known-{part:06d}.npy"
+
+
+def vectors_file(part: int) -> str:
+    """While the index is made; afterwards the graph holds them."""
+    return f"vectors-{part:06d}.npy"
+
+
+@functools.lru_cache(maxsize=16)
+def _names(path: Path) -> list[str]:
+    names: list[str] = read_json(path, _AGAIN)
+    return names
+
+
+def hash_of(content: bytes) -> int:
+    return int.from_bytes(content, "little")
+
+
+def hash_of_name(name: str) -> int:
+    return hash_of(hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=8).digest())
+
+
+def superseded(known: NDArray[np.void]) -> NDArray[np.int64]:
+    """(rows,) of KNOWN -> the rows whose image or name a later one has, in order."""
+    later = np.zeros(len(known), np.bool_)
+    for field in ("content", "name"):
+        _, last = np.unique(known[field][::-1], return_index=True)
+        stays = np.zeros(len(known), np.bool_)
+        stays[len(known) - 1 - last] = True
+        later |= ~stays
+    return np.flatnonzero(later)
+
+
+def write_part(
+    folder: Path, part: int, names: Sequence[str], known: NDArray[np.void], vectors: NDArray[np.float16]
+) -> None:
+    """Write a part, its names last: one without names is none."""
+    np.save(folder / vectors_file(part), vectors, allow_pickle=False)
+    np.save(folder / known_file(part), known, allow_pickle=False)
+    partial = folder / f".{names_file(part)}"
+    write_json(partial, list(names), None)
+    partial.replace(folder / names_file(part))
+
+
+def written_parts(folder: Path, first: int) -> list[int]:
+    """The numbers of the parts that a run before wrote whole, from `first` on."""
+    return list(itertools.takewhile(lambda part: (folder / names_file(part)).is_file(), itertools.count(first)))
+
+
+def vectors_of(folder: Path, part: int) -> NDArray[np.float16]:
+    """(rows, D), mapped into memory."""
+    return cast(NDArray[np.float16], np.load(folder / vectors_file(part), mmap_mode="r", allow_pickle=False))

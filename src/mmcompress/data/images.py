@@ -1,0 +1,51 @@
+"""Images of any set by names that lead back to them: the path of a file, or a shard's path with the key inside.
+
+Keys of samples (`reading.py`) begin with the name of a shard alone, which suffices within a set. An index of images is
+of many sets, and what it finds has to be found on the disk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from mmcompress.data.reading import Listed, is_image_or_table, listed
+from mmcompress.data.spec import SHARD_SUFFIXES, expand, is_stream, part_of
+from mmcompress.data.tally import Tally
+
+NAME = "0"
+"""What keys begin with while a place is read; it is taken off again."""
+
+
+def named_images(spec: str, tally: Tally) -> Iterator[tuple[str, Listed]]:
+    """Every good image of a data specification with its name, in order; damage goes to the tally."""
+    share = part_of(spec)[0]
+    for name, item in images_of_places(map(_absolute, expand(spec)), tally):
+        if share is None or share.has(item.key.removeprefix(f"{NAME}/")):
+            yield name, item
+
+
+def images_of_places(places: Iterable[str], tally: Tally) -> Iterator[tuple[str, Listed]]:
+    """As `named_images`, of places."""
+    for place in places:
+        for item in listed([(place, NAME)], tally):
+            inside = item.key.removeprefix(f"{NAME}/")
+            if place.endswith(".tsv"):
+                yield str(Path(place).parent / inside), item
+            elif is_image_or_table(place) and not Path(place).is_dir():
+                yield place, item
+            else:
+                yield f"{place}/{inside}", item
+
+
+def place_of(name: str) -> str:
+    """The file that an image lies in: itself, or its shard."""
+    parts = name.split("/")
+    for end, part in enumerate(parts, 1):
+        if part.endswith(SHARD_SUFFIXES) and end < len(parts):
+            return "/".join(parts[:end])
+    return name
+
+
+def _absolute(place: str) -> str:
+    return place if is_stream(place) else str(Path(place).absolute())

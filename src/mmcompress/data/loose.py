@@ -1,0 +1,172 @@
+"""Pairs that lie in no shard yet: images with captions beside them, folders of classes, tables of paths and captions.
+
+Readers of training data hold a table and the paths of a folder in memory (`reading.py`). Here they go through a
+database on the disk, which puts them into order, so that a folder or a table of any size is packed in the same memory.
+"""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import os
+import sqlite3
+import tempfile
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+from mmcompress.data.parsing import Meaning, different, sample_of, writable
+from mmcompress.data.reading import stored_image
+from mmcompress.data.sample import Sample
+from mmcompress.data.shards import MEMBER_BYTES, Member
+from mmcompress.data.spec import IMAGE_SUFFIXES, SHARD_SUFFIXES, TABLE
+from mmcompress.data.tally import Tally
+from mmcompress.errors import CorruptInputError, UsageError
+
+IMAGE_COLUMNS, CAPTION_COLUMNS = ("image", "path", "filepath"), ("caption", "text", "title")
+"""What the columns of a table may be called."""
+BESIDE = ("txt", "json")
+_CELL_CHARACTERS = 2**20
+"""Of a table, at most; csv's own limit is lower."""
+_ACCEPTED = (
+    "give a folder of images with captions beside them (a.jpg, a.txt), a folder of images by class (DIR/CLASS/*.jpg), "
+    f"or a table (.tsv, .csv) with a column of {', '.join(IMAGE_COLUMNS)} and one of {', '.join(CAPTION_COLUMNS)}"
+)
+_ORDERED = """
+    SELECT row.image, row.caption, row.label FROM row
+    JOIN (SELECT image, MIN(number) AS first FROM row GROUP BY image) AS one ON row.image = one.image
+    ORDER BY one.first, row.number
+"""
+
+
+class _Tabs(csv.excel_tab):
+    """Quotes are ordinary characters."""
+
+    quoting = csv.QUOTE_NONE
+
+
+def loose_samples(source: Path, tally: Tally) -> Iterator[Sample]:
+    """Every good sample of a folder or of a table, its key the path; damage goes to the tally.
+
+    A folder is in the order of its paths, a table in that of its images' first rows. Raises UsageError for what is
+    neither, and for a folder without captions.
+    """
+    if source.is_dir() and (source / TABLE).is_file():
+        source = source / TABLE
+    if source.is_dir():
+        yield from _folder_samples(source, tally)
+    elif source.suffix.lower() in (".tsv", ".csv") and source.is_file():
+        yield from _table_samples(source, tally)
+    else:
+        raise UsageError(
+            f"{source} is neither a folder nor a table" if source.exists() else f"there is no {source}", _ACCEPTED
+        )
+
+
+def _folder_samples(folder: Path, tally: Tally) -> Iterator[Sample]:
+    with tempfile.TemporaryDirectory(prefix="mmcompress-") as place, closing(_database(Path(place))) as rows:
+        captioned = loose = False
+        for path in _files(str(folder)):
+            stem, dot, suffix = path.rpartition(".")
+            if dot and suffix.lower() in IMAGE_SUFFIXES:
+                name = os.path.relpath(path, folder)
+                captioned = captioned or any(os.path.isfile(f"{stem}.{beside}") for beside in BESIDE)  # noqa: PTH113
+                loose = loose or os.sep not in name
+                rows.execute("INSERT INTO row (image) VALUES (?)", (os.fsencode(name),))
+            elif path.endswith(SHARD_SUFFIXES):
+                raise UsageError(f"{folder} holds {os.path.relpath(path, folder)}, which is packed already", _ACCEPTED)
+        if not captioned and loose:
+            raise UsageError(f"no image in {folder} has a caption beside it, nor do all lie in folders", _ACCEPTED)
+        for (stored,) in rows.execute("SELECT image FROM row ORDER BY image"):
+            inside = Path(os.fsdecode(stored))
+            try:
+                sample = _beside(folder, inside) if captioned else _of_class(folder, inside)
+            except (ValueError, OSError) as error:
+                tally.add_bad(str(inside), str(error))
+                continue
+            tally.good += 1
+            yield sample
+
+
+def _files(folder: str) -> Iterator[str]:
+    """Every file below a folder, in no order; hidden ones left out. No list of a folder is held."""
+    below = [folder]
+    while below:
+        with os.scandir(below.pop()) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                if entry.is_dir(follow_symlinks=False):
+                    below.append(entry.path)
+                elif entry.is_file():
+                    yield entry.path
+
+
+def _beside(folder: Path, inside: Path) -> Sample:
+    """An image with what lies beside it, read as the files of one sample of a shard."""
+    path = folder / inside
+    files = {path.suffix[1:].lower(): path} | {name: path.with_suffix(f".{name}") for name in BESIDE}
+    members = {
+        suffix: Member("", suffix, file.read_bytes() if file.stat().st_size <= MEMBER_BYTES else None, 0)
+        for suffix, file in files.items()
+        if file.is_file()
+    }
+    if not members.keys() & set(BESIDE):
+        raise ValueError("no caption beside it (.txt or .json)")
+    return sample_of(writable(inside.as_posix()), members, Meaning(None, False))[0]
+
+
+def _of_class(folder: Path, inside: Path) -> Sample:
+    label = writable(inside.parts[0])
+    return Sample(writable(inside.as_posix()), stored_image(folder / inside), (label,), label, True)
+
+
+def _table_samples(table: Path, tally: Tally) -> Iterator[Sample]:
+    """Rows of one image, wherever they stand, are the captions of one sample. Paths are from the table's folder."""
+    with tempfile.TemporaryDirectory(prefix="mmcompress-") as place, closing(_database(Path(place))) as rows:
+        rows.executemany("INSERT INTO row (image, caption, label) VALUES (?, ?, ?)", _rows(table))
+        rows.execute("CREATE INDEX by_image ON row (image, number)")
+        for name, group in itertools.groupby(rows.execute(_ORDERED), key=lambda row: row[0]):
+            said = list(group)
+            try:
+                captions = different([caption for _, caption, _ in said])
+                if not captions:
+                    raise ValueError("no caption")
+                if not (path := table.parent / name).is_file():
+                    raise ValueError("there is no such image")
+                image = stored_image(path)
+            except (ValueError, OSError) as error:
+                tally.add_bad(f"{table}: {name}", str(error))
+                continue
+            tally.good += 1
+            yield Sample(writable(name), image, captions, said[0][2] or None, True)
+
+
+def _rows(table: Path) -> Iterator[tuple[str, str, str]]:
+    """Image, caption and label of every row. In a .csv cells may be quoted, in a .tsv quotes are characters."""
+    form = _Tabs if table.suffix.lower() == ".tsv" else csv.excel
+    csv.field_size_limit(_CELL_CHARACTERS)
+    try:
+        with table.open(encoding="utf-8-sig", newline="") as stream:
+            reader = csv.DictReader(stream, restval="", dialect=form)
+            columns = reader.fieldnames or []
+            image = next((name for name in IMAGE_COLUMNS if name in columns), None)
+            caption = next((name for name in CAPTION_COLUMNS if name in columns), None)
+            if image is None or caption is None:
+                raise UsageError(f"{table} has the columns {', '.join(columns) or '(none)'}", _ACCEPTED)
+            for row in reader:
+                yield row[image], row[caption], row.get("label", "")
+    except UnicodeDecodeError as error:
+        raise CorruptInputError(f"{table} is not UTF-8: {error}", "save it as UTF-8") from error
+    except csv.Error as error:
+        raise CorruptInputError(f"{table} cannot be read as a table: {error}", "write it again") from error
+
+
+def _database(folder: Path) -> sqlite3.Connection:
+    """An empty table of rows, on the disk and gone afterwards."""
+    rows = sqlite3.connect(folder / "rows.sqlite", isolation_level=None)
+    for pragma in ("journal_mode = OFF", "synchronous = OFF", "temp_store = FILE", "cache_size = -32768"):
+        rows.execute(f"PRAGMA {pragma}")
+    rows.execute("CREATE TABLE row (number INTEGER PRIMARY KEY, image, caption, label)")
+    rows.execute("BEGIN")
+    return rows

@@ -1,0 +1,246 @@
+"""Indices of images against numpy: what is found, what is embedded again, and what is refused."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from shards import shard
+from toy_model import SIDE, make_model
+
+pytest.importorskip("faiss")
+
+from mmcompress.artifact import Artifact
+from mmcompress.errors import CorruptInputError, GateFailedError, MMCompressError, UsageError
+from mmcompress.pipeline import searching
+from mmcompress.pipeline.searching import Asked
+from mmcompress.runtime import growth
+from mmcompress.runtime.answers import search
+from mmcompress.runtime.encoder import Encoder
+from mmcompress.runtime.imageindex import KNOWN, ImageIndex, superseded
+from mmcompress.runtime.neighbours import Graph
+
+Make = Callable[..., Artifact]
+RED = Asked("red circle", None, 5)
+
+
+def write_photos(folder: Path, numbers: Sequence[int]) -> Path:
+    folder.mkdir(exist_ok=True)
+    for number in numbers:
+        pixels = np.random.default_rng(number).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number:03d}.png")
+    return folder
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    return write_photos(tmp_path / "photos", range(120))
+
+
+@pytest.fixture
+def embedded(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """The names of the images that pass through a model, as they do."""
+    names: list[object] = []
+    as_read = Encoder.as_read
+
+    def noting(self: Encoder, images: Any, called: Sequence[object] = ()) -> Any:
+        names.extend(called)
+        return as_read(self, images, called)
+
+    monkeypatch.setattr(Encoder, "as_read", noting)
+    return names
+
+
+def unit(rows: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+
+def test_the_graph_finds_what_numpy_finds_by_looking_at_all(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0)
+    vectors, queries = unit(noise.standard_normal((3000, 32))), unit(noise.standard_normal((50, 32)))
+    graph = Graph.empty(32)
+    graph.add(vectors[:1000])
+    graph.add(vectors[1000:].astype(np.float16))
+    graph.write(tmp_path / "graph")
+    gone = np.arange(0, 3000, 3)
+    read = Graph.read(tmp_path / "graph", 32, 3000)
+    for without in (None, gone):
+        cosines = queries @ vectors.T
+        if without is not None:
+            cosines[:, without] = -2
+        expected = np.argsort(-cosines, axis=1)[:, :10]
+        rows, found = read.nearest(queries, 10, without)
+        shared = [len(set(a) & set(b)) for a, b in zip(rows.tolist(), expected.tolist(), strict=True)]
+        assert np.mean(shared) / 10 > 0.98
+        np.testing.assert_allclose(found, np.take_along_axis(cosines, rows, axis=1), atol=1e-3)
+    with pytest.raises(CorruptInputError, match="3000 vectors of width 32, and its index says 3000 of 33"):
+        Graph.read(tmp_path / "graph", 33, 3000)
+
+
+def test_a_later_row_takes_the_place_of_one_with_its_image_or_its_name() -> None:
+    known = np.array([(1, 10), (2, 20), (3, 30), (1, 11), (4, 20)], KNOWN)
+    assert superseded(known).tolist() == [0, 1]
+    assert superseded(known[:3]).tolist() == []
+
+
+def test_an_index_answers_as_a_folder_does(make_artifact: Make, photos: Path, tmp_path: Path) -> None:
+    model = make_artifact()
+    (photos / "broken.png").write_bytes((photos / "000.png").read_bytes()[:60])
+    made = searching.index(str(model.path), str(photos), tmp_path / "index")
+    assert (made.embedded, made.copies, made.damaged) == (120, 0, 1)
+    assert made.artifact.manifest.facts["images"] == 120
+    with Encoder.open(model) as encoder:
+        for asked in (RED, Asked(None, photos / "007.png", 5)):
+            expected = search(encoder, photos, asked.text, 5, asked.image)
+            found = searching.search(str(tmp_path / "index"), asked)
+            assert [name for name, _ in found.matches] == [str(path) for path, _ in expected]
+            np.testing.assert_allclose([c for _, c in found.matches], [c for _, c in expected], atol=1e-3)
+            assert found.agreement is None
+    assert len(searching.search(str(tmp_path / "index"), Asked("red", None, 500)).matches) == 120
+
+
+def test_only_what_is_new_is_embedded(
+    make_artifact: Make, photos: Path, tmp_path: Path, embedded: list[object]
+) -> None:
+    model, out = str(make_artifact().path), tmp_path / "index"
+    first = searching.index(model, str(photos), out).artifact
+    embedded.clear()
+    same = searching.index(model, str(photos), out)
+    assert same.artifact.digest == first.digest and not embedded and same.copies == 120
+    more = write_photos(tmp_path / "more", range(110, 130))
+    grown = searching.index(model, str(more), out)
+    assert (grown.embedded, grown.copies) == (10, 10) and len(embedded) == 10
+    assert grown.artifact.manifest.facts["images"] == 130
+    (photos / "000.png").write_bytes((more / "129.png").read_bytes())  # of an image that is there: a copy
+    shutil.move(photos / "001.png", photos / "moved.png")
+    write_photos(photos, [999])
+    shutil.move(photos / "999.png", photos / "002.png")  # a file that changed
+    embedded.clear()
+    changed = searching.index(model, str(photos), out)
+    assert embedded == [str(photos / "002.png")] and changed.moved == 1
+    opened = ImageIndex.open(out)
+    names = [opened.name(int(row)) for row in opened.live()]
+    assert len(names) == len(set(names)) == len(opened) == 130
+    assert str(photos / "001.png") not in names and str(photos / "moved.png") in names
+    with Encoder.open(model, towers=("image",)) as encoder:
+        vector = encoder.image_files([photos / "002.png"])[0]
+    assert opened.search(vector, 1)[0].name == str(photos / "002.png")
+
+
+def test_a_killed_run_goes_on(
+    make_artifact: Make, photos: Path, tmp_path: Path, embedded: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, out = str(make_artifact().path), tmp_path / "index"
+    monkeypatch.setattr(growth, "PART_ROWS", 32)
+    put = growth.Growth._put
+
+    def killed(self: growth.Growth, name: str, *rest: Any) -> None:
+        if name.endswith("100.png"):
+            raise KeyboardInterrupt
+        put(self, name, *rest)
+
+    monkeypatch.setattr(growth.Growth, "_put", killed)
+    with pytest.raises(KeyboardInterrupt):
+        searching.index(model, str(photos), out)
+    assert not out.exists()
+    monkeypatch.setattr(growth.Growth, "_put", put)
+    embedded.clear()
+    made = searching.index(model, str(photos), out)
+    assert len(embedded) == made.embedded == 120 - 96
+    whole = searching.index(model, str(photos), tmp_path / "whole")
+    opened, other = ImageIndex.open(out), ImageIndex.open(whole.artifact.path)
+    assert [opened.name(row) for row in range(120)] == [other.name(row) for row in range(120)]
+    np.testing.assert_array_equal(opened.graph.vectors(range(120)), other.graph.vectors(range(120)))
+    assert not list(tmp_path.glob(".index.*"))
+
+
+def test_names_lead_into_shards(make_artifact: Make, tmp_path: Path) -> None:
+    (tmp_path / "shards").mkdir()
+    place = shard(tmp_path / "shards" / "00000.tar", 12)
+    searching.index(str(make_artifact().path), str(tmp_path / "shards"), tmp_path / "index")
+    opened = ImageIndex.open(tmp_path / "index")
+    assert [opened.name(row) for row in range(12)] == [f"{place}/{number:06d}" for number in range(12)]
+
+
+def test_another_model_is_refused_or_measured(make_artifact: Make, photos: Path, tmp_path: Path) -> None:
+    model, index = make_artifact(), str(tmp_path / "index")
+    searching.index(str(model.path), str(photos), tmp_path / "index")
+    renamed = shutil.copytree(model.path, tmp_path / "renamed")
+    assert searching.search(index, RED, model=str(renamed)).agreement is None, "the same model elsewhere"
+    weights = make_model()
+    noise = np.random.default_rng(0).standard_normal(weights.second.shape).astype(np.float32)
+    near = make_artifact("near", model=replace(weights, second=weights.second + 0.02 * weights.second.std() * noise))
+    far = make_artifact("far", model=replace(weights, second=noise))
+    with pytest.raises(CorruptInputError, match="was made by another model than"):
+        searching.search(index, RED, model=str(near.path))
+    with pytest.raises(CorruptInputError, match="was made by the model"):
+        searching.index(str(near.path), str(photos), tmp_path / "index")
+    found = searching.search(index, RED, model=str(near.path), accept_loss=0.3)
+    assert found.agreement is not None and found.agreement.images == 120
+    files = sorted(photos.glob("*.png"))
+    with Encoder.open(model) as old, Encoder.open(near) as new:
+        vectors, queries = old.image_files(files), new.image_files(files)
+    best = [np.argsort(-(rows @ vectors.T), axis=1)[:, :10] for rows in (vectors, queries)]
+    expected = np.mean([len(set(a) & set(b)) / 10 for a, b in zip(*(b.tolist() for b in best), strict=True)])
+    assert found.agreement.recall_at_10 == pytest.approx(expected, abs=0.01) and 0.7 < expected < 1
+    with pytest.raises(GateFailedError, match=r"this model loses \d+\.\d% of what the index's own model finds"):
+        searching.search(index, RED, model=str(far.path), accept_loss=0.3)
+    shutil.rmtree(photos)
+    with pytest.raises(UsageError, match="only 0 can be read where they were"):
+        searching.search(index, RED, model=str(near.path), accept_loss=0.3)
+
+
+def test_what_cannot_be_asked_is_refused(
+    make_artifact: Make, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = str(make_artifact().path)
+    index = str(searching.index(model, str(photos), tmp_path / "index").artifact.path)
+    cases: list[tuple[type[MMCompressError], str, Callable[[], object]]] = [
+        (UsageError, "nothing to look for", lambda: searching.search(index, Asked(None, None, 5))),
+        (UsageError, "both looked for", lambda: searching.search(index, Asked("red", photos / "000.png", 5))),
+        (UsageError, "is an index, and --images", lambda: searching.search(index, RED, images=photos)),
+        (UsageError, "is no index", lambda: searching.search(model, RED, images=photos, accept_loss=0.1)),
+        (UsageError, "no images are given", lambda: searching.search(model, RED)),
+        (UsageError, "which is read to make it", lambda: searching.index(model, str(photos), photos / "index")),
+        (UsageError, "holds what export made", lambda: searching.index(index, str(photos), Path(model))),
+    ]
+    for kind, words, ask in cases:
+        with pytest.raises(kind, match=words):
+            ask()
+    shutil.move(model, tmp_path / "elsewhere")
+    with pytest.raises(UsageError, match="which is no folder here"):
+        searching.search(index, RED)
+    assert searching.search(index, RED, model=str(tmp_path / "elsewhere")).matches
+    graph = Path(index) / "graph.faiss"
+    content = bytearray(graph.read_bytes())
+    content[len(content) // 2] ^= 1
+    graph.write_bytes(content)
+    with pytest.raises(CorruptInputError, match=r"graph\.faiss is damaged"):
+        searching.search(index, RED)
+
+
+def test_what_a_stranger_wrote_into_an_index_runs_nothing(
+    make_artifact: Make, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = str(make_artifact().path)
+    (tmp_path / "mine.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\ndef teacher(): ...\n")
+    monkeypatch.setattr(searching, "_lasting", lambda source: f"{tmp_path / 'mine.py'}:teacher")
+    put = growth.Growth._put
+
+    def renamed(self: growth.Growth, name: str, *rest: Any) -> None:
+        put(self, f"pipe:touch {tmp_path / 'ran'}; cat {name}", *rest)
+
+    monkeypatch.setattr(growth.Growth, "_put", renamed)
+    index = str(searching.index(model, str(photos), tmp_path / "index").artifact.path)
+    with pytest.raises(UsageError, match="which is no folder here"):
+        searching.search(index, RED)
+    other = make_artifact("other", model=make_model(1))
+    with pytest.raises(UsageError, match="only 0 can be read where they were"):
+        searching.search(index, RED, model=str(other.path), accept_loss=1)
+    assert not (tmp_path / "ran").exists()
