@@ -21,8 +21,8 @@ from typing import Any
 from full_size import write_pairs
 
 from mmcompress.artifact import Artifact
-from mmcompress.compress.train.student import student_from_teacher
 from mmcompress.errors import MMCompressError
+from mmcompress.huggingface import dual_encoder_from_hugging_face
 from mmcompress.manifest import Preprocessing
 from mmcompress.measure.drift.document import DriftDocument
 from mmcompress.pipeline import standalone
@@ -78,7 +78,7 @@ def apart_from_transformers(teacher: Path) -> float:
 
     from mmcompress.export.export import random_inputs
 
-    ours, stock = student_from_teacher(teacher, 1.0).eval(), AutoModel.from_pretrained(teacher).eval()
+    ours, stock = dual_encoder_from_hugging_face(teacher).eval(), AutoModel.from_pretrained(teacher).eval()
     pixels, tokens = (torch.from_numpy(random_inputs(ours.config, tower, 4)) for tower in ("image", "text"))
     with torch.no_grad():
         images = normalize(stock.get_image_features(pixels), dim=-1) - ours.encode_image(pixels)

@@ -1,12 +1,13 @@
-"""Where an inherited student starts and ends: pruned by what harms least, against evenly spaced blocks and norms.
+"""Where an inherited student starts and ends: evenly spaced blocks as they are, fitted, and pruned by what harms least.
 
     python benchmarks/inherit.py [--data drawings|photos] [--shares 0.25 0.5] [--seeds 0 1 2] [--steps 300] [--work DIR]
 
-The first is `prune --target-macs F` of the teacher. The second is TinyCLIP's manner: evenly spaced blocks and in each
-the heads and MLP units of the largest weight norm, fitted to nothing. Both are of the image tower at the same share of
-its MACs, and a race on a backend says how fast they are: many thin blocks take longer than few thick ones.
-Then both are trained on the same samples with the same schedule; ours has fewer steps, by the processor time that its
-start took. Scores are those of `objectives.py`, which shares teacher, embeddings and validation images with this.
+Three starts of the image tower at the same share of its MACs: TinyCLIP's manner, evenly spaced blocks and in each the
+heads and MLP units of the largest weight norm; the same blocks fitted on samples, which is `inherit:F`; and what
+`prune --target-macs F` leaves, of which a race on a backend says how fast it is: many thin blocks take longer than few
+thick ones. Then all are trained on the same samples with the same schedule, those that were fitted in fewer steps, by
+the processor time that their start took. Scores are those of `objectives.py`, which shares teacher, embeddings and
+validation images with this.
 """
 
 from __future__ import annotations
@@ -16,18 +17,19 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import get_args
 
 import torch
-from objectives import DATA, PHOTOS, TRAINED, Scorer, model_of, opened, prepared
+from objectives import DATA, PHOTOS, TRAINED, Scorer, model_of, prepared
 
 from mmcompress.architecture import ImageConfig
 from mmcompress.artifact import Artifact
-from mmcompress.compress.prune.importance import magnitudes
-from mmcompress.compress.train.student import copy_block
-from mmcompress.config import Backend
+from mmcompress.compress.train.embeddings import load_embeddings
+from mmcompress.compress.train.inherit import inherited, samples_to_fit
+from mmcompress.config import Backend, DataConfig, StudentConfig
+from mmcompress.distributed import World
 from mmcompress.export.sized import write_probes
 from mmcompress.huggingface import FOLDER_FILES, save_checkpoint
 from mmcompress.manifest import Kind
@@ -35,41 +37,27 @@ from mmcompress.measure.compare import race
 from mmcompress.measure.subjects import Subject
 from mmcompress.model import DualEncoder
 from mmcompress.pipeline import standalone
-from mmcompress.transformer import Block
+
+FIT: int = StudentConfig.model_fields["fit"].default
 
 
-def share_of(tower: ImageConfig, share: float, embed_dim: int) -> ImageConfig:
-    """The widest equal blocks within a share of the MACs, as many as the root of the share says."""
-    for blocks in range(max(1, round(tower.depth * share**0.5)), 0, -1):
-        for heads in range(tower.heads[0], 0, -1):
-            units = tower.mlp[0] * heads // tower.heads[0]
-            for mlp in range(units // 32 * 32, max(31, units // 2), -32):
-                smaller = tower.model_copy(update={"heads": (heads,) * blocks, "mlp": (mlp,) * blocks})
-                if smaller.macs(embed_dim) <= share * tower.macs(embed_dim):
-                    return smaller
-    raise ValueError(f"nothing is as small as {share}")
+def evenly_spaced(teacher: Artifact, share: float, fit: int, embeddings: Artifact, train: str) -> DualEncoder:
+    """What `inherit:F` makes of the image tower, fitted on some samples or on none."""
+    alone = World(0, 1, torch.device("cpu"))
+    data = DataConfig.model_validate({"train": train})
+    samples = samples_to_fit(teacher, data, 0, fit, load_embeddings(embeddings), alone)
+    return inherited(model_of(teacher), share, ("image",), samples)
 
 
-def largest(scores: torch.Tensor, count: int) -> list[int]:
-    return sorted(torch.argsort(scores, descending=True, stable=True)[:count].tolist())
-
-
-def evenly_spaced(teacher: DualEncoder, share: float) -> DualEncoder:
-    """Blocks from the first to the last, and of each the units of the largest norm."""
-    tower = share_of(teacher.config.image, share, teacher.config.embed_dim)
-    student = DualEncoder(teacher.config.model_copy(update={"image": tower}))
-    state = teacher.state_dict()
-    own = {name: value for name, value in student.state_dict().items() if name.startswith("image.blocks.")}
-    student.load_state_dict({**{name: state[name] for name in student.state_dict() if name not in own}, **own})
-    norms, last = magnitudes(teacher), len(teacher.image.blocks) - 1
-    for index, block in enumerate(student.image.blocks):
-        chosen = round(index * last / (tower.depth - 1)) if tower.depth > 1 else last
-        source = teacher.image.blocks[chosen]
-        assert isinstance(block, Block) and isinstance(source, Block)
-        name = f"image.blocks.{chosen}"
-        heads = largest(norms[f"{name}.out"], block.heads)
-        copy_block(block, source, heads, largest(norms[f"{name}.fc2"], block.fc1.out_features))
-    return student
+def timed(place: Path, make: Callable[[Path], Artifact]) -> tuple[Artifact, float]:
+    """An artifact, and the seconds of the processor that it took when it was made."""
+    clock = place.with_name(f"{place.name}.seconds")
+    if not clock.is_file():
+        shutil.rmtree(place, ignore_errors=True)  # its time counts
+        began = time.process_time()
+        make(place)
+        clock.write_text(str(time.process_time() - began))
+    return Artifact.open(place), float(clock.read_text())
 
 
 def saved(model: DualEncoder, like: Artifact, path: Path) -> Artifact:
@@ -136,35 +124,39 @@ def compared(
     data: str,
 ) -> None:
     cut = {"target_macs": share, "towers": ["image"]}
-    place = work / f"start-{data}-{share}-keep"
-    clock = place.with_name(f"{place.name}.seconds")
-    if not clock.is_file():
-        shutil.rmtree(place, ignore_errors=True)  # its time counts
-        began = time.process_time()
-        standalone.prune(teacher.path, place, cut, embeddings=embeddings.path)
-        clock.write_text(str(time.process_time() - began))
-    ours, took = Artifact.open(place), float(clock.read_text())
-    even = opened(work / f"even-{share}", lambda path: saved(evenly_spaced(model_of(teacher), share), teacher, path))
+
+    def even(fit: int) -> Callable[[Path], Artifact]:
+        return lambda path: saved(evenly_spaced(teacher, share, fit, embeddings, DATA[data][0]), teacher, path)
+
+    made = {
+        "evenly spaced": timed(work / f"even-{share}", even(0)),
+        "evenly spaced, fitted": timed(work / f"fitted-{data}-{share}", even(FIT)),
+        "pruned": timed(
+            work / f"start-{data}-{share}-keep",
+            lambda path: standalone.prune(teacher.path, path, cut, embeddings=embeddings.path),
+        ),
+    }
     full = teacher.model.image.macs(teacher.model.embed_dim)
-    for name, start, spent in (("evenly spaced", even, 0.0), ("pruned", ours, took)):
+    for name, (start, spent) in made.items():
         macs = start.model.image.macs(teacher.model.embed_dim) / full
         label = f"{name} ({sizes(start.model.image)})"
         print(f"| {label} | {macs:.3f} | 0 | {spent:.0f} | {shown(score(model_of(start)))} |", flush=True)
-    raced(teacher, even, ours)
+    raced(teacher, made["evenly spaced"][0], made["pruned"][0])
     a_step = 0.0
     for seed in seeds:
-        for name, start in (("evenly spaced", even), ("pruned", ours)):
-            fewer = round(took / a_step) if name == "pruned" else 0
-            given = {**TRAINED, "text": "keep", "optimizer.steps": max(1, steps - fewer), "seed": seed}
+        for name, (start, took) in made.items():
+            own = max(1, steps - round(took / a_step)) if a_step else steps
+            given = {**TRAINED, "text": "keep", "optimizer.steps": own, "seed": seed}
             with tempfile.TemporaryDirectory(dir=work) as folder:
                 began = time.process_time()
-                made = standalone.distill(
+                student = standalone.distill(
                     Path(folder) / "student", given, embeddings=embeddings.path, checkpoint=start.path
                 )
                 spent = time.process_time() - began
-                row = f"| {name}, seed {seed} | | {max(1, steps - fewer)} | {spent:.0f} |"
-                print(row, shown(score(model_of(made))), "|", flush=True)
-                a_step = spent / steps if name == "evenly spaced" else a_step
+                a_step = a_step or spent / steps
+                print(
+                    f"| {name}, seed {seed} | | {own} | {spent:.0f} |", shown(score(model_of(student))), "|", flush=True
+                )
 
 
 if __name__ == "__main__":

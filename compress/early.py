@@ -20,6 +20,7 @@ from mmcompress.compress.ownteacher import check_has_towers, check_own
 from mmcompress.compress.prune.prune import prunable_towers
 from mmcompress.compress.prune.sizes import check_latency_share, check_share
 from mmcompress.compress.train.computing import check_parts
+from mmcompress.compress.train.pair import pair_config, pair_preprocessing
 from mmcompress.compress.train.published import read_published
 from mmcompress.compress.train.scalars import check_tensorboard
 from mmcompress.compress.train.student import (
@@ -44,7 +45,7 @@ from mmcompress.config import (
 )
 from mmcompress.convnet import ConvConfig
 from mmcompress.data.batches import count_up_to
-from mmcompress.data.spec import is_photos, is_stream
+from mmcompress.data.spec import is_photos, is_stream, part_of
 from mmcompress.errors import UsageError
 from mmcompress.export.pixels import image_processing
 from mmcompress.export.texts import save_text_processing
@@ -64,15 +65,24 @@ def check_teacher(config: EmbedConfig | ConvertConfig | BaselineConfig | TraceCo
 
 
 def check_train(config: TrainConfig, _: Sources) -> None:
-    if inherited_share(config.student.source) is not None:
+    check_tensorboard(config.optimizer.tensorboard)
+    if config.towers is not None:
+        sizes = pair_config(config.towers, config.embed_dim, "embed_dim" in config.model_fields_set)
+        pair_preprocessing(config.towers, sizes)
+        _check_tokenizer(TeacherConfig(source=config.towers.text))
+    elif config.student is not None:
+        _check_trained(config.student, config.parts)
+    check_fills_a_batch(config.data.train, config.optimizer.batch)
+
+
+def _check_trained(student: StudentConfig, parts: int) -> None:
+    if inherited_share(student.source) is not None:
         raise UsageError(
             "train begins with random weights, and inherits from no teacher", "give a preset: vit-s16, say"
         )
-    _check_start(config.student, config.parts)
-    check_tensorboard(config.optimizer.tensorboard)
-    if config.student.tokenizer is not None:
-        _check_tokenizer(TeacherConfig(source=config.student.tokenizer))
-    check_fills_a_batch(config.data.train, config.optimizer.batch)
+    _check_start(student, parts)
+    if student.tokenizer is not None:
+        _check_tokenizer(TeacherConfig(source=student.tokenizer))
 
 
 def check_distill(config: DistillConfig, sources: Sources) -> None:
@@ -122,6 +132,11 @@ def _check_student(config: DistillConfig, student: StudentConfig) -> None:
     image_processing(folder, config.teacher.trust_remote_code)
     if share is not None:
         inherited_config(config_from_hugging_face(folder), share)
+        if student.fit and config.data.train is not None and part_of(config.data.train)[1] == "-":
+            raise UsageError(
+                "a student that inherits is fitted on samples before it is trained, and '-' can be read once only",
+                "give a file or pipe:COMMAND, or leave the fit out: --student-fit 0",
+            )
     elif config.text == "keep":
         config_from_hugging_face(folder)
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,13 +19,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mmcompress.compress.contract import Teacher, answered, check_teacher, logits_of, under_contract
+from mmcompress.compress.dualtowers import dual_towers
 from mmcompress.compress.openclip import open_clip_teacher
 from mmcompress.compress.ownteacher import own_teacher
 from mmcompress.compress.products import inferring
 from mmcompress.config import TeacherConfig
 from mmcompress.export.pixels import image_processing
 from mmcompress.export.texts import text_processing_of
-from mmcompress.pretrained import image_features, load_model, text_features
+from mmcompress.pretrained import TWO_TOWERS, image_features, load_model, text_features
 from mmcompress.progress import say
 from mmcompress.runtime.tokenize import attention_mask, tokenize
 from mmcompress.teachers import OPEN_CLIP, own_code, resolve
@@ -74,4 +76,7 @@ def _hugging_face_teacher(folder: Path, device: torch.device, trust_remote_code:
         return F.normalize(features.float(), dim=-1).cpu()
 
     width = answered(encode_text, ["a"], str(folder), "text").shape[1]
-    return Teacher(encode_image, encode_text, preprocessing, width, *logits_of(model))
+    if model.config.model_type != TWO_TOWERS:
+        return Teacher(encode_image, encode_text, preprocessing, width, *logits_of(model))
+    towers = partial(dual_towers, model, tokenizer, processing)
+    return Teacher(encode_image, encode_text, preprocessing, width, *logits_of(model), towers=towers)

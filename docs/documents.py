@@ -18,6 +18,9 @@ DOCUMENTS = (
     ("verdict.json", "mmcompress.measure.verdict.document", "VerdictDocument"),
     ("audit.json", "mmcompress.export.document", "AuditDocument"),
     ("report.json", "mmcompress.report.document", "ReportDocument"),
+    ("split.json", "mmcompress.measure.split.document", "SplitDocument"),
+    ("times.json", "mmcompress.measure.split.document", "DeviceTimes"),
+    ("page.json", "mmcompress.report.page.document", "PageDocument"),
     ("compare --json", "mmcompress.measure.comparison", "ComparisonDocument"),
     ("distill --pilot A,B --json", "mmcompress.pipeline.pilot", "PilotDocument"),
 )

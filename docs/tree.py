@@ -12,9 +12,17 @@ PAGE = ROOT / "docs" / "architecture.md"
 BEGIN, END = "<!-- tree: written by docs/tree.py -->\n```\n", "```\n<!-- end of tree -->"
 ROOMS = (
     *("src/mmcompress", "src/mmcompress/data", "runtime", "export"),
-    *("measure", "measure/bench", "measure/drift", "measure/bisect", "measure/verdict"),
+    *(
+        "measure",
+        "measure/bench",
+        "measure/drift",
+        "measure/explain",
+        "measure/split",
+        "measure/bisect",
+        "measure/verdict",
+    ),
     *("compress", "compress/train", "compress/prune", "compress/int8"),
-    *("src/mmcompress/report", "src/mmcompress/pipeline", "src/mmcompress/cli"),
+    *("src/mmcompress/report", "src/mmcompress/report/page", "src/mmcompress/pipeline", "src/mmcompress/cli"),
 )
 """From the ground up: a package imports only from those above it in this list."""
 COLUMN = 24

@@ -51,8 +51,14 @@ def quantized_linears(path: Path) -> dict[str, str]:
 
 
 def audit_of(layers: Sequence[Layer], quantized: Mapping[str, str], messages: Iterable[str] = ()) -> Audit:
-    """The audit of an engine whose graph has `quantized` products by node; `messages` are of its build."""
+    """The audit of an engine whose graph has `quantized` products by node; `messages` are of its build.
+
+    What is counted is what one call starts: the layers of the profile with the most. Linears are of all profiles.
+    """
     products = [layer for layer in layers if layer.product]
+    profiles = Counter(layer.profile for layer in layers)
+    fullest = max(profiles, key=profiles.__getitem__, default=0)
+    called = [layer for layer in layers if layer.profile == fullest]
     wanted = {linear_of(node) or node: precision for node, precision in quantized.items()}
     modules: dict[str, str] = {}
     for layer in products:
@@ -62,10 +68,10 @@ def audit_of(layers: Sequence[Layer], quantized: Mapping[str, str], messages: It
                 modules[module] = max(modules.get(module, layer.precision), layer.precision, key=_width)
     weights = [int(m[1]) for message in messages if (m := _WEIGHTS.search(message))]
     return Audit(
-        layers=len(layers),
-        kinds=_counted(layer.kind for layer in layers),
-        products=_counted(layer.precision for layer in products),
-        attention=_counted(layer.precision for layer in layers if layer.attention),
+        layers=len(called),
+        kinds=_counted(layer.kind for layer in called),
+        products=_counted(layer.precision for layer in called if layer.product),
+        attention=_counted(layer.precision for layer in called if layer.attention),
         modules=dict(sorted(modules.items(), key=lambda item: _natural(item[0]))),
         quantized=dict(sorted(wanted.items(), key=lambda item: _natural(item[0]))),
         weights_bytes=weights[-1] if weights else None,

@@ -27,7 +27,7 @@ from mmcompress.errors import MissingRequirementError, UsageError
 from mmcompress.export.answers import check_answers, warn_without_reference
 from mmcompress.export.audit import check_audit, quantized_linears, summary_of
 from mmcompress.export.document import Audit, AuditDocument
-from mmcompress.export.engine import NATIVE, check_precision, checked_targets, engine_from_onnx
+from mmcompress.export.engine import NATIVE, check_precision, checked_targets, engine_from_onnx, supported_targets
 from mmcompress.export.sparsity import two_four_weights
 from mmcompress.export.tuning import Tuning, timing_cache_of
 from mmcompress.manifest import Graph
@@ -51,7 +51,7 @@ def check_build(config: BuildConfig, sources: Mapping[str, Artifact]) -> None:
     where they are there."""
     targets = checked_targets(tensorrt_module(config.backend), config.backend, config.targets)
     if NATIVE in targets:
-        tuning_of(config, this_machine(config.backend))
+        tuning_of(config, _machine_to_build_on(config.backend))
     if (graphs := sources.get("graphs")) is not None:
         for path in (graphs.file(graph.file) for graph in chosen_graphs(graphs)):
             quantized = quantized_linears(path)
@@ -124,6 +124,19 @@ def build(job: Job[BuildConfig]) -> None:
         **({"two_four": eligible, "sparsity_log": said} if config.sparse else {}),
         "audit": {file: summary_of(audit).model_dump(mode="json") for file, audit in audits.items()},
     }
+
+
+def _machine_to_build_on(backend: Backend) -> Machine:
+    """This machine; MissingRequirementError says what builds without its GPU."""
+    try:
+        return this_machine(backend)
+    except MissingRequirementError as error:
+        known = ", ".join(supported_targets(tensorrt_module(backend)))
+        if not known:
+            raise
+        raise MissingRequirementError(
+            error.what, f"name the GPUs to build for, which needs none here: --target sm86 (known: {known})"
+        ) from error
 
 
 def gpu_here(backend: Backend) -> Machine | None:

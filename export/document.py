@@ -14,7 +14,7 @@ class Audit(Part):
     """Of one engine."""
 
     layers: int
-    """Compiled layers, of all profiles."""
+    """Compiled layers that one call starts: of several profiles those of the one with the most."""
     kinds: dict[str, int]
     """Compiled layers of each kind, by TensorRT's own names."""
     products: dict[str, int]
@@ -22,7 +22,7 @@ class Audit(Part):
     attention: dict[str, int]
     """Fused attention kernels in each precision."""
     modules: dict[str, str]
-    """Precision of each Linear; the widest of its products."""
+    """Precision of each Linear; the widest of its products, in all profiles."""
     quantized: dict[str, str] = Field(default_factory=dict)
     """Linears that the graph has in 8 bits, with their precision there."""
     weights_bytes: int | None
@@ -33,7 +33,7 @@ class AuditSummary(Part):
     """An audit without its lists, as the manifest's facts have it."""
 
     layers: int
-    """Compiled layers."""
+    """Compiled layers that one call starts."""
     products: dict[str, int]
     """Matrix products in each precision."""
     attention: dict[str, int]

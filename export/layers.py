@@ -57,6 +57,8 @@ class Layer:
     nodes: tuple[str, ...]
     """ONNX nodes that it computes, some of them in part."""
     tactic: str = ""
+    profile: int = 0
+    """Of several optimization profiles the one that it is compiled for."""
 
     @property
     def attention(self) -> bool:
@@ -108,7 +110,7 @@ def layers_of_inspector(text: str, profile: int = 0) -> list[Layer]:
         return []
     layers = [(entry, _profile_of(entry)) for entry in listed if isinstance(entry, Mapping)]
     marked = any(number is not None for _, number in layers)
-    return [_of_entry(entry) for entry, number in layers if not marked or (number or 0) == profile]
+    return [_of_entry(entry, profile) for entry, number in layers if not marked or (number or 0) == profile]
 
 
 def _profile_of(entry: Mapping[str, Any]) -> int | None:
@@ -134,7 +136,7 @@ def _line_types(text: str, scalars: bool = False) -> Iterator[str]:
             yield precision_of(tensor["type"])
 
 
-def _of_entry(entry: Mapping[str, Any]) -> Layer:
+def _of_entry(entry: Mapping[str, Any], profile: int) -> Layer:
     weights = entry.get("Weights")
     stored = [weights] if isinstance(weights, Mapping) else []
     name = str(entry.get("Name", ""))
@@ -146,6 +148,7 @@ def _of_entry(entry: Mapping[str, Any]) -> Layer:
         outputs=tuple(_entry_types(entry.get("Outputs"), scalars=True)),
         nodes=_nodes(name, str(entry.get("Metadata", ""))),
         tactic=str(entry.get("TacticName", "")),
+        profile=profile,
     )
 
 

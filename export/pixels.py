@@ -25,6 +25,8 @@ from mmcompress.pretrained import quiet
 
 LEVELS = 1.0
 """How far the same pixel may lie apart, of 255: two resizers round differently, another filter or crop is far more."""
+_CONVOLUTIONS = ("convnext", "convnextv2")
+"""Whose configs state an image_size and a patch_size that they do not read."""
 _FLAGS = {"do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb"}
 
 
@@ -146,12 +148,13 @@ def _check_repeats(processor: Any, rule: Preprocessing) -> None:
 
 
 def _check_model(folder: Path, rule: Preprocessing, trust_remote_code: bool) -> None:
-    """A model with learnt positions takes images of one size."""
+    """A model with learnt positions takes images of one size; one of convolutions has none."""
     if not (folder / "config.json").is_file():
         return
     vision = getattr(config_of(folder, trust_remote_code), "vision_config", None)
     side = getattr(vision, "image_size", None)
-    if isinstance(side, int) and hasattr(vision, "patch_size") and side != rule.size:
+    positions = hasattr(vision, "patch_size") and getattr(vision, "model_type", "") not in _CONVOLUTIONS
+    if isinstance(side, int) and positions and side != rule.size:
         raise UsageError(
             f"the processor in {folder} makes images of {rule.size} pixels, and its model takes {side}",
             "make crop_size (or size) in its config and image_size in config.json the same",

@@ -8,7 +8,7 @@ more where the machines are different ones.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from mmcompress.artifact import Artifact
@@ -20,14 +20,14 @@ from mmcompress.measure.ceiling import ceilings
 from mmcompress.measure.comparison import Comparison, ComparisonDocument, RowLatency
 from mmcompress.measure.document import Latency, RaceEnvironment
 from mmcompress.measure.estimate import FEWEST_ROUNDS, Ratio, paired_speedup, round_medians, spread, unpaired_speedup
-from mmcompress.measure.interleave import Contender, Record, add_rounds
+from mmcompress.measure.interleave import Contender, Record, add_rounds, no_look
 from mmcompress.measure.stored import StoredEnvironment, StoredLatencies, stored_latencies
 from mmcompress.measure.subjects import Subject
-from mmcompress.runtime.backends import GPU_BACKENDS, default_backend, graph_for
+from mmcompress.runtime.backends import GPU_BACKENDS, graph_for, own_backend
 from mmcompress.runtime.conditions import Conditions, snapshot
 from mmcompress.runtime.environment import environment_of
+from mmcompress.runtime.gpuclocks import watch_gpu
 from mmcompress.runtime.machine import machine, usable_cores
-from mmcompress.runtime.nvml import open_gpu
 from mmcompress.runtime.scheduling import pinned, realtime
 
 ROUNDS = 10
@@ -69,8 +69,7 @@ def compare(
 
 def subject(artifact: Artifact, backend: Backend | None, precision: Precision | None, threads: int | None) -> Subject:
     """The image graph of an artifact that a backend runs; an engine names its own backend."""
-    engine = artifact.manifest.kind is Kind.ENGINE
-    chosen: Backend = backend or (artifact.manifest.facts["backend"] if engine else default_backend())
+    chosen = backend or own_backend(artifact)
     graph = graph_for(artifact, "image", chosen, precision)
     return Subject(artifact, graph, chosen, None if chosen in GPU_BACKENDS else threads or usable_cores())
 
@@ -79,12 +78,12 @@ def compare_subjects(
     a: Subject, b: Subject, batch: int, seconds: float, pin: tuple[int, ...] | None = None, seed: int = 0
 ) -> ComparisonDocument:
     """Measure both sides, interleaved, and say what the machine did meanwhile."""
-    gpu = open_gpu() if None in (a.threads, b.threads) else None
+    watch = watch_gpu(None in (a.threads, b.threads))
     threads = [contender.threads for contender in (a, b) if contender.threads is not None]
     with realtime(max(threads, default=1) <= usable_cores()) as priority:
-        before = snapshot(gpu)
-        records, ratio = race(a, b, batch, seconds, seed)
-        conditions = Conditions(before, snapshot(gpu), priority, pin, tuple(gpu.slowdowns() if gpu else ()))
+        before = snapshot(watch.gpu)
+        records, ratio = race(a, b, batch, seconds, seed, watch.look)
+        conditions = Conditions(before, snapshot(watch.gpu), priority, pin, watch)
         reached, no_ceiling = ceilings(contender.kernel for contender in (a, b))
     meanwhile = conditions.meanwhile([spread(round_medians(record.rounds)) for record in records], usable_cores())
     sides = [
@@ -110,7 +109,9 @@ def comparison(a: RowLatency, b: RowLatency, ratio: Ratio) -> Comparison:
     return Comparison(a=a, b=b, batch=a.batch, speedup=ratio.speedup, ci95=ratio.ci95, significant=ratio.significant)
 
 
-def race(a: Contender, b: Contender, batch: int, seconds: float, seed: int = 0) -> tuple[list[Record], Ratio]:
+def race(
+    a: Contender, b: Contender, batch: int, seconds: float, seed: int = 0, look: Callable[[], None] = no_look
+) -> tuple[list[Record], Ratio]:
     """Rounds of both until the interval of the ratio is narrow, or each side has been measured for `seconds`."""
     combinations = [(a, batch), (b, batch)]
     records = [Record(), Record()]
@@ -123,7 +124,7 @@ def race(a: Contender, b: Contender, batch: int, seconds: float, seed: int = 0) 
         present = ratio()
         return present.width <= NARROW * present.speedup
 
-    add_rounds(records, combinations, ROUND_S, (min(ROUNDS, most), most), seed, "compare", narrow)
+    add_rounds(records, combinations, ROUND_S, (min(ROUNDS, most), most), seed, "compare", narrow, look)
     return records, ratio()
 
 

@@ -57,6 +57,12 @@ def check_bisect(config: BisectConfig, sources: Sources) -> None:
                 "checkpoint name their modules",
                 "give two exports of one checkpoint; of other graphs `mmcompress drift` says how far they moved",
             )
+        if any(graph.prepares for graph in artifact.manifest.graphs):
+            raise UsageError(
+                f"{artifact.path} cannot be bisected: its image graphs prepare photos themselves, and bisect feeds both"
+                " sides the same pixels",
+                "export the checkpoint without --image-input: the tower inside is the same",
+            )
 
 
 def check_bench(config: BenchConfig, _: Sources) -> None:

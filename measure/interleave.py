@@ -77,8 +77,19 @@ class Record:
         return np.concatenate([times for passes in self.rounds for times in passes])
 
 
-def add_round(records: Sequence[Record], combinations: Sequence[Combination], seconds: float, seed: int) -> None:
-    """Measure one round, of `seconds` a combination, and add it to each one's record."""
+def no_look() -> None:
+    """Nobody watches."""
+
+
+def add_round(
+    records: Sequence[Record],
+    combinations: Sequence[Combination],
+    seconds: float,
+    seed: int,
+    look: Callable[[], None] = no_look,
+) -> None:
+    """Measure one round, of `seconds` a combination, and add it to each one's record; `look` is called behind the last
+    call, while sessions are open."""
     rng = np.random.default_rng(seed)
     contenders = list(dict.fromkeys(contender for contender, _ in combinations))
     batches = list(dict.fromkeys(batch for _, batch in combinations))
@@ -91,6 +102,7 @@ def add_round(records: Sequence[Record], combinations: Sequence[Combination], se
             members = [index for index, (_, batch) in enumerate(combinations) if batch == batches[number]]
             for index in _visits(members, rng, seconds * len(members), whole):
                 passes[index].append(burst(pool.call(*combinations[index], seed=seed), VISIT_S if whole else seconds))
+        look()
         for record, times, (contender, batch) in zip(records, passes, combinations, strict=True):
             record.rounds.append(times)
             record.starts.append(pool.start(contender, batch))
@@ -104,11 +116,12 @@ def add_rounds(
     seed: int,
     what: str,
     decided: Callable[[], bool] = lambda: False,
+    look: Callable[[], None] = no_look,
 ) -> None:
     """Measure rounds, between the fewest and the most, until it is `decided`."""
     fewest, most = rounds
     for done in track(range(1, most + 1), what, total=most):
-        add_round(records, combinations, seconds, seed + done)
+        add_round(records, combinations, seconds, seed + done, look)
         if done >= fewest and decided():
             break
 

@@ -116,6 +116,13 @@ def available_backends() -> dict[str, str | None]:
     return {name: _missing(row.check) for name, row in BACKENDS.items()}
 
 
+def own_backend(artifact: Artifact) -> Backend:
+    """The library that an engine was built with; of graphs the first CPU runtime that works here."""
+    if artifact.manifest.kind is Kind.ENGINE:
+        return cast(Backend, artifact.manifest.facts.get("backend", "tensorrt"))
+    return default_backend()
+
+
 def default_backend() -> Backend:
     """The first CPU runtime that works here."""
     reasons = available_backends()

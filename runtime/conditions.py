@@ -13,12 +13,13 @@ import re
 import resource
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
 
 from mmcompress.runtime.environment import ClocksMhz, Meanwhile, Noise, TemperatureC
+from mmcompress.runtime.gpuclocks import GpuWatch, clock_warnings
 from mmcompress.runtime.nvml import Gpu
 
 ROOT = Path("/")
@@ -51,8 +52,6 @@ class Snapshot:
     temperature_c: float | None
     load_average: float
     throttles: int | None
-    gpu_clocks_mhz: tuple[float, ...] = ()
-    """Of the GPU, apart from the cores: among sixteen of them its fall would drown."""
 
 
 def snapshot(gpu: Gpu | None = None, root: Path = ROOT) -> Snapshot:
@@ -66,7 +65,6 @@ def snapshot(gpu: Gpu | None = None, root: Path = ROOT) -> Snapshot:
         temperature_c=max(heat, default=None),
         load_average=psutil.getloadavg()[0],
         throttles=throttle_count(root),
-        gpu_clocks_mhz=(clock,) if gpu and (clock := gpu.clock_mhz()) is not None else jetson_clocks_mhz(root),
     )
 
 
@@ -100,13 +98,6 @@ def clocks_mhz(root: Path = ROOT) -> list[float]:
     except OSError:
         return []
     return [float(line.partition(":")[2]) for line in lines if line.startswith("cpu MHz")]
-
-
-def jetson_clocks_mhz(root: Path = ROOT) -> tuple[float, ...]:
-    """Of a Jetson's GPU, as devfreq has it in Hz; its folder is called for it (`17000000.gpu`, `17000000.ga10b`)."""
-    folders = sorted((root / "sys/class/devfreq").glob("*"))
-    named = [folder for folder in folders if re.search(r"gpu|ga10b|gv11b", folder.name)]
-    return tuple(clock / 1e6 for folder in named if (clock := _number(folder / "cur_freq")) is not None)
 
 
 def governor(root: Path = ROOT) -> str | None:
@@ -177,13 +168,9 @@ def warnings(
         sentences.append(
             f"Clocks were forced down while this was measured ({why}): cool the device, or lower its clocks."
         )
-    for whose, clocks in {
-        "clocks": (before.clocks_mhz, after.clocks_mhz),
-        "GPU's clock": (before.gpu_clocks_mhz, after.gpu_clocks_mhz),
-    }.items():
-        means = [sum(each) / len(each) for each in clocks if each]
-        if len(means) == 2 and means[1] < FALLEN_CLOCK * means[0]:
-            sentences.append(f"The {whose} fell from {means[0]:.0f} to {means[1]:.0f} MHz while this was measured.")
+    means = [sum(each) / len(each) for each in (before.clocks_mhz, after.clocks_mhz) if each]
+    if len(means) == 2 and means[1] < FALLEN_CLOCK * means[0]:
+        sentences.append(f"The clocks fell from {means[0]:.0f} to {means[1]:.0f} MHz while this was measured.")
     return sentences
 
 
@@ -196,8 +183,13 @@ class Conditions:
     priority: bool
     """Whether the system let us run in the real-time class."""
     pinned_cores: tuple[int, ...] | None
-    slowdowns: tuple[str, ...] = ()
-    """Why the GPU held its clocks down."""
+    watch: GpuWatch = field(default_factory=GpuWatch)
+    """What the GPU's clock did; apart from the cores, as among sixteen of them its fall would drown."""
+
+    @property
+    def slowdowns(self) -> list[str]:
+        """Why the GPU held its clocks down."""
+        return sorted(self.watch.slowdowns)
 
     @property
     def throttled(self) -> bool | None:
@@ -208,19 +200,19 @@ class Conditions:
         before, after = self.before, self.after
         foreign, stolen = shares(before, after, cores)
         heard = noise(spreads, foreign, stolen, self.priority)
-        gpu = (before.gpu_clocks_mhz, after.gpu_clocks_mhz)
+        gpu = self.watch.seen()
         return Meanwhile(
             pinned_cores=self.pinned_cores,
             priority="real-time" if self.priority else "normal",
             clocks_mhz=ClocksMhz(before=tuple(before.clocks_mhz), after=tuple(after.clocks_mhz)),
-            gpu_clocks_mhz=ClocksMhz(before=gpu[0], after=gpu[1]) if any(gpu) else None,
+            gpu_clocks_mhz=gpu,
             temperature_c=TemperatureC(before=before.temperature_c, after=after.temperature_c),
             load_average_before=before.load_average,
             load_average_after=after.load_average,
             others_share=foreign,
             stolen_share=stolen,
             noise=heard,
-            warnings=tuple(warnings(before, after, heard, self.throttled, self.slowdowns)),
+            warnings=(*warnings(before, after, heard, self.throttled, self.slowdowns), *clock_warnings(gpu)),
         )
 
 

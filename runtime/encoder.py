@@ -25,7 +25,7 @@ from mmcompress.embedding import always_the_same
 from mmcompress.errors import CorruptInputError, UsageError
 from mmcompress.manifest import VOCABULARY, Kind, Preprocessing, TensorSpec
 from mmcompress.progress import say
-from mmcompress.runtime.backends import default_backend, graph_for, open_session
+from mmcompress.runtime.backends import graph_for, open_session, own_backend
 from mmcompress.runtime.frames import decoded, framed, read_pixels, stored_decoded, stored_pixels, takes_prepared
 from mmcompress.runtime.session import Session, Tower
 from mmcompress.runtime.tokenize import attention_mask, load_tokenizer, text_processing, tokenize
@@ -61,9 +61,7 @@ class Encoder:
         """Open an artifact or the folder of one; the backend is the artifact's, or the first that works here."""
         if not isinstance(artifact, Artifact):
             artifact = Artifact.open(artifact, Kind.ONNX, Kind.ENGINE)
-        if backend is None:
-            engine = artifact.manifest.kind is Kind.ENGINE
-            backend = cast(Backend, artifact.manifest.facts.get("backend", "tensorrt")) if engine else default_backend()
+        backend = backend or own_backend(artifact)
         if constant := [tower for tower in towers if tower in artifact.manifest.facts.get("constant", ())]:
             say("", artifact.path.name, f"warning: {always_the_same(constant)}")
         graphs = {tower: graph_for(artifact, tower, backend, precision) for tower in towers}

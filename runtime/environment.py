@@ -14,12 +14,25 @@ PACKAGES = ("torch", "transformers", "onnx", "onnxruntime", "openvino", "tensorr
 
 
 class ClocksMhz(Part):
-    """Of each core, or of each GPU; empty where nothing tells."""
+    """Of each core; empty where nothing tells."""
 
     before: tuple[float, ...]
     """MHz of each, before the first measurement."""
     after: tuple[float, ...]
     """MHz of each, after the last measurement."""
+
+
+class GpuClocksMhz(Part):
+    """Of the GPU that ran engines, looked at once a round, right behind the calls."""
+
+    lowest: float
+    """MHz that were seen."""
+    usual: float
+    """Their median, MHz."""
+    highest: float
+    """MHz that were seen."""
+    possible: float | None
+    """MHz that the GPU may have at most; null where nothing tells."""
 
 
 class TemperatureC(Part):
@@ -96,8 +109,8 @@ class Meanwhile(Part):
     """`real-time` where the system permitted that class, else `normal`."""
     clocks_mhz: ClocksMhz
     """Clocks of the cores, before and after."""
-    gpu_clocks_mhz: ClocksMhz | None = None
-    """Clock of the GPU, before and after; null where nothing tells."""
+    gpu_clocks_mhz: GpuClocksMhz | None = None
+    """Clock of the GPU while it worked; null where nothing tells."""
     temperature_c: TemperatureC
     """Heat before and after."""
     load_average_before: float

@@ -60,6 +60,10 @@ class Gpu:
         clock = self._ask("nvmlDeviceGetClockInfo", self._library.NVML_CLOCK_SM)
         return None if clock is None else float(clock)
 
+    def highest_clock_mhz(self) -> float | None:
+        clock = self._ask("nvmlDeviceGetMaxClockInfo", self._library.NVML_CLOCK_SM)
+        return None if clock is None else float(clock)
+
     def temperature_c(self) -> float | None:
         celsius = self._ask("nvmlDeviceGetTemperature", self._library.NVML_TEMPERATURE_GPU)
         return None if celsius is None else float(celsius)

@@ -22,6 +22,7 @@ _DTYPES = {
     "tensor(float16)": "float16",
     "tensor(int32)": "int32",
     "tensor(int64)": "int64",
+    "tensor(int8)": "int8",
     "tensor(uint8)": "uint8",
 }
 

@@ -29,7 +29,7 @@ NO_PART_OF_KEYS = {
     "bank.labels",
     "bank.templates",
     "trim_vocab",
-    *("data.train", "data.validation", "data.test", "data.labels", "data.templates", "data.workers"),
+    *("data.train", "data.validation", "data.test", "data.original", "data.labels", "data.templates", "data.workers"),
     *("teacher.source", "student.tokenizer", "device", "strict"),
     *("optimizer.save_minutes", "optimizer.max_skipped", "optimizer.tensorboard"),
     *("parts", "recompute", "compile"),

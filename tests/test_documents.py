@@ -27,7 +27,7 @@ RELEASED = Path(__file__).parent / "measure" / "released"
 PAGE = Path(__file__).parents[1] / "docs" / "documents.py"
 ADDED = re.compile(
     r' "schema": 1,\n| +"(?:collapsed|calibrated_images|phases|gpu_clocks_mhz)": null,\n| "own_answers": false,\n'
-    r'|  "quantized": \{\},\n|,\n +"map": null(?=\n)'
+    r'|  "quantized": \{\},\n|,\n +"(?:map|classification)": null(?=\n)'
 )
 
 

@@ -31,7 +31,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmcompress.architecture import DualEncoderConfig, TextConfig
-from mmcompress.compress.train.student import student_from_teacher
 from mmcompress.errors import MMCompressError, UsageError
 from mmcompress.export.export import random_inputs
 from mmcompress.export.graph import Numerics
@@ -61,7 +60,7 @@ def test_everything_inherited_graphs_and_folders_equal_the_stock_class(family: s
     expected = stock_images(stock, images), stock_texts(stock, ids)
     assert np.abs(expected[0][0] - expected[0][1]).max() > 0.03 and np.abs(expected[1][0] - expected[1][1]).max() > 0.03
 
-    student = student_from_teacher(tmp_path / "teacher", 1.0).eval()
+    student = dual_encoder_from_hugging_face(tmp_path / "teacher").eval()
     for found, wanted in zip(embedded(student, images, ids), expected, strict=True):
         np.testing.assert_allclose(found, wanted, atol=1e-5)
     assert student.logit_scale.item() == pytest.approx(4.5)

@@ -100,7 +100,7 @@ def test_the_runtime_never_imports_torch() -> None:
     assert found == []
 
 
-@pytest.mark.parametrize("name", ["build", "bench", "drift", "bisect", "report"])
+@pytest.mark.parametrize("name", ["build", "bench", "drift", "bisect", "report", "page"])
 def test_a_stage_of_devices_starts_without_torch(name: str) -> None:
     """Its function and its check are imported, with all that they import."""
     places = {place.partition(":")[0] for place in (STAGES[name].run, STAGES[name].check) if place}

@@ -20,17 +20,13 @@ from mmcompress.compress.prune.semistructured import SPARSE, keep_zeros
 from mmcompress.compress.train.computing import in_parts, set_up
 from mmcompress.compress.train.embeddings import Embeddings, load_embeddings
 from mmcompress.compress.train.growing import grown
+from mmcompress.compress.train.inherit import inherited, samples_to_fit
 from mmcompress.compress.train.objective import batch_terms, distillation_terms
 from mmcompress.compress.train.optimize import optimize
 from mmcompress.compress.train.pairs import TrainingBatch, training_pairs
 from mmcompress.compress.train.published import published
 from mmcompress.compress.train.statistics import settling, synchronize
-from mmcompress.compress.train.student import (
-    inherited_share,
-    student_from_preset,
-    student_from_published,
-    student_from_teacher,
-)
+from mmcompress.compress.train.student import inherited_share, student_from_preset, student_from_published
 from mmcompress.compress.train.vocabulary import vocabulary_size
 from mmcompress.compress.train.watching import watch_of
 from mmcompress.config import DistillConfig
@@ -59,6 +55,7 @@ def distill(job: Job[DistillConfig]) -> None:
     config, teacher_scale = _with_scale(job, job.sources["embeddings"])
     sparse: list[str] = []
     with world(config.device) as here:
+        share: float | None = None
         if "checkpoint" in job.sources:
             source = job.sources["checkpoint"]
             draft.inherit(source, *FOLDER_FILES)
@@ -66,13 +63,20 @@ def distill(job: Job[DistillConfig]) -> None:
             sparse = source.manifest.facts.get(SPARSE, [])
         else:
             model = _new_student(config, job.sources["embeddings"], draft)
+            share = inherited_share(config.student.source) if config.student else None
         draft.model = model.config
         text = _text_mode(config, model)
         _check_space(model, text, embeddings)
+        model = model.to(here.device)
+        if share is not None and config.student is not None:
+            number, batch = config.student.fit, config.optimizer.batch
+            samples = samples_to_fit(draft, config.data, config.seed, number, embeddings, here, batch)
+            model = inherited(model, share, ("image",) if text == "keep" else model.config.compressed, samples)
+            draft.model = model.config
         model.logit_scale.requires_grad_(bool(config.contrastive or config.interactive))
         if model.logit_bias is not None:
             model.logit_bias.requires_grad_(False)
-        model = model.to(here.device).train()
+        model.train()
         keep_zeros(model, sparse)
         set_up(model, config.recompute, config.compile, config.parts)
         synchronize(model, here)
@@ -169,7 +173,8 @@ def _check_space(model: DualEncoder, text: Literal["distill", "keep"], embedding
 
 
 def _new_student(config: DistillConfig, embeddings: Artifact, draft: Draft) -> DualEncoder:
-    """Build the student that the config names, with the teacher's pixels, texts and logits."""
+    """Build the student that the config names, with the teacher's pixels, texts and logits; of one that inherits the
+    teacher, whole as yet."""
     if config.student is None:
         raise UsageError("distill needs a student to start from", "set student.source, or give --student")
     teacher, facts = embeddings.manifest.preprocessing, embeddings.manifest.facts
@@ -177,9 +182,9 @@ def _new_student(config: DistillConfig, embeddings: Artifact, draft: Draft) -> D
         raise UsageError(f"{embeddings.path} does not say how the teacher's images were prepared", "embed them again")
     folder = _teacher_folder(config)
     draft.tokenizer = save_text_processing(folder, draft.path, config.teacher.trust_remote_code)
-    share, colours = inherited_share(config.student.source), None
-    if share is not None:
-        model = with_tokenizer(student_from_teacher(folder, share), draft.tokenizer)
+    colours = None
+    if inherited_share(config.student.source) is not None:
+        model = with_tokenizer(dual_encoder_from_hugging_face(folder), draft.tokenizer)
     else:
         vocab = vocabulary_size(load_tokenizer(draft.path / draft.tokenizer.file))
         sizes = (facts["dim"], draft.tokenizer, vocab, config.seed)
@@ -189,8 +194,8 @@ def _new_student(config: DistillConfig, embeddings: Artifact, draft: Draft) -> D
             model = student_from_published(config.student, found, *sizes)
         else:
             model = student_from_preset(config.student, *sizes)
-    if config.text == "keep":
-        model = _with_text_tower(model, with_tokenizer(dual_encoder_from_hugging_face(folder), draft.tokenizer))
+        if config.text == "keep":
+            model = _with_text_tower(model, with_tokenizer(dual_encoder_from_hugging_face(folder), draft.tokenizer))
     if (scale := facts.get("logit_scale")) is not None:
         model.logit_scale.data.fill_(math.log(scale))
     draft.preprocessing = save_student_preprocessing(teacher, draft.path, model.config.image.image_size, colours)

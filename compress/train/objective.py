@@ -27,9 +27,14 @@ def distillation_terms(
     relation: float = 1.0,
     temperature: float = 0.05,
 ) -> dict[str, Tensor]:
-    """The weighted terms of samples by name, without those of weight 0. The anchors are (K, D) and (K', D)."""
+    """The weighted terms of samples by name, without those of weight 0. The anchors are (K, D) and (K', D).
+
+    A side that is the teacher's own tensor, as of a tower that is kept, has nothing to learn and is left out.
+    """
     terms: dict[str, Tensor] = {}
     for ours, theirs, others in zip(student, teacher, reversed(anchors), strict=True):
+        if ours is theirs:
+            continue
         if cosine:
             terms["cosine"] = terms.get("cosine", 0) + cosine * cosine_distance(ours, theirs)
         if relation:

@@ -47,6 +47,8 @@ class Keyed(Protocol):
 B = TypeVar("B", bound=Keyed)
 Loss = Tensor | Mapping[str, Tensor]
 """A scalar, or the terms that it is the sum of."""
+ALIKE: Mapping[str, float] = {}
+"""All parameters at the same learning rate."""
 _NAMED = 8
 """Samples that a message names."""
 _RETURNED = 64
@@ -82,18 +84,20 @@ def optimize(
     work: Path,
     what: str,
     watch: Watch | None = None,
+    scales: Mapping[str, float] = ALIKE,
 ) -> dict[str, float | None]:
     """Train the model in place; return what the run took.
 
     `stream(epoch, skip)` yields the batches of an epoch after the first `skip`; `loss_of(batch, done)` is a scalar, or
-    the terms that add up to one, by name, of a batch when a share of the steps is done. With `config.ema` the model
-    ends with the averaged weights, and with those that were the best where they are watched.
+    the terms that add up to one, by name, of a batch when a share of the steps is done. `scales` are factors on the
+    learning rate of parameters, by name, which is 1 where it is not said. With `config.ema` the model ends with the
+    averaged weights, and with those that were the best where they are watched.
 
     Raises StoppedError when SIGTERM or SIGUSR1 came, with the state written; UsageError where training diverged.
     """
     steps, an_epoch = total_steps(config, pairs)
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    optimizer = _optimizer(trained, config)
+    optimizer = _optimizer(trained, config, scales)
     average = {name: p.detach().clone() for name, p in trained.items()} if config.ema else {}
     best = {name: p.detach().clone() for name, p in trained.items()} if watch and watch.keep_best else {}
     tensors = training_tensors(trained, {"average": average, "best": best}, optimizer)
@@ -156,7 +160,7 @@ def optimize(
     check_finite_tensors(tensors)
     if at.skipped and world.rank == 0:
         say("", work.name, f"warning: {at.skipped} of {steps} steps were skipped, as they were not finite")
-    measured = {} if at.best is None else {"best_r10": at.best, "best_step": at.best_step}
+    measured = {} if watch is None or at.best is None else {f"best_{watch.figure}": at.best, "best_step": at.best_step}
     return {
         "steps": at.step,
         "skipped": at.skipped,
@@ -176,7 +180,7 @@ def _update(
 ) -> None:
     """One step of AdamW at a learning rate, and of the average."""
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group["scale"]
     optimizer.step()
     for name, mean in average.items():
         mean.lerp_(trained[name].detach(), 1 - decay)
@@ -213,13 +217,21 @@ def computes_bfloat16(device: torch.device) -> bool:
     return device.type == "cpu" and amx is not None and bool(amx())
 
 
-def _optimizer(trained: dict[str, nn.Parameter], config: OptimizerConfig) -> torch.optim.AdamW:
-    matrices = [p for name, p in trained.items() if p.ndim >= 2 and not name.endswith(("positions", "tokens.weight"))]
-    decayed = {id(p) for p in matrices}
-    others = [p for p in trained.values() if id(p) not in decayed]
-    groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
+def _optimizer(
+    trained: Mapping[str, nn.Parameter], config: OptimizerConfig, scales: Mapping[str, float]
+) -> torch.optim.AdamW:
+    """One group for each pair of a decay and a factor on the learning rate."""
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {(config.weight_decay, 1.0): [], (0.0, 1.0): []}
+    for name, parameter in trained.items():
+        is_matrix = parameter.ndim >= 2 and not name.endswith(("positions", "tokens.weight"))
+        decay = config.weight_decay if is_matrix else 0.0
+        groups.setdefault((decay, scales.get(name, 1.0)), []).append(parameter)
     return torch.optim.AdamW(
-        groups, lr=config.lr, betas=(0.9, 0.98), eps=1e-6, fused=True
+        [{"params": some, "weight_decay": decay, "scale": scale} for (decay, scale), some in groups.items()],
+        lr=config.lr,
+        betas=(0.9, 0.98),
+        eps=1e-6,
+        fused=True,
     )  # CLIP's, Radford et al. 2021, table 18
 
 

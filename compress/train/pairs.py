@@ -102,7 +102,7 @@ def training_pairs(
             decoded.keys,
             normalized(pixels, preprocessing),
             torch.from_numpy(trimmed(tokenize(tokenizer, texts, text), model.text)).to(here.device),
-            torch.tensor([_group(name) for name in names], device=here.device),
+            torch.tensor([group_of(name) for name in names], device=here.device),
             teacher,
         )
 
@@ -164,5 +164,6 @@ def trimmed(tokens: NDArray[np.int32], text: TextConfig) -> NDArray[np.int32]:
     return tokens[:, : int(reach(tokens, text).max()) + 1]
 
 
-def _group(name: str) -> int:
+def group_of(name: str) -> int:
+    """The number of what has a label, or without one a caption, of this name."""
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little", signed=True)

@@ -45,7 +45,7 @@ class Position:
     loss: float | None = None
     """Of the last step that was not skipped."""
     best: float | None = None
-    """Highest R@10 that was measured on validation pairs; None where none was."""
+    """Highest figure that was measured on validation pairs; None where none was."""
     best_step: int = 0
     """The steps that were done then."""
     since_best: int = 0

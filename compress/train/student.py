@@ -1,16 +1,14 @@
-"""Where a student starts: a preset from scratch, a published tower, or the best parts of the teacher.
+"""Where a student starts: the sizes of a preset from scratch, a published tower, or parts of the teacher.
 
-`inherit:F` keeps evenly spaced blocks and, in each, the heads and MLP units of the largest weight norm, so that the
-image tower has at most F of the teacher's MACs (weight inheritance, Wu et al. 2023, TinyCLIP, section 3.2). Width,
-patches, tokenizer, projection or attention pooling stay the teacher's, so a student starts near the teacher's space,
-not from noise. A text tower with LayerNorms behind its blocks is taken over whole.
+`inherit:F` keeps evenly spaced blocks and, in each, some heads and MLP units (`inherit.py`), so that the image tower
+has at most F of the teacher's MACs. Width, patches, tokenizer, projection or attention pooling stay the teacher's. A
+text tower with LayerNorms behind its blocks is taken over whole.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -22,7 +20,6 @@ from mmcompress.config import StudentConfig
 from mmcompress.convnet import ConvConfig
 from mmcompress.convtower import ConvTower
 from mmcompress.errors import UsageError, suggestion
-from mmcompress.huggingface import dual_encoder_from_hugging_face
 from mmcompress.manifest import TextProcessing
 from mmcompress.model import DualEncoder, initialize
 from mmcompress.transformer import Block
@@ -149,27 +146,6 @@ def inherited_config(config: DualEncoderConfig, share: float) -> DualEncoderConf
     return config.model_copy(update=smaller)
 
 
-def student_from_teacher(folder: Path, share: float) -> DualEncoder:
-    """Inherit at most `share` of the image MACs of the model in `folder`, and of its text MACs."""
-    teacher = dual_encoder_from_hugging_face(folder)
-    towers = teacher.config.compressed
-    student = DualEncoder(inherited_config(teacher.config, share))
-    state = student.state_dict()
-    source = teacher.state_dict()
-    for name in state:
-        if ".blocks." not in name or name.partition(".")[0] not in towers:
-            state[name] = source[name]
-    student.load_state_dict(state)
-    for tower, kept in ((getattr(student, name), getattr(teacher, name)) for name in towers):
-        for block, i in zip(tower.blocks, evenly_spaced(len(kept.blocks), len(tower.blocks)), strict=True):
-            original = kept.blocks[i]
-            assert isinstance(block, Block) and isinstance(original, Block)
-            heads = largest(head_norms(original), block.heads)
-            units = largest(unit_norms(original), block.fc1.out_features)
-            copy_block(block, original, heads, units)
-    return student
-
-
 def evenly_spaced(blocks: int, kept: int) -> list[int]:
     """Indices of `kept` of `blocks`, the first and the last among them (the last alone where one is kept)."""
     if kept == 1:
@@ -203,12 +179,6 @@ def head_norms(block: Block) -> Tensor:
 def unit_norms(block: Block) -> Tensor:
     """(mlp,) norm of the incoming times the outgoing weights of each hidden unit."""
     return torch.mul(block.fc1.weight.norm(dim=1), block.fc2.weight.norm(dim=0))
-
-
-def largest(scores: Tensor, count: int) -> list[int]:
-    """Indices of the `count` largest scores, in their original order."""
-    order = torch.argsort(scores, descending=True, stable=True)[:count]
-    return sorted(order.tolist())
 
 
 @torch.no_grad()

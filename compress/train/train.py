@@ -14,21 +14,23 @@ from mmcompress.artifact import Draft
 from mmcompress.compress.train.computing import in_parts, set_up
 from mmcompress.compress.train.embeddings import Embeddings, load_embeddings
 from mmcompress.compress.train.growing import grown
+from mmcompress.compress.train.layerwise import layer_scales
 from mmcompress.compress.train.losses import info_nce
 from mmcompress.compress.train.objective import distillation_terms
 from mmcompress.compress.train.optimize import optimize
+from mmcompress.compress.train.pair import folders_of, model_from_pair, pair_config, pair_preprocessing
 from mmcompress.compress.train.pairs import TrainingBatch, training_pairs
 from mmcompress.compress.train.published import published
 from mmcompress.compress.train.statistics import settling, synchronize
 from mmcompress.compress.train.student import student_from_preset, student_from_published
 from mmcompress.compress.train.vocabulary import save_tokenizer, tokenizer_from_captions, vocabulary_size
 from mmcompress.compress.train.watching import watch_of
-from mmcompress.config import TeacherConfig, TrainConfig
+from mmcompress.config import PairConfig, TeacherConfig, TrainConfig
 from mmcompress.data.batches import listing
 from mmcompress.distributed import gathered, gathered_ids, world
 from mmcompress.errors import UsageError
 from mmcompress.export.texts import save_text_processing
-from mmcompress.huggingface import save_checkpoint
+from mmcompress.huggingface import save_checkpoint, with_tokenizer
 from mmcompress.manifest import Preprocessing
 from mmcompress.model import MAX_LOGIT_SCALE, DualEncoder
 from mmcompress.processing import save_preprocessing
@@ -59,6 +61,8 @@ def train(job: Job[TrainConfig]) -> None:
         )
         settle = settling(model, pairs.stream, config.optimizer.batch, here)
         anchors = guide.anchors(config.anchors, here.device) if guide is not None else None
+        decay = 1.0 if config.towers is None else config.towers.layer_decay
+        scales = layer_scales([name for name, _ in model.named_parameters()], model.config, decay)
 
         def loss_of(batch: TrainingBatch, done: float) -> dict[str, Tensor]:
             student = (
@@ -88,6 +92,7 @@ def train(job: Job[TrainConfig]) -> None:
             work=job.work,
             watch=watch_of(model, draft, config.data, config.watch, config.optimizer.batch, here, settle),
             what=f"training {job.name}",
+            scales=scales,
         )
         settle()
     if not here.leads:
@@ -101,6 +106,9 @@ def _new_model(config: TrainConfig, guide: Embeddings | None, draft: Draft) -> D
     """A preset with random weights or a published tower, with a tokenizer that is taken over or trained."""
     if config.data.train is None:
         raise UsageError("train needs image-text pairs", "set data.train, or give --data")
+    if config.towers is not None:
+        return _joined(config, config.towers, guide, draft)
+    assert config.student is not None
     if config.student.tokenizer is not None:
         folder = resolve(TeacherConfig(source=config.student.tokenizer))
         draft.tokenizer = save_text_processing(folder, draft.path)
@@ -119,4 +127,16 @@ def _new_model(config: TrainConfig, guide: Embeddings | None, draft: Draft) -> D
     draft.model, size = model.config, model.config.image.image_size
     draft.preprocessing = Preprocessing(size=size, resize=size, mean=mean, std=std)
     save_preprocessing(draft.preprocessing, draft.path)
+    return model
+
+
+def _joined(config: TrainConfig, pair: PairConfig, guide: Embeddings | None, draft: Draft) -> DualEncoder:
+    """Two pretrained towers with new projections, and with their own pixels and texts."""
+    stated = guide is not None or "embed_dim" in config.model_fields_set
+    sizes = pair_config(pair, guide.dim if guide is not None else config.embed_dim, stated)
+    draft.preprocessing = pair_preprocessing(pair, sizes)
+    save_preprocessing(draft.preprocessing, draft.path)
+    draft.tokenizer = save_text_processing(folders_of(pair)[1], draft.path)
+    model = with_tokenizer(model_from_pair(pair, sizes, config.seed), draft.tokenizer)
+    draft.model = model.config
     return model

@@ -1,4 +1,4 @@
-"""Watching a training: R@10 on validation pairs now and then, the best weights kept, an end where it rises no more.
+"""Watching a training: a figure on validation pairs now and then, the best weights kept, an end where it rises no more.
 
 What is measured are the weights that the run would end with: their average where there is one. What was measured is
 part of the state (`state.py`), so a run that is resumed ends with the same weights as one that was not. Rank 0
@@ -26,6 +26,7 @@ from mmcompress.data.batches import batches, images_of
 from mmcompress.distributed import World
 from mmcompress.formats import percent
 from mmcompress.measure.retrieval import Floats, Ints, retrieval
+from mmcompress.metrics import FIGURES, Figure
 from mmcompress.model import DualEncoder
 from mmcompress.progress import say
 from mmcompress.runtime.tokenize import load_tokenizer, tokenize
@@ -36,12 +37,14 @@ class Watch:
     """What is measured while training runs, and what follows from it."""
 
     measure: Callable[[], float]
-    """R@10 of the model as it is: a share, the mean of both ways."""
+    """The figure of the model as it is: a share."""
     every: int
     """Steps between two measurements."""
     keep_best: bool
     patience: int | None
     """Measurements in a row without a higher one after which training is over."""
+    figure: Figure = "r10"
+    """What is measured; R@10 is the mean of both ways."""
     settle: Settle = lambda: None
     """Makes what follows from the weights fit them, before each measurement."""
 
@@ -62,16 +65,16 @@ class Watch:
         """Measure, write the outcome into the position, and the weights into `best` where they are."""
         with _standing_in(trained, average), torch.no_grad():
             self.settle()
-            r10 = here.shared(self.measure() if here.leads else 0.0)
-            if at.best is None or r10 > at.best:
-                at.best, at.best_step, at.since_best = r10, at.step, 0
+            measured = here.shared(self.measure() if here.leads else 0.0)
+            if at.best is None or measured > at.best:
+                at.best, at.best_step, at.since_best = measured, at.step, 0
                 for name, kept in best.items():
                     kept.copy_(trained[name])
             else:
                 at.since_best += 1
         if here.rank == 0:
             before = f", the best {percent(at.best)} after {at.best_step}" if at.best_step != at.step else ""
-            say("", "validation", f"R@10 {percent(r10)} after {at.step} steps{before}")
+            say("", "validation", f"{FIGURES[self.figure]} {percent(measured)} after {at.step} steps{before}")
 
 
 def watch_of(
@@ -96,7 +99,7 @@ def watch_of(
         model.train()
         return (shares["i2t_r10"] + shares["t2i_r10"]) / 2
 
-    return Watch(measure, config.steps, config.keep_best, config.patience, settle)
+    return Watch(measure, config.steps, config.keep_best, config.patience, settle=settle)
 
 
 @torch.no_grad()

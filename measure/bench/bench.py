@@ -32,8 +32,9 @@ from mmcompress.progress import say, track
 from mmcompress.runtime.conditions import NOISY_SPREAD, Conditions, snapshot
 from mmcompress.runtime.encoder import Encoder
 from mmcompress.runtime.environment import environment_of
+from mmcompress.runtime.gpuclocks import GpuWatch, watch_gpu
 from mmcompress.runtime.machine import cpu_model, machine, usable_cores
-from mmcompress.runtime.nvml import Gpu, open_gpu
+from mmcompress.runtime.nvml import Gpu
 from mmcompress.runtime.scheduling import pinned, realtime
 
 if TYPE_CHECKING:
@@ -75,12 +76,12 @@ def bench_document(artifacts: Sequence[Artifact], config: BenchConfig) -> BenchD
         for subject in subjects:
             warn_by_chance(subject)
         subjects = with_peaks(subjects, config.batches)
-        gpu = open_gpu() if any(subject.threads is None for subject in subjects) else None
-        slowdowns: set[str] = set()
+        watch = watch_gpu(any(subject.threads is None for subject in subjects))
+        gpu = watch.gpu
         with realtime(config.priority and max(threads) <= usable_cores()) as priority:
             before = snapshot(gpu)
-            measured = interleaved(subjects, config, gpu, slowdowns)
-            conditions = Conditions(before, snapshot(gpu), priority, config.pin, tuple(sorted(slowdowns)))
+            measured = interleaved(subjects, config, watch)
+            conditions = Conditions(before, snapshot(gpu), priority, config.pin, watch)
             measured += [entry for count in config.streams for entry in concurrent(subjects, count, config)]
             for entry in measured:
                 entry.pipeline = pipeline_of(entry, config)
@@ -123,13 +124,12 @@ def warn_by_chance(subject: Subject) -> None:
             encoder.warn_by_chance()
 
 
-def interleaved(subjects: Sequence[Subject], config: BenchConfig, gpu: Gpu | None, slowdowns: set[str]) -> list[Timed]:
-    """Every subject and batch; why a GPU held its clocks down is added to `slowdowns`."""
+def interleaved(subjects: Sequence[Subject], config: BenchConfig, watch: GpuWatch) -> list[Timed]:
+    """Every subject and batch, while a GPU's clock is watched."""
     combinations = [(subject, batch) for subject in subjects for batch in config.batches]
     records = [Record() for _ in combinations]
     for number in track(range(config.rounds), "latency", total=config.rounds):
-        add_round(records, combinations, config.seconds / config.rounds, config.seed + number)
-        slowdowns.update(gpu.slowdowns() if gpu else ())
+        add_round(records, combinations, config.seconds / config.rounds, config.seed + number, watch.look)
     return [Timed(subject, batch, 1, record) for (subject, batch), record in zip(combinations, records, strict=True)]
 
 

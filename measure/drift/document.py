@@ -159,6 +159,51 @@ class ClassChange(Part):
     """Share of right first answers in this row, 0 to 1."""
 
 
+class ClassFigures(Part):
+    """How a class is answered, as the field counts it."""
+
+    label: str
+    """Its name."""
+    support: int
+    """Images of it."""
+    answered: int
+    """Images whose best text it is."""
+    precision: Share | None
+    """Share of those that are of it, 0 to 1; null where it is never answered."""
+    recall: Share | None
+    """Share of its images that are answered so, 0 to 1; null where it has none."""
+    f1: Share
+    """Harmonic mean of both, 2 TP / (support + answered), 0 to 1."""
+
+
+class Confusion(Part):
+    """Images of one class that are taken for another one."""
+
+    label: str
+    """The class that they are of."""
+    answer: str
+    """The class that they are taken for."""
+    images: int
+    """How many."""
+    share: Share
+    """Of the images of their class, 0 to 1."""
+
+
+class Classification(Part):
+    """First answers by class, over the same images as `metrics`."""
+
+    precision: Share
+    """Mean over `classes`, in which one that is never answered counts as 0 (scikit-learn's macro average)."""
+    recall: Share
+    """Mean over `classes`, in which one without images counts as 0 (scikit-learn's macro average)."""
+    f1: Share
+    """Mean over `classes` (scikit-learn's macro average)."""
+    classes: tuple[ClassFigures, ...]
+    """Every class that has images or is answered, the lowest F1 first."""
+    confusions: tuple[Confusion, ...]
+    """The pairs of classes with most images, up to twenty."""
+
+
 class DriftRow(Part):
     """An artifact."""
 
@@ -190,6 +235,8 @@ class DriftRow(Part):
     """Against the first row; null of the first row itself, and where the dimensions differ."""
     per_class: tuple[ClassChange, ...]
     """Classes that lost most, the worst first; empty where the texts are captions."""
+    classification: Classification | None = None
+    """First answers by class; null where the texts are captions, and in files of older versions."""
 
 
 class Choice(Part):

@@ -23,7 +23,15 @@ from mmcompress.data.spec import is_photos
 from mmcompress.errors import UsageError
 from mmcompress.manifest import Kind
 from mmcompress.measure.agreement import class_changes, cosines, histogram
-from mmcompress.measure.drift.document import ClassChange, DriftDocument, DriftRow, Int8Distance, PreviousDistance
+from mmcompress.measure.drift.classes import classification
+from mmcompress.measure.drift.document import (
+    ClassChange,
+    Classification,
+    DriftDocument,
+    DriftRow,
+    Int8Distance,
+    PreviousDistance,
+)
 from mmcompress.measure.drift.figures import (
     RowAnswers,
     answers_of,
@@ -38,7 +46,7 @@ from mmcompress.measure.drift.testset import EvaluationSet, Row, embed_row
 from mmcompress.measure.retrieval import Ints, retrieval
 from mmcompress.measure.sanity import collapsed, of_few
 from mmcompress.progress import say, track
-from mmcompress.runtime.backends import default_backend
+from mmcompress.runtime.backends import default_backend, graph_for, own_backend
 from mmcompress.seen import seen_images
 from mmcompress.twins import float_model
 
@@ -53,7 +61,7 @@ CLASS_IMAGES = 5
 
 
 def drift(job: Job[DriftConfig]) -> None:
-    """Stage: write drift.json over every gathered ONNX artifact, and the gallery; the first is the teacher."""
+    """Stage: write drift.json over every gathered artifact, and the gallery; the first is the teacher."""
     drift_document(job.gathered, job.config, job.draft.path).write(job.draft.path / "drift.json")
 
 
@@ -67,6 +75,8 @@ def drift_document(artifacts: Sequence[Artifact], config: DriftConfig, folder: P
         )
     onnx = any(artifact.manifest.kind is Kind.ONNX for artifact in artifacts)
     backend = config.backend or (default_backend() if onnx else None)
+    for engine in (artifact for artifact in artifacts if artifact.manifest.kind is Kind.ENGINE):
+        graph_for(engine, "image", own_backend(engine))  # no GPU, or another one: before graphs take minutes
     pairs: EvaluationSet | None = None
     embedded: Row | None = None
     rows: list[DriftRow] = []
@@ -153,6 +163,7 @@ def _table_row(
         int8_against_fp32=_int8_against_fp32(row.main, fp32) if fp32 else None,
         cosine_histogram=histogram(cosines(first.main.images, row.main.images)) if comparable else None,
         per_class=tuple(_per_class(pairs, row.main, first.main)) if pairs.classes else (),
+        classification=_classification(pairs, row.main) if pairs.classes else None,
     )
 
 
@@ -174,6 +185,11 @@ def _int8_against_fp32(row: RowAnswers, fp32: SplitRow) -> Int8Distance:
         flip_rate=apart.flip_rate,
         r10_drop=-change.i2t,
     )
+
+
+def _classification(pairs: EvaluationSet, row: RowAnswers) -> Classification | None:
+    answered = row.i2t.answerable
+    return classification(row.group[answered], row.answers.best[answered], pairs.texts)
 
 
 def _per_class(pairs: EvaluationSet, row: RowAnswers, first: RowAnswers) -> list[ClassChange]:

@@ -19,7 +19,7 @@ from mmcompress.config import Backend, Precision
 from mmcompress.manifest import Graph
 from mmcompress.measure.agreement import best, cosines, flipped, lost_matches
 from mmcompress.measure.estimate import Ratio, paired_speedup, round_medians, summary
-from mmcompress.measure.interleave import Record, add_rounds
+from mmcompress.measure.interleave import Record, add_rounds, no_look
 from mmcompress.measure.retrieval import Floats, Ints
 from mmcompress.measure.verdict.document import HeldOutDrift, TowerLatency
 from mmcompress.runtime.backends import CPU_BACKENDS, open_file
@@ -90,11 +90,12 @@ def timed_contestants(
     rounds: tuple[int, int],
     seed: int,
     decided: Callable[[Records], bool] = lambda _: False,
+    look: Callable[[], None] = no_look,
 ) -> Records:
     """Of every contestant's towers: between the fewest and the most rounds, until it is `decided`."""
     records = {(contestant, tower): Record() for contestant in contestants for tower in towers}
     combinations = [(contestant.towers[tower], batch) for contestant, tower in records]
-    add_rounds(list(records.values()), combinations, ROUND_S, rounds, seed, "race", lambda: decided(records))
+    add_rounds(list(records.values()), combinations, ROUND_S, rounds, seed, "race", lambda: decided(records), look)
     return records
 
 

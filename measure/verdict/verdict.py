@@ -52,8 +52,8 @@ from mmcompress.runtime.backends import GPU_BACKENDS
 from mmcompress.runtime.conditions import Conditions, snapshot
 from mmcompress.runtime.encoder import tower_feeds
 from mmcompress.runtime.environment import environment_of
+from mmcompress.runtime.gpuclocks import watch_gpu
 from mmcompress.runtime.machine import machine, usable_cores
-from mmcompress.runtime.nvml import open_gpu
 from mmcompress.runtime.scheduling import realtime
 from mmcompress.runtime.session import Feeds, Session
 from mmcompress.seen import SEEN_IMAGES
@@ -165,12 +165,12 @@ def final_race(
         return ratio.width <= contest.NARROW * ratio.speedup
 
     threads = floats[0].towers["image"].threads
-    gpu = None if threads else open_gpu()
+    watch = watch_gpu(not threads)
     rounds = (contest.ROUNDS, max(contest.ROUNDS, math.ceil(config.seconds / contest.ROUND_S)))
     with realtime((threads or 1) <= usable_cores()) as priority:
-        before = snapshot(gpu)
-        raced = timed_contestants([*floats, *finalists], TOWERS, config.batch, rounds, config.seed, decided)
-        conditions = Conditions(before, snapshot(gpu), priority, None, tuple(gpu.slowdowns() if gpu else ()))
+        before = snapshot(watch.gpu)
+        raced = timed_contestants([*floats, *finalists], TOWERS, config.batch, rounds, config.seed, decided, watch.look)
+        conditions = Conditions(before, snapshot(watch.gpu), priority, None, watch)
     meanwhile = conditions.meanwhile(
         [spread(round_medians(record.rounds)) for record in raced.values()], usable_cores()
     )

@@ -93,6 +93,8 @@ class DataConfig(Config):
     """Pairs that choices are made on; `demo:val`, say."""
     test: Annotated[str | None, _NAMED] = None
     """Pairs that nothing was trained or chosen on: shards, a folder (also by class), a stream, or `demo:test`."""
+    original: Annotated[str | None, _NAMED] = None
+    """Classes or pairs that a model is to answer as before when it was fine-tuned on others."""
     labels: Annotated[str | None, _NAMED] = None
     """Text file with one candidate text a line; without it the candidates are the classes that the test set has by
     itself, else the captions of the evaluated pairs."""
@@ -120,6 +122,8 @@ class StudentConfig(Config):
     """Input side of a preset or of a published tower, in pixels; its own if not given."""
     tokenizer: Annotated[str | None, _NAMED] = None
     """Folder or hub id to take the tokenizer from, where the teacher brings none."""
+    fit: int = Field(default=1024, ge=0)
+    """Samples on which what `inherit:F` keeps is fitted by least squares; 0 takes the weights over as they are."""
 
     @property
     def published(self) -> bool:
@@ -132,6 +136,8 @@ class StudentConfig(Config):
             for name in ("image_size", "tokenizer"):
                 if getattr(self, name) is not None:
                     raise ValueError(f"{name} is of presets: inherit takes the teacher's own")
+        elif "fit" in self.model_fields_set:
+            raise ValueError("fit is of inherit:F: a preset begins with random weights")
         return self
 
 
@@ -193,12 +199,10 @@ class WatchConfig(Config):
         return self
 
 
-class WatchedConfig(StageConfig):
+class TowersConfig(StageConfig):
     """Of stages that train a model of both towers."""
 
     data: DataConfig
-    watch: WatchConfig = WatchConfig()
-    """What is measured while it trains."""
     parts: Annotated[int, _HOW] = Field(default=1, ge=1)
     """Parts of a batch that are computed one after another, twice each: memory holds the activations of one, and the
     loss is still that of the whole batch."""
@@ -206,6 +210,13 @@ class WatchedConfig(StageConfig):
     """Keep what is between the blocks only, and compute the blocks again for the gradient: less memory, more time."""
     compile: Annotated[bool, _HOW] = False
     """Run the towers as code of torch.compile: a slow start, then faster steps, on GPUs above all."""
+
+
+class WatchedConfig(TowersConfig):
+    """Of those that may be watched while they train."""
+
+    watch: WatchConfig = WatchConfig()
+    """What is measured while it trains."""
 
     @model_validator(mode="before")
     @classmethod
@@ -287,11 +298,24 @@ class ConvertConfig(StageConfig):
     teacher: TeacherConfig
 
 
+class PairConfig(Config):
+    """Two pretrained towers that are to share a space."""
+
+    image: Annotated[str, _NAMED]
+    """Hub id or folder of a CLIP or SigLIP model, or of its vision model alone."""
+    text: Annotated[str, _NAMED]
+    """Hub id or folder of a CLIP or SigLIP model, of its text model alone, or of a BERT; its tokenizer is taken too."""
+    layer_decay: float = Field(default=0.75, gt=0, le=1)
+    """Factor on the learning rate from each block to the one before it, so that new projections learn fastest."""
+
+
 class TrainConfig(WatchedConfig):
     """Contrastive training of a dual encoder from image-text pairs, with a guide's help where there is one."""
 
-    student: StudentConfig
+    student: StudentConfig | None = None
     """A preset; `student.tokenizer` names an existing tokenizer, else one is trained on the captions."""
+    towers: PairConfig | None = None
+    """Two pretrained towers in place of a preset's random weights."""
     optimizer: OptimizerConfig = OptimizerConfig()
     growing: float = Field(default=0.0, ge=0, lt=1)
     """Share of the steps, the first ones, whose images grow from half of their side to the whole."""
@@ -330,10 +354,68 @@ class TrainConfig(WatchedConfig):
 
     @model_validator(mode="after")
     def _only_what_counts(self) -> Self:
-        if self.student.tokenizer is not None:
+        if self.student is None and self.towers is None:
+            raise ValueError("there is nothing to train: student names a preset, towers two pretrained folders")
+        if self.student is not None and self.towers is not None:
+            raise ValueError("student and towers both say what is trained")
+        if self.towers is not None:
+            _refuse_unused(self, ("vocab", "context"), "is of a trained tokenizer, and the text tower has its own")
+        elif self.student is not None and self.student.tokenizer is not None:
             _refuse_unused(self, ("vocab", "context"), "is of a trained tokenizer, and student.tokenizer is given")
         if not self.contrastive:
             _refuse_unused(self, ("smoothing",), "is of the contrastive loss, whose weight is 0")
+        return self
+
+
+class FinetuneOptimizerConfig(OptimizerConfig):
+    """As `OptimizerConfig`, with small steps from weights that are good already."""
+
+    lr: float = Field(default=1e-4, gt=0)
+    """Peak learning rate, of what is nearest to the output."""
+
+
+class FinetuneWatchConfig(Config):
+    """What is measured on validation samples while fine-tuning runs; the best weights are what is interpolated."""
+
+    steps: int | None = Field(default=None, ge=1)
+    """Steps between two measurements on data.validation; an epoch if not given."""
+    samples: int = Field(default=1000, ge=2)
+    """Samples that are measured: the first ones of data.validation, and of data.original."""
+    patience: int | None = Field(default=3, ge=1)
+    """Measurements in a row without a higher figure at which training ends; null for never."""
+
+
+class FinetuneConfig(TowersConfig):
+    """Train a checkpoint further on data of one's own, and go back towards the start as far as validation says."""
+
+    by: Literal["captions", "labels"] | None = None
+    """`captions` is contrastive, by symmetric InfoNCE; `labels` is cross entropy over the prompts of the classes. Where
+    the data has classes, labels if not given."""
+    text: Literal["train", "keep"] | None = None
+    """Whether the text tower is trained too. By labels it is kept, as its prompts are the classifier; by captions it is
+    trained, if not given."""
+    optimizer: FinetuneOptimizerConfig = FinetuneOptimizerConfig()
+    watch: FinetuneWatchConfig = FinetuneWatchConfig()
+    layer_decay: float = Field(default=0.75, gt=0, le=1)
+    """Factor on the learning rate from each block to the one before it; 1 trains all alike."""
+    alpha: float | None = Field(default=None, ge=0, le=1)
+    """How much of the fine-tuned weights there is in the result, the rest is the start; chosen on validation samples if
+    not given."""
+    augment: Augmentation = "photo"
+    """How the images are varied in training."""
+    views: int = Field(default=1_000_000, ge=1)
+    """Augmented views an image is shown in."""
+    smoothing: float = Field(default=0.0, ge=0, lt=1)
+    """Label smoothing of the targets."""
+    device: Device = "auto"
+    """Of torch: `cpu`, `cuda`; `auto` is a GPU where there is one."""
+
+    @model_validator(mode="after")
+    def _prompts_stay(self) -> Self:
+        if self.by == "captions":
+            _refuse_unused(self.data, ("labels", "templates"), "is of classes, and by is captions")
+        if self.by == "labels" and self.text == "train":
+            raise ValueError("by = labels keeps the text tower, whose prompts are the classifier, and text is train")
         return self
 
 
@@ -736,6 +818,19 @@ class ReportConfig(StageConfig):
     gates: Gates = Gates()
     """Limits that are judged and recorded; `mmcompress check REPORT` fails where one was missed."""
     card: CardConfig = CardConfig()
+
+
+class PageConfig(StageConfig):
+    """A static site in which a model runs in the reader's own browser."""
+
+    data: DataConfig = DataConfig()
+    """The test pairs give pictures to search in, their captions searches to try."""
+    title: str = "A small model that sees"
+    """Of the page."""
+    pictures: int = Field(default=12, ge=0)
+    """Pictures of the test pairs that the page brings along."""
+    precision: Precision | None = None
+    """Of the graphs; the smallest that an artifact holds if not given."""
 
 
 def what_counts(config: Config) -> dict[str, Any]:

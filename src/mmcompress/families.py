@@ -8,6 +8,7 @@ transformers' config classes read the file. What would be computed otherwise is 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -63,10 +64,58 @@ def config_from_hugging_face(folder: Path) -> DualEncoderConfig:
         raise CorruptInputError(f"{path} cannot be read: {error}", "restore it from where it came") from error
 
 
-def _config_class(family: str) -> Any:
+_IMAGE_TOWERS = {"clip": "CLIPVision", "siglip": "SiglipVision"}
+_TEXT_TOWERS = {"clip": "CLIPText", "siglip": "SiglipText", "bert": "Bert"}
+"""Families of towers that stand alone, and what the names of their config classes in transformers begin with."""
+
+
+def image_tower_of(folder: Path) -> dict[str, Any]:
+    """The image tower of a folder, of a whole model or of its vision model alone, as `ImageConfig` has it.
+
+    Raises UsageError for another architecture.
+    """
+    family, source, path = _tower_config(folder, "image", "_vision_model", _IMAGE_TOWERS)
+    if source.num_channels != 3:
+        raise UsageError(f"{path}: images of {source.num_channels} channels", "only RGB is supported")
+    tower = {**_tower(source, path), "image_size": source.image_size, "patch": source.patch_size}
+    if family == "siglip":
+        tower["head"] = {"heads": source.num_attention_heads, "mlp": source.intermediate_size}
+    return tower
+
+
+def text_tower_of(folder: Path) -> dict[str, Any]:
+    """The text tower of a folder, of a whole model or of its text model alone, as `TextConfig` has it.
+
+    Raises UsageError for another architecture.
+    """
+    family, source, path = _tower_config(folder, "text", "_text_model", _TEXT_TOWERS)
+    return {**_tower(source, path), **_text("chinese_clip" if family == "bert" else family, source, path)}
+
+
+def _tower_config(folder: Path, tower: str, ending: str, known: Mapping[str, str]) -> tuple[str, Any, Path]:
+    path = folder / "config.json"
+    try:
+        stated = str(json_from_text(path.read_bytes()).get("model_type"))
+    except FileNotFoundError as error:
+        raise UsageError(f"{folder} has no config.json", "give a folder in Hugging Face format") from error
+    except (ValueError, AttributeError) as error:
+        raise CorruptInputError(f"{path} is not a JSON config: {error}", "restore it from where it came") from error
+    family = stated.removesuffix(ending)
+    if family not in known:
+        raise UsageError(
+            f"{folder} is a {stated!r} model, and the {tower} tower can be one of {', '.join(known)}",
+            "give such a folder; a model of any two towers that is trained already is a teacher: docs/teachers.md",
+        )
+    try:
+        return family, _config_class(known[family], whole=True).from_pretrained(folder), path
+    except (TypeError, ValueError, AttributeError, OSError) as error:
+        raise CorruptInputError(f"{path} cannot be read: {error}", "restore it from where it came") from error
+
+
+def _config_class(family: str, whole: bool = False) -> Any:
     import transformers
 
-    name = f"{CLASSES[family]}Config"
+    name = f"{family if whole else CLASSES[family]}Config"
     if not hasattr(transformers, name):
         raise MissingRequirementError(
             f"transformers {transformers.__version__} has no {name}", "pip install -U transformers"

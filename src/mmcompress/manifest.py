@@ -105,6 +105,7 @@ class Preprocessing(Config):
     mean: tuple[float, float, float]
     """Of values in [0, 1], for red, green and blue."""
     std: tuple[float, float, float]
+    """What the difference from `mean` is divided by."""
 
 
 class TextProcessing(Config):

@@ -6,6 +6,9 @@ names.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Literal
+
 RECALLS = ("i2t_r1", "i2t_r5", "i2t_r10", "t2i_r1", "t2i_r5", "t2i_r10")
 """Image to text and text to image, among the best 1, 5 and 10."""
 ACCURACIES = ("top1", "top5", "mean_per_class_recall")
@@ -36,3 +39,7 @@ LATENCY = (
 """Figures of an entry of bench.json."""
 SPEEDS = ("throughput_ips", "ceiling_share")
 """Of these, what is better when higher."""
+
+Figure = Literal["r10", "top1"]
+FIGURES: Mapping[Figure, str] = {"r10": "R@10", "top1": "top-1"}
+"""What is measured of a model that is trained, and how it is written; R@10 is the mean of both ways."""

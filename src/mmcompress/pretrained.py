@@ -21,6 +21,8 @@ from mmcompress.sidefiles import check_float, check_side_files
 from mmcompress.strictjson import read_json
 
 T = TypeVar("T")
+TWO_TOWERS = "vision-text-dual-encoder"
+"""`model_type` of `VisionTextDualEncoderModel`, any two networks of transformers with a projection each."""
 OLDEST = (4, 56)
 """The first transformers that takes `dtype` and knows MetaCLIP 2."""
 _TRUST = (
@@ -55,12 +57,29 @@ def load_model(folder: Path, trust_remote_code: bool = False, attention: str | N
             f"the model in {folder} ({type(model).__name__}) does not embed both images and texts",
             "give a CLIP, SigLIP, Chinese-CLIP or MetaCLIP model, or wrap it: docs/teachers.md says how",
         )
+    if model.config.model_type == TWO_TOWERS:
+        _check_pools(model.text_model, folder)
     return model.eval()
 
 
+def _check_pools(text: Any, folder: Path) -> None:
+    """Of two towers the embedding of a text is the pooled output, which not every network has."""
+    if not hasattr(text, "pooler") and not hasattr(text, "text_model"):
+        raise UsageError(
+            f"the text tower in {folder} is a {text.config.model_type!r} model, which pools no text, so transformers"
+            " itself embeds none with it",
+            "take a text tower with a pooler, a BERT or RoBERTa, or wrap the model: docs/teachers.md says how",
+        )
+
+
 def image_features(model: Any, pixels: Any) -> Any:
-    """(B, 3, S, S) normalized -> (B, D), not of unit norm: what the teacher is taken to say of images, in torch."""
-    return model.get_image_features(pixel_values=pixels)
+    """(B, 3, S, S) normalized -> (B, D), not of unit norm: what the teacher is taken to say of images, in torch.
+
+    For any two towers what its function should do: it projects (B, C, 1, 1) as a ResNet pools it, and fails.
+    """
+    if model.config.model_type != TWO_TOWERS:
+        return model.get_image_features(pixel_values=pixels)
+    return model.visual_projection(model.vision_model(pixel_values=pixels)[1].flatten(1))
 
 
 def text_features(model: Any, encoded: Mapping[str, Any]) -> Any:
@@ -71,6 +90,15 @@ def text_features(model: Any, encoded: Mapping[str, Any]) -> Any:
     if model.config.model_type != "chinese_clip":
         return model.get_text_features(**encoded)
     return model.text_projection(model.text_model(**encoded).last_hidden_state[:, 0])
+
+
+def model_type_of(folder: Path) -> str | None:
+    """What a folder's config.json says it is; None where it says nothing that can be read."""
+    try:
+        config = read_json(folder / "config.json", "")
+    except MMCompressError:
+        return None
+    return config.get("model_type") if isinstance(config, dict) else None
 
 
 def check_folder(folder: Path, trust_remote_code: bool = False) -> dict[str, Any]:

@@ -169,6 +169,18 @@ STAGES: Mapping[str, Stage] = {
             together=True,
         ),
         Stage(
+            "finetune",
+            config.FinetuneConfig,
+            Kind.CHECKPOINT,
+            "mmcompress.compress.train.finetune:finetune",
+            {"checkpoint": Kind.CHECKPOINT},
+            reads=("train", "validation", "original", "labels", "templates"),
+            captions=frozenset({"train", "validation", "original"}),
+            check="mmcompress.compress.train.finetune:check_finetune",
+            fits="mmcompress.compress.train.finetune:fits_finetune",
+            together=True,
+        ),
+        Stage(
             "prune",
             config.PruneConfig,
             Kind.CHECKPOINT,
@@ -297,6 +309,17 @@ STAGES: Mapping[str, Stage] = {
             "mmcompress.report.report:report",
             {},
             gathers=(Kind.CHECKPOINT, Kind.ONNX, Kind.ENGINE, Kind.REPORT),
+        ),
+        Stage(
+            "page",
+            config.PageConfig,
+            Kind.BUNDLE,
+            "mmcompress.report.page.page:page",
+            {"graphs": Kind.ONNX, "beside": Kind.ONNX},
+            optional=frozenset({"beside"}),
+            named=frozenset({"beside"}),
+            reads=("test", "labels"),
+            check="mmcompress.report.page.page:check_page",
         ),
     )
 }

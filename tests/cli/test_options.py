@@ -26,7 +26,7 @@ SAID_OTHERWISE = {
     "baseline": {"teacher.source"},
     "convert": {"teacher.source"},
     "trace": {"teacher.source"},
-    "train": {"data", "student"},
+    "train": {"student", "towers.image", "towers.text"},
 }
 """Keys that a command takes as an argument, or from its recipe."""
 

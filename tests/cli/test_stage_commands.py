@@ -64,7 +64,7 @@ def test_stage_commands_follow_one_another(
     assert both.code == 2 and "target_macs and target_latency exclude each other: give one" in both.err
     made("distill", "--from", tmp_path / "pruned", "--out", tmp_path / "recovered", *few)
     made("quantize", tmp_path / "recovered", "--out", tmp_path / "ranges", "--set", "batch=8", "--json")
-    within = cli("qat", tmp_path / "ranges", "--max-drop", "1", "--out", tmp_path / "within")
+    within = cli("qat", tmp_path / "ranges", "--max-drop", "1", "--max-flips", "1", "--out", tmp_path / "within")
     assert within.code == 0 and "not trained: INT8 loses" in within.out
     unlimited = ("--max-drop", "any", "--max-flips", "any")
     trained = cli("qat", tmp_path / "ranges", "--out", tmp_path / "qat", *few[:-1], *unlimited)

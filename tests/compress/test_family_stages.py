@@ -21,7 +21,7 @@ from mmcompress.compress.prune.prune import towers_of
 from mmcompress.compress.prune.semistructured import is_two_four, sparsified
 from mmcompress.compress.prune.shrink import TowerName, counted, shrunk
 from mmcompress.compress.prune.width import narrowed
-from mmcompress.compress.train.student import student_from_teacher
+from mmcompress.compress.train.inherit import inherited
 from mmcompress.config import DataConfig, PruneConfig
 from mmcompress.errors import UsageError
 from mmcompress.huggingface import (
@@ -124,7 +124,7 @@ def test_a_post_norm_tower_is_left_alone(family: str, tmp_path: Path, capsys: py
     model, post = dual_encoder_from_hugging_face(tmp_path), family in ("chinese_clip", "altclip")
     assert [name for name, _ in model.linears()] == list(linear_modules(model.config))
     assert len(linear_modules(model.config)) == (8 if post else 16)
-    student = student_from_teacher(tmp_path, 0.4)
+    student = inherited(model, 0.4, model.config.compressed, [])
     assert student.config.macs <= 0.4 * model.config.macs and (student.config.text == model.config.text) == post
     config = PruneConfig(data=DataConfig())
     assert towers_of(model.config, config) == (["image"] if post else ["image", "text"])

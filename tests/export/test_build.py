@@ -269,8 +269,12 @@ def test_classic_tensorrt_builds_for_its_own_gpu_only() -> None:
 def test_the_machine_is_looked_at_before_a_native_build(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(builder, "this_machine", lambda backend: (_ for _ in ()).throw(MissingRequirementError("none")))
     builder.check_build(BuildConfig(targets=("sm86",)), {})
-    with pytest.raises(MissingRequirementError, match="none"):
+    with pytest.raises(MissingRequirementError, match="none") as caught:
         builder.check_build(BuildConfig(targets=("native",)), {})
+    assert (
+        caught.value.hint
+        == f"name the GPUs to build for, which needs none here: --target sm86 (known: {', '.join(ALL)})"
+    )
 
 
 def test_native_needs_the_gpu_that_it_means(tmp_path: Path) -> None:

@@ -201,3 +201,11 @@ def test_one_size_takes_that_size_alone(checkpoint: Make, tmp_path: Path) -> Non
         with pytest.raises(UsageError, match="these are normalized"):
             encoder.images(np.zeros((1, 3, 32, 32), np.float32))
         assert encoder.warn_by_chance() is None
+
+
+def test_graphs_that_prepare_images_are_not_bisected(checkpoint: Make, tmp_path: Path, cli: Callable[..., Any]) -> None:
+    sources, config = {"checkpoint": checkpoint()}, ExportConfig(precisions=("fp32",), image_input="any")
+    graphs = run_stage(STAGES["export"], config, sources, (), tmp_path / "inside")
+    done = cli("bisect", graphs.path, graphs.path, "--data", "demo:test", "--out", tmp_path / "b")
+    assert done.code == 2 and f"error: {graphs.path} cannot be bisected" in done.err, done.err
+    assert "without --image-input" in done.err and not (tmp_path / "b").exists()

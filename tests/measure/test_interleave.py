@@ -54,7 +54,8 @@ def test_a_round_opens_all_anew_and_goes_there_and_back() -> None:
     records = [Record() for _ in combinations]
     for number in range(3):
         log.clear()
-        add_round(records, combinations, 1e-9, seed=number)
+        add_round(records, combinations, 1e-9, number, lambda: log.append("look"))
+        assert log.pop(-4) == "look", "once, behind the last call and before sessions close"
         assert sorted(log[:3]) == ["open a", "open b", "open c"]
         assert sorted(log[-3:]) == ["close a", "close b", "close c"]
         seen = visits(log[3:-3])  # the middle one of a pass and of its mirror image follow each other

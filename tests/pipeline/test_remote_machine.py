@@ -7,6 +7,7 @@ import importlib.util
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -121,8 +122,17 @@ def test_bench_there_brings_its_figures_here_and_cleans_up(
     bench = Artifact.open(tmp_path / "b $(x)")
     assert json.loads(made.out.splitlines()[-1])["digest"] == bench.digest
     assert (bench.manifest.stage, set(bench.manifest.parents.values())) == ("bench", {source.digest})
+    assert json.loads((bench.path / "bench.json").read_text())["rows"][0]["row"] == "model", "as the user calls it"
     assert server.sent() == []
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def test_rows_have_the_names_of_what_was_sent(server: Server, make_artifact: MakeArtifact, tmp_path: Path) -> None:
+    sources = [make_artifact(name).path for name in ("fp32", "a/small", "b/small")]
+    bench = remote.run_stage(there(server), "bench", [*map(str, sources), *QUICK], tmp_path / "bench")
+    rows = json.loads((bench.path / "bench.json").read_text())["rows"]
+    assert [row["row"] for row in rows] == ["fp32", "small-0", "small-1"]
+    assert server.sent() == []
 
 
 def test_what_is_kept_there_is_not_sent_again(
@@ -161,8 +171,8 @@ def test_a_begin_of_something_else_is_sent_anew(server: Server, make_artifact: M
         seal = source.manifest.compute_seal()[:32]
         (server.cache / "remote" / f"{seal}.mmc").write_bytes(b"x" * 5000)
         path = tmp_path / "model.mmc"
-        remote._sent(device, path, pack(source.path, path))
-    assert Artifact.open(server.cache / "remote" / seal / "artifact").digest == source.digest
+        assert remote._sent(device, path, pack(source.path, path), "model") == f"{seal}/model"
+    assert Artifact.open(server.cache / "remote" / seal / "model").digest == source.digest
 
 
 def test_errors_there_are_errors_here_with_their_code(
@@ -274,16 +284,40 @@ def test_a_lost_connection_is_said_and_ends_what_runs_there(
     thread.join(60)
     (error,) = raised
     assert isinstance(error, MissingRequirementError) and "the connection was lost" in error.hint
-    job = int(running.read_text())
-    for _ in range(200):
-        if not psutil.pid_exists(job) or psutil.Process(job).status() == psutil.STATUS_ZOMBIE:
-            break
-        time.sleep(0.05)
-    else:
-        pytest.fail("what ran there goes on")
+    wait_for_the_end_of(int(running.read_text()))
     server.program("mmcompress", real)
     assert remote.run_stage(there(server), "bench", [str(tmp_path / "student"), *QUICK], tmp_path / "b")
     assert server.sent() == []
+
+
+def wait_for_the_end_of(job: int) -> None:
+    for _ in range(200):
+        if not psutil.pid_exists(job) or psutil.Process(job).status() == psutil.STATUS_ZOMBIE:
+            return
+        time.sleep(0.05)
+    pytest.fail("what ran there goes on")
+
+
+@pytest.mark.parametrize(("number", "left"), [(signal.SIGTERM, []), (signal.SIGKILL, [".b.sending"])])
+def test_a_command_that_is_ended_ends_what_runs_there(
+    server: Server, make_artifact: MakeArtifact, tmp_path: Path, number: signal.Signals, left: list[str]
+) -> None:
+    running = tmp_path / "running"
+    real = f'exec {sys.executable} -m mmcompress "$@"'
+    server.program("mmcompress", f"[ $1 = bench ] && echo $$ > {running} && exec sleep 600", real)
+    words = ["remote", "bench", "device", str(make_artifact().path), "--ssh", server.ssh, "--out", str(tmp_path / "b")]
+    with subprocess.Popen([sys.executable, "-m", "mmcompress", *words], stderr=subprocess.PIPE) as here:
+        while not (running.exists() and running.read_text().strip()):
+            assert here.poll() is None, here.stderr and here.stderr.read()
+            time.sleep(0.05)
+        here.send_signal(number)
+        assert here.wait(60) == (128 + number if number == signal.SIGTERM else -number)
+    wait_for_the_end_of(int(running.read_text()))
+    hidden = sorted(path.name for path in tmp_path.iterdir() if path.name.startswith(".") and path.is_dir())
+    assert hidden == left
+    server.program("mmcompress", real)
+    assert remote.run_stage(there(server), "bench", [str(tmp_path / "student"), *QUICK], tmp_path / "b")
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
 @pytest.mark.skipif(importlib.util.find_spec("tensorrt_rtx") is None, reason="tensorrt_rtx is not installed")

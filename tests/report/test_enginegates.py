@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from mmcompress.artifact import Artifact
-from mmcompress.errors import UsageError
+from mmcompress.errors import GateFailedError, UsageError
 from mmcompress.gates import Gates
 from mmcompress.manifest import Graph, Kind, TensorSpec
-from mmcompress.report.checking import check, engines_at, markdown_table
+from mmcompress.report.checking import check, enforce, engines_at, markdown_table
 from mmcompress.report.enginegates import engine_verdicts, judged_engine
 
 FILES = {"image-int8-sm86.engine": (115, []), "text-int8-sm86.engine": (119, ["text.blocks.0.out"])}
@@ -58,6 +58,11 @@ def test_every_file_is_held_against_every_limit(tmp_path: Path) -> None:
     }
     (fallen,) = (verdict for verdict in found if verdict.gate == "max fallbacks" and not verdict.passed)
     assert fallen.note == "text, int8, sm86, tensorrt-rtx 1.7.1: text.blocks.0.out"
+
+
+def test_a_limit_that_several_files_miss_is_named_once(tmp_path: Path) -> None:
+    with pytest.raises(GateFailedError, match=r"^3 of 4 gates failed: max fallbacks, max kernels \(2 times\)$"):
+        enforce(check(engines(tmp_path / "e"), {"max": {"kernels": 100}}))
 
 
 def test_fallbacks_are_judged_without_being_asked(tmp_path: Path) -> None:

@@ -119,6 +119,19 @@ def test_warnings_say_what_disturbed_the_latencies(tmp_path: Path) -> None:
     assert joined("t", make_run(tmp_path), tmp_path).warnings == ("Another process used 34% of a core.",)
 
 
+def test_phases_of_a_call_on_a_gpu_have_a_table(tmp_path: Path, page: str) -> None:
+    bench = bench_document()
+    phases = {"enqueue_ms": 0.0711, "copy_in_ms": 0.0522, "gpu_ms": 0.333, "copy_out_ms": 0.0044}
+    bench["rows"][0]["latency"][0]["phases"] = phases
+    row = onnx_artifact(tmp_path / "teacher", ROWS["teacher"], [graph("image", "fp32"), graph("text", "fp32")])
+    measurement(tmp_path / "bench", "bench", {**bench, "rows": bench["rows"][:1]}, [row])
+    told = standalone.report([tmp_path]).file("report.html").read_text(encoding="utf-8")
+    (table,) = re.findall(r"<table[^>]*>(?:(?!</table>).)*copy out.*?</table>", told, re.DOTALL)
+    cells = re.findall(r"<td>([^<]*)</td>", table)
+    assert cells == ["1", "71", "52", "333", "4", "4,310"], "microseconds"
+    assert "copy out" not in page, "CPUs have none"
+
+
 def test_without_measurements_every_figure_is_null(tmp_path: Path) -> None:
     artifacts = make_run(tmp_path)[:7]
     found = joined("bare", artifacts, tmp_path)

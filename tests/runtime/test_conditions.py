@@ -11,6 +11,7 @@ from system_tree import write
 from mmcompress.runtime import conditions
 from mmcompress.runtime.conditions import Conditions, Snapshot, Ticks, noise, shares, snapshot, warnings
 from mmcompress.runtime.environment import Noise
+from mmcompress.runtime.gpuclocks import GpuWatch
 
 
 def test_a_pc(tmp_path: Path) -> None:
@@ -49,13 +50,10 @@ def test_a_jetson(tmp_path: Path) -> None:
             "etc/nvpmodel.conf": "< POWER_MODEL ID=0 NAME=MAXN >\nCPU_ONLINE CORE_0 1\n< POWER_MODEL ID=2 NAME=15W >",
             "sys/class/hwmon/hwmon0/oc1_event_cnt": "2",
             "sys/class/hwmon/hwmon0/oc3_event_cnt": "5",
-            "sys/class/devfreq/17000000.gpu/cur_freq": "624750000",
-            "sys/class/devfreq/15480000.nvenc/cur_freq": "115200000",
         },
     )
     assert conditions.power_mode(root) == "nvpmodel 2 (15W)"
     assert conditions.throttle_count(root) == 7
-    assert conditions.jetson_clocks_mhz(root) == snapshot(root=root).gpu_clocks_mhz == (624.75,)
 
 
 def test_a_virtual_machine_says_little(tmp_path: Path) -> None:
@@ -93,16 +91,15 @@ def test_throttling_is_told_by_counters_and_by_the_gpu() -> None:
     assert Conditions(BEFORE, AFTER, False, None).throttled is False
     assert Conditions(BEFORE, replace(AFTER, throttles=2), False, None).throttled is True
     assert Conditions(BEFORE, replace(AFTER, throttles=None), False, None).throttled is None
-    assert Conditions(BEFORE, replace(AFTER, throttles=None), False, None, ("heat",)).throttled is True
+    assert (
+        Conditions(BEFORE, replace(AFTER, throttles=None), False, None, GpuWatch(slowdowns={"heat"})).throttled is True
+    )
 
 
 def test_what_a_reader_is_warned_of() -> None:
     quiet = Noise(level=0.0, noisy=False, reason=None)
     assert warnings(BEFORE, AFTER, quiet, None, ()) == []
     loud = Noise(level=0.08, noisy=True, reason="equal rounds differ by 8%")
-    half = replace(AFTER, gpu_clocks_mhz=(700.0,))
-    told = warnings(replace(BEFORE, gpu_clocks_mhz=(1400.0,)), half, quiet, False, ())
-    assert told == ["The GPU's clock fell from 1400 to 700 MHz while this was measured."]
     slow = replace(AFTER, clocks_mhz=[1500.0, 1500.0])
     found = warnings(BEFORE, slow, loud, True, ("power cap", "heat"))
     assert found[0].startswith("The machine was noisy: equal rounds differ by 8%.")

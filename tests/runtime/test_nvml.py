@@ -37,6 +37,7 @@ def test_figures_have_their_units() -> None:
     gpu = Gpu(
         library(
             nvmlDeviceGetClockInfo=1410,
+            nvmlDeviceGetMaxClockInfo=1980,
             nvmlDeviceGetTemperature=55,
             nvmlDeviceGetEnforcedPowerLimit=300_000,
             nvmlDeviceGetTotalEnergyConsumption=2500,
@@ -46,7 +47,7 @@ def test_figures_have_their_units() -> None:
     )
     assert (gpu.clock_mhz(), gpu.temperature_c(), gpu.power_limit()) == (1410, 55, "300 W")
     assert (gpu.energy_j(), gpu.used_bytes()) == (2.5, 1 << 30)
-    assert gpu.slowdowns() == ["power cap", "hardware heat"]
+    assert gpu.slowdowns() == ["power cap", "hardware heat"] and gpu.highest_clock_mhz() == 1980
 
 
 def test_what_a_gpu_does_not_tell_is_none() -> None:

@@ -135,6 +135,18 @@ def per_class(loss: float) -> list[dict[str, Any]]:
     return [{"label": name, "images": 7 + i, "before": a, "after": b} for i, (name, a, b) in enumerate(shares)]
 
 
+def classification() -> dict[str, Any]:
+    shares = [(name, 0.2 + 0.1 * i, 0.3 + 0.1 * i) for i, name in enumerate(LOST)]
+    classes = [
+        {"label": n, "support": 9, "answered": 7, "precision": p, "recall": r, "f1": 2 * p * r / (p + r)}
+        for n, p, r in shares
+    ]
+    never = {"label": "moon cake", "support": 3, "answered": 0, "precision": None, "recall": 0.0, "f1": 0.0}
+    confusions = [{"label": LOST[0], "answer": "moon cake", "images": 4, "share": 4 / 9}]
+    means = {"precision": 0.333, "recall": 0.417, "f1": 0.369}
+    return {**means, "classes": [never, *classes], "confusions": confusions}
+
+
 def previous_of(name: str, row: dict[str, Any]) -> dict[str, Any] | None:
     names = list(ROWS)
     if name == names[0]:
@@ -206,6 +218,7 @@ def drift_document() -> dict[str, Any]:
                 "previous": previous_of(name, row),
                 "cosine_histogram": None if name == "teacher" else cosine_histogram(row["cos"]),
                 "per_class": [] if name == "teacher" else per_class(row["flip"]),
+                "classification": classification(),
             }
         )
     return {"backend": "openvino", "test": "demo:test", "rows": rows, "gallery": [gallery_entry(i) for i in range(7)]}

@@ -107,13 +107,29 @@ def run(recipe: RecipeName, out: Out, set_: Set = None, json: Json = False) -> N
     console.show(*show_compress.run_summary(artifacts), json)
 
 
-@keyed(app, MODEL, "train", without=("data", "student"))
-def train(recipe: RecipeName, out: Out, given: Given, json: Json = False) -> None:
-    """Train a dual encoder from image-text pairs: a teacher of one's own. Data and student are the recipe's."""
+@keyed(app, MODEL, "train", without=("student", "towers.image", "towers.text"))
+def train(
+    out: Out,
+    given: Given,
+    recipe: Annotated[str | None, typer.Argument(metavar="[RECIPE]", help="A .toml file that ends with train.")] = None,
+    image_tower: Annotated[str | None, typer.Option(help="Folder of a CLIP or SigLIP, in place of a recipe.")] = None,
+    text_tower: Annotated[str | None, typer.Option(help="Folder of a CLIP, a SigLIP or a BERT, beside it.")] = None,
+    json: Json = False,
+) -> None:
+    """Train a dual encoder from image-text pairs: a teacher of one's own, as a recipe says, or of two towers.
+
+    --image-tower and --text-tower are pretrained; each gets a new projection, and --data says what they learn from.
+    """
     from mmcompress.cli import console
     from mmcompress.pipeline import standalone
 
-    console.show(*console.artifact_summary(standalone.train(recipe, out, given)), json)
+    if recipe is not None and image_tower is None and text_tower is None:
+        made = standalone.train(recipe, out, given)
+    elif recipe is None and image_tower is not None and text_tower is not None:
+        made = standalone.train_pair(image_tower, text_tower, out, given)
+    else:
+        raise UsageError("train takes a recipe, or --image-tower and --text-tower", "give the one or both of the other")
+    console.show(*console.artifact_summary(made), json)
 
 
 @keyed(app, MODEL, "embed", required=("--teacher", "--data"))
@@ -194,6 +210,18 @@ def _try_teachers(pilot: str, budget: str, out: Path, given: Given, begun: Path 
         raise UsageError("a pilot embeds with each teacher, and starts anew", "leave --embeddings and --from out")
     found = trying.pilot([name.strip() for name in pilot.split(",")], trying.seconds_of(budget), out, given)
     console.show(*show_compress.pilot_summary(found), json)
+
+
+@keyed(app, MODEL, "finetune", "convert", without=("teacher.source",), required=("--data",))
+def finetune(artifact: Source, out: Out, given: Given, json: Json = False) -> None:
+    """Train a model further on data of one's own, and take it back towards the start as far as validation says.
+
+    --original is what it is to answer as before. A tenth of --data chooses where no --validation is given.
+    """
+    from mmcompress.cli import console, show_compress
+    from mmcompress.pipeline import standalone
+
+    console.show(*show_compress.finetune_summary(standalone.finetune(artifact, out, given)), json)
 
 
 @keyed(app, MODEL, "prune", "embed", "convert")
@@ -361,7 +389,7 @@ def compare(
 
 @keyed(app, MEASURE, "drift", "convert", without=("teacher.source",), required=("--data",))
 def drift(artifacts: Sources, out: Out, given: Given, trust: Trust = False, json: Json = False) -> None:
-    """Accuracy of ONNX artifacts on a test set, and their distance from the first one and from the one before."""
+    """Accuracy of ONNX artifacts and engines on a test set, and distances from the first one and the one before."""
     from mmcompress.cli import console, show_measure
     from mmcompress.pipeline import standalone
 
@@ -529,6 +557,41 @@ def pointing(
 
 
 @app.command(rich_help_panel=USE)
+def split(
+    artifact: Source,
+    out: Out,
+    device: Annotated[
+        str, typer.Option(metavar="A=…,B=…", help="Two devices: `here`, or the times.json of another; one is measured.")
+    ],
+    bandwidth: Annotated[str | None, typer.Option(help="Of the line between them: 20Mbps.")] = None,
+    rtt_ms: Annotated[float | None, typer.Option(min=0, callback=finite, help="Of a round trip on it.")] = None,
+    data: Annotated[str | None, typer.Option(help="Pairs to judge INT8 by; without any, FP16 is sent.")] = None,
+    samples: Annotated[int | None, typer.Option(min=20, help="Of these pairs; 256 if not given.")] = None,
+    max_flips: Annotated[
+        float | None,
+        typer.Option(
+            min=0, max=1, callback=finite, help="Share of images with another best caption; 0.02 if not given."
+        ),
+    ] = None,
+    precision: Annotated[str | None, typer.Option(help="fp32, fp16 or int8; the smallest if not given.")] = None,
+    backend: Backend = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Of the runtime; all cores if not given.")] = None,
+    loopback: Annotated[
+        bool, typer.Option("--loopback", help="Run it too: two processes here, and a line of that bandwidth.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Cut the image tower in two for two devices, where it takes least, or say that it is best not cut."""
+    from mmcompress.cli import console, show_use
+    from mmcompress.pipeline import splitting
+
+    judge = splitting.judge(data, samples, max_flips)
+    line = splitting.line(bandwidth, rtt_ms)
+    wish = splitting.wished(device, line, backend, precision, threads, judge, loopback)
+    console.show(*show_use.split_summary(*splitting.split(artifact, out, wish)), json)
+
+
+@app.command(rich_help_panel=USE)
 def inspect(artifact: Source, json: Json = False) -> None:
     """Show what an artifact says of itself, after verifying every byte of it. A teacher is converted first."""
     from mmcompress.cli import console, show_use
@@ -562,6 +625,23 @@ def unpack(
     from mmcompress.cli import console
 
     console.show(*console.artifact_summary(packs.unpack(pack, out)), json)
+
+
+@keyed(app, USE, "page")
+def page(
+    artifact: Source,
+    out: Out,
+    given: Given,
+    beside: Annotated[
+        str | None, typer.Option(metavar="ARTIFACT|TEACHER", help="Another model, side by side with it.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Write a static site in which the model runs in the reader's own browser: labels for a picture, and search."""
+    from mmcompress.cli import console, show_use
+    from mmcompress.pipeline import standalone
+
+    console.show(*show_use.page_summary(standalone.page(artifact, beside, out, given)), json)
 
 
 @app.command(rich_help_panel=USE)

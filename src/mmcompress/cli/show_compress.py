@@ -14,6 +14,7 @@ from mmcompress.cli.show_report import report_summary
 from mmcompress.formats import compact, percent, percent_interval
 from mmcompress.int8 import TABLE, TABLE_FACT
 from mmcompress.manifest import Kind
+from mmcompress.metrics import FIGURES
 from mmcompress.pipeline.pilot import PilotDocument
 from mmcompress.seen import JUDGED_ON, SEEN, JudgedOn
 
@@ -35,6 +36,20 @@ def prune_summary(artifact: Artifact) -> Summary:
             asked, measured, backend = tower["asked"], tower["measured"], tower["backend"]
             lines.append(f"latency on {backend}: {measured:.3f}x measured, {asked:.3f}x asked")
     return document, Group(place, *map(Text, lines))
+
+
+def finetune_summary(artifact: Artifact) -> Summary:
+    """What each mix of the start and the fine-tuned weights finds, and which of them the result is."""
+    document, place = artifact_summary(artifact)
+    found = artifact.manifest.metrics["interpolation"]
+    figures = {where: FIGURES[figure] for where, figure in found["figures"].items() if figure is not None}
+    table = empty_table(">fine-tuned", *(f">{figure} on {where}" for where, figure in figures.items()), "")
+    for point in found["points"]:
+        shares = (percent(point[where]) for where in figures)
+        table.add_row(percent(point["alpha"]), *shares, "taken" if point["alpha"] == found["alpha"] else "")
+    if "original" in figures:
+        return document, Group(table, place)
+    return document, Group(table, Text("what it costs elsewhere is not measured: give --original DATA"), place)
 
 
 def pilot_summary(pilot: PilotDocument) -> Summary:

@@ -69,7 +69,11 @@ def drift_summary(artifact: Artifact) -> Summary:
             percent(metrics.old_index.i2t_r10 if metrics.old_index else None),
         )
     notes = [f"{row.row}: {row.collapsed}, so its figures say nothing" for row in drift.rows if row.collapsed]
-    first = drift.rows[0]
+    first, last = drift.rows[0], drift.rows[-1].classification
+    notes += [
+        f"{drift.rows[-1].row}: {pair.images} images of {pair.label} are taken for {pair.answer}"
+        for pair in (last.confusions[:3] if last else ())
+    ]
     notes.append(f"{artifact.path}  against {first.row}, {count(first.images)} images")
     return about(artifact, drift=drift), Group(table, *map(Text, notes))
 

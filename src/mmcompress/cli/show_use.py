@@ -14,7 +14,7 @@ from rich.text import Text
 
 from mmcompress.architecture import ImageConfig, TowerConfig
 from mmcompress.artifact import Artifact
-from mmcompress.cli.console import Summary, artifact_summary, empty_table, pairs
+from mmcompress.cli.console import Summary, about, artifact_summary, empty_table, pairs
 from mmcompress.cli.doctor import Diagnosis
 from mmcompress.cli.requirements import Check
 from mmcompress.cli.show_towers import convolution_lines, transformer_line
@@ -24,12 +24,14 @@ from mmcompress.formats import (
     count,
     megabytes,
     millions,
+    milliseconds,
     percent,
     percent_interval,
 )
 from mmcompress.manifest import Kind, Manifest, TensorSpec
 from mmcompress.measure.explain.explain import Explanation
 from mmcompress.measure.explain.pointing import Pointing
+from mmcompress.measure.split.document import DeviceTimes, SplitDocument
 from mmcompress.pipeline.searching import Found
 from mmcompress.runtime.indexing import Indexed
 from mmcompress.runtime.passport import PASSPORTS, stated_passport
@@ -177,6 +179,42 @@ def repository_summary(models: Sequence[Model], out: Path) -> Summary:
         table.add_row(model.name, model.backend, model.file or "", str(model.max_batch or "fixed"))
     serve = Text(f"tritonserver --model-repository={shlex.quote(str(out.absolute()))}")
     return [model.model_dump(mode="json") for model in models], Group(table, serve)
+
+
+def page_summary(site: Artifact) -> Summary:
+    """How large a site is, and how it is looked at: from a file a browser would load no model."""
+    size = megabytes(site.manifest.facts["bytes"])
+    serve = f"python -m http.server --bind 127.0.0.1 --directory {shlex.quote(str(site.path))} 8000"
+    view = Text(f"{site.path}  {size}, digest {site.digest[:12]}\n{serve}   # then open http://127.0.0.1:8000")
+    return {**about(site), "serve": serve}, view
+
+
+def split_summary(made: Artifact, document: SplitDocument | DeviceTimes) -> Summary:
+    """Every way to share the work, the chosen one marked; of one device its times."""
+    if isinstance(document, DeviceTimes):
+        table = empty_table(">blocks", ">first half", ">second half")
+        for behind, first, second in zip(document.behind, document.first_ms, document.second_ms, strict=True):
+            table.add_row(str(behind), milliseconds(first), milliseconds(second))
+        return about(made, times=document), Group(table, Text(f"{made.path}/times.json, of {document.device}"))
+    names = list(document.devices)
+    table = empty_table(f">blocks on {names[0]}", "sent", ">bytes", f">{names[0]}", ">line", f">{names[1]}")
+    table.add_column("all", justify="right")
+    table.add_column("")
+    for way in document.options:
+        times = map(milliseconds, (way.first_ms, way.link_ms, way.second_ms, way.total_ms))
+        marks = [word for word, one in (("best", document.best), ("written", document.cut)) if one == way]
+        table.add_row(str(way.behind), way.wire or "", count(way.sent_bytes), *times, ", ".join(marks))
+    lines = [f"{made.path}: image-first.onnx has {document.cut.behind} blocks"]
+    if not document.splits:
+        where = names[0] if document.best.sent_bytes == 0 else names[1]
+        gain = milliseconds(document.cut.total_ms - document.best.total_ms)
+        lines.append(f"splitting is not best: all on {where} is {gain} faster than any cut")
+    if document.int8_flips is not None:
+        lines.append(f"sent as INT8, {percent(document.int8_flips)} of the images get another best caption")
+    if document.measured_ms is not None:
+        off = document.measured_ms / document.cut.total_ms - 1
+        lines.append(f"over two processes {milliseconds(document.measured_ms)}, {off:+.1%} of the prediction")
+    return about(made, split=document), Group(table, Text("\n".join(lines)))
 
 
 def diagnosis_summary(diagnosis: Diagnosis, checks: Sequence[Check] | None = None) -> Summary:

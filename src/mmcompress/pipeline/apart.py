@@ -78,3 +78,15 @@ def with_some_apart(given: Given, recorded: Mapping[str, Any]) -> Given:
     rest, judging = part(fit.data.train, bins, BINS - 1), part(fit.data.train, 0, bins - 1)
     say("", "data", f"{judging} is kept for the verdict, as there is little; {rest} calibrates")
     return {**given, "data.train": rest, "data.validation": judging}
+
+
+def with_validation(given: Given) -> Given:
+    """What is said to a stage that trains and chooses, with a tenth of the data to choose by where none is named."""
+    data = given.get("data.train")
+    if data is None or given.get("data.validation") is not None:
+        return given
+    if is_stream(data) or data.startswith("part:"):
+        what = "is read once" if is_stream(data) else "is a part already"
+        raise UsageError(f"{data} {what}, so no tenth of it is kept to choose by", "give --validation")
+    say("", "data", f"a tenth of {data} is kept to choose by: {part(data, 0, 0)}")
+    return {**given, "data.train": part(data, 1, BINS - 1), "data.validation": part(data, 0, 0)}

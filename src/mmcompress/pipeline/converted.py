@@ -168,8 +168,15 @@ def teacher_graphs(source: str, out: Path, given: Given = NOTHING) -> Artifact:
 
 
 def tracing_stage(source: str) -> str:
-    """The stage that makes graphs of a teacher as it is."""
-    return "trace" if source.startswith("open_clip:") or ".py:" in source else "baseline"
+    """The stage that makes graphs of a teacher as it is: optimum knows no two towers of one's own choice."""
+    if source.startswith("open_clip:") or ".py:" in source:
+        return "trace"
+    from mmcompress.pretrained import TWO_TOWERS, model_type_of
+    from mmcompress.teachers import cached_folder
+
+    folder = Path(source).expanduser()
+    found = folder if folder.exists() else cached_folder(source)
+    return "trace" if found is not None and model_type_of(found) == TWO_TOWERS else "baseline"
 
 
 def as_graphs(source: str | Path, out: Path, given: Given = NOTHING, *kinds: Kind) -> Artifact:
@@ -212,8 +219,12 @@ def all_as_graphs(
 
 
 def names_of(sources: Sequence[str | Path]) -> list[str]:
-    """A name for each source, with a number behind those that come more than once; none that another source has."""
-    names = [name_of(source) for source in sources]
+    """A name for each source, none that another source has."""
+    return told_apart([name_of(source) for source in sources])
+
+
+def told_apart(names: Sequence[str]) -> list[str]:
+    """The names, with a number behind those that come more than once; none that is there already."""
     taken = {*names}
     apart = []
     for name in names:

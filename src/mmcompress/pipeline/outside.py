@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from mmcompress.compress.identity import HUB, READ, changed_since, model_fingerprint
-from mmcompress.config import BankConfig, DataConfig, StageConfig, StudentConfig, TeacherConfig
+from mmcompress.config import BankConfig, DataConfig, PairConfig, StageConfig, StudentConfig, TeacherConfig
 from mmcompress.data.spec import fingerprint
 from mmcompress.pipeline.recipe import DATA_FIELDS
 from mmcompress.teachers import cached_folder
@@ -58,4 +58,6 @@ def _models(built: StageConfig) -> dict[str, str]:
     if isinstance(student, StudentConfig):
         models |= {"student.source": student.source} if student.published else {}
         models |= {} if student.tokenizer is None else {"student.tokenizer": student.tokenizer}
+    if isinstance(towers := getattr(built, "towers", None), PairConfig):
+        models |= {"towers.image": towers.image, "towers.text": towers.text}
     return models

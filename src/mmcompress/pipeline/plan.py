@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from mmcompress.config import DataConfig, StageConfig, TeacherConfig
+from mmcompress.config import DataConfig, PairConfig, StageConfig, TeacherConfig
 from mmcompress.data.batches import check_readable
 from mmcompress.data.layout import read_labels, read_templates
 from mmcompress.data.spec import expand, is_photos, is_stream, part_of
@@ -112,7 +112,7 @@ def check_data(built: StageConfig, stage: Stage) -> None:
 
 
 def local_inputs(built: StageConfig) -> list[Path]:
-    """The files and folders that a config names as data or teacher.
+    """The files and folders that a config names as data, teacher or towers.
 
     What lies beside shards or beside a table is not read, but a folder in a folder of classes is a class.
     """
@@ -129,6 +129,10 @@ def local_inputs(built: StageConfig) -> list[Path]:
                 continue
             places = [Path(place) for place in expand(spec)]
             inputs += [*places, *({place.parent for place in places if place.is_dir()})]
+    towers = getattr(built, "towers", None)
+    for source in (towers.image, towers.text) if isinstance(towers, PairConfig) else ():
+        if (folder := Path(source).expanduser()).exists():
+            inputs.append(folder)
     if isinstance(teacher, TeacherConfig) and (folder := Path(teacher.source).expanduser()).exists():
         inputs.append(folder)
     return inputs

@@ -25,7 +25,7 @@ else:
     import tomli as tomllib
 
 SHARED_TABLES = ("data", "teacher", "student")
-DATA_FIELDS = ("train", "validation", "test", "labels", "templates")
+DATA_FIELDS = ("train", "validation", "test", "original", "labels", "templates")
 """The specifications in a data table."""
 
 

@@ -9,17 +9,19 @@ kept for the next one; after an error it stays, so that the next try goes on.
 from __future__ import annotations
 
 import shlex
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from mmcompress import __version__
 from mmcompress.artifact import Artifact
 from mmcompress.errors import CorruptInputError, MissingRequirementError, UsageError
+from mmcompress.lock import locked
 from mmcompress.manifest import Kind, Manifest, hash_json
 from mmcompress.pack import SUFFIX, pack, read_pack, unpack
+from mmcompress.pipeline.converted import name_of, told_apart
 from mmcompress.pipeline.ssh import NOT_FOUND, Answer, Host, check, connected, tidied_when_terminated
 from mmcompress.places import MANIFEST, check_place, writing
 from mmcompress.progress import say
@@ -33,8 +35,6 @@ _TAKEN: Mapping[str, tuple[Kind, ...]] = {
     "drift": (Kind.ONNX, Kind.ENGINE, Kind.CHECKPOINT),
 }
 """Kinds of artifacts that a command is about."""
-_NAME = "artifact"
-"""Of every folder that was sent; what a manifest calls itself is no path."""
 
 
 @dataclass(frozen=True)
@@ -118,21 +118,35 @@ def run_stage(there: There, stage: str, words: Sequence[str], out: Path) -> Arti
     check_place(out, sources, stage)
     with writing(out):
         out.parent.mkdir(parents=True, exist_ok=True)
-    with tidied_when_terminated(), TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
-        packed = [_as_pack(source, Path(folder) / f"{at}{SUFFIX}") for at, source in enumerate(sources)]
+    with tidied_when_terminated(), _sending(out) as folder:
+        packed = [_as_pack(source, folder / f"{at}{SUFFIX}") for at, source in enumerate(sources)]
         for source, (_, manifest) in zip(sources, packed, strict=True):
             _check_kind(stage, source, manifest)
         with on(there) as device:
-            seals = [_sent(device, path, manifest) for path, manifest in packed]
-            names = [f"{seal}/{_NAME}" for seal in seals]
-            made = f"{stage}-{hash_json([names, options])[:16]}"
-            done = device.checked(stage, *names, "--out", f"{made}/{out.name}", "--json", *options)
+            names = told_apart([name_of(source).removesuffix(SUFFIX) for source in sources])
+            sent = [_sent(device, path, manifest, name) for (path, manifest), name in zip(packed, names, strict=True)]
+            made = f"{stage}-{hash_json([sent, options])[:16]}"
+            done = device.checked(stage, *sent, "--out", f"{made}/{out.name}", "--json", *options)
             _document(device, done)
             artifact = _brought(device, made, out)
             if not there.keep:
-                left = " ".join(shlex.quote(f"{device.folder}/{name}") for name in (*seals, made))
+                there_now = (*(artifact.split("/")[0] for artifact in sent), made)
+                left = " ".join(shlex.quote(f"{device.folder}/{place}") for place in there_now)
                 device.host.run(f"rm -rf {left}", quiet=True)
     return artifact
+
+
+@contextmanager
+def _sending(out: Path) -> Iterator[Path]:
+    """A folder beside `out` for packs on their way, of one command at a time; what a killed one left there goes."""
+    folder = out.with_name(f".{out.name}.sending")
+    with locked(folder):
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _check_kind(stage: str, source: Path, manifest: Manifest) -> None:
@@ -149,16 +163,17 @@ def _as_pack(source: Path, place: Path) -> tuple[Path, Manifest]:
     return (place, pack(source, place)) if (source / MANIFEST).is_file() else (source, read_pack(source))
 
 
-def _sent(device: Device, path: Path, manifest: Manifest) -> str:
-    """The folder there that has the artifact of a pack, under its own name; it is sent unless it is there."""
+def _sent(device: Device, path: Path, manifest: Manifest, name: str) -> str:
+    """`SEAL/NAME`, the artifact of a pack there; it is sent unless it is there. The name is the user's own, by which
+    rows of a document are called; what a manifest calls itself is no path."""
     seal = manifest.compute_seal()[:32]
     place, part = f"{device.folder}/{seal}", f"{device.folder}/{seal}{SUFFIX}"
-    artifact = f"{place}/{_NAME}"
+    artifact = f"{place}/{name}"
     if device.host.run(f"[ -f {shlex.quote(f'{artifact}/{MANIFEST}')} ]", quiet=True).code == 0:
-        say("remote", manifest.name, f"is on {device.host.name} already")
-        return seal
+        say("remote", name, f"is on {device.host.name} already")
+        return f"{seal}/{name}"
     for last in (False, True):
-        say("remote", manifest.name, f"to {device.host.name}, {path.stat().st_size:,} bytes")
+        say("remote", name, f"to {device.host.name}, {path.stat().st_size:,} bytes")
         with path.open("rb") as stream:
             device.host.send(stream, path.stat().st_size, part)
         answer = device.call("unpack", part, "--out", artifact, quiet=True)
@@ -167,7 +182,7 @@ def _sent(device: Device, path: Path, manifest: Manifest) -> str:
         device.host.run(f"rm -f {shlex.quote(part)}", quiet=True)  # what was there was not the begin of it
     check(answer, device.host.name)
     device.host.run(f"rm -f {shlex.quote(part)}", quiet=True)
-    return seal
+    return f"{seal}/{name}"
 
 
 def _brought(device: Device, made: str, out: Path) -> Artifact:

@@ -23,7 +23,7 @@ from mmcompress.int8 import GRAPH_RANGES, RANGES
 from mmcompress.manifest import Kind
 from mmcompress.measure.comparison import ComparisonDocument
 from mmcompress.measure.early import runnable
-from mmcompress.pipeline.apart import check_leaves_some_unseen, with_some_apart
+from mmcompress.pipeline.apart import check_leaves_some_unseen, with_some_apart, with_validation
 from mmcompress.pipeline.converted import (
     all_as_graphs,
     artifact_at,
@@ -33,6 +33,7 @@ from mmcompress.pipeline.converted import (
     check_becomes_checkpoint,
     check_named,
     coming_start,
+    graphs_to_use,
     is_artifact,
     is_graph,
     made_first,
@@ -104,6 +105,13 @@ def train(recipe: str, out: Path, given: Given = NOTHING) -> Artifact:
     return run_stages(loaded, places, str(path))[last.name]
 
 
+def train_pair(image: str, text: str, out: Path, given: Given = NOTHING) -> Artifact:
+    """Two pretrained towers, with new projections into one space."""
+    if "data.train" not in given:
+        raise UsageError("two towers learn from image-text pairs", "give --data")
+    return run_single("train", {"towers": {"image": image, "text": text}}, given, {}, out)
+
+
 def embed(out: Path, given: Given) -> Artifact:
     return run_single("embed", {}, given, {}, out)
 
@@ -147,6 +155,24 @@ def distill(
     tables = {"teacher": teacher, "data": data_unless_given(given, cached)}
     sources = {"embeddings": cached} | ({"checkpoint": start} if start else {})
     return run_single("distill", tables, to["distill"], sources, out)
+
+
+def finetune(source: str | Path, out: Path, given: Given = NOTHING) -> Artifact:
+    """A checkpoint trained further; a teacher becomes one in OUT-checkpoint. A tenth of the data is kept to choose by
+    where no validation data is given.
+    """
+    check_place(out)
+    near = artifact_at(source, Kind.CHECKPOINT)
+    to = routed_with_source(given, "finetune", near)
+    coming = to.get("convert", NOTHING)
+    if near is None:
+        check_becomes_checkpoint(source, "fine-tuned", coming)
+    own = with_validation(to["finetune"])
+    check_places(out, "finetune", built := checked("finetune", {}, own), made_first(source, near, coming), source)
+    say_classes(own.get("data.train"))
+    look_at_data("finetune", built, out)
+    checkpoint = near or as_checkpoint(source, out, coming)
+    return run_single("finetune", {}, own, {"checkpoint": checkpoint}, out)
 
 
 def prune(source: str | Path, out: Path, given: Given = NOTHING, *, embeddings: Path | None = None) -> Artifact:
@@ -393,9 +419,9 @@ def bench(sources: Sequence[str | Path], out: Path, given: Given) -> Artifact:
 
 
 def drift(sources: Sequence[str | Path], out: Path, given: Given) -> Artifact:
-    """The first one is the reference; what is no ONNX artifact yet is exported first, into OUT-sources."""
+    """The first one is the reference; what is no ONNX artifact or engine yet is exported first, into OUT-sources."""
     to, read = _measured(sources, "drift", given, out)
-    graphs = all_as_graphs(sources, out, to.get("convert", NOTHING), read=read)
+    graphs = all_as_graphs(sources, out, to.get("convert", NOTHING), Kind.ONNX, Kind.ENGINE, read=read)
     return run_single("drift", {}, to["drift"], {}, out, graphs)
 
 
@@ -417,6 +443,16 @@ def bisect(reference: Path, candidate: Path, out: Path, given: Given) -> Artifac
     """The reference is the FP32 export of the checkpoint that the candidate was exported from."""
     sources = {"reference": Artifact.open(reference, Kind.ONNX), "candidate": Artifact.open(candidate, Kind.ONNX)}
     return run_single("bisect", {}, given, sources, out)
+
+
+def page(source: str | Path, beside: str | Path | None, out: Path, given: Given) -> Artifact:
+    """A site of one model, or of two; what is no ONNX artifact yet becomes one in the user's cache."""
+    named = {"graphs": source, **({} if beside is None else {"beside": beside})}
+    checked("page", {}, given)
+    for one in named.values():
+        check_named(one)
+    graphs = {role: graphs_to_use(one) for role, one in named.items()}
+    return run_single("page", {}, given, graphs, out)
 
 
 def report(folders: Sequence[Path], out: Path | None = None, given: Given = NOTHING) -> Artifact:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import xml.etree.ElementTree as ElementTree
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -90,10 +91,11 @@ def _write_junit(path: Path, verdicts: Sequence[GateVerdict]) -> None:
 
 def enforce(verdicts: Sequence[GateVerdict]) -> None:
     """Raise GateFailedError, and with it exit code 1, if a gate failed."""
-    failed = [verdict.gate for verdict in verdicts if not verdict.passed]
+    failed = Counter(verdict.gate for verdict in verdicts if not verdict.passed)
     if failed:
+        named = ", ".join(f"{gate} ({times} times)" if times > 1 else gate for gate, times in failed.items())
         raise GateFailedError(
-            f"{len(failed)} of {len(verdicts)} gates failed: {', '.join(failed)}",
+            f"{failed.total()} of {len(verdicts)} gates failed: {named}",
             "the table says what was measured and where; a limit is as good as the test set and the machine behind it",
         )
 

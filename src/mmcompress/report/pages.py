@@ -68,6 +68,7 @@ SECTIONS: tuple[Section, ...] = (
     ("machines", "Machines", lambda d, _, __: len(d.machines) > 1),
     ("latency", "Latency", lambda d, _, __: any(row.latency for row in d.rows)),
     ("retrieval", "Accuracy", lambda d, _, __: d.test.images is not None),
+    ("classes", "By class", lambda d, _, __: any(row.classification for row in d.rows)),
     ("drift", "Drift", lambda d, _, __: any(row.metrics.cosine_mean is not None for row in d.rows[1:])),
     ("gallery", "Where the answers differ", lambda _, __, gallery: gallery),
     ("modules", "Sensitivity by module", lambda d, _, __: d.sensitivity or d.bisect),

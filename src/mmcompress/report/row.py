@@ -12,6 +12,7 @@ from mmcompress.document import Interval, Part, Share
 from mmcompress.measure.document import Latency
 from mmcompress.measure.drift.document import (
     ClassChange,
+    Classification,
     CosineHistogram,
     Int8Distance,
     Metrics,
@@ -122,6 +123,9 @@ class Row(Part):
     """Against the first row; null of the first row, where the dimensions differ, and where there is no drift."""
     per_class: tuple[ClassChange, ...]
     """Classes that lost most, the worst first; empty where the texts are captions."""
+    classification: Classification | None = None
+    """First answers by class, of `classes` the twenty of lowest F1; null where the texts are captions, where there is
+    no drift, and in files of older versions."""
     latency: tuple[MachineLatency, ...]
     """Every latency on every machine; empty where no bench measurement has the row."""
     fastest: MachineLatency | None

@@ -14,7 +14,7 @@ from mmcompress.artifact import Artifact
 from mmcompress.config import Backend, Precision
 from mmcompress.manifest import Graph
 from mmcompress.measure.bench.document import BenchDocument
-from mmcompress.measure.drift.document import DriftDocument
+from mmcompress.measure.drift.document import Classification, DriftDocument
 from mmcompress.report.document import OtherRow, OtherTest, Step, TestedOn
 from mmcompress.report.measured import Measurement, drift_row, latency_of, part_of_facts
 from mmcompress.report.parts import Engine
@@ -48,6 +48,7 @@ def row_of(
         int8_against_fp32=accuracy.int8_against_fp32 if accuracy else None,
         cosine_histogram=accuracy.cosine_histogram if accuracy else None,
         per_class=accuracy.per_class if accuracy else (),
+        classification=_worst(accuracy.classification) if accuracy else None,
         latency=latency,
         fastest=best,
         by_backend=by_backend(latency, precision, ids[0]) if ids else {},
@@ -56,6 +57,11 @@ def row_of(
 
 
 _SMALLEST_FIRST: tuple[Precision, ...] = ("int8", "fp8", "fp32", "fp16")
+
+
+def _worst(of: Classification | None, most: int = 20) -> Classification | None:
+    """With the classes of lowest F1 alone; all of them are in drift.json."""
+    return None if of is None else of.model_copy(update={"classes": of.classes[:most]})
 
 
 def relative(path: Path, folder: Path) -> str:

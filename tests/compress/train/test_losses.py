@@ -137,3 +137,16 @@ def test_terms_are_the_losses_times_their_weights_and_those_of_weight_0_are_left
         "interactive": 4 * interactive(student, teacher, scale, same),
     }
     assert terms == expected and [*distillation_terms(student, teacher, teacher, 1.0, 0.0)] == ["cosine"]
+
+
+def test_a_kept_tower_has_nothing_to_learn_and_is_left_out() -> None:
+    images, teacher, anchors = unit(6, 0).requires_grad_(), (unit(6, 2), unit(6, 3)), (unit(9, 4), unit(8, 5))
+    found = distillation_terms((images, teacher[1]), teacher, anchors, 2.0, 3.0, 0.1)
+    expected = {
+        "cosine": 2 * cosine_distance(images, teacher[0]),
+        "relational": 3 * relational(images, teacher[0], anchors[1], 0.1),
+    }
+    assert found == expected
+    both = distillation_terms((images, teacher[1].clone()), teacher, anchors, 2.0, 3.0, 0.1)
+    gradients = (torch.autograd.grad(sum(terms.values()), images)[0] for terms in (found, both))
+    assert torch.equal(*gradients)

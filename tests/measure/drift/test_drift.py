@@ -20,12 +20,15 @@ from toy_model import SIDE, WORDS, make_model
 
 from mmcompress.artifact import Artifact
 from mmcompress.config import DataConfig, DriftConfig
-from mmcompress.errors import CorruptInputError, UsageError
+from mmcompress.errors import CorruptInputError, MissingRequirementError, UsageError
+from mmcompress.manifest import Graph, Kind
 from mmcompress.measure.drift.drift import drift, drift_document
 from mmcompress.measure.drift.testset import prompt_embeddings
 from mmcompress.measure.sanity import of_few
-from mmcompress.runtime.backends import BACKENDS, CPU_BACKENDS
+from mmcompress.runtime import tensorrt
+from mmcompress.runtime.backends import BACKENDS, CPU_BACKENDS, open_file
 from mmcompress.runtime.encoder import Encoder
+from mmcompress.runtime.session import Session
 from mmcompress.twins import FLOAT_MODEL
 
 Make = Callable[..., Artifact]
@@ -60,6 +63,32 @@ def run_stage(artifacts: tuple[Artifact, ...], folder: Path, **data: Any) -> dic
     drift(cast(Any, SimpleNamespace(config=config, gathered=artifacts, draft=SimpleNamespace(path=folder))))
     report: dict[str, Any] = json.loads((folder / "drift.json").read_text())
     return report
+
+
+def test_engines_are_measured_like_graphs(
+    make_artifact: Make, shard: Path, tmp_path: Path, cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The engine is a stand-in: its file is an ONNX graph, and what opens engines opens that."""
+    graphs = make_artifact("graphs", precisions=("fp32",))
+    facts = {"backend": "tensorrt-rtx"}
+    engine = make_artifact("engine", make_model(1), kind=Kind.ENGINE, targets=("sm89",), facts=facts)
+    asked = ("drift", graphs.path, engine.path, "--data", shard, "--out", tmp_path / "drift")
+
+    def no_gpu(backend: str) -> None:
+        raise MissingRequirementError("there is no GPU", "get one")
+
+    monkeypatch.setattr(tensorrt, "this_machine", no_gpu)
+    refused = cli(*asked)
+    assert refused.code == 3 and "error: there is no GPU" in refused.err and not (tmp_path / "drift").exists()
+    monkeypatch.setattr(tensorrt, "built_for_this_gpu", lambda artifact, graphs, backend: list(graphs))
+    monkeypatch.setattr(tensorrt, "open_engine", lambda artifact, graph, _: opened(artifact, graph))
+    assert cli(*asked).code == 0
+    rows = json.loads((tmp_path / "drift" / "drift.json").read_text())["rows"]
+    assert [row["row"] for row in rows] == ["graphs", "engine"] and rows[1]["previous"]["cosine_mean"] < 0.9
+
+
+def opened(artifact: Artifact, graph: Graph) -> Session:
+    return open_file(artifact.file(graph.file), graph, "onnxruntime", threads=1)
 
 
 def test_the_stage_measures_every_row(make_artifact: Make, shard: Path, tmp_path: Path) -> None:

@@ -1,0 +1,71 @@
+"""split.json: where an image tower was cut, why there, and times.json: what its halves cost on one device."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from mmcompress.document import Document, Milliseconds, Part, Share
+
+Wire = Literal["fp16", "int8"]
+"""What activations are between the devices."""
+
+
+class DeviceTimes(Document):
+    """Of one device: each half of one image graph at batch 1, behind each block that may be the last of the first."""
+
+    graph: str
+    """SHA-256 of the whole graph's file."""
+    device: str
+    """The processor."""
+    backend: str
+    """The runtime."""
+    threads: int
+    """Of the runtime."""
+    behind: tuple[int, ...]
+    """Blocks of the first half, from 0, where everything is in the second, to all of them."""
+    first_ms: tuple[Milliseconds, ...]
+    """Median of the first half."""
+    second_ms: tuple[Milliseconds, ...]
+    """Median of the second half."""
+
+
+class SplitOption(Part):
+    """One way to share the work, as it is predicted."""
+
+    behind: int
+    """Blocks on the first device: 0 sends pixels, all of them sends nothing."""
+    wire: Wire | None
+    """What is sent of activations; null where there are none."""
+    first_ms: Milliseconds
+    """On the first device."""
+    sent_bytes: int
+    """There and back."""
+    link_ms: Milliseconds
+    """On the line, with its round trip."""
+    second_ms: Milliseconds
+    """On the second device."""
+    total_ms: Milliseconds
+    """The sum, of one image at a time."""
+
+
+class SplitDocument(Document):
+    """What was chosen."""
+
+    devices: dict[str, str]
+    """Name and processor of the first and of the second."""
+    bandwidth_mbps: float
+    """Of the line, in both directions."""
+    rtt_ms: Milliseconds
+    """Of its round trip, beside what the bytes take."""
+    best: SplitOption
+    """The fastest of all."""
+    cut: SplitOption
+    """What the two graphs are: the best, or, where it is best not to split, the fastest that does."""
+    splits: bool
+    """Whether splitting is best."""
+    options: tuple[SplitOption, ...]
+    """All of them, in the order of blocks."""
+    int8_flips: Share | None
+    """Share of images with another best caption where INT8 is sent; null where it was not tried."""
+    measured_ms: Milliseconds | None
+    """Median of the cut over two processes on this machine and a line of that bandwidth; null where it was not run."""
