@@ -80,9 +80,7 @@ class Encoder:
 
     @property
     def preprocessing(self) -> Preprocessing:
-        if self.artifact.manifest.preprocessing is None:
-            raise UsageError(f"{self.artifact.path} does not say how images are prepared", "export the artifact again")
-        return self.artifact.manifest.preprocessing
+        return self.artifact.image_processing
 
     @property
     def width(self) -> int | None:

@@ -158,11 +158,9 @@ def arrays(fed: Sequence[Feeds]) -> Iterator[NDArray[Any]]:
 
 def pairs_of(source: Artifact, spec: str, config: QuantizeGraphsConfig, towers: Sequence[Tower]) -> Iterator[Pairs]:
     """`config.samples` plain images, each with one of its captions in turn, shuffled over the shards."""
-    if source.preprocessing is None:
-        raise UsageError(f"{source.path} does not say how images are prepared", "export the artifact again")
     stream = batches(
         spec,
-        source.preprocessing,
+        source.image_processing,
         batch=config.batch,
         workers=config.data.workers,
         max_bad_fraction=config.data.max_bad_fraction,
@@ -173,7 +171,7 @@ def pairs_of(source: Artifact, spec: str, config: QuantizeGraphsConfig, towers: 
     for batch in islice(stream, -(-config.samples // config.batch)):
         fed: dict[Tower, Feeds] = {}
         if "image" in towers:
-            fed["image"] = tower_feeds(source, image, normalize(batch.pixels, source.preprocessing))
+            fed["image"] = tower_feeds(source, image, normalize(batch.pixels, source.image_processing))
         if "text" in towers:
             fed["text"] = text_feeds(source, [texts[i % len(texts)] for i, texts in enumerate(batch.captions)])
         yield Pairs(fed, tuple(map(image_of, batch.marks)))

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from mmcompress.artifact import Artifact
 from mmcompress.config import BisectConfig
 from mmcompress.data.preprocess import normalize
-from mmcompress.errors import UsageError
 from mmcompress.progress import track
 from mmcompress.reach import reach
 from mmcompress.runtime.tokenize import load_tokenizer, text_processing, tokenize
@@ -24,9 +23,7 @@ def samples_of(
     """Pixels (B, 3, S, S), tokens (B, T) of the first caption of each image, and which of them count (B, T)."""
     from mmcompress.data.batches import batches
 
-    preprocessing, text = reference.manifest.preprocessing, text_processing(reference)
-    if preprocessing is None:
-        raise UsageError(f"{reference.path} does not say how images are prepared", "export the artifact again")
+    preprocessing, text = reference.image_processing, text_processing(reference)
     assert config.data.test is not None
     tokenizer = load_tokenizer(reference.file(text.file))
     stream = batches(

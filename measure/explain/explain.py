@@ -20,7 +20,6 @@ from mmcompress.artifact import Artifact
 from mmcompress.config import Backend
 from mmcompress.data.preprocess import normalize
 from mmcompress.errors import UsageError
-from mmcompress.manifest import Preprocessing
 from mmcompress.measure.explain.occlusion import occlusion
 from mmcompress.measure.retrieval import Floats
 from mmcompress.runtime.encoder import Encoder
@@ -61,7 +60,7 @@ def explained(
     rows = []
     for name, model in models.items():
         with asking(model, method, backend) as asked:
-            pixels = read_pixels(image, preprocessing(model))
+            pixels = read_pixels(image, model.image_processing)
             cosine, found = asked(pixels, text)
             rows.append(Explanation(name, cosine, pixels, found))
     return rows
@@ -90,7 +89,7 @@ def _through_gradients(model: Artifact) -> Asked:
     from mmcompress.model import ImageTower
 
     model.model.transformer_image("relevance", "say --method occlusion")
-    towers, rule = dual_encoder_from_checkpoint(model.path, model.model), preprocessing(model)
+    towers, rule = dual_encoder_from_checkpoint(model.path, model.model), model.image_processing
     image = towers.image
     assert isinstance(image, ImageTower)
     processing = text_processing(model)
@@ -104,10 +103,3 @@ def _through_gradients(model: Artifact) -> Asked:
         return float(cosine[0]), found[0].numpy()
 
     return asked
-
-
-def preprocessing(model: Artifact) -> Preprocessing:
-    """How a model's images are prepared."""
-    if model.preprocessing is None:
-        raise UsageError(f"{model.path} does not say how images are prepared", "make it again")
-    return model.preprocessing

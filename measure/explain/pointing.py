@@ -23,7 +23,7 @@ from mmcompress.data.preprocess import plain_view
 from mmcompress.errors import CorruptInputError, UsageError
 from mmcompress.manifest import Preprocessing
 from mmcompress.measure.drift.significance import bootstrap_ci
-from mmcompress.measure.explain.explain import Method, asking, preprocessing
+from mmcompress.measure.explain.explain import Method, asking
 from mmcompress.measure.retrieval import Bools
 from mmcompress.progress import track
 
@@ -60,7 +60,7 @@ def pointing(
 
 
 def _played(name: str, model: Artifact, boxes: Boxes, method: Method, backend: Backend | None) -> Pointing:
-    rule, hits, shares = preprocessing(model), [], []
+    rule, hits, shares = model.image_processing, [], []
     with asking(model, method, backend) as asked:
         for (file, text), places in track(boxes.items(), name, total=len(boxes)):
             image = _decoded(file)

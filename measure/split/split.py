@@ -193,9 +193,7 @@ def _ways(
 def _flips(artifact: Artifact, graph: Graph, parts: tuple[Any, Any], wish: Wish) -> float:
     """Share of the samples' images that get another best caption when the halves send INT8."""
     assert wish.judge is not None
-    rule = artifact.preprocessing
-    if rule is None:
-        raise UsageError(f"{artifact.path} does not say how images are prepared", "export the artifact again")
+    rule = artifact.image_processing
     step, threads = 16, wish.threads or usable_cores()
     stream = islice(batches(wish.judge.data, rule, batch=step), -(-wish.judge.samples // step))
     whole, split, captions = [], [], []

@@ -68,8 +68,6 @@ class Held:
 
 def held_out(source: Artifact, config: VerdictConfig) -> Held:
     """`config.samples` pairs that the checkpoint was not calibrated on, or as many as there are."""
-    if source.preprocessing is None:
-        raise UsageError(f"{source.path} does not say how images are prepared", "make the checkpoint again")
     text = text_processing(source)
     spec, stream = _stream(source, config)
     labels = config.data.labels if is_photos(spec) else None
@@ -116,8 +114,7 @@ def held_out(source: Artifact, config: VerdictConfig) -> Held:
 
 def _stream(source: Artifact, config: VerdictConfig) -> tuple[str, Iterator[Batch]]:
     """Where the pairs come from, and the pairs in random order."""
-    data, preprocessing = config.data, source.preprocessing
-    assert preprocessing is not None
+    data, preprocessing = config.data, source.image_processing
     read = partial(batches, batch=EMBED_BATCH, workers=data.workers, max_bad_fraction=data.max_bad_fraction)
     spec = data.validation or data.train
     if spec is None:

@@ -63,6 +63,14 @@ class Artifact:
         return self.manifest.preprocessing
 
     @property
+    def image_processing(self) -> Preprocessing:
+        """How its images are prepared. Raises UsageError where it does not say."""
+        if self.preprocessing is None:
+            made = "make the checkpoint" if self.manifest.kind is Kind.CHECKPOINT else "export the artifact"
+            raise UsageError(f"{self.path} does not say how images are prepared", f"{made} again")
+        return self.preprocessing
+
+    @property
     def tokenizer(self) -> TextProcessing | None:
         return self.manifest.tokenizer
 

@@ -138,9 +138,7 @@ def towers_of(artifact: Artifact, config: PageConfig) -> dict[Tower, Graph]:
 
 def _model(artifact: Artifact, name: str, config: PageConfig, folder: Path) -> PageModel:
     """One model, its files written."""
-    processing, rule = text_processing(artifact), artifact.preprocessing
-    if rule is None:
-        raise UsageError(f"{artifact.path} does not say how images are prepared", "export the artifact again")
+    processing, rule = text_processing(artifact), artifact.image_processing
     place = f"models/{artifact.digest[:12]}"
     tokenizer = load_tokenizer(artifact.file(processing.file))
     begin, end = ends(tokenizer, str(artifact.path))
