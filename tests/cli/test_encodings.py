@@ -27,7 +27,7 @@ def test_a_name_that_the_encoding_lacks_is_escaped(encoding: str, as_json: bool)
     done = subprocess.run(code, capture_output=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
     text = done.stdout.decode(encoding.partition(":")[0])
-    assert ("\\udce9.jpg" if as_json else ".jpg") in text and "caf" in text
+    assert "\\udce9.jpg" in text
     if as_json:
         assert [match["image"] for match in json.loads(text)] == [
             "caf\udce9.jpg",

@@ -81,5 +81,6 @@ class Tally:
 
 
 def printable(text: str) -> str:
-    """A name from a stranger's tar must not steer a terminal."""
-    return "".join(c if c.isprintable() else "�" for c in text)
+    """A name from a stranger's tar must not steer a terminal; bytes that are no text stay readable, as `\\udce9`."""
+    readable = text.encode("utf-8", "backslashreplace").decode()
+    return "".join(c if c.isprintable() else "�" for c in readable)

@@ -108,6 +108,8 @@ def test_inputs_that_vary_little_about_a_large_mean_are_fitted(mean: float, devi
     for kind in KINDS:
         stored, plainly = rounded["refitted"][kind], rounded["nearest"][kind]
         assert np.isfinite(stored.bias).all()
+        # of a millionth nothing passes a step of the inputs: a signed weight is shrunk below float16, and bias is all
+        assert np.abs(stored.weight).max() > 0 or (kind == "signed" and deviation <= 1e-6 * mean)
         assert lost(stored, kind) <= 1.001 * lost(plainly, kind)
 
 
