@@ -21,7 +21,7 @@ from pathlib import Path
 PROGRAM = """
 import re, sys
 from pathlib import Path
-from mmcompress.cli.commands import _command
+from mmcompress.cli.main import _command
 sys.argv = ["mmcompress", *sys.argv[1:]]
 code = _command()
 print(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1], file=sys.stderr)

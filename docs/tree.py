@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "architecture.md"
 BEGIN, END = "<!-- tree: written by docs/tree.py -->\n```\n", "```\n<!-- end of tree -->"
 ROOMS = (
-    *("src/mmcompress", "src/mmcompress/data", "runtime", "export"),
+    *("src/mmcompress", "src/mmcompress/config", "src/mmcompress/data", "runtime", "export"),
     *(
         "measure",
         "measure/bench",
@@ -22,7 +22,9 @@ ROOMS = (
         "measure/verdict",
     ),
     *("compress", "compress/train", "compress/prune", "compress/int8"),
-    *("src/mmcompress/report", "src/mmcompress/report/page", "src/mmcompress/pipeline", "src/mmcompress/cli"),
+    *("src/mmcompress/report", "src/mmcompress/report/page"),
+    *("src/mmcompress/pipeline", "src/mmcompress/pipeline/standalone"),
+    *("src/mmcompress/cli", "src/mmcompress/cli/commands"),
 )
 """From the ground up: a package imports only from those above it in this list."""
 COLUMN = 24

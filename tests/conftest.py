@@ -37,7 +37,7 @@ class Outcome:
 @pytest.fixture
 def cli(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
     """Run `mmcompress ARGUMENTS` in this process, as its entry point does."""
-    from mmcompress.cli.commands import main
+    from mmcompress.cli.main import main
 
     def run(*arguments: object) -> Outcome:
         monkeypatch.setattr(sys, "argv", ["mmcompress", *map(str, arguments)])

@@ -176,7 +176,7 @@ def test_train_keeps_the_keys_of_its_recipe(cli: Cli, monkeypatch: pytest.Monkey
         seen.update(assignments)
         raise UsageError("read")
 
-    monkeypatch.setattr(standalone, "load_recipe", load)
+    monkeypatch.setattr(standalone.recipes, "load_recipe", load)
     said = ("--set", "data.train=x", "--set", "embed.views=2", "--set", "train.anchors=9", "--optimizer-lr", "0.1")
     assert cli("train", "demo", "--out", "x", "--views", "3", *said).code == 2
     assert seen == {

@@ -97,7 +97,7 @@ def test_photos_by_year_are_told_to_be_classes(
     def stop(*_: object, **__: object) -> None:
         raise InterruptedError
 
-    monkeypatch.setattr(standalone, "_embeddings", stop)
+    monkeypatch.setattr(standalone.training, "_embeddings", stop)
     with pytest.raises(InterruptedError):
         standalone.prune(str(tiny_clip_folder), tmp_path / "p", {"data.train": str(tmp_path / "photos")})
     assert "taken for 6 classes" in " ".join(capsys.readouterr().err.split())

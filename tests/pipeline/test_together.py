@@ -56,14 +56,14 @@ RECORDING = """
 import sys
 from pathlib import Path
 from together_recording import recorded
-from mmcompress.cli.commands import main
+from mmcompress.cli.main import main
 
 with recorded(Path(sys.argv.pop(1))):
     main()
 """
 FAILING = """
 import os, sys
-from mmcompress.cli.commands import main
+from mmcompress.cli.main import main
 from mmcompress.compress.train import distill, state
 
 def fail(*_):

@@ -25,6 +25,7 @@ _PAIRS = ("train", "validation", "test")
 """The fields of data that are no lists."""
 Given = Mapping[str, Any]
 """What the user said, by the dotted keys of a config: `{"optimizer.lr": 0.1}`. None is a value; absent is not said."""
+NOTHING: Given = {}
 
 
 def recorded_data(near: Artifact | None) -> dict[str, Any]:

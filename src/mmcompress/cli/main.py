@@ -1,0 +1,69 @@
+"""The program: the command that was asked for, on every rank, and what its end says.
+
+Only `main` turns an `MMCompressError` into `error: …` and `hint: …` with its exit code. A bug keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+from mmcompress.cli.commands import app
+from mmcompress.cli.streams import flushed, never_failing
+from mmcompress.errors import MMCompressError
+from mmcompress.places import disk_error
+from mmcompress.ranks import announced, joined
+
+
+def main() -> NoReturn:
+    # OpenMP's threads spin while they wait, which takes the processor from those that decode images. Read once, when
+    # torch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    never_failing()
+    sys.exit(_told(_on_all_ranks))
+
+
+def _told(run: Callable[[], int]) -> int:
+    """Run; the exit code, an error printed."""
+    try:
+        return _written(run)
+    except MMCompressError as error:
+        print(f"error: {error.what}", file=sys.stderr)
+        if error.hint:
+            print(f"hint: {error.hint}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+
+
+def _written(run: Callable[[], int]) -> int:
+    """Run; what the system says of a disk becomes our error."""
+    try:
+        code = run()
+        flushed()
+        return code
+    except OSError as error:
+        if (told := disk_error(error)) is None:
+            raise
+        flushed()  # where it is stdout that is full, that is said
+        raise told from error
+
+
+def _on_all_ranks() -> int:
+    """Of the processes that torchrun announces rank 0 runs the command, and the others follow it."""
+    if (found := announced(os.environ)) is None:
+        return _command()
+    from mmcompress.pipeline.together import follow
+
+    with joined(found) as here:
+        return here.lead(lambda: _told(_command)) if here.leads else follow(here)
+
+
+def _command() -> int:
+    try:
+        app(prog_name="mmcompress")
+    except SystemExit as ended:
+        return int(ended.code or 0)
+    return 0

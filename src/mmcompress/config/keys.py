@@ -1,0 +1,88 @@
+"""How a key of a config is marked and refused, and what of a config an artifact's own key is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar, get_args
+
+from pydantic import (
+    BaseModel,
+    ValidationError,
+)
+
+from mmcompress.errors import MisspeltError, UsageError, suggestion
+from mmcompress.frozen import Config
+
+
+class Aside:
+    """Marks a key that is no part of an artifact's own key: see `what_counts`."""
+
+
+HOW = Aside()
+"""Says how something is computed, or what follows from it, and not what comes out."""
+NAMED = Aside()
+"""Names what has a fingerprint, which is part of the artifact's key in its place."""
+C = TypeVar("C", bound=Config)
+
+
+class UnusedError(ValueError):
+    """Of a key that says nothing beside the others."""
+
+
+def refuse_unused(config: BaseModel, names: Sequence[str], why: str) -> None:
+    """ValueError for a key that was said and says nothing here: what is ignored is not what was asked for."""
+    for name in names:
+        if name in config.model_fields_set and getattr(config, name) is not None:
+            raise UnusedError(f"{name} {why}")
+
+
+def what_counts(config: Config) -> dict[str, Any]:
+    """The keys and values that a result depends on, beside what has a fingerprint: an artifact's key is made of them.
+
+    Left out is what is marked: the same data elsewhere, more workers or another device give the same artifact.
+    """
+    counted = config.model_dump(mode="json")
+    for name, field in type(config).model_fields.items():
+        if any(isinstance(mark, Aside) for mark in field.metadata):
+            del counted[name]
+        elif isinstance(value := getattr(config, name), Config):
+            counted[name] = what_counts(value)
+    return counted
+
+
+def validated(model: type[C], values: Mapping[str, Any], where: str) -> C:
+    """Build a config, or say which key of `where` is wrong, what was expected, and what is close to it."""
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        path = [str(part) for part in first["loc"]]
+        key = ".".join(path)
+        if first["type"] == "extra_forbidden":
+            known = _fields_at(model, path[:-1])
+            raise UsageError(f"{where}: unknown key {key!r}", suggestion(path[-1], known)) from error
+        said = first["msg"].removeprefix("Value error, ")
+        if isinstance(misspelt := first.get("ctx", {}).get("error"), MisspeltError):
+            raise UsageError(f"{where}: {key}: {said}", misspelt.hint) from error
+        if first["type"] == "value_error" and _fields_at(model, path):  # of several keys, which it names
+            unused = isinstance(first["ctx"]["error"], UnusedError)
+            raise UsageError(f"{where}: {said}", "leave it out" if unused else "leave one of them out") from error
+        got = "" if first["type"] == "missing" else f" (got {first['input']!r})"
+        raise UsageError(f"{where}: {key}: {said}{got}", _docstring(model, path)) from error
+
+
+def _fields_at(model: type[BaseModel], path: Sequence[str]) -> list[str]:
+    for part in path:
+        if part not in model.model_fields:
+            return []
+        annotation = model.model_fields[part].annotation
+        nested = [t for t in (annotation, *get_args(annotation)) if isinstance(t, type) and issubclass(t, BaseModel)]
+        if not nested:
+            return []
+        model = nested[0]
+    return list(model.model_fields)
+
+
+def _docstring(model: type[BaseModel], path: Sequence[str]) -> str:
+    field = model.model_fields.get(path[0]) if path else None
+    return f"{path[0]}: {field.description}" if field is not None and field.description else ""

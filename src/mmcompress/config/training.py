@@ -1,0 +1,245 @@
+"""What stages that embed and train can be told."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Annotated, Literal
+
+from pydantic import (
+    Field,
+    PositiveFloat,
+    model_validator,
+)
+from typing_extensions import Self
+
+from mmcompress.config.keys import NAMED, refuse_unused
+from mmcompress.config.tables import (
+    Augmentation,
+    DataConfig,
+    Device,
+    OptimizerConfig,
+    StageConfig,
+    StudentConfig,
+    TeacherConfig,
+    TowersConfig,
+    WatchedConfig,
+)
+from mmcompress.frozen import Config
+
+
+class EmbedConfig(StageConfig):
+    """Embed the training pairs with the teacher, once."""
+
+    teacher: TeacherConfig
+    data: DataConfig
+    views: int = Field(default=1, ge=1)
+    """Views of each image; the first is the plain image, the others are augmented."""
+    augment: Augmentation = "photo"
+    """How: `photo` crops, mirrors and jitters; `drawing` moves, warps and recolours what stands on a plain ground."""
+    batch: int = Field(default=64, ge=1)
+    """Pairs that are computed at once."""
+    device: Device = "auto"
+    """Of torch: `cpu`, `cuda`; `auto` is a GPU where there is one."""
+
+    @model_validator(mode="after")
+    def _views_to_augment(self) -> Self:
+        if self.augment != "none" and "augment" in self.model_fields_set and "views" not in self.model_fields_set:
+            raise ValueError("augment makes the views behind the first one, and there is one: say how many views")
+        return self
+
+
+class ImportEmbeddingsConfig(StageConfig):
+    """Embeddings, views and captions that lie beside published images (DataCompDR), in place of a teacher's."""
+
+    data: DataConfig
+    size: int = Field(default=224, ge=1)
+    """Side of the views that were embedded, in pixels."""
+    interpolation: Literal["bilinear", "bicubic"] = "bicubic"
+    """How their crops were resized."""
+    mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
+    """Of their values in [0, 1], for red, green and blue."""
+    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (0.26862954, 0.26130258, 0.27577711)
+    """Of their values in [0, 1], for red, green and blue."""
+    temperature: float = Field(default=0.01, gt=0)
+    """Of the teachers' softmax over cosines, which the student begins with."""
+
+
+class EnsembleConfig(StageConfig):
+    """Cached embeddings of several teachers, to be learned from as those of one."""
+
+    combine: Literal["concatenate", "average"] = "concatenate"
+    """`concatenate` takes any teachers, and the student is as wide as all; `average` those that share a space."""
+    weights: tuple[PositiveFloat, ...] | None = None
+    """How much each teacher counts, in their order; all the same if not given."""
+    temperatures: tuple[PositiveFloat, ...] | None = None
+    """Of each teacher's softmax over cosines, in their order; its own, 1 / logit_scale, if not given."""
+
+
+class ConvertConfig(StageConfig):
+    """A teacher's own weights as a checkpoint, exactly equal to it, so that what takes a checkpoint takes a teacher."""
+
+    teacher: TeacherConfig
+
+
+class PairConfig(Config):
+    """Two pretrained towers that are to share a space."""
+
+    image: Annotated[str, NAMED]
+    """Hub id or folder of a CLIP or SigLIP model, or of its vision model alone."""
+    text: Annotated[str, NAMED]
+    """Hub id or folder of a CLIP or SigLIP model, of its text model alone, or of a BERT; its tokenizer is taken too."""
+    layer_decay: float = Field(default=0.75, gt=0, le=1)
+    """Factor on the learning rate from each block to the one before it, so that new projections learn fastest."""
+
+
+class TrainConfig(WatchedConfig):
+    """Contrastive training of a dual encoder from image-text pairs, with a guide's help where there is one."""
+
+    student: StudentConfig | None = None
+    """A preset; `student.tokenizer` names an existing tokenizer, else one is trained on the captions."""
+    towers: PairConfig | None = None
+    """Two pretrained towers in place of a preset's random weights."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    growing: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the steps, the first ones, whose images grow from half of their side to the whole."""
+    embed_dim: int = Field(default=256, ge=8)
+    """Width of the shared space; a guide's own where there is one."""
+    vocab: int = Field(default=8192, ge=300)
+    """Largest vocabulary of a tokenizer that is trained."""
+    context: int = Field(default=32, ge=4)
+    """Longest text of a tokenizer that is trained, in tokens."""
+    augment: Augmentation = "photo"
+    """How the images are varied in training."""
+    views: int = Field(default=1_000_000, ge=1)
+    """Augmented views an image is shown in, without a guide; with one, its cached views are shown."""
+    contrastive: float = Field(default=1.0, ge=0)
+    """Weight of the symmetric InfoNCE."""
+    smoothing: float = Field(default=0.0, ge=0, lt=1)
+    """Label smoothing of its targets."""
+    cosine: float = Field(default=1.0, ge=0)
+    """Weight of the distance to the guide's embeddings."""
+    relational: float = Field(default=1.0, ge=0)
+    """Weight of the guide's relations."""
+    temperature: float = Field(default=0.05, gt=0)
+    """Of the guide's relations."""
+    anchors: int = Field(default=4096, ge=2)
+    """Cached guide embeddings of each modality that the other is compared with."""
+    save_dtype: Literal["float32", "float16"] = "float32"
+    """Type of the saved weights."""
+    device: Device = "auto"
+    """Of torch: `cpu`, `cuda`; `auto` is a GPU where there is one."""
+
+    def check_sources(self, roles: Collection[str]) -> None:
+        if "embeddings" in roles:
+            refuse_unused(self, ("views", "augment", "embed_dim"), "is the guide's own")
+        else:
+            refuse_unused(self, ("cosine", "relational", "temperature", "anchors"), "is of a guide, and there is none")
+
+    @model_validator(mode="after")
+    def _only_what_counts(self) -> Self:
+        if self.student is None and self.towers is None:
+            raise ValueError("there is nothing to train: student names a preset, towers two pretrained folders")
+        if self.student is not None and self.towers is not None:
+            raise ValueError("student and towers both say what is trained")
+        if self.towers is not None:
+            refuse_unused(self, ("vocab", "context"), "is of a trained tokenizer, and the text tower has its own")
+        elif self.student is not None and self.student.tokenizer is not None:
+            refuse_unused(self, ("vocab", "context"), "is of a trained tokenizer, and student.tokenizer is given")
+        if not self.contrastive:
+            refuse_unused(self, ("smoothing",), "is of the contrastive loss, whose weight is 0")
+        return self
+
+
+class FinetuneOptimizerConfig(OptimizerConfig):
+    """As `OptimizerConfig`, with small steps from weights that are good already."""
+
+    lr: float = Field(default=1e-4, gt=0)
+    """Peak learning rate, of what is nearest to the output."""
+
+
+class FinetuneWatchConfig(Config):
+    """What is measured on validation samples while fine-tuning runs; the best weights are what is interpolated."""
+
+    steps: int | None = Field(default=None, ge=1)
+    """Steps between two measurements on data.validation; an epoch if not given."""
+    samples: int = Field(default=1000, ge=2)
+    """Samples that are measured: the first ones of data.validation, and of data.original."""
+    patience: int | None = Field(default=3, ge=1)
+    """Measurements in a row without a higher figure at which training ends; null for never."""
+
+
+class FinetuneConfig(TowersConfig):
+    """Train a checkpoint further on data of one's own, and go back towards the start as far as validation says."""
+
+    by: Literal["captions", "labels"] | None = None
+    """`captions` is contrastive, by symmetric InfoNCE; `labels` is cross entropy over the prompts of the classes. Where
+    the data has classes, labels if not given."""
+    text: Literal["train", "keep"] | None = None
+    """Whether the text tower is trained too. By labels it is kept, as its prompts are the classifier; by captions it is
+    trained, if not given."""
+    optimizer: FinetuneOptimizerConfig = FinetuneOptimizerConfig()
+    watch: FinetuneWatchConfig = FinetuneWatchConfig()
+    layer_decay: float = Field(default=0.75, gt=0, le=1)
+    """Factor on the learning rate from each block to the one before it; 1 trains all alike."""
+    alpha: float | None = Field(default=None, ge=0, le=1)
+    """How much of the fine-tuned weights there is in the result, the rest is the start; chosen on validation samples if
+    not given."""
+    augment: Augmentation = "photo"
+    """How the images are varied in training."""
+    views: int = Field(default=1_000_000, ge=1)
+    """Augmented views an image is shown in."""
+    smoothing: float = Field(default=0.0, ge=0, lt=1)
+    """Label smoothing of the targets."""
+    device: Device = "auto"
+    """Of torch: `cpu`, `cuda`; `auto` is a GPU where there is one."""
+
+    @model_validator(mode="after")
+    def _prompts_stay(self) -> Self:
+        if self.by == "captions":
+            refuse_unused(self.data, ("labels", "templates"), "is of classes, and by is captions")
+        if self.by == "labels" and self.text == "train":
+            raise ValueError("by = labels keeps the text tower, whose prompts are the classifier, and text is train")
+        return self
+
+
+class DistillConfig(WatchedConfig):
+    """Fit a student's embeddings to the cached ones of the teacher."""
+
+    teacher: TeacherConfig
+    student: StudentConfig | None = None
+    """Where the student starts from; a recovery starts from the checkpoint it is given."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    """How it is trained."""
+    growing: float = Field(default=0.67, ge=0, lt=1)
+    """Share of the steps, the first ones, whose images grow from half of their side to the whole."""
+    cosine: float = Field(default=16.0, ge=0)
+    """Weight of 1 - cosine between the student's and the teacher's embeddings, both towers."""
+    relational: float = Field(default=1.0, ge=0)
+    """Weight of the KL divergence between the similarities to the anchors, both towers."""
+    temperature: float = Field(default=0.05, gt=0)
+    """Of those similarities."""
+    anchors: int = Field(default=4096, ge=2)
+    """Cached teacher embeddings of each modality that the other is compared with."""
+    contrastive: float = Field(default=0.0, ge=0)
+    """Weight of the symmetric InfoNCE among the student's own embeddings of a batch, with hard labels."""
+    affinity: float = Field(default=1.0, ge=0)
+    """Weight of the KL divergence between the batch's logits, the teacher's at its own scale, both ways."""
+    interactive: float = Field(default=0.0, ge=0)
+    """Weight of the InfoNCE between the student's images and the teacher's texts, and the other way round."""
+    text: Literal["distill", "keep"] = "distill"
+    """`keep` takes the text tower over from the teacher, a folder of a known family, and leaves it as it is."""
+    device: Device = "auto"
+    """Of torch: `cpu`, `cuda`; `auto` is a GPU where there is one."""
+
+    @property
+    def compares_batch(self) -> bool:
+        """Whether a term compares each image with each text of a batch."""
+        return bool(self.contrastive or self.affinity or self.interactive)
+
+    @model_validator(mode="after")
+    def _relations_weigh(self) -> Self:
+        if not self.relational:
+            refuse_unused(self, ("temperature", "anchors"), "is of the relations, whose weight is 0")
+        if not (self.cosine or self.relational or self.compares_batch):
+            raise ValueError("the weights of all terms are 0, so there is nothing to learn")
+        return self

@@ -1,0 +1,164 @@
+"""Stages that embed and train, each from its own command."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mmcompress.artifact import Artifact
+from mmcompress.data.layout import say_classes
+from mmcompress.errors import UsageError
+from mmcompress.manifest import Kind
+from mmcompress.pipeline.apart import with_validation
+from mmcompress.pipeline.converted import (
+    artifact_at,
+    as_checkpoint,
+    check_becomes_checkpoint,
+    made_first,
+)
+from mmcompress.pipeline.routing import routed, routed_with_source
+from mmcompress.pipeline.single import check_places, checked, look_at_data, run_single
+from mmcompress.pipeline.sources import (
+    NOTHING,
+    Given,
+    data_unless_given,
+    embeddings_beside,
+    names_teacher,
+    parent_beside,
+    recorded_teacher,
+)
+from mmcompress.places import check_place
+
+
+def train_pair(image: str, text: str, out: Path, given: Given = NOTHING) -> Artifact:
+    """Two pretrained towers, with new projections into one space."""
+    if "data.train" not in given:
+        raise UsageError("two towers learn from image-text pairs", "give --data")
+    return run_single("train", {"towers": {"image": image, "text": text}}, given, {}, out)
+
+
+def embed(out: Path, given: Given) -> Artifact:
+    return run_single("embed", {}, given, {}, out)
+
+
+def import_embeddings(out: Path, given: Given) -> Artifact:
+    """What lies beside published images as cached embeddings."""
+    return run_single("import-embeddings", {}, given, {}, out)
+
+
+def ensemble(teachers: Sequence[Path], out: Path, given: Given = NOTHING) -> Artifact:
+    """Cached embeddings of several teachers as those of one."""
+    gathered = [Artifact.open(teacher, Kind.EMBEDDINGS) for teacher in teachers]
+    return run_single("ensemble", {}, given, {}, out, gathered)
+
+
+def convert(source: str, out: Path, given: Given = NOTHING) -> Artifact:
+    """A teacher as a checkpoint of ours, with its own weights."""
+    check_becomes_checkpoint(source, "a checkpoint", given)
+    return run_single("convert", {}, {**given, "teacher.source": source}, {}, out)
+
+
+def distill(
+    out: Path, given: Given = NOTHING, *, embeddings: Path | None = None, checkpoint: Path | None = None
+) -> Artifact:
+    """A new student, or with `checkpoint` that one recovered; the teacher is embedded first where it has not been."""
+    check_place(out)
+    start = None if checkpoint is None else Artifact.open(checkpoint, Kind.CHECKPOINT)
+    student = any(key.split(".")[0] == "student" for key in given)
+    if start is None and not student:
+        raise UsageError(
+            "distill needs a student", "--student vit-s16 or inherit:0.25, or --from CHECKPOINT to recover one"
+        )
+    if start is not None and student:
+        raise UsageError(f"--student and --from {checkpoint} both say where to start", "leave one of them out")
+    if "data.validation" in given and not any("watch" in key for key in given):
+        raise UsageError(
+            "--validation is what --watch-steps measures on, and it is not given", "add it, or leave --validation out"
+        )
+    cached, to = _embeddings(out, "distill", given, embeddings, start, start=lambda _: start)
+    teacher = {} if names_teacher(given) else recorded_teacher(cached)
+    tables = {"teacher": teacher, "data": data_unless_given(given, cached)}
+    sources = {"embeddings": cached} | ({"checkpoint": start} if start else {})
+    return run_single("distill", tables, to["distill"], sources, out)
+
+
+def finetune(source: str | Path, out: Path, given: Given = NOTHING) -> Artifact:
+    """A checkpoint trained further; a teacher becomes one in OUT-checkpoint. A tenth of the data is kept to choose by
+    where no validation data is given.
+    """
+    check_place(out)
+    near = artifact_at(source, Kind.CHECKPOINT)
+    to = routed_with_source(given, "finetune", near)
+    coming = to.get("convert", NOTHING)
+    if near is None:
+        check_becomes_checkpoint(source, "fine-tuned", coming)
+    own = with_validation(to["finetune"])
+    check_places(out, "finetune", built := checked("finetune", {}, own), made_first(source, near, coming), source)
+    say_classes(own.get("data.train"))
+    look_at_data("finetune", built, out)
+    checkpoint = near or as_checkpoint(source, out, coming)
+    return run_single("finetune", {}, own, {"checkpoint": checkpoint}, out)
+
+
+def prune(source: str | Path, out: Path, given: Given = NOTHING, *, embeddings: Path | None = None) -> Artifact:
+    """A checkpoint, or a teacher, which becomes one in OUT-checkpoint and is embedded as its own teacher."""
+    check_place(out)
+    near = artifact_at(source, Kind.CHECKPOINT, Kind.ONNX)
+    if near is None and embeddings is None and not names_teacher(given):
+        given = {**given, "teacher.source": str(source)}
+    if near is None:
+        check_becomes_checkpoint(source, "pruned", given)
+        if embeddings is not None:
+            from mmcompress.compress.early import check_same_teacher
+
+            check_same_teacher(str(source), Artifact.open(embeddings, Kind.EMBEDDINGS))
+    elif near.manifest.kind is Kind.ONNX:
+        raise UsageError(f"{source} cannot be pruned: a graph has no blocks", "prune the checkpoint that it is from")
+
+    def checkpoint(to: Mapping[str, Given]) -> Artifact:
+        return near or as_checkpoint(source, out, to.get("convert", NOTHING))
+
+    say_classes(given.get("data.train"))
+    cached, to = _embeddings(out, "prune", given, embeddings, near, *([] if near else ["convert"]), start=checkpoint)
+    tables = {"data": data_unless_given(given, cached)}
+    check_places(
+        out, "prune", checked("prune", tables, to["prune"]), made_first(source, near, to.get("convert", NOTHING))
+    )
+    sources = {"checkpoint": checkpoint(to), "embeddings": cached}
+    return run_single("prune", tables, to["prune"], sources, out)
+
+
+def _embeddings(
+    out: Path,
+    own: str,
+    given: Given,
+    embeddings: Path | None,
+    near: Artifact | None,
+    *also: str,
+    start: Callable[[Mapping[str, Given]], Artifact | None],
+) -> tuple[Artifact, dict[str, dict[str, Any]]]:
+    """Cached embeddings to learn from, and what each stage is given: those named, those of a teacher that is given,
+    made now in OUT-embeddings, or those that `near` is from. `also` are other stages that run, `start` is the
+    checkpoint that the stage begins with, by which it is checked before anything is embedded.
+    """
+    found, why = None, f"--embeddings {embeddings} are given"
+    if embeddings is not None:
+        found = Artifact.open(embeddings, Kind.EMBEDDINGS)
+    elif not names_teacher(given):
+        if near is not None and near.manifest.stage == "convert" and parent_beside(near, "embeddings") is None:
+            given = {**given, "teacher.source": str(near.path)}  # it is a model in Hugging Face format itself
+        else:
+            found = embeddings_beside(near)
+            why = f"the teacher's embeddings are in {found.path}"
+    idle = {} if "convert" in also else {"convert": "nothing is converted"}
+    if found is not None:
+        return found, routed(given, own, *also, idle={"embed": why, **idle})
+    to = routed(given, own, "embed", *also, idle=idle)
+    data = {"data": data_unless_given(given, near)}
+    beside = {"embeddings": "embed"} | ({"checkpoint": "convert"} if "convert" in also else {})
+    check_places(out, own, built := checked(own, data, to[own]), beside)
+    look_at_data(own, built, out)
+    if (begun := start(to)) is not None:
+        checked(own, data, to[own], {"checkpoint": begun})
+    return run_single("embed", data, to["embed"], {}, out.with_name(f"{out.name}-embeddings")), to
