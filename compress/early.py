@@ -45,6 +45,7 @@ from mmcompress.config import (
 )
 from mmcompress.convnet import ConvConfig
 from mmcompress.data.batches import count_up_to
+from mmcompress.data.layout import read_sentences
 from mmcompress.data.spec import is_photos, is_stream, part_of
 from mmcompress.errors import UsageError
 from mmcompress.export.pixels import image_processing
@@ -60,6 +61,8 @@ Sources = Mapping[str, Artifact]
 
 def check_teacher(config: EmbedConfig | ConvertConfig | BaselineConfig | TraceConfig, _: Sources) -> None:
     check_source(config.teacher)
+    if isinstance(config, EmbedConfig) and config.sentences is not None:
+        read_sentences(config.sentences)
     if isinstance(config, TraceConfig) and (own := own_code(config.teacher.source)) is not None:
         check_has_towers(*own)
 
@@ -87,12 +90,11 @@ def _check_trained(student: StudentConfig, parts: int) -> None:
 
 def check_distill(config: DistillConfig, sources: Sources) -> None:
     check_tensorboard(config.optimizer.tensorboard)
-    if (config.contrastive or config.interactive) and config.data.train is not None and is_photos(config.data.train):
-        raise UsageError(
-            "contrastive and interactive learn which caption belongs to an image, and photos alone have none",
-            "leave both out: the other terms place images among sentences that ship, whatever these say of them",
-        )
+    if config.data.train is not None and is_photos(config.data.train):
+        check_asks_no_pairs(config.contrastive, config.interactive, "photos alone have none")
     if "embeddings" in sources:
+        if sources["embeddings"].manifest.facts.get("sentences"):
+            check_asks_no_pairs(config.contrastive, config.interactive, "sentences of one's own belong to no image")
         check_same_teacher(config.teacher.source, sources["embeddings"])
         check_one_space(sources)
         return  # nothing long stands before the stage any more, and it sees the rest itself
@@ -103,6 +105,15 @@ def check_distill(config: DistillConfig, sources: Sources) -> None:
     if config.student is not None:
         _check_student(config, config.student)
     check_fills_a_batch(config.data.train, config.optimizer.batch)
+
+
+def check_asks_no_pairs(contrastive: float, interactive: float, why: str) -> None:
+    """Raise UsageError for a term that needs the images' own captions, which there are none of, as `why` says."""
+    if contrastive or interactive:
+        raise UsageError(
+            f"contrastive and interactive learn which caption belongs to an image, and {why}",
+            "leave both out: the other terms place images among sentences, whatever these say of them",
+        )
 
 
 def _check_start(student: StudentConfig, parts: int) -> None:

@@ -29,6 +29,7 @@ NO_PART_OF_KEYS = {
     "bank.labels",
     "bank.templates",
     "trim_vocab",
+    "sentences",
     *("data.train", "data.validation", "data.test", "data.original", "data.labels", "data.templates", "data.workers"),
     *("teacher.source", "student.tokenizer", "device", "strict"),
     *("optimizer.save_minutes", "optimizer.max_skipped", "optimizer.tensorboard"),

@@ -43,7 +43,7 @@ def prune(job: Job[PruneConfig]) -> None:
     with world(config.device) as here:
         model = dual_encoder_from_checkpoint(source.path, source.model).to(here.device)
         pairs = training_pairs(
-            source, config.data, batch=config.batch, seed=config.seed, here=here, embeddings=embeddings
+            source, config.data, batch=config.batch, seed=config.seed, here=here, embeddings=embeddings, sentences=True
         )
         steps = max(1, min(config.samples, pairs.count) // config.batch)
         samples = list(track(islice(pairs.stream(0, 0), steps), "samples", steps))

@@ -89,6 +89,7 @@ def distill(job: Job[DistillConfig]) -> None:
             seed=config.seed,
             here=here,
             embeddings=embeddings,
+            sentences=True,
         )
         settle = settling(model, pairs.stream, config.optimizer.batch, here)
         anchors = embeddings.anchors(config.anchors, here.device)

@@ -27,8 +27,10 @@ from mmcompress.compress.teacher import Teacher, load_teacher
 from mmcompress.compress.train.augment import decoded_views, normalized, pixels_of_views
 from mmcompress.compress.train.chunks import write_chunk
 from mmcompress.compress.train.plan import Plan, fill, missing_chunks, taken_over
+from mmcompress.compress.train.sentences import FILE, write_sentences
 from mmcompress.config import EmbedConfig, what_counts
 from mmcompress.data.batches import Batch
+from mmcompress.data.layout import read_sentences
 from mmcompress.data.sections import Section, counts, decoded_chunks, sections
 from mmcompress.distributed import world
 from mmcompress.errors import CorruptInputError, UsageError
@@ -68,6 +70,9 @@ def embed(job: Job[EmbedConfig]) -> None:
     shards = plan.shards(job.work)
     _check_decoded(sum(sum(shard.samples) for shard in shards), sum(plan.listed), config)
     fill(job, plan, shards, known)
+    said = [] if config.sentences is None else read_sentences(config.sentences)
+    if said:
+        write_sentences(job.draft.path / FILE, said, embedded_texts(teacher, said, 4 * config.batch))
     seconds = time.monotonic() - start
     speed = {"pairs": sum(of_all), "seconds": seconds, "images_per_s": sum(of_all) * config.views / seconds}
     job.draft.metrics = {"embedding": speed}
@@ -80,6 +85,8 @@ def embed(job: Job[EmbedConfig]) -> None:
         "logit_scale": teacher.logit_scale,
         "logit_bias": teacher.logit_bias,
     }
+    if said:
+        job.draft.facts["sentences"] = len(said)
     if read:
         job.draft.facts[READ] = read
 

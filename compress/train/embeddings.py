@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from mmcompress.artifact import Artifact
 from mmcompress.compress.train.augment import GIVEN
 from mmcompress.compress.train.chunks import AGAIN, CONTENTS, Spread, Store
+from mmcompress.compress.train.sentences import Sentences, read_sentences
 from mmcompress.data.given import given_view
 from mmcompress.data.views import Given
 from mmcompress.errors import CorruptInputError
@@ -60,6 +61,8 @@ class Embeddings:
     """D, of all teachers together."""
     made_for: Preprocessing | None
     """How the images of the first teacher were prepared."""
+    sentences: tuple[Sentences, ...] = ()
+    """The user's own, as each teacher embedded them; none where images go with their captions."""
 
     def __len__(self) -> int:
         return len(self.stores[0])
@@ -82,6 +85,12 @@ class Embeddings:
         found = [store.lookup(keys, marks, views, captions) for store in self.stores]
         return self._combined([images for images, _ in found]), self._combined([texts for _, texts in found])
 
+    def beside(self, shares: NDArray[np.float32]) -> tuple[list[str], Tensor]:
+        """The sentence that a number in [0, 1) falls on, for (B,) numbers, and the texts (B, D) of these."""
+        said = self.sentences[0].said
+        numbers = [int(share * len(said)) for share in shares]
+        return [said[number] for number in numbers], self._combined([each.rows(numbers) for each in self.sentences])
+
     def given(self, size: int) -> Given | None:
         """What makes the views of an image, (size, size, 3), where somebody else chose them."""
         if self.augment != GIVEN or self.made_for is None:
@@ -94,9 +103,14 @@ class Embeddings:
         return made
 
     def anchors(self, count: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Plain images (K, D) and texts (K', D), up to `count` different ones of each, evenly spaced over the data."""
+        """Plain images (K, D) and texts (K', D), up to `count` different ones of each, evenly spaced over the data.
+
+        The texts are of captions, or of the user's sentences where there are any.
+        """
         found = [store.spread(2 * count) for store in self.stores]
         images, texts = (self._different([each[side] for each in found], count).to(device) for side in (0, 1))
+        if self.sentences:
+            texts = self._combined([each.spread(count) for each in self.sentences]).to(device)
         return images, texts
 
     def _different(self, found: Sequence[Spread], count: int) -> Tensor:
@@ -136,6 +150,7 @@ def load_embeddings(artifact: Artifact) -> Embeddings:
         members, stores = Members(combine="concatenate", shares=(1.0,), data=data), (Store(artifact.path),)
     else:
         raise CorruptInputError(f"{artifact.path} has embeddings in the form of an earlier version", AGAIN)
+    sentences = tuple(found for store in stores if (found := read_sentences(store.path)) is not None)
     return Embeddings(
         stores,
         members.shares,
@@ -146,6 +161,7 @@ def load_embeddings(artifact: Artifact) -> Embeddings:
         facts["seed"],
         facts["dim"],
         artifact.preprocessing,
+        sentences,
     )
 
 

@@ -50,7 +50,7 @@ def ensemble(job: Job[EnsembleConfig]) -> None:
     write_json(job.draft.path / MEMBERS, members.model_dump(mode="json"))
     job.draft.preprocessing = teachers[0].preprocessing
     job.draft.facts = {
-        **{name: facts[0][name] for name in _SAME},
+        **{name: facts[0][name] for name in (*_SAME, "sentences") if name in facts[0]},
         "dim": sum(dims) if config.combine == "concatenate" else dims[0],
         "logit_scale": sum(logits),
         "logit_bias": None,
@@ -98,6 +98,7 @@ def _compared(first: Artifact, other: Artifact) -> list[tuple[str, Any, Any]]:
     return [
         *((name, facts[name], theirs[name]) for name in _SAME if name == "views" or facts["views"] > 1),
         ("data", data, other_data),
+        ("sentences", first.manifest.parents.get("sentences"), other.manifest.parents.get("sentences")),
         ("numbers of samples", len(Store(first.path)), len(Store(other.path))),
         ("crops", _crop(first), _crop(other)),
     ]

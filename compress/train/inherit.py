@@ -63,6 +63,6 @@ def samples_to_fit(
     if not number:
         return []
     batch, alone = min(_BATCH, number, batch), World(0, 1, here.device)
-    pairs = training_pairs(student, data, batch=batch, seed=seed, here=alone, embeddings=embeddings)
+    pairs = training_pairs(student, data, batch=batch, seed=seed, here=alone, embeddings=embeddings, sentences=True)
     steps = max(1, min(number, pairs.count) // batch)
     return list(track(islice(pairs.stream(0, 0), steps), "samples to fit", steps))

@@ -65,10 +65,12 @@ def training_pairs(
     embeddings: Embeddings | None,
     views: int = 1,
     augment: str = "none",
+    sentences: bool = False,
 ) -> TrainingPairs:
     """The training data as the student sees it, in batches of `batch` over all ranks.
 
-    With embeddings the views are those that were embedded; without, `views` augmented ones, never the plain image.
+    With embeddings the views are those that were embedded; without, `views` augmented ones, never the plain image. With
+    `sentences` the texts are the user's sentences where the embeddings have any, and not the captions.
     """
     preprocessing, text, model = student.preprocessing, student.tokenizer, student.model
     if data.train is None:
@@ -95,8 +97,10 @@ def training_pairs(
         texts = [own[i] for own, i in zip(decoded.captions, chosen, strict=True)]
         pixels, teacher = pixels_of_views(decoded, shown, view_seed, kind, here.device), None
         if embeddings is not None:
-            targets = embeddings.lookup(decoded.keys, decoded.marks, shown, chosen)
-            teacher = targets[0].to(here.device), targets[1].to(here.device)
+            images, captions = embeddings.lookup(decoded.keys, decoded.marks, shown, chosen)
+            if sentences and embeddings.sentences:
+                texts, captions = embeddings.beside(caption_of)
+            teacher = images.to(here.device), captions.to(here.device)
         names = [label or caption for label, caption in zip(decoded.labels, texts, strict=True)]
         return TrainingBatch(
             decoded.keys,

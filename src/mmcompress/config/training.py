@@ -36,6 +36,8 @@ class EmbedConfig(StageConfig):
     """Views of each image; the first is the plain image, the others are augmented."""
     augment: Augmentation = "photo"
     """How: `photo` crops, mirrors and jitters; `drawing` moves, warps and recolours what stands on a plain ground."""
+    sentences: Annotated[str | None, NAMED] = None
+    """Text file with one sentence a line: distillation then places images among these, whatever captions they have."""
     batch: int = Field(default=64, ge=1)
     """Pairs that are computed at once."""
     device: Device = "auto"

@@ -88,6 +88,15 @@ def read_labels(spec: str) -> list[str]:
     return labels
 
 
+def read_sentences(spec: str) -> list[str]:
+    """Sentences that images are placed among, one a line, each once; `demo:names` are names that ship."""
+    path = _list_at(spec, "one sentence a line")
+    said = list(dict.fromkeys(read_lines(path, "sentences", "one sentence a line")))
+    if len(said) < 2:
+        raise UsageError(f"{path} has one sentence, {said[0]!r}, which says nothing of any image", "give two or more")
+    return said
+
+
 def read_templates(spec: str) -> list[str]:
     """Prompt templates, one a line, each with a place for the label."""
     return checked_templates(_list_at(spec, "one template a line"))

@@ -30,8 +30,9 @@ def outside(built: StageConfig) -> dict[str, str]:
     for name in ("labels", "templates") if isinstance(bank, BankConfig) else ():
         if (spec := getattr(bank, name)) is not None:
             fingerprints[f"bank.{name}"] = fingerprint(spec)
-    if (corpus := getattr(built, "trim_vocab", None)) is not None:
-        fingerprints["trim_vocab"] = fingerprint(corpus)
+    for name in ("trim_vocab", "sentences"):
+        if (corpus := getattr(built, name, None)) is not None:
+            fingerprints[name] = fingerprint(corpus)
     return fingerprints | {key: model_fingerprint(source) for key, source in _models(built).items()}
 
 

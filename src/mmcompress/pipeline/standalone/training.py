@@ -76,6 +76,11 @@ def distill(
         raise UsageError(
             "--validation is what --watch-steps measures on, and it is not given", "add it, or leave --validation out"
         )
+    if {"sentences", "embed.sentences"} & given.keys():  # before anything is embedded
+        from mmcompress.compress.early import check_asks_no_pairs
+
+        asked = given.get("contrastive") or 0.0, given.get("interactive") or 0.0
+        check_asks_no_pairs(*asked, "sentences of one's own belong to no image")
     cached, to = _embeddings(out, "distill", given, embeddings, start, start=lambda _: start)
     teacher = {} if names_teacher(given) else recorded_teacher(cached)
     tables = {"teacher": teacher, "data": data_unless_given(given, cached)}
