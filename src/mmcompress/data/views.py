@@ -31,6 +31,9 @@ LEAST_AREA, WIDEST = 0.4, 4 / 3
 """Of a crop: its share of the image, and its longer side over the shorter one."""
 SPARE = 1.5
 """How many times larger than needed an image stays that is decoded at a part of its size."""
+_LEVELS = (np.arange(256) / 255).clip(1e-4)
+_EYE, _GREY = np.eye(3), np.full((3, 3), 1 / 3)
+_CROSS = math.sqrt(1 / 3) * np.array([[0.0, -1.0, 1.0], [1.0, 0.0, -1.0], [-1.0, 1.0, 0.0]])
 
 
 Given = Callable[[str, int, Image.Image], NDArray[np.uint8]]
@@ -86,11 +89,11 @@ def photo_view(rgb: Image.Image, preprocessing: Preprocessing, u: NDArray[np.flo
     if u[4] < 0.5:
         crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     matrix, power = recolouring(u[None, 5:14], hue=0.1, strength=0.4)
-    levels = np.arange(256) / 255
-    table = np.rint(255 * levels.clip(1e-4) ** power[0]).astype(int).tolist()
     matrix[0, :, 3] *= 255
-    coloured = crop.convert("RGB", tuple(matrix.ravel().tolist())).point(table * 3)
-    return center_crop(np.asarray(coloured), preprocessing.size)
+    coloured = crop.convert("RGB", tuple(matrix.ravel().tolist())).tobytes()
+    table = np.rint(255 * _LEVELS ** power[0]).astype(np.uint8).tobytes()
+    pixels = np.frombuffer(coloured.translate(table), np.uint8)  # in less time than Pillow's `point`
+    return center_crop(pixels.reshape(side, side, 3), preprocessing.size)
 
 
 def crop_box(
@@ -129,11 +132,9 @@ def recolouring(
     """
     s = strength * (2 * u.astype(np.float64) - 1)
     angle = ((2 * u[:, 0].astype(np.float64) - 1) * hue)[:, None, None]
-    eye, grey, q = np.eye(3), np.full((3, 3), 1 / 3), math.sqrt(1 / 3)
-    cross = np.array([[0.0, -q, q], [q, 0.0, -q], [-q, q, 0.0]])
-    turn = np.cos(angle) * eye + (1 - np.cos(angle)) * grey + np.sin(angle) * cross
+    turn = np.cos(angle) * _EYE + (1 - np.cos(angle)) * _GREY + np.sin(angle) * _CROSS
     saturation = np.where(u[:, 2] < 0.06, 0.0, np.exp(0.5 * s[:, 1]))[:, None, None]
     contrast, brightness, gains = np.exp(0.3 * s[:, 3]), 0.15 * s[:, 4], 1 + 0.12 * s[:, 5:8]
-    linear = contrast[:, None, None] * ((saturation * eye + (1 - saturation) * grey) @ turn)
+    linear = contrast[:, None, None] * ((saturation * _EYE + (1 - saturation) * _GREY) @ turn)
     offset = np.broadcast_to((0.5 - 0.5 * contrast + brightness)[:, None, None], (len(u), 3, 1))
     return gains[:, :, None] * np.concatenate([linear, offset], axis=2), np.exp(0.35 * s[:, 8])
