@@ -17,6 +17,7 @@ it is not the best. With `--work` runs are kept, and a table of all that are the
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import statistics
 import sys
@@ -30,7 +31,7 @@ import torch
 from torch import Tensor
 
 from mmcompress.artifact import Artifact
-from mmcompress.compress.train.augment import normalized
+from mmcompress.compress.train.augment import normalized, pixels_of_views
 from mmcompress.compress.train.embeddings import load_embeddings
 from mmcompress.compress.train.objective import batch_terms, distillation_terms
 from mmcompress.data.batches import batches
@@ -102,6 +103,40 @@ class Scorer:
             "agrees": float((ten == self.best[:, None]).any(axis=1).mean()),
             "flips": float((ten[:, 0] != self.best).mean()),
         }
+
+
+class DrawnScorer(Scorer):
+    """As `Scorer`, for a kept text tower, and the same figures on drawn views of every image, which are less noisy."""
+
+    def __init__(self, checkpoint: Artifact, data: str, views: int = 8) -> None:
+        super().__init__(checkpoint, data)
+        preprocessing, teacher = checkpoint.preprocessing, model_of(checkpoint)
+        assert preprocessing is not None
+        with torch.no_grad():
+            self.texts = torch.cat([teacher.encode_text(part) for part in self.tokens.split(256)])
+        self.drawn = copy.copy(self)
+        self.drawn.pixels, images = [], []
+        first = 0
+        for batch in batches(DATA[data][1], preprocessing, batch=64):
+            rows = slice(first, first := first + len(batch.keys))
+            for view in range(1, 1 + views):
+                shown = np.full(len(batch.keys), view)
+                drawn = pixels_of_views(batch, shown, 999, "drawing", torch.device("cpu"))
+                self.drawn.pixels.append(normalized(drawn, preprocessing))
+                images.append(self.images[rows])
+        self.drawn.images = np.concatenate(images)
+        self.drawn.asked = np.isin(self.drawn.images, self.owner)
+        self.drawn.best = self.drawn._similarities(teacher).argmax(axis=1)
+
+    @torch.no_grad()
+    def _similarities(self, model: DualEncoder) -> np.ndarray:
+        if not hasattr(self, "texts"):
+            return super()._similarities(model)
+        return (torch.cat([model.encode_image(part) for part in self.pixels]) @ self.texts.T).numpy()
+
+    def both(self, model: DualEncoder) -> dict[str, float]:
+        """The figures as drawings are, and behind `drawn` those of their views."""
+        return self(model) | {f"drawn {name}": value for name, value in self.drawn(model).items()}
 
 
 def opened(path: Path, make: Callable[[Path], Artifact]) -> Artifact:
