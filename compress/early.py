@@ -96,12 +96,14 @@ def check_distill(config: DistillConfig, sources: Sources) -> None:
         if sources["embeddings"].manifest.facts.get("sentences"):
             check_asks_no_pairs(config.contrastive, config.interactive, "sentences of one's own belong to no image")
         check_same_teacher(config.teacher.source, sources["embeddings"])
-        check_one_space(sources)
+        if not config.projects:
+            check_one_space(sources)
         return  # nothing long stands before the stage any more, and it sees the rest itself
     check_source(config.teacher)
     if "checkpoint" in sources:
         check_parts(isinstance(sources["checkpoint"].model.image, ConvConfig), config.parts)
-        _check_width(sources["checkpoint"], config.teacher)
+        if not config.projects:
+            _check_width(sources["checkpoint"], config.teacher)
     if config.student is not None:
         _check_student(config, config.student)
     check_fills_a_batch(config.data.train, config.optimizer.batch)
@@ -240,7 +242,8 @@ def _other_space(checkpoint: Artifact, teacher: str, theirs: int) -> UsageError:
     ours = checkpoint.model.embed_dim
     return UsageError(
         f"{checkpoint.path} embeds into {ours} dimensions, and the teacher {teacher} into {theirs}",
-        "give the teacher that the checkpoint was distilled from, or embeddings of it",
+        "give the teacher that the checkpoint was distilled from, or embeddings of it; or, to distill from another one "
+        "through a projection, --project",
     )
 
 

@@ -2,7 +2,8 @@
 
 The objective is a sum of terms with a weight each (`objective.py`). By default two: the cosine distance of each tower
 to the teacher's embedding of the same view, and the relations in both directions, images among the teacher's texts and
-texts among its images. Recovery after pruning is this stage again, from the pruned checkpoint.
+texts among its images. Recovery after pruning is this stage again, from the pruned checkpoint. A student of another
+width than its teacher's learns through a projection (`projection.py`) where that is asked for.
 """
 
 from __future__ import annotations
@@ -24,13 +25,14 @@ from mmcompress.compress.train.inherit import inherited, samples_to_fit
 from mmcompress.compress.train.objective import batch_terms, distillation_terms
 from mmcompress.compress.train.optimize import optimize
 from mmcompress.compress.train.pairs import TrainingBatch, training_pairs
+from mmcompress.compress.train.projection import nearest_axes, principal_axes, projected
 from mmcompress.compress.train.published import published
 from mmcompress.compress.train.statistics import settling, synchronize
 from mmcompress.compress.train.student import inherited_share, student_from_preset, student_from_published
 from mmcompress.compress.train.vocabulary import vocabulary_size
 from mmcompress.compress.train.watching import watch_of
 from mmcompress.config import DistillConfig
-from mmcompress.distributed import gathered, gathered_ids, world
+from mmcompress.distributed import gathered, gathered_ids, of_first_rank, world
 from mmcompress.errors import UsageError
 from mmcompress.export.texts import save_text_processing
 from mmcompress.huggingface import (
@@ -46,6 +48,10 @@ from mmcompress.progress import say
 from mmcompress.runtime.tokenize import load_tokenizer
 from mmcompress.stages import Job
 from mmcompress.teachers import resolve
+
+_LEAVE = "leave project out"
+_TO_PROJECT = 1024
+"""Samples by which a space is laid into another one."""
 
 
 def distill(job: Job[DistillConfig]) -> None:
@@ -66,7 +72,7 @@ def distill(job: Job[DistillConfig]) -> None:
             share = inherited_share(config.student.source) if config.student else None
         draft.model = model.config
         text = _text_mode(config, model)
-        _check_space(model, text, embeddings)
+        _check_space(model, text, embeddings, config)
         model = model.to(here.device)
         if share is not None and config.student is not None:
             number, batch = config.student.fit, config.optimizer.batch
@@ -77,6 +83,16 @@ def distill(job: Job[DistillConfig]) -> None:
         if model.logit_bias is not None:
             model.logit_bias.requires_grad_(False)
         model.train()
+        anchors = embeddings.anchors(config.anchors, here.device)
+        axes: Tensor | None = None
+        if (width := model.config.embed_dim) != embeddings.dim:
+            if share is None and "checkpoint" not in job.sources:
+                axes = principal_axes(anchors, width)
+            else:
+                batch = config.optimizer.batch
+                samples = samples_to_fit(draft, config.data, config.seed, _TO_PROJECT, embeddings, here, batch)
+                axes = nearest_axes(model, samples)
+            of_first_rank([axes], here)
         keep_zeros(model, sparse)
         set_up(model, config.recompute, config.compile, config.parts)
         synchronize(model, here)
@@ -92,20 +108,21 @@ def distill(job: Job[DistillConfig]) -> None:
             sentences=True,
         )
         settle = settling(model, pairs.stream, config.optimizer.batch, here)
-        anchors = embeddings.anchors(config.anchors, here.device)
 
         def loss_of(batch: TrainingBatch, done: float) -> Mapping[str, Tensor]:
             assert batch.teacher is not None
             texts = batch.teacher[1] if text == "keep" else in_parts(model.encode_text, batch.tokens, config.parts)
             pixels = grown(batch.pixels, model.config.image, done, config.growing)
             student = in_parts(model.encode_image, pixels, config.parts), texts
+            seen = student if axes is None else projected(student, axes)
             terms = distillation_terms(
-                student, batch.teacher, anchors, config.cosine, config.relational, config.temperature
+                seen, batch.teacher, anchors, config.cosine, config.relational, config.temperature
             )
             if config.compares_batch:
                 groups = gathered_ids(batch.groups, here)
+                together = gathered(student, here)
                 terms |= batch_terms(
-                    gathered(student, here),
+                    together,
                     gathered(batch.teacher, here),
                     groups[:, None] == groups[None, :],
                     model.logit_scale.clamp(max=MAX_LOGIT_SCALE),
@@ -113,6 +130,7 @@ def distill(job: Job[DistillConfig]) -> None:
                     config.contrastive,
                     config.affinity,
                     config.interactive,
+                    together if axes is None else projected(together, axes),
                 )
             return terms
 
@@ -159,12 +177,33 @@ def _text_mode(config: DistillConfig, model: DualEncoder) -> Literal["distill", 
     return "keep"
 
 
-def _check_space(model: DualEncoder, text: Literal["distill", "keep"], embeddings: Embeddings) -> None:
-    """Raise UsageError for a student that embeds into another space than what it learns from."""
-    if (own := model.config.embed_dim) != embeddings.dim:
+def _check_space(
+    model: DualEncoder, text: Literal["distill", "keep"], embeddings: Embeddings, config: DistillConfig
+) -> None:
+    """Raise UsageError for a student that embeds into another space than what it learns from, unless it is projected
+    into it."""
+    own = model.config.embed_dim
+    if own != embeddings.dim and not config.projects:
         raise UsageError(
             f"the student embeds into {own} dimensions, and what it learns from has {embeddings.dim}",
-            "give a preset, vit-s16 say, which is made as wide; or combine the teachers by average",
+            "give a preset, vit-s16 say, which is made as wide; or combine the teachers by average; or learn through a "
+            "projection, --project",
+        )
+    if own == embeddings.dim and config.project:
+        raise UsageError(f"there is nothing to project: student and teacher both embed into {own} dimensions", _LEAVE)
+    if own > embeddings.dim and config.embed_dim is not None:
+        raise UsageError(
+            f"embed_dim is {own}, and what the student learns from has {embeddings.dim} dimensions",
+            "give fewer of them",
+        )
+    if own != embeddings.dim and not (config.affinity or config.contrastive):
+        raise UsageError(
+            "what is projected is held in its own space by affinity or contrastive, and both are 0", _LEAVE
+        )
+    if own != embeddings.dim and text == "keep":
+        raise UsageError(
+            f"the text tower that is kept is of {embeddings.dim} dimensions, and the student of {own}",
+            "leave text = keep out, or project and embed_dim",
         )
     if text == "keep" and len(embeddings.stores) > 1:
         raise UsageError(
@@ -188,7 +227,7 @@ def _new_student(config: DistillConfig, embeddings: Artifact, draft: Draft) -> D
         model = with_tokenizer(dual_encoder_from_hugging_face(folder), draft.tokenizer)
     else:
         vocab = vocabulary_size(load_tokenizer(draft.path / draft.tokenizer.file))
-        sizes = (facts["dim"], draft.tokenizer, vocab, config.seed)
+        sizes = (config.embed_dim or facts["dim"], draft.tokenizer, vocab, config.seed)
         if config.student.published:
             found = published(config.student)
             colours = {"mean": found.mean, "std": found.std}

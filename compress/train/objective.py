@@ -56,11 +56,13 @@ def batch_terms(
     contrasting: float = 0.0,
     mimicking: float = 0.0,
     interacting: float = 0.0,
+    seen: Sides | None = None,
 ) -> dict[str, Tensor]:
     """The weighted terms of a whole batch by name, without those of weight 0.
 
     `same` (B, B) bool marks what belongs together, `logit_scale` is the logarithm of the student's factor on
-    similarities, `teacher_scale` the teacher's own factor.
+    similarities, `teacher_scale` the teacher's own factor; `seen` is the student in the teacher's space, where that is
+    another one.
     """
     terms: dict[str, Tensor] = {}
     if contrasting:
@@ -68,5 +70,5 @@ def batch_terms(
     if mimicking:
         terms["affinity"] = mimicking * affinity(student, teacher, logit_scale.exp(), teacher_scale)
     if interacting:
-        terms["interactive"] = interacting * interactive(student, teacher, logit_scale, same)
+        terms["interactive"] = interacting * interactive(student if seen is None else seen, teacher, logit_scale, same)
     return terms

@@ -33,6 +33,14 @@ run = "embed"
 views = 2
 batch = 10
 [[stage]]
+run = "distill"
+name = "projected"
+student = {{source = "vit-t8-64", image_size = 32}}
+embed_dim = 16
+contrastive = 0.3
+interactive = 0.3
+optimizer = {FLOAT}
+[[stage]]
 run = "train"
 student = {{source = "vit-t8-64", image_size = 32}}
 optimizer = {FLOAT}
@@ -127,8 +135,8 @@ def test_embeddings_are_the_same_bytes(runs: Path) -> None:
 
 @pytest.mark.slow
 def test_losses_and_gradients_are_those_of_one_process(runs: Path) -> None:
-    """Of `train` with a guide, and of `distill`, step by step."""
-    for step in range(8):
+    """Of `distill` into another width, of `train` with a guide, and of `distill`, step by step."""
+    for step in range(12):
         one, two = (load_file(runs / f"gradients-{processes}" / f"{step:02d}.safetensors") for processes in (1, 2))
         assert one.keys() == two.keys() and len(one) > 20
         for name, expected in one.items():

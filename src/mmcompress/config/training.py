@@ -228,10 +228,23 @@ class DistillConfig(WatchedConfig):
     """Weight of the KL divergence between the batch's logits, the teacher's at its own scale, both ways."""
     interactive: float = Field(default=0.0, ge=0)
     """Weight of the InfoNCE between the student's images and the teacher's texts, and the other way round."""
+    embed_dim: int | None = Field(default=None, ge=8)
+    """Width of a new student's embeddings, narrower than the teacher's; the teacher's own if not given."""
+    project: bool = False
+    """Learn from a teacher of another width than a checkpoint's: the narrower space is laid into the wider one."""
     text: Literal["distill", "keep"] = "distill"
     """`keep` takes the text tower over from the teacher, a folder of a known family, and leaves it as it is."""
     device: Device = "auto"
     """Of torch: `cpu`, `cuda`; `auto` is a GPU where there is one."""
+
+    def check_sources(self, roles: Collection[str]) -> None:
+        if "checkpoint" in roles:
+            refuse_unused(self, ("embed_dim",), "is of a new student, and a checkpoint has its own")
+
+    @property
+    def projects(self) -> bool:
+        """Whether the student may be of another width than its teacher."""
+        return self.project or self.embed_dim is not None
 
     @property
     def compares_batch(self) -> bool:
@@ -244,4 +257,10 @@ class DistillConfig(WatchedConfig):
             refuse_unused(self, ("temperature", "anchors"), "is of the relations, whose weight is 0")
         if not (self.cosine or self.relational or self.compares_batch):
             raise ValueError("the weights of all terms are 0, so there is nothing to learn")
+        if self.embed_dim is not None and self.student is not None and self.student.source.startswith("inherit:"):
+            raise ValueError("embed_dim is of presets: inherit takes the teacher's own")
+        if self.embed_dim is not None and self.text == "keep":
+            raise ValueError("text = keep takes the teacher's text tower over, and embed_dim says another width")
+        if self.projects and not (self.affinity or self.contrastive):
+            raise ValueError("what is projected is held in its own space by affinity or contrastive, and both are 0")
         return self
