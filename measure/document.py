@@ -7,8 +7,11 @@ from __future__ import annotations
 
 from typing import Literal
 
+from pydantic import model_validator
+from typing_extensions import Self
+
 from mmcompress.config import Backend, Precision
-from mmcompress.document import Interval, Milliseconds, Part
+from mmcompress.document import Interval, Milliseconds, Part, check_bins
 from mmcompress.runtime.environment import Environment
 
 Activations = Literal["float", "signed", "unsigned"]
@@ -32,6 +35,11 @@ class TimeHistogram(Part):
     """Edges of the bins in ms, one more than counts; the last bin counts slower calls too."""
     counts: tuple[int, ...]
     """Calls of each bin."""
+
+    @model_validator(mode="after")
+    def _bins(self) -> Self:
+        check_bins(self.edges_ms, self.counts)
+        return self
 
 
 class Pipeline(Part):

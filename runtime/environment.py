@@ -91,7 +91,7 @@ class Machine(Part):
     load_average: float
     """Of the last minute when the machine was described, processes, from 0."""
     memory_bytes: int
-    """Memory of the machine."""
+    """Memory of the machine, or as much of it as the container may use."""
 
     @model_serializer(mode="wrap")
     def _without_absent_packages(self, serialize: SerializerFunctionWrapHandler) -> Mapping[str, Any]:

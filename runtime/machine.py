@@ -10,18 +10,25 @@ import psutil
 
 from mmcompress.manifest import environment
 from mmcompress.runtime.conditions import governor, power_mode
+from mmcompress.runtime.container import cpu_quota, memory_left, memory_limit
 from mmcompress.runtime.environment import Machine
 
 
 def memory_budget_bytes() -> int:
-    """Half of what is free, on the machine and in the container."""
-    free = psutil.virtual_memory().available
-    try:
-        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
-        free = min(free, limit - int(Path("/sys/fs/cgroup/memory.current").read_text()))
-    except (OSError, ValueError):
-        pass
-    return int(max(free, 0) // 2)
+    """Half of what is free."""
+    return memory_free() // 2
+
+
+def memory_free() -> int:
+    """Bytes, on the machine and in the container."""
+    free, left = psutil.virtual_memory().available, memory_left()
+    return int(free if left is None else min(free, left))
+
+
+def memory_bytes() -> int:
+    """Of the machine, or as much of it as the container may use."""
+    total, limit = psutil.virtual_memory().total, memory_limit()
+    return int(total if limit is None else min(total, limit))
 
 
 def machine() -> Machine:
@@ -32,7 +39,7 @@ def machine() -> Machine:
         "governor": governor(),
         "power_mode": power_mode(),
         "load_average": psutil.getloadavg()[0],
-        "memory_bytes": psutil.virtual_memory().total,
+        "memory_bytes": memory_bytes(),
     }
     return Machine.model_validate({**environment(), **figures})
 
@@ -46,10 +53,10 @@ def cpu_model() -> str:
 
 
 def usable_cores() -> int:
-    """Cores that this process may use: its affinity, and the quota of its container."""
+    """Cores that this process may keep busy: its affinity, and the whole cores of its container's quota.
+
+    One thread more than the quota pays for would be stopped in the middle of each period, and the others wait for it.
+    """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        return max(1, min(cores, int(quota) // int(period)))
-    except (OSError, ValueError):
-        return cores
+    quota = cpu_quota()
+    return cores if quota is None else max(1, min(cores, int(quota)))

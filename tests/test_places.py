@@ -12,7 +12,7 @@ import pytest
 from mmcompress.artifact import Artifact
 from mmcompress.errors import CorruptInputError, UsageError
 from mmcompress.manifest import Kind
-from mmcompress.places import CACHE, check_place, writing
+from mmcompress.places import CACHE, LONGEST_NAME, check_place, writing
 from mmcompress.publish import tidy
 
 
@@ -86,6 +86,24 @@ def test_a_stage_replaces_its_own_work_only(tmp_path: Path) -> None:
 def test_a_place_needs_a_name(out: str) -> None:
     with pytest.raises(UsageError, match="has no name"):
         check_place(Path(out))
+
+
+@pytest.mark.parametrize(
+    ("out", "said"),
+    [
+        ("~nouser/x", "begins with ~nouser"),
+        ("n" * 300, "has 300 bytes, and 224 are possible"),
+        ("x/" + "é" * 120 + "/y", "has 240 bytes"),
+        ("a\0b", "has a zero byte"),
+    ],
+)
+def test_a_name_that_no_folder_can_have_is_refused(out: str, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        check_place(Path(out))
+
+
+def test_a_name_that_is_as_long_as_may_be_can_be_made(tmp_path: Path) -> None:
+    made(tmp_path / ("n" * LONGEST_NAME))
 
 
 def test_a_link_is_no_place(tmp_path: Path) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
+from mmcompress import ranks
 from mmcompress.errors import UsageError
-from mmcompress.ranks import Announced, announced, share_of_batch
+from mmcompress.ranks import Announced, announced, join_seconds, share_of_batch
 
 WHOLE = {"RANK": "1", "WORLD_SIZE": "4", "MASTER_ADDR": "node", "MASTER_PORT": "29500"}
 
@@ -37,6 +39,21 @@ def test_a_half_set_environment(environment: dict[str, str], said: str) -> None:
     with pytest.raises(UsageError) as refused:
         announced(environment)
     assert said in refused.value.what and "torchrun --nproc_per_node" in refused.value.hint
+
+
+def test_processes_that_a_person_starts_here_are_waited_for_a_moment() -> None:
+    here = {**WHOLE, "MASTER_ADDR": "127.0.0.1"}
+    assert join_seconds(here) == join_seconds({**WHOLE, "MASTER_ADDR": "localhost"}) == 20
+    assert join_seconds(WHOLE) == join_seconds({**here, "TORCHELASTIC_RUN_ID": "none"}) == 300
+
+
+def test_one_of_two_processes_alone_ends_with_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ranks, "_JOIN_HERE_SECONDS", 1.0)
+    alone = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29561"}
+    monkeypatch.setattr("os.environ", {**os.environ, **alone})
+    met = pytest.raises(ranks.LostProcessError, match="rank 0 has not met all 2 processes within 1 s")
+    with met, ranks.joined(Announced(0, 2, 0)):
+        pass
 
 
 def test_the_command_line_says_so(cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:

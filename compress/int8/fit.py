@@ -41,6 +41,7 @@ from mmcompress.compress.int8.simulate import (
     fake_quantized,
     observing,
     quantizing,
+    restored,
 )
 from mmcompress.compress.int8.smooth import NORM_OF, smoothed, tower_factors
 from mmcompress.compress.products import product
@@ -146,8 +147,7 @@ def chosen_ranges(
     for kind in KINDS:
         for name, stored in plain(model, tower, kind).items():
             rows = inputs[name]
-            restored = dequantize_weight(stored.weight, stored.scales).astype(np.float32)
-            weight = torch.from_numpy(restored.T).contiguous().to(rows)
+            weight = restored(stored).to(rows)
             exact = product(rows, names[name].weight.detach())
             for method, ends in candidates[name].items():
                 entering = fake_quantized(rows, activation_quantizer(ends, kind, SCALE_TYPES[kind]))

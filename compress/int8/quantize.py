@@ -25,7 +25,7 @@ import torch
 from safetensors.numpy import save_file
 from torch import Tensor
 
-from mmcompress.architecture import NEVER_COMPRESSED, TowerConfig
+from mmcompress.architecture import NEVER_COMPRESSED, WEIGHTS, TowerConfig
 from mmcompress.budget import Cost
 from mmcompress.compress.heap import keep_freed_memory
 from mmcompress.compress.int8.convfit import FittedConvolutions, fit_convolutions
@@ -155,9 +155,11 @@ def quantize(job: Job[QuantizeConfig]) -> None:
         if fitted.convolutions is not None:
             for kind, moved in fitted.convolutions.drifts(few.image, kept).items():
                 drift[kind]["image"] = moved
+    smoothed = fitted.model is not model
     for name in source.manifest.files:
-        shutil.copyfile(source.file(name), job.draft.path / name)
-    if fitted.model is not model:
+        if not (smoothed and name == WEIGHTS):
+            shutil.copyfile(source.file(name), job.draft.path / name)
+    if smoothed:
         save_checkpoint(fitted.model.cpu(), job.draft.path)
     job.draft.inherit(source)
     ranges = {name: ends for name, ends in fitted.ranges.items() if name not in kept}

@@ -122,9 +122,9 @@ def _clipping_scales(weight: Floats, kind: Signedness, power: Floats, dtype: typ
 def refitted(
     weight: Floats, covariance: Moment, rows: int, noise: Moment, damping: float
 ) -> tuple[NDArray[np.float32], Factor]:
-    """(in, out), covariance (in, in) of the inputs x over so many rows, (in,) mean square of the noise n that
-    quantizing puts on x -> (in, out): weights W' with the smallest error of (x + n) W' against x W, biases aside; and
-    the factor of the covariance of x + n, for `gptq`.
+    """(in, out), covariance (in, in) of the inputs x, read on and above the diagonal, over so many rows, (in,) mean
+    square of the noise n that quantizing puts on x -> (in, out): weights W' with the smallest error of (x + n) W'
+    against x W, biases aside; and the factor of the covariance of x + n, for `gptq`.
 
     W' = (C + D)^-1 C W, with the noise in D: a Wiener filter, which is ridge regression with a penalty that is known.
     What few rows did not show must not be taken for noise, so C gets a multiple of the identity, `damping`; of infinite
@@ -176,8 +176,8 @@ def _shift(covariance: Tensor, rows: int, damping: float) -> float:
 
 
 def factor_of(gram: Moment, shift: float | None = None) -> Factor:
-    """(in, in) mean of x x^T -> upper triangular R (in, in), with R R^T the Gram matrix, its diagonal raised by
-    `shift`: a hundredth of its mean if not given (Frantar et al. 2023, section 3.3)."""
+    """(in, in) mean of x x^T, read on and above the diagonal -> upper triangular R (in, in), with R R^T the Gram
+    matrix, its diagonal raised by `shift`: a hundredth of its mean if not given (Frantar et al. 2023, section 3.3)."""
     backwards = _single(gram).flip(0, 1)
     mean = float(backwards.diagonal().mean()) or 1.0
     backwards.diagonal().add_(0.01 * mean if shift is None else shift)
@@ -186,9 +186,9 @@ def factor_of(gram: Moment, shift: float | None = None) -> Factor:
 
 
 def _cholesky(matrix: Tensor) -> Tensor:
-    """(n, n) positive -> lower triangular (n, n), float32. Moments are sums in float32 of thousands of rows, so its
-    digits are all that they have. Where these do not suffice, the diagonal is raised by as much as they leave open,
-    and by ten times that, until they do.
+    """(n, n) positive, read on and below the diagonal -> lower triangular (n, n), float32. Moments are sums in float32
+    of thousands of rows, so its digits are all that they have. Where these do not suffice, the diagonal is raised by as
+    much as they leave open, and by ten times that, until they do.
     """
     factor, failed = torch.linalg.cholesky_ex(matrix)
     raised = torch.finfo(torch.float32).eps * (finite(float(matrix.diagonal().abs().max()), "a moment") or 1.0)

@@ -25,12 +25,12 @@ from mmcompress.int8 import (
     OPERANDS,
     SCALE_TYPES,
     ActivationQuantizer,
+    IntegerLinear,
     Linears,
     Range,
     Signedness,
     activation_quantizer,
     dequantize_rows,
-    dequantize_weight,
     quantize_rows,
 )
 from mmcompress.model import DualEncoder
@@ -91,6 +91,12 @@ def fake_quantized(x: Tensor, quantizer: ActivationQuantizer) -> Tensor:
     return (x / scale).round_().clamp_(low, high).mul_(scale)
 
 
+def restored(stored: IntegerLinear) -> Tensor:
+    """The weight (out, in), float32, that integers stand for: `dequantize_weight` as torch lays it out."""
+    scales = torch.from_numpy(stored.scales)[:, None]
+    return (torch.from_numpy(stored.weight).T.contiguous().to(scales.dtype) * scales).float()
+
+
 @contextmanager
 def quantizing(
     model: DualEncoder, linears: Linears, ranges: Mapping[str, Range], kind: Signedness
@@ -102,8 +108,7 @@ def quantizing(
         if name not in linears:
             continue
         originals.append((linear, linear.weight.data, linear.bias.data))
-        weight = dequantize_weight(linears[name].weight, linears[name].scales).astype(np.float32)
-        linear.weight.data = torch.from_numpy(weight.T).contiguous().to(linear.weight.data)
+        linear.weight.data = restored(linears[name]).to(linear.weight.data)
         linear.bias.data = torch.from_numpy(linears[name].bias).to(linear.bias.data)
         handles.append(
             linear.register_forward_pre_hook(_quantizing(activation_quantizer(ranges[name], kind, SCALE_TYPES[kind])))
@@ -234,7 +239,7 @@ class Moments:
 
     @property
     def gram(self) -> Tensor:
-        """(in, in) float32, mean of x x^T."""
+        """(in, in) float32, mean of x x^T; only what is on and above the diagonal."""
         mean = torch.from_numpy(self.mean).float()
         return self.covariance.addr_(mean, mean)
 
@@ -247,9 +252,12 @@ class Moments:
 
     @property
     def covariance(self) -> Tensor:
-        """(in, in) float32"""
-        total = sum((gram for gram in self._grams if gram.ndim), torch.zeros(()))
-        return _centred(_whole(total.cpu()) / self.rows, self._about_origin)
+        """(in, in) float32; only what is on and above the diagonal, which is all that a factorization reads."""
+        first, *others = (gram.cpu() for gram in self._grams if gram.ndim)
+        mean = first / self.rows
+        for gram in others:
+            mean.add_(gram, alpha=1 / self.rows)
+        return _centred(mean, self._about_origin)
 
     @property
     def mean(self) -> Vector:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pydantic import model_validator
+from typing_extensions import Self
+
 from mmcompress.config import Backend, Precision
-from mmcompress.document import Document, Interval, Part, Share
+from mmcompress.document import Document, Interval, Part, Share, check_bins
 
 
 class Recalls(Part):
@@ -144,6 +147,11 @@ class CosineHistogram(Part):
     """Edges of equal bins, up to 1; one more than counts."""
     counts: tuple[int, ...]
     """Images of each bin."""
+
+    @model_validator(mode="after")
+    def _bins(self) -> Self:
+        check_bins(self.edges, self.counts)
+        return self
 
 
 class ClassChange(Part):

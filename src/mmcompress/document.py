@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
@@ -35,6 +36,16 @@ def _time(value: float) -> float:
     if math.isfinite(value) and value < 0:
         raise ValueError("expected a time of 0 or more")
     return value
+
+
+def check_bins(edges: Sequence[float], counts: Sequence[int]) -> None:
+    """ValueError where edges do not ascend, are not one more than counts, or where a count is negative."""
+    if len(edges) != len(counts) + 1:
+        raise ValueError(f"expected one edge more than counts, got {len(edges)} and {len(counts)}")
+    if all(map(math.isfinite, edges)) and any(after < before for before, after in pairwise(edges)):
+        raise ValueError("expected edges that ascend")
+    if any(count < 0 for count in counts):
+        raise ValueError("expected counts of 0 or more")
 
 
 Share = Annotated[float, AfterValidator(_share)]

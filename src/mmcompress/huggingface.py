@@ -55,8 +55,9 @@ def _dual_encoder(folder: Path, config: DualEncoderConfig, files: Sequence[str])
     for name in tensors:
         if name not in known and not name.endswith(_BUFFERS):
             raise CorruptInputError(f"{folder}: unexpected tensor {name!r}", "the weights do not belong to this config")
-    model = DualEncoder(config)
-    model.load_state_dict(state, strict=True)
+    with torch.device("meta"):  # no random weights, which take as long to draw as the file to read
+        model = DualEncoder(config)
+    model.to_empty(device="cpu").load_state_dict(state, strict=True)
     return model.eval()
 
 

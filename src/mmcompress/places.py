@@ -21,6 +21,8 @@ from mmcompress.strictjson import json_from_text
 MANIFEST = "manifest.json"
 CACHE = "MMCOMPRESS_CACHE"
 """The environment variable that says where the cache folder is."""
+LONGEST_NAME = 224
+"""Bytes of a name that an artifact may have: file systems allow 255, and drafts, work folders and locks get longer."""
 _NOT_WRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 _KEYS = frozenset({"schema", "kind", "stage", "key", "files", "digest", "seal"})
 _LEFT_BY_SYSTEMS = frozenset({".DS_Store", "Thumbs.db", "desktop.ini"})
@@ -90,6 +92,7 @@ def check_place(out: Path, inputs: Iterable[Path] = (), stage: str | None = None
 
     It replaces what the same stage made: a checkpoint must not go because its name was given to an export.
     """
+    check_name(out)
     if out.is_symlink():
         raise UsageError(f"{out} is a link, and an artifact replaces the whole of a folder", f"give {out.resolve()}")
     if not out.name or out.name == "..":
@@ -104,6 +107,21 @@ def check_place(out: Path, inputs: Iterable[Path] = (), stage: str | None = None
         raise UsageError(f"{out} lies below {above}, which is no folder", elsewhere(out))
     if out.exists() and not out.is_dir():
         raise UsageError(f"{out} exists and is no folder, so it is not overwritten", _ELSEWHERE)
+
+
+def check_name(out: Path) -> None:
+    """Raise UsageError for a path that no folder can have: the system says so only when the work is done."""
+    if out.parts[:1] and out.parts[0].startswith("~"):
+        hint = f"there is no such user; a folder of that name is ./{out}"
+        raise UsageError(f"{out} begins with {out.parts[0]}, which the shell left as it is", hint)
+    if "\0" in str(out):
+        raise UsageError(f"{str(out)!r} has a zero byte, and no path may", "give another --out")
+    for part in out.parts:
+        if (length := len(os.fsencode(part))) > LONGEST_NAME:
+            raise UsageError(
+                f"the name {part[:20]}… has {length} bytes, and {LONGEST_NAME} are possible: a draft's name is longer",
+                "give a shorter --out",
+            )
 
 
 def check_apart(out: Path, inputs: Iterable[Path]) -> None:

@@ -11,6 +11,8 @@ Nothing here imports torch before several processes are announced: one process d
 
 from __future__ import annotations
 
+import os
+import re
 import signal
 import time
 import uuid
@@ -29,7 +31,10 @@ T = TypeVar("T")
 VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 """What torchrun sets, of what is needed to find the others; `LOCAL_RANK` beside them says which GPU is whose."""
 JOIN_SECONDS = 300.0
-"""How long the processes of one command wait for each other when they start."""
+"""How long the processes of one command wait for each other when they start, on many machines."""
+_JOIN_HERE_SECONDS = 20.0
+"""The same where all are on this machine and no torchrun starts them."""
+_LOOPBACK = re.compile(r"localhost|127(\.\d+){3}|::1")
 SEEN_SECONDS = 60.0
 """How long after it was written a file may stay unseen on another node: network file systems cache what is absent."""
 GRACE_SECONDS = 30.0
@@ -256,15 +261,16 @@ def joined(found: Announced) -> Iterator[Ranks]:
 
     dist: Any = torch.distributed
     try:
-        base, _, _ = next(iter(dist.rendezvous("env://", timeout=timedelta(seconds=JOIN_SECONDS))))
-        store = dist.PrefixStore(f"mmcompress/{_round(found, base)}", base)
+        seconds = join_seconds(os.environ)
+        base, _, _ = next(iter(dist.rendezvous("env://", timeout=timedelta(seconds=seconds))))
+        store = dist.PrefixStore(f"mmcompress/{_round(found, base, seconds)}", base)
         gpus = torch.cuda.is_available()
         backend = "cpu:gloo,cuda:nccl" if gpus else "gloo"
         group = dist.PrefixStore("group", store)
         dist.init_process_group(backend, store=group, rank=found.rank, world_size=found.size)
     except (RuntimeError, ValueError) as error:
         raise LostProcessError(
-            f"rank {found.rank} has not met all {found.size} processes within {JOIN_SECONDS:.0f} s: {error}",
+            f"rank {found.rank} has not met all {found.size} processes within {seconds:.0f} s: {error}",
             "start it with torchrun on every node; GLOO_SOCKET_IFNAME names the network interface to use",
         ) from error
     _here = Ranks(found, store)
@@ -275,13 +281,19 @@ def joined(found: Announced) -> Iterator[Ranks]:
         left_group()
 
 
-def _round(found: Announced, store: Any) -> int:
+def join_seconds(environment: Mapping[str, str]) -> float:
+    """How long to wait for the others: a moment for those that nobody but a person at this machine could start."""
+    alone = "TORCHELASTIC_RUN_ID" not in environment and _LOOPBACK.fullmatch(environment.get("MASTER_ADDR", ""))
+    return _JOIN_HERE_SECONDS if alone else JOIN_SECONDS
+
+
+def _round(found: Announced, store: Any, seconds: float) -> int:
     """Meet all processes of this start; which start it is, counted by rank 0.
 
     torchrun may keep its store when it starts all again, with what those before have written, and its own count of
     restarts differs between nodes. So every other rank asks under a name that nobody had before.
     """
-    limit = time.monotonic() + JOIN_SECONDS
+    limit = time.monotonic() + seconds
 
     def pause() -> None:
         if time.monotonic() > limit:

@@ -73,6 +73,10 @@ def test_grey_of_8_and_16_bits() -> None:
     assert (to_array(Image.new("L", (4, 4), 100), preprocessing) == 100).all()
     deep = Image.fromarray(np.full((4, 4), 100 << 8, dtype=np.uint16))
     assert (to_array(deep, preprocessing) == 100).all()
+    deep.info["transparency"] = 65535
+    assert (to_array(deep, preprocessing) == 100).all(), "no pixel has the grey that is transparent"
+    deep.info["transparency"] = 100 << 8
+    assert (to_array(deep, preprocessing) == 255).all()
 
 
 def test_a_rotated_photo_is_upright_as_transformers_loads_it(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from mmcompress.lock import locked
 from mmcompress.manifest import Kind
 from mmcompress.pipeline import run as pipeline
 from mmcompress.pipeline import standalone
-from mmcompress.pipeline.plan import sources_of
+from mmcompress.pipeline.plan import plan, sources_of
 from mmcompress.pipeline.recipe import StageTable, load_recipe, parse_assignments
 from mmcompress.pipeline.run import run_recipe
 from mmcompress.stages import STAGES
@@ -60,12 +60,35 @@ def recipe(folder: Path, text: str) -> Path:
         (('run = "prune"', 'run = "embed"\n#'), "two stages are named 'embed'", "another"),
         (("mlp = 0.5", "optimizer = 3"), "unknown key 'optimizer'", "known"),
         (("[data]", "[data"), "is not TOML", "[[stage]]"),
+        (("mlp = 0.5", 'name = "../x"'), "a stage is named '../x'", "letters, digits"),
+        (("mlp = 0.5", 'name = ".x"'), "a stage is named '.x'", "letters, digits"),
+        (("mlp = 0.5", "name = 5"), "name: Input should be a valid string (got 5)", "Of its artifact"),
+        (("mlp = 0.5", "checkpoint = [1]"), "sources.checkpoint: Input should be a valid string", "earlier stages"),
+        (("mlp = 0.5", "data = 5"), "data: Input should be", ""),
+        (
+            ('[data]\ntrain = "demo:train"', "data = 5"),
+            "data: Input should be a valid dictionary",
+            "DataConfig",
+        ),
     ],
 )
 def test_a_wrong_recipe_says_what_and_what_to_do(tmp_path: Path, change: tuple[str, str], what: str, hint: str) -> None:
     with pytest.raises(UsageError) as caught:
         load_recipe(recipe(tmp_path, GOOD.replace(*change)))
     assert what in caught.value.what and hint in caught.value.hint and caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize("said", ["data=5", "teacher=x", "embed=1", "data.train.x=1", "prune.data.train.x.y=1"])
+def test_a_value_where_a_table_is_meant_is_refused(tmp_path: Path, said: str) -> None:
+    with pytest.raises(UsageError):
+        load_recipe(recipe(tmp_path, GOOD), parse_assignments([said]))
+
+
+def test_stages_that_read_twice_refuse_stdin(tmp_path: Path) -> None:
+    loaded = load_recipe(recipe(tmp_path, GOOD.replace("demo:train", "-")))
+    with pytest.raises(UsageError, match="embed reads its data more than once, and stdin can be read once") as refused:
+        plan(loaded, {table.name: tmp_path / table.name for table in loaded.stages}, "r.toml")
+    assert "pipe:cat FILE" in refused.value.hint
 
 
 def test_ranges_are_those_that_a_recipe_names_and_no_others() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -87,9 +88,32 @@ def test_other_files_under_the_same_name_are_told(tmp_path: Path) -> None:
     second_bench(tmp_path / "jetson", [*rows[:4], other])
     found = document_of(tmp_path / "server", tmp_path / "jetson")
     told = "\n".join(found["warnings"])
-    assert "jetson/bench measured other files under the same name: int8." in told
+    assert "jetson/bench measured other files under the same name: int8. What it says of them is left out" in told
+    assert {entry["machine"] for entry in found["rows"][-1]["latency"]} == {"AMD EPYC"}, "none of the other files"
+    assert {entry["machine"] for entry in found["rows"][0]["latency"]} == {"AMD EPYC", "Cortex-A78AE"}
+    there = [ratio for ratio in found["ratios"] if ratio["machine"] != "AMD EPYC"]
+    assert not [ratio for ratio in there if "int8" in (ratio["numerator"]["row"], ratio["denominator"]["row"])]
     assert "jetson/int8 differs from the first int8" in told and "is left out" in told
     assert found["rows"][-1]["macs"] == ROWS["int8"]["macs"] and len(found["rows"]) == 5
+
+
+@pytest.mark.parametrize("name", ["int8", "recovered", "teacher"])
+def test_figures_of_files_that_were_replaced_are_left_out(tmp_path: Path, name: str) -> None:
+    make_run(tmp_path)
+    shutil.rmtree(tmp_path / name)
+    onnx_artifact(tmp_path / name, {**ROWS[name], "macs": 5}, [graph("image", "fp32"), graph("text", "fp32")])
+    found = document_of(tmp_path)
+    rows = {row["row"]: row for row in found["rows"]}
+    assert rows[name]["latency"] == [] and rows[name]["metrics"]["i2t_r10"] is rows[name]["cosine_histogram"] is None
+    others = [row for row in rows.values() if row["row"] != name]
+    assert all(row["latency"] for row in others)
+    known = [row["metrics"]["i2t_r10"] is not None for row in others]
+    assert known == [name != "teacher"] * 4, "all were compared with the first"
+    assert not [r for r in found["ratios"] if name in (r["numerator"]["row"], r["denominator"]["row"])]
+    assert not [entry for entry in found["gallery"] if entry["row"] == name]
+    against = [row["int8_against_fp32"]["row"] for row in others if row["int8_against_fp32"]]
+    assert name not in against + [row["previous"]["row"] for row in others if row["previous"]]
+    assert any(f"measured other files under the same name: {name}." in line for line in found["warnings"])
 
 
 def test_accuracy_is_taken_once(tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -177,12 +176,3 @@ def test_a_missing_runtime_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(MissingRequirementError, match="no runtime for ONNX graphs works here: openvino: ") as caught:
         default_backend()
     assert caught.value.exit_code == 3
-
-
-def test_usable_cores_obey_the_quota(monkeypatch: pytest.MonkeyPatch) -> None:
-    from mmcompress.runtime import machine
-
-    monkeypatch.setattr(Path, "read_text", lambda self: "150000 100000\n")
-    assert machine.usable_cores() == 1
-    monkeypatch.setattr(Path, "read_text", lambda self: "max 100000\n")
-    assert machine.usable_cores() >= 1

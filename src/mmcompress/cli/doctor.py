@@ -28,6 +28,8 @@ class Processor(Config):
     model: str
     cores: int
     """Cores that this process may use."""
+    quota: float | None
+    """Cores' worth of time that its container may use; None where nothing limits it."""
     int8: tuple[str, ...] | None
     """The instructions that make INT8 fast, of those that it has; None where it is not known."""
 
@@ -61,6 +63,8 @@ class Diagnosis(Config):
     python: str
     platform: str
     cpu: Processor
+    memory_bytes: int
+    """Of the machine, or as much of it as the container may use."""
     gpu: str | None
     """The one that engines run on, by its driver; None where there is none that can be used."""
     backends: tuple[Backend, ...]
@@ -70,13 +74,20 @@ class Diagnosis(Config):
 def diagnosis() -> Diagnosis:
     """Versions, processor, GPU, backends that run here or why they do not, and the extras that are missing."""
     from mmcompress.runtime.backends import available_backends
-    from mmcompress.runtime.machine import cpu_model, usable_cores
+    from mmcompress.runtime.container import cpu_quota
+    from mmcompress.runtime.machine import cpu_model, memory_bytes, usable_cores
 
     return Diagnosis(
         mmcompress=__version__,
         python=platform.python_version(),
         platform=platform.platform(),
-        cpu=Processor(model=cpu_model(), cores=usable_cores(), int8=int8_instructions(Path("/proc/cpuinfo"))),
+        cpu=Processor(
+            model=cpu_model(),
+            cores=usable_cores(),
+            quota=cpu_quota(),
+            int8=int8_instructions(Path("/proc/cpuinfo")),
+        ),
+        memory_bytes=memory_bytes(),
         gpu=gpu(),
         backends=tuple(Backend(name=n, usable=why is None, reason=why) for n, why in available_backends().items()),
         extras=tuple(extra for extra in extras(requires("mmcompress") or []) if extra.name not in ("demo", "dev")),

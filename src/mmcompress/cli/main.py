@@ -15,12 +15,15 @@ from mmcompress.cli.streams import flushed, never_failing
 from mmcompress.errors import MMCompressError
 from mmcompress.places import disk_error
 from mmcompress.ranks import announced, joined
+from mmcompress.runtime.container import cpu_quota
 
 
 def main() -> NoReturn:
     # OpenMP's threads spin while they wait, which takes the processor from those that decode images. Read once, when
     # torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    if (quota := cpu_quota()) is not None:  # which OpenMP does not ask for
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, int(quota))))
     never_failing()
     sys.exit(_told(_on_all_ranks))
 

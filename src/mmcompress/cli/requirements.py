@@ -23,6 +23,7 @@ from mmcompress.runtime.backends import BACKENDS, GPU_BACKENDS
 from mmcompress.runtime.board import driver_version, jetpack, on_jetson
 from mmcompress.runtime.conditions import power_mode
 from mmcompress.runtime.gpu import open_cuda
+from mmcompress.runtime.machine import memory_bytes, memory_free
 from mmcompress.runtime.tensorrt import tensorrt_module, this_machine
 
 GIB = 1 << 30
@@ -51,10 +52,10 @@ def requirements(backend: str, cpuinfo: Path = Path("/proc/cpuinfo")) -> tuple[C
     own = gpu_checks(name) if name in GPU_BACKENDS else [_asked("library", BACKENDS[name].check, _version_of(name))]
     if name not in GPU_BACKENDS:
         own.append(processor_check(name, int8_instructions(cpuinfo)))
-    memory, swap = psutil.virtual_memory(), psutil.swap_memory()
+    swap = psutil.swap_memory()
     return (
         *own,
-        *memory_checks(memory.total, memory.available, swap.total, builds=name in GPU_BACKENDS),
+        *memory_checks(memory_bytes(), memory_free(), swap.total, builds=name in GPU_BACKENDS),
         folder_check("cache", cache_folder(), "MMCOMPRESS_CACHE"),
         folder_check("hub cache", hub_cache(), "HF_HOME"),
         folder_check("disk", Path.cwd(), None),

@@ -220,11 +220,15 @@ def split_summary(made: Artifact, document: SplitDocument | DeviceTimes) -> Summ
 def diagnosis_summary(diagnosis: Diagnosis, checks: Sequence[Check] | None = None) -> Summary:
     """`doctor`'s facts as tables, with what one backend needs where that was asked."""
     cpu = diagnosis.cpu
+    cores = "1 core" if cpu.cores == 1 else f"{cpu.cores} cores"
+    if cpu.quota is not None:
+        cores += f" of the {cpu.quota:g} that its container allows"
     int8 = "unknown" if cpu.int8 is None else ", ".join(cpu.int8) or "none that speeds up INT8"
     about = pairs(
         {
             "mmcompress": f"{diagnosis.mmcompress} on Python {diagnosis.python}, {diagnosis.platform}",
-            "processor": f"{cpu.model}, {cpu.cores} cores; {int8}",
+            "processor": f"{cpu.model}, {cores}; {int8}",
+            "memory": f"{diagnosis.memory_bytes / (1 << 30):.1f} GiB",
             "GPU": diagnosis.gpu or "none found: engines can be built but not run",
         }
     )

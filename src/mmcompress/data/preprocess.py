@@ -57,13 +57,22 @@ def to_rgb(image: Image.Image) -> Image.Image:
     """RGB, with whatever is transparent laid on white; the image itself where it is so already."""
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
+    if image.mode.startswith("I;16"):
+        return _rgb_of_16_bits(image)
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
         return Image.alpha_composite(white, rgba).convert("RGB")
-    if image.mode.startswith("I;16"):
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
     return image.convert("RGB")
+
+
+def _rgb_of_16_bits(image: Image.Image) -> Image.Image:
+    """The upper 8 of each grey's 16 bits, and white where a grey is the transparent one (PNG's tRNS)."""
+    grey = np.asarray(image)
+    upper = (grey >> 8).astype(np.uint8)
+    if (clear := image.info.get("transparency")) is not None:
+        upper[grey == clear] = 255
+    return Image.fromarray(upper).convert("RGB")
 
 
 def resized_size(width: int, height: int, shorter: int) -> tuple[int, int]:

@@ -17,7 +17,7 @@ from mmcompress.data.remote import UnreachableError, at_hand
 from mmcompress.data.sample import Sample
 from mmcompress.data.sentences import sentence_for
 from mmcompress.data.shards import MEMBER_BYTES
-from mmcompress.data.spec import PHOTO_SUFFIXES, SHARD_SUFFIXES, images_in, is_stream
+from mmcompress.data.spec import PHOTO_SUFFIXES, SHARD_SUFFIXES, STDIN, images_in, is_stream
 from mmcompress.data.tally import Tally
 from mmcompress.errors import CorruptInputError, UsageError
 
@@ -70,7 +70,7 @@ def named(places: list[str]) -> list[tuple[str, str]]:
     for place in places:
         name = Path(place).name
         stem = next((name.removesuffix(suffix) for suffix in SHARD_SUFFIXES if name.endswith(suffix)), name)
-        names.append(f"stream-{len(names):05d}" if place == "-" or place.startswith("pipe:") else stem)
+        names.append(f"stream-{len(names):05d}" if place == STDIN or place.startswith("pipe:") else stem)
     if len(set(names)) < len(names):
         names = [f"{index:05d}-{name}" for index, name in enumerate(names)]
     return list(zip(places, names, strict=True))

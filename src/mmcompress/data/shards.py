@@ -22,7 +22,7 @@ from typing import IO, NamedTuple
 from typing_extensions import Self
 
 from mmcompress.data.remote import opened
-from mmcompress.data.spec import IMAGE_SUFFIXES, is_address, is_stream
+from mmcompress.data.spec import IMAGE_SUFFIXES, STDIN, is_address, is_stream
 
 MEMBER_BYTES = 256 * 2**20
 """A larger file in a tar is refused unread."""
@@ -173,5 +173,5 @@ def _opened(shard: str) -> Iterator[IO[bytes]]:
         with suppress(OSError):  # the program was cut off, so its exit status says nothing
             stream.close()
         raise
-    if shard != "-":
+    if shard != STDIN:
         stream.close()  # raises where the program failed

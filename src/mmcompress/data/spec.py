@@ -11,6 +11,7 @@ from __future__ import annotations
 import glob
 import hashlib
 import re
+import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -37,6 +38,9 @@ ACCEPTED = (
     "('s3://bucket/{0..9}.tar', with 'cached:' before it to keep it), 'pipe:COMMAND', '-' for stdin, or demo:train, "
     "demo:val, demo:test"
 )
+STDIN = "-"
+_PROCESS = uuid.uuid4().hex
+"""What nothing that another process has read can have in its key."""
 _HASHING, _AT_ONCE = 8, 16
 """Threads that hash files, and the files that one takes at a time: most are known, and handing over costs more."""
 PHOTO_SUFFIXES = tuple(f".{suffix}" for suffix in IMAGE_SUFFIXES)
@@ -45,7 +49,7 @@ PHOTO_SUFFIXES = tuple(f".{suffix}" for suffix in IMAGE_SUFFIXES)
 def is_stream(spec: str) -> bool:
     """Whether the specification is no path: what another program or machine sends, from its begin to its end."""
     spec = part_of(spec)[1]
-    return spec == "-" or spec.startswith("pipe:") or "://" in spec
+    return spec == STDIN or spec.startswith("pipe:") or "://" in spec
 
 
 def is_address(place: str) -> bool:
@@ -208,11 +212,14 @@ def fingerprint(spec: str) -> str:
     """Content identity of a data specification or of a teacher's source.
 
     Local files and folders: names, sizes and SHA-256, which `digests.py` remembers.
-    Hub ids, aliases, URLs and commands: the text. `file.py:function`: the file and the function's name.
+    Hub ids, aliases, URLs and commands: the text. `file.py:function`: the file and the function's name. What comes from
+    stdin is never the same again.
     """
     share, whole = part_of(spec)
     if share is not None:
         return hash_json(["part", share.first, share.last, share.bins, fingerprint(whole)])
+    if spec == STDIN:
+        return hash_json(["stdin", _PROCESS])
     if is_stream(spec):
         return hash_json(["text", spec.removeprefix(CACHED)])
     if match := re.fullmatch(r"(.+\.py):(\w+)", spec):

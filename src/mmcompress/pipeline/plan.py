@@ -13,7 +13,7 @@ from pathlib import Path
 from mmcompress.config import DataConfig, PairConfig, StageConfig, TeacherConfig
 from mmcompress.data.batches import check_readable
 from mmcompress.data.layout import read_labels, read_templates
-from mmcompress.data.spec import expand, is_photos, is_stream, part_of
+from mmcompress.data.spec import STDIN, expand, is_photos, is_stream, part_of
 from mmcompress.errors import UsageError, suggestion
 from mmcompress.manifest import Kind
 from mmcompress.pipeline.recipe import DATA_FIELDS, Recipe, StageTable, stage_config
@@ -23,6 +23,8 @@ from mmcompress.stages import STAGES, Stage
 _LISTS: Mapping[str, Callable[[str], list[str]]] = {"labels": read_labels, "templates": read_templates}
 """Small files that a data table names, read before anything runs to see that they can be."""
 _READ_AS_PAIRS = tuple(name for name in DATA_FIELDS if name not in _LISTS)
+_READ_ONCE = ("drift", "verdict")
+"""Stages that can take a stream from stdin."""
 _IN_ORDER = ("embed", "drift")
 """Stages that read their data from its begin to its end; the others shuffle it."""
 
@@ -93,6 +95,11 @@ def check_use(built: StageConfig, stage: Stage, roles: Collection[str], where: s
         spec = getattr(data, name)
         if spec is None:
             continue
+        if part_of(spec)[1] == STDIN and stage.name not in _READ_ONCE:
+            raise UsageError(
+                f"{where}: {stage.name} reads its data more than once, and stdin can be read once",
+                "save it to a file, or give a command that can run again: 'pipe:cat FILE'",
+            )
         _LISTS.get(name, expand)(spec)
         if name in stage.captions and is_photos(spec):
             raise UsageError(

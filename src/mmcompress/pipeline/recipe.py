@@ -7,15 +7,15 @@ set does not train again.
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel
-
 from mmcompress.config import DataConfig, StageConfig, validated
 from mmcompress.errors import UsageError, suggestion
+from mmcompress.frozen import Config
 from mmcompress.stages import STAGES, Stage
 from mmcompress.strictjson import json_from_text
 
@@ -25,23 +25,31 @@ else:
     import tomli as tomllib
 
 SHARED_TABLES = ("data", "teacher", "student")
+_NAME = re.compile(r"\w[\w .+-]*")
 DATA_FIELDS = ("train", "validation", "test", "original", "labels", "templates")
 """The specifications in a data table."""
 
 
-class StageTable(BaseModel):
+class StageTable(Config):
     """One `[[stage]]` table: which function, under which name, from which earlier artifacts."""
 
     run: str
     name: str
+    """Of its artifact, which is the folder's too."""
     sources: dict[str, str]
+    """Names of earlier stages, by the role that their artifact has here."""
     config: dict[str, Any]
 
 
-class Recipe(BaseModel):
-    data: dict[str, Any] = {}
-    teacher: dict[str, Any] = {}
-    student: dict[str, Any] = {}
+class Recipe(Config):
+    """The tables of a recipe."""
+
+    data: dict[str, Any]
+    """What is read: keys of `DataConfig`."""
+    teacher: dict[str, Any]
+    """Keys of `TeacherConfig`."""
+    student: dict[str, Any]
+    """Keys of `StudentConfig`."""
     stages: tuple[StageTable, ...]
 
 
@@ -56,8 +64,8 @@ def recipe_of(tables: dict[str, Any], path: str, assignments: Mapping[str, Any] 
     for key in tables:
         if key not in known:
             raise UsageError(f"{path}: unknown table [{key}]", suggestion(key, known))
-    rows = tables.get("stage") or []
-    if not rows or not all(isinstance(row, dict) for row in rows):
+    rows = tables.get("stage")
+    if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
         raise UsageError(f"{path} has no [[stage]] tables", 'add at least one: [[stage]] with run = "distill"')
     for key, value in (assignments or {}).items():
         _override(tables, rows, key, value)
@@ -66,12 +74,7 @@ def recipe_of(tables: dict[str, Any], path: str, assignments: Mapping[str, Any] 
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
         raise UsageError(f"{path}: two stages are named {repeated[0]!r}", 'give one of them another `name = "…"`')
-    recipe = Recipe(
-        data=tables.get("data", {}),
-        teacher=tables.get("teacher", {}),
-        student=tables.get("student", {}),
-        stages=stages,
-    )
+    recipe = validated(Recipe, {**{name: tables.get(name, {}) for name in SHARED_TABLES}, "stages": stages}, path)
     for stage in stages:
         stage_config(recipe, stage, path)
     return recipe
@@ -95,12 +98,19 @@ def _stage_table(row: Mapping[str, Any], path: str) -> StageTable:
     if not isinstance(run, str) or run not in STAGES:
         raise UsageError(f"{path}: [[stage]] run = {run!r} is no stage", suggestion(str(run), STAGES))
     roles = STAGES[run].consumes
-    return StageTable(
-        run=run,
-        name=row.get("name", run),
-        sources={role: row[role] for role in roles if role in row},
-        config={k: v for k, v in row.items() if k not in {"run", "name", *roles}},
-    )
+    values = {
+        "run": run,
+        "name": row.get("name", run),
+        "sources": {role: row[role] for role in roles if role in row},
+        "config": {k: v for k, v in row.items() if k not in {"run", "name", *roles}},
+    }
+    table = validated(StageTable, values, f"{path}: stage {run!r}")
+    if not _NAME.fullmatch(table.name):
+        raise UsageError(
+            f"{path}: a stage is named {table.name!r}, and its artifact is the folder of that name in --out",
+            'give it a name of letters, digits, "-", "_" and ".", that begins with a letter or a digit',
+        )
+    return table
 
 
 def stage_config(recipe: Recipe, table: StageTable, where: str) -> StageConfig:
@@ -109,8 +119,9 @@ def stage_config(recipe: Recipe, table: StageTable, where: str) -> StageConfig:
     values = dict(table.config)
     for shared in SHARED_TABLES:
         inherited = getattr(recipe, shared)
-        if shared in stage.config.model_fields and inherited:
-            values[shared] = {**inherited, **values.get(shared, {})}
+        own = values.get(shared, {})
+        if shared in stage.config.model_fields and inherited and isinstance(own, dict):
+            values[shared] = {**inherited, **own}
     built = validated(stage.config, values, f"{where}: stage {table.name!r}")
     return reduced(built, stage)
 
@@ -139,13 +150,15 @@ def parse_assignments(assignments: Sequence[str]) -> dict[str, Any]:
 
 
 def assign(table: dict[str, Any], path: Sequence[str], value: object) -> None:
-    """Set a nested key, making the tables on the way."""
-    for part in path[:-1]:
-        nested = table.setdefault(part, {})
-        if not isinstance(nested, dict):
-            raise UsageError(f"--set {'.'.join(path)}: {part!r} is a value, not a table", "name a key that exists")
-        table = nested
-    table[path[-1]] = value
+    """Set a nested key, making the tables on the way. Raises UsageError where a value stands on it."""
+    holder: object = table
+    for index, part in enumerate(path):
+        if not isinstance(holder, dict):
+            before = path[index - 1] if index else "what it is in"
+            raise UsageError(f"--set {'.'.join(path)}: {before!r} is a value, not a table", "name a key that exists")
+        if index == len(path) - 1:
+            holder[part] = value
+        holder = holder.setdefault(part, {})
 
 
 def read_recipe(path: Path) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 A report may join several devices. Rows are artifacts and machines are where they ran: every measurement says by the
 digests of its parents which artifacts it is of, so a bench folder that is copied back from a device joins the rows that
-it ran, and a measurement of other files under the same names is told, never mixed in silently. Accuracy is taken once,
+it ran, and one of other files under the same names is told and left out (`current.py`). Accuracy is taken once,
 from the first drift, since the delivered files do not change between machines.
 """
 
@@ -142,7 +142,10 @@ def mismatches(artifacts: Sequence[Artifact], documents: Iterable[Measurement[Do
     for document in documents:
         others = [name for name, digest in document.digests.items() if kept.get(name, digest) != digest]
         if others:
-            sentences.append(f"{document.folder} measured other files under the same name: {', '.join(others)}.")
+            sentences.append(
+                f"{document.folder} measured other files under the same name: {', '.join(others)}. What it says of "
+                "them is left out: measure again."
+            )
     return list(dict.fromkeys(sentences))
 
 

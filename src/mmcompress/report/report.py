@@ -19,6 +19,7 @@ from mmcompress.errors import UsageError
 from mmcompress.gates import Gates
 from mmcompress.manifest import Kind, environment
 from mmcompress.report import measured
+from mmcompress.report.current import current_bench, current_drift
 from mmcompress.report.document import GateVerdict, MachineRatio, ReportDocument
 from mmcompress.report.judging import judged, unjudged
 from mmcompress.report.measured import Measurement
@@ -72,13 +73,17 @@ def _recorded(document: ReportDocument, gates: Gates) -> tuple[GateVerdict, ...]
 
 def joined(title: str, gathered: Sequence[Artifact], folder: Path) -> ReportDocument:
     """One document of all rows in the order of `gathered`; artifacts are named relative to `folder`."""
+    graphs = [artifact for artifact in gathered if artifact.manifest.kind is Kind.ONNX]
     benches, drifts = measured.benches(gathered), measured.drifts(gathered)
     measurements: list[Measurement[Document]] = [*benches, *drifts]
+    first = {(a.manifest.kind, a.path.name): a for a in reversed(gathered)}
+    kept = [a for a in gathered if first[a.manifest.kind, a.path.name] is a]
+    standing = [artifact for artifact in kept if artifact.manifest.kind is Kind.ONNX]
+    benches = [current_bench(bench, standing) for bench in benches]
+    drifts = [drift for one in drifts if (drift := current_drift(one, standing)) is not None]
     latencies = [bench.document for bench in benches]
     machines, ids = measured.machines(latencies)
     main = drifts[0] if drifts else None
-    first = {(a.manifest.kind, a.path.name): a for a in reversed(gathered)}
-    kept = [a for a in gathered if first[a.manifest.kind, a.path.name] is a]
     seen = {digest for measurement in measurements for digest in measurement.digests.values()}
     # a verdict is a row where it stands for an export in bench and drift, else a section of its own
     delivered = [a for a in kept if a.manifest.stage != "verdict" or a.digest in seen]
@@ -110,7 +115,6 @@ def joined(title: str, gathered: Sequence[Artifact], folder: Path) -> ReportDocu
         warnings=(),
         not_measured=(),
     )
-    graphs = [artifact for artifact in gathered if artifact.manifest.kind is Kind.ONNX]
     warnings = [
         *measured.mismatches(graphs, measurements),
         *truth_warnings(document),
