@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
-from rich.console import Console, RenderableType
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
 from mmcompress.artifact import Artifact
 from mmcompress.cli.streams import encodes
 from mmcompress.document import Document
-from mmcompress.formats import (
-    megabytes,
-)
+from mmcompress.formats import megabytes, printable
 from mmcompress.strictjson import text_from_json
 
 LINE = 120
 Summary = tuple[object, RenderableType]
 """What `--json` prints, and what people see."""
+
+
+class _Printable:
+    """A view whose texts, some of which others wrote, send nothing to the terminal but characters."""
+
+    def __init__(self, view: RenderableType) -> None:
+        self._view = view
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Segment]:
+        for segment in console.render(self._view, options):
+            yield segment if segment.control else Segment(printable(segment.text), segment.style)
 
 
 def show(document: object, view: RenderableType, as_json: bool) -> None:
@@ -30,7 +40,7 @@ def show(document: object, view: RenderableType, as_json: bool) -> None:
         out = Console(highlight=False, markup=False)
         if not out.is_terminal:
             out = Console(highlight=False, markup=False, width=LINE)
-        out.print(view, soft_wrap=isinstance(view, Text))
+        out.print(_Printable(view), soft_wrap=isinstance(view, Text))
 
 
 def artifact_summary(artifact: Artifact) -> Summary:
