@@ -37,6 +37,25 @@ def test_every_file_that_is_named_is_there(page: Path) -> None:
         assert any(place.exists() for place in places) or list(ROOT.rglob(f"*/{name}")), f"{page.name} names {name}"
 
 
+def commands(page: Path) -> list[str]:
+    """What the blocks of a page tell a reader to type, without comments."""
+    blocks = re.findall(r"^```\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    return [said for block in blocks for line in block.splitlines() if (said := re.sub(r"\s+# .*", "", line).strip())]
+
+
+def test_the_readme_is_the_same_in_both_languages() -> None:
+    ours, theirs = ROOT / "README.md", ROOT / "README.zh-CN.md"
+    texts = [page.read_text(encoding="utf-8") for page in (ours, theirs)]
+    assert commands(ours) == commands(theirs) and len(commands(ours)) > 30
+    sections, figures, links = (
+        [re.findall(pattern, text, re.MULTILINE) for text in texts]
+        for pattern in (r"^#+ ", r"^\| \**(?:teacher|distilled|pruned|recovered|int8).*", r"\]\(([^)]+)\)")
+    )
+    assert sections[0] == sections[1]
+    assert figures[0] == figures[1] and len(figures[0]) == 5
+    assert {*links[0]} - {"README.zh-CN.md"} == {*links[1]} - {"README.md"}
+
+
 DECISIONS, _, MEASUREMENTS = (ROOT / "docs/decisions.md").read_text(encoding="utf-8").partition("\n## Measurements\n")
 
 
