@@ -23,8 +23,8 @@ from mmcompress.stages import STAGES, Stage
 _LISTS: Mapping[str, Callable[[str], list[str]]] = {"labels": read_labels, "templates": read_templates}
 """Small files that a data table names, read before anything runs to see that they can be."""
 _READ_AS_PAIRS = tuple(name for name in DATA_FIELDS if name not in _LISTS)
-_READ_ONCE = ("drift", "verdict")
-"""Stages that can take a stream from stdin."""
+_READ_ONCE = ("distill", "drift", "verdict")
+"""Stages that can take a stream from stdin: `distill` with embeddings that are there, for one epoch."""
 _IN_ORDER = ("embed", "drift")
 """Stages that read their data from its begin to its end; the others shuffle it."""
 
