@@ -16,12 +16,16 @@ import torch
 from clip_world import write_squares
 
 from mmcompress.artifact import Artifact
+from mmcompress.compress.int8.given import check_keep
 from mmcompress.compress.int8.simulate import fake_quantized
+from mmcompress.errors import UsageError
 from mmcompress.export.audit import fallen_back, quantized_linears
 from mmcompress.export.engine import engine_from_onnx
+from mmcompress.export.export import Variant
 from mmcompress.huggingface import dual_encoder_from_checkpoint
 from mmcompress.int8 import activation_quantizer, linear_modules, linears_from_tensors, read_ranges
 from mmcompress.manifest import TensorSpec
+from mmcompress.measure.verdict.origins import origin_of
 from mmcompress.pipeline.single import run_single
 from mmcompress.runtime.openvino import openvino_module
 
@@ -125,7 +129,29 @@ def test_graph_is_what_torch_computes_of_the_integers(made: dict[str, Any], kind
     assert float((expected * found).sum(axis=1).min()) > 0.9995  # values on the edge between two steps differ
 
 
-def test_verdict_judges_it_and_fp8_is_refused(made: dict[str, Any], cli: Callable[..., Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize("backend", ["onnxruntime", "tensorrt-rtx"])
+def test_a_verdict_has_candidates_that_are_integers(backend: Any, made: dict[str, Any], tmp_path: Path) -> None:
+    """Their graphs, which is what is special about it; nothing here was trained enough to be judged."""
+    origin = origin_of(made["quantized"])
+    wanted = {*origin.products("image")} - {"image.stem"}
+    found = {}
+    for candidate, numerics in origin.candidates(backend):
+        path = tmp_path / f"{candidate.name}.onnx"
+        if candidate.precision == "int8":
+            origin.write(path, "image", candidate.name, Variant("int8", numerics))
+            found[candidate.name] = {*quantized_linears(path)}
+    assert found["all"] == wanted and all(names <= wanted for names in found.values())
+
+
+def test_names_that_are_no_convolutions_are_refused(made: dict[str, Any]) -> None:
+    model = made["quantized"].model
+    with pytest.raises(UsageError, match=r"there is no Linear or convolution 'image\.blocks\.0\.fc1'"):
+        check_keep(model, ["image.blocks.0.fc1"])
+    with pytest.raises(UsageError, match="names every convolution of the image tower"):
+        check_keep(model, [name for name in linear_modules(model) if name.startswith("image.")])
+
+
+def test_fp8_and_given_ranges_are_refused(made: dict[str, Any], cli: Callable[..., Any], tmp_path: Path) -> None:
     ended = cli("export", made["quantized"].path, "--precision", "fp8", "--out", tmp_path / "fp8")
     assert ended.code == 2 and "an export in FP8 takes vision transformers" in " ".join(ended.err.split())
     ranges = ("--ranges", made["quantized"].path, "--data", made["data"])
