@@ -2,13 +2,14 @@
 #   make demo       teacher -> student -> INT8 -> report in runs/demo/report (again: reuses what is there)
 #   make engines    a ViT-B/32's TensorRT-RTX engines for three targets, without a GPU, held against budgets
 #   make test       the tests, without those that need a GPU; `make test-gpu` runs those
+#   make fuzz       spoiled input at every door for an hour, other input every time
 #   make PYTHON=python3.12 demo    another Python, 3.10 or later
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo engines test test-gpu lint type docs bench dist clean
+.PHONY: demo engines test test-gpu fuzz lint type docs bench dist clean
 
 demo: $(READY)
 	$(BIN)/mmcompress run demo --out runs/demo
@@ -21,6 +22,9 @@ test: $(READY)
 
 test-gpu: $(READY)
 	$(BIN)/python -m pytest -q -m gpu
+
+fuzz: $(READY)
+	FUZZ_SECONDS=300 $(BIN)/python -m pytest -q -n auto tests/fuzz
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 WIDTH, QUERIES, TOP, IMAGES, BATCH = 512, 500, 10, 2000, 10_000
-EFS = (32, 64, 128)
+EFS = (32, 64, 128, 256, 512, 1024, 2048)
 
 
 def embeddings(path: Path) -> None:

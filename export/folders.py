@@ -59,7 +59,10 @@ def tokenizer_of(folder: Path, trust_remote_code: bool = False) -> Any:
         for package in ("sentencepiece", "google.protobuf"):
             require(package, "sentencepiece")
     stated = folder / "tokenizer_config.json"
-    name = read_json(stated, "restore it from where it came").get("tokenizer_class", "") if stated.is_file() else ""
+    described = read_json(stated, "restore it from where it came") if stated.is_file() else {}
+    name = described.get("tokenizer_class") or "" if isinstance(described, dict) else None
+    if not isinstance(name, str):
+        raise CorruptInputError(f"{stated} names no tokenizer_class: {name!r}", "restore it from where it came")
     newer = name in _NEWER and not hasattr(transformers, name) and (folder / "tokenizer.json").is_file()
     opener = transformers.PreTrainedTokenizerFast if newer else transformers.AutoTokenizer
     tokenizer = opened(

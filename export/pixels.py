@@ -33,7 +33,8 @@ _FLAGS = {"do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_conve
 def image_processing(folder: Path, trust_remote_code: bool = False) -> Preprocessing:
     """How a Hugging Face folder prepares images. UsageError, with the key, for what a device cannot repeat exactly."""
     processor = image_processor_of(folder, trust_remote_code)
-    rule = rule_from_processor(processor)
+    with foreign_code(f"reading the {type(processor).__name__} in {folder}", "a value in its config makes no sense"):
+        rule = rule_from_processor(processor)
     _check_repeats(processor, rule)
     _check_model(folder, rule, trust_remote_code)
     return rule
@@ -127,7 +128,8 @@ def _check_repeats(processor: Any, rule: Preprocessing) -> None:
     name = type(processor).__name__
     for image in odd_images(rule.size):
         what = f"an image of {image.width} x {image.height} pixels"
-        ours = normalize(to_array(image, rule)[None], rule)
+        with np.errstate(all="ignore"):  # of a std that is nearly 0, say, whose numbers are compared below
+            ours = normalize(to_array(image, rule)[None], rule)
         how = foreign_code(
             f"the teacher's {name} for {what}", "its config contradicts itself, or it needs more than an image"
         )

@@ -80,6 +80,11 @@ def text_context(config: Any, tokenizer: Any) -> int:
 
 
 def _canonical(folder: Path, reference: Any, config: Any) -> tuple[Tokenizer, TextProcessing]:
+    with foreign_code(f"reading the {type(reference).__name__} in {folder}", _AT_FAULT):
+        return _read(folder, reference, config)
+
+
+def _read(folder: Path, reference: Any, config: Any) -> tuple[Tokenizer, TextProcessing]:
     for side in ("padding_side", "truncation_side"):
         if getattr(reference, side) != "right":
             raise UsageError(

@@ -57,6 +57,12 @@ def check_bisect(config: BisectConfig, sources: Sources) -> None:
                 "checkpoint name their modules",
                 "give two exports of one checkpoint; of other graphs `mmcompress drift` says how far they moved",
             )
+        if artifact.manifest.stage == "quantize-graphs":
+            raise UsageError(
+                f"{artifact.path} cannot be bisected: it was quantized as a graph, and its integers are named after "
+                "what they come from, not after the module that reads them",
+                "quantize the checkpoint and export that; `mmcompress drift` says how far any graph moved",
+            )
         if any(graph.prepares for graph in artifact.manifest.graphs):
             raise UsageError(
                 f"{artifact.path} cannot be bisected: its image graphs prepare photos themselves, and bisect feeds both"

@@ -53,7 +53,7 @@ class OpenVINOSession(Session):
         }
         try:
             compiled = ov.Core().compile_model(str(path), "CPU", settings)
-        except RuntimeError as error:
+        except (RuntimeError, ValueError) as error:  # a name in the file that is no text is a ValueError
             raise CorruptInputError(
                 f"openvino cannot load {path}: {_last_line(error)}",
                 "try another backend" + (", or precision fp32" if graph.precision != "fp32" else ""),
@@ -76,6 +76,6 @@ def _dtypes(ports: list[Any]) -> dict[str, str]:
     return {name: np.dtype(port.get_element_type().to_dtype()).name for port in ports for name in port.names}
 
 
-def _last_line(error: RuntimeError) -> str:
+def _last_line(error: Exception) -> str:
     lines = [line for line in str(error).strip().splitlines() if line.strip()]
     return lines[-1].strip() if lines else "no reason given"

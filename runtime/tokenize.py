@@ -17,6 +17,7 @@ from tokenizers import Tokenizer
 
 from mmcompress.artifact import Artifact
 from mmcompress.errors import CorruptInputError, UsageError
+from mmcompress.foreign import foreign_code
 from mmcompress.manifest import TextProcessing
 
 
@@ -35,8 +36,10 @@ def tokenize(tokenizer: Tokenizer, texts: Sequence[str], processing: TextProcess
     tokenizer.enable_truncation(max_length=processing.context)
     tokenizer.enable_padding(length=processing.context, pad_id=processing.pad_token_id)
     tokens: NDArray[np.int32] = np.empty((len(texts), processing.context), dtype=np.int32)
-    for row, encoded in zip(tokens, tokenizer.encode_batch(spelled(texts, processing)), strict=True):
-        row[:] = encoded.ids
+    again = "its tokenizer.json contradicts itself: make or download it again"
+    with foreign_code("the tokenizer", again, CorruptInputError):
+        for row, encoded in zip(tokens, tokenizer.encode_batch(spelled(texts, processing)), strict=True):
+            row[:] = encoded.ids
     return tokens
 
 

@@ -84,6 +84,19 @@ def test_files_outside_of_the_folder_are_refused(tmp_path: Path) -> None:
         Artifact.open(made.path)
 
 
+def test_every_file_may_be_read_by_whom_the_mask_allows(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        with Artifact.create(tmp_path / "a", kind=Kind.ONNX, stage="export", key="k") as draft:
+            (draft.path / "sub").mkdir()
+            for name in ("weights", "sub/weights"):
+                (draft.path / name).touch(0o600)
+    finally:
+        os.umask(before)
+    modes = {path.stat().st_mode & 0o777 for path in (tmp_path / "a").rglob("*") if path.is_file()}
+    assert modes == {0o640}
+
+
 def test_a_failing_stage_leaves_the_old_artifact(tmp_path: Path) -> None:
     old = make(tmp_path / "a").digest
     with (

@@ -11,6 +11,7 @@ be compared by digest.
 from __future__ import annotations
 
 import shutil
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -160,6 +161,7 @@ class Artifact:
             )
             manifest = manifest.model_copy(update={"digest": manifest.compute_digest()})
             _write_manifest(temporary / MANIFEST, manifest)
+            _let_be_read(temporary, manifest)
             swap_in(temporary, path)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -201,6 +203,13 @@ def _hash_files(folder: Path, known: Mapping[str, str]) -> dict[str, FileEntry]:
 def _write_manifest(path: Path, manifest: Manifest) -> None:
     body = manifest.model_dump(mode="json", by_alias=True)
     write_json(path, {**body, "seal": manifest.compute_seal()})
+
+
+def _let_be_read(folder: Path, manifest: Manifest) -> None:
+    """By whom the user's mask allows: some libraries write files that nobody else may read."""
+    mode = stat.S_IMODE((folder / MANIFEST).stat().st_mode)
+    for name in manifest.files:
+        (folder / name).chmod(mode)
 
 
 def read_manifest(path: Path) -> Manifest:

@@ -60,7 +60,7 @@ def config_from_hugging_face(folder: Path) -> DualEncoderConfig:
         raise CorruptInputError(
             f"{path} describes no model: {place} {first['msg']}", "restore it from where it came"
         ) from error
-    except (TypeError, ValueError, AttributeError, OSError) as error:
+    except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError, OSError) as error:
         raise CorruptInputError(f"{path} cannot be read: {error}", "restore it from where it came") from error
 
 
@@ -108,7 +108,7 @@ def _tower_config(folder: Path, tower: str, ending: str, known: Mapping[str, str
         )
     try:
         return family, _config_class(known[family], whole=True).from_pretrained(folder), path
-    except (TypeError, ValueError, AttributeError, OSError) as error:
+    except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError, OSError) as error:
         raise CorruptInputError(f"{path} cannot be read: {error}", "restore it from where it came") from error
 
 

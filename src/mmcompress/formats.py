@@ -15,6 +15,14 @@ ABSENT = "–"
 MINUS = "−"
 
 
+_CONTROL = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\t\n"}
+
+
+def printable(text: str) -> str:
+    """The text with control characters as Python writes them: an escape of a terminal can clear it, or type into it."""
+    return text.translate(_CONTROL)
+
+
 def percent(fraction: float | None, digits: int = 1) -> str:
     """0.4234 -> `42.3%`"""
     return ABSENT if fraction is None else f"{100 * fraction:.{digits}f}%"

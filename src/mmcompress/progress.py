@@ -15,6 +15,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from mmcompress.formats import printable
+
 T = TypeVar("T")
 LOG_SECONDS = 30.0
 console = Console(stderr=True, highlight=False)
@@ -23,7 +25,7 @@ console = Console(stderr=True, highlight=False)
 def say(stage: str, name: str, text: str) -> None:
     """One line: the stage, the artifact, what happened."""
     label = stage if stage == name or not stage else f"{stage} ({name})"
-    console.print(f"[bold]{escape(f'{label or name:<22}')}[/bold] {escape(text)}")
+    console.print(f"[bold]{escape(printable(f'{label or name:<22}'))}[/bold] {escape(printable(text))}")
 
 
 Told = Callable[[], str]

@@ -16,6 +16,9 @@ from typing import Any
 
 from mmcompress.errors import CorruptInputError
 
+_LONGEST_INTEGER = 20
+"""Characters: all of 64 bits. A longer one is no figure, and no float can hold it in the end."""
+
 
 def text_from_json(
     value: object, indent: int | None = None, *, compact: bool = False, canonical: bool = False, ascii: bool = False
@@ -61,11 +64,17 @@ def write_json(path: Path, value: object, indent: int | None = 1) -> None:
 
 
 def json_from_text(text: str | bytes) -> Any:
-    """Raises ValueError for what is no JSON, and for a number that is NaN or infinite."""
+    """Raises ValueError for what is no JSON, and for a number that is NaN, infinite or longer than any figure."""
     try:
-        return json.loads(text, parse_constant=_finite, parse_float=_finite)
+        return json.loads(text, parse_constant=_finite, parse_float=_finite, parse_int=_sized)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
+
+
+def _sized(text: str) -> int:
+    if len(text) > _LONGEST_INTEGER:
+        raise ValueError(f"it has a whole number of {len(text)} digits")
+    return int(text)
 
 
 def _finite(text: str) -> float:

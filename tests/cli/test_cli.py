@@ -14,9 +14,11 @@ from typing import Any
 import pytest
 from report_run import make_run
 
+from mmcompress.artifact import Artifact
 from mmcompress.cli import commands
 from mmcompress.cli import main as program
 from mmcompress.errors import CorruptInputError, GateFailedError, MissingRequirementError, UsageError
+from mmcompress.manifest import Kind
 from mmcompress.pipeline import standalone
 
 Cli = Callable[..., Any]
@@ -193,6 +195,18 @@ def test_inspect_shows_the_manifest(cli: Cli, tmp_path: Path) -> None:
     for text in (run[4].digest, "image-int8-unsigned.onnx", "pixels (N,3,64,64) float32", "params"):
         assert text in done.out
     assert json.loads(cli("inspect", tmp_path / "int8", "--json").out)["digest"] == run[4].digest
+
+
+def test_what_others_wrote_sends_nothing_to_the_terminal(cli: Cli, tmp_path: Path) -> None:
+    facts = {"note": "a\x1b[2J\x1b]0;owned\x07\x9b5m\rb"}
+    with Artifact.create(tmp_path / "x", kind=Kind.ONNX, stage="export", key="k") as draft:
+        draft.facts = facts
+    shown = cli("inspect", tmp_path / "x").out
+    assert r"a\x1b[2J\x1b]0;owned\x9b5mb" in shown.replace("\n", "")
+    assert not {*shown} & {chr(code) for code in (*range(10), *range(11, 32), *range(127, 160))}
+    refused = cli("quantize", "no\x1b[2Jsuch", "--data", "demo:val", "--out", tmp_path / "q").err
+    assert "\x1b" not in refused and r"\x1b[2J" in refused
+    assert json.loads(cli("inspect", tmp_path / "x", "--json").out)["facts"] == facts
 
 
 def test_report_prints_the_ledger_or_json(cli: Cli, tmp_path: Path) -> None:

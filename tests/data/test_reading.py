@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from shards import pair, picture, png_of, shard, write_tar
 
-from mmcompress.data import parsing, shards
+from mmcompress.data import shards
 from mmcompress.data.batches import count, listing, read
 from mmcompress.data.sample import Sample
 from mmcompress.errors import CorruptInputError, UsageError
@@ -121,9 +121,27 @@ def test_bad_samples_are_named_and_skipped(tmp_path: Path, files: list[tuple[str
 
 
 def test_large_members_are_refused_unread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (shards, parsing):
-        monkeypatch.setattr(module, "MEMBER_BYTES", 2**20)
-    assert reason(tmp_path, [("k.jpg", bytes(2**20 + 1)), ("k.txt", b"x")]) == "k: a file has more than 1 MiB"
+    monkeypatch.setattr(shards, "MEMBER_BYTES", 2**20)
+    assert reason(tmp_path, [("k.jpg", bytes(2**20 + 1)), ("k.txt", b"x")]) == "k: the jpg has more than 1 MiB"
+
+
+def test_text_has_limits(tmp_path: Path) -> None:
+    """A tokenizer takes 150 bytes for one, and JSON 30 for an entry of a list."""
+    image = ("k.jpg", picture())
+    assert reason(tmp_path, [image, ("k.txt", b"x" * (2**20 + 1))]) == "k: the txt has more than 1 MiB"
+    assert reason(tmp_path, [image, ("k.json", b" " * (2**24 + 1))]) == "k: the json has more than 16 MiB"
+    many = json.dumps({"captions": [f"{number:0100}" for number in range(11_000)]}).encode()
+    assert reason(tmp_path, [image, ("k.json", many)]) == "k: its captions have more than 1 Mi characters in all"
+
+
+def test_a_header_that_unpacks_to_more_than_a_mebibyte_is_damage(tmp_path: Path) -> None:
+    info = tarfile.TarInfo("k.jpg")
+    info.size, info.pax_headers = len(picture()), {"comment": "x" * 2**21}
+    with tarfile.open(tmp_path / "s.tar.gz", "w:gz", format=tarfile.PAX_FORMAT) as archive:
+        archive.addfile(info, io.BytesIO(picture()))
+    assert (tmp_path / "s.tar.gz").stat().st_size < 2**14
+    with pytest.raises(CorruptInputError, match="the shard breaks after 0 samples: a header of 2 MiB"):
+        list(read(str(tmp_path / "s.tar.gz")))
 
 
 def test_names_in_a_tar_are_never_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -48,6 +48,21 @@ def test_expand_streams_are_passed_through() -> None:
     assert expand("-") == ["-"]
 
 
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        ("x" * 5000, "cannot be read: File name too long"),
+        ("~nouser/x.tar", "cannot be read: Could not determine home directory"),
+        ("a\0b", "there is no a"),
+        ("s/{000000000..999999999}.tar", "name more than 1,000,000 places"),
+        ("pipe:cat {000000000..999999999}.tar", "name more than 1,000,000 places"),
+    ],
+)
+def test_what_no_path_can_be_is_a_sentence(spec: str, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        expand(spec)
+
+
 def test_expand_packaged() -> None:
     assert names("demo:train") == [f"train-0000{i}.tar" for i in range(4)]
     assert names("demo:val") == ["val-00000.tar"]

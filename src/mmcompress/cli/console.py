@@ -2,23 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from typing import cast
 
-from rich.console import Console, RenderableType
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
 from mmcompress.artifact import Artifact
 from mmcompress.cli.streams import encodes
 from mmcompress.document import Document
-from mmcompress.formats import (
-    megabytes,
-)
+from mmcompress.formats import megabytes, printable
 from mmcompress.strictjson import text_from_json
 
 LINE = 120
+_PROSE = 30
+"""Columns that a cell of words gets at least before its line is broken."""
 Summary = tuple[object, RenderableType]
 """What `--json` prints, and what people see."""
+
+
+class _Printable:
+    """A view whose texts, some of which others wrote, send nothing to the terminal but characters."""
+
+    def __init__(self, view: RenderableType) -> None:
+        self._view = view
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Segment]:
+        for segment in console.render(self._view, options):
+            yield segment if segment.control else Segment(printable(segment.text), segment.style)
 
 
 def show(document: object, view: RenderableType, as_json: bool) -> None:
@@ -30,7 +43,7 @@ def show(document: object, view: RenderableType, as_json: bool) -> None:
         out = Console(highlight=False, markup=False)
         if not out.is_terminal:
             out = Console(highlight=False, markup=False, width=LINE)
-        out.print(view, soft_wrap=isinstance(view, Text))
+        out.print(_Printable(view), soft_wrap=isinstance(view, Text))
 
 
 def artifact_summary(artifact: Artifact) -> Summary:
@@ -56,8 +69,35 @@ def about(artifact: Artifact, **documents: Document) -> dict[str, object]:
     }
 
 
+class _Stacked(Table):
+    """A table that is too wide for the terminal as several, one above the other, each with the first column."""
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        gap, cells = 2, [list(column.cells) for column in self.columns]
+        texts = [[column.header, *own] for column, own in zip(self.columns, cells, strict=True)]
+        widths = [max(min(console.measure(text).maximum, _PROSE) for text in own) + gap for own in texts]
+        if sum(widths) - gap <= options.max_width or len(self.columns) < 3:
+            yield from cast(Iterator[RenderableType], super().__rich_console__(console, options))
+            return
+        groups: list[list[int]] = []
+        for column in range(1, len(self.columns)):
+            used = sum(widths[one] for one in groups[-1]) if groups else options.max_width
+            if used + widths[column] - gap > options.max_width:
+                groups.append([0])
+            groups[-1].append(column)
+        for number, group in enumerate(groups):
+            part = Table(box=None, pad_edge=False, header_style="bold", padding=(0, gap, 0, 0))
+            for column in group:
+                like = self.columns[column]
+                part.add_column(like.header, justify=like.justify, no_wrap=like.no_wrap, overflow=like.overflow)
+            for row in range(self.row_count):
+                part.add_row(*(cells[column][row] for column in group))
+            yield from ([Text("")] if number else [])
+            yield part
+
+
 def empty_table(*columns: str) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    table = _Stacked(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     for column in columns:
         right = column.startswith(">")
         table.add_column(column.lstrip(">"), justify="right" if right else "left", no_wrap=right, overflow="fold")

@@ -13,6 +13,7 @@ from typing import NoReturn
 from mmcompress.cli.commands import app
 from mmcompress.cli.streams import flushed, never_failing
 from mmcompress.errors import MMCompressError
+from mmcompress.formats import printable
 from mmcompress.places import disk_error
 from mmcompress.ranks import announced, joined
 from mmcompress.runtime.container import cpu_quota
@@ -33,9 +34,9 @@ def _told(run: Callable[[], int]) -> int:
     try:
         return _written(run)
     except MMCompressError as error:
-        print(f"error: {error.what}", file=sys.stderr)
+        print(printable(f"error: {error.what}"), file=sys.stderr)
         if error.hint:
-            print(f"hint: {error.hint}", file=sys.stderr)
+            print(printable(f"hint: {error.hint}"), file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         return 130

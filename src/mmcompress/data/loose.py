@@ -18,7 +18,7 @@ from pathlib import Path
 from mmcompress.data.parsing import Meaning, different, sample_of, writable
 from mmcompress.data.reading import stored_image
 from mmcompress.data.sample import Sample
-from mmcompress.data.shards import MEMBER_BYTES, Member
+from mmcompress.data.shards import Member, largest
 from mmcompress.data.spec import IMAGE_SUFFIXES, SHARD_SUFFIXES, TABLE
 from mmcompress.data.tally import Tally
 from mmcompress.errors import CorruptInputError, UsageError
@@ -107,7 +107,7 @@ def _beside(folder: Path, inside: Path) -> Sample:
     path = folder / inside
     files = {path.suffix[1:].lower(): path} | {name: path.with_suffix(f".{name}") for name in BESIDE}
     members = {
-        suffix: Member("", suffix, file.read_bytes() if file.stat().st_size <= MEMBER_BYTES else None, 0)
+        suffix: Member("", suffix, file.read_bytes() if file.stat().st_size <= largest(suffix) else None, 0)
         for suffix, file in files.items()
         if file.is_file()
     }

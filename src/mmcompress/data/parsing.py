@@ -15,7 +15,7 @@ from typing import Any
 
 from mmcompress.data.imagefile import image_size
 from mmcompress.data.sample import Sample
-from mmcompress.data.shards import MEMBER_BYTES, SUFFIXES, BrokenShardError, Member, members
+from mmcompress.data.shards import SUFFIXES, TEXT_BYTES, BrokenShardError, Member, largest, members
 from mmcompress.data.spec import CLASSNAMES, IMAGE_SUFFIXES
 
 
@@ -72,8 +72,9 @@ def sample_of(key: str, files: Mapping[str, Member], meaning: Meaning) -> tuple[
     if suffix is None:
         raise ValueError(f"no image (jpg, jpeg, png or webp) among: {', '.join(sorted(files))}")
     contents = {known: files[known].content for known in SUFFIXES if known in files}
-    if None in contents.values():
-        raise ValueError(f"a file has more than {MEMBER_BYTES // 2**20} MiB")
+    for name, content in contents.items():
+        if content is None:
+            raise ValueError(f"the {name} has more than {largest(name) >> 20} MiB")
     image = contents[suffix] or b""
     about = _about(contents.get("json"))
     try:
@@ -94,6 +95,8 @@ def sample_of(key: str, files: Mapping[str, Member], meaning: Meaning) -> tuple[
     if not captions:
         lacks = f", and no {CLASSNAMES} says what its cls means" if "cls" in files else ""
         raise ValueError(f"no caption (txt, or captions or caption in json){lacks}")
+    if sum(map(len, captions)) > TEXT_BYTES:
+        raise ValueError(f"its captions have more than {TEXT_BYTES >> 20} Mi characters in all")
     image_size(image)
     named = None if label is None else writable(str(label))
     return Sample(key, image, captions, named, about.get("seen") is not False), files[suffix].offset

@@ -25,7 +25,12 @@ from mmcompress.data.remote import opened
 from mmcompress.data.spec import IMAGE_SUFFIXES, STDIN, is_address, is_stream
 
 MEMBER_BYTES = 256 * 2**20
-"""A larger file in a tar is refused unread."""
+"""A larger image is refused unread."""
+TEXT_BYTES = 2**20
+"""A larger text is, and what is said of one image in all: a tokenizer takes 150 times as much to read it."""
+_JSON_BYTES = 16 * 2**20
+_HEADER_BYTES = 2**20
+"""Of a tar's extended header, whose records tarfile holds several times."""
 
 
 SUFFIXES = (*IMAGE_SUFFIXES, "txt", "json", "cls", "syn.json")
@@ -53,6 +58,13 @@ class _StrictTarInfo(tarfile.TarInfo):
                 raise  # the proper end
             short = len(buf) < tarfile.BLOCKSIZE
             raise tarfile.ReadError("it ends too early" if short else f"no tar header ({error})") from error
+
+    def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
+        """What tarfile asks of a header that it has read; one that is none of a file has its content read at once."""
+        if not (self.isreg() or self.size <= _HEADER_BYTES):
+            raise tarfile.ReadError(f"a header of {self.size >> 20} MiB")
+        processed: tarfile.TarInfo = super()._proc_member(archive)  # type: ignore[misc]
+        return processed
 
 
 class Member(NamedTuple):
@@ -107,7 +119,7 @@ def _plain_members(stream: IO[bytes], wanted: Collection[str] = SUFFIXES) -> Gen
         content, end = None, offset + size + -size % _BLOCK
         if end > last:
             return at
-        if (named := _key_and_suffix(name)) and named[1] in wanted and size <= MEMBER_BYTES:
+        if (named := _key_and_suffix(name)) and named[1] in wanted and size <= largest(named[1]):
             content = stream.read(size)
         stream.seek(end)
         if named:
@@ -134,9 +146,16 @@ def _any_members(stream: IO[bytes], begin: int, wanted: Collection[str] = SUFFIX
             if not info.isreg() or not (named := _key_and_suffix(info.name)):
                 continue
             content = None
-            if named[1] in wanted and info.size <= MEMBER_BYTES and (file_object := tar.extractfile(info)):
+            if named[1] in wanted and info.size <= largest(named[1]) and (file_object := tar.extractfile(info)):
                 content = file_object.read()
             yield Member(*named, content, begin + info.offset_data)
+
+
+def largest(suffix: str) -> int:
+    """Bytes of a file of a sample; a larger one is refused unread."""
+    if suffix in IMAGE_SUFFIXES:
+        return MEMBER_BYTES
+    return _JSON_BYTES if suffix.endswith("json") else TEXT_BYTES
 
 
 def _key_and_suffix(name: str) -> tuple[str, str] | None:

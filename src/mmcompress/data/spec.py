@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import glob
 import hashlib
+import math
 import re
 import uuid
 from collections.abc import Iterator
@@ -39,6 +40,9 @@ ACCEPTED = (
     "demo:val, demo:test"
 )
 STDIN = "-"
+_RANGE = re.compile(r"\{(-?\d{1,18})\.\.(-?\d{1,18})(?:\.\.(-?\d{1,18}))?\}")
+MOST_PLACES = 1_000_000
+"""That braces may name: 400 million pairs in shards of 10,000 are 40,000."""
 _PROCESS = uuid.uuid4().hex
 """What nothing that another process has read can have in its key."""
 _HASHING, _AT_ONCE = 8, 16
@@ -109,13 +113,18 @@ def expand(spec: str) -> list[str]:
         for place in filter(is_address, places[:1]):
             check_scheme(place)
         return places
-    pattern = str(packaged(spec)) if spec.startswith("demo:") else str(Path(spec).expanduser())
     if not spec:
         raise UsageError("the data specification is empty", ACCEPTED)
-    if Path(pattern).exists():
-        places = _place(Path(pattern))
-    else:
-        places = [place for part in _braces(pattern) for path in _matches(part) for place in _place(path)]
+    try:
+        pattern = str(packaged(spec)) if spec.startswith("demo:") else str(Path(spec).expanduser())
+        if Path(pattern).exists():
+            places = _place(Path(pattern))
+        else:
+            places = [place for part in _braces(pattern) for path in _matches(part) for place in _place(path)]
+    except (OSError, RuntimeError, ValueError) as error:  # too long, of no such user, with a zero byte
+        raise UsageError(
+            f"{spec[:60]!r} cannot be read: {getattr(error, 'strerror', None) or error}", ACCEPTED
+        ) from error
     return [f"./{place}" if is_stream(place) else place for place in places]  # a file may be called pipe:…
 
 
@@ -124,6 +133,11 @@ def _braces(pattern: str) -> list[str]:
         return [pattern]
     from braceexpand import braceexpand
 
+    ranges = ((int(first), int(last), abs(int(step or 1)) or 1) for first, last, step in _RANGE.findall(pattern))
+    if math.prod(abs(last - first) // step + 1 for first, last, step in ranges) > MOST_PLACES:  # all are made at once
+        raise UsageError(
+            f"the braces of {pattern!r} name more than {MOST_PLACES:,} places", "give a folder, or larger shards"
+        )
     try:
         return list(braceexpand(pattern))
     except ValueError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,13 @@ import onnx
 import pytest
 import torch
 from conv_graphs import traced_squares
+from tiny_clip import config_of
 from torch.nn import functional as F
 
 from mmcompress.artifact import Artifact
 from mmcompress.compress.int8.graphfit import calibrated, chosen_ranges, rounded_all
 from mmcompress.compress.int8.graphtower import GraphTower, computed, paired, unpaired
-from mmcompress.config import DataConfig, DriftConfig, QuantizeGraphsConfig, VerdictConfig
+from mmcompress.config import BisectConfig, DataConfig, DriftConfig, QuantizeGraphsConfig, VerdictConfig
 from mmcompress.errors import UsageError
 from mmcompress.export.export import Variant
 from mmcompress.export.products import Product, attributes, products_of
@@ -244,3 +246,14 @@ def test_a_padded_strided_dilated_convolution_is_computed_as_torch_does() -> Non
     x = torch.from_numpy(rng.standard_normal((1, 4, 9, 8), dtype=np.float32))
     expected = F.conv2d(F.pad(x, (0, 1, 1, 2)), torch.from_numpy(weight), stride=(2, 1), dilation=(1, 2), groups=2)
     assert (computed(product, node, x, product.matrix(weight)) - expected).abs().max() < 1e-5
+
+
+def test_what_was_quantized_as_a_graph_is_not_bisected(world: tuple[Artifact, Path]) -> None:
+    """Even where its float graphs are those of a checkpoint and name their modules."""
+    manifest = world[0].manifest.model_copy(update={"model": config_of(), "stage": "quantize-graphs"})
+    named = replace(world[0], manifest=manifest)
+    with pytest.raises(UsageError, match=r"cannot be bisected: it was quantized as a graph") as refused:
+        STAGES["bisect"].refuse_impossible(
+            BisectConfig(data=DataConfig(test=str(world[1]))), {"reference": named, "candidate": named}
+        )
+    assert "quantize the checkpoint" in refused.value.hint
