@@ -5,8 +5,10 @@ them have is used. Networks are strongly typed, so the graph's types are the eng
 FP16 is FP16 in the graph. There are no builder flags for precision and no calibrators, which TensorRT 11 removed.
 
 TensorRT-RTX builds ahead of time, for any supported GPU, with no GPU and no driver here; its engines come out the same
-byte for byte. Classic TensorRT times its tactics on the GPU that it builds for (`tuning.py`), so its only target is
-`native`, and two builds may differ. That path has never been run on a GPU by this project; its test is marked `gpu`.
+byte for byte, those of convolutional towers for one batch size only: for several it orders sizes that depend on the
+batch by their addresses, so that two builds have the same kernels and weights, and other names. Classic TensorRT times
+its tactics on the GPU that it builds for (`tuning.py`), so its only target is `native`, and two builds may differ. That
+path has never been run on a GPU by this project; its test is marked `gpu`.
 
 An engine in which a Linear is not in the 8 bits that its graph asks for is no engine (`audit.py`). Where there is a GPU
 to run it, neither is one whose answers are not those of the FP32 graph (`answers.py`).

@@ -39,6 +39,7 @@ from mmcompress.int8 import (
     check_tensors,
     linear_modules,
     linears_from_tensors,
+    products_called,
     read_ranges,
 )
 from mmcompress.manifest import VOCABULARY, Graph, TensorSpec
@@ -183,11 +184,12 @@ def read_int8(source: Artifact) -> dict[str, Numerics]:
 
 
 def check_has_integers(source: Artifact, tower: Tower) -> None:
-    """Raise UsageError where every Linear of a tower stays in float: its graph would be INT8 in name only."""
+    """Raise UsageError where every product of a tower stays in float: its graph would be INT8 in name only."""
     kept = source.manifest.facts.get("kept", ())
     if all(name in kept for name in linear_modules(source.model) if name.startswith(f"{tower}.")):
+        kinds = products_called(source.model, tower)
         raise UsageError(
-            f"{source.path} keeps every Linear of the {tower} tower in float, so there is no INT8 of it",
+            f"{source.path} keeps every {kinds} of the {tower} tower in float, so there is no INT8 of it",
             "quantize again with a larger --max-drop or --max-flips, or export it in fp32 or fp16",
         )
 

@@ -5,8 +5,9 @@ channel, activations with one scale per tensor, biases in float. Products that r
 
 What a convolution gives can be quantized as well. OpenVINO and TensorRT are faster without: they write floats, or fuse
 the next Q into the product. ONNX Runtime computes a convolution in integers only where Q follows it (`QLinearConv`).
-It also joins a MatMul and an Add of two axes to a Gemm again, which it computes in float: so there the negated bias is
-subtracted, which is the same number.
+The sums of residual blocks read integers where that is asked for (`sums.py`). ONNX Runtime also joins a MatMul and an
+Add of two axes to a Gemm again, which it computes in float: so there the negated bias is subtracted, which is the same
+number.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 from mmcompress.errors import UsageError, require
 from mmcompress.export.graph import Ranges
 from mmcompress.export.products import Product
+from mmcompress.export.sums import Sum, sums_of
 from mmcompress.int8 import Floats, IntegerLinear, Linears, Range, Signedness, activation_quantizer
 
 OUTPUT = "output"
@@ -33,14 +35,21 @@ def with_integers(
     ranges: Ranges,
     kind: Signedness,
     outputs: Collection[str] = (),
+    sums: bool = False,
 ) -> Any:
     """A copy of a ModelProto in which the products that `linears` names multiply integers of one kind.
 
     `ranges` are of what each of them reads, equal for those that read one tensor. The convolutions in `outputs` have
-    their output quantized as well, by the range `NAME.output`.
+    their output quantized as well, by the range `NAME.output`. With `sums`, in graphs for CPUs, so have those in
+    front of a residual sum that have such a range, and the sum reads the stream behind its Q/DQ.
     """
+    taken = [product for product in products if product.name in linears]
+    possible = sums_of(model, taken) if sums and kind == "unsigned" else []
+    added = [one for one in possible if f"{one.branch}.{OUTPUT}" in ranges]
+    outputs = {*outputs, *(one.branch for one in added)}
+    streams = {one.node: one for one in added}
     writer = _Writer(linears, ranges, kind)
-    by_node = {product.node: product for product in products if product.name in linears}
+    by_node = {product.node: product for product in taken}
     corrected = {
         model.graph.node[product.node].output[0]: product
         for product in by_node.values()
@@ -51,6 +60,8 @@ def with_integers(
             writer.product(product, node, outputs)
         elif node.op_type == "Add" and (read := [name for name in node.input if name in corrected]):
             writer.add(node, corrected[read[0]])
+        elif (one := streams.get(place)) is not None:
+            writer.sum(node, one)
         else:
             writer.keep(node)
     return writer.model(model)
@@ -80,6 +91,11 @@ class _Writer:
         """The Add behind a MatMul, with the bias that was fitted."""
         fitted = self._constant(f"{product.name}.bias", self._linears[product.name].bias)
         self.keep(node, input=[fitted if name == product.bias else name for name in node.input])
+
+    def sum(self, node: Any, one: Sum) -> None:
+        """A residual's Add, which reads the stream as products do."""
+        stream = self._through(one.stream, self._range(one.reader))
+        self.keep(node, input=[stream if name == one.stream else name for name in node.input])
 
     def product(self, product: Product, node: Any, outputs: Collection[str]) -> None:
         linear, name = self._linears[product.name], product.name

@@ -6,7 +6,7 @@ to it. The graphs are those of `towers.py`, which is what ships.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,16 +16,20 @@ import numpy as np
 from mmcompress.architecture import AnyImageConfig, DualEncoderConfig
 from mmcompress.artifact import Artifact
 from mmcompress.config import Precision
+from mmcompress.convnet import ConvConfig
 from mmcompress.export.export import VARIANTS, described, save_graph
-from mmcompress.export.graph import Array, AttentionProduct
-from mmcompress.export.towers import image_graph
-from mmcompress.int8 import attention_operands, linear_modules
+from mmcompress.export.graph import Array, AttentionProduct, Numerics
+from mmcompress.export.integers import OUTPUT
+from mmcompress.export.towers import convolutions_of, image_graph
+from mmcompress.int8 import Range, attention_operands, linear_modules
 from mmcompress.manifest import Kind, hash_json
 from mmcompress.tensornames import entries
 
 OPSET = 18
 RANGE = {"low": -4.0, "high": 4.0, "absmax": 4.0}
 """Of every activation: a LayerNorm's output is rarely beyond."""
+POSITIVE = {**RANGE, "low": 0.0}
+"""Of what a ReLU gives, which runtimes then leave out."""
 
 
 def write_probes(
@@ -41,13 +45,25 @@ def write_probes(
     with Artifact.create(folder, kind=Kind.ONNX, stage="probe", key=key) as draft:
         for index, tower in enumerate(towers):
             config = model.model_copy(update={"image": tower})
-            modules = (*linear_modules(config), *attention_operands(config))
-            numerics = replace(variant.numerics, ranges=dict.fromkeys(modules, RANGE), attention=attention)
-            proto: Any = image_graph(config, random_tensors(config, index), numerics, OPSET)
+            tensors = random_tensors(config, index)
+            numerics = replace(variant.numerics, ranges=probe_ranges(config, tensors), attention=attention)
+            proto: Any = image_graph(config, tensors, numerics, OPSET)
             path = draft.path / f"image-{index:03d}.onnx"
             save_graph(proto, path)
             draft.graphs.append(described(proto, path.name, "image", variant))
     return Artifact.open(folder)
+
+
+def probe_ranges(config: DualEncoderConfig, tensors: Mapping[str, Array]) -> dict[str, Range]:
+    """Of everything that an image graph may quantize."""
+    ranges: dict[str, Range] = dict.fromkeys((*linear_modules(config), *attention_operands(config)), RANGE)
+    if isinstance(config.image, ConvConfig):
+        model = image_graph(config, tensors, Numerics(), OPSET)
+        behind = {node.output[0] for node in model.graph.node if node.op_type == "Relu"}
+        for product in convolutions_of(config, model):
+            ranges[product.name] = POSITIVE if product.input in behind else RANGE
+            ranges[f"{product.name}.{OUTPUT}"] = RANGE
+    return ranges
 
 
 def random_tensors(config: DualEncoderConfig, seed: int) -> dict[str, Array]:

@@ -93,7 +93,7 @@ def _in_integers(config: DualEncoderConfig, model: Any, numerics: Numerics) -> A
             bias = arrays[product.bias] if product.bias else np.zeros(product.size[1], np.float32)
             integers[product.name] = IntegerLinear(*weight, bias)
     linears = {name: linear for name, linear in integers.items() if linear is not None}
-    return with_integers(model, products, linears, numerics.ranges, kind)
+    return with_integers(model, products, linears, numerics.ranges, kind, sums=True)
 
 
 def _row(g: GraphWriter, place: int) -> Pick:

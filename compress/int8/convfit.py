@@ -23,6 +23,8 @@ from mmcompress.compress.int8.simulate import Batches, distance
 from mmcompress.config import ExportConfig, FitConfig
 from mmcompress.export.export import read_tensors
 from mmcompress.export.graph import Numerics
+from mmcompress.export.integers import OUTPUT
+from mmcompress.export.sums import sums_of
 from mmcompress.export.towers import convolutions_of, image_graph
 from mmcompress.int8 import Signedness
 from mmcompress.progress import track
@@ -60,11 +62,11 @@ def fit_convolutions(
     work.mkdir(parents=True, exist_ok=True)
     opset = int(ExportConfig.model_fields["opset"].default)
     model = image_graph(source.model, read_tensors(source.file(WEIGHTS)), Numerics(), opset)
-    tower = GraphTower("image", model, tuple(convolutions_of(source.model, model)), work)
+    tower = GraphTower("image", model, tuple(convolutions_of(source.model, model)), work, sums=True)
     fed = ({"pixels": pixels.numpy()} for pixels in samples)
     found = fit_tower(tower, fed, _feeds(fitting), _feeds(judging), config)
-    names = [product.name for product in tower.products]
-    ranges = {name: found.ranges[name] for name in names}
+    added = (f"{one.branch}.{OUTPUT}" for one in sums_of(model, tower.products))
+    ranges = {name: found.ranges[name] for name in (*(product.name for product in tower.products), *added)}
     return FittedConvolutions(tower, FittedTower(ranges, found.linears, found.choices))
 
 

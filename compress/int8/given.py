@@ -17,10 +17,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from mmcompress.architecture import WEIGHTS, DualEncoderConfig
+from mmcompress.architecture import WEIGHTS, DualEncoderConfig, TowerConfig
 from mmcompress.artifact import Artifact
 from mmcompress.errors import CorruptInputError, UsageError, suggestion
-from mmcompress.int8 import TABLE, Range, attention_operands, linear_modules, read_ranges
+from mmcompress.int8 import TABLE, Range, attention_operands, linear_modules, products_called, read_ranges
 
 SAME = 0.1
 """Median difference of a LayerNorm's gains, as a share, from which on it is another one."""
@@ -29,15 +29,17 @@ ALIKE = 0.5
 
 
 def check_keep(model: DualEncoderConfig, names: Collection[str]) -> None:
-    """Raise UsageError for a name of nothing that is quantized in a model, and for every Linear of a tower."""
+    """Raise UsageError for a name of nothing that is quantized in a model, and for every product of a tower."""
     known = (*linear_modules(model), *((TABLE,) if "text" in model.compressed else ()))
     for name in names:
         if name not in known:
-            raise UsageError(f"quantize.keep: there is no Linear {name!r} in this model", suggestion(name, known))
+            kinds = "Linear" if isinstance(model.image, TowerConfig) else "Linear or convolution"
+            raise UsageError(f"quantize.keep: there is no {kinds} {name!r} in this model", suggestion(name, known))
     for tower in model.compressed if names else ():
         if {name for name in linear_modules(model) if name.startswith(f"{tower}.")} <= {*names}:
+            kinds = products_called(model, tower)
             raise UsageError(
-                f"quantize.keep names every Linear of the {tower} tower, so no INT8 of it would be left",
+                f"quantize.keep names every {kinds} of the {tower} tower, so no INT8 of it would be left",
                 "keep fewer; a whole tower in float is what `mmcompress export --precision fp32` writes",
             )
 

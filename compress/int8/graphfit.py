@@ -3,16 +3,17 @@
 Ranges come from histograms of what every product reads, and are chosen by the error of its output, convolutions
 included. GPTQ, the refit and corrected biases need the moments of a product's inputs, which only Linears over the
 channels have in a size that can be held: other convolutions are rounded to nearest, with clipped scales where the
-Linears beside them get these or better. Judged is what the whole graph embeds with all its products as integers.
+Linears beside them get these or better, and their biases are corrected by what their outputs miss in the mean (Nagel et
+al. 2019, equation 17, on samples). Judged is what the whole graph embeds with all its products as integers.
 
 Left out: SmoothQuant, which needs to know which norm stands before a Linear, and cross-layer equalisation, as a scale
-per channel already holds what BatchNorm leaves uneven in the weights.
+per channel already holds what BatchNorm leaves uneven in the weights (Q60).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,8 @@ from mmcompress.progress import track
 
 _COMPARED = 2
 """Inputs of a batch that the methods of a range are compared on."""
+_CORRECTED = 64
+"""Inputs in all that the biases of convolutions are corrected by."""
 _ROWS = 4096
 """Rows of a batch that moments are taken of."""
 _MOMENTS_BYTES = 1 << 28
@@ -164,7 +167,8 @@ def chosen_weights(
     candidates = rounded_all(tower, seen, ranges, fitting, JUDGED, roundings)
     drifts = {rounding: drift(candidates[rounding, False]) for rounding in roundings}
     rounding = min(drifts, key=drifts.__getitem__)
-    correcting = (False, True) if config.bias_correction and rounding != "refitted" else (False,)
+    possible = rounding != "refitted" or any(product.bias and not product.linear for product in tower.products)
+    correcting = (False, True) if config.bias_correction and possible else (False,)
     biases = {correct: drifts[rounding] if not correct else drift(candidates[rounding, True]) for correct in correcting}
     correct = min(biases, key=biases.__getitem__)
     linears: dict[Signedness, Linears] = {
@@ -192,14 +196,21 @@ def rounded_all(
     kind: Signedness,
     roundings: Sequence[str],
 ) -> dict[tuple[str, bool], dict[str, IntegerLinear]]:
-    """Every product by rounding, and by whether its bias is corrected; a refit needs a bias, without one it is GPTQ."""
+    """Every product by rounding, and by whether its bias is corrected.
+
+    A refit needs a bias, without one it is GPTQ; it makes its own, so only convolutions beside it are corrected then.
+    """
     results: dict[tuple[str, bool], dict[str, IntegerLinear]] = {
         (rounding, correct): {} for rounding in roundings for correct in (False, True)
     }
-    for product in tower.products:
-        if not product.linear:
-            for rounding, correct in results:
-                results[rounding, correct][product.name] = _convolution(tower, product, seen, kind, rounding)
+    for rounding in roundings:
+        convolved = {
+            product.name: _convolution(tower, product, seen, kind, rounding)
+            for product in tower.products
+            if not product.linear
+        }
+        results[rounding, False] |= convolved
+        results[rounding, True] |= convolved | _corrected(tower, convolved, ranges, fitting, kind)
     groups = list(_groups(tower))
     for group in track(groups, f"rounding the {tower.name} tower", len(groups)):
         moments = _moments_of(tower, group, ranges, fitting, kind)
@@ -226,6 +237,32 @@ def _convolution(tower: GraphTower, product: Product, seen: Seen, kind: Signedne
     weight = paired(product, weight)
     scales = clipping_scales(weight, kind, paired(product, power)[:, 0], np.float32)
     return IntegerLinear(unpaired(product, nearest(weight, scales, kind)), scales, bias)
+
+
+def _corrected(
+    tower: GraphTower, stored: Linears, ranges: Mapping[str, Range], fitting: Sequence[Feeds], kind: Signedness
+) -> dict[str, IntegerLinear]:
+    """Those of the convolutions that have a bias, with what their outputs miss in the mean added to it."""
+    missed: dict[str, list[Tensor]] = {}
+    readers = {
+        name: [product for product in products if product.name in stored and product.bias]
+        for name, products in tower.by_input.items()
+    }
+
+    def see(name: str, x: Tensor) -> None:
+        for product in readers[name]:
+            node, (weight, _) = tower.model.graph.node[product.node], tower.parameters[product.name]
+            restored = dequantize_weight(stored[product.name].weight, stored[product.name].scales)
+            entering = fake_quantized(x, activation_quantizer(ranges[product.name], kind))
+            error = computed(product, node, x, weight) - computed(product, node, entering, restored)
+            missed.setdefault(product.name, []).append(error.double().mean((2, 3)))
+
+    some = _first(fitting, max(1, _CORRECTED // len(fitting)))
+    tower.show([name for name, products in readers.items() if products], [some], see)
+    return {
+        name: replace(stored[name], bias=(stored[name].bias + torch.cat(parts).mean(0).numpy()).astype(np.float32))
+        for name, parts in missed.items()
+    }
 
 
 def _groups(tower: GraphTower) -> Iterator[list[str]]:

@@ -42,6 +42,8 @@ class GraphTower:
     model: Any
     products: tuple[Product, ...]
     work: Path
+    sums: bool = False
+    """Whether the sums of residual blocks read integers, in graphs for CPUs."""
 
     @staticmethod
     def of(source: Path, name: Tower, work: Path) -> GraphTower:
@@ -87,7 +89,7 @@ class GraphTower:
 
     def quantized(self, linears: Linears, ranges: Mapping[str, Range], kind: Signedness) -> Any:
         """The ModelProto in which the products that are named are integers."""
-        return with_integers(self.model, self.products, linears, ranges, kind)
+        return with_integers(self.model, self.products, linears, ranges, kind, sums=self.sums)
 
     def show(
         self,

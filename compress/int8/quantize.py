@@ -62,6 +62,7 @@ from mmcompress.config import QuantizeConfig
 from mmcompress.convnet import ConvConfig
 from mmcompress.distributed import world
 from mmcompress.errors import UsageError
+from mmcompress.export.integers import OUTPUT
 from mmcompress.huggingface import dual_encoder_from_checkpoint, save_checkpoint
 from mmcompress.int8 import (
     INTEGERS,
@@ -162,7 +163,7 @@ def quantize(job: Job[QuantizeConfig]) -> None:
     if smoothed:
         save_checkpoint(fitted.model.cpu(), job.draft.path)
     job.draft.inherit(source)
-    ranges = {name: ends for name, ends in fitted.ranges.items() if name not in kept}
+    ranges = {name: ends for name, ends in fitted.ranges.items() if name.removesuffix(f".{OUTPUT}") not in kept}
     write_json(job.draft.path / RANGES, ranges)
     save_file(tensors_from_linears(linears), job.draft.path / INTEGERS)
     write_seen_images(job.draft.path, seen)

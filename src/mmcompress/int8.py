@@ -245,6 +245,11 @@ def linear_modules(config: DualEncoderConfig) -> tuple[str, ...]:
     return tuple(f"{name}.{product.name}" for name in towers for product in getattr(config, name).products())
 
 
+def products_called(config: DualEncoderConfig, tower: str) -> str:
+    """What a message calls one of a tower's products: a Linear, or a convolution."""
+    return "Linear" if isinstance(getattr(config, tower), TowerConfig) else "convolution"
+
+
 def attention_operands(config: DualEncoderConfig) -> tuple[str, ...]:
     """Everything that the attention products of transformers multiply, by the names of its calibrated ranges."""
     depths = {
