@@ -92,7 +92,7 @@ def measure(vectors: int, base: Path) -> dict[str, Any]:
     exact(few[:1])
     found["exact_ms"], found["exact_of_100_ms"] = (1e3 * seconds(exact, few, step) for step in (1, 100))
     for ef in EFS:
-        neighbours.SEARCHING = ef
+        neighbours.candidates = lambda _, ef=ef: ef
         row: dict[str, Any] = {"ef": ef}
         for side, asked in queries.items():
             took = [seconds(lambda q: graph.nearest(q, TOP), asked, 1) for _ in range(3)]

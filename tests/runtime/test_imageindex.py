@@ -24,7 +24,7 @@ from mmcompress.runtime import growth
 from mmcompress.runtime.answers import search
 from mmcompress.runtime.encoder import Encoder
 from mmcompress.runtime.imageindex import KNOWN, ImageIndex, superseded
-from mmcompress.runtime.neighbours import Graph
+from mmcompress.runtime.neighbours import Graph, candidates
 
 Make = Callable[..., Artifact]
 RED = Asked("red circle", None, 5)
@@ -81,6 +81,10 @@ def test_the_graph_finds_what_numpy_finds_by_looking_at_all(tmp_path: Path) -> N
         np.testing.assert_allclose(found, np.take_along_axis(cosines, rows, axis=1), atol=1e-3)
     with pytest.raises(CorruptInputError, match="3000 vectors of width 32, and its index says 3000 of 33"):
         Graph.read(tmp_path / "graph", 33, 3000)
+
+
+def test_more_images_are_walked_through_with_more_candidates() -> None:
+    assert [candidates(rows) for rows in (0, 1000, 16_384, 100_000, 1_000_000)] == [128, 128, 128, 316, 1000]
 
 
 def test_a_later_row_takes_the_place_of_one_with_its_image_or_its_name() -> None:
