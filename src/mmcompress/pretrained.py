@@ -109,7 +109,7 @@ def check_folder(folder: Path, trust_remote_code: bool = False) -> dict[str, Any
     check_side_files(folder)
     restore = "restore it from where the weights are from"
     config = read_json(folder / "config.json", restore)
-    if not isinstance(config, dict) or not (isinstance(config.get("model_type"), str) or config.get("auto_map")):
+    if not isinstance(config, dict) or not (isinstance(config.get("model_type"), str) or "auto_map" in config):
         raise CorruptInputError(f"{folder / 'config.json'} names no model_type", restore)
     check_float(config, folder)
     if config.get("model_type") == "siglip2":
@@ -117,12 +117,12 @@ def check_folder(folder: Path, trust_remote_code: bool = False) -> dict[str, Any
             f"{folder} is a NaFlex SigLIP 2, which takes images as patches of any aspect ratio",
             "give one of fixed size, such as google/siglip2-base-patch16-224",
         )
-    if not config.get("auto_map") and (family := config["model_type"]) not in transformers.CONFIG_MAPPING:
+    if "auto_map" not in config and (family := config["model_type"]) not in transformers.CONFIG_MAPPING:
         raise UsageError(
             f"transformers {transformers.__version__} does not know the model_type {family!r} of {folder}",
             "a newer transformers may, or wrap the model as file.py:function",
         )
-    if config.get("auto_map") and not trust_remote_code:
+    if "auto_map" in config and not trust_remote_code:
         raise UsageError(
             f"{folder} brings Python code of its own, which does not run unasked",
             _TRUST,
