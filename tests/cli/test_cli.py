@@ -197,6 +197,16 @@ def test_inspect_shows_the_manifest(cli: Cli, tmp_path: Path) -> None:
     assert json.loads(cli("inspect", tmp_path / "int8", "--json").out)["digest"] == run[4].digest
 
 
+@pytest.mark.parametrize("out", ["n" * 300, "~nouser/x"])
+def test_an_output_that_cannot_be_is_a_sentence(cli: Cli, out: str, tmp_path: Path) -> None:
+    for words in (
+        ("embed", "--teacher", "demo:teacher", "--data", "demo:val"),
+        ("drift", tmp_path, "--data", "demo:val"),
+    ):
+        done = cli(*words, "--data", "demo:val", "--out", out)
+        assert done.code == 2 and done.err.startswith("error: "), done.err
+
+
 def test_what_others_wrote_sends_nothing_to_the_terminal(cli: Cli, tmp_path: Path) -> None:
     facts = {"note": "a\x1b[2J\x1b]0;owned\x07\x9b5m\rb"}
     with Artifact.create(tmp_path / "x", kind=Kind.ONNX, stage="export", key="k") as draft:

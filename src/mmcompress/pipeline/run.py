@@ -26,7 +26,7 @@ from mmcompress.pipeline.outside import READ, outside, revisions, still_as_read
 from mmcompress.pipeline.plan import Step, check_data, local_inputs, plan
 from mmcompress.pipeline.recipe import Recipe
 from mmcompress.pipeline.together import run_on_all
-from mmcompress.places import MANIFEST, check_place, writing
+from mmcompress.places import MANIFEST, check_name, check_place, writing
 from mmcompress.progress import say
 from mmcompress.publish import keep_work_of, kept_if_used, tidy, work_of
 from mmcompress.stages import Job, Stage
@@ -96,6 +96,7 @@ def digest_of_standing(stage: Stage, built: StageConfig, parents: Parents, out: 
 
     By its manifest alone, since no file need be read twice.
     """
+    check_name(out)
     if not (out / MANIFEST).is_file():
         return None
     try:
