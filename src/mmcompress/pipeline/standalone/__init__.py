@@ -11,6 +11,7 @@ from mmcompress.pipeline.standalone.delivering import build, export
 from mmcompress.pipeline.standalone.measuring import bench, bisect, compare, drift, page, report
 from mmcompress.pipeline.standalone.quantizing import asks_verdict, qat, quantize, verdict, verdict_beside
 from mmcompress.pipeline.standalone.recipes import recipe_path, run, train
+from mmcompress.pipeline.standalone.sizing import Budget, block_costs
 from mmcompress.pipeline.standalone.training import (
     convert,
     distill,
@@ -23,9 +24,11 @@ from mmcompress.pipeline.standalone.training import (
 )
 
 __all__ = [
+    "Budget",
     "asks_verdict",
     "bench",
     "bisect",
+    "block_costs",
     "build",
     "compare",
     "convert",
