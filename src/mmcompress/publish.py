@@ -56,8 +56,9 @@ def swap_in(temporary: Path, path: Path) -> None:
         path.rename(aside)
         try:
             temporary.rename(path)
-        except OSError:
-            aside.rename(path)
+        except BaseException:
+            if not path.exists():
+                aside.rename(path)
             raise
         shutil.rmtree(aside)
     else:

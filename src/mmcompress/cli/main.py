@@ -6,6 +6,7 @@ Only `main` turns an `MMCompressError` into `error: …` and `hint: …` with it
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable
 from typing import NoReturn
@@ -14,6 +15,7 @@ from mmcompress.cli.commands import app
 from mmcompress.cli.streams import flushed, never_failing
 from mmcompress.errors import MMCompressError
 from mmcompress.formats import printable
+from mmcompress.interrupts import Interrupted, ended_by_signals
 from mmcompress.places import disk_error
 from mmcompress.ranks import announced, joined
 from mmcompress.runtime.container import cpu_quota
@@ -38,8 +40,10 @@ def _told(run: Callable[[], int]) -> int:
         if error.hint:
             print(printable(f"hint: {error.hint}"), file=sys.stderr)
         return error.exit_code
-    except KeyboardInterrupt:
-        return 130
+    except KeyboardInterrupt as interrupt:
+        stop = interrupt if isinstance(interrupt, Interrupted) else Interrupted(signal.SIGINT)
+        print(f"error: stopped by {stop.by}\nhint: {printable(stop.hint)}", file=sys.stderr)
+        return stop.exit_code
 
 
 def _written(run: Callable[[], int]) -> int:
@@ -67,7 +71,8 @@ def _on_all_ranks() -> int:
 
 def _command() -> int:
     try:
-        app(prog_name="mmcompress")
+        with ended_by_signals():
+            app(prog_name="mmcompress")
     except SystemExit as ended:
         return int(ended.code or 0)
     return 0

@@ -11,7 +11,8 @@ from __future__ import annotations
 import importlib
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ from mmcompress import __version__
 from mmcompress.architecture import DualEncoderConfig
 from mmcompress.artifact import Artifact, read_manifest
 from mmcompress.config import ConvertConfig, StageConfig, what_counts
-from mmcompress.errors import CorruptInputError, UsageError
+from mmcompress.errors import CorruptInputError, StoppedError, UsageError
+from mmcompress.interrupts import Interrupted
 from mmcompress.lock import locked
 from mmcompress.manifest import Kind, Manifest, hash_json
 from mmcompress.pipeline.outside import READ, outside, revisions, still_as_read
@@ -155,6 +157,7 @@ def _made_or_reused(
     said, standing = _said(built), out if (out / MANIFEST).is_file() else None
     with (
         writing(out),
+        _stopped_with_a_word(stage, out.name, work),
         kept_if_used(work),
         Artifact.create(out, kind=stage.produces, stage=stage.name, key=key, config=said, parents=parents) as draft,
     ):
@@ -166,6 +169,23 @@ def _made_or_reused(
         Artifact(out, read_manifest(out / MANIFEST)).remember()
     say(stage.name, out.name, f"done in {time.monotonic() - start:.1f} s")
     return Artifact.open(out)
+
+
+@contextmanager
+def _stopped_with_a_word(stage: Stage, name: str, work: Path) -> Iterator[None]:
+    """Who stops a stage is told what the same command will do; a scheduler by the code, where something is kept."""
+    try:
+        yield
+    except Interrupted as stop:
+        kept = work.is_dir()
+        if kept and stop.of_scheduler:
+            raise StoppedError(
+                f"{stage.name} ({name}) was stopped by {stop.by}; what it has done so far is kept",
+                "give the same command again: it goes on there",
+            ) from stop
+        goes_on = "goes on with what is kept" if kept else "begins anew, and what was finished before it is reused"
+        stop.hint = f"give the same command again: {stage.name} ({name}) {goes_on}"
+        raise
 
 
 def _said(built: StageConfig) -> dict[str, Any]:
