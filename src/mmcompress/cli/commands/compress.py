@@ -136,6 +136,22 @@ def distill(
     console.show(*console.artifact_summary(student), json)
 
 
+@keyed(app, MODEL, "size")
+def size(
+    out: Out,
+    given: Given,
+    latency_table: Annotated[
+        Path | None, typer.Option(help="Costs of another machine, of `bench --blocks` there; else of this one.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Say which student has the most capacity within a latency; `distill --target-latency` begins with that."""
+    from mmcompress.cli import console, show_compress
+    from mmcompress.pipeline import standalone
+
+    console.show(*show_compress.sizing_summary(standalone.size(out, given, latency_table)), json)
+
+
 def _try_teachers(pilot: str, budget: str, out: Path, given: Given, begun: Path | None, json: bool) -> None:
     from mmcompress.cli import console, show_compress
     from mmcompress.pipeline import pilot as trying

@@ -41,9 +41,18 @@ def bench(
     from mmcompress.pipeline import standalone
 
     if blocks:
-        made = standalone.block_costs(artifacts or (), out, given, image_size)
+        made = standalone.bench_blocks(artifacts or (), out, given, image_size)
         return console.show(*show_measure.costs_summary(made), json)
     console.show(*show_measure.bench_summary(standalone.bench(artifacts or (), out, given, image_size)), json)
+
+
+@keyed(app, MEASURE, "block-costs")
+def block_costs(out: Out, given: Given, json: Json = False) -> None:
+    """Time image towers of many sizes here, and say what each kind of their work costs: a table to size students by."""
+    from mmcompress.cli import console, show_measure
+    from mmcompress.pipeline import standalone
+
+    console.show(*show_measure.costs_summary(standalone.block_costs(out, given)), json)
 
 
 @app.command(rich_help_panel=MEASURE)

@@ -9,10 +9,10 @@ from typing import Any
 
 from mmcompress.artifact import Artifact
 from mmcompress.compress.sizing.document import SIZING, SizingDocument
-from mmcompress.config import TeacherConfig
+from mmcompress.config import SizeConfig, TeacherConfig
 from mmcompress.errors import UsageError
 from mmcompress.manifest import Kind, environment, hash_json
-from mmcompress.pipeline.single import run_single
+from mmcompress.pipeline.single import config_of, run_single
 from mmcompress.pipeline.sources import Given
 from mmcompress.places import cache_folder
 from mmcompress.progress import say
@@ -21,6 +21,8 @@ from mmcompress.runtime.machine import cpu_model, usable_cores
 AUTO = "auto"
 """The student's name where a latency says which."""
 DEFAULT_SIDE = 224
+COSTED = ("backend", "precision", "threads", "image_size")
+"""The keys of a sizing that its costs are measured by."""
 UNITS = {"ms": 1.0, "us": 1e-3, "s": 1e3}
 
 
@@ -36,8 +38,21 @@ class Budget:
 NO_BUDGET = Budget()
 
 
-def block_costs(sources: Sequence[str | Path], out: Path, given: Given, image_size: int | None) -> Artifact:
-    """What parts of image towers cost on this machine; of the keys of bench the runtime and its threads say how."""
+def block_costs(out: Path, given: Given) -> Artifact:
+    """What the work of image towers costs on this machine."""
+    return run_single("block-costs", {}, given, {}, out)
+
+
+def size(out: Path, given: Given, table: Path | None = None) -> Artifact:
+    """The student for a latency, by the costs of a table or of this machine."""
+    asked = config_of("size", {}, given)
+    assert isinstance(asked, SizeConfig)
+    costs = _costs({key: given[key] for key in COSTED if key in given}) if table is None else _table(table)
+    return run_single("size", {}, given, {"costs": costs}, out)
+
+
+def bench_blocks(sources: Sequence[str | Path], out: Path, given: Given, image_size: int | None) -> Artifact:
+    """As `block_costs`; of the keys of bench the runtime and its threads say how."""
     if sources:
         raise UsageError(f"--blocks times towers of its own, and {sources[0]} was named", "leave one of them out")
     known = {"backends", "threads"}
@@ -47,7 +62,7 @@ def block_costs(sources: Sequence[str | Path], out: Path, given: Given, image_si
     if len(backends) > 1 or len(threads) > 1:
         raise UsageError("a table is of one runtime with one number of threads", "run it once for each")
     asked = {"backend": backends[0], **({"threads": threads[0]} if threads else {})}
-    return run_single("block-costs", {}, asked | ({"image_size": image_size} if image_size else {}), {}, out)
+    return block_costs(out, asked | ({"image_size": image_size} if image_size else {}))
 
 
 def student_within(
@@ -75,9 +90,7 @@ def student_within(
     largest = _side(given, embeddings) if side is None else int(side)
     sides = {"image_size": largest, **({} if side is None else {"image_sizes": (largest,)})}
     asked: dict[str, Any] = {"backend": budget.backend} if budget.backend else {}
-    costs = _costs(asked, largest) if budget.table is None else _table(budget.table)
-    place = out.with_name(f"{out.name}-sizing")
-    made = run_single("size", {}, {"target_ms": target, **sides, **asked}, {"costs": costs}, place)
+    made = size(out.with_name(f"{out.name}-sizing"), {"target_ms": target, **sides, **asked}, budget.table)
     student = made.manifest.facts["student"]
     say("distill", "student", SizingDocument.read(made.file(SIZING)).why)
     return {f"student.{key}": value for key, value in student.items()}
@@ -100,12 +113,12 @@ def _table(place: Path) -> Artifact:
     return Artifact.open(place.parent if place.is_file() else place, Kind.REPORT)
 
 
-def _costs(asked: Given, image_size: int) -> Artifact:
+def _costs(asked: Given) -> Artifact:
     """Those of this machine, measured once for its processor, its cores and the versions of its packages."""
-    about = [cpu_model(), usable_cores(), environment(), image_size, dict(asked)]
+    about = [cpu_model(), usable_cores(), environment(), dict(asked)]
     place = cache_folder() / "tower-costs" / hash_json(about)[:16]
     place.parent.mkdir(parents=True, exist_ok=True)
-    return run_single("block-costs", {}, {**asked, "image_size": image_size}, {}, place)
+    return block_costs(place, asked)
 
 
 def _side(given: Given, embeddings: Path | None) -> int:
