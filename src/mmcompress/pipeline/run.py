@@ -9,7 +9,6 @@ artifact, at most a hidden `.NAME.work` folder that it resumes from.
 from __future__ import annotations
 
 import importlib
-import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -30,7 +29,7 @@ from mmcompress.pipeline.recipe import Recipe
 from mmcompress.pipeline.together import run_on_all
 from mmcompress.places import MANIFEST, check_name, check_place, writing
 from mmcompress.progress import say
-from mmcompress.publish import keep_work_of, kept_if_used, tidy, work_of
+from mmcompress.publish import drop_work_of, keep_work_of, kept_if_used, tidy, work_of
 from mmcompress.stages import Job, Stage
 
 STRICT = "strict"
@@ -145,11 +144,12 @@ def _made_or_reused(
     parents = parents_of(sources, gathered) | outside(built)
     key = _key(stage, built, parents)
     tidy(out)
+    work = work_of(out)
     if (reused := _reusable(out, key, built)) is not None:
+        drop_work_of(work, key)  # of a run that was killed when all was done
         say(stage.name, out.name, "reused")
         return reused
     stage.refuse_impossible(built, sources)
-    work = work_of(out)
     with writing(out):
         keep_work_of(work, key)
     say(stage.name, out.name, "running")
@@ -164,7 +164,7 @@ def _made_or_reused(
         run_on_all(stage, Job(built, sources, gathered, draft, out.name, work, standing), key)
         if found := {**draft.facts.get(READ, {}), **revisions(built)}:
             draft.facts[READ] = found
-    shutil.rmtree(work, ignore_errors=True)
+    drop_work_of(work, key)
     if stage.produces is Kind.EMBEDDINGS:
         Artifact(out, read_manifest(out / MANIFEST)).remember()
     say(stage.name, out.name, f"done in {time.monotonic() - start:.1f} s")
