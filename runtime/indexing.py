@@ -26,8 +26,6 @@ from mmcompress.lock import locked
 from mmcompress.manifest import Kind, hash_json
 from mmcompress.places import MANIFEST, check_place, writing
 from mmcompress.progress import say, track
-from mmcompress.publish import keep_work_of, kept_if_used, link, tidy, work_of
-from mmcompress.progress import track
 from mmcompress.publish import drop_work_of, keep_work_of, kept_if_used, link, tidy, work_of
 from mmcompress.runtime.encoder import Encoder
 from mmcompress.runtime.growth import Growth
