@@ -315,7 +315,7 @@ def test_labels_with_dollars_are_put_in_as_they_are(site: Site) -> None:
     labels = ["$& and", "A$$P", "$'"]
     expression = f"""(async () => {{
       const texts = [];
-      const spy = (_, of) => { texts.push(of); throw new Error('enough'); };
+      const spy = (_, of) => {{ texts.push(of); throw new Error('enough'); }};
       await models.classified(spy, description.models, null, {json.dumps(labels)}, 'a {{}} {{}}').catch(() => null);
       return texts[0];
     }})()"""
