@@ -17,6 +17,7 @@ from mmcompress.compress.identity import READ, changed_since, local_place, model
 from mmcompress.compress.int8.given import check_keep, check_same_blocks, check_same_weights
 from mmcompress.compress.openclip import check_open_clip, check_open_clip_weights
 from mmcompress.compress.ownteacher import check_has_towers, check_own
+from mmcompress.compress.prune.hidden import check_hidden_latency, check_hidden_share
 from mmcompress.compress.prune.prune import prunable_towers
 from mmcompress.compress.prune.sizes import check_latency_share, check_share
 from mmcompress.compress.train.computing import check_parts
@@ -161,15 +162,38 @@ def check_prune(config: PruneConfig, sources: Sources) -> None:
 
 def fits_prune(config: PruneConfig, model: DualEncoderConfig, _: Sources) -> None:
     towers = prunable_towers(model, config)
-    if "image" in towers:
-        model.transformer_image(
-            "prune", 'prune the text tower alone, --set towers=["text"]; or train a smaller preset, mnv4-s say'
+    if "image" in towers and isinstance(model.image, ConvConfig):
+        _check_bottlenecks(config, model, model.image)
+    elif "channel_multiple" in config.model_fields_set:
+        raise UsageError(
+            "channel_multiple is of convolutional image towers, and none is pruned here",
+            "leave it out: of transformers it is mlp_multiple",
         )
     for tower in towers:
+        if tower == "image" and isinstance(model.image, ConvConfig):
+            continue
         if config.target is not None and config.target[0] != "latency":
             check_share(model, tower, *config.target, config.mlp_multiple)
         elif config.target is not None and tower == "image":
             check_latency_share(model, config.target[1], config.mlp_multiple)
+
+
+def _check_bottlenecks(config: PruneConfig, model: DualEncoderConfig, tower: ConvConfig) -> None:
+    """What pruning cannot do to a convolutional image tower, and how small it can become."""
+    alone = 'prune the text tower alone, --set towers=["text"]'
+    if config.width < 1:
+        raise UsageError("width: the channels between the blocks of a convolutional image tower are not pruned", alone)
+    if config.sparsity is not None:
+        raise UsageError("sparsity: 2:4 is of Linears, and this image tower has convolutions", alone)
+    if tuple(config.towers) == ("image",) and (unused := {"heads", "mlp_multiple"} & config.model_fields_set):
+        raise UsageError(
+            f"{min(unused)} is of transformer blocks, and this image tower is convolutional",
+            "say mlp, the share of the hidden channels, and channel_multiple",
+        )
+    if config.target is not None and config.target[0] != "latency":
+        check_hidden_share(model, tower, *config.target, config.channel_multiple)
+    elif config.target is not None:
+        check_hidden_latency(model, tower, config.target[1], config.channel_multiple)
 
 
 def fits_quantize(config: QuantizeConfig, model: DualEncoderConfig, sources: Sources) -> None:
@@ -303,6 +327,14 @@ def _check_tokenizer(teacher: TeacherConfig) -> Path | None:
         with tempfile.TemporaryDirectory() as scratch:
             save_text_processing(folder, Path(scratch), teacher.trust_remote_code)
     return folder
+
+
+def side_of(teacher: TeacherConfig) -> int | None:
+    """The side of a teacher's images, in pixels; None where no folder on this machine says it."""
+    if own_code(teacher.source) is not None or teacher.source.startswith(OPEN_CLIP):
+        return None
+    folder = _folder_here(teacher)
+    return None if folder is None else image_processing(folder, teacher.trust_remote_code).size
 
 
 def _folder_here(teacher: TeacherConfig, what: str = "teacher") -> Path | None:

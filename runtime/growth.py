@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from mmcompress.runtime.imageindex import (
     hash_of,
     hash_of_name,
     known_file,
+    superseded,
     write_part,
     written_parts,
 )
@@ -33,7 +33,8 @@ class Growth:
         self._encoder, self._work, self._standing = encoder, work, standing
         self.first = len(standing.parts) if standing is not None else 0
         """The number of the first part that is added."""
-        self._rows = _Rows()
+        self._known = np.empty(0, KNOWN)
+        self._contents_known, self._names_known = _Rows(), _Rows()
         self._standing_rows = len(standing.graph) if standing is not None else 0
         self._gone = frozenset(standing.gone.tolist() if standing is not None else ())
         for part in range(self.first):
@@ -43,6 +44,10 @@ class Growth:
         for part in written_parts(work, self.first):
             self._know(np.load(work / known_file(part), allow_pickle=False))
             self._number = part + 1
+        self._copied = np.zeros(len(self._known), np.bool_)
+        """Rows whose image was seen under another name, and which are thought to be found still."""
+        self._stale: set[int] = set()
+        """Rows whose file holds another image now, which the index has or gets."""
         self._names: list[str] = []
         self._contents: list[int] = []
         self._vectors: list[NDArray[np.float16]] = []
@@ -53,10 +58,14 @@ class Growth:
     def take(self, name: str, item: Listed) -> str | None:
         """One image; why it cannot be embedded, where that is so."""
         content = hash_of(image_of(item.mark))
-        row = self._rows.find(content)
+        row, named = self._contents_known.find(content), self._names_known.find(hash_of_name(name))
+        if named is not None and int(self._known["content"][named]) != content:
+            self._stale.add(named)
         if content in self._pending or (row is not None and self._stands(row)):
             self.copies += 1
-        elif row is not None:
+            if row is not None and row < len(self._copied) and row != named:
+                self._copied[row] = True
+        elif row is not None and row < self._standing_rows:
             assert self._standing is not None
             self._put(name, content, self._standing.graph.vectors([row]))
             self.moved += 1
@@ -75,12 +84,29 @@ class Growth:
         self._embed()
         self._write()
 
+    def gone(self) -> NDArray[np.int64]:
+        """Rows that searches are not to find: of moved images and of files that have changed; once all is written."""
+        return np.union1d(superseded(self._known), np.array([*self._gone, *self._stale], np.int64))
+
+    def lost(self) -> set[int]:
+        """Hashes of images that were given and passed for copies of what is gone now, so that no row is left of them:
+        where two files have changed places, say. They are to be taken again."""
+        gone = self.gone()
+        lost = self._known["content"][np.intersect1d(gone, np.flatnonzero(self._copied))]
+        if not len(lost):
+            return set()
+        self._gone = frozenset(gone.tolist())
+        live = np.delete(self._known["content"], gone)
+        return set(np.setdiff1d(lost, live).tolist())
+
     def _stands(self, row: int) -> bool:
         """Whether a row is found by searches, and its image where it was."""
+        if row in self._gone or row in self._stale:
+            return False
         if self._standing is None or row >= self._standing_rows:
             return True  # it was seen just now
         place = place_of(self._standing.name(row))
-        return row not in self._gone and ("://" in place or Path(place).exists())
+        return "://" in place or Path(place).exists()
 
     def _embed(self) -> None:
         if not self._batch:
@@ -112,11 +138,13 @@ class Growth:
         self._pending = {content for _, content, _ in self._batch}
 
     def _know(self, known: NDArray[np.void]) -> None:
-        self._rows.add(known["content"])
+        self._known = np.concatenate([self._known, known])
+        self._contents_known.add(known["content"])
+        self._names_known.add(known["name"])
 
 
 class _Rows:
-    """Rows by the hashes of their images, 16 bytes a row, in arrays that are searched in halves."""
+    """Rows by hashes, 16 bytes a row, in arrays that are searched in halves."""
 
     def __init__(self) -> None:
         self._hashes = np.empty(0, np.uint64)
@@ -130,14 +158,7 @@ class _Rows:
         self._hashes = np.insert(self._hashes, at, hashes[order])
         self._rows = np.insert(self._rows, at, rows)
 
-    def find(self, content: int) -> int | None:
-        """The last row of an image."""
-        at = int(np.searchsorted(self._hashes, np.uint64(content), side="right")) - 1
-        return int(self._rows[at]) if at >= 0 and int(self._hashes[at]) == content else None
-
-
-def all_known(standing: ImageIndex | None, work: Path, added: Sequence[int]) -> NDArray[np.void]:
-    """(rows,) of KNOWN, of an index and of the parts that are added."""
-    files = [] if standing is None else [standing.artifact.file(known_file(n)) for n in range(len(standing.parts))]
-    files += [work / known_file(part) for part in added]
-    return np.concatenate([np.empty(0, KNOWN), *(np.load(file, allow_pickle=False) for file in files)])
+    def find(self, wanted: int) -> int | None:
+        """The last row with a hash."""
+        at = int(np.searchsorted(self._hashes, np.uint64(wanted), side="right")) - 1
+        return int(self._rows[at]) if at >= 0 and int(self._hashes[at]) == wanted else None

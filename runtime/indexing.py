@@ -2,7 +2,7 @@
 
 A part is written as soon as it is full, into a work folder beside the index. A killed run goes on with the images that
 are in no part, so at most one part is computed again. While images are embedded, what is held is one batch of pixels,
-one part, the graph that there is already, and 16 bytes of every image that is known.
+one part, the graph that there is already, and 48 bytes of every image that is known.
 """
 
 from __future__ import annotations
@@ -13,20 +13,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mmcompress import __version__
 from mmcompress.artifact import Artifact, Draft, read_manifest
 from mmcompress.data.images import named_images
+from mmcompress.data.sample import image_of
 from mmcompress.data.spec import expand, is_stream
 from mmcompress.data.tally import Tally
 from mmcompress.errors import CorruptInputError, UsageError
 from mmcompress.lock import locked
 from mmcompress.manifest import Kind, hash_json
 from mmcompress.places import MANIFEST, check_place, writing
-from mmcompress.progress import track
+from mmcompress.progress import say, track
 from mmcompress.publish import drop_work_of, keep_work_of, kept_if_used, link, tidy, work_of
 from mmcompress.runtime.encoder import Encoder
-from mmcompress.runtime.growth import Growth, all_known
+from mmcompress.runtime.growth import Growth
 from mmcompress.runtime.imageindex import (
     BACKEND,
     GONE,
@@ -38,9 +40,9 @@ from mmcompress.runtime.imageindex import (
     WIDTH,
     ImageIndex,
     digest_of_model,
+    hash_of,
     known_file,
     names_file,
-    superseded,
     vectors_of,
     written_parts,
 )
@@ -120,20 +122,42 @@ def _grown(
             tally.add_bad(name, reason)
     growth.close()
     tally.finish()
+    if lost := growth.lost():
+        _take_again(growth, images, lost)
     seconds = time.monotonic() - start
     speed = {"embedding_s": seconds, "embedding_ips": growth.embedded / seconds}
-    if (added := written_parts(work, growth.first)) or standing is None:
+    gone = growth.gone()
+    if (added := written_parts(work, growth.first)) or standing is None or len(gone) > len(standing.gone):
         parents = {"model": encoder.artifact.digest}
         with Artifact.create(out, kind=Kind.INDEX, stage=STAGE, key=key, parents=parents) as draft:
-            _fill(draft, encoder, standing, work, added)
+            _fill(draft, encoder, standing, work, added, gone)
             draft.metrics = {SOURCE: source, **speed}
         Artifact(out, read_manifest(out / MANIFEST)).remember()
     artifact = Artifact.open(out, Kind.INDEX)
     return Indexed(artifact, growth.embedded, growth.moved, growth.copies, tally.bad)
 
 
-def _fill(draft: Draft, encoder: Encoder, standing: ImageIndex | None, work: Path, added: Sequence[int]) -> None:
-    """The parts of an index before, those that are added, and the graph of all."""
+def _take_again(growth: Growth, images: str, lost: set[int]) -> None:
+    """Take images that passed for copies once more. What is read as a stream is read once: a warning says so."""
+    if is_stream(images):
+        say("", "index", f"warning: {len(lost)} images have changed places and are left out: run the command again")
+        return
+    for name, item in track(named_images(images, Tally(images, 1.0, announce=False)), "looking again", None):
+        if hash_of(image_of(item.mark)) in lost:
+            growth.take(name, item)
+            growth.copies -= 1
+    growth.close()
+
+
+def _fill(
+    draft: Draft,
+    encoder: Encoder,
+    standing: ImageIndex | None,
+    work: Path,
+    added: Sequence[int],
+    gone: NDArray[np.int64],
+) -> None:
+    """The parts of an index before, those that are added, and the graph of all but what is gone."""
     sizes = list(standing.parts) if standing is not None else []
     for part in range(len(sizes)):
         for name in (names_file(part), known_file(part)):
@@ -150,7 +174,6 @@ def _fill(draft: Draft, encoder: Encoder, standing: ImageIndex | None, work: Pat
             link(work / name, draft.path / name)
     assert graph is not None
     graph.write(draft.path / GRAPH)
-    gone = superseded(all_known(standing, work, added))
     np.save(draft.path / GONE, gone, allow_pickle=False)
     draft.facts = {
         MODEL: digest_of_model(encoder.artifact),

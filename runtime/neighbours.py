@@ -26,6 +26,10 @@ BUILDING = 100
 SEARCHING = 128
 """Candidates that are held while one is looked for at least, ef of the paper; see `candidates`."""
 
+FEWEST_LIVE = 0.5
+"""Share of the vectors that may be found below which all are looked at: where a walk meets mostly what is left out, it
+ends early, with some of the nearest or with too few. Looking at all is exact, and takes time with their number."""
+
 
 def faiss_module() -> Any:
     """faiss; MissingRequirementError where it cannot be imported."""
@@ -108,12 +112,20 @@ class Graph:
         """
         faiss = faiss_module()
         left_out = 0 if without is None else len(without)
-        found = min(count, len(self) - left_out)
-        parameters = faiss.SearchParametersHNSW(efSearch=max(candidates(len(self)), 2 * found))
+        live = len(self) - left_out
+        found = min(count, live)
+        walked = faiss.SearchParametersHNSW(efSearch=max(candidates(len(self)), 2 * found) * len(self) // max(1, live))
+        looked = faiss.SearchParameters()
         if without is not None and left_out:
-            parameters.sel = held = faiss.IDSelectorNot(out := faiss.IDSelectorBatch(without))
-            cosines, rows = self._index.search(np.ascontiguousarray(queries), found, params=parameters)
-            del held, out  # faiss keeps pointers to both
-        else:
-            cosines, rows = self._index.search(np.ascontiguousarray(queries), found, params=parameters)
+            out = faiss.IDSelectorBatch(without)
+            walked.sel = looked.sel = held = faiss.IDSelectorNot(out)  # faiss keeps pointers: both live to the end
+        asked = np.ascontiguousarray(queries)
+        exact = live < len(self) * FEWEST_LIVE
+        if not exact:
+            cosines, rows = self._index.search(asked, found, params=walked)
+            exact = bool((rows < 0).any())  # the walk ended before it had found enough
+        if exact:
+            cosines, rows = faiss.downcast_index(self._index.storage).search(asked, found, params=looked)
+        if left_out:
+            del held, out
         return rows, np.minimum(cosines, 1)  # FP16 rounds norms

@@ -13,9 +13,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mmcompress.architecture import DualEncoderConfig, ImageConfig, TextConfig
+from mmcompress.architecture import AnyImageConfig, DualEncoderConfig, ImageConfig, TextConfig
 from mmcompress.compress.train.mobilenetv4 import mobilenetv4
 from mmcompress.compress.train.published import Published, load_published
+from mmcompress.compress.train.scaling import scaled
 from mmcompress.config import StudentConfig
 from mmcompress.convnet import ConvConfig
 from mmcompress.convtower import ConvTower
@@ -50,16 +51,10 @@ _MLP_RATIO = 4
 def preset_config(student: StudentConfig, embed_dim: int, text: TextProcessing, vocab: int) -> DualEncoderConfig:
     """The sizes of a preset, for a given shared space and tokenizer. Heads have 64 channels (32 at width 192)."""
     check_preset(student)
-    image: ImageConfig | ConvConfig
-    if student.source in CONV_PRESETS:
-        variant, size, stem_stride, text_width, text_blocks = CONV_PRESETS[student.source]
-        image = mobilenetv4(variant, student.image_size or size, stem_stride)
-    else:
-        width, blocks, patch, size, text_width, text_blocks = PRESETS[student.source]
-        image = ImageConfig(**_uniform(width, blocks), image_size=student.image_size or size, patch=patch)
+    text_width, text_blocks = (CONV_PRESETS if student.source in CONV_PRESETS else PRESETS)[student.source][-2:]
     return DualEncoderConfig(
         embed_dim=embed_dim,
-        image=image,
+        image=preset_image(student),
         text=TextConfig(
             **_uniform(text_width, text_blocks),
             vocab=vocab,
@@ -69,6 +64,18 @@ def preset_config(student: StudentConfig, embed_dim: int, text: TextProcessing, 
             pad_token_id=text.pad_token_id,
         ),
     )
+
+
+def preset_image(student: StudentConfig) -> AnyImageConfig:
+    """The image tower of a preset, at its resolution, width and depth."""
+    image: AnyImageConfig
+    if student.source in CONV_PRESETS:
+        variant, size, stem_stride, *_ = CONV_PRESETS[student.source]
+        image = mobilenetv4(variant, student.image_size or size, stem_stride)
+    else:
+        width, blocks, patch, size, *_ = PRESETS[student.source]
+        image = ImageConfig(**_uniform(width, blocks), image_size=student.image_size or size, patch=patch)
+    return scaled(image, student.width, student.depth)
 
 
 def check_preset(student: StudentConfig) -> None:

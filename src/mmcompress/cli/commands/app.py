@@ -34,6 +34,10 @@ Sources = Annotated[
     list[str],
     typer.Argument(metavar="ARTIFACT|TEACHER…", help="In the order of the report; a teacher is exported first."),
 ]
+NoSources = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[ARTIFACT|TEACHER…]", help="In the order of the report; a teacher is exported first."),
+]
 Folder = Annotated[Path, typer.Argument(metavar="ARTIFACT", help="Folder that an earlier command wrote.")]
 Backend = Annotated[
     str | None, typer.Option(help="The runtime to run on: openvino, say; the first that works if not given.")
