@@ -29,6 +29,7 @@ class Interrupted(KeyboardInterrupt):
     def __init__(self, number: int) -> None:
         super().__init__()
         self.by = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+        self.what = f"stopped by {self.by}"
         self.of_scheduler = self.by in ("SIGTERM", "SIGUSR1")
         self.exit_code = 128 + number
         """As a shell says it of a program that a signal has ended."""
