@@ -67,3 +67,18 @@ def ended_by_signals() -> Iterator[None]:
         for number, handler in before.items():
             if signal.getsignal(number) is end:
                 signal.signal(number, handler)
+
+
+@contextmanager
+def children_spared() -> Iterator[None]:
+    """Processes that are started inside never get Ctrl-C, which a terminal sends to all of a group: whoever started
+    them ends them. One that comes inside is raised behind it."""
+    mask = getattr(signal, "pthread_sigmask", None)
+    if mask is None:  # Windows
+        yield
+        return
+    before = mask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        mask(signal.SIG_SETMASK, before)
