@@ -46,6 +46,7 @@ from mmcompress.config import (
     TraceConfig,
     TrainConfig,
 )
+from mmcompress.convblocks import AttentionBlock
 from mmcompress.convnet import ConvConfig
 from mmcompress.data.batches import count_up_to
 from mmcompress.data.layout import read_sentences
@@ -186,8 +187,8 @@ def fits_prune(config: PruneConfig, model: DualEncoderConfig, _: Sources) -> Non
 def _check_bottlenecks(config: PruneConfig, model: DualEncoderConfig, tower: ConvConfig) -> None:
     """What pruning cannot do to a convolutional image tower, and how small it can become."""
     alone = 'prune the text tower alone, --set towers=["text"]'
-    if config.width < 1:
-        raise UsageError("width: the channels between the blocks of a convolutional image tower are not pruned", alone)
+    if config.width < 1 and any(isinstance(block, AttentionBlock) for block in tower.blocks):
+        raise UsageError("width: channels that mobile attention reads are not pruned", f"leave it out, or {alone}")
     if config.sparsity is not None:
         raise UsageError("sparsity: 2:4 is of Linears, and this image tower has convolutions", alone)
     if tuple(config.towers) == ("image",) and (unused := {"heads", "mlp_multiple"} & config.model_fields_set):

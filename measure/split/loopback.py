@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmcompress.errors import MissingRequirementError
+from mmcompress.interrupts import children_spared
 from mmcompress.measure.peak import random_feeds
 from mmcompress.measure.split.plan import Line
 from mmcompress.measure.split.times import Half
@@ -55,7 +56,8 @@ def _other(half: Half, line: Line) -> Iterator[socket.socket]:
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
     process = context.Process(target=_serve, args=(half, line, there), daemon=True)
-    process.start()
+    with children_spared():
+        process.start()
     try:
         if not here.poll(START_S):
             raise MissingRequirementError("the second process does not start", "give it more memory, or try again")

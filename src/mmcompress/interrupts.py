@@ -29,6 +29,7 @@ class Interrupted(KeyboardInterrupt):
     def __init__(self, number: int) -> None:
         super().__init__()
         self.by = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+        self.what = f"stopped by {self.by}"
         self.of_scheduler = self.by in ("SIGTERM", "SIGUSR1")
         self.exit_code = 128 + number
         """As a shell says it of a program that a signal has ended."""
@@ -66,3 +67,18 @@ def ended_by_signals() -> Iterator[None]:
         for number, handler in before.items():
             if signal.getsignal(number) is end:
                 signal.signal(number, handler)
+
+
+@contextmanager
+def children_spared() -> Iterator[None]:
+    """Processes that are started inside never get Ctrl-C, which a terminal sends to all of a group: whoever started
+    them ends them. One that comes inside is raised behind it."""
+    mask = getattr(signal, "pthread_sigmask", None)
+    if mask is None:  # Windows
+        yield
+        return
+    before = mask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        mask(signal.SIG_SETMASK, before)

@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import NoReturn
 
 from mmcompress.cli.commands import app
@@ -35,15 +36,12 @@ def _told(run: Callable[[], int]) -> int:
     """Run; the exit code, an error printed."""
     try:
         return _written(run)
-    except MMCompressError as error:
+    except (MMCompressError, KeyboardInterrupt) as told:
+        error = told if isinstance(told, MMCompressError | Interrupted) else Interrupted(signal.SIGINT)
         print(printable(f"error: {error.what}"), file=sys.stderr)
         if error.hint:
             print(printable(f"hint: {error.hint}"), file=sys.stderr)
         return error.exit_code
-    except KeyboardInterrupt as interrupt:
-        stop = interrupt if isinstance(interrupt, Interrupted) else Interrupted(signal.SIGINT)
-        print(f"error: stopped by {stop.by}\nhint: {printable(stop.hint)}", file=sys.stderr)
-        return stop.exit_code
 
 
 def _written(run: Callable[[], int]) -> int:
@@ -69,9 +67,20 @@ def _on_all_ranks() -> int:
         return here.lead(lambda: _told(_command)) if here.leads else follow(here)
 
 
+def _shown_alive() -> AbstractContextManager[None]:
+    """A sign of life, but where ssh may ask for a password on the same terminal."""
+    name = next((word for word in sys.argv[1:] if not word.startswith("-")), "")
+    if name in ("", "remote"):
+        return nullcontext()
+    from mmcompress.alive import alive
+    from mmcompress.progress import console
+
+    return alive(console, name)
+
+
 def _command() -> int:
     try:
-        with ended_by_signals():
+        with ended_by_signals(), _shown_alive():
             app(prog_name="mmcompress")
     except SystemExit as ended:
         return int(ended.code or 0)

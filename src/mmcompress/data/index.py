@@ -37,7 +37,7 @@ from mmcompress.places import CACHE, cache_folder
 from mmcompress.progress import console
 from mmcompress.strictjson import json_from_text, text_from_json
 
-FORMAT = 3
+FORMAT = 4
 """Of the files; part of their names, so that a later version makes its own."""
 _NO_INDEX = (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error)
 

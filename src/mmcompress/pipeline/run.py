@@ -28,7 +28,7 @@ from mmcompress.pipeline.plan import Step, check_data, local_inputs, plan
 from mmcompress.pipeline.recipe import Recipe
 from mmcompress.pipeline.together import run_on_all
 from mmcompress.places import MANIFEST, check_name, check_place, writing
-from mmcompress.progress import say
+from mmcompress.progress import RUNNING, say
 from mmcompress.publish import drop_work_of, keep_work_of, kept_if_used, tidy, work_of
 from mmcompress.stages import Job, Stage
 
@@ -152,7 +152,7 @@ def _made_or_reused(
     stage.refuse_impossible(built, sources)
     with writing(out):
         keep_work_of(work, key)
-    say(stage.name, out.name, "running")
+    say(stage.name, out.name, RUNNING)
     start = time.monotonic()
     said, standing = _said(built), out if (out / MANIFEST).is_file() else None
     with (
