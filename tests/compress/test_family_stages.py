@@ -32,7 +32,9 @@ from mmcompress.huggingface import (
     with_tokenizer,
 )
 from mmcompress.int8 import linear_modules
+from mmcompress.measure.bench.bench import warn_by_chance
 from mmcompress.measure.bisect.document import BisectDocument
+from mmcompress.measure.subjects import Subject
 from mmcompress.model import DualEncoder
 from mmcompress.pipeline import standalone
 from mmcompress.runtime.backends import graph_for
@@ -188,7 +190,9 @@ def test_every_stage_runs_on_a_family(family: str, made: Made, data: str) -> Non
 
 
 @pytest.mark.parametrize("family", ["siglip", "altclip"])
-def test_a_tower_without_integers_is_a_float_graph_by_its_name(family: str, made: Made, tmp_path: Path) -> None:
+def test_a_tower_without_integers_is_a_float_graph_by_its_name(
+    family: str, made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     _, stages = made(family)
     onnx = standalone.export(str(stages["int8"].path), tmp_path / "onnx", {"precisions": ("int8",)})
     kinds = {"fp16", "fp32"} if family == "altclip" else {"int8-signed", "int8-unsigned"}
@@ -200,6 +204,10 @@ def test_a_tower_without_integers_is_a_float_graph_by_its_name(family: str, made
     with Encoder.open(onnx, "onnxruntime", precision="int8") as encoder:
         assert encoder.precisions == {"image": "int8", "text": "fp32" if family == "altclip" else "int8"}
         assert encoder.texts(CAPTIONS[:2]).shape == (2, onnx.model.embed_dim)
+    tried: list[Encoder] = []
+    monkeypatch.setattr(Encoder, "warn_by_chance", lambda encoder: tried.append(encoder))
+    warn_by_chance(Subject(onnx, graph_for(onnx, "image", "onnxruntime", "int8"), "onnxruntime", 1))
+    assert len(tried) == 1, "bench tries both towers, whatever the text tower computes in"
     with pytest.raises(UsageError, match="has no text graph in fp8"):
         graph_for(onnx, "text", "onnxruntime", "fp8")
 
