@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import math
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args
 
 import numpy as np
 from PIL import Image
@@ -27,6 +27,10 @@ LEVELS = 1.0
 """How far the same pixel may lie apart, of 255: two resizers round differently, another filter or crop is far more."""
 _CONVOLUTIONS = ("convnext", "convnextv2")
 """Whose configs state an image_size and a patch_size that they do not read."""
+_FILTERS = {
+    Image.Resampling[name.upper()].value: name
+    for name in get_args(Preprocessing.model_fields["interpolation"].annotation)
+}
 _FLAGS = {"do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb"}
 
 
@@ -52,9 +56,9 @@ def rule_from_processor(processor: Any) -> Preprocessing:
         if key.startswith("do_") and value and key not in _FLAGS and _takes(processor, key):
             _refuse(processor, key, "no such step", "set it to false if the model does not depend on it")
     size, resize, squash = _sizes(processor)
-    try:
-        interpolation = Image.Resampling(_stated(processor, "resample")).name.lower()
-    except ValueError:
+    stated = _stated(processor, "resample")
+    interpolation = _FILTERS.get(stated) if isinstance(stated, int) else None
+    if interpolation is None:  # newer Pillows have more, which the one on a device need not know
         _refuse(processor, "resample", "0 to 5, a filter of Pillow", "3 is bicubic, 2 bilinear")
     factor = 255 * (_stated(processor, "rescale_factor", 0) if _stated(processor, "do_rescale", True) else 1)
     if not 0 < factor < math.inf:

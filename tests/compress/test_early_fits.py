@@ -129,6 +129,13 @@ def test_a_batch_that_data_does_not_fill_is_refused_before_anything_is_embedded(
     assert made(world) == []
 
 
+def test_a_share_that_no_size_has_is_refused_before_a_teacher_is_converted(world: Path) -> None:
+    given = {"data.train": "demo:train", "target_macs": 0.001}
+    with pytest.raises(UsageError, match=r"the macs of the image tower cannot be pruned to 0\.001x"):
+        standalone.prune("teacher", Path("out"), given)
+    assert made(world) == []
+
+
 def test_a_latency_that_no_size_has_is_refused_before_anything_is_measured(world: Path) -> None:
     with pytest.raises(UsageError, match=r"the latency of the image tower cannot be pruned to 0\.001x") as caught:
         shrink("teacher", Path("out"), Wish("demo:train", target_latency="0.001x"))

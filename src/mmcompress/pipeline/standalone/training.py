@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mmcompress.architecture import DualEncoderConfig
 from mmcompress.artifact import Artifact
 from mmcompress.data.layout import say_classes
 from mmcompress.errors import UsageError
@@ -15,6 +16,7 @@ from mmcompress.pipeline.converted import (
     artifact_at,
     as_checkpoint,
     check_becomes_checkpoint,
+    coming_start,
     made_first,
 )
 from mmcompress.pipeline.routing import routed, routed_with_source
@@ -135,11 +137,12 @@ def prune(source: str | Path, out: Path, given: Given = NOTHING, *, embeddings: 
         return near or as_checkpoint(source, out, to.get("convert", NOTHING))
 
     say_classes(given.get("data.train"))
-    cached, to = _embeddings(out, "prune", given, embeddings, near, *([] if near else ["convert"]), start=checkpoint)
+    sizes = coming_start(source, near, given)
+    also = [] if near else ["convert"]
+    cached, to = _embeddings(out, "prune", given, embeddings, near, *also, start=checkpoint, sizes=sizes)
     tables = {"data": data_unless_given(given, cached)}
-    check_places(
-        out, "prune", checked("prune", tables, to["prune"]), made_first(source, near, to.get("convert", NOTHING))
-    )
+    built = checked("prune", tables, to["prune"], start=sizes)
+    check_places(out, "prune", built, made_first(source, near, to.get("convert", NOTHING)))
     sources = {"checkpoint": checkpoint(to), "embeddings": cached}
     return run_single("prune", tables, to["prune"], sources, out)
 
@@ -152,10 +155,12 @@ def _embeddings(
     near: Artifact | None,
     *also: str,
     start: Callable[[Mapping[str, Given]], Artifact | None],
+    sizes: DualEncoderConfig | None = None,
 ) -> tuple[Artifact, dict[str, dict[str, Any]]]:
     """Cached embeddings to learn from, and what each stage is given: those named, those of a teacher that is given,
     made now in OUT-embeddings, or those that `near` is from. `also` are other stages that run, `start` is the
-    checkpoint that the stage begins with, by which it is checked before anything is embedded.
+    checkpoint that the stage begins with, by which it is checked before anything is embedded; its `sizes` may be known
+    before there is one.
     """
     found, why = None, f"--embeddings {embeddings} are given"
     if embeddings is not None:
@@ -172,7 +177,7 @@ def _embeddings(
     to = routed(given, own, "embed", *also, idle=idle)
     data = {"data": data_unless_given(given, near)}
     beside = {"embeddings": "embed"} | ({"checkpoint": "convert"} if "convert" in also else {})
-    check_places(out, own, built := checked(own, data, to[own]), beside)
+    check_places(out, own, built := checked(own, data, to[own], start=sizes), beside)
     look_at_data(own, built, out)
     if (begun := start(to)) is not None:
         checked(own, data, to[own], {"checkpoint": begun})
