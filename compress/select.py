@@ -59,6 +59,11 @@ def select(spec: str, wanted: Wanted, out: Path, a_shard: int = A_SHARD) -> Arti
             for item, captions in zip(kept, _captions(kept, store, wanted, scores, counts), strict=True):
                 for sample in samples([item], tally) if captions else ():
                     now.shards.add(replace(sample, captions=captions), sample.key)
+        if not scores and counts["not_embedded"]:
+            raise CorruptInputError(
+                f"none of the {counts['not_embedded']} samples of {spec} that are looked at is in {wanted.embeddings}",
+                "give the embeddings of this data: mmcompress embed",
+            )
         if not now.shards.samples:
             raise UsageError(f"no pair of {spec} is left{_told(scores)}", "give a lower --min-similarity")
         if excluded.found < len(excluded):

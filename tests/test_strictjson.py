@@ -45,6 +45,12 @@ def test_what_is_no_number_is_not_read(text: str, tmp_path: Path) -> None:
     assert caught.value.hint == "measure it again"
 
 
+def test_whole_numbers_are_read_as_long_as_a_float_holds_them() -> None:
+    assert json_from_text(str(10**30)) == 10**30
+    with pytest.raises(ValueError, match="a whole number of 401 digits"):
+        json_from_text(str(10**400))
+
+
 @pytest.mark.parametrize("part", ["facts", "metrics"])
 def test_an_artifact_does_not_hide_it_as_null(part: str, tmp_path: Path) -> None:
     creating = Artifact.create(tmp_path / "a", kind=Kind.REPORT, stage="bench", key="k")

@@ -5,12 +5,8 @@ left is a smaller number in the config. The walk is that of `shrink.py`, on maps
 refitted so that the pruned map behind it is as near as possible to the dense one (Zhang et al. 2016, section 3.3),
 every place of the map counting the same, and where whole bottlenecks go, what is in front of them aims behind them.
 
-The fit is of the projection with its BatchNorm (and layer scale) folded in. It goes back into the convolution and the
-BatchNorm such that the statistics of the latter are those of the fitted outputs: then the model is the same while it
-trains, by statistics of the batch, and at rest.
-
-Left out: channels between blocks and of the head, heads of mobile attention, and plain blocks, which have no hidden
-channels.
+What is fitted is the projection with its BatchNorm and layer scale folded in (`folded.py`). Channels between blocks go
+before, where that is asked for (`streams.py`). Left out: channels of the head, and heads of mobile attention.
 """
 
 from __future__ import annotations
@@ -23,20 +19,19 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mmcompress.compress.prune.folded import Folded, copy_rows
 from mmcompress.compress.prune.harm import PROBED, first_batches
 from mmcompress.compress.prune.hidden import HiddenErrors, HiddenSizes, hidden_blocks, resized_hidden
-from mmcompress.compress.prune.reconstruct import Gram, refit, removal_order
+from mmcompress.compress.prune.reconstruct import Gram, removal_order
 from mmcompress.compress.prune.sizes import levels
 from mmcompress.convnet import ConvConfig
-from mmcompress.convtower import BatchNorm, Bottleneck, Convolution, ConvTower
+from mmcompress.convtower import Bottleneck, ConvTower
 from mmcompress.errors import finite
 from mmcompress.model import DualEncoder
 from mmcompress.progress import track
 
 Maps = list[Tensor]
 """What is between two blocks, (B, C, H, W), of each batch."""
-NO_GAIN = 1e-8
-"""An output that its BatchNorm and layer scale multiply by less than this is not fitted."""
 
 
 @dataclass(frozen=True)
@@ -65,20 +60,15 @@ class Hidden:
             x = getattr(self.block, part)(x) if part in self.block._modules else x
         return x.permute(0, 2, 3, 1)
 
-    def gain(self) -> Tensor:
-        """(channels,) what the convolution's outputs are multiplied by."""
-        norm = _norm(self.block.project)
-        gain = norm.weight * torch.rsqrt(norm.variance + norm.eps)
-        return gain if self.block.scale is None else gain * self.block.scale
+    def folded(self) -> Folded:
+        """The projection with all behind it."""
+        return Folded.of(self.block.project, scale=self.block.scale)
 
     def projection(self, kept: Sequence[int], gram: Gram | None) -> Projection:
         """The projection from some of the channels, refitted where a Gram matrix is given."""
-        norm, gain = _norm(self.block.project), self.gain()
-        scale = 1 if self.block.scale is None else self.block.scale
-        index = torch.tensor(kept, device=gain.device)
-        weight = self.block.project.weight[:, index, 0, 0] * gain[:, None]
-        bias = norm.bias * scale - gain * norm.mean
-        return Projection(list(kept), *((weight, bias) if gram is None else refit(gram, index, weight, bias)))
+        index = torch.tensor(kept, device=self.block.project.weight.device)
+        folded = self.folded()
+        return Projection(list(kept), *(folded.linear(index) if gram is None else folded.fitted(gram, index, index)))
 
     def behind(self, maps: Maps, projection: Projection | None = None) -> Maps:
         """The maps behind this bottleneck, by another projection where one is given."""
@@ -111,37 +101,11 @@ class Hidden:
         kept = torch.tensor(projection.kept)
         for part in ("start", "expand", "middle"):
             if part in self.block._modules:
-                _copy(getattr(target, part), getattr(self.block, part), None if part == "start" else kept)
+                copy_rows(getattr(target, part), getattr(self.block, part), None if part == "start" else kept)
         if self.block.scale is not None:
             cast(Tensor, target.scale).copy_(self.block.scale)
-        own = self.block.project
-        target.project.weight.copy_(own.weight[:, kept])
-        _norm(target.project).load_state_dict(_norm(own).state_dict())
-        if gram is not None:
-            self._write(target.project, projection, gram)
-
-    def _write(self, target: Convolution, projection: Projection, gram: Gram) -> None:
-        """The fitted projection as a convolution of the size it had, and a BatchNorm with its outputs' statistics."""
-        norm, gain = _norm(target), self.gain()
-        lost = gain.abs() < NO_GAIN
-        scale = torch.ones_like(gain) if self.block.scale is None else self.block.scale
-        weight = projection.weight / torch.where(lost, torch.ones_like(gain), gain)[:, None]
-        kept = torch.tensor(projection.kept, device=gram.xx.device)
-        covariance, _ = gram.centred()
-        wide = weight.double()
-        mean = wide @ (gram.xx[-1, :-1] / gram.count)[kept]
-        variance = ((wide @ covariance[kept][:, kept]) * wide).sum(dim=1).clamp_min(0)
-        bias = projection.bias / torch.where(lost, torch.ones_like(scale), scale)
-        fitted = {
-            "weight": (gain / scale).double() * (variance + norm.eps).sqrt(),
-            "bias": bias.double() + (gain / scale).double() * mean,
-            "mean": mean,
-            "variance": variance,
-        }
-        target.weight.copy_(torch.where(lost[:, None], target.weight[:, :, 0, 0], weight)[:, :, None, None])
-        for leaf, values in fitted.items():
-            ours: Tensor = getattr(norm, leaf)
-            ours.copy_(torch.where(lost, ours, values.to(ours.dtype)))
+        fitted = None if gram is None else (projection.weight, projection.bias)
+        self.folded().write(target.project, kept, fitted, gram, kept)
 
 
 def hidden_of(model: DualEncoder) -> dict[int, Hidden]:
@@ -167,14 +131,14 @@ def hidden_errors(
     """For each bottleneck the errors of fewer hidden channels and of its removal, one at a time (see `harm.py`)."""
     tower, config = cast(ConvTower, model.image), cast(ConvConfig, model.config.image)
     probed = len(first_batches(inputs, PROBED))
-    before = [_entered(tower, x) for x in inputs]
-    wanted = _embeddings(tower, _through(tower, range(config.depth), before[:probed]))
+    before = [entered(tower, x) for x in inputs]
+    wanted = _embeddings(tower, through(tower, range(config.depth), before[:probed]))
     found, blocks = {}, hidden_of(model)
     for index in track(range(config.depth), "measuring image blocks", config.depth):
-        after = _through(tower, [index], before)
+        after = through(tower, [index], before)
 
         def error(maps: Maps, rest: range = range(index + 1, config.depth)) -> float:
-            ours = _embeddings(tower, _through(tower, rest, maps))
+            ours = _embeddings(tower, through(tower, rest, maps))
             return finite(float(1 - (ours * wanted).sum(dim=-1).mean()), "the error of a cut in the image tower")
 
         if (hidden := blocks.get(index)) is not None:
@@ -211,16 +175,16 @@ def shrunk_bottlenecks(
     smaller.load_state_dict(
         {k: v if k.startswith("image.blocks.") else state[k] for k, v in smaller.state_dict().items()}
     )
-    dense = [_entered(tower, x) for x in inputs]
+    dense = [entered(tower, x) for x in inputs]
     ours = list(dense)
     blocks, kept = hidden_of(model), [index for index in range(config.depth) if sizes.get(index, 0) is not None]
     targets = cast(ConvTower, smaller.image).blocks
     every = zip(targets, kept, [*kept[1:], config.depth], strict=True)
     for target, index, following in track(every, "fitting image blocks", len(kept)):
-        dense = _through(tower, range(index, following), dense)
+        dense = through(tower, range(index, following), dense)
         if (hidden := blocks.get(index)) is None:
             target.load_state_dict(tower.blocks[index].state_dict())
-            ours = _through(tower, [index], ours)
+            ours = through(tower, [index], ours)
             continue
         block, count = cast(Bottleneck, target), cast(Bottleneck, target).project.in_channels
         gram = hidden.gram(dense, ours) if refitted or not scores else None
@@ -233,11 +197,11 @@ def shrunk_bottlenecks(
     return smaller.eval()
 
 
-def _entered(tower: ConvTower, pixels: Tensor) -> Tensor:
+def entered(tower: ConvTower, pixels: Tensor) -> Tensor:
     return cast(Tensor, tower.stem(pixels.contiguous(memory_format=torch.channels_last)))
 
 
-def _through(tower: ConvTower, indices: Iterable[int], maps: Maps) -> Maps:
+def through(tower: ConvTower, indices: Iterable[int], maps: Maps) -> Maps:
     for index in indices:
         maps = [tower.blocks[index](x) for x in maps]
     return maps
@@ -245,15 +209,3 @@ def _through(tower: ConvTower, indices: Iterable[int], maps: Maps) -> Maps:
 
 def _embeddings(tower: ConvTower, maps: Maps) -> Tensor:
     return F.normalize(torch.cat([tower.leave(x) for x in maps]), dim=-1)
-
-
-def _norm(convolution: Convolution) -> BatchNorm:
-    assert convolution.norm is not None
-    return convolution.norm
-
-
-def _copy(target: Convolution, source: Convolution, rows: Tensor | None) -> None:
-    """A convolution with its BatchNorm, or some of its output channels."""
-    for name, tensor in target.state_dict().items():
-        theirs = source.state_dict()[name]
-        tensor.copy_(theirs if rows is None else theirs[rows])

@@ -15,9 +15,12 @@ from dataclasses import dataclass
 from mmcompress.architecture import DualEncoderConfig
 from mmcompress.compress.prune.allocation import Choice, floor_cost
 from mmcompress.compress.prune.sizes import Levels, below_the_floor, check_reachable, interpolated, sizes_within
-from mmcompress.convblocks import FusedBlock, UniversalBlock
+from mmcompress.convblocks import AttentionBlock, FusedBlock, UniversalBlock, outputs_of
 from mmcompress.convnet import ConvConfig
+from mmcompress.errors import UsageError
 
+STREAM_MULTIPLE = 8
+"""Channels between blocks are kept in multiples of this, as published towers have them."""
 HiddenSizes = Mapping[int, int | None]
 """Index of a bottleneck -> hidden channels that it keeps; None where it goes. What is not named stays."""
 HiddenCost = Callable[[int, int | None], float]
@@ -71,6 +74,43 @@ def resized_hidden(tower: ConvConfig, sizes: HiddenSizes) -> ConvConfig:
                 blocks.append(block)
         stages.append(tuple(blocks))
     return tower.model_copy(update={"stages": tuple(stages)})
+
+
+def streams_of(tower: ConvConfig) -> list[tuple[int, int]]:
+    """Of each block the streams that it reads and gives, from the stem's, 0; a residual block stays in its own."""
+    found, stream = [], 0
+    for _, block, inputs, _ in tower.placed():
+        behind = stream if block.residual(inputs) else stream + 1
+        found.append((stream, behind))
+        stream = behind
+    return found
+
+
+def stream_widths(tower: ConvConfig, share: float, multiple: int) -> list[int]:
+    """The share of each stream's channels, the stem's first, in multiples, one multiple at least.
+
+    Where rounding would make a residual block of one that is none, the channels that it gives stay as they are.
+    """
+    places = list(zip(streams_of(tower), tower.placed(), strict=True))
+    channels = {0: tower.stem} | {behind: outputs_of(block, inputs) for (_, behind), (_, block, inputs, _) in places}
+    widths = [min(full, max(multiple, round(full * share / multiple) * multiple)) for full in channels.values()]
+    for (before, behind), (_, block, _, _) in places:
+        if before != behind and block.residual(outputs_of(block, 0)) and widths[before] == widths[behind]:
+            widths[behind] = channels[behind]
+    return widths
+
+
+def with_streams(tower: ConvConfig, widths: Sequence[int]) -> ConvConfig:
+    """The tower's config with streams of these channels."""
+    behind = iter(streams_of(tower))
+    stages = []
+    for stage in tower.stages:
+        blocks = []
+        for block in stage:
+            width = widths[next(behind)[1]]
+            blocks.append(block if isinstance(block, AttentionBlock) else block.model_copy(update={"channels": width}))
+        stages.append(tuple(blocks))
+    return tower.model_copy(update={"stem": widths[0], "stages": tuple(stages)})
 
 
 def uniform_hidden(tower: ConvConfig, share: float, multiple: int) -> HiddenSizes:
@@ -131,7 +171,8 @@ def check_hidden_share(config: DualEncoderConfig, tower: ConvConfig, kind: str, 
     """Raise UsageError where even the smallest bottlenecks cost more than the share of the tower."""
     floor = hidden_floor(config, tower, kind, multiple)
     if share < floor:
-        raise below_the_floor(f"the {kind} of the image tower", share, floor)
+        below = below_the_floor(f"the {kind} of the image tower", share, floor)
+        raise UsageError(below.what, f"{below.hint}; or prune channels between its blocks first: --width 0.75 --mlp 1")
 
 
 def check_hidden_latency(config: DualEncoderConfig, tower: ConvConfig, share: float, multiple: int) -> None:

@@ -4,7 +4,7 @@ Three questions, a file each. Which units go: `importance.py`, or by what the ne
 What the rest must weigh then: a least-squares refit from the first block to the last (`shrink.py`), so that the model
 is good before any training. How much of each block goes: the same share everywhere, or under a limit of MACs,
 parameters or measured latency what harms least (`harm.py`, `sizes.py`, `allocation.py`, `latency_target.py`).
-Convolutional towers have their own answers to the second and third (`bottlenecks.py`, `hidden.py`).
+Convolutional towers have their own answers to the second and third (`bottlenecks.py`, `hidden.py`, `streams.py`).
 The width of the residual stream goes first where it is asked for (`width.py`), by the same share in the whole tower;
 2:4 sparsity of what is left comes last (`semistructured.py`).
 
@@ -21,12 +21,21 @@ from torch import Tensor
 from mmcompress.architecture import NEVER_COMPRESSED, DualEncoderConfig, TowerConfig
 from mmcompress.compress.prune.bottlenecks import hidden_errors, shrunk_bottlenecks
 from mmcompress.compress.prune.harm import measured_errors
-from mmcompress.compress.prune.hidden import HiddenSizes, hidden_choices, hidden_cost, hidden_within, uniform_hidden
+from mmcompress.compress.prune.hidden import (
+    STREAM_MULTIPLE,
+    HiddenSizes,
+    hidden_choices,
+    hidden_cost,
+    hidden_within,
+    stream_widths,
+    uniform_hidden,
+)
 from mmcompress.compress.prune.importance import magnitudes, taylor
 from mmcompress.compress.prune.latency_target import hidden_at_latency, sizes_at_latency
 from mmcompress.compress.prune.semistructured import SPARSE, is_two_four, sparsified
 from mmcompress.compress.prune.shrink import Scores, Size, TowerName, shrunk, sizes_of
 from mmcompress.compress.prune.sizes import block_choices, sizes_within, static_cost
+from mmcompress.compress.prune.streams import narrowed_streams
 from mmcompress.compress.prune.width import narrowed, rounded_width
 from mmcompress.compress.train.embeddings import load_embeddings
 from mmcompress.compress.train.pairs import TrainingBatch, training_pairs
@@ -77,6 +86,8 @@ def pruned_model(
     for tower in towers_of(model.config, config):
         inputs = [pair.pixels if tower == "image" else pair.tokens for pair in samples]
         if tower == "image" and isinstance(model.config.image, ConvConfig):
+            widths = stream_widths(model.config.image, config.width, config.width_multiple or STREAM_MULTIPLE)
+            pruned = narrowed_streams(pruned, widths, inputs, config.refit)
             hidden, measured[tower] = bottleneck_sizes(model, model.config.image, inputs, scores, config)
             pruned = shrunk_bottlenecks(pruned, hidden, inputs, scores, config.refit)
             continue

@@ -77,6 +77,15 @@ def check_preset(student: StudentConfig) -> None:
         raise UsageError(f"image_size {size} is not a multiple of the {patch}-pixel patches", "choose another size")
 
 
+def check_reads_teachers_texts(student: StudentConfig, teacher: str) -> None:
+    """Raise UsageError for a tokenizer that nothing would read: a student has that of its teacher, where it has one."""
+    if student.tokenizer is not None:
+        raise UsageError(
+            f"student.tokenizer is for teachers that bring none, and {teacher} has its own",
+            "leave it out: the student's texts are read as the teacher's are",
+        )
+
+
 def _uniform(width: int, blocks: int) -> dict[str, object]:
     head_dim = _HEAD_DIM if width % (4 * _HEAD_DIM) == 0 or width >= 384 else _HEAD_DIM // 2
     return {

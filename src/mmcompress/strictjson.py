@@ -16,8 +16,8 @@ from typing import Any
 
 from mmcompress.errors import CorruptInputError
 
-_LONGEST_INTEGER = 20
-"""Characters: all of 64 bits. A longer one is no figure, and no float can hold it in the end."""
+_LONGEST_INTEGER = 308
+"""Characters: what a float can hold. transformers writes 10^30 into tokenizers for "as long as you like"."""
 
 
 def text_from_json(

@@ -151,7 +151,7 @@ def test_pruned_it_trains_on_and_becomes_integers(
     smaller = Artifact.open(pruned)
     assert smaller.model.macs <= 0.6 * whole.macs
     assert smaller.manifest.facts["macs_share"] == smaller.model.macs / whole.macs
-    for said in ("--importance=magnitude", "--importance=taylor", "--set=refit=false"):
+    for said in ("--importance=magnitude", "--importance=taylor", "--set=refit=false", "--width=0.75"):
         asked = ("--batch=20", "--mlp=0.5", said, "--out", tmp_path / "other")
         assert cli("prune", made["distill"].path, *given, *asked).code == 0
     recovered = tmp_path / "recovered"
@@ -177,13 +177,33 @@ def test_pruned_it_trains_on_and_becomes_integers(
     assert Artifact.open(exported).manifest.metrics["against_torch"]["image-fp32.onnx"]["max_abs"] < 1e-5
 
 
+@pytest.mark.parametrize("alpha", [0.0, 0.5])
+def test_fine_tuned_it_has_the_statistics_of_the_mixed_weights(
+    alpha: float, world: Path, made: dict[str, Artifact], cli: Callable[..., Any], tmp_path: Path
+) -> None:
+    given = ("--data", data_of(world), "--validation", data_of(world), "--augment", "none", "--alpha", str(alpha))
+    few = ("--set", "optimizer.epochs=1", "--set", "optimizer.batch=20", "--layer-decay", "0.5")
+    ended = cli("finetune", made["distill"].path, *given, *few, "--out", tmp_path / "tuned")
+    assert ended.code == 0, ended.err
+    artifact, start = Artifact.open(tmp_path / "tuned"), made["distill"]
+    tuned, before = (dual_encoder_from_checkpoint(one.path, one.model) for one in (artifact, start))
+    if alpha == 0:
+        assert all(
+            torch.equal(a, b) for a, b in zip(tuned.state_dict().values(), before.state_dict().values(), strict=True)
+        )
+        return
+    again = dual_encoder_from_checkpoint(artifact.path, artifact.model)
+    pairs = training_pairs(artifact, DataConfig(train=data_of(world)), batch=20, seed=0, here=HERE, embeddings=None)
+    set_statistics(again.image, (batch.pixels for batch in pairs.stream(0, 0)), HERE)
+    for (name, kept), own in zip(tuned.named_buffers(), again.buffers(), strict=True):
+        torch.testing.assert_close(kept, own, msg=name)
+    moved = zip(tuned.image.parameters(), before.image.parameters(), strict=True)
+    assert any(not torch.equal(a, b) for a, b in moved)
+
+
 @pytest.mark.parametrize(
     ("command", "said"),
     [
-        (
-            ("prune", "{student}", "--data", "{data}", "--batch", "20", "--width", "0.5"),
-            "width: the channels between the blocks of a convolutional image tower are not pruned",
-        ),
         (
             ("prune", "{student}", "--data", "{data}", "--batch", "20", "--sparsity", "2:4"),
             "sparsity: 2:4 is of Linears, and this image tower has convolutions",
@@ -194,7 +214,7 @@ def test_pruned_it_trains_on_and_becomes_integers(
         ),
         (
             ("prune", "{student}", "--data", "{data}", "--batch", "20", "--target-macs", "0.1"),
-            "the macs of the image tower cannot be pruned to 0.1x: the floor is",
+            "or prune channels between its blocks first: --width 0.75 --mlp 1",
         ),
         (
             ("prune", "{student}", "--data", "{data}", "--batch", "20", "--target-latency", "0.01"),

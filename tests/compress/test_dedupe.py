@@ -151,6 +151,13 @@ def test_pairs_below_a_similarity_are_dropped(tmp_path: Path) -> None:
     assert not (tmp_path / "none").exists()
 
 
+def test_a_list_may_come_from_any_editor(data: Path, tmp_path: Path) -> None:
+    """Line ends of Windows, an empty line at the end."""
+    listed = tmp_path / "list.tsv"
+    listed.write_bytes(b"key\tlike\tcosine\r\npairs/000003\tpairs/000001\t1.0\r\n\r\n")
+    assert select(str(data), Wanted(exclude=listed), tmp_path / "o").manifest.facts["excluded"] == 1
+
+
 def test_what_does_not_belong_together_is_refused(data: Path, tmp_path: Path, cli: Callable[..., Any]) -> None:
     images = unit(np.random.default_rng(0).standard_normal((60, 8)))
     place = embeddings(tmp_path / "e", data, images, images)
@@ -160,6 +167,7 @@ def test_what_does_not_belong_together_is_refused(data: Path, tmp_path: Path, cl
     same_keys = write_tar(tmp_path / "elsewhere" / "pairs.tar", files)
     (tmp_path / "mine.txt").write_text("notes")
     (tmp_path / "list.tsv").write_text("key\tlike\tcosine\npairs/nothing\tpairs/000001\t1.0\n")
+    (tmp_path / "latin.tsv").write_bytes(b"key\tlike\tcosine\npairs/\xe4\tpairs/000001\t1.0\n")
     cases: list[tuple[type[Exception], str, Callable[[], object]]] = [
         (CorruptInputError, "embeds 60 samples, and 0 of them", lambda: dedupe(str(other), place, tmp_path / "l")),
         (CorruptInputError, "is not the one whose", lambda: dedupe(str(same_keys), place, tmp_path / "l")),
@@ -177,6 +185,12 @@ def test_what_does_not_belong_together_is_refused(data: Path, tmp_path: Path, cl
             lambda: select(str(data), Wanted(exclude=tmp_path / "list.tsv"), tmp_path / "o"),
         ),
         (UsageError, "which is read to make it", lambda: select(str(data), Wanted(0.2, place), place / "o")),
+        (CorruptInputError, "none of the 60 samples", lambda: select(str(other), Wanted(0.2, place), tmp_path / "o")),
+        (
+            CorruptInputError,
+            "latin.tsv is not UTF-8",
+            lambda: select(str(data), Wanted(exclude=tmp_path / "latin.tsv"), tmp_path / "o"),
+        ),
     ]
     for kind, words, ask in cases:
         with pytest.raises(kind, match=words):

@@ -99,7 +99,9 @@ def test_what_cannot_be_packed_is_refused(tmp_path: Path) -> None:
     write_tar(tmp_path / "packed" / "0.tar", [])
     (tmp_path / "bad.csv").write_text("url,caption\n")
     (tmp_path / "latin.csv").write_bytes("image,caption\na.jpg,ä\n".encode("latin-1"))
+    (tmp_path / "open.csv").write_text('image,caption\nphotos/a.jpg,one\nphotos/a.jpg,"two\nphotos/a.jpg,three\n')
     cases: list[tuple[type[Exception], str, str]] = [
+        (CorruptInputError, "open.csv", "cannot be read as a table: unexpected end of data"),
         (UsageError, "photos", "has a caption beside it"),
         (UsageError, "packed", "is packed already"),
         (UsageError, "bad.csv", "has the columns url, caption"),

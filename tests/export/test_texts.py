@@ -27,6 +27,15 @@ def made(family: str, folder: Path) -> Path:
     return FAMILIES[family](folder)
 
 
+def test_a_tokenizer_without_a_length_of_its_own_is_read(tmp_path: Path) -> None:
+    """transformers writes 10^30, as a float rounds it, for a length that nobody stated."""
+    folder = made("chinese clip", tmp_path)
+    AutoTokenizer.from_pretrained(folder, model_max_length=int(1e30)).save_pretrained(folder)
+    stated = json.loads((folder / "tokenizer_config.json").read_text())
+    assert stated["model_max_length"] == 1000000000000000019884624838656
+    assert text_processing_of(folder)[1].context == CONTEXTS["chinese clip"]
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_ids_and_masks_are_those_of_transformers(family: str, tmp_path: Path) -> None:
     folder = made(family, tmp_path)

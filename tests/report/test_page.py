@@ -25,6 +25,7 @@ from tokenizers import Tokenizer
 from toy_model import Model, image_onnx, make_model, text_onnx
 
 from mmcompress.artifact import Artifact
+from mmcompress.data.layout import prompts
 from mmcompress.data.preprocess import normalize, to_array
 from mmcompress.export.folders import tokenizer_of
 from mmcompress.manifest import Graph, Kind, Preprocessing, TensorSpec, TextProcessing
@@ -272,6 +273,53 @@ def test_a_reader_uses_the_page(site: Site, tmp_path: Path) -> None:
     page.evaluate("document.getElementById('labels').value = 'alone'")
     assert "at least two labels" in spoken(page, "classify")
     assert page.complaints() == []
+
+
+def test_the_answer_is_that_of_the_picture_that_is_shown(site: Site, tmp_path: Path) -> None:
+    """A large picture takes longer to decode than the small one that is chosen after it; a broken one has no answer."""
+    page, (large, small) = site.page, (tmp_path / "large.png", tmp_path / "small.png")
+    noise = np.random.default_rng(0).integers(0, 256, (1500, 2000, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(large, compress_level=1)
+    Image.new("RGB", (20, 20), (230, 20, 20)).save(small)
+    page.evaluate(f"document.getElementById('labels').value = {json.dumps(chr(10).join(LABELS))}")
+    dropped(page, large, small)
+    with Encoder.open(site.models[0], "onnxruntime") as encoder:
+        expected = {label: f"{100 * share:.1f}%" for label, share in answers.classify(encoder, small, LABELS)}
+    assert page.evaluate("document.getElementById('preview').alt") == "small.png"
+    assert dict(page.evaluate(SHARES)) == expected
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    dropped(page, tmp_path / "broken.png")
+    assert "That did not work" in page.evaluate("document.getElementById('status').textContent")
+    assert page.evaluate(SHARES) == [], "of the picture before"
+
+
+SHARES = """[...document.querySelectorAll('#shares table:first-child tbody tr')].map(
+  (row) => [row.cells[0].textContent, row.cells[1].textContent])"""
+
+
+def dropped(page: browser.Page, *paths: Path) -> None:
+    """Each picture is dropped on the page, one right after another."""
+    files = ",".join(f"new File([{as_file(path)}], {json.dumps(path.name)}, {{type: 'image/png'}})" for path in paths)
+    page.evaluate(
+        f"""[{files}].forEach((file) => {{
+          const dataTransfer = new DataTransfer();
+          dataTransfer.items.add(file);
+          document.getElementById('drop-one').dispatchEvent(new DragEvent('drop', {{dataTransfer}}));
+        }})"""
+    )
+    idle(page)
+
+
+def test_labels_with_dollars_are_put_in_as_they_are(site: Site) -> None:
+    """JavaScript's `replaceAll` reads `$$` and `$&` as signs of its own."""
+    labels = ["$& and", "A$$P", "$'"]
+    expression = f"""(async () => {{
+      const texts = [];
+      const spy = (_, of) => {{ texts.push(of); throw new Error('enough'); }};
+      await models.classified(spy, description.models, null, {json.dumps(labels)}, 'a {{}} {{}}').catch(() => null);
+      return texts[0];
+    }})()"""
+    assert asked(site.page, expression) == prompts(labels, ["a {} {}"])
 
 
 def choose(page: browser.Page, name: str, path: Path) -> None:

@@ -20,7 +20,7 @@ def check_list(out: Path) -> None:
 
 def _begin(path: Path) -> str:
     with path.open("rb") as stream:
-        return stream.readline(100).decode("utf-8", "replace").rstrip("\n")
+        return stream.readline(100).decode("utf-8", "replace").rstrip("\r\n")
 
 
 def write_list(out: Path, lines: Iterable[tuple[str, str, float]]) -> None:
@@ -51,9 +51,12 @@ class Excluded:
             raise UsageError(f"there is no list {path}", "give one that `data dedupe` wrote")
         if _begin(path) != HEADER:
             raise CorruptInputError(f"{path} does not begin with {HEADER!r}", "give a list that `data dedupe` wrote")
-        with path.open(encoding="utf-8") as lines:
-            next(lines)
-            self._keys = {_hash(line.partition("\t")[0]) for line in lines}
+        try:
+            with path.open(encoding="utf-8") as lines:
+                next(lines)
+                self._keys = {_hash(line.partition("\t")[0]) for line in lines if line.strip()}
+        except UnicodeDecodeError as error:
+            raise CorruptInputError(f"{path} is not UTF-8: {error}", "save it as UTF-8") from error
 
     def __len__(self) -> int:
         return len(self._keys)

@@ -45,6 +45,12 @@ class _Tabs(csv.excel_tab):
     quoting = csv.QUOTE_NONE
 
 
+class _Commas(csv.excel):
+    """A quote that is never closed is an error: all rows behind it would be one cell."""
+
+    strict = True
+
+
 def loose_samples(source: Path, tally: Tally) -> Iterator[Sample]:
     """Every good sample of a folder or of a table, its key the path; damage goes to the tally.
 
@@ -149,7 +155,7 @@ def _table_samples(table: Path, tally: Tally) -> Iterator[Sample]:
 
 def _rows(table: Path) -> Iterator[tuple[str, str, str]]:
     """Image, caption and label of every row. In a .csv cells may be quoted, in a .tsv quotes are characters."""
-    form = _Tabs if table.suffix.lower() == ".tsv" else csv.excel
+    form = _Tabs if table.suffix.lower() == ".tsv" else _Commas
     csv.field_size_limit(_CELL_CHARACTERS)
     try:
         with table.open(encoding="utf-8-sig", newline="") as stream:

@@ -7,21 +7,27 @@ const description = await (await fetch("page.json")).json();
 const pictures = []; // what is searched: {name, url, answers}
 let ask;
 let chosen = null; // the file that is classified
+let last = Promise.resolve(); // of what was asked for
 
 const say = (text) => { at("status").textContent = text; };
 const percent = (share) => `${(100 * share).toFixed(1)}%`;
 const time = (ms) => (ms === null ? "known already" : `${ms.toFixed(ms < 10 ? 1 : 0)} ms`);
 
-/** Runs what a reader asked for; what goes wrong is said where everything is said. */
-async function doing(told, work) {
+/** Runs what a reader asked for, one after another, so that an answer is never that of an earlier question. What goes
+ * wrong is said where everything is said. */
+function doing(told, work) {
   document.body.setAttribute("aria-busy", "true");
-  say(told);
-  try {
-    say(await work());
-  } catch (error) {
-    say(`That did not work: ${error.message}`);
-  }
-  document.body.removeAttribute("aria-busy");
+  const mine = last.then(async () => {
+    say(told);
+    try {
+      say(await work());
+    } catch (error) {
+      say(`That did not work: ${error.message}`);
+    }
+    if (last === mine) document.body.removeAttribute("aria-busy");
+  });
+  last = mine;
+  return mine;
 }
 
 function element(name, text = "", attributes = {}) {
@@ -55,6 +61,7 @@ function choose(file, name = file.name) {
 }
 
 const classify = () => doing("Looking…", async () => {
+  at("shares").replaceChildren(); // those of another picture would stand there where this one cannot be read
   const labels = [...new Set(at("labels").value.split("\n").map((line) => line.trim()).filter(Boolean))];
   const template = at("template").value.trim() || "{}";
   if (!chosen) return "Choose a picture first.";
@@ -89,6 +96,7 @@ const addAll = (files) => doing("Reading pictures…", async () => {
 });
 
 const search = () => doing("Searching…", async () => {
+  at("matches").replaceChildren();
   const text = at("query").value.trim();
   if (!text) return "Say what to look for.";
   if (!pictures.length) return "Add pictures first.";

@@ -34,7 +34,7 @@ export const cosines = (one, others) => others.map((other) => other.reduce((sum,
 
 /** Which label fits an image: of each model the shares of all labels, the likeliest first, with its times. */
 export async function classified(ask, models, file, labels, template) {
-  const texts = await ask("texts", labels.map((label) => template.replaceAll("{}", label)));
+  const texts = await ask("texts", labels.map((label) => template.split("{}").join(label)));
   const images = await ask("image", file);
   return models.map(({ name, scale }, at) => {
     const shares = softmax(cosines(images[at].embedding, texts[at].embeddings).map((one) => scale * one));
