@@ -1,7 +1,7 @@
 """A convolutional student pruned to a share of its MACs: R@10 untrained and recovered, and Torch-Pruning's.
 
     python benchmarks/prune_conv.py CHECKPOINT --embeddings E [--split val|test] [--share 0.5] [--samples 512]
-                                    [--steps 200] [--seeds 0 1]
+                                    [--steps 200] [--seeds 0 1] [--rate 5e-4] [--methods NAME ...]
 
 CHECKPOINT is a student with a convolutional image tower, distilled on the demo's drawings, E the embeddings of that.
 Every method prunes the same weights on the same training samples. Torch-Pruning (Fang et al. 2023, "DepGraph") prunes
@@ -124,10 +124,10 @@ class Setting:
         matches = Matches.of(self.groups, np.arange(len(self.candidates)))
         return recalls("i2t", hits(images, self.candidates, matches)[matches.answerable])["i2t_r10"]
 
-    def recovered(self, tower: nn.Module, steps: int, seed: int) -> float:
+    def recovered(self, tower: nn.Module, steps: int, seed: int, rate: float) -> float:
         tower = copy.deepcopy(tower).train()
-        optimizer = torch.optim.AdamW(tower.parameters(), lr=RATE, weight_decay=0.0)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=steps, pct_start=0.1)
+        optimizer = torch.optim.AdamW(tower.parameters(), lr=rate, weight_decay=0.0)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=0.1)
         for batch in islice(self.pairs(1 + seed), steps):
             optimizer.zero_grad(set_to_none=True)
             cosine_loss(tower, batch).backward()
@@ -219,6 +219,8 @@ def main() -> int:
     parser.add_argument("--share", type=float, default=0.5)
     parser.add_argument("--samples", type=int, default=512)
     parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--rate", type=float, default=RATE)
+    parser.add_argument("--methods", nargs="+", help="of the table's, all if not given")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     asked = parser.parse_args()
     torch.manual_seed(0)
@@ -231,6 +233,8 @@ def main() -> int:
     print(f"{asked.samples} samples, recovery of {asked.steps} steps; dense {setting.r10(setting.model.image):.3f}\n")
     print("| method | MACs | R@10 | recovered, each seed |\n|---|--:|--:|---|")
     for name, method in methods.items():
+        if asked.methods and name not in asked.methods:
+            continue
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -238,7 +242,7 @@ def main() -> int:
         except ImportError:
             print(f"| {name} | | not measured, pip install torch-pruning | |")
             continue
-        after = [setting.recovered(tower, asked.steps, seed) for seed in asked.seeds] if asked.steps else []
+        after = [setting.recovered(tower, asked.steps, seed, asked.rate) for seed in asked.seeds] if asked.steps else []
         found = ", ".join(f"{one:.3f}" for one in after)
         print(f"| {name} | {left:.3f} | {setting.r10(tower):.3f} | {found} |", flush=True)
     return 0

@@ -169,9 +169,13 @@ def hidden_within(
 
 def check_hidden_share(config: DualEncoderConfig, tower: ConvConfig, kind: str, share: float, multiple: int) -> None:
     """Raise UsageError where even the smallest bottlenecks cost more than the share of the tower."""
-    floor = hidden_floor(config, tower, kind, multiple)
+    check_floor(f"the {kind} of the image tower", share, hidden_floor(config, tower, kind, multiple))
+
+
+def check_floor(what: str, share: float, floor: float) -> None:
+    """Raise UsageError where what is left with the smallest bottlenecks is more than the share."""
     if share < floor:
-        below = below_the_floor(f"the {kind} of the image tower", share, floor)
+        below = below_the_floor(what, share, floor)
         raise UsageError(below.what, f"{below.hint}; or prune channels between its blocks first: --width 0.75 --mlp 1")
 
 
@@ -183,12 +187,14 @@ def check_hidden_latency(config: DualEncoderConfig, tower: ConvConfig, share: fl
 def hidden_floor(config: DualEncoderConfig, tower: ConvConfig, kind: str, multiple: int) -> float:
     """The share of a tower that is left where every bottleneck is as small as it may be."""
     cost, base, full = hidden_cost(config, tower, kind)
-    hidden = hidden_of_blocks(tower)
-    unmeasured = {
-        index: HiddenErrors({hidden[index]: 0.0}, 0.0 if goes else None) for index, goes in hidden_blocks(tower).items()
-    }
-    blocks = hidden_choices(tower, unmeasured, multiple, cost)
+    blocks = hidden_choices(tower, unmeasured(tower), multiple, cost)
     return (base + floor_cost(list(blocks.values()))) / full
+
+
+def unmeasured(tower: ConvConfig) -> dict[int, HiddenErrors]:
+    """No harm in any cut: for what is asked of costs alone."""
+    hidden = hidden_of_blocks(tower)
+    return {i: HiddenErrors({hidden[i]: 0.0}, 0.0 if goes else None) for i, goes in hidden_blocks(tower).items()}
 
 
 def channels_of(hidden: int, multiple: int) -> list[int]:

@@ -19,15 +19,17 @@ from typing import Any, TypeVar
 
 from mmcompress.architecture import AnyImageConfig, DualEncoderConfig, ImageConfig
 from mmcompress.artifact import Artifact
-from mmcompress.compress.prune.allocation import floor_cost
+from mmcompress.compress.prune.allocation import Choice, floor_cost
 from mmcompress.compress.prune.hidden import (
     HiddenErrors,
     HiddenSizes,
+    check_floor,
     hidden_choices,
     hidden_cost,
     hidden_of_blocks,
     hidden_within,
     resized_hidden,
+    unmeasured,
 )
 from mmcompress.compress.prune.shrink import Size, resized
 from mmcompress.compress.prune.sizes import BlockErrors, block_choices, levels, sizes_within
@@ -85,26 +87,49 @@ def sizes_at_latency(
     return list(found[0]), {**found[1], "costs": asdict(table)}
 
 
-def hidden_at_latency(
-    model: DualEncoderConfig, tower: ConvConfig, errors: Mapping[int, HiddenErrors], share: float, config: PruneConfig
-) -> tuple[HiddenSizes, dict[str, Any]]:
-    """As `sizes_at_latency`, of a convolutional tower's bottlenecks."""
-    rates = stage_rates(model, tower, config.channel_multiple, _timing(config))
-    by_macs, _, _ = hidden_cost(model, tower, "macs")
-    stages = [number for number, stage in enumerate(tower.stages) for _ in stage]
+@dataclass(frozen=True)
+class HiddenLatency:
+    """What the bottlenecks of a convolutional tower cost, as shares of its latency."""
 
-    def cost(index: int, hidden: int | None) -> float:
-        return rates[stages[index]] * by_macs(index, hidden)
+    model: DualEncoderConfig
+    tower: ConvConfig
+    config: PruneConfig
+    rates: Sequence[float]
+    """Of a multiply-accumulate, by stage."""
 
-    blocks = hidden_choices(tower, errors, config.channel_multiple, cost)
-    base = 1 - sum(cost(index, hidden) for index, hidden in hidden_of_blocks(tower).items())
+    @classmethod
+    def measured(cls, model: DualEncoderConfig, tower: ConvConfig, config: PruneConfig) -> HiddenLatency:
+        """By what this machine takes. Raises UsageError for a share that the smallest bottlenecks are above."""
+        found = cls(model, tower, config, stage_rates(model, tower, config.channel_multiple, _timing(config)))
+        check_floor(LATENCY, found.config.target_latency or 1.0, found._floor(found._choices(unmeasured(tower))))
+        return found
 
-    def solve(limit: float) -> tuple[tuple[int, int | None], ...]:
-        return tuple(hidden_within(blocks, limit, base, 1.0, LATENCY).items())
+    def sizes(self, errors: Mapping[int, HiddenErrors], share: float) -> tuple[HiddenSizes, dict[str, Any]]:
+        """As `sizes_at_latency`, of the bottlenecks."""
+        blocks = self._choices(errors)
 
-    floor = base + floor_cost(list(blocks.values()))
-    found = search(model, share, config, floor, solve, lambda sizes: resized_hidden(tower, dict(sizes)))
-    return dict(found[0]), {**found[1], "costs": {"by_gmac": [rate * 1e9 for rate in rates]}}
+        def solve(limit: float) -> tuple[tuple[int, int | None], ...]:
+            return tuple(hidden_within(blocks, limit, self._base(), 1.0, LATENCY).items())
+
+        def sized(sizes: tuple[tuple[int, int | None], ...]) -> AnyImageConfig:
+            return resized_hidden(self.tower, dict(sizes))
+
+        found = search(self.model, share, self.config, self._floor(blocks), solve, sized)
+        return dict(found[0]), {**found[1], "costs": {"by_gmac": [rate * 1e9 for rate in self.rates]}}
+
+    def _cost(self, index: int, hidden: int | None) -> float:
+        by_macs, _, _ = hidden_cost(self.model, self.tower, "macs")
+        stages = [number for number, stage in enumerate(self.tower.stages) for _ in stage]
+        return self.rates[stages[index]] * by_macs(index, hidden)
+
+    def _choices(self, errors: Mapping[int, HiddenErrors]) -> Mapping[int, Sequence[Choice[int | None]]]:
+        return hidden_choices(self.tower, errors, self.config.channel_multiple, self._cost)
+
+    def _base(self) -> float:
+        return 1 - sum(self._cost(index, hidden) for index, hidden in hidden_of_blocks(self.tower).items())
+
+    def _floor(self, blocks: Mapping[int, Sequence[Choice[int | None]]]) -> float:
+        return self._base() + floor_cost(list(blocks.values()))
 
 
 def search(

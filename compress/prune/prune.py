@@ -31,7 +31,7 @@ from mmcompress.compress.prune.hidden import (
     uniform_hidden,
 )
 from mmcompress.compress.prune.importance import magnitudes, taylor
-from mmcompress.compress.prune.latency_target import hidden_at_latency, sizes_at_latency
+from mmcompress.compress.prune.latency_target import HiddenLatency, sizes_at_latency
 from mmcompress.compress.prune.semistructured import SPARSE, is_two_four, sparsified
 from mmcompress.compress.prune.shrink import Scores, Size, TowerName, shrunk, sizes_of
 from mmcompress.compress.prune.sizes import block_choices, sizes_within, static_cost
@@ -162,9 +162,10 @@ def bottleneck_sizes(
     if config.target is None:
         return uniform_hidden(tower, config.mlp, multiple), {}
     kind, share = config.target
+    latency = HiddenLatency.measured(model.config, tower, config) if kind == "latency" else None
     errors = hidden_errors(model, inputs, scores, multiple, config.refit)
-    if kind == "latency":
-        return hidden_at_latency(model.config, tower, errors, share, config)
+    if latency is not None:
+        return latency.sizes(errors, share)
     cost, base, full = hidden_cost(model.config, tower, kind)
     blocks = hidden_choices(tower, errors, multiple, cost)
     return hidden_within(blocks, share, base, full, f"the {kind} of the image tower"), {}

@@ -12,9 +12,9 @@ from mmcompress.architecture import AnyImageConfig, ImageConfig
 from mmcompress.compress.prune import latency_target
 from mmcompress.compress.prune.hidden import HiddenErrors, hidden_blocks, hidden_of_blocks
 from mmcompress.compress.prune.latency_target import (
+    HiddenLatency,
     Timing,
     block_costs,
-    hidden_at_latency,
     measured_speedup,
     sizes_at_latency,
     stage_rates,
@@ -106,11 +106,15 @@ def test_hidden_channels_go_until_the_latency_is_measured(monkeypatch: pytest.Mo
         for (index, goes), channels in zip(hidden_blocks(tower).items(), hidden_of_blocks(tower).values(), strict=True)
     }
     asked = PruneConfig(data=DataConfig(), target_latency=0.7, channel_multiple=8, threads=1)
-    sizes, facts = hidden_at_latency(model, tower, errors, 0.7, asked)
+    sizes, facts = HiddenLatency.measured(model, tower, asked).sizes(errors, 0.7)
     assert abs(facts["measured"] / 0.7 - 1) <= 0.05
     assert len(facts["attempts"]) < latency_target.ATTEMPTS
     third = [size for index, size in sizes.items() if index in (3, 4, 5)]
     assert None in third or 8 in third
+    little = PruneConfig(data=DataConfig(), target_latency=0.1, channel_multiple=8, threads=1)
+    with pytest.raises(UsageError, match=r"cannot be pruned to 0\.1x: the floor is") as caught:
+        HiddenLatency.measured(model, tower, little)
+    assert "prune channels between its blocks first" in caught.value.hint
 
 
 def test_rates_are_measured_once_a_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
