@@ -77,11 +77,9 @@ def _other(serve: Callable[..., None], given: tuple[Any, ...]) -> Iterator[socke
     """A connection to a process that serves it; it ends with the connection."""
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
-    process = context.Process(target=_serve, args=(half, line, there), daemon=True)
+    process = context.Process(target=serve, args=(*given, there), daemon=True)
     with children_spared():
         process.start()
-    process = context.Process(target=serve, args=(*given, there), daemon=True)
-    process.start()
     try:
         if not here.poll(START_S):
             raise MissingRequirementError("the second process does not start", "give it more memory, or try again")
