@@ -8,6 +8,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# The time of the commit stands in what `make dist` builds, so that a commit has the same bytes wherever it is built.
+RELEASED = $(or $(SOURCE_DATE_EPOCH),$(shell git log -1 --format=%ct))
 
 .PHONY: demo engines test test-gpu fuzz lint type docs bench dist clean
 
@@ -58,7 +60,8 @@ bench: $(READY) .venv-peers/.ready .venv-modelopt/.ready demo
 
 dist: $(READY)
 	rm -rf build dist
-	$(BIN)/python -m build --outdir dist .
+	SOURCE_DATE_EPOCH=$(RELEASED) $(BIN)/python -m build --outdir dist .
+	SOURCE_DATE_EPOCH=$(RELEASED) $(BIN)/python tests/plain_sdist.py dist/*.tar.gz
 	$(BIN)/python tests/check_wheel.py dist/*.whl
 
 clean:

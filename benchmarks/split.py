@@ -3,9 +3,9 @@
     python benchmarks/split.py [--size vit-s16|demo] [--bandwidths 5Mbps,20Mbps,100Mbps] [--threads 1] [--tries 3]
 
 The tower of a ViT-S/16 at 224 pixels with random weights, or the demo's teacher, in FP32 on ONNX Runtime, cut behind
-its middle block: with two equal devices no cut is best, so none is chosen. The halves are measured alone, and the
-prediction is made of that; then both run together, the bandwidths in turn, in the real-time class where the system
-permits it. Prints a table in Markdown, the median of the tries.
+its middle block: with two equal devices no cut is best, so none is chosen. The halves are measured alone, and a message
+of some bytes between two processes, and the prediction is made of that; then both halves run together, the bandwidths
+in turn, in the real-time class where the system permits it. Prints a table in Markdown, the median of the tries.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from mmcompress.huggingface import save_checkpoint
 from mmcompress.manifest import Kind, Preprocessing, TextProcessing
 from mmcompress.measure.split import plan
 from mmcompress.measure.split.halves import halves, sent_bytes, stream_of
-from mmcompress.measure.split.loopback import measured_ms
+from mmcompress.measure.split.loopback import measured_ms, request_ms
 from mmcompress.measure.split.times import measured_times, written
 from mmcompress.model import DualEncoder, initialize
 from mmcompress.packaged import packaged
@@ -55,7 +55,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--tries", type=int, default=3)
     asked = parser.parse_args()
-    lines = {said: plan.Line(plan.bits_per_s(said)) for said in asked.bandwidths.split(",")}
+    lines = {said: plan.bits_per_s(said) for said in asked.bandwidths.split(",")}
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(temporary)
         source = "demo:teacher" if asked.size == "demo" else checkpoint(work / "checkpoint")
@@ -65,24 +65,31 @@ def main() -> None:
         every = stream_of(model, graph.file)
         behind = sorted(every)[len(every) // 2]
         tensor, tokens, width = every[behind]
-        times = measured_times(model, {behind: every[behind]}, "", graph, "onnxruntime", asked.threads, work)
         first, second = (
             written(half, work / f"{name}.onnx", graph, "onnxruntime", asked.threads)
             for name, half in zip(("a", "b"), halves(model, tensor, "fp16"), strict=True)
         )
         side, answer = int(graph.inputs[0].shape[-1] or 0), int(graph.outputs[0].shape[-1] or 0)
         payload = plan.Payload(3 * side * side, {behind: sent_bytes(tokens, width, "fp16")}, 4 * answer)
-        tries = [{said: measured_ms(first, second, line) for said, line in lines.items()} for _ in range(asked.tries)]
+        tries = []
+        for _ in range(asked.tries):  # what is predicted and what is measured in turn, as the machine's speed drifts
+            times = measured_times(model, {behind: every[behind]}, "", graph, "onnxruntime", asked.threads, work)
+            constant = request_ms()
+            one = {}
+            for said, bits in lines.items():
+                line = plan.Line(bits, 0.0, constant)
+                way = next(way for way in plan.options(times, times, payload, line, "fp16") if way.behind == behind)
+                one[said] = (way, measured_ms(first, second, line))
+            tries.append(one)
         print("| line | blocks on a, of all | bytes | a | line | b | predicted | measured | off by |")
         print("|--:|--:|--:|--:|--:|--:|--:|--:|--:|")
-        for said, line in lines.items():
-            way = next(way for way in plan.options(times, times, payload, line, "fp16") if way.behind == behind)
-            measured = statistics.median(one[said] for one in tries)
-            parts = map(milliseconds, (way.first_ms, way.link_ms, way.second_ms, way.total_ms, measured))
-            off = f"{measured / way.total_ms - 1:+.1%}"
-            print(
-                f"| {said} | {behind} of {times.behind[-1]} | {count(way.sent_bytes)} | {' | '.join(parts)} | {off} |"
-            )
+        for said in lines:
+            runs = [one[said] for one in tries]
+            columns = [(way.first_ms, way.link_ms, way.second_ms, way.total_ms, ms) for way, ms in runs]
+            middle = map(milliseconds, map(statistics.median, zip(*columns, strict=True)))
+            off = statistics.median(ms / way.total_ms - 1 for way, ms in runs)
+            sent = count(runs[0][0].sent_bytes)
+            print(f"| {said} | {behind} of {len(every) + 1} | {sent} | {' | '.join(middle)} | {off:+.1%} |")
 
 
 if __name__ == "__main__":

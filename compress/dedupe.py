@@ -49,11 +49,11 @@ class Duplicates:
 
 
 def one_teachers(path: Path) -> tuple[Artifact, Store]:
-    """Cached embeddings of one teacher. Raises UsageError for anything else."""
+    """Cached embeddings of one teacher, to be asked in the order of the data. Raises UsageError for anything else."""
     artifact = Artifact.open(path, Kind.EMBEDDINGS)
     if CONTENTS not in artifact.manifest.files:
         raise UsageError(f"{path} holds embeddings of several teachers", "give those of one, as `embed` wrote them")
-    return artifact, Store(path)
+    return artifact, Store(path, held=1)
 
 
 def dedupe(spec: str, embeddings: Path, out: Path, threshold: float = 0.95) -> Duplicates:

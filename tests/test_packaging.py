@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import re
 import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
 from check_wheel import ROOMS, ROOT, SOURCES, differences
+from plain_sdist import plain
 
 PYPROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
 
@@ -45,10 +48,8 @@ def test_constraints_pin_every_dependency_that_the_metadata_names() -> None:
     assert named - {line.split("==")[0] for line in lines} <= not_in_the_demo
 
 
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A wheel built from a copy of the tree, since a build leaves folders behind."""
-    tree, out = tmp_path_factory.mktemp("tree"), tmp_path_factory.mktemp("wheel")
+def copy_of_the_tree(tree: Path) -> None:
+    """A build leaves folders behind."""
     command = ["git", "-C", str(ROOT), "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
     listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split("\0")
     for name in filter(None, listed):
@@ -56,9 +57,56 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if source.is_symlink() or source.is_file():
             (tree / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(source, tree / name, follow_symlinks=False)
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A wheel built from a copy of the tree."""
+    tree, out = tmp_path_factory.mktemp("tree"), tmp_path_factory.mktemp("wheel")
+    copy_of_the_tree(tree)
     pip = [sys.executable, "-m", "pip", "wheel", "-q", "--disable-pip-version-check", "--no-deps", "-w", str(out)]
     subprocess.run([*pip, str(tree)], check=True)
     return next(out.glob("*.whl"))
+
+
+def test_an_sdist_has_no_times_and_owners() -> None:
+    made = []
+    for time, owner, order in ((1, "one", 1), (2, "two", -1)):
+        packed = io.BytesIO()
+        with tarfile.open(fileobj=packed, mode="w:gz") as tar:
+            for name in ("a", "a/x.py", "a/run")[::order]:
+                member = tarfile.TarInfo(name)
+                member.type = tarfile.DIRTYPE if name == "a" else tarfile.REGTYPE
+                member.mtime, member.uname, member.mode = time, owner, 0o775 if name == "a/run" else 0o664
+                member.size = 0 if name == "a" else len(name)
+                tar.addfile(member, io.BytesIO(name.encode()))
+        made.append(plain(packed.getvalue(), 1_700_000_000))
+    assert made[0] == made[1]
+    with tarfile.open(fileobj=io.BytesIO(made[0])) as tar:
+        found = {member.name: (oct(member.mode), member.mtime) for member in tar}
+        assert tar.extractfile("a/x.py").read() == b"a/x.py"  # type: ignore[union-attr]
+    assert found == {
+        "a": ("0o755", 1_700_000_000),
+        "a/run": ("0o755", 1_700_000_000),
+        "a/x.py": ("0o644", 1_700_000_000),
+    }
+
+
+@pytest.mark.slow
+def test_a_release_that_is_built_twice_has_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `make dist` builds it, from files of other times, with what is installed here."""
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
+    built = []
+    for place in ("one", "two"):
+        copy_of_the_tree(tmp_path / place)
+        for path in (tmp_path / place).rglob("*.py") if place == "two" else ():
+            path.touch()
+        build = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(tmp_path / place / "dist")]
+        subprocess.run([*build, str(tmp_path / place)], check=True, capture_output=True)
+        sdist, wheel = sorted((tmp_path / place / "dist").iterdir(), key=lambda path: path.suffix)
+        assert (sdist.suffix, wheel.suffix) == (".gz", ".whl")
+        built.append((plain(sdist.read_bytes(), 1_700_000_000), wheel.read_bytes()))
+    assert built[0] == built[1]
 
 
 @pytest.mark.slow

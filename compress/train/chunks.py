@@ -190,9 +190,11 @@ def sizes_of_chunk(path: Path) -> tuple[int, int] | None:
 class Store:
     """One teacher's embeddings, all of unit norm, looked up by the keys of samples. The folder has been verified."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, held: int | None = None) -> None:
+        """Shards of `held` samples together stay open, or of HELD: one at least, which is enough for who asks in the
+        order of the data."""
         contents = contents_of(folder)
-        self.path = folder
+        self.path, self._held = folder, held
         self._shards = contents.shards
         self._by_name = {shard.name: shard for shard in contents.shards}
         self._open: OrderedDict[str, _Opened] = OrderedDict()
@@ -285,7 +287,8 @@ class Store:
             if shard.name not in self._open:
                 self._open[shard.name] = _Opened.of([read_chunk(self.path / name) for name in shard.files])
             self._open.move_to_end(shard.name)
-            while len(self._open) > 1 and sum(len(opened.rows) for opened in self._open.values()) > HELD:
+            held = HELD if self._held is None else self._held
+            while len(self._open) > 1 and sum(len(opened.rows) for opened in self._open.values()) > held:
                 self._open.popitem(last=False)
             return self._open[shard.name]
 

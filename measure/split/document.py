@@ -41,7 +41,7 @@ class SplitOption(Part):
     sent_bytes: int
     """There and back."""
     link_ms: Milliseconds
-    """On the line, with its round trip."""
+    """On the line, with its round trip and what a request takes beside."""
     second_ms: Milliseconds
     """On the second device."""
     total_ms: Milliseconds
@@ -57,6 +57,8 @@ class SplitDocument(Document):
     """Of the line, in both directions."""
     rtt_ms: Milliseconds
     """Of its round trip, beside what the bytes take."""
+    request_ms: Milliseconds
+    """What a request takes beside both, measured between two processes on this machine: messages and waking up."""
     best: SplitOption
     """The fastest of all."""
     cut: SplitOption

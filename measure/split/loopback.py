@@ -1,16 +1,18 @@
 """Both halves at once: two processes on this machine, and a line between them that is as slow as is asked.
 
 The line is a socket on the loopback whose sender holds back: each piece of a message leaves when a line of that
-bandwidth would have carried it. So what the prediction leaves out is in the figure: copies, wake-ups, two processes.
+bandwidth would have carried it. So what the prediction leaves out is in the figure: copies, and two processes that
+share caches. What waking up takes is measured here too, with messages of some bytes, and is part of the prediction.
 """
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import socket
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from typing import Any
@@ -28,6 +30,8 @@ from mmcompress.runtime.scheduling import realtime
 from mmcompress.runtime.session import Session
 
 CALLS, WARM_UP = 30, 5
+FEW, PAUSE_S = 16, 0.01
+"""Bytes of a message whose time is not that of its bytes, and the pause before each, in which both ends fall asleep."""
 PIECE = 1024
 """Bytes that leave at once."""
 START_S = 60.0
@@ -38,7 +42,11 @@ Arrays = dict[str, NDArray[Any]]
 def measured_ms(first: Half, second: Half, line: Line, seed: int = 0) -> float:
     """Median milliseconds of one image, from its pixels to its embedding, which comes back to the first process."""
     times = []
-    with first.open() as session, _other(second, line) as connection, realtime(first.threads <= usable_cores()):
+    with (
+        first.open() as session,
+        _other(_serve_half, (second, line)) as connection,
+        realtime(first.threads <= usable_cores()),
+    ):
         feeds = random_feeds(session, 1, seed)
         for number in range(WARM_UP + CALLS):
             begin = time.perf_counter()
@@ -50,12 +58,26 @@ def measured_ms(first: Half, second: Half, line: Line, seed: int = 0) -> float:
     return float(np.median(times)) + line.rtt_ms
 
 
+def request_ms() -> float:
+    """Median milliseconds that a message of some bytes takes to another process and back, where both were waiting."""
+    fast, times = Line(math.inf), []
+    with _other(_serve_echo, ()) as connection, realtime():
+        for number in range(WARM_UP + CALLS):
+            time.sleep(PAUSE_S)
+            begin = time.perf_counter()
+            _send(connection, bytes(FEW), fast)
+            _receive(connection)
+            if number >= WARM_UP:
+                times.append(1e3 * (time.perf_counter() - begin))
+    return float(np.median(times))
+
+
 @contextmanager
-def _other(half: Half, line: Line) -> Iterator[socket.socket]:
-    """A connection to a process that answers with its half; it ends with the connection."""
+def _other(serve: Callable[..., None], given: tuple[Any, ...]) -> Iterator[socket.socket]:
+    """A connection to a process that serves it; it ends with the connection."""
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
-    process = context.Process(target=_serve, args=(half, line, there), daemon=True)
+    process = context.Process(target=serve, args=(*given, there), daemon=True)
     with children_spared():
         process.start()
     try:
@@ -71,15 +93,29 @@ def _other(half: Half, line: Line) -> Iterator[socket.socket]:
             process.join()
 
 
-def _serve(half: Half, line: Line, told: Connection) -> None:
-    with half.open() as session, socket.create_server(("127.0.0.1", 0)) as server:
+def _serve_half(half: Half, line: Line, told: Connection) -> None:
+    with half.open() as session, _accepted(told) as connection, realtime(half.threads <= usable_cores()):
+        while (message := _receive(connection)) is not None:
+            answer = session.run(_arrays(session, message))
+            _send(connection, answer[session.outputs[0].name].tobytes(), line)
+
+
+def _serve_echo(told: Connection) -> None:
+    fast = Line(math.inf)
+    with _accepted(told) as connection, realtime():
+        while (message := _receive(connection)) is not None:
+            _send(connection, message, fast)
+
+
+@contextmanager
+def _accepted(told: Connection) -> Iterator[socket.socket]:
+    """The connection of the process that is told the port."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
         told.send(server.getsockname()[1])
         connection, _ = server.accept()
-        with connection, realtime(half.threads <= usable_cores()):
+        with connection:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            while (message := _receive(connection)) is not None:
-                answer = session.run(_arrays(session, message))
-                _send(connection, answer[session.outputs[0].name].tobytes(), line)
+            yield connection
 
 
 def _arrays(session: Session, message: bytes) -> Arrays:

@@ -25,10 +25,12 @@ class Line:
 
     bits_per_s: float
     rtt_ms: float = 0.0
+    request_ms: float = 0.0
+    """What a request takes beside: two messages, and the process at each end that wakes up for one."""
 
     def ms(self, size: int) -> float:
         """For so many bytes there and back."""
-        return self.rtt_ms + 8e3 * size / self.bits_per_s
+        return self.rtt_ms + self.request_ms + 8e3 * size / self.bits_per_s
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ best caption; else FP16, which rounds less than the graphs themselves. A predict
 from __future__ import annotations
 
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from mmcompress.measure.agreement import flipped
 from mmcompress.measure.split import plan
 from mmcompress.measure.split.document import DeviceTimes, SplitDocument, SplitOption, Wire
 from mmcompress.measure.split.halves import Cuts, halves, sent_bytes
-from mmcompress.measure.split.loopback import measured_ms
+from mmcompress.measure.split.loopback import measured_ms, request_ms
 from mmcompress.measure.split.times import measured_times, tried_cuts, written
 from mmcompress.runtime.backends import graph_for
 from mmcompress.runtime.encoder import Encoder, unit
@@ -120,7 +120,8 @@ def split(artifact: Artifact, wish: Wish, draft: Draft) -> SplitDocument | Devic
                 )
         if len(found) == 1 or wish.line is None:
             return found[0]
-        document, wire = _chosen(artifact, graph, model, (found[0], found[1]), wish)
+        line = replace(wish.line, request_ms=request_ms())
+        document, wire = _chosen(artifact, graph, model, (found[0], found[1]), replace(wish, line=line))
         tensor = tried_cuts(model, graph.file)[document.cut.behind][0]
         parts = [
             written(half, draft.path / f"image-{name}.onnx", graph, wish.backend, threads)
@@ -163,6 +164,7 @@ def _chosen(
         devices={name: table.device for name, table in zip(wish.devices, tables, strict=True)},
         bandwidth_mbps=wish.line.bits_per_s / 1e6,
         rtt_ms=wish.line.rtt_ms,
+        request_ms=wish.line.request_ms,
         best=best,
         cut=cut,
         splits=best.wire is not None,

@@ -1,4 +1,7 @@
-"""What the halves of an image graph cost on this device, each measured, all in one interleaved run as `bench` does it.
+"""What the halves of an image graph cost on this device, each measured in turn, all in one run.
+
+Each call comes after a pause, unlike in `bench`: a half waits for the other device and for the line, and meanwhile its
+weights leave the caches and its threads fall asleep. Of the demo's teacher, each half took 0.3 to 0.5 ms longer so.
 
 Of a deep tower every second or third block is tried: a half is a file, and all of them together would be as large as
 the tower times its depth.
@@ -6,6 +9,8 @@ the tower times its depth.
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,16 +21,19 @@ from mmcompress.config import Backend
 from mmcompress.errors import require
 from mmcompress.export.export import specs
 from mmcompress.manifest import Graph
-from mmcompress.measure.interleave import Record, add_rounds
+from mmcompress.measure.interleave import SessionPool, time_ms
 from mmcompress.measure.split.document import DeviceTimes
 from mmcompress.measure.split.halves import Cuts, halves, stream_of
+from mmcompress.progress import track
 from mmcompress.runtime.backends import open_file
-from mmcompress.runtime.machine import cpu_model, usable_cores
+from mmcompress.runtime.machine import cpu_model, memory_budget_bytes, usable_cores
 from mmcompress.runtime.scheduling import realtime
 from mmcompress.runtime.session import Session
 
-ROUNDS, ROUND_S = (5, 5), 0.2
-"""Rounds, and the measured time of each half in one."""
+ROUNDS, CALLS = 5, 8
+"""Rounds, in each of which sessions are opened anew, and the measured calls of each half in one."""
+PAUSE_S = 0.01
+"""Before each call."""
 CUTS = 12
 """Largest number of cuts that are tried."""
 
@@ -70,10 +78,7 @@ def measured_times(
     for behind, (tensor, _, _) in cuts.items():
         for name, half in zip(("first", "second"), halves(model, tensor, "fp16"), strict=True):
             contenders.append(written(half, folder / f"{name}-{behind}.onnx", whole, backend, threads))
-    records = [Record() for _ in contenders]
-    with realtime(threads <= usable_cores()):
-        add_rounds(records, [(one, 1) for one in contenders], ROUND_S, ROUNDS, 0, "timing halves")
-    full, *parts = (float(np.median(record.calls)) for record in records)
+    full, *parts = _timed_ms(contenders, threads)
     return DeviceTimes(
         graph=sha256,
         device=cpu_model(),
@@ -83,3 +88,24 @@ def measured_times(
         first_ms=(0.0, *parts[0::2], full),
         second_ms=(full, *parts[1::2], 0.0),
     )
+
+
+def _timed_ms(contenders: Sequence[Half], threads: int) -> list[float]:
+    """Median milliseconds of each at batch 1."""
+    times: list[list[float]] = [[] for _ in contenders]
+    rng = np.random.default_rng(0)
+    with realtime(threads <= usable_cores()):
+        for seed in track(range(ROUNDS), "timing halves", total=ROUNDS):
+            with SessionPool(memory_budget_bytes()) as pool:
+                for number in rng.permutation(len(contenders)):
+                    times[number] += paused_ms(pool.call(contenders[number], 1, seed))
+    return [float(np.median(some)) for some in times]
+
+
+def paused_ms(call: Callable[[], object]) -> list[float]:
+    """Milliseconds of some calls, each after a pause."""
+    times = []
+    for _ in range(CALLS):
+        time.sleep(PAUSE_S)
+        times.append(time_ms(call))
+    return times

@@ -8,6 +8,7 @@ import sys
 import tarfile
 from collections import Counter
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from shards import picture, write_tar
 
 from mmcompress.artifact import Artifact
 from mmcompress.data.batches import read
+from mmcompress.data.loose import _database
 from mmcompress.data.packing import pack
 from mmcompress.data.stats import percentile, script_of, stats
 from mmcompress.errors import CorruptInputError, UsageError
@@ -90,6 +92,16 @@ def test_tables_become_shards(tmp_path: Path, name: str, header: tuple[str, str]
         (picture(1), ("one",), None),
     ]
     assert made.manifest.facts["damaged"] == 1
+
+
+def test_a_table_of_any_length_is_sorted_in_the_same_memory(tmp_path: Path) -> None:
+    """SQLite's own count of what it holds, with 100,000 rows put into order."""
+    with closing(_database(tmp_path)) as rows:
+        named = ((f"images/{number:08d}.png", f"a sentence about {number}", "") for number in range(100_000))
+        rows.executemany("INSERT INTO row (image, caption, label) VALUES (?, ?, ?)", named)
+        assert 1024 * rows.execute("PRAGMA cache_size").fetchone()[0] == -(2**22), "4 MB"
+        size = rows.execute("SELECT page_count * page_size FROM pragma_page_count(), pragma_page_size()").fetchone()[0]
+        assert size > 2**22, "more than it holds"
 
 
 def test_what_cannot_be_packed_is_refused(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -104,17 +105,29 @@ def test_the_best_cut_is_the_best_of_all_by_hand() -> None:
         before = np.concatenate([[0], np.cumsum(blocks)])
         a, b = table(list(slow * before), list(slow * before[::-1])), table(list(before), list(before[-1] - before))
         sizes = {behind: int(draw.integers(1_000, 40_000)) for behind in range(1, 6)}
-        ways = plan.options(a, b, plan.Payload(30_000, sizes, 100), plan.Line(rate, 0.5), "fp16")
+        ways = plan.options(a, b, plan.Payload(30_000, sizes, 100), plan.Line(rate, 0.5, 0.25), "fp16")
         by_hand = []
         for k in range(7):
             size = [30_000, *sizes.values(), None][k]
-            link = 0.0 if size is None else 0.5 + (size + 100) * 8 / rate * 1000
+            link = 0.0 if size is None else 0.5 + 0.25 + (size + 100) * 8 / rate * 1000
             by_hand.append(a.first_ms[k] + link + b.second_ms[k])
         np.testing.assert_allclose([way.total_ms for way in ways], by_hand)
         assert plan.best(ways).behind == int(np.argmin(by_hand))
         assert plan.best_cut(ways).behind == 1 + int(np.argmin(by_hand[1:-1]))
         kinds.add("a" if plan.best(ways).behind == 6 else "b" if plan.best(ways).behind == 0 else "cut")
     assert kinds == {"a", "b", "cut"}
+
+
+def test_halves_are_timed_after_a_pause() -> None:
+    """As they are used: what takes longer after a wait takes longer here."""
+    last = [0.0]
+
+    def call() -> None:
+        if time.perf_counter() - last[0] > 0.5 * times.PAUSE_S:
+            time.sleep(0.02)
+        last[0] = time.perf_counter()
+
+    assert min(times.paused_ms(call)) >= 20
 
 
 def test_tables_of_two_graphs_are_refused() -> None:
@@ -132,8 +145,7 @@ def test_from_device_to_device(
     exported: Artifact, tmp_path: Path, cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A table that is made alone serves as the second device; both graphs lie in the artifact, and run together."""
-    monkeypatch.setattr(times, "ROUNDS", (1, 1))
-    monkeypatch.setattr(times, "ROUND_S", 0.01)
+    monkeypatch.setattr(times, "ROUNDS", 1)
     common = ("--backend", "onnxruntime", "--precision", "fp32", "--threads", 1, "--json")
     alone = cli("split", exported.path, "--device", "box=here", "--out", tmp_path / "box", *common)
     assert alone.code == 0, alone.err
@@ -153,6 +165,8 @@ def test_from_device_to_device(
     both = ("--device", "a=here,b=here", "--bandwidth", "2Mbps", "--loopback")
     run_too = cli("split", exported.path, *both, "--out", tmp_path / "both", *common)
     found = json.loads(run_too.out)["split"]
+    assert found["request_ms"] > 0, "two processes wake up"
+    assert found["cut"]["link_ms"] == pytest.approx(found["request_ms"] + 8e3 * found["cut"]["sent_bytes"] / 2e6)
     assert found["measured_ms"] >= 8e3 * (found["cut"]["sent_bytes"] - 100) / 2e6
     over = cli("split", exported.path, "--device", devices, "--bandwidth", "1Gbps", "--out", tmp_path / "box", *common)
     assert over.code == 2 and "which is read to make it" in over.err
@@ -164,8 +178,7 @@ def test_int8_is_sent_where_the_budget_holds(
     tmp_path: Path, tiny_clip_folder: Path, coloured_squares: Path, cli: Callable[..., Any], monkeypatch: Any
 ) -> None:
     """By the flips that are counted on pairs; a budget that nothing holds leaves FP16."""
-    monkeypatch.setattr(times, "ROUNDS", (1, 1))
-    monkeypatch.setattr(times, "ROUND_S", 0.01)
+    monkeypatch.setattr(times, "ROUNDS", 1)
     graphs = standalone.export(str(tiny_clip_folder), tmp_path / "g", {"precisions": ("fp32",)}, static=False)
     common = (
         "--device",

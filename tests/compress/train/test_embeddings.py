@@ -16,6 +16,7 @@ from shards import pair, picture, png_of, shard, write_tar
 
 from mmcompress import artifact, digests
 from mmcompress.artifact import Artifact
+from mmcompress.compress.dedupe import one_teachers
 from mmcompress.compress.teacher import Teacher, load_teacher
 from mmcompress.compress.train import chunks, embed
 from mmcompress.compress.train.chunks import contents_of, read_chunk
@@ -135,6 +136,16 @@ def test_what_is_held_does_not_grow_with_the_data(
         torch.testing.assert_close(ours[1], texts[part], rtol=0, atol=0)
         assert sum(len(opened.rows) for opened in found.stores[0]._open.values()) <= 20
     assert not found.has("00000/strange") and not found.has("strange")
+
+
+def test_who_asks_in_the_order_of_the_data_holds_one_shard(tmp_path: Path, run: Embed, embedded: list[int]) -> None:
+    """`data dedupe` and `data filter`: the pages of other shards would stay in memory with the mapped files."""
+    data = three_shards(tmp_path / "data")
+    run(tmp_path / "e", data)
+    store = one_teachers(tmp_path / "e")[1]
+    for sample in listing(str(data)):
+        store.check(sample.key, sample.mark)
+        assert len(store._open) == 1
 
 
 def test_anchors_are_spread_over_the_data(tmp_path: Path, run: Embed, embedded: list[int]) -> None:
