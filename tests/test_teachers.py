@@ -104,3 +104,9 @@ def test_a_hub_that_cannot_be_reached_is_said_in_a_fresh_process(tmp_path: Path)
     offline = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", code], env=offline, capture_output=True, text=True)
     assert "nobody/nothing" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("source", ["", "  "])
+def test_an_empty_name_is_not_the_folder_one_stands_in(source: str) -> None:
+    with pytest.raises(UsageError, match="the name of the teacher is empty"):
+        resolve(TeacherConfig(source=source))

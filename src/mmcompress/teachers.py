@@ -81,6 +81,8 @@ def resolve(config: TeacherConfig, what: str = "teacher") -> Path:
     Raises UsageError for what is no model folder, MissingRequirementError where the hub cannot be reached.
     """
     source = config.source
+    if not source.strip():
+        raise UsageError(f"the name of the {what} is empty", "give an alias, a hub id (owner/name), or a folder: . for this")
     if source.startswith("demo:"):
         return packaged(source)
     path = Path(source).expanduser()
