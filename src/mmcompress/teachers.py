@@ -82,7 +82,7 @@ def resolve(config: TeacherConfig, what: str = "teacher") -> Path:
     """
     source = config.source
     if not source.strip():
-        raise UsageError(f"the name of the {what} is empty", "give an alias, a hub id (owner/name), or a folder: . for this")
+        raise UsageError(f"the name of the {what} is empty", "give an alias, a hub id (owner/name), or a folder")
     if source.startswith("demo:"):
         return packaged(source)
     path = Path(source).expanduser()
