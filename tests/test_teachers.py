@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from mmcompress.config import TeacherConfig
+from mmcompress.errors import UsageError
 from mmcompress.teachers import cached_folder, hub_patterns, open_clip_weights, own_code, resolve
 
 COMMON = ["config.json", "preprocessor_config.json", "tokenizer_config.json", "README.md", "modeling_own.py"]
