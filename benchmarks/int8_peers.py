@@ -99,17 +99,17 @@ def embedded(graph: Path, inputs: NDArray[Any]) -> tuple[Floats, bool]:
 
 def compared(pairs: Any, reference: Any, found: tuple[Floats, Floats]) -> dict[str, float]:
     """Image and text embeddings against those of FP32, by drift's own figures."""
-    from mmcompress.measure.drift.figures import distance, measured
+    from mmcompress.measure.drift.figures import answers_of, distance
 
     every = np.arange(len(pairs.keys))
-    before = measured(pairs, reference, every)
-    after = measured(pairs, replace(reference, images=found[0], texts=found[1]), every)
+    before = answers_of(pairs, reference, every)
+    after = answers_of(pairs, replace(reference, images=found[0], texts=found[1]), every)
     figures, _ = distance(after, before)
     return {
-        "flips": figures["flip_rate"],
-        "p01 cosine": figures["cosine_p01"],
-        "mean cosine": figures["cosine_mean"],
-        "R@10 drop": -figures["r10_change"]["i2t"],
+        "flips": figures.flip_rate,
+        "p01 cosine": figures.cosine_p01,
+        "mean cosine": figures.cosine_mean,
+        "R@10 drop": -figures.r10_change.i2t,
     }
 
 

@@ -27,7 +27,7 @@ from torch.nn import functional as F
 import mmcompress.demo
 from mmcompress.architecture import DualEncoderConfig
 from mmcompress.compress.prune.harm import measured_errors
-from mmcompress.compress.prune.importance import linear_inputs, magnitudes, summed_by_unit
+from mmcompress.compress.prune.importance import magnitudes, reader_inputs, summed_by_unit
 from mmcompress.compress.prune.prune import uniform_sizes
 from mmcompress.compress.prune.shrink import shrunk
 from mmcompress.compress.prune.sizes import block_choices, sizes_within, static_cost
@@ -96,7 +96,7 @@ def contrastive_taylor(world: World) -> dict[str, Tensor]:
     totals: dict[str, Tensor] = {}
     losses = world.losses(world.model.image)
     for _ in world.pixels:
-        with linear_inputs(world.model) as inputs:
+        with reader_inputs(world.model) as inputs:
             next(losses).backward()
             for name, found in summed_by_unit(world.model, inputs).items():
                 totals[name] = totals.get(name, torch.zeros(())) + found

@@ -19,7 +19,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mmcompress.artifact import Artifact
-from mmcompress.compress.prune.latency_target import block_costs, measured_speedup
+from mmcompress.compress.prune.latency_target import Timing, block_costs, measured_speedup
+from mmcompress.compress.prune.shrink import resized
 from mmcompress.config import Backend
 from mmcompress.pipeline import standalone
 from mmcompress.runtime.machine import usable_cores
@@ -46,7 +47,8 @@ def uniform_sizes(
     """(measured share, heads, MLP units) for each number of heads that can take as long as `share` of the dense."""
     model = Artifact.open(checkpoint).model
     tower = model.image
-    table = block_costs(model, multiple, backend, "fp32", threads)
+    timing = Timing(backend, "fp32", threads)
+    table = block_costs(model, multiple, timing)
     full = [*range(multiple, max(tower.mlp), multiple), max(tower.mlp)]
     found = []
     for heads in range(1, max(tower.heads) + 1):
@@ -55,7 +57,7 @@ def uniform_sizes(
             costs = (table.cost(heads, mlp, last=index == last) for index in range(tower.depth))
             if table.base + sum(costs) < 0.95 * share:
                 continue
-            measured = 1 / measured_speedup(model, [(heads, mlp)] * tower.depth, backend, "fp32", threads).speedup
+            measured = 1 / measured_speedup(model, resized(tower, [(heads, mlp)] * tower.depth), timing).speedup
             if measured >= SHORT * share:
                 found.append((measured, heads, mlp))
                 break

@@ -58,10 +58,21 @@ class Teacher:
 
 
 def logits_of(model: Any) -> tuple[float | None, float | None]:
-    """Scale and bias of the logits of a model of transformers or open_clip, which store the scale's logarithm."""
+    """Scale and bias of the logits of a model of transformers or open_clip, which store the scale's logarithm.
+
+    Raises CorruptInputError where no probability can be computed with them.
+    """
     scale, bias = (getattr(model, name, None) for name in ("logit_scale", "logit_bias"))
     with foreign_code(f"reading logit_scale and logit_bias of the {type(model).__name__}", "each has to be one number"):
-        return None if scale is None else float(scale.detach().exp()), None if bias is None else float(bias.detach())
+        factor = None if scale is None else float(scale.detach().exp())
+        offset = None if bias is None else float(bias.detach())
+    if not (_is_number(factor, above=0) and _is_number(offset)):
+        raise CorruptInputError(
+            f"the {type(model).__name__} multiplies cosines with {factor} and adds {offset}, expected a number above 0 "
+            "and a number",
+            "its logit_scale is the logarithm of the first, 4.6 for CLIP, and is damaged: restore the weights",
+        )
+    return factor, offset
 
 
 def check_form(teacher: Teacher, source: str) -> None:

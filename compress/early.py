@@ -1,8 +1,9 @@
 """What can be known before the first long step: whether stages that compress can work at all, from their configs.
 
 A misspelt student must not be found out after a night of embedding. So these checks run before the first stage of a
-recipe or command, on what is on this machine already: nothing is fetched, and no weights are loaded. They run again
-when a stage's sources are there, and then say whether these belong together.
+recipe or command, on what is on this machine already, and no weights are loaded. Fetched is only what a student takes
+from a hub, since its name may be wrong and a whole embedding would come before it. They run again when a stage's
+sources are there, and then say whether these belong together.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from mmcompress.compress.identity import READ, changed_since, local_place, model
 from mmcompress.compress.int8.given import check_keep, check_same_blocks, check_same_weights
 from mmcompress.compress.openclip import check_open_clip, check_open_clip_weights
 from mmcompress.compress.ownteacher import check_has_towers, check_own
+from mmcompress.compress.prune.hidden import check_hidden_latency, check_hidden_share
 from mmcompress.compress.prune.prune import prunable_towers
 from mmcompress.compress.prune.sizes import check_latency_share, check_share
 from mmcompress.compress.train.computing import check_parts
@@ -25,6 +27,7 @@ from mmcompress.compress.train.published import read_published
 from mmcompress.compress.train.scalars import check_tensorboard
 from mmcompress.compress.train.student import (
     check_preset,
+    check_reads_teachers_texts,
     inherited_config,
     inherited_share,
     is_convolutional,
@@ -43,6 +46,7 @@ from mmcompress.config import (
     TraceConfig,
     TrainConfig,
 )
+from mmcompress.convblocks import AttentionBlock
 from mmcompress.convnet import ConvConfig
 from mmcompress.data.batches import count_up_to
 from mmcompress.data.layout import read_sentences
@@ -90,6 +94,8 @@ def _check_trained(student: StudentConfig, parts: int) -> None:
 
 def check_distill(config: DistillConfig, sources: Sources) -> None:
     check_tensorboard(config.optimizer.tensorboard)
+    if config.student is not None and not _brings_no_tokenizer(config.teacher.source):
+        check_reads_teachers_texts(config.student, config.teacher.source)
     if config.data.train is not None and is_photos(config.data.train):
         check_asks_no_pairs(config.contrastive, config.interactive, "photos alone have none")
     if "embeddings" in sources:
@@ -119,10 +125,11 @@ def check_asks_no_pairs(contrastive: float, interactive: float, why: str) -> Non
 
 
 def _check_start(student: StudentConfig, parts: int) -> None:
-    """Refuse a preset that there is not, and a published tower as far as it is here."""
+    """Refuse a preset that there is not, and a published tower that is none, which is fetched for it."""
     check_parts(is_convolutional(student), parts)
     check_preset(student)
-    if student.published and (folder := _folder_here(TeacherConfig(source=student.source), "student")) is not None:
+    if student.published:
+        folder = resolve(TeacherConfig(source=student.source), "student")
         read_published(folder)
         for file in weight_files(folder):
             check_finite(file)
@@ -139,7 +146,7 @@ def _check_student(config: DistillConfig, student: StudentConfig) -> None:
             f"the teacher {place.source!r} has no Hugging Face folder to take a tokenizer from",
             "set student.tokenizer to a folder or hub id with one",
         )
-    folder = _check_tokenizer(place)
+    folder = _check_tokenizer(place, fetched=named is not None)
     if folder is None:
         return
     image_processing(folder, config.teacher.trust_remote_code)
@@ -161,15 +168,38 @@ def check_prune(config: PruneConfig, sources: Sources) -> None:
 
 def fits_prune(config: PruneConfig, model: DualEncoderConfig, _: Sources) -> None:
     towers = prunable_towers(model, config)
-    if "image" in towers:
-        model.transformer_image(
-            "prune", 'prune the text tower alone, --set towers=["text"]; or train a smaller preset, mnv4-s say'
+    if "image" in towers and isinstance(model.image, ConvConfig):
+        _check_bottlenecks(config, model, model.image)
+    elif "channel_multiple" in config.model_fields_set:
+        raise UsageError(
+            "channel_multiple is of convolutional image towers, and none is pruned here",
+            "leave it out: of transformers it is mlp_multiple",
         )
     for tower in towers:
+        if tower == "image" and isinstance(model.image, ConvConfig):
+            continue
         if config.target is not None and config.target[0] != "latency":
             check_share(model, tower, *config.target, config.mlp_multiple)
         elif config.target is not None and tower == "image":
             check_latency_share(model, config.target[1], config.mlp_multiple)
+
+
+def _check_bottlenecks(config: PruneConfig, model: DualEncoderConfig, tower: ConvConfig) -> None:
+    """What pruning cannot do to a convolutional image tower, and how small it can become."""
+    alone = 'prune the text tower alone, --set towers=["text"]'
+    if config.width < 1 and any(isinstance(block, AttentionBlock) for block in tower.blocks):
+        raise UsageError("width: channels that mobile attention reads are not pruned", f"leave it out, or {alone}")
+    if config.sparsity is not None:
+        raise UsageError("sparsity: 2:4 is of Linears, and this image tower has convolutions", alone)
+    if tuple(config.towers) == ("image",) and (unused := {"heads", "mlp_multiple"} & config.model_fields_set):
+        raise UsageError(
+            f"{min(unused)} is of transformer blocks, and this image tower is convolutional",
+            "say mlp, the share of the hidden channels, and channel_multiple",
+        )
+    if config.target is not None and config.target[0] != "latency":
+        check_hidden_share(model, tower, *config.target, config.channel_multiple)
+    elif config.target is not None:
+        check_hidden_latency(model, tower, config.target[1], config.channel_multiple)
 
 
 def fits_quantize(config: QuantizeConfig, model: DualEncoderConfig, sources: Sources) -> None:
@@ -296,17 +326,25 @@ def _brings_no_tokenizer(source: str) -> bool:
     return source.startswith(OPEN_CLIP) or own_code(source) is not None
 
 
-def _check_tokenizer(teacher: TeacherConfig) -> Path | None:
-    """The folder of a teacher if it is here, after its tokenizer has been read as a student's would be."""
-    folder = _folder_here(teacher)
+def _check_tokenizer(teacher: TeacherConfig, fetched: bool = False) -> Path | None:
+    """The folder of a teacher if it is here or to be fetched, after its tokenizer has been read as a student's."""
+    folder = resolve(teacher) if fetched else _folder_here(teacher)
     if folder is not None:
         with tempfile.TemporaryDirectory() as scratch:
             save_text_processing(folder, Path(scratch), teacher.trust_remote_code)
     return folder
 
 
-def _folder_here(teacher: TeacherConfig, what: str = "teacher") -> Path | None:
+def side_of(teacher: TeacherConfig) -> int | None:
+    """The side of a teacher's images, in pixels; None where no folder on this machine says it."""
+    if own_code(teacher.source) is not None or teacher.source.startswith(OPEN_CLIP):
+        return None
+    folder = _folder_here(teacher)
+    return None if folder is None else image_processing(folder, teacher.trust_remote_code).size
+
+
+def _folder_here(teacher: TeacherConfig) -> Path | None:
     """A folder on this machine; None for a hub id that is not cached, whose name may still be wrong."""
     if hub_id(teacher.source) is not None:
         return cached_folder(teacher.source)
-    return resolve(teacher, what)
+    return resolve(teacher)

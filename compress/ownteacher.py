@@ -83,7 +83,8 @@ def own_teacher(file: Path, function: str) -> tuple[Teacher, OwnCode]:
     with code.running():
         build = getattr(code.module(), function, None)
         if not callable(build):
-            raise UsageError(f"{file} has no function {function!r}", suggestion(function, vars(code.module())))
+            functions = [name for name, value in vars(code.module()).items() if callable(value)]
+            raise UsageError(f"{file} has no function {function!r}", suggestion(function, functions))
         teacher: Any = build()
         if not isinstance(teacher, Teacher):
             raise UsageError(

@@ -68,6 +68,7 @@ def trace(job: Job[TraceConfig]) -> None:
         "params": sum(p.numel() for p in nn.ModuleList([towers.image, towers.text]).parameters()),
         "macs": None,
         "logit_scale": towers.logit_scale,
+        "logit_bias": teacher.logit_bias,
         "opset": OPSET,
         **({READ: read} if read else {}),
     }

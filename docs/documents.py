@@ -13,6 +13,8 @@ from pydantic import BaseModel
 FILE = Path(__file__).with_suffix(".md")
 DOCUMENTS = (
     ("bench.json", "mmcompress.measure.bench.document", "BenchDocument"),
+    ("costs.json", "mmcompress.compress.sizing.document", "CostsDocument"),
+    ("sizing.json", "mmcompress.compress.sizing.document", "SizingDocument"),
     ("drift.json", "mmcompress.measure.drift.document", "DriftDocument"),
     ("bisect.json", "mmcompress.measure.bisect.document", "BisectDocument"),
     ("verdict.json", "mmcompress.measure.verdict.document", "VerdictDocument"),

@@ -21,7 +21,7 @@ ROOMS = (
         "measure/bisect",
         "measure/verdict",
     ),
-    *("compress", "compress/train", "compress/prune", "compress/int8"),
+    *("compress", "compress/train", "compress/prune", "compress/sizing", "compress/int8"),
     *("src/mmcompress/report", "src/mmcompress/report/page"),
     *("src/mmcompress/pipeline", "src/mmcompress/pipeline/standalone"),
     *("src/mmcompress/cli", "src/mmcompress/cli/commands"),

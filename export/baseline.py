@@ -64,8 +64,10 @@ def baseline(job: Job[BaselineConfig]) -> None:
     model = load_model(folder, trusted, attention="eager")
     if not hasattr(model, "logit_scale"):
         raise UsageError(f"{folder} has no logit scale, so it classifies nothing", "give a CLIP or SigLIP model")
-    with foreign_code(f"reading the logit_scale of {folder}, which has to be one logarithm,", _AT_FAULT):
+    bias = getattr(model, "logit_bias", None)
+    with foreign_code(f"reading logit_scale, a logarithm, and logit_bias of {folder}", _AT_FAULT):
         logit_scale = math.exp(float(model.logit_scale.detach()))
+        logit_bias = None if bias is None else float(bias.detach())
     size, context = job.draft.preprocessing.size, job.draft.tokenizer.context
     cases = [random_case(model, size, context), real_case(model, folder, job.draft, trusted)]
     whole = exported_by_optimum(model, context)
@@ -95,6 +97,7 @@ def baseline(job: Job[BaselineConfig]) -> None:
     job.draft.facts = {
         **_size_facts(folder, model),
         "logit_scale": logit_scale,
+        "logit_bias": logit_bias,
         "opset": OPSET,
     }
     job.draft.metrics = {"against_transformers": differences}

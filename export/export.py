@@ -7,13 +7,14 @@ drift stage says it on data.
 
 FP8 has the ranges of the same calibration, and is for GPUs from Ada on (sm89); its weights are rounded to nearest.
 INT8 comes as two files of one calibration. The signed one is for TensorRT, with everything that is not quantized in
-FP16, since its fused attention exists in FP16 only; the unsigned one is for CPUs, with the rest in FP32.
+FP16, since its fused attention exists in FP16 only; the unsigned one is for CPUs, with the rest in FP32. A tower that
+is never compressed is delivered in these two float types.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -25,7 +26,7 @@ from numpy.typing import NDArray
 from mmcompress.architecture import WEIGHTS, DualEncoderConfig
 from mmcompress.artifact import Artifact
 from mmcompress.card import export_card
-from mmcompress.config import ExportConfig, Precision
+from mmcompress.config import EIGHT_BITS, ExportConfig, Precision
 from mmcompress.embedding import SPREAD, always_the_same, spread
 from mmcompress.errors import CorruptInputError, GateFailedError, UsageError, require
 from mmcompress.export.form import PLAIN, Form, form_of
@@ -105,7 +106,7 @@ def export(job: Job[ExportConfig]) -> None:
         job.draft.bank = form.bank.said
     differences: dict[str, dict[str, float]] = {}
     for tower in ("image", "text"):
-        for variant in (v for v in VARIANTS if v.precision in config.precisions):
+        for variant in variants_of(model, tower, config.precisions):
             numerics = int8.get(variant.numerics.activations, variant.numerics)
             path = job.draft.path / variant.file(tower)
             job.draft.graphs.append(
@@ -138,6 +139,15 @@ def export(job: Job[ExportConfig]) -> None:
     teacher = source.manifest.config.get("teacher") or {}
     card = export_card(job.draft.graphs, sizes, job.draft.facts, teacher.get("source"), job.name)
     (job.draft.path / "README.md").write_text(card, encoding="utf-8")
+
+
+def variants_of(model: DualEncoderConfig, tower: Tower, precisions: Collection[Precision]) -> list[Variant]:
+    """The files of one tower. One that is never compressed has no integers, so it is a float graph, under its name."""
+    asked = [variant for variant in VARIANTS if variant.precision in precisions]
+    if tower in model.compressed:
+        return asked
+    types = {variant.numerics.dtype for variant in asked}
+    return [variant for variant in VARIANTS if variant.precision not in EIGHT_BITS and variant.numerics.dtype in types]
 
 
 def logits(tensors: Mapping[str, Array]) -> dict[str, float | None]:

@@ -8,7 +8,6 @@ stops its builds without a GPU, and it specializes kernels for shapes on the dev
 
 from __future__ import annotations
 
-import os
 import re
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from mmcompress.drafts import written_whole
 from mmcompress.errors import UsageError
 from mmcompress.places import cache_folder
 from mmcompress.progress import say
@@ -90,12 +90,8 @@ def keep_timings(config: Any, tuning: Tuning) -> None:
     if timing_cache is None or tuning.timings is None:
         return
     place = tuning.timings
-    written = place.with_name(f"{place.name}.{os.getpid()}")
     try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        written.write_bytes(bytes(timing_cache.serialize()))
-        written.replace(place)
+        with written_whole(place) as stream:
+            stream.write(bytes(timing_cache.serialize()))
     except OSError as error:
-        with suppress(OSError):
-            written.unlink(missing_ok=True)
         say("build", place.name, f"warning: what was timed is not kept for the next build: {error}")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import cast
 
 from mmcompress.artifact import Artifact
-from mmcompress.config import Backend, Precision
+from mmcompress.config import EIGHT_BITS, Backend, Precision
 from mmcompress.errors import MissingRequirementError, MMCompressError, UsageError, suggestion
 from mmcompress.manifest import Graph, Kind
 from mmcompress.runtime import onnxruntime, openvino, tensorrt
@@ -90,8 +90,14 @@ def check_runnable(artifact: Artifact, backend: Backend) -> None:
 
 
 def graph_for(artifact: Artifact, tower: Tower, backend: Backend, precision: Precision | None = None) -> Graph:
-    """The graph of a tower that suits a backend; without a precision, the smallest that the artifact holds."""
+    """The graph of a tower that suits a backend; without a precision, the smallest that the artifact holds.
+
+    In 8 bits a tower of which nothing is an integer is its float graph, beside the other tower's integers.
+    """
     check_runnable(artifact, backend)
+    towers = {graph.tower for graph in artifact.manifest.graphs if graph.precision == precision}
+    if precision in EIGHT_BITS and towers and tower not in towers:
+        precision = None
     graphs = [graph for graph in artifact.manifest.graphs if graph.tower == tower]
     if not graphs:
         raise UsageError(

@@ -7,7 +7,6 @@ one part, the graph that there is already, and 48 bytes of every image that is k
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ from mmcompress.lock import locked
 from mmcompress.manifest import Kind, hash_json
 from mmcompress.places import MANIFEST, check_place, writing
 from mmcompress.progress import say, track
-from mmcompress.publish import keep_work_of, kept_if_used, link, tidy, work_of
+from mmcompress.publish import drop_work_of, keep_work_of, kept_if_used, link, tidy, work_of
 from mmcompress.runtime.encoder import Encoder
 from mmcompress.runtime.growth import Growth
 from mmcompress.runtime.imageindex import (
@@ -93,7 +92,7 @@ def index(encoder: Encoder, images: str, out: Path, source: str) -> Indexed:
         with writing(out), kept_if_used(work):
             keep_work_of(work, key)
             made = _grown(encoder, images, out, source, standing, work, key)
-            shutil.rmtree(work, ignore_errors=True)
+            drop_work_of(work, key)
     return made
 
 

@@ -7,7 +7,6 @@ holds that against the real bindings.
 from __future__ import annotations
 
 import hashlib
-import os
 import threading
 from collections.abc import Sequence
 from contextlib import suppress
@@ -18,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from mmcompress.drafts import written_whole
 from mmcompress.errors import CorruptInputError, MissingRequirementError
 from mmcompress.manifest import Graph
 from mmcompress.places import cache_folder
@@ -75,11 +75,9 @@ class LoadedEngine:
         serialized = None if cache is None else cache.serialize()
         if serialized is None or (compiled := bytes(serialized)) == self.kept:
             return
-        unfinished = self.kernels.with_suffix(f".{os.getpid()}-{threading.get_ident()}")
         with suppress(OSError):
-            self.kernels.parent.mkdir(parents=True, exist_ok=True)
-            unfinished.write_bytes(compiled)
-            unfinished.replace(self.kernels)
+            with written_whole(self.kernels) as stream:
+                stream.write(compiled)
             self.kept = compiled
 
 

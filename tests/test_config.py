@@ -79,7 +79,7 @@ def changed(config: Config) -> Iterator[tuple[str, Config]]:
 @pytest.mark.parametrize("name", STAGES)
 def test_a_key_is_of_what_a_result_depends_on(name: str) -> None:
     model = STAGES[name].config
-    needed = {"teacher": {"source": "vit-b32"}, "data": {}, "student": {"source": "vit-s16"}}
+    needed = {"teacher": {"source": "vit-b32"}, "data": {}, "student": {"source": "vit-s16"}, "target_ms": 3.0}
     config = model.model_validate({key: needed[key] for key in needed if key in model.model_fields})
     for path, other in changed(config):
         assert (what_counts(other) == what_counts(config)) == (path in NO_PART_OF_KEYS), path

@@ -5,7 +5,10 @@ from __future__ import annotations
 import errno
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,7 +16,7 @@ from mmcompress.artifact import Artifact
 from mmcompress.errors import CorruptInputError, UsageError
 from mmcompress.manifest import Kind
 from mmcompress.places import CACHE, LONGEST_NAME, check_place, writing
-from mmcompress.publish import tidy
+from mmcompress.publish import KEY, drop_work_of, keep_work_of, tidy
 
 
 def made(path: Path) -> Artifact:
@@ -160,3 +163,102 @@ def test_a_place_that_takes_nothing_is_named(
     assert told.value.hint == f"set {CACHE} to another folder"
     with pytest.raises(ValueError, match="a bug"), writing(tmp_path):
         raise ValueError("a bug")
+
+
+DYING = """
+import os, sys
+from pathlib import Path
+from mmcompress.artifact import Artifact
+from mmcompress.manifest import Kind
+
+out = Path(sys.argv[1]) / "a"
+calls, last = 0, 0
+
+def counted(call):
+    def instead(*given, **named):
+        global calls
+        calls += 1
+        if calls == last:
+            os._exit(9)
+        return call(*given, **named)
+    return instead
+
+def make(content):
+    with Artifact.create(out, kind=Kind.CHECKPOINT, stage="distill", key="k") as draft:
+        (draft.path / "weights").mkdir()
+        for name in ("a", "weights/b"):
+            (draft.path / name).write_text(content)
+    return Artifact.open(out)
+
+make("old")
+before = {name: getattr(os, name) for name in ("fsync", "rename", "mkdir", "unlink", "rmdir")}
+moments = 0
+while True:
+    moments += 1
+    if (child := os.fork()) == 0:
+        last = moments
+        for name, call in before.items():
+            setattr(os, name, counted(call))
+        make("new")
+        os._exit(0)
+    if os.waitpid(child, 0)[1] == 0:
+        break
+    if out.exists():
+        Artifact.open(out)
+    make("old")
+    left = os.listdir(out.parent)
+    assert left == ["a"], (moments, left)
+print(moments)
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="it forks")
+def test_a_kill_at_any_call_while_an_artifact_is_replaced(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", DYING, tmp_path], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 12, "moments at which it was killed"
+
+
+def test_what_an_interrupted_removal_leaves_is_removed(tmp_path: Path) -> None:
+    made(tmp_path / "a")
+    for left in ((), ("manifest.json",)):
+        (aside := tmp_path / ".a.old").mkdir()
+        for name in left:
+            (aside / name).write_bytes((tmp_path / "a" / name).read_bytes())
+        tidy(tmp_path / "a")
+        assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_folder_of_the_name_that_an_artifact_is_moved_to_is_refused_at_once(tmp_path: Path) -> None:
+    made(tmp_path / "a")
+    (tmp_path / ".a.old").mkdir()
+    (tmp_path / ".a.old" / "mine").touch()
+    with pytest.raises(UsageError, match=r"\.a\.old exists and mmcompress did not write it"):
+        made(tmp_path / "a")
+    assert (tmp_path / ".a.old" / "mine").exists() and Artifact.open(tmp_path / "a").digest
+
+
+def test_work_to_go_on_from_is_dropped_with_its_mark_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    work = tmp_path / ".a.work"
+    work.mkdir()
+    keep_work_of(work, "one")  # an empty one is of a run that was killed before it wrote its mark
+    for name in ("state", "mark", "zustand"):
+        (work / name).touch()
+    removed: list[str] = []
+    unlink = os.unlink
+
+    def watched(path: Any, **named: Any) -> None:
+        removed.append(Path(path).name)
+        unlink(path, **named)
+
+    monkeypatch.setattr(os, "unlink", watched)
+    drop_work_of(work, "other")
+    assert not removed and work.is_dir(), "it is of another run"
+    drop_work_of(work, "one")
+    assert removed[-1] == KEY and len(removed) == 4 and not work.exists()
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "mine").touch()
+    with pytest.raises(UsageError, match="mmcompress did not write it"):
+        keep_work_of(tmp_path / "b", "one")
+    drop_work_of(tmp_path / "b", "one")
+    assert (tmp_path / "b" / "mine").exists()

@@ -1,15 +1,16 @@
 """How much of each block to keep under a limit: the sizes whose summed error is least.
 
-A choice is a size of a block (heads and MLP units, or none at all) with what it costs and the error that it alone
-causes. Errors of different blocks are taken to add up, as in SPDY (Frantar & Alistarh 2022, section 3.1) and ZipLM
-(Kurtic et al. 2023). That makes it a knapsack with one choice a block, solved by dynamic programming over costs that
-are rounded up to a fine grid, so that the limit always holds.
+A choice is a size of a block (heads and MLP units, hidden channels, or none at all) with what it costs and the error
+that it alone causes. Errors of different blocks are taken to add up, as in SPDY (Frantar & Alistarh 2022, section 3.1)
+and ZipLM (Kurtic et al. 2023). That makes it a knapsack with one choice a block, solved by dynamic programming over
+costs that are rounded up to a fine grid, so that the limit always holds.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import numpy as np
 
@@ -17,22 +18,25 @@ GRID = 8192
 """Steps that the limit above the floor is cut into."""
 
 
+S = TypeVar("S")
+
+
 @dataclass(frozen=True)
-class Choice:
+class Choice(Generic[S]):
     """One size of one block."""
 
-    size: tuple[int, int] | None
-    """Heads and MLP units; None where the whole block goes."""
+    size: S
+    """What is left of the block, in units of its kind; None where the whole block goes."""
     cost: float
     error: float
 
 
-def floor_cost(blocks: Sequence[Sequence[Choice]]) -> float:
+def floor_cost(blocks: Sequence[Sequence[Choice[S]]]) -> float:
     """The least that any selection costs."""
     return sum(min(choice.cost for choice in choices) for choices in blocks)
 
 
-def best_choices(blocks: Sequence[Sequence[Choice]], limit: float, grid: int = GRID) -> list[Choice] | None:
+def best_choices(blocks: Sequence[Sequence[Choice[S]]], limit: float, grid: int = GRID) -> list[Choice[S]] | None:
     """One choice a block with the least summed error at a summed cost within the limit; None if there is none."""
     best = [min(choices, key=lambda c: (c.error, c.cost)) for choices in blocks]
     if sum(choice.cost for choice in best) <= limit:
@@ -65,9 +69,9 @@ def _steps(cost: float, step: float, grid: int) -> int:
     return int(np.ceil(cost / step - 1e-9)) if cost < grid * step * (1 + 1e-9) else grid + 1
 
 
-def pareto_front(choices: Sequence[Choice]) -> list[Choice]:
+def pareto_front(choices: Sequence[Choice[S]]) -> list[Choice[S]]:
     """The choices that no cheaper one beats, by rising cost."""
-    front: list[Choice] = []
+    front: list[Choice[S]] = []
     for choice in sorted(choices, key=lambda c: (c.cost, c.error)):
         if not front or choice.error < front[-1].error:
             front.append(choice)

@@ -42,7 +42,7 @@ def measured_errors(
     """For each block the errors of fewer heads, of fewer MLP units, and of its removal, one at a time."""
     tower: ImageTower | TextTower = getattr(model, name)
     depth = len(tower.blocks)
-    probed = _first(inputs, PROBED)
+    probed = first_batches(inputs, PROBED)
     counts = [counted(tower, x) for x in inputs]
     before = [tower.enter(x) for x in inputs]
     wanted = _embeddings(tower, through(tower, range(depth), before[: len(probed)]), probed)
@@ -80,7 +80,7 @@ def _embeddings(tower: ImageTower | TextTower, streams: Streams, inputs: Sequenc
     return F.normalize(tower.leave(torch.cat(read)), dim=-1)
 
 
-def _first(inputs: Sequence[Tensor], samples: int) -> list[Tensor]:
+def first_batches(inputs: Sequence[Tensor], samples: int) -> list[Tensor]:
     """The first batches that hold this many samples, or all."""
     sizes = np.cumsum([len(batch) for batch in inputs])
     return list(inputs[: int(np.searchsorted(sizes, samples)) + 1])

@@ -1,6 +1,7 @@
 """Pruning to a latency: sizes from a table of measured block costs, and then measured themselves.
 
-The table assumes that costs add up, which is nearly so. So the solution is raced against the dense tower, as `compare`
+The table assumes that costs add up, which is nearly so; of a convolutional tower it has what a multiply-accumulate of
+each stage costs. So the solution is raced against the dense tower, as `compare`
 does it, and where it misses the target by more than the tolerance the limit is moved by what it missed, between those
 that were found too small and too large, and solved again. Sizes are timed with random weights, since time depends on
 sizes only: nothing is fitted before the sizes stand.
@@ -11,17 +12,29 @@ The table is an artifact in the user's cache, keyed by device, backend, its vers
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from mmcompress.architecture import DualEncoderConfig, ImageConfig
+from mmcompress.architecture import AnyImageConfig, DualEncoderConfig, ImageConfig
 from mmcompress.artifact import Artifact
-from mmcompress.compress.prune.allocation import floor_cost
+from mmcompress.compress.prune.allocation import Choice, floor_cost
+from mmcompress.compress.prune.hidden import (
+    HiddenErrors,
+    HiddenSizes,
+    check_floor,
+    hidden_choices,
+    hidden_cost,
+    hidden_of_blocks,
+    hidden_within,
+    resized_hidden,
+    unmeasured,
+)
 from mmcompress.compress.prune.shrink import Size, resized
 from mmcompress.compress.prune.sizes import BlockErrors, block_choices, levels, sizes_within
 from mmcompress.config import Backend, Precision, PruneConfig
+from mmcompress.convnet import ConvConfig
 from mmcompress.export.sized import write_probes
 from mmcompress.manifest import Kind, environment, hash_json
 from mmcompress.measure.bench.blockcosts import BlockCosts, shares_of_first, table_from_shares
@@ -37,30 +50,106 @@ from mmcompress.strictjson import read_json, write_json
 TOLERANCE = 0.02
 """How far the measured latency may be from the target, as a share of it."""
 ATTEMPTS = 8
+COSTS = "costs.json"
+LATENCY = "the latency of the image tower"
+UNLIKELY = 8.0
+"""No multiply-accumulate of a stage costs so many times more, or less, than the mean of its tower."""
+Sizes = TypeVar("Sizes", bound=Hashable)
 RACE_S = 10.0
 """Longest measured time of each side of a race."""
+
+
+@dataclass(frozen=True)
+class Timing:
+    """How a latency is measured."""
+
+    backend: Backend
+    precision: Precision
+    threads: int
 
 
 def sizes_at_latency(
     model: DualEncoderConfig, errors: Sequence[BlockErrors], share: float, config: PruneConfig
 ) -> tuple[list[Size], dict[str, Any]]:
     """The sizes of the image blocks that harm least at `share` of the tower's latency, and what was measured."""
-    tower, threads = model.transformer_image("pruning to a latency"), config.threads or usable_cores()
-    table = block_costs(model, config.mlp_multiple, config.backend, config.precision, threads)
+    tower = model.transformer_image("pruning to a latency")
+    table = block_costs(model, config.mlp_multiple, _timing(config))
 
     def cost(size: Size, index: int) -> float:
         return 0.0 if size is None else table.cost(*size, last=index == tower.depth - 1)
 
     blocks = block_choices(tower, errors, config.mlp_multiple, cost)
-    floor = table.base + floor_cost(blocks)
-    tried: dict[tuple[Size, ...], Ratio] = {}
+
+    def solve(limit: float) -> tuple[Size, ...]:
+        return tuple(sizes_within(blocks, limit, table.base, 1.0, LATENCY))
+
+    found = search(model, share, config, table.base + floor_cost(blocks), solve, lambda sizes: resized(tower, sizes))
+    return list(found[0]), {**found[1], "costs": asdict(table)}
+
+
+@dataclass(frozen=True)
+class HiddenLatency:
+    """What the bottlenecks of a convolutional tower cost, as shares of its latency."""
+
+    model: DualEncoderConfig
+    tower: ConvConfig
+    config: PruneConfig
+    rates: Sequence[float]
+    """Of a multiply-accumulate, by stage."""
+
+    @classmethod
+    def measured(cls, model: DualEncoderConfig, tower: ConvConfig, config: PruneConfig) -> HiddenLatency:
+        """By what this machine takes. Raises UsageError for a share that the smallest bottlenecks are above."""
+        found = cls(model, tower, config, stage_rates(model, tower, config.channel_multiple, _timing(config)))
+        check_floor(LATENCY, found.config.target_latency or 1.0, found._floor(found._choices(unmeasured(tower))))
+        return found
+
+    def sizes(self, errors: Mapping[int, HiddenErrors], share: float) -> tuple[HiddenSizes, dict[str, Any]]:
+        """As `sizes_at_latency`, of the bottlenecks."""
+        blocks = self._choices(errors)
+
+        def solve(limit: float) -> tuple[tuple[int, int | None], ...]:
+            return tuple(hidden_within(blocks, limit, self._base(), 1.0, LATENCY).items())
+
+        def sized(sizes: tuple[tuple[int, int | None], ...]) -> AnyImageConfig:
+            return resized_hidden(self.tower, dict(sizes))
+
+        found = search(self.model, share, self.config, self._floor(blocks), solve, sized)
+        return dict(found[0]), {**found[1], "costs": {"by_gmac": [rate * 1e9 for rate in self.rates]}}
+
+    def _cost(self, index: int, hidden: int | None) -> float:
+        by_macs, _, _ = hidden_cost(self.model, self.tower, "macs")
+        stages = [number for number, stage in enumerate(self.tower.stages) for _ in stage]
+        return self.rates[stages[index]] * by_macs(index, hidden)
+
+    def _choices(self, errors: Mapping[int, HiddenErrors]) -> Mapping[int, Sequence[Choice[int | None]]]:
+        return hidden_choices(self.tower, errors, self.config.channel_multiple, self._cost)
+
+    def _base(self) -> float:
+        return 1 - sum(self._cost(index, hidden) for index, hidden in hidden_of_blocks(self.tower).items())
+
+    def _floor(self, blocks: Mapping[int, Sequence[Choice[int | None]]]) -> float:
+        return self._base() + floor_cost(list(blocks.values()))
+
+
+def search(
+    model: DualEncoderConfig,
+    share: float,
+    config: PruneConfig,
+    floor: float,
+    solve: Callable[[float], Sizes],
+    sized: Callable[[Sizes], AnyImageConfig],
+) -> tuple[Sizes, dict[str, Any]]:
+    """The sizes whose measured latency is nearest to `share`: `solve` gives those within a limit, from `floor` on."""
+    timing = _timing(config)
+    tried: dict[Sizes, Ratio] = {}
     below, above = floor, 1.0  # limits that were too small and too large
     limit = share
     for _ in range(ATTEMPTS):
-        sizes = tuple(sizes_within(blocks, limit, table.base, 1.0, "the latency of the image tower"))
+        sizes = solve(limit)
         if sizes in tried:
             break
-        tried[sizes] = measured_speedup(model, sizes, config.backend, config.precision, threads)
+        tried[sizes] = measured_speedup(model, sized(sizes), timing)
         measured = 1 / tried[sizes].speedup
         say("prune", "latency", f"asked {share:.3f}x, measured {measured:.3f}x")
         if abs(measured / share - 1) <= TOLERANCE:
@@ -70,66 +159,102 @@ def sizes_at_latency(
         limit = moved if below < moved < above else (below + above) / 2
     best = min(tried, key=lambda sizes: abs(1 / tried[sizes].speedup - share))
     best_ratio = tried[best]
-    return list(best), {
+    return best, {
         "asked": share,
         "measured": 1 / best_ratio.speedup,
         "ci95": [1 / best_ratio.high, 1 / best_ratio.low],
-        "backend": config.backend,
-        "precision": config.precision,
-        "threads": threads,
+        **asdict(timing),
         "attempts": [1 / ratio.speedup for ratio in tried.values()],
-        "costs": asdict(table),
     }
 
 
-def measured_speedup(
-    model: DualEncoderConfig, sizes: Sequence[Size], backend: Backend, precision: Precision, threads: int
-) -> Ratio:
-    """How many times as fast as the dense image tower the one of these sizes is."""
-    tower = model.transformer_image("pruning to a latency")
+def _timing(config: PruneConfig) -> Timing:
+    return Timing(config.backend, config.precision, config.threads or usable_cores())
+
+
+def measured_speedup(model: DualEncoderConfig, smaller: AnyImageConfig, timing: Timing) -> Ratio:
+    """How many times as fast as the dense image tower the smaller one is."""
     with tempfile.TemporaryDirectory() as folder:
-        probes = write_probes(model, [tower, resized(tower, sizes)], Path(folder) / "probes", precision)
-        dense, pruned = (Subject(probes, graph, backend, threads) for graph in probes.manifest.graphs)
-        with realtime(threads <= usable_cores()):
+        probes = write_probes(model, [model.image, smaller], Path(folder) / "probes", timing.precision)
+        dense, pruned = (Subject(probes, graph, timing.backend, timing.threads) for graph in probes.manifest.graphs)
+        with realtime(timing.threads <= usable_cores()):
             return race(dense, pruned, 1, RACE_S)[1]
 
 
-def block_costs(
-    model: DualEncoderConfig, mlp_multiple: int, backend: Backend, precision: Precision, threads: int
-) -> BlockCosts:
+def stage_rates(model: DualEncoderConfig, tower: ConvConfig, multiple: int, timing: Timing) -> list[float]:
+    """What a multiply-accumulate of each stage costs, as a share of the tower's latency, measured here or remembered.
+
+    Of each stage one tower is timed whose bottlenecks there have half of their hidden channels. A rate that noise has
+    moved beyond `UNLIKELY` times the tower's mean is held there.
+    """
+    halves, macs = [], []
+    hidden = hidden_of_blocks(tower)
+    by_macs, _, full = hidden_cost(model, tower, "macs")
+    stages = [number for number, stage in enumerate(tower.stages) for _ in stage]
+    for number in range(len(tower.stages)):
+        fewer = {
+            index: max(min(multiple, channels), channels // 2 // multiple * multiple)
+            for index, channels in hidden.items()
+            if stages[index] == number
+        }
+        halves.append(resized_hidden(tower, fewer))
+        macs.append(sum(by_macs(index, hidden[index]) - by_macs(index, size) for index, size in fewer.items()))
+    timed = [number for number, saved in enumerate(macs) if saved > 0]
+
+    def measure() -> dict[str, Any]:
+        with tempfile.TemporaryDirectory() as folder:
+            towers = [tower, *(halves[number] for number in timed)]
+            probes = write_probes(model, towers, Path(folder) / "probes", timing.precision)
+            shares, dense_ms = shares_of_first(probes, timing.backend, timing.threads)
+        return {"shares": shares[1:], "dense_ms": dense_ms}
+
+    found = remembered("stage-rates", model, timing, {"multiple": multiple}, measure)
+    rates, mean = [1 / full] * len(tower.stages), 1 / full
+    for number, left in zip(timed, found["shares"], strict=True):
+        rates[number] = min(UNLIKELY * mean, max(mean / UNLIKELY, (1 - left) / macs[number]))
+    return rates
+
+
+def remembered(
+    what: str, model: DualEncoderConfig, timing: Timing, about: dict[str, Any], measure: Callable[[], dict[str, Any]]
+) -> dict[str, Any]:
+    """What was measured of an image tower on this machine: from the user's cache, or now."""
+    keyed = {
+        "device": cpu_model(),
+        "version": environment().get(timing.backend),
+        **asdict(timing),
+        "tower": model.image.model_dump(mode="json"),
+        **about,
+    }
+    place = cache_folder() / what / hash_json(keyed)[:16]
+    if not (place / "manifest.json").is_file():
+        costs = measure()
+        with Artifact.create(place, kind=Kind.REPORT, stage=what, key=hash_json(keyed), config=keyed) as draft:
+            write_json(draft.path / COSTS, costs)
+    kept: dict[str, Any] = read_json(
+        Artifact.open(place, Kind.REPORT).file(COSTS), f"delete {place}: it is measured again"
+    )
+    return kept
+
+
+def block_costs(model: DualEncoderConfig, mlp_multiple: int, timing: Timing) -> BlockCosts:
     """The table of block costs for the widest block of this image tower, measured here or taken from the cache."""
     tower = model.transformer_image("pruning to a latency")
     head_levels, mlp_levels = levels(max(tower.heads), 1), levels(max(tower.mlp), mlp_multiple)
-    about = {
-        "device": cpu_model(),
-        "backend": backend,
-        "version": environment().get(backend),
-        "precision": precision,
-        "threads": threads,
-        "tower": tower.model_dump(mode="json"),
-        "levels": [head_levels, mlp_levels],
-    }
-    place = cache_folder() / "block-costs" / hash_json(about)[:16]
-    if (place / "manifest.json").is_file():
-        return _costs_from(Artifact.open(place, Kind.REPORT))
     full, deep = (max(tower.heads), max(tower.mlp)), max(2, tower.depth)
     towers = [_uniform(tower, full, depth) for depth in (deep, deep // 2)]
     towers += [_uniform(tower, (fewer, full[1]), deep) for fewer in head_levels]
     towers += [_uniform(tower, (full[0], fewer), deep) for fewer in mlp_levels]
     for last in ((min([*head_levels, full[0]]), full[1]), (full[0], min([*mlp_levels, full[1]]))):
         towers.append(resized(towers[0], [full] * (deep - 1) + [last]))
-    with tempfile.TemporaryDirectory() as folder:
-        shares, dense_ms = shares_of_first(
-            write_probes(model, towers, Path(folder) / "probes", precision), backend, threads
-        )
-    table = table_from_shares(shares, dense_ms, (deep, deep // 2), full, head_levels, mlp_levels)
-    with Artifact.create(place, kind=Kind.REPORT, stage="block-costs", key=hash_json(about), config=about) as draft:
-        write_json(draft.path / "costs.json", asdict(table))
-    return table
 
+    def measure() -> dict[str, Any]:
+        with tempfile.TemporaryDirectory() as folder:
+            probes = write_probes(model, towers, Path(folder) / "probes", timing.precision)
+            shares, dense_ms = shares_of_first(probes, timing.backend, timing.threads)
+        return asdict(table_from_shares(shares, dense_ms, (deep, deep // 2), full, head_levels, mlp_levels))
 
-def _costs_from(artifact: Artifact) -> BlockCosts:
-    costs = read_json(artifact.file("costs.json"), f"delete {artifact.path}: it is measured again")
+    costs = remembered("block-costs", model, timing, {"levels": [head_levels, mlp_levels]}, measure)
     for sizes in ("heads", "mlp"):
         costs[sizes] = {int(size): saved for size, saved in costs[sizes].items()}
     return BlockCosts(**{**costs, "last": tuple(costs["last"])})

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from mmcompress.architecture import DualEncoderConfig, ImageConfig, TextConfig, TowerConfig
-from mmcompress.compress.prune.allocation import Choice, best_choices, floor_cost
+from mmcompress.compress.prune.allocation import Choice, S, best_choices, floor_cost
 from mmcompress.compress.prune.shrink import Size, TowerName, sizes_of
 from mmcompress.errors import UsageError
 
@@ -45,14 +45,14 @@ def static_cost(config: DualEncoderConfig, name: TowerName, kind: str) -> tuple[
     return cost, full - sum(cost(size, index) for index, size in enumerate(sizes_of(tower))), full
 
 
-def sizes_within(blocks: Sequence[Sequence[Choice]], share: float, base: float, full: float, what: str) -> list[Size]:
+def sizes_within(blocks: Sequence[Sequence[Choice[S]]], share: float, base: float, full: float, what: str) -> list[S]:
     """The sizes that harm least at `share` of the full cost, of which `base` is no block's.
 
     Raises UsageError, with the floor, if nothing costs so little.
     """
     chosen = best_choices(blocks, share * full - base)
     if chosen is None:
-        raise _below_the_floor(what, share, (base + floor_cost(blocks)) / full)
+        raise below_the_floor(what, share, (base + floor_cost(blocks)) / full)
     return [choice.size for choice in chosen]
 
 
@@ -60,12 +60,16 @@ def check_share(config: DualEncoderConfig, name: TowerName, kind: str, share: fl
     """Raise UsageError where even the cheapest block alone, of one head, costs more than the share of a tower."""
     floor = floor_share(config, name, kind, mlp_multiple)
     if share < floor:
-        raise _below_the_floor(f"the {kind} of the {name} tower", share, floor)
+        raise below_the_floor(f"the {kind} of the {name} tower", share, floor)
 
 
 def check_latency_share(config: DualEncoderConfig, share: float, mlp_multiple: int) -> None:
     """As `check_share`, of the image tower's latency: what is certainly too little, before anything is measured."""
-    floor = floor_share(config, "image", "macs", mlp_multiple)
+    check_reachable(share, floor_share(config, "image", "macs", mlp_multiple))
+
+
+def check_reachable(share: float, floor: float) -> None:
+    """Raise UsageError for a latency that a tower with this share of multiply-accumulates certainly does not reach."""
     if share < floor / FASTER:
         raise UsageError(
             f"the latency of the image tower cannot be pruned to {share:g}x: the smallest one does {floor:.3f}x of its"
@@ -81,7 +85,8 @@ def floor_share(config: DualEncoderConfig, name: TowerName, kind: str, mlp_multi
     return (base + min(cost((1, min(mlp_multiple, mlp)), index) for index, mlp in enumerate(tower.mlp))) / full
 
 
-def _below_the_floor(what: str, share: float, floor: float) -> UsageError:
+def below_the_floor(what: str, share: float, floor: float) -> UsageError:
+    """What says that a share is less than what a tower can be pruned to."""
     return UsageError(
         f"{what} cannot be pruned to {share:g}x: the floor is {floor:.3f}x",
         f"ask for {floor + 0.001:.3f}x or more, or prune a smaller model",
@@ -100,27 +105,29 @@ def block_choices(
     measured: Sequence[BlockErrors],
     mlp_multiple: int,
     cost: Cost,
-) -> list[list[Choice]]:
+) -> list[list[Choice[Size]]]:
     """All sizes of each block: `measured` has the errors of heads, of MLP units and of the whole block's removal.
 
     The block whose removal harms most is never offered for it, so that one remains.
     """
     worst = max(range(tower.depth), key=lambda index: measured[index][2])
-    blocks = []
+    blocks: list[list[Choice[Size]]] = []
     for index, (by_heads, by_units, removed) in enumerate(measured):
         units = [*range(mlp_multiple, tower.mlp[index], mlp_multiple), tower.mlp[index]]
         heads = range(1, tower.heads[index] + 1)
-        head_errors, unit_errors = _interpolated(by_heads, heads), _interpolated(by_units, units)
-        choices = [
+        head_errors, unit_errors = interpolated(by_heads, heads), interpolated(by_units, units)
+        choices: list[Choice[Size]] = [
             Choice((h, m), cost((h, m), index), head_error + unit_error)
             for h, head_error in zip(heads, head_errors, strict=True)
             for m, unit_error in zip(units, unit_errors, strict=True)
         ]
-        blocks.append(choices if index == worst else [*choices, Choice(None, cost(None, index), removed)])
+        if index != worst:
+            choices.append(Choice(None, cost(None, index), removed))
+        blocks.append(choices)
     return blocks
 
 
-def _interpolated(measured: Levels, sizes: Sequence[int]) -> list[float]:
+def interpolated(measured: Levels, sizes: Sequence[int]) -> list[float]:
     """Errors at all sizes; more kept never counts as worse, whatever the noise of the measurement."""
     known = sorted(measured)
     falling = np.minimum.accumulate([measured[size] for size in known])

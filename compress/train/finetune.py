@@ -17,26 +17,29 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mmcompress.architecture import DualEncoderConfig
-from mmcompress.artifact import Artifact
+from mmcompress.artifact import Artifact, Draft
 from mmcompress.compress.early import Sources, check_fills_a_batch
 from mmcompress.compress.prune.semistructured import SPARSE, keep_zeros
-from mmcompress.compress.train.computing import in_parts, set_up
+from mmcompress.compress.train.computing import check_parts, in_parts, set_up
 from mmcompress.compress.train.interpolation import Point, chosen, interpolate, line
 from mmcompress.compress.train.judging import Classes, Judge, class_embeddings, classes_of, judge_of
 from mmcompress.compress.train.layerwise import layer_scales
 from mmcompress.compress.train.losses import info_nce
 from mmcompress.compress.train.optimize import optimize
-from mmcompress.compress.train.pairs import TrainingBatch, group_of, training_pairs
+from mmcompress.compress.train.pairs import TrainingBatch, TrainingPairs, group_of, training_pairs
 from mmcompress.compress.train.scalars import check_tensorboard
+from mmcompress.compress.train.statistics import settling, synchronize
 from mmcompress.compress.train.watching import Watch, warn_of_trained
 from mmcompress.config import FinetuneConfig
+from mmcompress.convnet import ConvConfig
 from mmcompress.data.batches import listing
 from mmcompress.data.spec import is_stream
-from mmcompress.distributed import gathered, gathered_ids, world
+from mmcompress.distributed import World, gathered, gathered_ids, world
 from mmcompress.errors import UsageError
 from mmcompress.formats import percent
 from mmcompress.huggingface import FOLDER_FILES, dual_encoder_from_checkpoint, save_checkpoint
 from mmcompress.metrics import FIGURES
+from mmcompress.model import DualEncoder
 from mmcompress.progress import say
 from mmcompress.stages import Job
 
@@ -56,9 +59,9 @@ def check_finetune(config: FinetuneConfig, _: Mapping[str, Artifact]) -> None:
         classes_of(config.data.original)
 
 
-def fits_finetune(_: FinetuneConfig, model: DualEncoderConfig, __: Sources) -> None:
-    """Statistics of a BatchNorm are not made again for weights between two models."""
-    model.transformer_image("finetune", "distill it again, from its checkpoint and on your data")
+def fits_finetune(config: FinetuneConfig, model: DualEncoderConfig, _: Sources) -> None:
+    """BatchNorm sees whole batches."""
+    check_parts(isinstance(model.image, ConvConfig), config.parts)
 
 
 def classes_learned(config: FinetuneConfig) -> Classes | None:
@@ -116,22 +119,15 @@ def finetune(job: Job[FinetuneConfig]) -> None:
         model.logit_bias.requires_grad_(False)
     with world(config.device) as here:
         model = model.to(here.device).train()
+        synchronize(model, here)
         keep_zeros(model, sparse)
         text_kept = classes is not None or config.text == "keep"
         model.text.requires_grad_(not text_kept)
         set_up(model, config.recompute, config.compile)
         trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
         start = {name: p.detach().clone() for name, p in trained.items()}
-        pairs = training_pairs(
-            draft,
-            data,
-            batch=batch,
-            seed=config.seed,
-            here=here,
-            embeddings=None,
-            views=config.views,
-            augment=config.augment,
-        )
+        measured = _statistics(model)
+        pairs = _pairs(draft, config, here)
         prompts, known = None, None
         if classes is not None:
             prompts = class_embeddings(model, draft, classes, batch, here.device)
@@ -162,7 +158,14 @@ def finetune(job: Job[FinetuneConfig]) -> None:
             pairs=pairs.count,
             world=here,
             work=job.work,
-            watch=Watch(judge.measure, every, True, config.watch.patience, judge.figure),
+            watch=Watch(
+                judge.measure,
+                every,
+                True,
+                config.watch.patience,
+                judge.figure,
+                settling(model, pairs.stream, batch, here),
+            ),
             what=f"fine-tuning {job.name}",
             scales=layer_scales(trained, model.config, config.layer_decay),
         )
@@ -173,14 +176,26 @@ def finetune(job: Job[FinetuneConfig]) -> None:
     if data.original is not None:
         own = classes_of(data.original)
         before = judge_of(model, draft, data, data.original, own, samples, batch, here.device, text_kept)
+    alone = World(0, 1, next(iter(trained.values())).device)
+    synchronize(model, alone)
+    settle = settling(model, _pairs(draft, config, alone).stream, batch, alone) if measured else None
+
+    def put(alpha: float) -> None:
+        """Weights on the line, and the statistics of their own BatchNorms; at the start those that it came with."""
+        interpolate(trained, start, tuned, alpha)
+        if alpha == 0 and measured:
+            model.load_state_dict(measured, strict=False)
+        elif settle is not None:
+            settle()
+
     points = line(
-        lambda alpha: interpolate(trained, start, tuned, alpha),
+        put,
         judge.measure,
         before.measure if before is not None else None,
         config.alpha,
     )
     taken = chosen(points) if config.alpha is None else next(p for p in points if p.alpha == config.alpha)
-    interpolate(trained, start, tuned, taken.alpha)
+    put(taken.alpha)
     _tell(job.name, judge, before, taken)
     save_checkpoint(model.cpu(), draft.path)
     draft.metrics = {
@@ -192,6 +207,26 @@ def finetune(job: Job[FinetuneConfig]) -> None:
         },
     }
     draft.facts = {"params": model.config.params, "macs": model.config.macs, **({SPARSE: sparse} if sparse else {})}
+
+
+def _statistics(model: DualEncoder) -> dict[str, Tensor]:
+    """Copies of what its BatchNorms have measured, by name."""
+    return {
+        name: buffer.clone() for name, buffer in model.named_buffers() if name.endswith(("norm.mean", "norm.variance"))
+    }
+
+
+def _pairs(student: Draft, config: FinetuneConfig, here: World) -> TrainingPairs:
+    return training_pairs(
+        student,
+        config.data,
+        batch=config.optimizer.batch,
+        seed=config.seed,
+        here=here,
+        embeddings=None,
+        views=config.views,
+        augment=config.augment,
+    )
 
 
 def _tell(name: str, judge: Judge, before: Judge | None, taken: Point) -> None:

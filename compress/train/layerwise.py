@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 
 from mmcompress.architecture import DualEncoderConfig
 
-_BEFORE = ("class_token", "patch", "positions", "tokens", "norm_pre")
+_BEFORE = ("class_token", "patch", "positions", "tokens", "norm_pre", "stem")
 
 
 def layer_scales(names: Iterable[str], config: DualEncoderConfig, decay: float) -> Mapping[str, float]:

@@ -13,9 +13,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mmcompress.architecture import DualEncoderConfig, ImageConfig, TextConfig
+from mmcompress.architecture import AnyImageConfig, DualEncoderConfig, ImageConfig, TextConfig
 from mmcompress.compress.train.mobilenetv4 import mobilenetv4
+from mmcompress.compress.train.presets import CONV_PRESETS, PRESETS
 from mmcompress.compress.train.published import Published, load_published
+from mmcompress.compress.train.scaling import scaled
 from mmcompress.config import StudentConfig
 from mmcompress.convnet import ConvConfig
 from mmcompress.convtower import ConvTower
@@ -24,25 +26,6 @@ from mmcompress.manifest import TextProcessing
 from mmcompress.model import DualEncoder, initialize
 from mmcompress.transformer import Block
 
-CONV_PRESETS: dict[str, tuple[str, int, int, int, int]] = {
-    # name: MobileNetV4, image size, stem stride, text width, text blocks
-    "mnv4-s-64": ("conv-s", 64, 1, 256, 4),
-    "mnv4-s": ("conv-s", 224, 2, 256, 6),
-    "mnv4-m": ("conv-m", 224, 2, 384, 6),
-    "mnv4-l": ("conv-l", 224, 2, 512, 12),
-    "mnv4-hm": ("hybrid-m", 224, 2, 384, 6),
-}
-PRESETS: dict[str, tuple[int, int, int, int, int, int]] = {
-    # name: image width, image blocks, patch, image size, text width, text blocks
-    "vit-t8-64": (192, 6, 8, 64, 192, 4),
-    "vit-m8-64": (256, 6, 8, 64, 256, 4),
-    "vit-t16": (192, 12, 16, 224, 256, 6),
-    "vit-s32": (384, 12, 32, 224, 384, 6),
-    "vit-s16": (384, 12, 16, 224, 384, 6),
-    "vit-b32": (768, 12, 32, 224, 512, 12),
-    "vit-b16": (768, 12, 16, 224, 512, 12),
-    "vit-l14": (1024, 24, 14, 224, 768, 12),
-}
 _HEAD_DIM = 64
 _MLP_RATIO = 4
 
@@ -50,16 +33,10 @@ _MLP_RATIO = 4
 def preset_config(student: StudentConfig, embed_dim: int, text: TextProcessing, vocab: int) -> DualEncoderConfig:
     """The sizes of a preset, for a given shared space and tokenizer. Heads have 64 channels (32 at width 192)."""
     check_preset(student)
-    image: ImageConfig | ConvConfig
-    if student.source in CONV_PRESETS:
-        variant, size, stem_stride, text_width, text_blocks = CONV_PRESETS[student.source]
-        image = mobilenetv4(variant, student.image_size or size, stem_stride)
-    else:
-        width, blocks, patch, size, text_width, text_blocks = PRESETS[student.source]
-        image = ImageConfig(**_uniform(width, blocks), image_size=student.image_size or size, patch=patch)
+    text_width, text_blocks = (CONV_PRESETS if student.source in CONV_PRESETS else PRESETS)[student.source][-2:]
     return DualEncoderConfig(
         embed_dim=embed_dim,
-        image=image,
+        image=preset_image(student),
         text=TextConfig(
             **_uniform(text_width, text_blocks),
             vocab=vocab,
@@ -69,6 +46,18 @@ def preset_config(student: StudentConfig, embed_dim: int, text: TextProcessing, 
             pad_token_id=text.pad_token_id,
         ),
     )
+
+
+def preset_image(student: StudentConfig) -> AnyImageConfig:
+    """The image tower of a preset, at its resolution, width and depth."""
+    image: AnyImageConfig
+    if student.source in CONV_PRESETS:
+        variant, size, stem_stride, *_ = CONV_PRESETS[student.source]
+        image = mobilenetv4(variant, student.image_size or size, stem_stride)
+    else:
+        width, blocks, patch, size, *_ = PRESETS[student.source]
+        image = ImageConfig(**_uniform(width, blocks), image_size=student.image_size or size, patch=patch)
+    return scaled(image, student.width, student.depth)
 
 
 def check_preset(student: StudentConfig) -> None:
@@ -86,6 +75,15 @@ def check_preset(student: StudentConfig) -> None:
     patch, size = PRESETS[student.source][2], student.image_size
     if size is not None and (size < patch or size % patch):
         raise UsageError(f"image_size {size} is not a multiple of the {patch}-pixel patches", "choose another size")
+
+
+def check_reads_teachers_texts(student: StudentConfig, teacher: str) -> None:
+    """Raise UsageError for a tokenizer that nothing would read: a student has that of its teacher, where it has one."""
+    if student.tokenizer is not None:
+        raise UsageError(
+            f"student.tokenizer is for teachers that bring none, and {teacher} has its own",
+            "leave it out: the student's texts are read as the teacher's are",
+        )
 
 
 def _uniform(width: int, blocks: int) -> dict[str, object]:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mmcompress.artifact import Artifact
-from mmcompress.config import BenchConfig
+from mmcompress.config import EIGHT_BITS, BenchConfig
 from mmcompress.measure.bench.document import BenchDocument, BenchEnvironment, BenchRow, RunRatio
 from mmcompress.measure.bench.energy import energy_mj, find_meter
 from mmcompress.measure.bench.photos import timed_pipeline
@@ -118,7 +118,8 @@ def bench_document(artifacts: Sequence[Artifact], config: BenchConfig) -> BenchD
 def warn_by_chance(subject: Subject) -> None:
     """A latency is worth nothing if the answers are; NaN and zeros are an error. Where both towers are delivered."""
     artifact, precision = subject.artifact, subject.graph.precision
-    texts = any(graph.tower == "text" and graph.precision == precision for graph in artifact.manifest.graphs)
+    held = {graph.precision for graph in artifact.manifest.graphs if graph.tower == "text"}
+    texts = precision in held or (bool(held) and precision in EIGHT_BITS)
     if texts and artifact.tokenizer is not None and artifact.preprocessing is not None:
         with Encoder.open(artifact, subject.backend, precision, subject.threads) as encoder:
             encoder.warn_by_chance()

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmcompress.errors import MissingRequirementError
+from mmcompress.interrupts import children_spared
 from mmcompress.measure.peak import random_feeds
 from mmcompress.measure.split.plan import Line
 from mmcompress.measure.split.times import Half
@@ -77,7 +78,8 @@ def _other(serve: Callable[..., None], given: tuple[Any, ...]) -> Iterator[socke
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
     process = context.Process(target=serve, args=(*given, there), daemon=True)
-    process.start()
+    with children_spared():
+        process.start()
     try:
         if not here.poll(START_S):
             raise MissingRequirementError("the second process does not start", "give it more memory, or try again")

@@ -35,7 +35,7 @@ from mmcompress.manifest import (
     hash_file,
 )
 from mmcompress.places import MANIFEST, check_place
-from mmcompress.publish import draft_of, swap_in, tidy
+from mmcompress.publish import aside_of, draft_of, swap_in, tidy
 from mmcompress.strictjson import check_finite, json_from_text, write_json
 
 _AS_LARGE_AS_DATA = (Kind.EMBEDDINGS, Kind.INDEX, Kind.SHARDS)
@@ -136,6 +136,8 @@ class Artifact:
         check_place(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         tidy(path)
+        if (aside := aside_of(path)).exists():
+            raise UsageError(f"{aside} exists and mmcompress did not write it", "move it away, or give another --out")
         temporary = draft_of(path)
         temporary.mkdir()
         draft = Draft(temporary)

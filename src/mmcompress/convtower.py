@@ -176,6 +176,10 @@ class ConvTower(nn.Module):
         x = self.stem(pixels.contiguous(memory_format=torch.channels_last))
         for block in self.blocks:
             x = block(x) if self.recomputing is None else self.recomputing(block, x)
+        return self.leave(x)
+
+    def leave(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) behind the last block -> (B, D)"""
         x = self.head(x.mean((2, 3), keepdim=True))
         return self.projection(x.flatten(1))  # type: ignore[no-any-return]
 

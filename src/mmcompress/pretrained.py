@@ -96,7 +96,7 @@ def model_type_of(folder: Path) -> str | None:
     """What a folder's config.json says it is; None where it says nothing that can be read."""
     try:
         config = read_json(folder / "config.json", "")
-    except MMCompressError:
+    except (MMCompressError, OSError):
         return None
     family = config.get("model_type") if isinstance(config, dict) else None
     return family if isinstance(family, str) else None

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import TypeVar
 
@@ -15,10 +15,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from mmcompress.alive import LOG_SECONDS, sign
 from mmcompress.formats import printable
 
 T = TypeVar("T")
-LOG_SECONDS = 30.0
+RUNNING = "running"
 console = Console(stderr=True, highlight=False)
 
 
@@ -26,6 +27,8 @@ def say(stage: str, name: str, text: str) -> None:
     """One line: the stage, the artifact, what happened."""
     label = stage if stage == name or not stage else f"{stage} ({name})"
     console.print(f"[bold]{escape(printable(f'{label or name:<22}'))}[/bold] {escape(printable(text))}")
+    if (alive := sign()) is not None:
+        alive.runs(label) if text == RUNNING else alive.spoke()
 
 
 Told = Callable[[], str]
@@ -59,7 +62,9 @@ def counted(what: str, total: int | None, start: int = 0, *, quiet: bool = False
     began = logged = time.monotonic()
     done = start
     in_log = not quiet and not console.is_terminal
-    with Progress(*columns, console=console, transient=True, disable=quiet or in_log) as bar:
+    alive = sign()
+    drawing = alive.paused() if alive is not None and not (quiet or in_log) else nullcontext()
+    with drawing, Progress(*columns, console=console, transient=True, disable=quiet or in_log) as bar:
         task = bar.add_task(what, total=total, completed=start, told="")
 
         def count(told: Told) -> None:
@@ -72,5 +77,7 @@ def counted(what: str, total: int | None, start: int = 0, *, quiet: bool = False
                 left = f", {(total - done) * (now - began) / (done - start):.0f} s left" if total else ""
                 console.print(f"  {what}: {done}{f' of {total}' if total else ''}, {told()}{left}", markup=False)
                 logged = now
+                if alive is not None:
+                    alive.spoke()
 
         yield count

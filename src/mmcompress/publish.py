@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from mmcompress.errors import UsageError
-from mmcompress.places import why_not_ours
+from mmcompress.places import MANIFEST, why_not_ours
 
 KEY = "key"
 """The file in a work folder that says which artifact it is for."""
@@ -25,12 +25,28 @@ def tidy(path: Path) -> None:
     """
     shutil.rmtree(draft_of(path), ignore_errors=True)
     aside = aside_of(path)
-    if not aside.is_dir() or why_not_ours(aside):
+    if _is_empty(aside):
+        aside.rmdir()
+    elif not aside.is_dir() or why_not_ours(aside):
         return
-    if path.exists():
-        shutil.rmtree(aside)
+    elif path.exists():
+        _remove(aside, MANIFEST)
     else:
         aside.rename(path)
+
+
+def _is_empty(folder: Path) -> bool:
+    return folder.is_dir() and not any(folder.iterdir())
+
+
+def _remove(folder: Path, mark: str) -> None:
+    """Remove a folder of ours, the file that says whose it is last: what a kill leaves of it is still known as ours."""
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name != mark:
+            path.unlink()
+    shutil.rmtree(folder)
 
 
 def draft_of(path: Path) -> Path:
@@ -56,10 +72,11 @@ def swap_in(temporary: Path, path: Path) -> None:
         path.rename(aside)
         try:
             temporary.rename(path)
-        except OSError:
-            aside.rename(path)
+        except BaseException:
+            if not path.exists():
+                aside.rename(path)
             raise
-        shutil.rmtree(aside)
+        _remove(aside, MANIFEST)
     else:
         temporary.rename(path)
     _sync(path.parent)
@@ -80,11 +97,21 @@ def keep_work_of(work: Path, key: str) -> None:
     mark = work / KEY
     if mark.is_file() and mark.read_text() == key:
         return
-    if work.exists() and not mark.is_file():
+    if work.exists() and not (mark.is_file() or _is_empty(work)):  # an empty one is of a run that was killed here
         raise UsageError(f"{work} exists and mmcompress did not write it", "move it away, or give another --out")
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
+    if mark.is_file():
+        _remove(work, KEY)
+    work.mkdir(parents=True, exist_ok=True)
     mark.write_text(key)
+
+
+def drop_work_of(work: Path, key: str) -> None:
+    """Remove what a run of this key went on from, now that its artifact stands; what is of another run stays."""
+    mark = work / KEY
+    if mark.is_file() and mark.read_text() == key:
+        _remove(work, KEY)
+    elif _is_empty(work):
+        work.rmdir()
 
 
 @contextmanager

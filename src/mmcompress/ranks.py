@@ -25,6 +25,7 @@ from typing import Any, TypeVar
 
 from mmcompress import errors
 from mmcompress.errors import CorruptInputError, MissingRequirementError, MMCompressError, UsageError
+from mmcompress.interrupts import Interrupted, ended_by_signals
 from mmcompress.strictjson import json_from_text, text_from_json
 
 T = TypeVar("T")
@@ -140,11 +141,14 @@ class Ranks:
         Only rank 0 prints an error. It is raised there, too.
         """
         try:
-            while True:
-                take_part(self.shared(None))
-                self.collected(None)
+            with ended_by_signals():
+                while True:
+                    take_part(self.shared(None))
+                    self.collected(None)
         except EndedError as ended:
             code = ended.code
+        except Interrupted as stop:  # rank 0 was asked too, or loses this one
+            code = stop.exit_code
         except BaseException as error:
             code = self._failed(error)
         _end_unasked()

@@ -284,6 +284,22 @@ STAGES: Mapping[str, Stage] = {
             check="mmcompress.measure.early:check_bench",
         ),
         Stage(
+            "block-costs",
+            config.BlockCostsConfig,
+            Kind.REPORT,
+            "mmcompress.compress.sizing.costs:block_costs",
+            {},
+            check="mmcompress.compress.sizing.costs:check_block_costs",
+        ),
+        Stage(
+            "size",
+            config.SizeConfig,
+            Kind.REPORT,
+            "mmcompress.compress.sizing.size:size",
+            {"costs": Kind.REPORT},
+            check="mmcompress.compress.sizing.size:check_size",
+        ),
+        Stage(
             "drift",
             config.DriftConfig,
             Kind.REPORT,

@@ -141,19 +141,90 @@ def test_it_is_used_and_shown_like_any_other(
     assert packed.code == 0 and (tmp_path / "m.mmc").is_file()
 
 
+def test_pruned_it_trains_on_and_becomes_integers(
+    world: Path, made: dict[str, Artifact], cli: Callable[..., Any], tmp_path: Path
+) -> None:
+    whole, data = made["distill"].model, ("--data", data_of(world))
+    given = ("--embeddings", made["embed"].path, *data)
+    pruned = tmp_path / "pruned"
+    assert cli("prune", made["distill"].path, *given, "--batch=20", "--target-macs", "0.6", "--out", pruned).code == 0
+    smaller = Artifact.open(pruned)
+    assert smaller.model.macs <= 0.6 * whole.macs
+    assert smaller.manifest.facts["macs_share"] == smaller.model.macs / whole.macs
+    for said in ("--importance=magnitude", "--importance=taylor", "--set=refit=false", "--width=0.75"):
+        asked = ("--batch=20", "--mlp=0.5", said, "--out", tmp_path / "other")
+        assert cli("prune", made["distill"].path, *given, *asked).code == 0
+    recovered = tmp_path / "recovered"
+    steps = (
+        "--set",
+        "optimizer.steps=2",
+        "--set",
+        "optimizer.batch=20",
+        "--set",
+        "optimizer.precision=float32",
+        "--set",
+        "text=keep",
+    )
+    ended = cli("distill", "--from", pruned, *given, *steps, "--out", recovered)
+    assert ended.code == 0, ended.err
+    assert Artifact.open(recovered).model.image == smaller.model.image
+    quantized = tmp_path / "int8"
+    assert (
+        cli("quantize", recovered, *data, "--set", "max_drop=1", "--set", "max_flips=1", "--out", quantized).code == 0
+    )
+    exported = tmp_path / "onnx"
+    assert cli("export", quantized, "--precision", "fp32", "--precision", "int8", "--out", exported).code == 0
+    assert Artifact.open(exported).manifest.metrics["against_torch"]["image-fp32.onnx"]["max_abs"] < 1e-5
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.5])
+def test_fine_tuned_it_has_the_statistics_of_the_mixed_weights(
+    alpha: float, world: Path, made: dict[str, Artifact], cli: Callable[..., Any], tmp_path: Path
+) -> None:
+    given = ("--data", data_of(world), "--validation", data_of(world), "--augment", "none", "--alpha", str(alpha))
+    few = ("--set", "optimizer.epochs=1", "--set", "optimizer.batch=20", "--layer-decay", "0.5")
+    ended = cli("finetune", made["distill"].path, *given, *few, "--out", tmp_path / "tuned")
+    assert ended.code == 0, ended.err
+    artifact, start = Artifact.open(tmp_path / "tuned"), made["distill"]
+    tuned, before = (dual_encoder_from_checkpoint(one.path, one.model) for one in (artifact, start))
+    if alpha == 0:
+        assert all(
+            torch.equal(a, b) for a, b in zip(tuned.state_dict().values(), before.state_dict().values(), strict=True)
+        )
+        return
+    again = dual_encoder_from_checkpoint(artifact.path, artifact.model)
+    pairs = training_pairs(artifact, DataConfig(train=data_of(world)), batch=20, seed=0, here=HERE, embeddings=None)
+    set_statistics(again.image, (batch.pixels for batch in pairs.stream(0, 0)), HERE)
+    for (name, kept), own in zip(tuned.named_buffers(), again.buffers(), strict=True):
+        torch.testing.assert_close(kept, own, msg=name)
+    moved = zip(tuned.image.parameters(), before.image.parameters(), strict=True)
+    assert any(not torch.equal(a, b) for a, b in moved)
+
+
 @pytest.mark.parametrize(
     ("command", "said"),
     [
         (
-            ("prune", "{student}", "--data", "{data}", "--batch", "20"),
-            "prune takes vision transformers, and this image tower is conv",
+            ("prune", "{student}", "--data", "{data}", "--batch", "20", "--sparsity", "2:4"),
+            "sparsity: 2:4 is of Linears, and this image tower has convolutions",
+        ),
+        (
+            ("prune", "{student}", "--data", "{data}", "--batch", "20", "--heads", "0.5", "--set", 'towers=["image"]'),
+            "heads is of transformer blocks, and this image tower is convolutional",
+        ),
+        (
+            ("prune", "{student}", "--data", "{data}", "--batch", "20", "--target-macs", "0.1"),
+            "or prune channels between its blocks first: --width 0.75 --mlp 1",
+        ),
+        (
+            ("prune", "{student}", "--data", "{data}", "--batch", "20", "--target-latency", "0.01"),
+            "the latency of the image tower cannot be pruned to 0.01x",
         ),
         (("qat", "{student}", "--data", "{data}"), "qat takes vision transformers, and this image tower is conv"),
         (
             ("export", "{student}", "--precision", "fp8"),
             "an export in FP8 takes vision transformers, and this image tower",
         ),
-        (("shrink", "{student}", "--data", "{data}"), "shrink takes vision transformers, and this image tower is conv"),
         (
             ("distill", "--teacher", "{teacher}", "--student", "mnv4-s", "--data", "{data}", "--parts", "2"),
             "parts = 2 computes parts of a batch apart, and BatchNorm",

@@ -37,6 +37,7 @@ def no_stage(*_: object) -> None:
 @pytest.fixture
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(run, "_made_or_reused", no_stage)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     write_squares(tmp_path)
     write_teacher(tmp_path / "teacher")
     write_teacher(tmp_path / "bare")
@@ -56,6 +57,9 @@ MISTAKES = [
     ("teacher", {"student.source": "vit-s16", "student.image_size": 0}, "image_size 0 is not a multiple"),
     ("teacher", {"student.source": "inherit:1.5"}, "above 0 and up to 1"),
     ("teacher", {"student.source": "inherit:0.001"}, "too small to inherit"),
+    ("teacher", {"student.source": "timm/no-such-tower"}, "the student 'timm/no-such-tower' .* is not cached here"),
+    ("teacher", {"student.source": "vit-s16", "student.tokenizer": "elsewhere"}, "teacher has its own"),
+    ("own.py:build", {"student.source": "vit-s16", "student.tokenizer": "no/such"}, "no/such.* is not cached here"),
     ("none", {"student.source": "vit-s16"}, "no teacher folder"),
     ("other", {"student.source": "vit-s16"}, "NaFlex"),
     ("unknown", {"student.source": "vit-s16"}, "does not know the model_type 'clap9000'"),
@@ -81,6 +85,14 @@ def test_a_recipe_refuses_before_its_first_stage(world: Path, teacher: str, keys
     )
     with pytest.raises(MMCompressError, match=what):
         standalone.run(str(recipe), world / "run")
+
+
+@pytest.mark.parametrize("name", ["photos", "photos/0.png"])
+def test_what_is_no_model_at_all_is_not_exported(world: Path, name: str) -> None:
+    (world / "photos").mkdir()
+    (world / "photos" / "0.png").write_bytes(picture())
+    with pytest.raises(UsageError, match=r"is no model: it has no config\.json"):
+        standalone.export(str(world / name), world / "out")
 
 
 def test_training_begins_with_a_preset(world: Path) -> None:

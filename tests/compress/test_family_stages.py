@@ -11,6 +11,7 @@ import pytest
 import torch
 from clip_world import CAPTIONS, write_squares
 from family_folders import EOS, FAMILIES, pixels, stock_images, stock_texts, tokens, write_family, write_world
+from onnx import TensorProto, load
 from torch.nn.functional import normalize
 from transformers import AutoModel
 
@@ -34,6 +35,7 @@ from mmcompress.int8 import linear_modules
 from mmcompress.measure.bisect.document import BisectDocument
 from mmcompress.model import DualEncoder
 from mmcompress.pipeline import standalone
+from mmcompress.runtime.backends import graph_for
 from mmcompress.runtime.encoder import Encoder
 from mmcompress.runtime.tokenize import load_tokenizer, text_processing, tokenize
 
@@ -183,6 +185,23 @@ def test_every_stage_runs_on_a_family(family: str, made: Made, data: str) -> Non
     assert facts["logit_bias"] == (-12.25 if family == "siglip" else None)
     differences = stages["onnx"].manifest.metrics["against_torch"]
     assert min(differences[f"{tower}-fp16.onnx"]["min_cosine"] for tower in TOWERS) > 0.999
+
+
+@pytest.mark.parametrize("family", ["siglip", "altclip"])
+def test_a_tower_without_integers_is_a_float_graph_by_its_name(family: str, made: Made, tmp_path: Path) -> None:
+    _, stages = made(family)
+    onnx = standalone.export(str(stages["int8"].path), tmp_path / "onnx", {"precisions": ("int8",)})
+    kinds = {"fp16", "fp32"} if family == "altclip" else {"int8-signed", "int8-unsigned"}
+    files = {f"image-int8-{kind}.onnx" for kind in ("signed", "unsigned")} | {f"text-{kind}.onnx" for kind in kinds}
+    assert {graph.file for graph in onnx.manifest.graphs} == files
+    for graph in onnx.manifest.graphs:
+        types = {tensor.data_type for tensor in load(onnx.file(graph.file)).graph.initializer}
+        assert (TensorProto.INT8 in types) == (graph.precision == "int8") == (graph.activations != "float")
+    with Encoder.open(onnx, "onnxruntime", precision="int8") as encoder:
+        assert encoder.precisions == {"image": "int8", "text": "fp32" if family == "altclip" else "int8"}
+        assert encoder.texts(CAPTIONS[:2]).shape == (2, onnx.model.embed_dim)
+    with pytest.raises(UsageError, match="has no text graph in fp8"):
+        graph_for(onnx, "text", "onnxruntime", "fp8")
 
 
 @pytest.mark.parametrize("family", ["siglip", "altclip"])

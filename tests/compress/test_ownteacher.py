@@ -105,6 +105,12 @@ def test_what_is_no_teacher_is_refused(tmp_path: Path, code: str, what: str) -> 
         load(tmp_path, code)
 
 
+def test_what_is_no_function_is_not_suggested(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="has no function 'build'") as caught:
+        load(tmp_path, "build, bild = 3, 4\ndef built(): pass\n")
+    assert caught.value.hint == "did you mean 'built'?"
+
+
 def test_norms_as_coarse_as_bfloat16_are_no_second_answer(tmp_path: Path) -> None:
     code = "def coarse(x): return (image(x) * torch.linspace(0.993, 1.007, len(x))[:, None]).bfloat16()\n"
     teacher = load(tmp_path, code + build("coarse"))

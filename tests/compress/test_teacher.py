@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from clip_world import CAPTIONS, write_teacher
+from safetensors.torch import load_file, save_file
 from small_tokenizers import restated
 from transformers import (
     AutoTokenizer,
@@ -55,6 +56,16 @@ def test_families_embed_into_one_space(tmp_path: Path, family: str) -> None:
     torch.testing.assert_close(images.norm(dim=1), torch.ones(2))
     torch.testing.assert_close(texts.norm(dim=1), torch.ones(2))
     assert teacher.preprocessing.size == 32
+
+
+@pytest.mark.parametrize("logarithm", [800.0, -800.0])
+def test_a_scale_that_no_probability_has_is_refused(tmp_path: Path, logarithm: float) -> None:
+    """Of the factor itself in place of its logarithm, say: e^100 is a number of float32 no more."""
+    write_teacher(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    save_file({**weights, "logit_scale": torch.tensor(logarithm)}, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(CorruptInputError, match=r"multiplies cosines with (inf|0\.0) and adds None"):
+        load_teacher(TeacherConfig(source=str(tmp_path)), CPU)
 
 
 def test_clip_teacher_matches_our_own_towers(tmp_path: Path) -> None:

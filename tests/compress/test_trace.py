@@ -37,7 +37,7 @@ def test_a_users_own_modules_become_two_graphs_of_any_batch(tmp_path: Path) -> N
     image, text = artifact.manifest.graphs
     assert (image.inputs[0].shape, image.outputs[0].shape) == ((None, 3, SIDE, SIDE), (None, WIDTH))
     assert (text.inputs[0].shape, text.inputs[0].dtype) == ((None, CONTEXT), "int32")
-    assert artifact.manifest.facts["logit_scale"] == 20.0
+    assert artifact.manifest.facts["logit_scale"] == 20.0 and artifact.manifest.facts["logit_bias"] == -3.0
     own = teacher()
     texts = ["w1 w2", "", "w3 " * 30]
     for backend in ("onnxruntime", "openvino"):

@@ -89,8 +89,8 @@ def test_synthetic_captions_follow_the_others(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("files", "line"),
     [
-        (pair("k", caption=None), "k: no caption (txt, or captions or caption in json)"),
-        (pair("k", caption=" \n"), "k: no caption (txt, or captions or caption in json)"),
+        (pair("k", caption=None), "k: no caption (txt, or captions or caption in json) among: jpg"),
+        (pair("k", caption=" \n"), "k: no caption (txt, or captions or caption in json) among: jpg, txt"),
         ([("k.jpg", picture()[:-9]), ("k.txt", b"x")], "k: the JPEG is truncated"),
         ([("k.jpg", b""), ("k.txt", b"x")], "k: the image is empty"),
         ([("k.jpg", b"<html>"), ("k.txt", b"x")], "k: the image is no JPEG, PNG or WebP"),
@@ -107,7 +107,7 @@ def test_synthetic_captions_follow_the_others(tmp_path: Path) -> None:
         (pair("k", about={"seen": "no"}), "k: seen in json is neither true nor false"),
         (pair("k") + pair("k"), "k: a file or a sample of that name was there before"),
         (pair("first"), "first: a file or a sample of that name was there before"),
-        (pair("\x1b[31mred", caption=None), "�[31mred: no caption (txt, or captions or caption in json)"),
+        (pair("\x1b[31mred", caption=None), "�[31mred: no caption (txt, or captions or caption in json) among: jpg"),
     ],
 )
 def test_bad_samples_are_named_and_skipped(tmp_path: Path, files: list[tuple[str, bytes]], line: str) -> None:
@@ -240,7 +240,7 @@ def test_too_many_bad_samples(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     files = [file for n in range(20) for file in pair(f"{n:02d}", n, None if n in (3, 5) else "x")]
     path, log = write_tar(tmp_path / "x.tar", files), tmp_path / "bad.txt"
     assert len(readable(path, log, bad=0.1)) == 18
-    words = "no caption (txt, or captions or caption in json)"
+    words = "no caption (txt, or captions or caption in json) among: jpg"
     said = f"2 of 20 items cannot be read and were skipped: {path}: 03: {words}; {path}: 05: {words}"
     assert capsys.readouterr().err.strip() == f"warning: {path}: {said} (all of them in {log})"
     with pytest.raises(CorruptInputError) as caught:

@@ -76,7 +76,11 @@ def test_expand_packaged() -> None:
     ("spec", "what", "hint"),
     [
         ("{tmp}/none.tar", "there is no {tmp}/none.tar", ACCEPTED),
-        ("{tmp}/a-{{00002..00003}}.tar", "there is no {tmp}/a-00003.tar", ACCEPTED),
+        (
+            "{tmp}/a-{{00002..00003}}.tar",
+            "of 2 places that '{tmp}/a-{{00002..00003}}.tar' names 1 are not there: {tmp}/a-00003.tar",
+            "fetch them, or take what is there by a pattern: '{tmp}/a-*.tar'",
+        ),
         ("{tmp}/z*.tar", "nothing matches {tmp}/z*.tar", ACCEPTED),
         (
             "{tmp}/empty",
@@ -97,7 +101,7 @@ def test_expand_errors(folder: Path, spec: str, what: str, hint: str) -> None:
     with pytest.raises(UsageError) as caught:
         expand(spec.format(tmp=folder))
     assert caught.value.what == what.format(tmp=folder)
-    assert caught.value.hint == (hint if hint is ACCEPTED else hint.format())
+    assert caught.value.hint == (hint if hint is ACCEPTED else hint.format(tmp=folder))
     assert caught.value.exit_code == 2
 
 

@@ -95,10 +95,13 @@ def small_chinese_clip() -> Any:
 def test_other_families_are_exported_and_checked_too(family: Any, tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = family().eval()
+    if (bias := getattr(model, "logit_bias", None)) is not None:
+        torch.nn.init.constant_(bias, -12.25)
     artifact = made(teacher_folder(tmp_path / "teacher", model), tmp_path / "baseline")
     assert [graph.tower for graph in artifact.manifest.graphs] == ["image", "text"]
     assert artifact.manifest.facts["macs"] == config_from_hugging_face(tmp_path / "teacher").macs
     assert artifact.manifest.facts["params"] == sum(p.numel() for p in model.parameters())
+    assert artifact.manifest.facts["logit_bias"] == (-12.25 if family is small_siglip else None)
     assert max(artifact.manifest.metrics["against_transformers"].values()) < 1e-5
 
 

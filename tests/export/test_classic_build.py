@@ -234,11 +234,11 @@ def test_a_cache_that_cannot_be_written_loses_no_build(
     assert built(Classic(), graph, timings=tmp_path / "file" / "a.cache").plan == b"plan", "no folder can be made"
     assert "what was timed is not kept" in " ".join(capfd.readouterr().err.split())
 
-    def full(self: Path, data: bytes) -> int:
-        self.touch()
+    def full(self: Path, _: Path) -> Path:
+        assert self.is_file()
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr(Path, "replace", full)
     assert built(Classic(), graph, timings=tmp_path / "full" / "a.cache").plan == b"plan"
     assert "No space left on device" in " ".join(capfd.readouterr().err.split())
     assert list((tmp_path / "full").iterdir()) == [], "what was begun is gone"

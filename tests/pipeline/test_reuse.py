@@ -83,3 +83,15 @@ def test_what_cannot_be_is_refused_before_what_will_be_made(tmp_path: Path, reci
     with pytest.raises(UsageError, match="unknown student 'vit-s61'"):
         standalone.run(recipe, tmp_path / "run")
     assert not (tmp_path / "run" / "embed").exists()
+
+
+def test_a_run_that_was_killed_when_all_was_done_leaves_no_work_behind(tmp_path: Path) -> None:
+    write_teacher(tmp_path / "teacher")
+    made = standalone.convert(str(tmp_path / "teacher"), tmp_path / "c")
+    work = tmp_path / ".c.work"
+    for key, stays in ((made.manifest.key, False), ("of another run", True)):
+        work.mkdir()
+        (work / "key").write_text(key)
+        (work / "state").touch()
+        standalone.convert(str(tmp_path / "teacher"), tmp_path / "c")
+        assert work.exists() == stays

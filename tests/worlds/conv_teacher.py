@@ -134,4 +134,4 @@ def teacher(given: Towers | None = None) -> Teacher:
 
     half = (0.5, 0.5, 0.5)
     preprocessing = Preprocessing(size=SIDE, resize=SIDE, mean=half, std=(0.25, 0.25, 0.25))
-    return Teacher(encode_image, encode_text, preprocessing, WIDTH, towers=lambda: made)
+    return Teacher(encode_image, encode_text, preprocessing, WIDTH, logit_bias=-3.0, towers=lambda: made)

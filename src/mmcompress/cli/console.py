@@ -10,6 +10,7 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
+from mmcompress.alive import sign
 from mmcompress.artifact import Artifact
 from mmcompress.cli.streams import encodes
 from mmcompress.document import Document
@@ -36,6 +37,8 @@ class _Printable:
 
 def show(document: object, view: RenderableType, as_json: bool) -> None:
     """Print the document as JSON, or else its view."""
+    if (alive := sign()) is not None:
+        alive.end()
     if as_json:
         text = text_from_json(document, compact=True)
         print(text if encodes(text) else text_from_json(document, compact=True, ascii=True))

@@ -56,9 +56,13 @@ class Key:
         return "|".join(_metavar(kind) for kind in self.kinds if not (kind is type(None) and str in self.kinds))
 
     @property
+    def choices(self) -> tuple[Any, ...]:
+        return _choices(self.kinds)
+
+    @property
     def help(self) -> str:
         """The docstring, and what there is to choose from."""
-        choices = ", ".join(map(str, _choices(self.kinds)))
+        choices = ", ".join(map(str, self.choices))
         return f"{self.docstring} One of {choices}." if choices else self.docstring
 
     def value(self, said: Any) -> Any:

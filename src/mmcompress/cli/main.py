@@ -6,14 +6,17 @@ Only `main` turns an `MMCompressError` into `error: …` and `hint: …` with it
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import NoReturn
 
 from mmcompress.cli.commands import app
 from mmcompress.cli.streams import flushed, never_failing
 from mmcompress.errors import MMCompressError
 from mmcompress.formats import printable
+from mmcompress.interrupts import Interrupted, ended_by_signals
 from mmcompress.places import disk_error
 from mmcompress.ranks import announced, joined
 from mmcompress.runtime.container import cpu_quota
@@ -33,13 +36,12 @@ def _told(run: Callable[[], int]) -> int:
     """Run; the exit code, an error printed."""
     try:
         return _written(run)
-    except MMCompressError as error:
+    except (MMCompressError, KeyboardInterrupt) as told:
+        error = told if isinstance(told, MMCompressError | Interrupted) else Interrupted(signal.SIGINT)
         print(printable(f"error: {error.what}"), file=sys.stderr)
         if error.hint:
             print(printable(f"hint: {error.hint}"), file=sys.stderr)
         return error.exit_code
-    except KeyboardInterrupt:
-        return 130
 
 
 def _written(run: Callable[[], int]) -> int:
@@ -65,9 +67,21 @@ def _on_all_ranks() -> int:
         return here.lead(lambda: _told(_command)) if here.leads else follow(here)
 
 
+def _shown_alive() -> AbstractContextManager[None]:
+    """A sign of life, but where ssh may ask for a password on the same terminal."""
+    name = next((word for word in sys.argv[1:] if not word.startswith("-")), "")
+    if name in ("", "remote"):
+        return nullcontext()
+    from mmcompress.alive import alive
+    from mmcompress.progress import console
+
+    return alive(console, name)
+
+
 def _command() -> int:
     try:
-        app(prog_name="mmcompress")
+        with ended_by_signals(), _shown_alive():
+            app(prog_name="mmcompress")
     except SystemExit as ended:
         return int(ended.code or 0)
     return 0

@@ -17,11 +17,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from mmcompress.cli.completion import BY_PATH, of, settings
+
 if TYPE_CHECKING:
     from mmcompress.cli.keys import Key
 
 Function = Callable[..., None]
-Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key: prune.mlp=0.4.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a key: prune.mlp=0.4.", autocompletion=settings),
+]
 ALIASES = {"precisions": "--precision", "targets": "--target", "backends": "--backend"}
 """The singular, for what is said once mostly; all may be repeated."""
 SETTINGS = {"help_option_names": ["-h", "--help"]}
@@ -109,6 +114,7 @@ def _parameter(name: str, key: Key, required: bool) -> inspect.Parameter:
         help=key.help.replace("[", r"\["),
         metavar=None if flag else key.metavar,
         rich_help_panel=f"Options of {key.table}" if key.table else None,
+        autocompletion=BY_PATH.get(key.path) or (of(map(str, key.choices)) if key.choices else None),
     )
     default: Any = key.default
     if required:

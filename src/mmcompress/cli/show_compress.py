@@ -11,7 +11,8 @@ from mmcompress.artifact import Artifact
 from mmcompress.cli.console import Summary, about, artifact_summary, empty_table
 from mmcompress.cli.show_measure import verdict_summary
 from mmcompress.cli.show_report import report_summary
-from mmcompress.formats import compact, percent, percent_interval
+from mmcompress.compress.sizing.document import SIZING, SizingDocument
+from mmcompress.formats import compact, count, milliseconds, percent, percent_interval
 from mmcompress.int8 import TABLE, TABLE_FACT
 from mmcompress.manifest import Kind
 from mmcompress.metrics import FIGURES
@@ -36,6 +37,17 @@ def prune_summary(artifact: Artifact) -> Summary:
             asked, measured, backend = tower["asked"], tower["measured"], tower["backend"]
             lines.append(f"latency on {backend}: {measured:.3f}x measured, {asked:.3f}x asked")
     return document, Group(place, *map(Text, lines))
+
+
+def sizing_summary(artifact: Artifact) -> Summary:
+    """The student that was chosen, its runners-up and why."""
+    document, place = artifact_summary(artifact)
+    sizing = SizingDocument.read(artifact.file(SIZING))
+    table = empty_table("student", ">MACs", ">parameters", ">composed", ">measured", "")
+    for row in sizing.rows:
+        times_ms = (milliseconds(row.predicted_ms), milliseconds(row.measured_ms))
+        table.add_row(row.student, count(row.macs), count(row.params), *times_ms, "" if row.fits else "too slow")
+    return document, Group(table, Text(sizing.why), place)
 
 
 def finetune_summary(artifact: Artifact) -> Summary:

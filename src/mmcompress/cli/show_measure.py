@@ -8,6 +8,7 @@ from rich.text import Text
 from mmcompress.artifact import Artifact
 from mmcompress.cli.console import Summary, about, artifact_summary, empty_table
 from mmcompress.compress.int8.comparison import CalibrationComparison
+from mmcompress.compress.sizing.document import COSTS, CostsDocument
 from mmcompress.formats import (
     ABSENT,
     BACKENDS,
@@ -47,6 +48,19 @@ def bench_summary(artifact: Artifact) -> Summary:
             )
     warnings = [Text(f"note: {text}") for text in bench.environment.warnings]
     return printed, Group(table, *warnings, place)
+
+
+def costs_summary(artifact: Artifact) -> Summary:
+    """What the work of towers costs, and how well it tells the times of towers that were left out."""
+    printed, place = artifact_summary(artifact)
+    costs = CostsDocument.read(artifact.file(COSTS))
+    table = empty_table("family", "tower", ">measured", ">composed", ">off")
+    for family, found in costs.families.items():
+        for row in found.towers:
+            off = row.predicted_ms / row.measured_ms - 1
+            times_ms = (milliseconds(row.measured_ms), milliseconds(row.predicted_ms))
+            table.add_row(family, row.tower, *times_ms, f"{100 * off:+.0f}%")
+    return printed, Group(table, place)
 
 
 def drift_summary(artifact: Artifact) -> Summary:

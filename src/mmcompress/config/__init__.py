@@ -31,10 +31,12 @@ from mmcompress.config.keys import validated, what_counts
 from mmcompress.config.measuring import (
     BenchConfig,
     BisectConfig,
+    BlockCostsConfig,
     CardConfig,
     DriftConfig,
     PageConfig,
     ReportConfig,
+    SizeConfig,
     VerdictConfig,
 )
 from mmcompress.config.tables import (
@@ -75,6 +77,7 @@ __all__ = [
     "BaselineConfig",
     "BenchConfig",
     "BisectConfig",
+    "BlockCostsConfig",
     "BudgetConfig",
     "BuildConfig",
     "CardConfig",
@@ -103,6 +106,7 @@ __all__ = [
     "QuantizeGraphsConfig",
     "ReportConfig",
     "Share",
+    "SizeConfig",
     "StageConfig",
     "StaticConfig",
     "StudentConfig",

@@ -25,7 +25,7 @@ Count = Annotated[int, Field(ge=1)]
 
 
 class PruneConfig(StageConfig):
-    """Remove whole attention heads, MLP units and blocks, and fit what is left by least squares.
+    """Remove whole heads, MLP units, hidden channels and blocks, and fit what is left by least squares.
 
     By the same shares in every block (`heads`, `mlp`), or to one target, where the harm to the embeddings decides.
     """
@@ -34,11 +34,13 @@ class PruneConfig(StageConfig):
     heads: float = Field(default=0.75, gt=0, le=1)
     """Share of the heads kept in each block."""
     mlp: float = Field(default=0.5, gt=0, le=1)
-    """Share of the MLP units kept in each block."""
+    """Share of the MLP units kept in each block, and of the hidden channels of each bottleneck."""
     width: float = Field(default=1.0, gt=0, le=1)
-    """Share of the channels of each tower's residual stream that is kept; heads and MLP units go after them."""
+    """Share of the channels of each tower's residual stream that is kept, or between the blocks of a convolutional one;
+    heads, MLP units and hidden channels go after them."""
     width_multiple: int | None = Field(default=None, ge=1)
-    """Channels are kept in multiples of this; of one head's if not given, which heads of the same share fill."""
+    """Channels are kept in multiples of this; of one head's if not given, which heads of the same share fill, or of 8
+    between the blocks of a convolutional tower."""
     target_macs: Share | None = None
     """Share of each tower's multiply-accumulates to keep, `0.5` or `0.5x`; blocks get what they need most."""
     target_params: Share | None = None
@@ -54,12 +56,14 @@ class PruneConfig(StageConfig):
     """Threads of that runtime; all cores if not given."""
     mlp_multiple: int = Field(default=32, ge=1)
     """MLP units are kept in multiples of this, which backends like."""
+    channel_multiple: int = Field(default=16, ge=1)
+    """Hidden channels of bottlenecks are kept in multiples of this, which backends like."""
     towers: tuple[Literal["image", "text"], ...] = ("image", "text")
     """The towers that are pruned."""
     importance: Literal["activation", "taylor", "magnitude"] = "activation"
     """What goes first: what the next Linear misses least, what the loss misses least, or the smallest weights."""
     refit: bool = True
-    """Fit out-projection and FC2 again, to give what the dense model gives."""
+    """Fit what reads the kept units again, to give what the dense model gives."""
     sparsity: Literal["2:4"] | None = None
     """`2:4` zeroes two of every four inputs of each Linear, for TensorRT's sparse kernels: see `build.sparse`."""
     samples: int = Field(default=512, ge=1)

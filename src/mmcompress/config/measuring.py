@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import (
     Field,
@@ -71,6 +71,28 @@ class BenchConfig(StageConfig):
         if not {"onnxruntime", "openvino"}.intersection(self.backends):
             refuse_unused(self, ("threads",), f"is of CPU runtimes, not of {' or '.join(self.backends)}")
         return self
+
+
+class BlockCostsConfig(StageConfig):
+    """What parts of image towers cost on this machine, for students that are sized by a latency."""
+
+    backend: Literal["openvino", "onnxruntime"] = "openvino"
+    """The runtime that is timed."""
+    precision: Literal["fp32", "int8"] = "int8"
+    """Of the graphs that are timed."""
+    threads: int | None = Field(default=None, ge=1)
+    """Threads of that runtime; all cores if not given."""
+    image_size: int = Field(default=224, ge=16, le=1024)
+    """Side of the largest images, in pixels; towers of up to 96 are other ones."""
+
+
+class SizeConfig(BlockCostsConfig):
+    """The student with the most capacity that a latency has room for."""
+
+    target_ms: float = Field(gt=0)
+    """The longest time of one image, in milliseconds."""
+    image_sizes: tuple[Count, ...] = ()
+    """Sides that the student may have; some up to image_size if not given."""
 
 
 class DriftConfig(StageConfig):

@@ -59,6 +59,10 @@ class StudentConfig(Config):
     teacher, at F of its image MACs."""
     image_size: int | None = None
     """Input side of a preset or of a published tower, in pixels; its own if not given."""
+    width: float = Field(default=1.0, gt=0, le=2)
+    """Channels of a preset's image tower, as a share of its own."""
+    depth: float = Field(default=1.0, gt=0, le=2)
+    """Blocks of a preset's image tower, as a share of its own; of a convolutional one those that keep the size."""
     tokenizer: Annotated[str | None, NAMED] = None
     """Folder or hub id to take the tokenizer from, where the teacher brings none."""
     fit: int = Field(default=1024, ge=0)
@@ -72,11 +76,13 @@ class StudentConfig(Config):
     @model_validator(mode="after")
     def _inherited_whole(self) -> Self:
         if self.source.startswith("inherit:"):
-            for name in ("image_size", "tokenizer"):
-                if getattr(self, name) is not None:
+            for name in ("image_size", "width", "depth", "tokenizer"):
+                if name in self.model_fields_set and getattr(self, name) is not None:
                     raise ValueError(f"{name} is of presets: inherit takes the teacher's own")
         elif "fit" in self.model_fields_set:
             raise ValueError("fit is of inherit:F: a preset begins with random weights")
+        if self.published and (self.width, self.depth) != (1, 1):
+            raise ValueError("width and depth are of presets: a published tower has its own")
         return self
 
 

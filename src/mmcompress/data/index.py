@@ -15,11 +15,9 @@ from __future__ import annotations
 import functools
 import io
 import os
-import uuid
 import zipfile
 import zlib
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,13 +30,14 @@ from mmcompress.data.parsing import Damage, Meaning, parsed
 from mmcompress.data.sample import MARK_BYTES, Sample
 from mmcompress.data.spec import is_stream
 from mmcompress.digests import Identity, identity_of, sha256_of
+from mmcompress.drafts import written_whole
 from mmcompress.errors import CorruptInputError
 from mmcompress.manifest import hash_json
 from mmcompress.places import CACHE, cache_folder
 from mmcompress.progress import console
 from mmcompress.strictjson import json_from_text, text_from_json
 
-FORMAT = 3
+FORMAT = 4
 """Of the files; part of their names, so that a later version makes its own."""
 _NO_INDEX = (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error)
 
@@ -210,14 +209,10 @@ def _write(file: Path, index: Index) -> None:
         texts=np.frombuffer(index.texts, np.uint8),
         damages=np.frombuffer(index.damages, np.uint8),
     )
-    partial = file.with_name(f".{uuid.uuid4().hex}")  # machines may share the folder
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(content.getbuffer())
-        partial.replace(file)
+        with written_whole(file) as stream:  # machines may share the folder
+            stream.write(content.getbuffer())
     except OSError as error:
-        with suppress(OSError):
-            partial.unlink()
         _warn_of_cache(str(file.parent), error.strerror or str(error))
 
 

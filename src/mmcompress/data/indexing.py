@@ -18,6 +18,7 @@ from mmcompress.data.reading import is_image_or_table, named
 from mmcompress.data.remote import UnreachableError, at_hand, is_cached
 from mmcompress.data.spec import expand, is_stream
 from mmcompress.errors import CorruptInputError, UsageError
+from mmcompress.interrupts import children_spared
 from mmcompress.progress import track
 
 
@@ -56,7 +57,13 @@ def index_data(spec: str, processes: int = 1) -> DataFacts:
         facts = list(track(map(_facts, places), "indexing", len(places)))
     else:
         with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
-            facts = list(track(pool.map(_facts, places), "indexing", len(places)))
+            with children_spared():
+                found = pool.map(_facts, places)
+            try:
+                facts = list(track(found, "indexing", len(places)))
+            except BaseException:
+                pool.shutdown(cancel_futures=True)  # what is begun is finished, and nothing else
+                raise
     return DataFacts(tuple(facts), time.monotonic() - start)
 
 

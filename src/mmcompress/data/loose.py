@@ -76,7 +76,7 @@ def _folder_samples(folder: Path, tally: Tally) -> Iterator[Sample]:
             stem, dot, suffix = path.rpartition(".")
             if dot and suffix.lower() in IMAGE_SUFFIXES:
                 name = os.path.relpath(path, folder)
-                captioned = captioned or any(os.path.isfile(f"{stem}.{beside}") for beside in BESIDE)  # noqa: PTH113
+                captioned = captioned or bool(_texts_beside(stem))
                 loose = loose or os.sep not in name
                 rows.execute("INSERT INTO row (image) VALUES (?)", (os.fsencode(name),))
             elif path.endswith(SHARD_SUFFIXES):
@@ -111,15 +111,20 @@ def _files(folder: str) -> Iterator[str]:
 def _beside(folder: Path, inside: Path) -> Sample:
     """An image with what lies beside it, read as the files of one sample of a shard."""
     path = folder / inside
-    files = {path.suffix[1:].lower(): path} | {name: path.with_suffix(f".{name}") for name in BESIDE}
+    files = {path.suffix[1:].lower(): path} | _texts_beside(str(path.with_suffix("")))
     members = {
         suffix: Member("", suffix, file.read_bytes() if file.stat().st_size <= largest(suffix) else None, 0)
         for suffix, file in files.items()
-        if file.is_file()
     }
     if not members.keys() & set(BESIDE):
         raise ValueError("no caption beside it (.txt or .json)")
     return sample_of(writable(inside.as_posix()), members, Meaning(None, False))[0]
+
+
+def _texts_beside(stem: str) -> dict[str, Path]:
+    """What is said of an image, in small letters and in capitals, as cameras and archives of Windows have it."""
+    places = ((name, Path(f"{stem}.{suffix}")) for name in BESIDE for suffix in (name.upper(), name))
+    return {name: path for name, path in places if path.is_file()}
 
 
 def _of_class(folder: Path, inside: Path) -> Sample:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,8 @@ from mmcompress.data.imagefile import image_size
 from mmcompress.data.sample import Sample
 from mmcompress.data.shards import SUFFIXES, TEXT_BYTES, BrokenShardError, Member, largest, members
 from mmcompress.data.spec import CLASSNAMES, IMAGE_SUFFIXES
+
+_LISTED = 8
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,9 @@ def sample_of(key: str, files: Mapping[str, Member], meaning: Meaning) -> tuple[
     """The sample that files are, by their suffixes, with its image's offset. ValueError says what is wrong with it."""
     suffix = next((suffix for suffix in IMAGE_SUFFIXES if suffix in files), None)
     if suffix is None:
-        raise ValueError(f"no image (jpg, jpeg, png or webp) among: {', '.join(sorted(files))}")
+        dotted = any(name.rpartition(".")[2] in IMAGE_SUFFIXES for name in files)
+        why = "; what is behind the first dot of a name is the kind of file, so these names have a dot too many"
+        raise ValueError(f"no image (jpg, jpeg, png or webp) among: {_listed(files)}{why if dotted else ''}")
     contents = {known: files[known].content for known in SUFFIXES if known in files}
     for name, content in contents.items():
         if content is None:
@@ -94,12 +98,19 @@ def sample_of(key: str, files: Mapping[str, Member], meaning: Meaning) -> tuple[
         captions = different([label])
     if not captions:
         lacks = f", and no {CLASSNAMES} says what its cls means" if "cls" in files else ""
-        raise ValueError(f"no caption (txt, or captions or caption in json){lacks}")
+        inside = f"; in json: {_listed(about)}" if about else ""
+        raise ValueError(f"no caption (txt, or captions or caption in json) among: {_listed(files)}{inside}{lacks}")
     if sum(map(len, captions)) > TEXT_BYTES:
         raise ValueError(f"its captions have more than {TEXT_BYTES >> 20} Mi characters in all")
     image_size(image)
     named = None if label is None else writable(str(label))
     return Sample(key, image, captions, named, about.get("seen") is not False), files[suffix].offset
+
+
+def _listed(names: Iterable[str]) -> str:
+    """Some names, in order."""
+    named = sorted(names)
+    return ", ".join(named[:_LISTED]) + (f" and {len(named) - _LISTED} more" if len(named) > _LISTED else "")
 
 
 def _class(number: bytes, classes: list[str]) -> str:

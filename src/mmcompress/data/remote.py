@@ -15,13 +15,13 @@ from __future__ import annotations
 import hashlib
 import io
 import time
-import uuid
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from typing_extensions import Buffer
 
+from mmcompress.drafts import written_whole
 from mmcompress.errors import MissingRequirementError, UsageError, require
 from mmcompress.places import CACHE, cache_folder
 
@@ -160,21 +160,16 @@ def at_hand(place: str) -> str:
     copy = folder / Path(url.partition("?")[0]).name
     if copy.is_file():
         return str(copy)
-    partial = folder / f".{uuid.uuid4().hex}"  # others may fetch it too
     try:
         with opened(url) as stream:
             blocks = iter(lambda: stream.read(BLOCK_BYTES), b"")
             first = next(blocks, b"")
-            folder.mkdir(parents=True, exist_ok=True)
-            with partial.open("wb") as target:
+            with written_whole(copy) as target:  # others may fetch it too
                 target.write(first)
                 target.writelines(blocks)
-        partial.replace(copy)
-    except BaseException as error:
-        with suppress(OSError):
-            partial.unlink()
-        if isinstance(error, UnreachableError) or not isinstance(error, OSError):
-            raise
+    except UnreachableError:
+        raise
+    except OSError as error:
         raise UsageError(
             f"{url} cannot be kept in {folder}: {error.strerror}",
             f"set {CACHE} to a folder with room, or leave `{CACHED}` out to read it anew in every pass",

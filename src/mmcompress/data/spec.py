@@ -40,6 +40,7 @@ ACCEPTED = (
     "demo:val, demo:test"
 )
 STDIN = "-"
+_PARQUET = ".parquet"
 _RANGE = re.compile(r"\{(-?\d{1,18})\.\.(-?\d{1,18})(?:\.\.(-?\d{1,18}))?\}")
 MOST_PLACES = 1_000_000
 """That braces may name: 400 million pairs in shards of 10,000 are 40,000."""
@@ -120,7 +121,9 @@ def expand(spec: str) -> list[str]:
         if Path(pattern).exists():
             places = _place(Path(pattern))
         else:
-            places = [place for part in _braces(pattern) for path in _matches(part) for place in _place(path)]
+            parts = _braces(pattern)
+            _check_gaps(spec, parts)
+            places = [place for part in parts for path in _matches(part) for place in _place(path)]
     except (OSError, RuntimeError, ValueError) as error:  # too long, of no such user, with a zero byte
         raise UsageError(
             f"{spec[:60]!r} cannot be read: {getattr(error, 'strerror', None) or error}", ACCEPTED
@@ -146,6 +149,17 @@ def _braces(pattern: str) -> list[str]:
         ) from error
 
 
+def _check_gaps(spec: str, parts: list[str]) -> None:
+    """Raise UsageError where some of what braces name is there and some is not."""
+    missing = [part for part in parts if not glob.has_magic(part) and not Path(part).exists()]
+    if missing and len(missing) < len(parts):
+        named = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
+        raise UsageError(
+            f"of {len(parts)} places that {spec!r} names {len(missing)} are not there: {named}",
+            f"fetch them, or take what is there by a pattern: '{_RANGE.sub('*', spec)}'",
+        )
+
+
 def _matches(pattern: str) -> list[Path]:
     if Path(pattern).exists():
         return [Path(pattern)]
@@ -160,6 +174,8 @@ def _matches(pattern: str) -> list[Path]:
 def _place(path: Path) -> list[str]:
     """A file is itself; a folder is its table if it has one, else its shards, its test shards, its classes, or where
     images lie right in it, all images below it."""
+    if path.suffix.lower() == _PARQUET:
+        raise _no_parquet(str(path), path)
     if not path.is_dir():
         return [str(path)]
     if (path / TABLE).is_file():
@@ -172,8 +188,19 @@ def _place(path: Path) -> list[str]:
             f"give the shards by a pattern, '{path}/*.tar', or move them out of the folder of images",
         )
     if not (places := shards or _test_shards(path) or _photos(path) or _class_folders(path)):
+        if (table := next(path.glob(f"*{_PARQUET}"), None)) is not None:
+            raise _no_parquet(f"the folder {path} holds {table.name}, which", table)
         raise UsageError(f"the folder {path} holds neither .tar shards nor a {TABLE}, nor images", ACCEPTED)
     return [str(place) for place in places]
+
+
+def _no_parquet(which: str, table: Path) -> UsageError:
+    save = f"pandas.read_parquet({str(table)!r}).to_csv({str(table.with_suffix('.tsv'))!r}, sep='\\t', index=False)"
+    return UsageError(
+        f"{which} is a Parquet table, which is not read",
+        f"with paths and captions in it, save it as a table: {save}, and `mmcompress data pack` makes shards of that; "
+        "with images in it, write them into shards (webdataset.ShardWriter)",
+    )
 
 
 def _test_shards(folder: Path) -> list[Path]:

@@ -18,6 +18,13 @@ from mmcompress.progress import console
 EARLY = 1000
 """Items after which too many bad ones stop the work without waiting for the end of the data."""
 _NAMED, _REASONS = 3, 50
+_LAYOUT = (
+    "a sample of a shard is KEY.jpg (jpeg, png, webp) and KEY.txt, or KEY.json with caption; "
+    "`mmcompress data pack DIR|TABLE --out SHARDS` makes such shards of a folder, or of a .tsv or .csv with the "
+    "columns image and caption"
+)
+_NONE = ("no image (", "no caption (")
+"""How reasons begin (`parsing.py`) where files have other names than samples have."""
 
 
 @dataclass
@@ -57,7 +64,9 @@ class Tally:
         """Call at the end of the data: too many bad items, or no good one, is an error; few are a warning."""
         if self.good == 0:
             reason = f"{self._bad_of('')}: {self._named()}" if self.bad else "it is empty"
-            raise CorruptInputError(f"{self.spec} has no readable sample; {reason}", self._hint())
+            named_otherwise = bool(self.reasons) and all(reason.startswith(_NONE) for reason in self.reasons)
+            hint = _LAYOUT if named_otherwise else self._hint()
+            raise CorruptInputError(f"{self.spec} has no readable sample; {reason}", hint)
         self._check_fraction("")
         if self.bad and self.announce:
             where = f" (all of them in {self.log})" if self.log is not None else ""

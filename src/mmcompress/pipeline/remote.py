@@ -22,7 +22,7 @@ from mmcompress.lock import locked
 from mmcompress.manifest import Kind, Manifest, hash_json
 from mmcompress.pack import SUFFIX, pack, read_pack, unpack
 from mmcompress.pipeline.converted import name_of, told_apart
-from mmcompress.pipeline.ssh import NOT_FOUND, Answer, Host, check, connected, tidied_when_terminated
+from mmcompress.pipeline.ssh import NOT_FOUND, Answer, Host, check, connected
 from mmcompress.places import MANIFEST, check_place, writing
 from mmcompress.progress import say
 from mmcompress.strictjson import json_from_text
@@ -105,7 +105,7 @@ def _install(version: str) -> str:
 
 def doctor(there: There, words: Sequence[str]) -> Answer:
     """What `doctor` says there; its exit code is the caller's to judge."""
-    with tidied_when_terminated(), on(there) as device:
+    with on(there) as device:
         return device.call("doctor", *words)
 
 
@@ -118,7 +118,7 @@ def run_stage(there: There, stage: str, words: Sequence[str], out: Path) -> Arti
     check_place(out, sources, stage)
     with writing(out):
         out.parent.mkdir(parents=True, exist_ok=True)
-    with tidied_when_terminated(), _sending(out) as folder:
+    with _sending(out) as folder:
         packed = [_as_pack(source, folder / f"{at}{SUFFIX}") for at, source in enumerate(sources)]
         for source, (_, manifest) in zip(sources, packed, strict=True):
             _check_kind(stage, source, manifest)

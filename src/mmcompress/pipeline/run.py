@@ -9,9 +9,9 @@ artifact, at most a hidden `.NAME.work` folder that it resumes from.
 from __future__ import annotations
 
 import importlib
-import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,8 @@ from mmcompress import __version__
 from mmcompress.architecture import DualEncoderConfig
 from mmcompress.artifact import Artifact, read_manifest
 from mmcompress.config import ConvertConfig, StageConfig, what_counts
-from mmcompress.errors import CorruptInputError, UsageError
+from mmcompress.errors import CorruptInputError, StoppedError, UsageError
+from mmcompress.interrupts import Interrupted
 from mmcompress.lock import locked
 from mmcompress.manifest import Kind, Manifest, hash_json
 from mmcompress.pipeline.outside import READ, outside, revisions, still_as_read
@@ -27,8 +28,8 @@ from mmcompress.pipeline.plan import Step, check_data, local_inputs, plan
 from mmcompress.pipeline.recipe import Recipe
 from mmcompress.pipeline.together import run_on_all
 from mmcompress.places import MANIFEST, check_name, check_place, writing
-from mmcompress.progress import say
-from mmcompress.publish import keep_work_of, kept_if_used, tidy, work_of
+from mmcompress.progress import RUNNING, say
+from mmcompress.publish import drop_work_of, keep_work_of, kept_if_used, tidy, work_of
 from mmcompress.stages import Job, Stage
 
 STRICT = "strict"
@@ -143,29 +144,48 @@ def _made_or_reused(
     parents = parents_of(sources, gathered) | outside(built)
     key = _key(stage, built, parents)
     tidy(out)
+    work = work_of(out)
     if (reused := _reusable(out, key, built)) is not None:
+        drop_work_of(work, key)  # of a run that was killed when all was done
         say(stage.name, out.name, "reused")
         return reused
     stage.refuse_impossible(built, sources)
-    work = work_of(out)
     with writing(out):
         keep_work_of(work, key)
-    say(stage.name, out.name, "running")
+    say(stage.name, out.name, RUNNING)
     start = time.monotonic()
     said, standing = _said(built), out if (out / MANIFEST).is_file() else None
     with (
         writing(out),
+        _stopped_with_a_word(stage, out.name, work),
         kept_if_used(work),
         Artifact.create(out, kind=stage.produces, stage=stage.name, key=key, config=said, parents=parents) as draft,
     ):
         run_on_all(stage, Job(built, sources, gathered, draft, out.name, work, standing), key)
         if found := {**draft.facts.get(READ, {}), **revisions(built)}:
             draft.facts[READ] = found
-    shutil.rmtree(work, ignore_errors=True)
+    drop_work_of(work, key)
     if stage.produces is Kind.EMBEDDINGS:
         Artifact(out, read_manifest(out / MANIFEST)).remember()
     say(stage.name, out.name, f"done in {time.monotonic() - start:.1f} s")
     return Artifact.open(out)
+
+
+@contextmanager
+def _stopped_with_a_word(stage: Stage, name: str, work: Path) -> Iterator[None]:
+    """Who stops a stage is told what the same command will do; a scheduler by the code, where something is kept."""
+    try:
+        yield
+    except Interrupted as stop:
+        kept = work.is_dir()
+        if kept and stop.of_scheduler:
+            raise StoppedError(
+                f"{stage.name} ({name}) was stopped by {stop.by}; what it has done so far is kept",
+                "give the same command again: it goes on there",
+            ) from stop
+        goes_on = "goes on with what is kept" if kept else "begins anew, and what was finished before it is reused"
+        stop.hint = f"give the same command again: {stage.name} ({name}) {goes_on}"
+        raise
 
 
 def _said(built: StageConfig) -> dict[str, Any]:

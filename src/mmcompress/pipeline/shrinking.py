@@ -61,8 +61,6 @@ def shrink(source: str, out: Path, wish: Wish) -> dict[str, Artifact]:
     if is_artifact(source):
         if (Path(source) / INTEGERS).is_file():
             raise UsageError(f"{source} is quantized, and shrink begins in float", "give what it was made from")
-        if Artifact.open(source).manifest.model is not None:
-            Artifact.open(source).model.transformer_image("shrink")
         if not (Path(source) / "config.json").is_file():
             raise UsageError(f"{source} is no whole model", "give a teacher, or a checkpoint that was not pruned yet")
     elif wish.target_latency is not None:

@@ -12,7 +12,6 @@ import os
 import re
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -132,22 +131,6 @@ class Host:
             for stream in (process.stdin, process.stdout, process.stderr):
                 if stream is not None:
                     with_no_reader(stream)
-
-
-@contextmanager
-def tidied_when_terminated() -> Iterator[None]:
-    """Let SIGTERM end the block as an exit does, so that connection, drafts and packs go; then the handler of before.
-
-    Signals are the main thread's: elsewhere it changes nothing.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def with_no_reader(stream: IO[bytes]) -> None:

@@ -14,7 +14,7 @@ from mmcompress.config import Backend
 from mmcompress.document import Document, Interval, Part, Share
 from mmcompress.measure.bench.document import RunRatio
 from mmcompress.measure.drift.document import GalleryEntry
-from mmcompress.report.parts import Engine, NamedBisect, NamedVerdict, ReportMachine, Sensitivity
+from mmcompress.report.parts import Engine, NamedBisect, NamedSizing, NamedVerdict, ReportMachine, Sensitivity
 from mmcompress.report.row import Row, RowMetrics
 from mmcompress.report.schema1 import schema_2_from_1
 
@@ -151,6 +151,8 @@ class ReportDocument(Document):
     """Of each quantized checkpoint."""
     bisect: tuple[NamedBisect, ...]
     """Every bisect."""
+    sizing: tuple[NamedSizing, ...] = ()
+    """What each student that was sized by a latency was chosen from."""
     verdicts: tuple[NamedVerdict, ...]
     """Every verdict on INT8."""
     gallery: tuple[GalleryEntry, ...]

@@ -16,6 +16,7 @@ from typing import Generic, TypeVar
 from pydantic import ValidationError
 
 from mmcompress.artifact import Artifact
+from mmcompress.compress.sizing.document import SIZING, SizingDocument
 from mmcompress.document import Document, Part
 from mmcompress.errors import CorruptInputError
 from mmcompress.manifest import Kind
@@ -24,7 +25,7 @@ from mmcompress.measure.bisect.document import BisectDocument
 from mmcompress.measure.drift.document import DriftDocument, DriftRow
 from mmcompress.measure.verdict.document import VerdictDocument
 from mmcompress.report.document import ReportDocument
-from mmcompress.report.parts import NamedBisect, NamedVerdict, ReportMachine, Sensitivity
+from mmcompress.report.parts import NamedBisect, NamedSizing, NamedVerdict, ReportMachine, Sensitivity
 from mmcompress.report.row import MachineLatency
 
 D = TypeVar("D", bound=Document, covariant=True)
@@ -177,6 +178,15 @@ def bisects(gathered: Iterable[Artifact]) -> tuple[NamedBisect, ...]:
     return tuple(
         NamedBisect(**dict(bisect.document), name=bisect.name)
         for bisect in measurements(gathered, "bisect", BisectDocument)
+    )
+
+
+def sizings(gathered: Iterable[Artifact]) -> tuple[NamedSizing, ...]:
+    """What each student was chosen from."""
+    return tuple(
+        NamedSizing(**dict(SizingDocument.read(artifact.file(SIZING))), name=artifact.path.name)
+        for artifact in gathered
+        if artifact.manifest.stage == "size"
     )
 
 

@@ -18,7 +18,7 @@ from jinja2 import Environment
 from markupsafe import Markup
 
 from mmcompress.measure.drift.document import GalleryEntry
-from mmcompress.report import axes, drifts, latencies, modules, pareto
+from mmcompress.report import axes, drifts, latencies, modules, pareto, sizings
 from mmcompress.report.document import ReportDocument
 from mmcompress.templates import template_environment
 
@@ -38,6 +38,7 @@ class Charts:
     cosines: list[Markup]
     changes: Markup
     classes: Markup
+    sizing: list[Markup]
     sensitivity: list[Markup]
     noise: list[Markup]
     carried: list[Markup]
@@ -71,6 +72,7 @@ SECTIONS: tuple[Section, ...] = (
     ("classes", "By class", lambda d, _, __: any(row.classification for row in d.rows)),
     ("drift", "Drift", lambda d, _, __: any(row.metrics.cosine_mean is not None for row in d.rows[1:])),
     ("gallery", "Where the answers differ", lambda _, __, gallery: gallery),
+    ("sizing", "The student's size", lambda d, _, __: d.sizing),
     ("modules", "Sensitivity by module", lambda d, _, __: d.sensitivity or d.bisect),
     ("engines", "Engines and their precision", lambda d, _, __: d.engines),
     ("missing", "What was not measured", lambda *_: True),
@@ -133,6 +135,7 @@ def charts(document: ReportDocument) -> Charts:
         classes=Markup(drifts.classes(rows[-1]) if rows else ""),
         sensitivity=[Markup(modules.sensitivity_bars(each.sensitivity)) for each in document.sensitivity],
         noise=[Markup(modules.noise_bars(bisect)) for bisect in document.bisect],
+        sizing=[Markup(sizings.sized_bars(sizing)) for sizing in document.sizing],
         carried=[Markup(modules.carried_noise(bisect.blocks)) for bisect in document.bisect],
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mmcompress.compress.sizing.document import SizingDocument
 from mmcompress.config import Backend, Precision
 from mmcompress.document import Part
 from mmcompress.export.document import AuditSummary
@@ -70,6 +71,13 @@ class Sensitivity(Part):
 
 class NamedBisect(BisectDocument):
     """A bisect.json."""
+
+    name: str
+    """Of the artifact."""
+
+
+class NamedSizing(SizingDocument):
+    """A sizing.json."""
 
     name: str
     """Of the artifact."""

@@ -105,6 +105,7 @@ def joined(title: str, gathered: Sequence[Artifact], folder: Path) -> ReportDocu
         engines=tuple(engine_of(artifact, folder) for artifact in kept if artifact.manifest.kind is Kind.ENGINE),
         sensitivity=measured.sensitivity(kept),
         bisect=measured.bisects(kept),
+        sizing=measured.sizings(kept),
         verdicts=measured.verdicts(kept),
         gallery=main.document.gallery if main else (),
         machines=tuple(machines),

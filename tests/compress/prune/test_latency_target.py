@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 from small_model import small_model
+from tiny_conv import conv_config
 
+from mmcompress.architecture import AnyImageConfig, ImageConfig
 from mmcompress.compress.prune import latency_target
-from mmcompress.compress.prune.latency_target import block_costs, measured_speedup, sizes_at_latency
+from mmcompress.compress.prune.hidden import HiddenErrors, hidden_blocks, hidden_of_blocks
+from mmcompress.compress.prune.latency_target import (
+    HiddenLatency,
+    Timing,
+    block_costs,
+    measured_speedup,
+    sizes_at_latency,
+    stage_rates,
+)
+from mmcompress.compress.prune.shrink import resized
 from mmcompress.compress.prune.sizes import BlockErrors
 from mmcompress.config import DataConfig, Precision, PruneConfig
+from mmcompress.convnet import ConvConfig
 from mmcompress.errors import UsageError
 from mmcompress.measure.bench import blockcosts
 from mmcompress.measure.bench.blockcosts import BlockCosts
@@ -30,8 +41,9 @@ def config(share: float) -> PruneConfig:
 def simulated(monkeypatch: pytest.MonkeyPatch) -> None:
     """A device on which everything takes 1.2 times what the table says, and 0.02 more."""
 
-    def speedup(_: object, sizes: Sequence[tuple[int, int] | None], *__: object) -> Ratio:
-        costs = [TABLE.cost(*size, last=index == 3) for index, size in enumerate(sizes) if size is not None]
+    def speedup(_: object, smaller: ImageConfig, __: object) -> Ratio:
+        sizes = list(zip(smaller.heads, smaller.mlp, strict=True))
+        costs = [TABLE.cost(*size, last=index == len(sizes) - 1) for index, size in enumerate(sizes)]
         found = 1 / (1.2 * (TABLE.base + sum(costs)) + 0.02)
         return Ratio(found, 0.99 * found, 1.01 * found)
 
@@ -62,12 +74,73 @@ def test_the_table_is_measured_once_and_read_from_the_cache_then(
 ) -> None:
     monkeypatch.setenv("MMCOMPRESS_CACHE", str(tmp_path))
     monkeypatch.setattr(blockcosts, "ROUND_S", 0.02)
-    measured = block_costs(MODEL, 64, "onnxruntime", precision, 1)
+    measured = block_costs(MODEL, 64, Timing("onnxruntime", precision, 1))
     assert measured.depth == 4 and set(measured.heads) == {1, 2, 3, 4} and set(measured.mlp) == {64, 128}
     monkeypatch.setattr(latency_target, "shares_of_first", None)
-    assert block_costs(MODEL, 64, "onnxruntime", precision, 1) == measured
+    assert block_costs(MODEL, 64, Timing("onnxruntime", precision, 1)) == measured
 
 
 def test_a_smaller_tower_is_timed_against_the_dense_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(latency_target, "RACE_S", 1.0)
-    assert measured_speedup(MODEL, [(1, 8), None, None, None], "onnxruntime", "fp32", 1).low > 1
+    assert (
+        measured_speedup(MODEL, resized(MODEL.image, [(1, 8), None, None, None]), Timing("onnxruntime", "fp32", 1)).low
+        > 1
+    )
+
+
+def test_hidden_channels_go_until_the_latency_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a device where a multiply-accumulate of the third stage costs six times another one."""
+    model, tower = conv_config(), conv_tower()
+    rates = [1.0, 1.0, 6.0, 1.0, 1.0, 1.0]
+    whole = _work(tower, rates)
+
+    def speedup(_: object, smaller: AnyImageConfig, __: object) -> Ratio:
+        assert isinstance(smaller, ConvConfig)
+        found = whole / _work(smaller, rates)
+        return Ratio(found, 0.99 * found, 1.01 * found)
+
+    monkeypatch.setattr(latency_target, "stage_rates", lambda *_: [rate / whole for rate in rates])
+    monkeypatch.setattr(latency_target, "measured_speedup", speedup)
+    errors = {
+        index: HiddenErrors({8: 0.1, channels: 0.0}, 0.3 if goes else None)
+        for (index, goes), channels in zip(hidden_blocks(tower).items(), hidden_of_blocks(tower).values(), strict=True)
+    }
+    asked = PruneConfig(data=DataConfig(), target_latency=0.7, channel_multiple=8, threads=1)
+    sizes, facts = HiddenLatency.measured(model, tower, asked).sizes(errors, 0.7)
+    assert abs(facts["measured"] / 0.7 - 1) <= 0.05
+    assert len(facts["attempts"]) < latency_target.ATTEMPTS
+    third = [size for index, size in sizes.items() if index in (3, 4, 5)]
+    assert None in third or 8 in third
+    little = PruneConfig(data=DataConfig(), target_latency=0.1, channel_multiple=8, threads=1)
+    with pytest.raises(UsageError, match=r"cannot be pruned to 0\.1x: the floor is") as caught:
+        HiddenLatency.measured(model, tower, little)
+    assert "prune channels between its blocks first" in caught.value.hint
+
+
+def test_rates_are_measured_once_a_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MMCOMPRESS_CACHE", str(tmp_path))
+    monkeypatch.setattr(blockcosts, "ROUND_S", 0.02)
+    model, tower, timing = conv_config(), conv_tower(), Timing("onnxruntime", "int8", 1)
+    measured = stage_rates(model, tower, 8, timing)
+    mean = 1 / tower.macs(model.embed_dim)
+    assert measured[0] == measured[5] == mean  # no hidden channels there
+    assert all(mean / latency_target.UNLIKELY <= rate <= mean * latency_target.UNLIKELY for rate in measured)
+    monkeypatch.setattr(latency_target, "shares_of_first", None)
+    assert stage_rates(model, tower, 8, timing) == measured
+
+
+def conv_tower() -> ConvConfig:
+    tower = conv_config().image
+    assert isinstance(tower, ConvConfig)
+    return tower
+
+
+def _work(tower: ConvConfig, rates: list[float]) -> float:
+    """Multiply-accumulates of the blocks, each as often as its stage says."""
+    stages = [number for number, stage in enumerate(tower.stages) for _ in stage]
+    places = zip(stages, tower.placed(), strict=True)
+    return sum(
+        rates[stage] * product.macs
+        for stage, (name, block, inputs, side) in places
+        for product in block.products(name, inputs, side)
+    )

@@ -10,29 +10,45 @@ from typing import Annotated, Any
 import typer
 
 from mmcompress import __version__
+from mmcompress.cli.completion import recipes, sources
 from mmcompress.cli.options import SETTINGS, Commands
 
 app = typer.Typer(
     cls=Commands,
     name="mmcompress",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings=SETTINGS,
 )
 
 Out = Annotated[Path, typer.Option("--out", help="Folder to write; what is there already and valid is reused.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one compact JSON document on the last line of stdout.")]
-RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A .toml file, or a packaged recipe: demo.")]
+RecipeName = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="A .toml file, or a packaged recipe: demo.", autocompletion=recipes)
+]
 Source = Annotated[
     str,
     typer.Argument(
-        metavar="ARTIFACT|TEACHER", help="Folder that an earlier command wrote, or a teacher, which is converted first."
+        metavar="ARTIFACT|TEACHER",
+        help="Folder that an earlier command wrote, or a teacher, which is converted first.",
+        autocompletion=sources,
     ),
 ]
 Sources = Annotated[
     list[str],
-    typer.Argument(metavar="ARTIFACT|TEACHER…", help="In the order of the report; a teacher is exported first."),
+    typer.Argument(
+        metavar="ARTIFACT|TEACHER…",
+        help="In the order of the report; a teacher is exported first.",
+        autocompletion=sources,
+    ),
+]
+NoSources = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[ARTIFACT|TEACHER…]",
+        help="In the order of the report; a teacher is exported first.",
+        autocompletion=sources,
+    ),
 ]
 Folder = Annotated[Path, typer.Argument(metavar="ARTIFACT", help="Folder that an earlier command wrote.")]
 Backend = Annotated[

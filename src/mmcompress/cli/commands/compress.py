@@ -114,6 +114,13 @@ def distill(
     checkpoint: Annotated[Path | None, typer.Option("--from", help="Checkpoint to recover, after pruning say.")] = None,
     pilot: Annotated[str | None, typer.Option(metavar="A,B", help="Try these teachers, and say which to take.")] = None,
     budget: Annotated[str | None, typer.Option(help="Of a pilot, for all teachers: 90s, 1h; 10m if not given.")] = None,
+    target_latency: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Choose the student: the best that takes so long an image, 3ms.")
+    ] = None,
+    backend: Backend = None,
+    latency_table: Annotated[
+        Path | None, typer.Option(help="Costs of another machine, of `bench --blocks` there; else of this one.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Distill a student from a teacher, or recover a pruned one. Embeds the teacher into OUT-embeddings first."""
@@ -124,8 +131,25 @@ def distill(
         return _try_teachers(pilot, budget or "10m", out, given, embeddings or checkpoint, json)
     if budget is not None:
         raise UsageError("--budget is a pilot's", "give --pilot A,B, or leave --budget out; optimizer.steps ends a run")
-    student = standalone.distill(out, given, embeddings=embeddings, checkpoint=checkpoint)
+    sized = standalone.Budget(target_latency, backend, latency_table)
+    student = standalone.distill(out, given, embeddings=embeddings, checkpoint=checkpoint, budget=sized)
     console.show(*console.artifact_summary(student), json)
+
+
+@keyed(app, MODEL, "size")
+def size(
+    out: Out,
+    given: Given,
+    latency_table: Annotated[
+        Path | None, typer.Option(help="Costs of another machine, of `bench --blocks` there; else of this one.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Say which student has the most capacity within a latency; `distill --target-latency` begins with that."""
+    from mmcompress.cli import console, show_compress
+    from mmcompress.pipeline import standalone
+
+    console.show(*show_compress.sizing_summary(standalone.size(out, given, latency_table)), json)
 
 
 def _try_teachers(pilot: str, budget: str, out: Path, given: Given, begun: Path | None, json: bool) -> None:

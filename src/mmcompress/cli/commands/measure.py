@@ -13,6 +13,7 @@ from mmcompress.cli.commands.app import (
     Given,
     Json,
     Method,
+    NoSources,
     Out,
     Sources,
     Trust,
@@ -23,12 +24,35 @@ from mmcompress.cli.options import keyed
 
 
 @keyed(app, MEASURE, "bench", "convert", without=("teacher.source",))
-def bench(artifacts: Sources, out: Out, given: Given, trust: Trust = False, json: Json = False) -> None:
-    """Latency of ONNX artifacts, interleaved in one run. Checkpoints and teachers are exported into OUT-sources."""
+def bench(
+    out: Out,
+    given: Given,
+    artifacts: NoSources = None,
+    blocks: Annotated[bool, typer.Option("--blocks", help="Time parts of towers instead: a table to size by.")] = False,
+    image_size: Annotated[int | None, typer.Option(help="Of --blocks: side of the images, 224 if not given.")] = None,
+    trust: Trust = False,
+    json: Json = False,
+) -> None:
+    """Latency of ONNX artifacts, interleaved in one run. Checkpoints and teachers are exported into OUT-sources.
+
+    With --blocks what parts of image towers cost here, which `distill --target-latency` sizes students by.
+    """
     from mmcompress.cli import console, show_measure
     from mmcompress.pipeline import standalone
 
-    console.show(*show_measure.bench_summary(standalone.bench(artifacts, out, given)), json)
+    if blocks:
+        made = standalone.bench_blocks(artifacts or (), out, given, image_size)
+        return console.show(*show_measure.costs_summary(made), json)
+    console.show(*show_measure.bench_summary(standalone.bench(artifacts or (), out, given, image_size)), json)
+
+
+@keyed(app, MEASURE, "block-costs")
+def block_costs(out: Out, given: Given, json: Json = False) -> None:
+    """Time image towers of many sizes here, and say what each kind of their work costs: a table to size students by."""
+    from mmcompress.cli import console, show_measure
+    from mmcompress.pipeline import standalone
+
+    console.show(*show_measure.costs_summary(standalone.block_costs(out, given)), json)
 
 
 @app.command(rich_help_panel=MEASURE)

@@ -11,6 +11,7 @@ from mmcompress.pipeline.standalone.delivering import build, export
 from mmcompress.pipeline.standalone.measuring import bench, bisect, compare, drift, page, report
 from mmcompress.pipeline.standalone.quantizing import asks_verdict, qat, quantize, verdict, verdict_beside
 from mmcompress.pipeline.standalone.recipes import recipe_path, run, train
+from mmcompress.pipeline.standalone.sizing import Budget, bench_blocks, block_costs, size
 from mmcompress.pipeline.standalone.training import (
     convert,
     distill,
@@ -23,9 +24,12 @@ from mmcompress.pipeline.standalone.training import (
 )
 
 __all__ = [
+    "Budget",
     "asks_verdict",
     "bench",
+    "bench_blocks",
     "bisect",
+    "block_costs",
     "build",
     "compare",
     "convert",
@@ -43,6 +47,7 @@ __all__ = [
     "recipe_path",
     "report",
     "run",
+    "size",
     "train",
     "train_pair",
     "verdict",

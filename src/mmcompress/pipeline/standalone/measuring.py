@@ -36,8 +36,12 @@ MEASURED: Given = {"backend": None, "precision": None, "batch": 1, "threads": No
 """How `compare` measures where nobody says it."""
 
 
-def bench(sources: Sequence[str | Path], out: Path, given: Given) -> Artifact:
+def bench(sources: Sequence[str | Path], out: Path, given: Given, image_size: int | None = None) -> Artifact:
     """What is no ONNX artifact or engine yet is exported first, into OUT-sources."""
+    if not sources:
+        raise UsageError("bench measures artifacts, and none is named", "name some, or time parts of towers: --blocks")
+    if image_size is not None:
+        raise UsageError("--image-size is of --blocks: artifacts have sizes of their own", "leave it out")
     to, read = _measured(sources, "bench", given, out)
     graphs = all_as_graphs(sources, out, to.get("convert", NOTHING), Kind.ONNX, Kind.ENGINE, read=read)
     return run_single("bench", {}, to["bench"], {}, out, graphs)

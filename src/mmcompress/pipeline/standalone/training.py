@@ -28,6 +28,7 @@ from mmcompress.pipeline.sources import (
     parent_beside,
     recorded_teacher,
 )
+from mmcompress.pipeline.standalone.sizing import NO_BUDGET, Budget, student_within
 from mmcompress.places import check_place
 
 
@@ -60,10 +61,19 @@ def convert(source: str, out: Path, given: Given = NOTHING) -> Artifact:
 
 
 def distill(
-    out: Path, given: Given = NOTHING, *, embeddings: Path | None = None, checkpoint: Path | None = None
+    out: Path,
+    given: Given = NOTHING,
+    *,
+    embeddings: Path | None = None,
+    checkpoint: Path | None = None,
+    budget: Budget = NO_BUDGET,
 ) -> Artifact:
-    """A new student, or with `checkpoint` that one recovered; the teacher is embedded first where it has not been."""
+    """A new student, or with `checkpoint` that one recovered; the teacher is embedded first where it has not been.
+
+    Within a budget of latency the student is chosen first, into OUT-sizing.
+    """
     check_place(out)
+    given = {**given, **student_within(budget, out, given, embeddings, checkpoint)}
     start = None if checkpoint is None else Artifact.open(checkpoint, Kind.CHECKPOINT)
     student = any(key.split(".")[0] == "student" for key in given)
     if start is None and not student:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
 
+from mmcompress.drafts import written_whole
 from mmcompress.errors import CorruptInputError, MissingRequirementError, UsageError
 from mmcompress.places import cache_folder, writing
 from mmcompress.progress import say
@@ -91,11 +92,8 @@ def archive_of(package: Package) -> Path:
     say("npm", f"{package.name} {package.version}", f"from {address}, once")
     content = _fetched(address, path)
     _check(content, package, address, f"this version takes {package.version} as npm published it; set {REGISTRY}")
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draft = path.with_name(f".{path.name}.{os.getpid()}")
-        draft.write_bytes(content)
-        draft.replace(path)
+    with writing(path), written_whole(path) as stream:
+        stream.write(content)
     return path
 
 

@@ -1,0 +1,252 @@
+"""A convolutional student pruned to a share of its MACs: R@10 untrained and recovered, and Torch-Pruning's.
+
+    python benchmarks/prune_conv.py CHECKPOINT --embeddings E [--split val|test] [--share 0.5] [--samples 512]
+                                    [--steps 200] [--seeds 0 1] [--rate 5e-4] [--methods NAME ...]
+
+CHECKPOINT is a student with a convolutional image tower, distilled on the demo's drawings, E the embeddings of that.
+Every method prunes the same weights on the same training samples. Torch-Pruning (Fang et al. 2023, "DepGraph") prunes
+all channels but the embedding's, those between blocks too, by its GroupTaylorImportance on the gradients of the same
+distillation loss, or by its GroupMagnitudeImportance, to the share of MACs that it counts itself. Recovery is the
+same for all: AdamW over all weights at one rate for `--steps` batches of 64, cosine to the teacher's embeddings, and
+statistics of BatchNorms of 1,024 images. It needs the package `torch-pruning`; without it, its rows say so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import sys
+import warnings
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mmcompress.artifact import Artifact
+from mmcompress.compress.prune.bottlenecks import hidden_errors, shrunk_bottlenecks
+from mmcompress.compress.prune.hidden import hidden_choices, hidden_cost, hidden_within, uniform_hidden
+from mmcompress.compress.prune.importance import magnitudes, taylor
+from mmcompress.compress.train.augment import normalized
+from mmcompress.compress.train.embeddings import load_embeddings
+from mmcompress.compress.train.pairs import TrainingBatch, training_pairs
+from mmcompress.config import DataConfig
+from mmcompress.convnet import ConvConfig
+from mmcompress.convtower import Bottleneck, Convolution, ConvTower
+from mmcompress.data.batches import batches
+from mmcompress.data.layout import read_labels
+from mmcompress.distributed import World
+from mmcompress.huggingface import dual_encoder_from_checkpoint
+from mmcompress.measure.retrieval import Matches, hits, recalls
+from mmcompress.runtime.tokenize import load_tokenizer, tokenize
+
+BATCH, MULTIPLE, RATE = 64, 8, 5e-4
+HERE = World(0, 1, torch.device("cpu"))
+
+
+class Plain(nn.Module):
+    """A tower of torch's own layers alone, BatchNorms beside convolutions, which any tool reads and trains."""
+
+    def __init__(self, tower: ConvTower) -> None:
+        super().__init__()
+        self.stem = plain(tower.stem)
+        self.blocks = nn.ModuleList(PlainBlock(block) for block in tower.blocks)
+        self.head, self.projection = plain(tower.head), copy.deepcopy(tower.projection)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        x = self.stem(pixels)
+        for block in self.blocks:
+            x = block(x)
+        x = self.projection(self.head(x.mean((2, 3), keepdim=True)).flatten(1))
+        return x
+
+
+class PlainBlock(nn.Module):
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        assert isinstance(block, Bottleneck) and block.scale is None
+        self.residual = block.residual
+        self.parts = nn.Sequential(*(plain(getattr(block, part)) for part in block.ORDER if part in block._modules))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.parts(x)
+        return x + y if self.residual else y
+
+
+def plain(own: Convolution) -> nn.Sequential:
+    sizes = (own.in_channels, own.out_channels, own.kernel_size[0], own.stride[0], own.padding[0])
+    conv = nn.Conv2d(*sizes, groups=own.groups, bias=False)
+    conv.weight.data.copy_(own.weight)
+    assert own.norm is not None
+    norm = nn.BatchNorm2d(own.out_channels, own.norm.eps)
+    norm.weight.data.copy_(own.norm.weight)
+    norm.bias.data.copy_(own.norm.bias)
+    norm.running_mean = own.norm.mean.detach().clone()
+    norm.running_var = own.norm.variance.detach().clone()
+    return nn.Sequential(conv, norm, *([nn.ReLU()] if own.relu else []))
+
+
+class Setting:
+    """The student, its training batches with the teacher's embeddings, and images to score on."""
+
+    def __init__(self, checkpoint: Path, embeddings: Path, split: str, samples: int) -> None:
+        self.artifact = Artifact.open(checkpoint)
+        self.model = dual_encoder_from_checkpoint(checkpoint, self.artifact.model)
+        self.embeddings = load_embeddings(Artifact.open(embeddings))
+        self.samples = list(islice(self.pairs(0), samples // BATCH))
+        self.anchors = self.embeddings.anchors(4096, HERE.device)
+        preprocessing, text = self.artifact.preprocessing, self.artifact.tokenizer
+        assert preprocessing is not None and text is not None
+        names = read_labels("demo:names")
+        place = {name: index for index, name in enumerate(names)}
+        scored = list(batches(f"demo:{split}", preprocessing, batch=BATCH))
+        self.images = [
+            normalized(torch.from_numpy(one.pixels).permute(0, 3, 1, 2).float() / 255, preprocessing) for one in scored
+        ]
+        self.groups = np.array([place.get(label or "", -1) for one in scored for label in one.labels])
+        tokens = torch.from_numpy(tokenize(load_tokenizer(checkpoint / text.file), names, text))
+        with torch.no_grad():
+            self.candidates = torch.cat([self.model.encode_text(part) for part in tokens.split(256)]).numpy()
+
+    def pairs(self, seed: int) -> Any:
+        data = DataConfig(train="demo:train")
+        one = training_pairs(self.artifact, data, batch=BATCH, seed=seed, here=HERE, embeddings=self.embeddings)
+        return (batch for epoch in range(99) for batch in one.stream(epoch, 0))
+
+    @torch.no_grad()
+    def r10(self, tower: nn.Module) -> float:
+        tower.eval()
+        images = torch.cat([F.normalize(tower(part), dim=-1) for part in self.images]).numpy()
+        matches = Matches.of(self.groups, np.arange(len(self.candidates)))
+        return recalls("i2t", hits(images, self.candidates, matches)[matches.answerable])["i2t_r10"]
+
+    def recovered(self, tower: nn.Module, steps: int, seed: int, rate: float) -> float:
+        tower = copy.deepcopy(tower).train()
+        optimizer = torch.optim.AdamW(tower.parameters(), lr=rate, weight_decay=0.0)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=0.1)
+        for batch in islice(self.pairs(1 + seed), steps):
+            optimizer.zero_grad(set_to_none=True)
+            cosine_loss(tower, batch).backward()
+            optimizer.step()
+            schedule.step()
+        for norm in tower.modules():
+            if isinstance(norm, nn.BatchNorm2d):
+                norm.reset_running_stats()
+                norm.momentum = None
+        with torch.no_grad():
+            for batch in islice(self.pairs(0), 1024 // BATCH):
+                tower(batch.pixels)
+        return self.r10(tower)
+
+
+def cosine_loss(tower: nn.Module, batch: TrainingBatch) -> Tensor:
+    assert batch.teacher is not None
+    return (1 - F.cosine_similarity(tower(batch.pixels), batch.teacher[0])).mean()
+
+
+def torch_pruning(setting: Setting, share: float, kind: str) -> tuple[nn.Module, float]:
+    """Torch-Pruning's own walk; the network, and its share of MACs by its own count."""
+    import torch_pruning as tp
+
+    tower = setting.model.image
+    assert isinstance(tower, ConvTower)
+    whole, example = Plain(tower).eval(), setting.samples[0].pixels[:1]
+    before, _ = tp.utils.count_ops_and_params(whole, example)
+    low, high, best = 0.0, 0.9, (whole, 1.0)
+    for _ in range(6):  # the share of channels that leaves this share of MACs
+        ratio, network = (low + high) / 2, copy.deepcopy(whole)
+        pruner = tp.pruner.BasePruner(
+            network,
+            example,
+            importance=getattr(tp.importance, f"Group{kind.capitalize()}Importance")(),
+            pruning_ratio=ratio,
+            global_pruning=False,
+            round_to=MULTIPLE,
+            ignored_layers=[network.projection],
+        )
+        for batch in setting.samples:
+            cosine_loss(network, batch).backward()
+        pruner.step()
+        network.zero_grad(set_to_none=True)
+        left = tp.utils.count_ops_and_params(network, example)[0] / before
+        if abs(left - share) < abs(best[1] - share):
+            best = (network, left)
+        low, high = (ratio, high) if left > share else (low, ratio)
+    return best
+
+
+def ours(setting: Setting, share: float) -> dict[str, Callable[[], tuple[nn.Module, float]]]:
+    """Our methods: the same share in each bottleneck, and the best bottlenecks for the same MACs."""
+    model, inputs = setting.model, [batch.pixels for batch in setting.samples]
+    tower = model.config.image
+    assert isinstance(tower, ConvConfig)
+    cost, base, full = hidden_cost(model.config, tower, "macs")
+
+    def by_block(scores: dict[str, Tensor], refitted: bool) -> tuple[nn.Module, float]:
+        errors = hidden_errors(model, inputs, scores, MULTIPLE, refitted)
+        choices = hidden_choices(tower, errors, MULTIPLE, cost)
+        sizes = hidden_within(choices, share, base, full, "it")
+        pruned = shrunk_bottlenecks(model, sizes, inputs, scores, refitted)
+        return Plain(pruned.image), pruned.config.macs / model.config.macs
+
+    def uniform(scores: dict[str, Tensor], refitted: bool) -> tuple[nn.Module, float]:
+        found = model
+        for percent in range(95, 4, -5):
+            sizes = uniform_hidden(tower, percent / 100, MULTIPLE)
+            if base + sum(cost(index, size) for index, size in sizes.items()) <= share * full:
+                found = shrunk_bottlenecks(model, sizes, inputs, scores, refitted)
+                break
+        return Plain(found.image), found.config.macs / model.config.macs
+
+    return {
+        "magnitude": lambda: uniform(magnitudes(model), False),
+        "Taylor": lambda: uniform(taylor(model, setting.samples, setting.anchors), False),
+        "Taylor, refitted": lambda: uniform(taylor(model, setting.samples, setting.anchors), True),
+        "activation, refitted": lambda: uniform({}, True),
+        "activation, refitted, by block": lambda: by_block({}, True),
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("--embeddings", type=Path, required=True)
+    parser.add_argument("--split", choices=("val", "test"), default="val")
+    parser.add_argument("--share", type=float, default=0.5)
+    parser.add_argument("--samples", type=int, default=512)
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--rate", type=float, default=RATE)
+    parser.add_argument("--methods", nargs="+", help="of the table's, all if not given")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    asked = parser.parse_args()
+    torch.manual_seed(0)
+    setting = Setting(asked.checkpoint, asked.embeddings, asked.split, asked.samples)
+    methods: dict[str, Callable[[], tuple[nn.Module, float]]] = {}
+    for kind in ("Taylor", "magnitude"):
+        methods[f"Torch-Pruning, {kind}"] = lambda kind=kind: torch_pruning(setting, asked.share, kind)
+    methods |= ours(setting, asked.share)
+    print(f"{len(setting.groups)} images of demo:{asked.split}, {len(setting.candidates)} names")
+    print(f"{asked.samples} samples, recovery of {asked.steps} steps; dense {setting.r10(setting.model.image):.3f}\n")
+    print("| method | MACs | R@10 | recovered, each seed |\n|---|--:|--:|---|")
+    for name, method in methods.items():
+        if asked.methods and name not in asked.methods:
+            continue
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                tower, left = method()
+        except ImportError:
+            print(f"| {name} | | not measured, pip install torch-pruning | |")
+            continue
+        after = [setting.recovered(tower, asked.steps, seed, asked.rate) for seed in asked.seeds] if asked.steps else []
+        found = ", ".join(f"{one:.3f}" for one in after)
+        print(f"| {name} | {left:.3f} | {setting.r10(tower):.3f} | {found} |", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,101 @@
+"""Students sized by a latency: is what was asked for what is measured, and does the ranking predict what is learned?
+
+    python benchmarks/sized.py latency [--image-size 64] [--budgets 0.4 0.8 1.6] [--backends openvino onnxruntime]
+    python benchmarks/sized.py ranking --work DIR [--budget 0.6] [--seconds 60] [--seeds 0]
+
+`latency` sizes a student for each budget by the costs of this machine, and times the whole INT8 graph of the choice
+again, three times, apart from the search; the table has the median. `ranking` trains the leading student of five kinds
+(a preset at a side) that a budget has room for, on the demo's drawings, for as many steps as take `--seconds` of the
+processor, and prints R@10 beside the capacity that ranks them. Runs are kept in DIR.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from pathlib import Path
+
+from objectives import Scorer, model_of, prepared
+
+from mmcompress.compress.sizing.candidates import Candidate, tower_of
+from mmcompress.compress.sizing.costs import measured_costs, timed
+from mmcompress.compress.sizing.size import capacity_of, sized, weighed
+from mmcompress.config import Backend, SizeConfig
+from mmcompress.pipeline import standalone
+from mmcompress.runtime.machine import usable_cores
+
+TRAINED = {"optimizer.batch": 64, "optimizer.ema": 0.99, "text": "keep"}
+RATES = {"mnv4": 2.4e-3, "vit": 1.2e-3}
+KINDS, REPEATS = 5, 3
+
+
+def latency(image_size: int, budgets: list[float], backends: list[Backend]) -> None:
+    print("| backend | asked ms | student | measured ms | measured / asked |\n|---|--:|---|--:|--:|")
+    for backend in backends:
+        costs = measured_costs(backend, "int8", usable_cores(), image_size)
+        for budget in budgets:
+            config = SizeConfig(backend=backend, target_ms=budget, image_size=image_size)
+            _, chosen = sized(costs, config, here=True)
+            again = [timed([tower_of(chosen)], backend, "int8", usable_cores())[0] for _ in range(REPEATS)]
+            ms = statistics.median(again)
+            print(f"| {backend} | {budget:g} | {chosen.name} | {ms:.3f} | {ms / budget:.2f} |", flush=True)
+
+
+def trained(one: Candidate, place: Path, steps: int, seed: int, scorer: Scorer) -> tuple[float, float]:
+    """Seconds of the processor, and R@10."""
+    keys = {f"student.{key}": value for key, value in one.student.model_dump(exclude_defaults=True).items()}
+    rate = {"optimizer.lr": RATES[one.preset.partition("-")[0]], "optimizer.steps": steps, "seed": seed}
+    name = one.name.replace(" ", "-").replace(",", "")
+    out = place.with_name(f"{name}-{steps}-{seed}")
+    began = time.process_time()
+    made = standalone.distill(out, {**TRAINED, **rate, **keys}, embeddings=place)
+    return time.process_time() - began, 100 * float(scorer(model_of(made))["r10"])
+
+
+def ranking(work: Path, budget: float, seconds: float, seeds: list[int]) -> None:
+    work.mkdir(parents=True, exist_ok=True)
+    teacher, embeddings = prepared(work, "drawings", 4)
+    scorer, place = Scorer(teacher, "drawings"), embeddings.path
+    costs = measured_costs("openvino", "int8", usable_cores(), 64)
+    best: dict[tuple[str, int], Candidate] = {}
+    for one in weighed(costs, SizeConfig(target_ms=budget, image_size=64)):
+        if one.predicted <= budget:
+            best.setdefault((one.candidate.preset, one.candidate.image_size), one.candidate)
+    chosen = sorted(best.values(), key=lambda one: -capacity_of(tower_of(one)))[:KINDS]
+    times = timed([tower_of(one) for one in chosen], "openvino", "int8", usable_cores())
+    print("| student | INT8 ms | capacity, millions | steps | R@10, each seed |\n|---|--:|--:|--:|---|")
+    for one, ms in zip(chosen, times, strict=True):
+        short, long = (trained(one, place, steps, 0, scorer)[0] for steps in (8, 24))
+        a_step = (long - short) / 16
+        steps = round((seconds - short + 8 * a_step) / a_step)
+        found = [trained(one, place, steps, seed, scorer)[1] for seed in seeds]
+        shown = ", ".join(f"{one:.3f}" for one in found)
+        print(f"| {one.name} | {ms:.3f} | {capacity_of(tower_of(one)) / 1e6:.0f} | {steps} | {shown} |", flush=True)
+        with (work / "runs.jsonl").open("a") as stream:
+            stream.write(json.dumps({"student": one.name, "ms": ms, "steps": steps, "r10": found}) + "\n")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("latency", "ranking"))
+    parser.add_argument("--image-size", type=int, default=64)
+    parser.add_argument("--budgets", type=float, nargs="+", default=[0.4, 0.8, 1.6])
+    parser.add_argument("--backends", nargs="+", default=["openvino", "onnxruntime"])
+    parser.add_argument("--work", type=Path)
+    parser.add_argument("--budget", type=float, default=0.6)
+    parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    asked = parser.parse_args()
+    if asked.what == "latency":
+        latency(asked.image_size, asked.budgets, asked.backends)
+    elif asked.work is None:
+        parser.error("ranking keeps its runs in --work DIR")
+    else:
+        ranking(asked.work, asked.budget, asked.seconds, asked.seeds)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,86 @@
+"""costs.json and sizing.json: what work costs on a machine, and the student that was sized by it."""
+
+from __future__ import annotations
+
+from mmcompress.compress.sizing.work import Family
+from mmcompress.config import Backend, Precision
+from mmcompress.document import Document, Milliseconds, Part
+from mmcompress.runtime.environment import Machine
+
+COSTS = "costs.json"
+SIZING = "sizing.json"
+
+
+class TimedTower(Part):
+    """An image tower of random weights that was timed as a whole."""
+
+    tower: str
+    """Preset, side of the image, and shares of width and depth."""
+    measured_ms: Milliseconds
+    """Of one image."""
+    predicted_ms: Milliseconds
+    """Composed of what the other towers' work costs, this one left out."""
+
+
+class FamilyCosts(Part):
+    """One family of towers."""
+
+    ns_of: dict[str, Milliseconds]
+    """Nanoseconds of a unit of each kind of work: of a multiply-accumulate, a number written, a call."""
+    towers: tuple[TimedTower, ...]
+    """What they come from."""
+
+
+class CostsDocument(Document):
+    """What the work of image towers costs on one machine."""
+
+    backend: Backend
+    """The runtime."""
+    precision: Precision
+    """Of the graphs."""
+    threads: int
+    """Of that runtime."""
+    environment: Machine
+    """What it was measured on."""
+    families: dict[Family, FamilyCosts]
+    """Transformers and convolutional towers apart."""
+
+
+class SizedRow(Part):
+    """A student that was weighed."""
+
+    student: str
+    """Preset, side of the image, and shares of width and depth."""
+    family: Family
+    """Of its image tower."""
+    macs: int
+    """Multiply-accumulates of one image."""
+    params: int
+    """Of the image tower."""
+    capacity: float
+    """What students are ranked by."""
+    predicted_ms: Milliseconds
+    """Composed of what its work costs."""
+    measured_ms: Milliseconds | None
+    """Of its whole graph with random weights; null where the costs are another machine's."""
+    fits: bool
+    """Whether it is within what was asked for, measured where it was measured."""
+
+
+class SizingDocument(Document):
+    """Which student a latency has room for, and what else was weighed."""
+
+    asked_ms: Milliseconds
+    """The longest time of one image."""
+    backend: Backend
+    """The runtime."""
+    precision: Precision
+    """Of the graphs."""
+    threads: int
+    """Of that runtime."""
+    environment: Machine
+    """The machine of the costs."""
+    why: str
+    """The choice in a sentence."""
+    rows: tuple[SizedRow, ...]
+    """The choice, and its runners-up by falling capacity."""

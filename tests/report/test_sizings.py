@@ -1,0 +1,48 @@
+"""The student's size on the page: what was chosen from what, by which times."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mmcompress.artifact import Artifact
+from mmcompress.compress.sizing.document import SIZING, SizedRow, SizingDocument
+from mmcompress.manifest import Kind
+from mmcompress.report.measured import sizings
+from mmcompress.report.pages import html_page
+from mmcompress.report.report import joined
+from mmcompress.report.sizings import sized_bars
+from mmcompress.runtime.machine import machine
+
+
+def row(student: str, measured: float | None, fits: bool) -> SizedRow:
+    sizes = {"macs": 4_000_000, "params": 1_000_000, "capacity": 2e7}
+    return SizedRow(student=student, family="convolutional", predicted_ms=0.8, measured_ms=measured, fits=fits, **sizes)
+
+
+SIZED = SizingDocument(
+    asked_ms=1.0,
+    backend="openvino",
+    precision="int8",
+    threads=2,
+    environment=machine(),
+    why="mnv4-s at 224 px has the most capacity of 432 students within 1 ms",
+    rows=(row("mnv4-s at 224 px", 0.9, True), row("<vit>", 1.25, False), row("vit-t16 at 128 px", None, True)),
+)
+
+
+def test_every_student_has_its_times_and_names_are_escaped() -> None:
+    drawn = sized_bars(SIZED)
+    assert "mnv4-s at 224 px: 0.90 ms measured, 0.80 ms composed" in drawn
+    assert "vit-t16 at 128 px: 0.80 ms composed" in drawn
+    assert "&lt;vit&gt;" in drawn and "<vit>" not in drawn
+    assert drawn.count("<rect") == 2
+
+
+def test_the_page_says_what_was_chosen_and_why(tmp_path: Path) -> None:
+    with Artifact.create(tmp_path / "s", kind=Kind.REPORT, stage="size", key="k") as draft:
+        SIZED.write(draft.path / SIZING)
+    found = sizings([Artifact.open(tmp_path / "s")])
+    assert found[0].name == "s" and found[0].rows == SIZED.rows
+    document = joined("Sizes", [Artifact.open(tmp_path / "s")], tmp_path)
+    page = html_page(document)
+    assert 'id="sizing"' in page and SIZED.why in page and "too slow" in page
