@@ -22,7 +22,7 @@ from mmcompress.compress.sizing.document import COSTS, CostsDocument, FamilyCost
 from mmcompress.compress.sizing.work import Family, family_of, work_of
 from mmcompress.config import Backend, BlockCostsConfig, Precision
 from mmcompress.export.sized import write_probes
-from mmcompress.measure.bench.blockcosts import shares_of_first
+from mmcompress.measure.bench.blockcosts import quietest_ms
 from mmcompress.measure.early import runnable
 from mmcompress.runtime.machine import machine, usable_cores
 from mmcompress.stages import Job
@@ -58,11 +58,10 @@ def measured_costs(backend: Backend, precision: Precision, threads: int, image_s
 
 
 def timed(towers: Sequence[AnyImageConfig], backend: Backend, precision: Precision, threads: int) -> list[float]:
-    """Milliseconds of each tower at batch 1, all in one interleaved run."""
+    """Milliseconds of each tower at batch 1, all in one interleaved run, by its fastest visit."""
     with tempfile.TemporaryDirectory() as folder:
         graphs = write_probes(around(towers[0]), towers, Path(folder) / "probes", precision)
-        shares, first_ms = shares_of_first(graphs, backend, threads)
-    return [share * first_ms for share in shares]
+        return quietest_ms(graphs, backend, threads)
 
 
 def around(tower: AnyImageConfig) -> DualEncoderConfig:
