@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ WAITING = """
 import os, signal, sys, time
 from pathlib import Path
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup ignores it
 reached = Path(sys.argv.pop(1))
 
 def wait(*_):
@@ -36,6 +37,17 @@ from mmcompress.cli.main import main
 main()
 """
 """A command that waits where what it made is whole and not yet in its place."""
+
+
+@pytest.fixture(autouse=True)
+def fresh_signals() -> Iterator[None]:
+    """As a new interpreter has them: nohup ignores SIGHUP, and a library may have handlers of its own in C."""
+    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL, signal.SIGHUP: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in usual.items()}
+    yield
+    for number, standing in before.items():
+        if standing is not None:
+            signal.signal(number, standing)
 
 
 MAIN = "from mmcompress.cli.main import main; main()"

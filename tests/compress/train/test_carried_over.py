@@ -71,7 +71,8 @@ def test_embeddings_that_do_not_say_how_images_were_prepared_are_refused(
     monkeypatch.setattr("mmcompress.compress.train.embed.embed", silent)
     data, teacher = write_squares(tmp_path), write_teacher(tmp_path / "teacher")
     stated = {"data": data, "teacher": teacher, "student": "vit-t8-64", "tokenizer": teacher}
-    (tmp_path / "recipe.toml").write_text(RECIPE.format(**stated))
+    recipe = RECIPE.format(**stated).replace(f'tokenizer = "{teacher}"', "")
+    (tmp_path / "recipe.toml").write_text(recipe)
     with pytest.raises(UsageError, match="does not say how the teacher's images were prepared") as caught:
         run_recipe(load_recipe(tmp_path / "recipe.toml"), tmp_path / "run")
     assert caught.value.hint == "embed them again"
