@@ -16,8 +16,7 @@ import psutil
 import pytest
 from shards import write_tar
 
-from mmcompress.errors import StoppedError
-from mmcompress.interrupts import Interrupted, ended_by_signals
+from mmcompress.interrupts import ended_by_signals
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="Windows has other signals")
 
@@ -143,27 +142,55 @@ def test_processes_of_a_command_end_with_it_and_say_nothing(tmp_path: Path) -> N
     assert psutil.wait_procs(children, timeout=60)[1] == []
 
 
-def test_one_request_may_come_twice() -> None:
-    with pytest.raises(Interrupted) as stop, ended_by_signals():
+TWICE = """
+import signal
+from mmcompress.interrupts import Interrupted, ended_by_signals
+try:
+    with ended_by_signals():
         try:
             signal.raise_signal(signal.SIGTERM)
         finally:
             signal.raise_signal(signal.SIGTERM)
             signal.raise_signal(signal.SIGINT)
-    assert (stop.value.by, stop.value.exit_code) == ("SIGTERM", 143)
-
-
-def test_what_a_library_makes_of_it_is_still_the_signal() -> None:
-    with pytest.raises(Interrupted), ended_by_signals():
+except Interrupted as stop:
+    print(stop.by, stop.exit_code)
+"""
+TRANSLATED = """
+import signal
+from mmcompress.errors import StoppedError
+from mmcompress.interrupts import Interrupted, ended_by_signals
+try:
+    with ended_by_signals():
         try:
             signal.raise_signal(signal.SIGINT)
         except KeyboardInterrupt as error:
             raise RuntimeError("computation interrupted") from error
-    with pytest.raises(StoppedError), ended_by_signals():
+except Interrupted as stop:
+    print(stop.by)
+try:
+    with ended_by_signals():
         try:
             signal.raise_signal(signal.SIGTERM)
         except KeyboardInterrupt as error:
             raise StoppedError("its state is written") from error
+except StoppedError as stopped:
+    print(stopped.what)
+"""
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [(TWICE, "SIGTERM 143"), (TRANSLATED, "Ctrl-C\nits state is written")],
+    ids=["twice", "translated"],
+)
+def test_one_request_may_come_twice_and_what_a_library_makes_of_it_is_still_the_signal(code: str, said: str) -> None:
+    """In an interpreter of its own: a library may have left handlers in this one."""
+    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n" + code
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stdout.strip()) == (0, said), ended.stderr
+
+
+def test_what_is_no_signal_stays_what_it_is() -> None:
     with pytest.raises(ZeroDivisionError), ended_by_signals():
         raise ZeroDivisionError
 
