@@ -49,6 +49,11 @@ def hidden_blocks(tower: ConvConfig) -> dict[int, bool]:
     }
 
 
+def stages_of(tower: ConvConfig) -> list[int]:
+    """The stage of each block."""
+    return [number for number, stage in enumerate(tower.stages) for _ in stage]
+
+
 def hidden_of_blocks(tower: ConvConfig) -> dict[int, int]:
     """Hidden channels of each bottleneck that has some."""
     blocks = tower.blocks

@@ -21,6 +21,7 @@ from mmcompress.architecture import AnyImageConfig, DualEncoderConfig, ImageConf
 from mmcompress.artifact import Artifact
 from mmcompress.compress.prune.allocation import Choice, floor_cost
 from mmcompress.compress.prune.hidden import (
+    HiddenCost,
     HiddenErrors,
     HiddenSizes,
     check_floor,
@@ -29,6 +30,7 @@ from mmcompress.compress.prune.hidden import (
     hidden_of_blocks,
     hidden_within,
     resized_hidden,
+    stages_of,
     unmeasured,
 )
 from mmcompress.compress.prune.shrink import Size, resized
@@ -96,12 +98,24 @@ class HiddenLatency:
     config: PruneConfig
     rates: Sequence[float]
     """Of a multiply-accumulate, by stage."""
+    cost: HiddenCost
+    """Of a bottleneck."""
+    base: float
+    """Of all that is none."""
 
     @classmethod
     def measured(cls, model: DualEncoderConfig, tower: ConvConfig, config: PruneConfig) -> HiddenLatency:
         """By what this machine takes. Raises UsageError for a share that the smallest bottlenecks are above."""
-        found = cls(model, tower, config, stage_rates(model, tower, config.channel_multiple, _timing(config)))
-        check_floor(LATENCY, found.config.target_latency or 1.0, found._floor(found._choices(unmeasured(tower))))
+        rates = stage_rates(model, tower, config.channel_multiple, _timing(config))
+        by_macs, _, _ = hidden_cost(model, tower, "macs")
+        stages = stages_of(tower)
+
+        def cost(index: int, hidden: int | None) -> float:
+            return rates[stages[index]] * by_macs(index, hidden)
+
+        base = 1 - sum(cost(index, hidden) for index, hidden in hidden_of_blocks(tower).items())
+        found = cls(model, tower, config, rates, cost, base)
+        check_floor(LATENCY, config.target_latency or 1.0, found._floor(found._choices(unmeasured(tower))))
         return found
 
     def sizes(self, errors: Mapping[int, HiddenErrors], share: float) -> tuple[HiddenSizes, dict[str, Any]]:
@@ -109,7 +123,7 @@ class HiddenLatency:
         blocks = self._choices(errors)
 
         def solve(limit: float) -> tuple[tuple[int, int | None], ...]:
-            return tuple(hidden_within(blocks, limit, self._base(), 1.0, LATENCY).items())
+            return tuple(hidden_within(blocks, limit, self.base, 1.0, LATENCY).items())
 
         def sized(sizes: tuple[tuple[int, int | None], ...]) -> AnyImageConfig:
             return resized_hidden(self.tower, dict(sizes))
@@ -117,19 +131,11 @@ class HiddenLatency:
         found = search(self.model, share, self.config, self._floor(blocks), solve, sized)
         return dict(found[0]), {**found[1], "costs": {"by_gmac": [rate * 1e9 for rate in self.rates]}}
 
-    def _cost(self, index: int, hidden: int | None) -> float:
-        by_macs, _, _ = hidden_cost(self.model, self.tower, "macs")
-        stages = [number for number, stage in enumerate(self.tower.stages) for _ in stage]
-        return self.rates[stages[index]] * by_macs(index, hidden)
-
     def _choices(self, errors: Mapping[int, HiddenErrors]) -> Mapping[int, Sequence[Choice[int | None]]]:
-        return hidden_choices(self.tower, errors, self.config.channel_multiple, self._cost)
-
-    def _base(self) -> float:
-        return 1 - sum(self._cost(index, hidden) for index, hidden in hidden_of_blocks(self.tower).items())
+        return hidden_choices(self.tower, errors, self.config.channel_multiple, self.cost)
 
     def _floor(self, blocks: Mapping[int, Sequence[Choice[int | None]]]) -> float:
-        return self._base() + floor_cost(list(blocks.values()))
+        return self.base + floor_cost(list(blocks.values()))
 
 
 def search(
@@ -190,7 +196,7 @@ def stage_rates(model: DualEncoderConfig, tower: ConvConfig, multiple: int, timi
     halves, macs = [], []
     hidden = hidden_of_blocks(tower)
     by_macs, _, full = hidden_cost(model, tower, "macs")
-    stages = [number for number, stage in enumerate(tower.stages) for _ in stage]
+    stages = stages_of(tower)
     for number in range(len(tower.stages)):
         fewer = {
             index: max(min(multiple, channels), channels // 2 // multiple * multiple)
