@@ -10,7 +10,10 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 from matched_clip import PREPROCESSING, write_matched, write_squares
@@ -129,8 +132,20 @@ def named_places(world: Path, out: Path) -> dict[str, object]:
     return {"world": world, "run": world / "run", "data": data, "train": f"part:5-9/10:{data}", "out": out}
 
 
+@contextmanager
+def workplace(folder: Path | None) -> Iterator[tuple[Path, Path]]:
+    """A folder to work in and the world in it, which is made where it is not there yet: the one given, or one that goes
+    afterwards."""
+    with ExitStack() as stack:
+        folder = folder or Path(stack.enter_context(TemporaryDirectory()))
+        if not (folder / "world/int8.mmc").exists():
+            write_world(folder / "world")
+        yield folder, folder / "world"
+
+
 def write_world(world: Path) -> Path:
     """The folder, with what `WORDS` names in it."""
+    world.mkdir(parents=True, exist_ok=True)
     data = write_squares(world)
     teacher = world / "teacher"
     teacher.mkdir()
