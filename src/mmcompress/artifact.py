@@ -34,7 +34,7 @@ from mmcompress.manifest import (
     environment,
     hash_file,
 )
-from mmcompress.places import MANIFEST, check_place
+from mmcompress.places import MANIFEST, check_place, writing
 from mmcompress.publish import aside_of, draft_of, swap_in, tidy
 from mmcompress.strictjson import check_finite, json_from_text, write_json
 
@@ -135,41 +135,45 @@ class Artifact:
     ) -> Iterator[Draft]:
         """Yield a draft in a temporary sibling folder; on success verify, sync and rename it to `path`.
 
-        An artifact that is there already is replaced; any other folder that is not empty is refused.
+        An artifact that is there already is replaced; any other folder that is not empty is refused, and so is a disk
+        without room.
         """
         path = Path(path)
         check_place(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        tidy(path)
-        if (aside := aside_of(path)).exists():
-            raise UsageError(f"{aside} exists and mmcompress did not write it", "move it away, or give another --out")
         temporary = draft_of(path)
-        temporary.mkdir()
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            tidy(path)
+            if (aside := aside_of(path)).exists():
+                hint = "move it away, or give another --out"
+                raise UsageError(f"{aside} exists and mmcompress did not write it", hint)
+            temporary.mkdir()
         draft = Draft(temporary)
         try:
-            yield draft
-            check_finite({"facts": draft.facts, "metrics": draft.metrics})  # pydantic would write null
-            manifest = Manifest(
-                kind=kind,
-                stage=stage,
-                name=path.name,
-                key=key,
-                config=dict(config or {}),
-                parents=dict(parents or {}),
-                files=_hash_files(temporary, draft.known),
-                model=draft.model,
-                graphs=tuple(draft.graphs),
-                preprocessing=draft.preprocessing,
-                tokenizer=draft.tokenizer,
-                bank=draft.bank,
-                facts=draft.facts,
-                metrics=draft.metrics,
-                environment=environment(),
-            )
-            manifest = manifest.model_copy(update={"digest": manifest.compute_digest()})
-            _write_manifest(temporary / MANIFEST, manifest)
-            _let_be_read(temporary, manifest)
-            swap_in(temporary, path)
+            with writing(path):
+                yield draft
+                check_finite({"facts": draft.facts, "metrics": draft.metrics})  # pydantic would write null
+                manifest = Manifest(
+                    kind=kind,
+                    stage=stage,
+                    name=path.name,
+                    key=key,
+                    config=dict(config or {}),
+                    parents=dict(parents or {}),
+                    files=_hash_files(temporary, draft.known),
+                    model=draft.model,
+                    graphs=tuple(draft.graphs),
+                    preprocessing=draft.preprocessing,
+                    tokenizer=draft.tokenizer,
+                    bank=draft.bank,
+                    facts=draft.facts,
+                    metrics=draft.metrics,
+                    environment=environment(),
+                )
+                manifest = manifest.model_copy(update={"digest": manifest.compute_digest()})
+                _write_manifest(temporary / MANIFEST, manifest)
+                _let_be_read(temporary, manifest)
+                swap_in(temporary, path)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
