@@ -244,7 +244,7 @@ def hugging_face_config(config: DualEncoderConfig, family: str, dtype: str) -> d
             "model_type": f"{family}_text_model",
             **_written(text),
             "vocab_size": text.vocab,
-            "max_position_embeddings": text.context + unused_positions(text),
+            "max_position_embeddings": text.position_rows + unused_positions(text),
             "bos_token_id": text.bos_token_id,
             "eos_token_id": _CLIP_LARGEST if largest else text.eos_token_id,
             "pad_token_id": text.pad_token_id,
