@@ -189,6 +189,9 @@ class FinetuneConfig(TowersConfig):
     alpha: float | None = Field(default=None, ge=0, le=1)
     """How much of the fine-tuned weights there is in the result, the rest is the start; chosen on validation samples if
     not given."""
+    max_drop: float | None = Field(default=None, ge=0, le=1)
+    """What the original data's figure may lose, 0.01 a point of a hundred: of the mixes that lose no more the best on
+    validation samples is taken. If not given, the one with the largest sum of both figures."""
     augment: Augmentation = "photo"
     """How the images are varied in training."""
     views: int = Field(default=1_000_000, ge=1)
@@ -204,6 +207,10 @@ class FinetuneConfig(TowersConfig):
             refuse_unused(self.data, ("labels", "templates"), "is of classes, and by is captions")
         if self.by == "labels" and self.text == "train":
             raise ValueError("by = labels keeps the text tower, whose prompts are the classifier, and text is train")
+        if self.max_drop is not None and self.data.original is None:
+            raise ValueError("max_drop is of what the original data's figure loses, and data.original is not given")
+        if self.max_drop is not None and self.alpha is not None:
+            raise ValueError("alpha and max_drop exclude each other: either is how much is taken of what was learned")
         return self
 
 
