@@ -105,6 +105,8 @@ class Artifact:
         Raises UsageError for a path that is no artifact or of another kind, CorruptInputError for damaged content.
         """
         path = Path(path)
+        if path.name in ("", ".."):  # rows and pages call an artifact by its folder's name
+            path = path.resolve()
         manifest_path = path / MANIFEST
         if not manifest_path.is_file():
             expected = " or ".join(k.value for k in kinds) or "an"

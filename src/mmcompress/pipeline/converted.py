@@ -269,9 +269,12 @@ def anything_to_use(source: str | Path) -> Artifact:
 
 
 def _cached_place(source: str | Path, becoming: str) -> Path:
-    """One place a source, told by its path where it is one; what is there is made again when the source changes."""
+    """One place a source, told by its path where it is one; what is there is made again when the source changes.
+
+    Its last part is the source's own name, since pages, rows and warnings call an artifact by its folder.
+    """
     check_named(source)
     where = str(Path(source).resolve()) if Path(source).exists() else str(source)
-    place = cache_folder() / f"{name_of(source)}-{hashlib.sha256(where.encode()).hexdigest()[:8]}"
+    place = cache_folder() / "models" / hashlib.sha256(where.encode()).hexdigest()[:8] / name_of(source)
     say("cache", place.name, f"{source} becomes {becoming} first, once for all such commands, in {place.parent}")
     return place
