@@ -36,6 +36,8 @@ class Tower(nn.Module):
     norm_post: nn.Module
     recomputing: Callable[..., Tensor] | None = None
     """What computes a block so that the backward pass does it again, and what is inside is not kept."""
+    every: int = 1
+    """Which blocks are passed in training: all, or every second one of a tower that is to be deeper later."""
 
     def forward(self, inputs: Tensor) -> Tensor:
         """(B, ...) -> (B, D)"""
@@ -46,9 +48,10 @@ class Tower(nn.Module):
         there is only one.
         """
         mask = self.mask(inputs)
-        for block in self.blocks[start:-1]:
+        *before, last = self.blocks[start :: self.every if self.training else 1]
+        for block in before:
             x = self._behind(block, x, None, mask)
-        return self.leave(self._behind(self.blocks[-1], x, self.ends(inputs), mask))
+        return self.leave(self._behind(last, x, self.ends(inputs), mask))
 
     def _behind(self, block: nn.Module, x: Tensor, pooled: Tensor | None, mask: Tensor | None) -> Tensor:
         given = (x, self.causal, pooled, mask)
