@@ -22,6 +22,7 @@ from mmcompress.data.sample import image_of
 from mmcompress.data.spec import expand, is_stream
 from mmcompress.data.tally import Tally
 from mmcompress.errors import CorruptInputError, UsageError
+from mmcompress.home import expanded
 from mmcompress.lock import locked
 from mmcompress.manifest import Kind, hash_json
 from mmcompress.places import MANIFEST, check_place, writing
@@ -73,7 +74,7 @@ def check_index(images: str, out: Path, model: Path) -> None:
     """Raise what would be in the way of `index`, before anything is embedded or a teacher is converted for it."""
     faiss_module()
     expand(images)
-    given = Path(images).expanduser()
+    given = expanded(images)
     check_place(out, [model, *([given] if not is_stream(images) and given.exists() else [])], STAGE)
 
 

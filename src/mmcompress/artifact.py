@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import shutil
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,7 +34,7 @@ from mmcompress.manifest import (
     environment,
     hash_file,
 )
-from mmcompress.places import MANIFEST, check_place
+from mmcompress.places import MANIFEST, check_place, writing
 from mmcompress.publish import aside_of, draft_of, swap_in, tidy
 from mmcompress.strictjson import check_finite, json_from_text, write_json
 
@@ -88,6 +88,11 @@ class Artifact:
         """Its writer's last word: every file is as the manifest says, and need not be read to be verified."""
         remember({self.path / name: entry.sha256 for name, entry in self.manifest.files.items()})
 
+    def verify(self) -> None:
+        """Raise CorruptInputError for any byte that is not as it was written: every file is read, also those that were
+        read before and were not touched since. A disk that rots touches nothing."""
+        _verify_files(self.path, self.manifest, hash_file)
+
     def check_unchanged(self) -> None:
         """Raise CorruptInputError if another artifact stands at the path since this one was opened."""
         if not (self.path / MANIFEST).is_file() or read_manifest(self.path / MANIFEST).digest != self.digest:
@@ -111,7 +116,7 @@ class Artifact:
                 lacks, hint = "it is a file", f"a pack becomes one: mmcompress unpack {path} --out DIR"
             raise UsageError(f"{path} is not an artifact: {lacks}", hint)
         manifest = read_manifest(manifest_path)
-        _verify_files(path, manifest)
+        _verify_files(path, manifest, sha256_of if manifest.kind in _AS_LARGE_AS_DATA else hash_file)
         if kinds and manifest.kind not in kinds:
             raise UsageError(
                 f"{path} is an artifact of kind {manifest.kind.value!r}",
@@ -132,41 +137,45 @@ class Artifact:
     ) -> Iterator[Draft]:
         """Yield a draft in a temporary sibling folder; on success verify, sync and rename it to `path`.
 
-        An artifact that is there already is replaced; any other folder that is not empty is refused.
+        An artifact that is there already is replaced; any other folder that is not empty is refused, and so is a disk
+        without room.
         """
         path = Path(path)
         check_place(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        tidy(path)
-        if (aside := aside_of(path)).exists():
-            raise UsageError(f"{aside} exists and mmcompress did not write it", "move it away, or give another --out")
         temporary = draft_of(path)
-        temporary.mkdir()
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            tidy(path)
+            if (aside := aside_of(path)).exists():
+                hint = "move it away, or give another --out"
+                raise UsageError(f"{aside} exists and mmcompress did not write it", hint)
+            temporary.mkdir()
         draft = Draft(temporary)
         try:
-            yield draft
-            check_finite({"facts": draft.facts, "metrics": draft.metrics})  # pydantic would write null
-            manifest = Manifest(
-                kind=kind,
-                stage=stage,
-                name=path.name,
-                key=key,
-                config=dict(config or {}),
-                parents=dict(parents or {}),
-                files=_hash_files(temporary, draft.known),
-                model=draft.model,
-                graphs=tuple(draft.graphs),
-                preprocessing=draft.preprocessing,
-                tokenizer=draft.tokenizer,
-                bank=draft.bank,
-                facts=draft.facts,
-                metrics=draft.metrics,
-                environment=environment(),
-            )
-            manifest = manifest.model_copy(update={"digest": manifest.compute_digest()})
-            _write_manifest(temporary / MANIFEST, manifest)
-            _let_be_read(temporary, manifest)
-            swap_in(temporary, path)
+            with writing(path):
+                yield draft
+                check_finite({"facts": draft.facts, "metrics": draft.metrics})  # pydantic would write null
+                manifest = Manifest(
+                    kind=kind,
+                    stage=stage,
+                    name=path.name,
+                    key=key,
+                    config=dict(config or {}),
+                    parents=dict(parents or {}),
+                    files=_hash_files(temporary, draft.known),
+                    model=draft.model,
+                    graphs=tuple(draft.graphs),
+                    preprocessing=draft.preprocessing,
+                    tokenizer=draft.tokenizer,
+                    bank=draft.bank,
+                    facts=draft.facts,
+                    metrics=draft.metrics,
+                    environment=environment(),
+                )
+                manifest = manifest.model_copy(update={"digest": manifest.compute_digest()})
+                _write_manifest(temporary / MANIFEST, manifest)
+                _let_be_read(temporary, manifest)
+                swap_in(temporary, path)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
@@ -235,7 +244,7 @@ def manifest_from_bytes(content: bytes, where: str, again: str) -> Manifest:
     return manifest
 
 
-def _verify_files(folder: Path, manifest: Manifest) -> None:
+def _verify_files(folder: Path, manifest: Manifest, hashed: Callable[[Path], str]) -> None:
     for name, entry in manifest.files.items():
         file = folder / name
         if not file.resolve().is_relative_to(folder.resolve()):
@@ -246,7 +255,6 @@ def _verify_files(folder: Path, manifest: Manifest) -> None:
             raise CorruptInputError(
                 f"{file} is missing, and the manifest lists it", f"delete {folder} and make it again"
             )
-        hashed = sha256_of if manifest.kind in _AS_LARGE_AS_DATA else hash_file
         if file.stat().st_size != entry.bytes or hashed(file) != entry.sha256:
             raise CorruptInputError(
                 f"{file} is damaged: expected {entry.bytes} bytes with SHA-256 {entry.sha256[:12]}…",

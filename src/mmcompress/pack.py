@@ -25,7 +25,7 @@ from mmcompress.artifact import Artifact, manifest_from_bytes, read_manifest
 from mmcompress.errors import CorruptInputError, UsageError
 from mmcompress.lock import locked
 from mmcompress.manifest import Manifest
-from mmcompress.places import MANIFEST, check_apart, check_place, writing
+from mmcompress.places import MANIFEST, check_apart, check_name, check_place, writing
 from mmcompress.publish import draft_of, swap_in, tidy
 
 SUFFIX = ".mmc"
@@ -45,6 +45,7 @@ def pack(folder: Path, out: Path) -> Manifest:
 
     Raises UsageError for a place that is not ours, CorruptInputError for an artifact that is damaged.
     """
+    check_name(out)
     with locked(out, reading=[folder]):
         artifact = Artifact.open(folder)
         _check_names(artifact.manifest, folder)

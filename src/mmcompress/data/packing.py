@@ -18,6 +18,7 @@ from mmcompress.data.batches import MAX_BAD_FRACTION
 from mmcompress.data.loose import loose_samples
 from mmcompress.data.tally import Tally
 from mmcompress.data.writing import A_SHARD, ShardWriter
+from mmcompress.home import expanded
 from mmcompress.lock import locked
 from mmcompress.manifest import Kind, hash_json
 from mmcompress.places import MANIFEST, check_place, writing
@@ -37,7 +38,7 @@ def pack(source: Path, out: Path, a_shard: int = A_SHARD, max_bad_fraction: floa
 
     Raises CorruptInputError where more than the fraction is damaged or nothing is good, and what `loose_samples` does.
     """
-    source = source.expanduser()
+    source = expanded(source)
     read = source if source.is_dir() else source.parent / source.name
     tally = Tally(str(source), max_bad_fraction, option="--max-bad-fraction")
     with written(out, "pack", [read], a_shard, {"source": source.name}) as writing_now:

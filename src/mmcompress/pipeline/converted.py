@@ -17,6 +17,7 @@ from mmcompress.architecture import DualEncoderConfig
 from mmcompress.artifact import Artifact
 from mmcompress.config import ConvertConfig, TeacherConfig
 from mmcompress.errors import UsageError, suggestion
+from mmcompress.home import expanded
 from mmcompress.manifest import Kind
 from mmcompress.pipeline.single import checked, config_of, run_single
 from mmcompress.pipeline.sources import Given
@@ -49,7 +50,7 @@ def teacher_named(source: str, wanted: str = "an", given: Given = NOTHING) -> Te
 
     said = {key: value for key, value in given.items() if key.partition(".")[0] == "teacher"}
     teacher = cast(ConvertConfig, config_of("convert", {}, {**said, "teacher.source": source})).teacher
-    path = Path(source).expanduser()
+    path = expanded(source)
     if source.startswith("open_clip:") or (source in ALIASES and not path.exists()):
         return teacher
     if source.startswith("demo:"):
@@ -174,7 +175,7 @@ def tracing_stage(source: str) -> str:
     from mmcompress.pretrained import TWO_TOWERS, model_type_of
     from mmcompress.teachers import cached_folder
 
-    folder = Path(source).expanduser()
+    folder = expanded(source)
     found = folder if folder.exists() else cached_folder(source)
     return "trace" if found is not None and model_type_of(found) == TWO_TOWERS else "baseline"
 
