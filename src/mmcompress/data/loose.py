@@ -19,13 +19,14 @@ from mmcompress.data.parsing import Meaning, different, sample_of, writable
 from mmcompress.data.reading import stored_image
 from mmcompress.data.sample import Sample
 from mmcompress.data.shards import Member, largest
-from mmcompress.data.spec import IMAGE_SUFFIXES, SHARD_SUFFIXES, TABLE
+from mmcompress.data.spec import IMAGE_SUFFIXES, SHARD_SUFFIXES, TABLE, expand
 from mmcompress.data.tally import Tally
 from mmcompress.errors import CorruptInputError, UsageError
 
 IMAGE_COLUMNS, CAPTION_COLUMNS = ("image", "path", "filepath"), ("caption", "text", "title")
 """What the columns of a table may be called."""
 BESIDE = ("txt", "json")
+_LOOKED_AT = 100
 _CELL_CHARACTERS = 2**20
 """Of a table, at most; csv's own limit is lower."""
 _ACCEPTED = (
@@ -125,6 +126,12 @@ def _texts_beside(stem: str) -> dict[str, Path]:
     """What is said of an image, in small letters and in capitals, as cameras and archives of Windows have it."""
     places = ((name, Path(f"{stem}.{suffix}")) for name in BESIDE for suffix in (name.upper(), name))
     return {name: path for name, path in places if path.is_file()}
+
+
+def caption_beside(spec: str) -> Path | None:
+    """A caption that lies beside one of the first photos of a folder, which nothing but `data pack` reads."""
+    stems = (str(Path(place).with_suffix("")) for place in itertools.islice(expand(spec), _LOOKED_AT))
+    return next((path for stem in stems for path in _texts_beside(stem).values()), None)
 
 
 def _of_class(folder: Path, inside: Path) -> Sample:
