@@ -39,7 +39,6 @@ from mmcompress.config import (
     DistillConfig,
     EmbedConfig,
     PruneConfig,
-    QatConfig,
     QuantizeConfig,
     QuantizeGraphsConfig,
     StudentConfig,
@@ -204,14 +203,9 @@ def _check_bottlenecks(config: PruneConfig, model: DualEncoderConfig, tower: Con
 def fits_quantize(config: QuantizeConfig, model: DualEncoderConfig, sources: Sources) -> None:
     check_keep(model, config.keep)
     if "ranges" in sources:
-        model.transformer_image("quantize --ranges", "leave --ranges out: convolutions are calibrated anew")
         check_same_blocks(sources["ranges"], model)
     if {"ranges", "checkpoint"} <= sources.keys():
         check_same_weights(sources["ranges"], sources["checkpoint"].path)
-
-
-def fits_qat(_: QatConfig, model: DualEncoderConfig, __: Sources) -> None:
-    model.transformer_image("qat", "export it, and give quantize the graphs: their integers are fitted, not trained")
 
 
 def check_quantize_graphs(config: QuantizeGraphsConfig, _: Sources) -> None:
