@@ -35,7 +35,7 @@ from mmcompress.manifest import (
     hash_file,
 )
 from mmcompress.places import MANIFEST, check_place
-from mmcompress.publish import aside_of, draft_of, swap_in, tidy
+from mmcompress.publish import drafted, swap_in
 from mmcompress.strictjson import check_finite, json_from_text, write_json
 
 _AS_LARGE_AS_DATA = (Kind.EMBEDDINGS, Kind.INDEX, Kind.SHARDS)
@@ -135,13 +135,8 @@ class Artifact:
         path = Path(path)
         check_place(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        tidy(path)
-        if (aside := aside_of(path)).exists():
-            raise UsageError(f"{aside} exists and mmcompress did not write it", "move it away, or give another --out")
-        temporary = draft_of(path)
-        temporary.mkdir()
-        draft = Draft(temporary)
-        try:
+        with drafted(path) as temporary:
+            draft = Draft(temporary)
             yield draft
             check_finite({"facts": draft.facts, "metrics": draft.metrics})  # pydantic would write null
             manifest = Manifest(
@@ -165,8 +160,6 @@ class Artifact:
             _write_manifest(temporary / MANIFEST, manifest)
             _let_be_read(temporary, manifest)
             swap_in(temporary, path)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
 
 
 @dataclass
