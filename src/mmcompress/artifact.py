@@ -136,7 +136,7 @@ class Artifact:
         check_place(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         with drafted(path) as temporary:
-            draft = Draft(temporary)
+            draft = Draft(temporary, place=path)
             yield draft
             check_finite({"facts": draft.facts, "metrics": draft.metrics})  # pydantic would write null
             manifest = Manifest(
@@ -176,6 +176,8 @@ class Draft:
     metrics: dict[str, Any] = field(default_factory=dict)
     known: dict[str, str] = field(default_factory=dict)
     """SHA-256 of files that are taken as they are from a verified artifact, by name; they are not read again."""
+    place: Path | None = None
+    """Where it will stand, which relative paths count from; None where it will be no artifact."""
 
     def inherit(self, source: Artifact, *files: str) -> None:
         """Copy what a source artifact has of these files, and what its manifest says of its model, into this draft."""
