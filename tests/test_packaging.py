@@ -48,6 +48,16 @@ def test_constraints_pin_every_dependency_that_the_metadata_names() -> None:
     assert named - {line.split("==")[0] for line in lines} <= not_in_the_demo
 
 
+def test_every_pin_has_its_hashes() -> None:
+    """But torch, whose build differs by machine. `make hashes` writes them."""
+    lines = [line.split(";")[0].strip() for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()]
+    pins = {line for line in lines if line and line[0] != "#" and not line.startswith("torch==")}
+    blocks = re.split(r"\n(?=[a-z])", (ROOT / "constraints-hashes.txt").read_text(encoding="utf-8"))[1:]
+    hashed = {block.split()[0].split(";")[0]: re.findall(r"--hash=sha256:[0-9a-f]{64}", block) for block in blocks}
+    assert hashed.keys() == pins, "run: make hashes"
+    assert all(hashed.values())
+
+
 def copy_of_the_tree(tree: Path) -> None:
     """A build leaves folders behind."""
     command = ["git", "-C", str(ROOT), "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
