@@ -19,6 +19,7 @@ from mmcompress.artifact import Artifact
 from mmcompress.errors import CorruptInputError, UsageError
 from mmcompress.foreign import foreign_code
 from mmcompress.manifest import TextProcessing
+from mmcompress.strictjson import is_unicode
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
@@ -32,7 +33,13 @@ def load_tokenizer(path: Path) -> Tokenizer:
 
 
 def tokenize(tokenizer: Tokenizer, texts: Sequence[str], processing: TextProcessing) -> NDArray[np.int32]:
-    """B texts -> (B, T) token ids: T is the context, longer texts lose their end but not the end token."""
+    """B texts -> (B, T) token ids: T is the context, longer texts lose their end but not the end token.
+
+    Raises CorruptInputError for a text that is none, a name of a folder in another encoding say.
+    """
+    if (broken := next((text for text in texts if not is_unicode(text)), None)) is not None:
+        hint = "rename the folder that it names, or mend the text"
+        raise CorruptInputError(f"the text {broken!r} has bytes that are no UTF-8", hint)
     tokenizer.enable_truncation(max_length=processing.context)
     tokenizer.enable_padding(length=processing.context, pad_id=processing.pad_token_id)
     tokens: NDArray[np.int32] = np.empty((len(texts), processing.context), dtype=np.int32)

@@ -26,7 +26,7 @@ from mmcompress.drafts import written_whole
 from mmcompress.errors import CorruptInputError, UsageError
 from mmcompress.lock import locked
 from mmcompress.manifest import Manifest
-from mmcompress.places import MANIFEST, check_apart, check_place, writing
+from mmcompress.places import MANIFEST, check_apart, check_name, check_place, writing
 from mmcompress.publish import drafted, swap_in, tidy
 
 SUFFIX = ".mmc"
@@ -46,6 +46,7 @@ def pack(folder: Path, out: Path) -> Manifest:
 
     Raises UsageError for a place that is not ours, CorruptInputError for an artifact that is damaged.
     """
+    check_name(out)
     with locked(out, reading=[folder]):
         artifact = Artifact.open(folder)
         _check_names(artifact.manifest, folder)

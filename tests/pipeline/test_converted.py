@@ -21,7 +21,7 @@ from mmcompress.data.preprocess import normalize
 from mmcompress.data.sentences import SENTENCES
 from mmcompress.huggingface import dual_encoder_from_checkpoint
 from mmcompress.measure.verdict import contest
-from mmcompress.pipeline.converted import name_of, names_of
+from mmcompress.pipeline.converted import graphs_to_use, name_of, names_of
 from mmcompress.pipeline.sources import parent_beside
 from mmcompress.places import CACHE
 from mmcompress.runtime.tokenize import load_tokenizer, tokenize
@@ -213,6 +213,19 @@ def test_what_learns_from_captions_refuses_photos(cli: Cli, tmp_path: Path, phot
     recipe.write_text('[student]\nsource = "vit-t8-64"\n[[stage]]\nrun = "train"\n')
     done = cli("train", recipe, "--set", f"data.train={photos}", "--out", tmp_path / "t")
     assert done.code == 2 and "photos without captions" in done.err and not (tmp_path / "t").exists()
+
+
+def test_what_lies_in_the_cache_is_called_as_its_source_is(
+    tmp_path: Path, teacher: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pages, rows and warnings call an artifact by its folder: a page's models were `teacher-f04223d7`."""
+    monkeypatch.setenv(CACHE, str(tmp_path / "cache"))
+    other = Path(shutil.copytree(teacher, tmp_path / "elsewhere" / "my clip"))
+    graphs, others = graphs_to_use(teacher), graphs_to_use(other)
+    assert graphs.path.name == others.path.name == name_of(teacher) == "my-clip"
+    assert graphs.path != others.path and graphs_to_use(str(teacher)).path == graphs.path
+    monkeypatch.chdir(graphs.path)
+    assert Artifact.open(Path()).path.name == "my-clip", "and one that is given as the folder one stands in"
 
 
 def test_commands_without_out_keep_what_they_convert_in_a_cache(

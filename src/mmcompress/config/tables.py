@@ -87,6 +87,11 @@ class StudentConfig(Config):
         """Whether the source is a hub id or a folder: no other name has a slash, or begins with a dot."""
         return "/" in self.source or self.source.startswith((".", "~"))
 
+    @property
+    def transformers(self) -> bool:
+        """Whether both towers are transformers with random weights."""
+        return self.source.startswith("vit-")
+
     @model_validator(mode="after")
     def _inherited_whole(self) -> Self:
         if self.source.startswith("inherit:"):

@@ -104,6 +104,8 @@ class TrainConfig(WatchedConfig):
     optimizer: OptimizerConfig = OptimizerConfig()
     growing: float = Field(default=0.0, ge=0, lt=1)
     """Share of the steps, the first ones, whose images grow from half of their side to the whole."""
+    deepening: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the steps, the first ones, that pass every second block of a ViT preset; the others begin as copies."""
     embed_dim: int = Field(default=256, ge=8)
     """Width of the shared space; a guide's own where there is one."""
     vocab: int = Field(default=8192, ge=300)
@@ -143,6 +145,7 @@ class TrainConfig(WatchedConfig):
             raise ValueError("there is nothing to train: student names a preset, towers two pretrained folders")
         if self.student is not None and self.towers is not None:
             raise ValueError("student and towers both say what is trained")
+        _check_deepening(self.deepening, self.student)
         if self.towers is not None:
             refuse_unused(self, ("vocab", "context"), "is of a trained tokenizer, and the text tower has its own")
         elif self.student is not None and self.student.tokenizer is not None:
@@ -186,6 +189,9 @@ class FinetuneConfig(TowersConfig):
     alpha: float | None = Field(default=None, ge=0, le=1)
     """How much of the fine-tuned weights there is in the result, the rest is the start; chosen on validation samples if
     not given."""
+    max_drop: float | None = Field(default=None, ge=0, le=1)
+    """What the original data's figure may lose, 0.01 a point of a hundred: of the mixes that lose no more the best on
+    validation samples is taken. If not given, the one with the largest sum of both figures."""
     augment: Augmentation = "photo"
     """How the images are varied in training."""
     views: int = Field(default=1_000_000, ge=1)
@@ -201,6 +207,10 @@ class FinetuneConfig(TowersConfig):
             refuse_unused(self.data, ("labels", "templates"), "is of classes, and by is captions")
         if self.by == "labels" and self.text == "train":
             raise ValueError("by = labels keeps the text tower, whose prompts are the classifier, and text is train")
+        if self.max_drop is not None and self.data.original is None:
+            raise ValueError("max_drop is of what the original data's figure loses, and data.original is not given")
+        if self.max_drop is not None and self.alpha is not None:
+            raise ValueError("alpha and max_drop exclude each other: either is how much is taken of what was learned")
         return self
 
 
@@ -214,6 +224,8 @@ class DistillConfig(WatchedConfig):
     """How it is trained."""
     growing: float = Field(default=0.67, ge=0, lt=1)
     """Share of the steps, the first ones, whose images grow from half of their side to the whole."""
+    deepening: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the steps, the first ones, that pass every second block of a ViT preset; the others begin as copies."""
     cosine: float = Field(default=16.0, ge=0)
     """Weight of 1 - cosine between the student's and the teacher's embeddings, both towers."""
     relational: float = Field(default=1.0, ge=0)
@@ -253,6 +265,7 @@ class DistillConfig(WatchedConfig):
 
     @model_validator(mode="after")
     def _relations_weigh(self) -> Self:
+        _check_deepening(self.deepening, self.student)
         if not self.relational:
             refuse_unused(self, ("temperature", "anchors"), "is of the relations, whose weight is 0")
         if not (self.cosine or self.relational or self.compares_batch):
@@ -264,3 +277,12 @@ class DistillConfig(WatchedConfig):
         if self.projects and not (self.affinity or self.contrastive):
             raise ValueError("what is projected is held in its own space by affinity or contrastive, and both are 0")
         return self
+
+
+def _check_deepening(deepening: float, student: StudentConfig | None) -> None:
+    """Raise ValueError for blocks that are not alike, or hold more than random weights."""
+    if deepening and not (student is not None and student.transformers):
+        given = "nothing" if student is None else repr(student.source)
+        raise ValueError(
+            f"deepening is of ViT presets, vit-s16 say, that begin with random weights; student is {given}"
+        )

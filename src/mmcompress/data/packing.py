@@ -19,6 +19,7 @@ from mmcompress.data.loose import loose_samples
 from mmcompress.data.tally import Tally
 from mmcompress.data.writing import A_SHARD, ShardWriter
 from mmcompress.datakeys import KNOWN, keys_of
+from mmcompress.home import expanded
 from mmcompress.lock import locked
 from mmcompress.manifest import Kind, hash_json
 from mmcompress.places import MANIFEST, check_place, writing
@@ -39,7 +40,7 @@ def pack(source: str | Path, out: Path, a_shard: int = A_SHARD, max_bad_fraction
     Raises CorruptInputError where more than the fraction is damaged or nothing is good, and what `loose_samples` does.
     """
     keys, plain = keys_of(str(source))
-    source = Path(plain).expanduser()
+    source = expanded(plain)
     read = source if source.is_dir() else source.parent / source.name
     tally = Tally(str(source), max_bad_fraction, option="--max-bad-fraction")
     config = {"source": source.name} if keys == KNOWN else {"source": source.name, "keys": asdict(keys)}

@@ -24,6 +24,7 @@ from mmcompress.data.remote import CACHED, check_scheme
 from mmcompress.datakeys import Keys, keys_of
 from mmcompress.digests import sha256_of
 from mmcompress.errors import CorruptInputError, UsageError
+from mmcompress.home import expanded
 from mmcompress.manifest import hash_json
 from mmcompress.packaged import packaged
 
@@ -134,7 +135,7 @@ def expand(spec: str) -> list[str]:
     if not spec:
         raise UsageError("the data specification is empty", ACCEPTED)
     try:
-        pattern = str(packaged(spec)) if spec.startswith("demo:") else str(Path(spec).expanduser())
+        pattern = str(packaged(spec)) if spec.startswith("demo:") else str(expanded(spec))
         if Path(pattern).exists():
             places = _place(Path(pattern))
         else:
@@ -282,10 +283,10 @@ def fingerprint(spec: str) -> str:
     if is_stream(spec):
         return hash_json(["text", spec.removeprefix(CACHED)])
     if match := re.fullmatch(r"(.+\.py):(\w+)", spec):
-        file, function = Path(match[1]).expanduser(), match[2]
+        file, function = expanded(match[1]), match[2]
         if file.is_file():
             return hash_json(["function", function, _identity(file)])
-    path = packaged(spec) if spec.startswith("demo:") else Path(spec).expanduser()
+    path = packaged(spec) if spec.startswith("demo:") else expanded(spec)
     if path.is_dir() and not _test_shards(path):
         return _of_files(_content(path))
     if path.exists() or spec.startswith("demo:") or "{" in spec or glob.has_magic(spec):

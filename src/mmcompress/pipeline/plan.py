@@ -15,6 +15,7 @@ from mmcompress.data.batches import check_readable
 from mmcompress.data.layout import read_labels, read_templates
 from mmcompress.data.spec import STDIN, bare, expand, is_photos, is_stream
 from mmcompress.errors import UsageError, suggestion
+from mmcompress.home import expanded
 from mmcompress.manifest import Kind
 from mmcompress.pipeline.recipe import DATA_FIELDS, Recipe, StageTable, stage_config
 from mmcompress.places import check_place
@@ -130,7 +131,7 @@ def local_inputs(built: StageConfig) -> list[Path]:
         if spec is not None and is_stream(spec):
             expand(spec)  # refuses what this machine cannot read
         elif spec is not None:
-            whole = Path(bare(spec)).expanduser()
+            whole = expanded(bare(spec))
             if whole.is_dir() and is_photos(spec):
                 inputs.append(whole)
                 continue
@@ -138,8 +139,8 @@ def local_inputs(built: StageConfig) -> list[Path]:
             inputs += [*places, *({place.parent for place in places if place.is_dir()})]
     towers = getattr(built, "towers", None)
     for source in (towers.image, towers.text) if isinstance(towers, PairConfig) else ():
-        if (folder := Path(source).expanduser()).exists():
+        if (folder := expanded(source)).exists():
             inputs.append(folder)
-    if isinstance(teacher, TeacherConfig) and (folder := Path(teacher.source).expanduser()).exists():
+    if isinstance(teacher, TeacherConfig) and (folder := expanded(teacher.source)).exists():
         inputs.append(folder)
     return inputs
