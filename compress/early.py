@@ -50,7 +50,7 @@ from mmcompress.convblocks import AttentionBlock
 from mmcompress.convnet import ConvConfig
 from mmcompress.data.batches import count_up_to
 from mmcompress.data.layout import read_sentences
-from mmcompress.data.spec import STDIN, is_photos, is_stream, part_of
+from mmcompress.data.spec import STDIN, bare, is_photos, is_stream
 from mmcompress.errors import UsageError
 from mmcompress.export.pixels import image_processing
 from mmcompress.export.texts import save_text_processing
@@ -152,7 +152,7 @@ def _check_student(config: DistillConfig, student: StudentConfig) -> None:
     image_processing(folder, config.teacher.trust_remote_code)
     if share is not None:
         inherited_config(config_from_hugging_face(folder), share)
-        if student.fit and config.data.train is not None and part_of(config.data.train)[1] == STDIN:
+        if student.fit and config.data.train is not None and bare(config.data.train) == STDIN:
             raise UsageError(
                 "a student that inherits is fitted on samples before it is trained, and '-' can be read once only",
                 "give a file or pipe:COMMAND, or leave the fit out: --student-fit 0",

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
+from mmcompress.drafts import written_whole
 from mmcompress.errors import UsageError
 from mmcompress.measure.explain.explain import Explanation
 from mmcompress.measure.explain.heat import lit
@@ -63,13 +64,8 @@ def save(picture: Image.Image, text: str, out: Path) -> None:
     about = PngImagePlugin.PngInfo()
     about.add_text("Software", _MADE_BY)
     about.add_itxt("Description", text)
-    draft = out.with_name(f".{out.name}.tmp")
-    with writing(out):
-        try:
-            picture.save(draft, "PNG", pnginfo=about)
-            draft.replace(out)
-        finally:
-            draft.unlink(missing_ok=True)
+    with writing(out), written_whole(out) as stream:
+        picture.save(stream, "PNG", pnginfo=about)
 
 
 def _maker(path: Path) -> object:

@@ -14,8 +14,12 @@ from pathlib import Path
 from mmcompress.config import DataConfig, PairConfig, StageConfig, TeacherConfig
 from mmcompress.data.batches import check_readable
 from mmcompress.data.layout import read_labels, read_templates
+<<<<<<< HEAD
 from mmcompress.data.loose import caption_beside
 from mmcompress.data.spec import STDIN, expand, is_photos, is_stream, part_of
+=======
+from mmcompress.data.spec import STDIN, bare, expand, is_photos, is_stream
+>>>>>>> aa3cf93ed511c59920f65c73474a17a6a606d118
 from mmcompress.errors import UsageError, suggestion
 from mmcompress.home import expanded
 from mmcompress.manifest import Kind
@@ -99,7 +103,7 @@ def check_use(built: StageConfig, stage: Stage, roles: Collection[str], where: s
         spec = getattr(data, name)
         if spec is None:
             continue
-        if part_of(spec)[1] == STDIN and stage.name not in _READ_ONCE:
+        if bare(spec) == STDIN and stage.name not in _READ_ONCE:
             raise UsageError(
                 f"{where}: {stage.name} reads its data more than once, and stdin can be read once",
                 "save it to a file, or give a command that can run again: 'pipe:cat FILE'",
@@ -152,7 +156,7 @@ def local_inputs(built: StageConfig) -> list[Path]:
         if spec is not None and is_stream(spec):
             expand(spec)  # refuses what this machine cannot read
         elif spec is not None:
-            whole = expanded(part_of(spec)[1])
+            whole = expanded(bare(spec))
             if whole.is_dir() and is_photos(spec):
                 inputs.append(whole)
                 continue
