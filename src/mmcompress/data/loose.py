@@ -20,13 +20,8 @@ from mmcompress.data.parquet import SUFFIX, columns, has_bytes, parquet_tables, 
 from mmcompress.data.parsing import Meaning, different, sample_of, writable
 from mmcompress.data.reading import stored_image
 from mmcompress.data.sample import Sample
-<<<<<<< HEAD
-from mmcompress.data.shards import Member, largest
-from mmcompress.data.spec import IMAGE_SUFFIXES, SHARD_SUFFIXES, TABLE, expand
-=======
 from mmcompress.data.shards import TEXT_BYTES, Member, largest
-from mmcompress.data.spec import IMAGE_SUFFIXES, SHARD_SUFFIXES, TABLE
->>>>>>> aa3cf93ed511c59920f65c73474a17a6a606d118
+from mmcompress.data.spec import IMAGE_SUFFIXES, SHARD_SUFFIXES, TABLE, expand
 from mmcompress.data.tally import Tally
 from mmcompress.datakeys import KNOWN, Keys
 from mmcompress.errors import CorruptInputError, UsageError
