@@ -34,11 +34,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from mmcompress.architecture import DualEncoderConfig, TextConfig
 from mmcompress.errors import MMCompressError, UsageError
 from mmcompress.export.graph import Numerics
-<<<<<<< HEAD
-from mmcompress.export.texts import text_processing_of
-=======
 from mmcompress.export.reference import random_inputs
->>>>>>> c3efc95430fcfed6423dc8a1af7bf4650f2ecaaf
+from mmcompress.export.texts import text_processing_of
 from mmcompress.export.towers import image_graph, text_graph
 from mmcompress.families import CLASSES, config_from_hugging_face
 from mmcompress.huggingface import dual_encoder_from_hugging_face, save_checkpoint, with_tokenizer

@@ -14,12 +14,8 @@ from pathlib import Path
 from mmcompress.config import DataConfig, PairConfig, StageConfig, TeacherConfig
 from mmcompress.data.batches import check_readable
 from mmcompress.data.layout import read_labels, read_templates
-<<<<<<< HEAD
 from mmcompress.data.loose import caption_beside
-from mmcompress.data.spec import STDIN, expand, is_photos, is_stream, part_of
-=======
-from mmcompress.data.spec import STDIN, bare, expand, is_photos, is_stream
->>>>>>> aa3cf93ed511c59920f65c73474a17a6a606d118
+from mmcompress.data.spec import STDIN, bare, expand, is_photos, is_stream, part_of
 from mmcompress.errors import UsageError, suggestion
 from mmcompress.home import expanded
 from mmcompress.manifest import Kind
