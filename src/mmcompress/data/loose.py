@@ -21,9 +21,9 @@ from mmcompress.data.parsing import Meaning, different, sample_of, writable
 from mmcompress.data.reading import stored_image
 from mmcompress.data.sample import Sample
 from mmcompress.data.shards import TEXT_BYTES, Member, largest
-from mmcompress.data.spec import IMAGE_SUFFIXES, SHARD_SUFFIXES, TABLE, expand
+from mmcompress.data.spec import IMAGE_SUFFIXES, SHARD_SUFFIXES, TABLE, expand, part_of
 from mmcompress.data.tally import Tally
-from mmcompress.datakeys import KNOWN, Keys
+from mmcompress.datakeys import KNOWN, Keys, keys_of
 from mmcompress.errors import CorruptInputError, UsageError
 
 IMAGE_COLUMNS, CAPTION_COLUMNS = ("image", "path", "filepath"), ("caption", "text", "title")
@@ -143,8 +143,9 @@ def _texts_beside(stem: str, keys: Keys) -> dict[str, Path]:
 
 def caption_beside(spec: str) -> Path | None:
     """A caption that lies beside one of the first photos of a folder, which nothing but `data pack` reads."""
+    keys, _ = keys_of(part_of(spec)[1])
     stems = (str(Path(place).with_suffix("")) for place in itertools.islice(expand(spec), _LOOKED_AT))
-    return next((path for stem in stems for path in _texts_beside(stem).values()), None)
+    return next((path for stem in stems for path in _texts_beside(stem, keys).values()), None)
 
 
 def _of_class(folder: Path, inside: Path) -> Sample:
