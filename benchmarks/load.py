@@ -14,8 +14,8 @@ import argparse
 import gc
 import sys
 import tempfile
-import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import cast
 
@@ -59,20 +59,15 @@ def called(session: Session, batches: list[np.ndarray], calls: int) -> None:
 def in_threads(session: Session, batches: list[np.ndarray], calls: int) -> bool:
     """Whether threads that share a session get what one gets."""
     expected = [session.run({"rows": rows})["embedding"].copy() for rows in batches]
-    wrong: list[int] = []
 
-    def work(first: int) -> None:
-        for number in range(first, calls, THREADS):
-            found = session.run({"rows": batches[number % len(batches)]})["embedding"]
-            if not np.array_equal(found, expected[number % len(batches)]):
-                wrong.append(number)
+    def same(first: int) -> bool:
+        return all(
+            np.array_equal(session.run({"rows": batches[n % len(batches)]})["embedding"], expected[n % len(batches)])
+            for n in range(first, calls, THREADS)
+        )
 
-    threads = [threading.Thread(target=work, args=(first,)) for first in range(THREADS)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return not wrong
+    with ThreadPoolExecutor(THREADS) as pool:
+        return all(pool.map(same, range(THREADS)))
 
 
 def main() -> int:
