@@ -16,7 +16,7 @@ from typing import Any
 from mmcompress.data.imagefile import image_size
 from mmcompress.data.sample import Sample
 from mmcompress.data.shards import SUFFIXES, TEXT_BYTES, BrokenShardError, Member, largest, members
-from mmcompress.data.spec import CLASSNAMES, IMAGE_SUFFIXES
+from mmcompress.data.spec import CLASSNAMES, IMAGE_SUFFIXES, is_stream
 from mmcompress.datakeys import KNOWN, Keys
 
 _LISTED = 8
@@ -45,7 +45,7 @@ class Damage:
     """Of the sample; None for the rest of the shard."""
     reason: str
     may_pass: bool = False
-    """Whether it is of the system that reads, and not of what is read."""
+    """Whether it is of the system that reads, and not of what is read; a stream that brings nothing may be either."""
 
 
 def parsed(shard: str, prefix: str, meaning: Meaning) -> Iterator[tuple[Sample, int] | Damage]:
@@ -70,7 +70,7 @@ def parsed(shard: str, prefix: str, meaning: Meaning) -> Iterator[tuple[Sample, 
                 found = Damage(key, str(error))
             yield found
     except BrokenShardError as error:
-        may_pass = isinstance(error.__cause__, OSError)
+        may_pass = isinstance(error.__cause__, OSError) or (is_stream(shard) and not keys)
         yield Damage(None, f"the shard breaks after {len(keys)} samples: {error}", may_pass)
 
 

@@ -81,13 +81,13 @@ def _of_shard(place: str, name: str, keys: Keys, tally: Tally) -> Iterator[Liste
     try:
         place = at_hand(place)
     except UnreachableError as error:
-        tally.add_bad(place, f"the shard cannot be fetched: {error}")
+        tally.add_bad(place, f"the shard cannot be fetched: {error}", may_pass=True)
         return
     shard = indexed_shard(place, name, keys)
     indexed = shard is not None and shard.index.seekable
     for found in references(shard) if shard is not None and indexed else _unindexed(place, name, keys):
         if isinstance(found, Damage):
-            tally.add_bad(place if found.key is None else f"{place}: {found.key}", found.reason)
+            tally.add_bad(place if found.key is None else f"{place}: {found.key}", found.reason, found.may_pass)
             continue
         tally.good += 1
         yield found

@@ -72,16 +72,15 @@ def digest_of(section: Section, spec: str) -> str:
 def counts(spec: str, of: Sequence[Section], max_bad_fraction: float) -> list[int]:
     """How many samples each section lists. Shards are counted by their indices, of other data everything is read.
 
-    Raises what `batches.read` raises.
+    Raises what `batches.read` raises, and CorruptInputError where a shard cannot be read now and may be later.
     """
-    tally = Tally(spec, max_bad_fraction, announce=False)
+    tally = Tally(spec, max_bad_fraction, keeps=True)
     numbers = [sum(1 for _ in section.listed(tally)) for section in track(of, "listing", len(of))]
     tally.finish()
     return numbers
 
 
 def decoded_chunks(
-    spec: str,
     of: Sequence[Section],
     wanted: Mapping[int, Collection[int]],
     preprocessing: Preprocessing,
@@ -89,20 +88,21 @@ def decoded_chunks(
     batch: int,
     a_chunk: int,
     workers: int,
-    max_bad_fraction: float,
+    tally: Tally,
     shown: Shown = PLAIN,
 ) -> Iterator[tuple[tuple[int, int], Batch | None]]:
     """The batches of chunks in order, each with (section, chunk); None for one of which no image can be decoded.
 
     A chunk has `a_chunk` batches, the last one of a section the rest. `wanted` has the numbers of chunks by the number
-    of their section; of other sections nothing is read. `shown` says which views of a photo a batch has.
+    of their section; of other sections nothing is read. `shown` says which views of a photo a batch has. `tally`
+    has all that is listed as good; what cannot be decoded goes from there to the bad.
     """
-    tally = Tally(spec, max_bad_fraction)
+    listing = Tally("", 1.0, announce=False, keeps=True)  # by `counts` it was judged and told
     ahead: deque[tuple[int, int]] = deque()
 
     def groups() -> Iterator[tuple[int, list[Listed]]]:
         for at in sorted(wanted):
-            stream = of[at].listed(tally)
+            stream = of[at].listed(listing)
             for number in itertools.count():
                 if not (group := list(itertools.islice(stream, batch))):
                     break

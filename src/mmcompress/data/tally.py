@@ -19,7 +19,9 @@ from mmcompress.progress import console
 
 EARLY = 1000
 """Items after which too many bad ones stop the work without waiting for the end of the data."""
-_NAMED, _REASONS = 3, 50
+NAMED = 3
+"""Bad items that are told by name."""
+_REASONS = 50
 _OTHERS = "others"
 _LAYOUT = (
     "a sample of a shard is KEY.jpg (jpeg, png, webp) and KEY.txt, or KEY.json with caption; "
@@ -44,21 +46,28 @@ class Tally:
     announce: bool = True
     option: str = "data.max_bad_fraction"
     """What allows more."""
+    keeps: bool = False
+    """Whether what is made of the data is kept, so that damage which may pass is an error."""
     good: int = 0
     bad: int = 0
     first: list[str] = field(default_factory=list)
     reasons: Counter[str] = field(default_factory=Counter)
     """How many items each reason was given for; some reasons have figures in them, so what comes late is `others`."""
 
-    def add_bad(self, name: str, reason: str) -> None:
+    def add_bad(self, name: str, reason: str, may_pass: bool = False) -> None:
+        """CorruptInputError where they are too many, or where it may pass and what is made would lack it for good."""
         line = printable(f"{name}: {reason}")
+        if may_pass and self.keeps:
+            raise CorruptInputError(
+                line, "what is made is kept, and would lack it for good: try again when it can be read, or leave it out"
+            )
         if self.log is not None:
             self.log.parent.mkdir(parents=True, exist_ok=True)
             with self.log.open("a" if self.bad else "w", encoding="utf-8") as stream:
                 stream.write(line + "\n")
         self.bad += 1
         self.reasons[reason if reason in self.reasons or len(self.reasons) < _REASONS else _OTHERS] += 1
-        if self.bad <= _NAMED:
+        if self.bad <= NAMED:
             self.first.append(line)
         if self.good + self.bad >= EARLY:
             self.check_so_far()
