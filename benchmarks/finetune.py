@@ -40,6 +40,7 @@ GIVEN = {
     "optimizer.epochs": 8,
     "optimizer.lr": 1e-3,
 }
+LIMITS = (0.01, 0.005)
 Figures = dict[str, float]
 
 
@@ -62,16 +63,18 @@ def main() -> None:
     print("| model | alpha | vendor R@10 | change | others R@10 | change |")
     print("|---|--:|--:|--:|--:|--:|")
     print(f"| start | 0 | {100 * start['vendor']:.1f} | | {100 * start['others']:.1f} | |", flush=True)
-    found: dict[str, list[tuple[float, Figures]]] = {"fine-tuned": [], "interpolated": []}
+    found: dict[str, list[tuple[float, Figures]]] = {}
     with tempfile.TemporaryDirectory() as work:
         for seed in range(options.seeds):
             made = standalone.finetune(options.student, Path(work) / str(seed), {**GIVEN, "seed": seed})
             last = dict(dual_encoder_from_checkpoint(made.path, made.model).named_parameters())
             points = line(lambda alpha: interpolate(now, first, last, alpha), validation, original)  # noqa: B023
-            for way, alpha in (("fine-tuned", 1.0), ("interpolated", chosen(points).alpha)):
+            ways = {"fine-tuned": 1.0, "interpolated": chosen(points).alpha}
+            ways |= {f"--max-drop {limit}": chosen(points, limit).alpha for limit in LIMITS}
+            for way, alpha in ways.items():
                 interpolate(now, first, last, alpha)
                 figures = {where: measure() for where, measure in measured.items()}
-                found[way].append((alpha, figures))
+                found.setdefault(way, []).append((alpha, figures))
                 print(row(f"{way}, seed {seed}", f"{alpha:g}", start, [figures]), flush=True)
     for way, some in found.items():
         alpha = f"{fmean(alpha for alpha, _ in some):.2f}"

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import get_args
 
 import torch
-from objectives import DATA, PHOTOS, TRAINED, Scorer, model_of, prepared
+from training import DATA, PHOTOS, TRAINED, Scorer, model_of, prepared
 
 from mmcompress.architecture import ImageConfig
 from mmcompress.artifact import Artifact

@@ -21,8 +21,8 @@ import time
 from pathlib import Path
 
 import torch
-from objectives import Scorer, model_of, prepared
 from torch import Tensor
+from training import Scorer, model_of, prepared
 
 from mmcompress.compress.train.mobilenetv4 import mobilenetv4
 from mmcompress.convtower import ConvTower, initialize_convolutions

@@ -20,17 +20,16 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
-import statistics
 import tempfile
 import time
 from pathlib import Path
 
 import torch
-from objectives import OBJECTIVES, TRAINED, DrawnScorer, _lines, model_of, opened, prepared
+from objectives import OBJECTIVES
 from selection import BATCH, GROWING, SCALE, SCHEDULE, endless
 from torch import Tensor, nn
 from torch.nn import functional as F
+from training import DRAWN_SCORES, MEAN, TRAINED, DrawnScorer, Runs, model_of, prepared, pruned
 
 from mmcompress.artifact import Artifact
 from mmcompress.compress.products import fast_products
@@ -42,7 +41,6 @@ from mmcompress.compress.train.pairs import training_pairs
 from mmcompress.config import DataConfig, OptimizerConfig
 from mmcompress.distributed import world
 from mmcompress.model import DualEncoder
-from mmcompress.pipeline import standalone
 
 WAYS = ("learned", "fixed", "cut", "whole")
 
@@ -116,22 +114,6 @@ def trained(start: Artifact, cached: Embeddings, way: str, axes: Tensor, seed: i
     return student.eval(), steps
 
 
-def table(path: Path) -> None:
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
-    print("\n| way | D | steps | R@10 | by seed | flips | by seed | R@10, drawn | flips, drawn | by seed |")
-    print("|---|--:|--:|--:|---|--:|---|--:|--:|---|")
-    for way, dims in sorted({(row["way"], row["dims"]) for row in rows}):
-        found = [row for row in rows if (row["way"], row["dims"]) == (way, dims)]
-        found.sort(key=lambda row: row["seed"])
-        mean = {key: statistics.mean(row[key] for row in found) for key in found[0] if key != "way"}
-        seeds = {key: " ".join(f"{100 * row[key]:.1f}" for row in found) for key in ("r10", "flips", "drawn flips")}
-        print(
-            f"| {way} | {dims} | {mean['steps']:.0f} | {100 * mean['r10']:.1f} | {seeds['r10']} |"
-            f" {100 * mean['flips']:.1f} | {seeds['flips']} | {100 * mean['drawn r10']:.1f} |"
-            f" {100 * mean['drawn flips']:.1f} | {seeds['drawn flips']} |"
-        )
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
@@ -144,32 +126,23 @@ def main() -> None:
         work: Path = asked.work or Path(temporary)
         work.mkdir(parents=True, exist_ok=True)
         teacher, embeddings = prepared(work, "drawings", 4)
-        cut = {"target_macs": 0.25, "towers": ["image"]}
-        start = opened(
-            work / "start-drawings-0.25-keep",
-            lambda path: standalone.prune(teacher.path, path, cut, embeddings=embeddings.path),
-        )
-        results, cached = work / f"narrow-{asked.seconds:.0f}.jsonl", load_embeddings(embeddings)
-        anchors, done = (
-            cached.anchors(4096, torch.device("cpu")),
-            {(row["way"], row["dims"], row["seed"]) for row in map(json.loads, _lines(results))},
-        )
+        start = pruned(work, teacher, embeddings)
+        cached = load_embeddings(embeddings)
+        anchors = cached.anchors(4096, torch.device("cpu"))
+        runs = Runs(work / f"narrow-{asked.seconds:.0f}.jsonl", "way", "dims", "seed")
         wide = DrawnScorer(teacher, "drawings")
         axes = axes_of(anchors, asked.dims)
         print("the teacher on these axes", on_axes(wide, axes).both(Onto(model_of(teacher), axes)), flush=True)
         for seed in asked.seeds:
             for way in asked.ways:
                 dims = anchors[0].shape[1] if way == "whole" else asked.dims
-                if (way, dims, seed) in done:
+                if (way, dims, seed) in runs:
                     continue
                 axes = axes_of(anchors, dims)
                 scorer = on_axes(wide, axes)
                 student, steps = trained(start, cached, way, axes, seed, asked.seconds)
-                row = {"way": way, "dims": dims, "seed": seed, "steps": steps, **scorer.both(student)}
-                with results.open("a") as stream:
-                    stream.write(json.dumps(row) + "\n")
-                print(row, flush=True)
-        table(results)
+                runs.add({"way": way, "dims": dims, "seed": seed, "steps": steps, **scorer.both(student)})
+        runs.table([("steps", "steps", MEAN), *DRAWN_SCORES])
 
 
 def on_axes(scorer: DrawnScorer, axes: Tensor) -> DrawnScorer:

@@ -47,8 +47,8 @@ def embeddings(path: Path) -> None:
 def measure(vectors: int, base: Path) -> dict[str, Any]:
     import numpy as np
 
-    from mmcompress.runtime import neighbours
     from mmcompress.runtime.neighbours import Graph
+    from mmcompress.runtime.recall import walk_for
 
     held = np.load(base)
     turn = np.linalg.qr(np.random.default_rng(0).standard_normal((WIDTH, WIDTH)))[0].astype(np.float32)
@@ -91,23 +91,29 @@ def measure(vectors: int, base: Path) -> dict[str, Any]:
     few = queries["images"][:100]
     exact(few[:1])
     found["exact_ms"], found["exact_of_100_ms"] = (1e3 * seconds(exact, few, step) for step in (1, 100))
-    for ef in EFS:
-        neighbours.candidates = lambda _, ef=ef: ef
+    began = time.process_time()
+    walk = walk_for(graph)
+    found["chosen"] = {"ef": walk.candidates, "sample": walk.recall_at_10, "took_s": time.process_time() - began}
+    for ef in dict.fromkeys((*EFS, walk.candidates)):
         row: dict[str, Any] = {"ef": ef}
         for side, asked in queries.items():
-            took = [seconds(lambda q: graph.nearest(q, TOP), asked, 1) for _ in range(3)]
-            answers, _ = graph.nearest(asked, TOP)
+            took = [seconds(lambda q, ef=ef: graph.nearest(q, TOP, None, ef), asked, 1) for _ in range(3)]
+            answers, _ = graph.nearest(asked, TOP, None, ef)
             shared = [len(set(a) & set(b)) for a, b in zip(answers.tolist(), best[side].tolist(), strict=True)]
             row[side] = {"ms": 1e3 * float(np.median(took)), "recall": float(np.mean(shared)) / TOP}
         row["exact_again_ms"] = 1e3 * seconds(exact, few, 1)
         found["efs"].append(row)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "graph"
-        graph.write(path)
+        graph.write(path, nodes_beside(path))
         found["file_mb"] = path.stat().st_size / 1e6
         read = [sys.executable, __file__, "--read", str(path), str(vectors)]
         found["memory_mb"] = json.loads(subprocess.run(read, check=True, capture_output=True, text=True).stdout)
     return found
+
+
+def nodes_beside(path: Path) -> Path:
+    return path.with_suffix(".npy")
 
 
 def memory_mb(path: Path, vectors: int) -> float:
@@ -118,7 +124,7 @@ def memory_mb(path: Path, vectors: int) -> float:
 
     faiss_module()
     before = psutil.Process().memory_info().rss
-    graph = Graph.read(path, WIDTH, vectors)
+    graph = Graph.read(path, nodes_beside(path), WIDTH, vectors)
     return (psutil.Process().memory_info().rss - before) / 1e6 if len(graph) else 0.0
 
 
@@ -170,6 +176,14 @@ def table(rows: list[dict[str, Any]]) -> str:
                 f" {at['exact_again_ms'] / images['ms']:.1f} | {images['recall']:.4f} | {texts['ms']:.3f} |"
                 f" {texts['recall']:.4f} |"
             )
+    lines += [
+        "",
+        "| vectors | trying walks, s | ef chosen, 0: all looked at | recall@10 of its sample |",
+        "|--:" * 4 + "|",
+    ]
+    for row in rows:
+        chosen = row["chosen"]
+        lines.append(f"| {row['vectors']:,} | {chosen['took_s']:.2f} | {chosen['ef']} | {chosen['sample']:.4f} |")
     return "\n".join(lines)
 
 

@@ -22,8 +22,6 @@ runs are kept, and a table of all that are there is printed.
 from __future__ import annotations
 
 import argparse
-import json
-import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -31,8 +29,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from objectives import OBJECTIVES, TRAINED, DrawnScorer, _lines, model_of, opened, prepared
+from objectives import OBJECTIVES
 from torch import Tensor
+from training import DRAWN_SCORES, MEAN, TRAINED, DrawnScorer, Runs, model_of, prepared, pruned
 
 from mmcompress.artifact import Artifact
 from mmcompress.compress.products import fast_products
@@ -44,7 +43,6 @@ from mmcompress.compress.train.pairs import TrainingBatch, training_pairs
 from mmcompress.config import DataConfig, OptimizerConfig
 from mmcompress.distributed import world
 from mmcompress.model import DualEncoder
-from mmcompress.pipeline import standalone
 
 WAYS = ("every", "hardest", "remembered", "uncertain", "certain")
 BATCH, SUPER, GROWING, SCHEDULE = 64, 128, 0.67, 10_000
@@ -136,23 +134,6 @@ def endless(stream: Callable[[int, int], Iterator[TrainingBatch]]) -> Iterator[T
         epoch += 1
 
 
-def table(path: Path) -> None:
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
-    print("\n| taken | steps | R@10 | by seed | flips | by seed | R@10, drawn | flips, drawn | by seed |")
-    print("|---|--:|--:|---|--:|---|--:|--:|---|")
-    for way in WAYS:
-        found = sorted((row for row in rows if row["way"] == way), key=lambda row: row["seed"])
-        if not found:
-            continue
-        mean = {key: statistics.mean(row[key] for row in found) for key in found[0] if key != "way"}
-        seeds = {key: " ".join(f"{100 * row[key]:.1f}" for row in found) for key in ("r10", "flips", "drawn flips")}
-        print(
-            f"| {way} | {mean['steps']:.0f} | {100 * mean['r10']:.1f} | {seeds['r10']} | {100 * mean['flips']:.1f} |"
-            f" {seeds['flips']} | {100 * mean['drawn r10']:.1f} | {100 * mean['drawn flips']:.1f} |"
-            f" {seeds['drawn flips']} |"
-        )
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
@@ -164,23 +145,18 @@ def main() -> None:
         work: Path = asked.work or Path(temporary)
         work.mkdir(parents=True, exist_ok=True)
         teacher, embeddings = prepared(work, "drawings", 4)
-        cut = {"target_macs": 0.25, "towers": ["image"]}
-        start = opened(
-            work / "start-drawings-0.25-keep",
-            lambda path: standalone.prune(teacher.path, path, cut, embeddings=embeddings.path),
+        start = pruned(work, teacher, embeddings)
+        scorer, runs = (
+            DrawnScorer(teacher, "drawings"),
+            Runs(work / f"selection-{asked.seconds:.0f}.jsonl", "way", "seed"),
         )
-        scorer, results = DrawnScorer(teacher, "drawings"), work / f"selection-{asked.seconds:.0f}.jsonl"
-        done = {(row["way"], row["seed"]) for row in map(json.loads, _lines(results))}
         for seed in asked.seeds:
             for way in asked.ways:
-                if (way, seed) in done:
+                if (way, seed) in runs:
                     continue
                 model, steps = trained(start, load_embeddings(embeddings), way, seed, asked.seconds)
-                row = {"way": way, "seed": seed, "steps": steps, **scorer.both(model)}
-                with results.open("a") as stream:
-                    stream.write(json.dumps(row) + "\n")
-                print(row, flush=True)
-        table(results)
+                runs.add({"way": way, "seed": seed, "steps": steps, **scorer.both(model)})
+        runs.table([("steps", "steps", MEAN), *DRAWN_SCORES])
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import statistics
 import time
 from pathlib import Path
 
-from objectives import Scorer, model_of, prepared
+from training import Scorer, model_of, prepared
 
 from mmcompress.compress.sizing.candidates import Candidate, tower_of
 from mmcompress.compress.sizing.costs import measured_costs, timed

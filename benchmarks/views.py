@@ -12,13 +12,11 @@ has seen any. With `--work` runs are kept, and a table of all that are there is 
 from __future__ import annotations
 
 import argparse
-import json
-import statistics
 import tempfile
 import time
 from pathlib import Path
 
-from objectives import DATA, TEACHER, TRAINED, DrawnScorer, _lines, model_of, opened, prepared
+from training import DATA, DRAWN_SCORES, MEAN, TEACHER, TRAINED, DrawnScorer, Runs, model_of, opened, prepared, pruned
 
 from mmcompress.artifact import Artifact
 from mmcompress.compress.train.embeddings import load_embeddings
@@ -37,25 +35,6 @@ def embedded(work: Path, part: int, views: int) -> Artifact:
     return opened(work / f"views-{part}-{views}", lambda path: standalone.embed(path, given))
 
 
-def table(path: Path) -> None:
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
-    print(
-        "\n| images | views | seeds | CPU-s a run | R@10 | by seed | flips | by seed | R@10, drawn | flips, drawn |"
-        " by seed |"
-    )
-    print("|--:|--:|--:|--:|--:|---|--:|---|--:|--:|---|")
-    for images, views in sorted({(row["images"], row["views"]) for row in rows}):
-        found = [row for row in rows if (row["images"], row["views"]) == (images, views)]
-        found.sort(key=lambda row: row["seed"])
-        mean = {key: statistics.mean(row[key] for row in found) for key in found[0]}
-        seeds = {key: " ".join(f"{100 * row[key]:.1f}" for row in found) for key in ("r10", "flips", "drawn flips")}
-        print(
-            f"| {images} | {views} | {len(found)} | {mean['cpu']:.0f} | {100 * mean['r10']:.1f} | {seeds['r10']} |"
-            f" {100 * mean['flips']:.1f} | {seeds['flips']} | {100 * mean['drawn r10']:.1f} |"
-            f" {100 * mean['drawn flips']:.1f} | {seeds['drawn flips']} |"
-        )
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--views", type=int, nargs="+", default=[1, 4, 8])
@@ -68,17 +47,15 @@ def main() -> None:
         work: Path = asked.work or Path(temporary)
         work.mkdir(parents=True, exist_ok=True)
         teacher, embeddings = prepared(work, "drawings", 4)
-        cut = {"target_macs": 0.25, "towers": ["image"]}
-        start = opened(
-            work / "start-drawings-0.25-keep",
-            lambda path: standalone.prune(teacher.path, path, cut, embeddings=embeddings.path),
+        start = pruned(work, teacher, embeddings)
+        scorer, runs = (
+            DrawnScorer(teacher, "drawings"),
+            Runs(work / f"views-{asked.steps}.jsonl", "part", "views", "seed"),
         )
-        scorer, results = DrawnScorer(teacher, "drawings"), work / f"views-{asked.steps}.jsonl"
-        done = {(row["part"], row["views"], row["seed"]) for row in map(json.loads, _lines(results))}
         for seed in asked.seeds:
             for part in asked.parts:
                 for views in asked.views:
-                    if (part, views, seed) in done:
+                    if (part, views, seed) in runs:
                         continue
                     cached = embeddings if (part, views) == (1, 4) else embedded(work, part, views)
                     told = {**TRAINED, "text": "keep", "optimizer.steps": asked.steps, "seed": seed}
@@ -89,11 +66,8 @@ def main() -> None:
                         )
                         cpu = time.process_time() - began
                         row = {"part": part, "views": views, "seed": seed, "cpu": cpu, **scorer.both(model_of(made))}
-                    row["images"] = len(load_embeddings(cached))
-                    with results.open("a") as stream:
-                        stream.write(json.dumps(row) + "\n")
-                    print(row, flush=True)
-        table(results)
+                    runs.add({**row, "images": len(load_embeddings(cached))})
+        runs.table([("images", "images", MEAN), ("CPU-s a run", "cpu", MEAN), *DRAWN_SCORES])
 
 
 if __name__ == "__main__":

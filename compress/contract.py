@@ -24,6 +24,7 @@ from mmcompress.data.checkpairs import check_captions, check_images, judged
 from mmcompress.data.preprocess import normalize
 from mmcompress.errors import CorruptInputError, UsageError
 from mmcompress.foreign import foreign_code
+from mmcompress.home import expanded
 from mmcompress.manifest import Preprocessing, TextProcessing
 
 NORM_ERROR = 0.01
@@ -122,7 +123,7 @@ def _refuse(wrong: Mapping[str, bool], given: object, who: str) -> None:
 
 def check_files(files: Sequence[str | Path], source: str) -> None:
     for name in files:
-        if not Path(name).expanduser().is_file():
+        if not expanded(name).is_file():
             raise UsageError(
                 f"the teacher {source} says that it was read from {name}, which is no file", "correct files"
             )

@@ -18,9 +18,10 @@ from mmcompress.compress.identity import READ, changed_since, local_place, model
 from mmcompress.compress.int8.given import check_keep, check_same_blocks, check_same_weights
 from mmcompress.compress.openclip import check_open_clip, check_open_clip_weights
 from mmcompress.compress.ownteacher import check_has_towers, check_own
-from mmcompress.compress.prune.hidden import check_hidden_latency, check_hidden_share
+from mmcompress.compress.prune.hidden import check_hidden_share
+from mmcompress.compress.prune.latency_target import check_latency
 from mmcompress.compress.prune.prune import prunable_towers
-from mmcompress.compress.prune.sizes import check_latency_share, check_share
+from mmcompress.compress.prune.sizes import check_share
 from mmcompress.compress.train.computing import check_parts
 from mmcompress.compress.train.pair import pair_config, pair_preprocessing
 from mmcompress.compress.train.published import read_published
@@ -38,7 +39,6 @@ from mmcompress.config import (
     DistillConfig,
     EmbedConfig,
     PruneConfig,
-    QatConfig,
     QuantizeConfig,
     QuantizeGraphsConfig,
     StudentConfig,
@@ -50,7 +50,7 @@ from mmcompress.convblocks import AttentionBlock
 from mmcompress.convnet import ConvConfig
 from mmcompress.data.batches import count_up_to
 from mmcompress.data.layout import read_sentences
-from mmcompress.data.spec import STDIN, is_photos, is_stream, part_of
+from mmcompress.data.spec import STDIN, bare, is_photos, is_stream
 from mmcompress.errors import UsageError
 from mmcompress.export.pixels import image_processing
 from mmcompress.export.texts import save_text_processing
@@ -152,7 +152,7 @@ def _check_student(config: DistillConfig, student: StudentConfig) -> None:
     image_processing(folder, config.teacher.trust_remote_code)
     if share is not None:
         inherited_config(config_from_hugging_face(folder), share)
-        if student.fit and config.data.train is not None and part_of(config.data.train)[1] == STDIN:
+        if student.fit and config.data.train is not None and bare(config.data.train) == STDIN:
             raise UsageError(
                 "a student that inherits is fitted on samples before it is trained, and '-' can be read once only",
                 "give a file or pipe:COMMAND, or leave the fit out: --student-fit 0",
@@ -180,8 +180,8 @@ def fits_prune(config: PruneConfig, model: DualEncoderConfig, _: Sources) -> Non
             continue
         if config.target is not None and config.target[0] != "latency":
             check_share(model, tower, *config.target, config.mlp_multiple)
-        elif config.target is not None and tower == "image":
-            check_latency_share(model, config.target[1], config.mlp_multiple)
+    if config.target_latency is not None:
+        check_latency(model, config)
 
 
 def _check_bottlenecks(config: PruneConfig, model: DualEncoderConfig, tower: ConvConfig) -> None:
@@ -198,21 +198,14 @@ def _check_bottlenecks(config: PruneConfig, model: DualEncoderConfig, tower: Con
         )
     if config.target is not None and config.target[0] != "latency":
         check_hidden_share(model, tower, *config.target, config.channel_multiple)
-    elif config.target is not None:
-        check_hidden_latency(model, tower, config.target[1], config.channel_multiple)
 
 
 def fits_quantize(config: QuantizeConfig, model: DualEncoderConfig, sources: Sources) -> None:
     check_keep(model, config.keep)
     if "ranges" in sources:
-        model.transformer_image("quantize --ranges", "leave --ranges out: convolutions are calibrated anew")
         check_same_blocks(sources["ranges"], model)
     if {"ranges", "checkpoint"} <= sources.keys():
         check_same_weights(sources["ranges"], sources["checkpoint"].path)
-
-
-def fits_qat(_: QatConfig, model: DualEncoderConfig, __: Sources) -> None:
-    model.transformer_image("qat", "export it, and give quantize the graphs: their integers are fitted, not trained")
 
 
 def check_quantize_graphs(config: QuantizeGraphsConfig, _: Sources) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from mmcompress.digests import sha256_of
+from mmcompress.home import expanded
 from mmcompress.manifest import hash_file, hash_json
 from mmcompress.teachers import OPEN_CLIP, open_clip_weights, own_code
 
@@ -38,7 +39,7 @@ def local_place(source: str) -> Path | None:
         return own[0]
     if source.startswith(OPEN_CLIP):
         return open_clip_weights(source.removeprefix(OPEN_CLIP))
-    place = Path(source).expanduser()
+    place = expanded(source)
     return place if place.exists() else None
 
 

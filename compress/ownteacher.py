@@ -28,6 +28,7 @@ from mmcompress.compress.recording import Record, recorded
 from mmcompress.compress.towers import Towers
 from mmcompress.errors import UsageError, suggestion
 from mmcompress.foreign import foreign_code, in_environment
+from mmcompress.home import expanded
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -165,7 +166,7 @@ class OwnCode:
 
     def declare(self, files: Sequence[str | Path]) -> None:
         """Take over what the teacher says that it was read from."""
-        self.declared |= {Path(name).expanduser().absolute() for name in files}
+        self.declared |= {expanded(name).absolute() for name in files}
 
     def finished(self) -> tuple[Path, ...]:
         """Stop recording. What a cache of the answers depends on, in order.

@@ -13,8 +13,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -24,6 +27,7 @@ from mmcompress.compress.openclip import open_clip_teacher
 from mmcompress.compress.ownteacher import own_teacher
 from mmcompress.compress.products import inferring
 from mmcompress.config import TeacherConfig
+from mmcompress.errors import UsageError
 from mmcompress.export.pixels import image_processing
 from mmcompress.export.texts import text_processing_of
 from mmcompress.pretrained import TWO_TOWERS, image_features, load_model, text_features
@@ -32,6 +36,9 @@ from mmcompress.runtime.tokenize import attention_mask, tokenize
 from mmcompress.teachers import OPEN_CLIP, own_code, resolve
 
 __all__ = ["Teacher", "load_teacher"]
+
+_SAME = 1e-5
+"""Largest difference of a number of a unit embedding that sums in another order have."""
 
 
 def load_teacher(config: TeacherConfig, device: torch.device) -> Teacher:
@@ -76,7 +83,33 @@ def _hugging_face_teacher(folder: Path, device: torch.device, trust_remote_code:
         return F.normalize(features.float(), dim=-1).cpu()
 
     width = answered(encode_text, ["a"], str(folder), "text").shape[1]
+    if processing.mask and processing.pad_token_id == processing.eos_token_id:
+        _check_filling(folder, model, tokenize(tokenizer, ["a"], processing), processing.eos_token_id)
     if model.config.model_type != TWO_TOWERS:
         return Teacher(encode_image, encode_text, preprocessing, width, *logits_of(model))
     towers = partial(dual_towers, model, tokenizer, processing)
     return Teacher(encode_image, encode_text, preprocessing, width, *logits_of(model), towers=towers)
+
+
+def _check_filling(folder: Path, model: Any, tokens: NDArray[np.int32], end: int) -> None:
+    """Raise UsageError if a second end token changes (1, T) tokens' embedding: no mask of ids can tell it from filling.
+
+    Of a causal tower, CLIP's say, nothing behind the first one is read.
+    """
+    length = int((tokens == end).argmax()) + 1
+    ids = torch.from_numpy(tokens[:, : length + 1]).long().to(model.device)
+    if ids.shape[1] == length:
+        return
+    with inferring():
+        once, twice = (
+            F.normalize(text_features(model, {"input_ids": ids, "attention_mask": mask}).float(), dim=-1)
+            for mask in (
+                (torch.arange(length + 1, device=ids.device) < seen)[None].long() for seen in (length, length + 1)
+            )
+        )
+    if (once - twice).abs().max() > _SAME:
+        raise UsageError(
+            f"the tokenizer in {folder} fills texts up with its end token (id {end}), and the text tower reads all"
+            " tokens of a text: one that somebody wrote into it could not be told from filling",
+            "state another pad_token in tokenizer_config.json, the one that the model was trained with",
+        )

@@ -168,10 +168,13 @@ def text_graph(config: DualEncoderConfig, tensors: Mapping[str, Array], numerics
     g, state = GraphWriter(opset, numerics), state_from_hugging_face(tensors, config, ("text",))
     weights = Weights(state).under("text")
     x = g.rows_of(TABLE, weights.take("tokens.weight"), "tokens")
-    x = g.node("Add", "text.positions", x, g.real("text.positions.table", weights.take("positions")[None]))
+    written = _written(g, tower) if tower.attention == "masked" else None
+    x = g.node(
+        "Add", "text.positions", x, _positions(g, weights.take("positions"), written if tower.counts_written else None)
+    )
     if post:
         x = g.layer_norm("text.pre_norm", x, *weights.norm("norm_pre"), tower.layer_norm_eps)
-    x = blocks(g, "text", tower, weights, x, _sight(g, tower), post)
+    x = blocks(g, "text", tower, weights, x, _sight(g, tower, written), post)
     if tower.final_norm:
         x = g.layer_norm("text.final_norm", x, *weights.norm("norm_post"), tower.layer_norm_eps)
     bias = weights.take("projection.bias") if tower.projection_bias else None
@@ -179,11 +182,20 @@ def text_graph(config: DualEncoderConfig, tensors: Mapping[str, Array], numerics
     return g.model("text", ("tokens", np.int32, (tower.context,)), config.embed_dim)
 
 
-def _sight(g: GraphWriter, tower: TextConfig) -> Sight:
+def _positions(g: GraphWriter, table: Array, counted: str | None) -> str:
+    """(1, T, width); or (N, T, width), where the position of a token is the number of written ones up to it."""
+    if counted is None:
+        return g.real("text.positions.table", table[None])
+    up_to = g.node("CumSum", "text.positions.up_to", counted, g.constant("text.positions.axis", np.asarray(1)))
+    places = g.node("Mul", "text.positions.places", up_to, counted)
+    return g.node("Gather", "text.positions.rows", g.real("text.positions.table", table), places)
+
+
+def _sight(g: GraphWriter, tower: TextConfig, written: str | None) -> Sight:
     """Who sees whom, and which token is read."""
     tokens, fixed = tower.context, {"first": 0, "last": tower.context - 1}.get(tower.pooling)
     if tower.attention != "causal":
-        mask = _padding_mask(g, tower) if tower.attention == "masked" else None
+        mask = _padding_mask(g, tower, written) if written is not None else None
         pick = _row_of_each(g, _read_token(g, tower)) if fixed is None else _row(g, fixed)
         return Sight(tokens, pick, mask, mask, mask is not None)
     end = _read_token(g, tower) if fixed is None else g.constant("text.end", np.full((1, 1, 1), fixed))
@@ -191,12 +203,17 @@ def _sight(g: GraphWriter, tower: TextConfig) -> Sight:
     return Sight(tokens, _row_of_each(g, end), mask, g.node("Gather", "text.mask.end", mask, end))
 
 
-def _padding_mask(g: GraphWriter, tower: TextConfig) -> str:
-    """Tokens (N, T) -> (N, 1, 1, T): the most negative number behind the last id that is no padding."""
+def _written(g: GraphWriter, tower: TextConfig) -> str:
+    """Tokens (N, T) -> int32 (N, T): 1 where the id is not that of padding."""
     pad = g.constant("text.mask.pad", np.asarray(tower.pad_token_id, dtype=np.int32))
     text = g.node("Not", "text.mask.text", g.node("Equal", "text.mask.padding", "tokens", pad))
+    return g.cast("text.mask.ones", text, np.int32)
+
+
+def _padding_mask(g: GraphWriter, tower: TextConfig, written: str) -> str:
+    """Int32 (N, T) -> (N, 1, 1, T): the most negative number behind the last token that is written."""
     places = g.constant("text.mask.places", np.arange(tower.context, dtype=np.int32)[None])
-    placed = g.node("Mul", "text.mask.placed", g.cast("text.mask.ones", text, np.int32), places)
+    placed = g.node("Mul", "text.mask.placed", written, places)
     behind = g.node("Greater", "text.mask.behind", places, _largest(g, "text.mask.last", placed))
     lowest = g.constant("text.mask.lowest", np.asarray(np.finfo(g.numerics.dtype).min, dtype=g.numerics.dtype))
     mask = g.node("Where", "text.mask.rows", behind, lowest, g.real("text.mask.zero", 0.0))

@@ -25,6 +25,7 @@ from mmcompress.export.vocabulary import (
     vocabulary_of_texts,
 )
 from mmcompress.formats import count, percent
+from mmcompress.home import expanded
 from mmcompress.manifest import TextProcessing
 from mmcompress.packaged import packaged
 from mmcompress.progress import say
@@ -64,7 +65,7 @@ class Trim:
 
 def texts_in(said: str) -> list[str]:
     """The texts of a file with one a line, or the captions of image-text pairs."""
-    path = packaged(said) if said == "demo:names" else Path(said).expanduser()
+    path = packaged(said) if said == "demo:names" else expanded(said)
     if path.suffix == ".txt":
         if not path.is_file():
             raise UsageError(f"there is no file {said}", "give texts, one a line, pairs, or languages: en,zh")

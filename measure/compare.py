@@ -112,10 +112,14 @@ def comparison(a: RowLatency, b: RowLatency, ratio: Ratio) -> Comparison:
 def race(
     a: Contender, b: Contender, batch: int, seconds: float, seed: int = 0, look: Callable[[], None] = no_look
 ) -> tuple[list[Record], Ratio]:
-    """Rounds of both until the interval of the ratio is narrow, or each side has been measured for `seconds`."""
+    """Rounds of both until the interval of the ratio is narrow, or each side has been measured for `seconds`.
+
+    The fewest rounds that make an interval are run always, and are shorter where `seconds` are few.
+    """
+    round_s = min(ROUND_S, seconds / FEWEST_ROUNDS)
     combinations = [(a, batch), (b, batch)]
     records = [Record(), Record()]
-    most = max(FEWEST_ROUNDS, int(seconds / ROUND_S))
+    most = max(FEWEST_ROUNDS, int(seconds / round_s))
 
     def ratio() -> Ratio:
         return paired_speedup(records[1].rounds, records[0].rounds, seed)
@@ -124,7 +128,7 @@ def race(
         present = ratio()
         return present.width <= NARROW * present.speedup
 
-    add_rounds(records, combinations, ROUND_S, (min(ROUNDS, most), most), seed, "compare", narrow, look)
+    add_rounds(records, combinations, round_s, (min(ROUNDS, most), most), seed, "compare", narrow, look)
     return records, ratio()
 
 

@@ -74,8 +74,8 @@ def agreement(index: ImageIndex, encoder: Encoder) -> Agreement:
             f"of {len(rows)} images of {index.artifact.path} only {len(found)} can be read where they were",
             f"bring them back, or {_AGAIN}",
         )
-    new, _ = index.graph.nearest(np.stack(fresh), NEIGHBOURS, index.gone)
-    old, _ = index.graph.nearest(index.graph.vectors(found), NEIGHBOURS, index.gone)
+    new, _ = index.nearest(np.stack(fresh), NEIGHBOURS)
+    old, _ = index.nearest(index.graph.vectors(found), NEIGHBOURS)
     shares = [len(set(a) & set(b)) / NEIGHBOURS for a, b in zip(new.tolist(), old.tolist(), strict=True)]
     return Agreement(float(np.mean(shares)), len(found))
 

@@ -29,7 +29,8 @@ from mmcompress.manifest import Kind, hash_json
 from mmcompress.runtime.neighbours import Graph
 from mmcompress.strictjson import read_json, write_json
 
-GRAPH = "graph.faiss"
+GRAPH, NODES = "graph.faiss", "nodes.npy"
+"""The graph, and (rows,) the node of each row in it: images with equal vectors share one."""
 GONE = "gone.npy"
 """(G,) rows in whose place a later one is."""
 PART_ROWS = 1024
@@ -38,6 +39,9 @@ KNOWN = np.dtype([("content", "<u8"), ("name", "<u8")])
 MODEL, PRECISION, BACKEND, WIDTH, PARTS = "model_digest", "precision", "backend", "width", "parts"
 """Facts: digest of the model that embedded the images, its graph's precision, where that ran, D, rows of each part.
 """
+CANDIDATES, RECALL = "candidates", "recall_at_10"
+"""How many a search holds, a fact, LOOK_AT_ALL where it walks none of the graph; and what of the ten nearest that finds
+of a sample, a measurement."""
 SOURCE = "model"
 """Where the model was, as it was said; a measurement, as it is no part of what an index is."""
 _AGAIN = "make the index again"
@@ -63,7 +67,7 @@ class ImageIndex:
         """Raises UsageError for what is no index, CorruptInputError for a damaged one."""
         artifact = Artifact.open(path, Kind.INDEX)
         facts = artifact.manifest.facts
-        graph = Graph.read(artifact.file(GRAPH), facts[WIDTH], sum(facts[PARTS]))
+        graph = Graph.read(artifact.file(GRAPH), artifact.file(NODES), facts[WIDTH], sum(facts[PARTS]))
         return cls(artifact, graph, np.load(artifact.file(GONE), allow_pickle=False))
 
     @property
@@ -97,9 +101,13 @@ class ImageIndex:
         """Rows that can be found, in order."""
         return np.setdiff1d(np.arange(len(self.graph)), self.gone)
 
+    def nearest(self, queries: NDArray[np.float32], count: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """(Q, D) -> (Q, K) rows and (Q, K) cosines, the largest first, as `Graph.nearest`."""
+        return self.graph.nearest(queries, count, self.gone, self.artifact.manifest.facts[CANDIDATES])
+
     def search(self, query: NDArray[np.float32], top: int) -> list[Match]:
         """(D,) -> the `top` images, best first."""
-        rows, cosines = self.graph.nearest(query[None], top, self.gone)
+        rows, cosines = self.nearest(query[None], top)
         return [Match(self.name(int(row)), float(cosine)) for row, cosine in zip(rows[0], cosines[0], strict=True)]
 
 

@@ -19,9 +19,10 @@ from mmcompress import __version__
 from mmcompress.artifact import Artifact, Draft, read_manifest
 from mmcompress.data.images import named_images
 from mmcompress.data.sample import image_of
-from mmcompress.data.spec import expand, is_stream
+from mmcompress.data.spec import bare, expand, is_stream
 from mmcompress.data.tally import Tally
 from mmcompress.errors import CorruptInputError, UsageError
+from mmcompress.home import expanded
 from mmcompress.lock import locked
 from mmcompress.manifest import Kind, hash_json
 from mmcompress.places import MANIFEST, check_place, writing
@@ -31,11 +32,14 @@ from mmcompress.runtime.encoder import Encoder
 from mmcompress.runtime.growth import Growth
 from mmcompress.runtime.imageindex import (
     BACKEND,
+    CANDIDATES,
     GONE,
     GRAPH,
     MODEL,
+    NODES,
     PARTS,
     PRECISION,
+    RECALL,
     SOURCE,
     WIDTH,
     ImageIndex,
@@ -47,6 +51,7 @@ from mmcompress.runtime.imageindex import (
     written_parts,
 )
 from mmcompress.runtime.neighbours import Graph, faiss_module
+from mmcompress.runtime.recall import Walk, walk_for
 
 STAGE = "index"
 
@@ -69,7 +74,7 @@ def check_index(images: str, out: Path, model: Path) -> None:
     """Raise what would be in the way of `index`, before anything is embedded or a teacher is converted for it."""
     faiss_module()
     expand(images)
-    given = Path(images).expanduser()
+    given = expanded(bare(images))
     check_place(out, [model, *([given] if not is_stream(images) and given.exists() else [])], STAGE)
 
 
@@ -130,8 +135,8 @@ def _grown(
     if (added := written_parts(work, growth.first)) or standing is None or len(gone) > len(standing.gone):
         parents = {"model": encoder.artifact.digest}
         with Artifact.create(out, kind=Kind.INDEX, stage=STAGE, key=key, parents=parents) as draft:
-            _fill(draft, encoder, standing, work, added, gone)
-            draft.metrics = {SOURCE: source, **speed}
+            walk = _fill(draft, encoder, standing, work, added, gone)
+            draft.metrics = {SOURCE: source, RECALL: walk.recall_at_10, **speed}
         Artifact(out, read_manifest(out / MANIFEST)).remember()
     artifact = Artifact.open(out, Kind.INDEX)
     return Indexed(artifact, growth.embedded, growth.moved, growth.copies, tally.bad)
@@ -156,8 +161,8 @@ def _fill(
     work: Path,
     added: Sequence[int],
     gone: NDArray[np.int64],
-) -> None:
-    """The parts of an index before, those that are added, and the graph of all but what is gone."""
+) -> Walk:
+    """The parts of an index before, those that are added, and the graph of all but what is gone; how to search it."""
     sizes = list(standing.parts) if standing is not None else []
     for part in range(len(sizes)):
         for name in (names_file(part), known_file(part)):
@@ -173,13 +178,16 @@ def _fill(
         for name in (names_file(part), known_file(part)):
             link(work / name, draft.path / name)
     assert graph is not None
-    graph.write(draft.path / GRAPH)
+    graph.write(draft.path / GRAPH, draft.path / NODES)
     np.save(draft.path / GONE, gone, allow_pickle=False)
+    walk = walk_for(graph, gone)
     draft.facts = {
         MODEL: digest_of_model(encoder.artifact),
         PRECISION: encoder.precisions["image"],
         BACKEND: encoder.backend,
         WIDTH: graph.width,
         PARTS: sizes,
+        CANDIDATES: walk.candidates,
         "images": sum(sizes) - len(gone),
     }
+    return walk

@@ -25,6 +25,7 @@ from family_folders import (
     stock_texts,
     tokens,
     write_family,
+    write_world,
 )
 from safetensors.numpy import load_file
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -32,14 +33,16 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mmcompress.architecture import DualEncoderConfig, TextConfig
 from mmcompress.errors import MMCompressError, UsageError
-from mmcompress.export.export import random_inputs
 from mmcompress.export.graph import Numerics
+from mmcompress.export.reference import random_inputs
+from mmcompress.export.texts import text_processing_of
 from mmcompress.export.towers import image_graph, text_graph
 from mmcompress.families import CLASSES, config_from_hugging_face
 from mmcompress.huggingface import dual_encoder_from_hugging_face, save_checkpoint, with_tokenizer
 from mmcompress.manifest import TextProcessing
 from mmcompress.model import DualEncoder
 from mmcompress.reach import reach, read_at
+from mmcompress.runtime.tokenize import tokenize
 
 CASES = [(family, size) for family in FAMILIES for size in SIZES if family in ("clip", "siglip") or size != "quick"]
 
@@ -114,10 +117,11 @@ def test_a_document_without_pooling_is_read_as_it_was_meant() -> None:
     assert TextConfig.model_validate(config.model_dump(mode="json")) == config
 
 
-def test_a_masked_tower_takes_for_padding_what_stands_behind_the_text(tmp_path: Path) -> None:
-    """The tokenizer's mask is 1 for a pad token that somebody wrote into a text."""
-    stock = write_family(tmp_path, "chinese_clip")
-    ids = tokens("chinese_clip", 8)
+@pytest.mark.parametrize("family", ["chinese_clip", "altclip"])
+def test_a_masked_tower_takes_for_padding_what_stands_behind_the_text(family: str, tmp_path: Path) -> None:
+    """The tokenizer's mask is 1 for a pad token that somebody wrote into a text, and AltCLIP has a position for it."""
+    stock = write_family(tmp_path, family)
+    ids = tokens(family, 8)
     ids[0, 4] = ids[3, 2] = PAD
     mask = np.arange(CONTEXT) <= np.where(ids != PAD, np.arange(CONTEXT), 0).max(axis=1)[:, None]
     expected = stock_texts(stock, ids, mask)
@@ -126,6 +130,31 @@ def test_a_masked_tower_takes_for_padding_what_stands_behind_the_text(tmp_path: 
     np.testing.assert_allclose(embedded(model, pixels(32), ids)[1], expected, atol=1e-5)
     graph = text_graph(model.config, load_file(tmp_path / "model.safetensors"), Numerics(), 18)
     np.testing.assert_allclose(run(graph, ids), expected, atol=1e-5)
+    save_checkpoint(model, tmp_path)
+    again = getattr(transformers, f"{CLASSES[family]}Model").from_pretrained(tmp_path).eval()
+    np.testing.assert_allclose(stock_texts(again, ids, mask), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_special_tokens_that_somebody_wrote_into_a_text_are_read_as_the_stock_class_does(
+    family: str, tmp_path: Path
+) -> None:
+    write_world(tmp_path, family)
+    texts = ["red", "red <pad> square", "<pad>", "red <pad>", "<pad> <pad> red <unk>", "red <eos> square", "<eos> red"]
+    texts += ["<bos> red", "red <eos>", "a <pad> <eos> <bos> <pad> red", "red <pad> " * 20]
+    tokenizer, processing = text_processing_of(tmp_path)
+    reference = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    encoded = reference(texts, padding="max_length", truncation=True, max_length=processing.context)
+    ids = tokenize(tokenizer, texts, processing)
+    np.testing.assert_array_equal(ids, encoded["input_ids"])
+    stock = getattr(transformers, f"{CLASSES[family]}Model").from_pretrained(tmp_path).eval()
+    expected = stock_texts(stock, ids, np.asarray(encoded.get("attention_mask", np.ones_like(ids))))
+    model = with_tokenizer(dual_encoder_from_hugging_face(tmp_path), processing)
+    np.testing.assert_allclose(embedded(model, pixels(32), ids)[1], expected, atol=1e-5)
+    save_checkpoint(model, tmp_path)
+    for dtype, apart in ((np.float32, 1e-5), (np.float16, 3e-2)):
+        graph = text_graph(model.config, load_file(tmp_path / "model.safetensors"), Numerics(dtype), 18)
+        np.testing.assert_allclose(run(graph, ids), expected, atol=apart)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -162,6 +191,8 @@ def test_positions_behind_the_tokenizers_context_go(family: str, tmp_path: Path)
     if family in ("chinese_clip", "altclip"):
         with pytest.raises(UsageError, match="pads with id 3, and the model masks id 1"):
             with_tokenizer(model, nine.model_copy(update={"pad_token_id": 3}))
+        with pytest.raises(UsageError, match=r"fills texts up with its end token \(id 1\)"):
+            with_tokenizer(model, nine.model_copy(update={"eos_token_id": PAD}))
         with pytest.raises(UsageError, match="the tokenizer masks nothing"):
             with_tokenizer(model, nine.model_copy(update={"mask": False}))
 

@@ -142,6 +142,30 @@ def test_processes_of_a_command_end_with_it_and_say_nothing(tmp_path: Path) -> N
     assert psutil.wait_procs(children, timeout=60)[1] == []
 
 
+SPARED = """
+import signal, sys
+from multiprocessing import get_context
+from mmcompress.interrupts import children_spared
+
+def look():
+    sys.exit(0 if signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, ()) else 1)
+
+if __name__ == "__main__":
+    process = get_context("spawn").Process(target=look)
+    with children_spared():
+        process.start()
+    process.join()
+    sys.exit(process.exitcode)
+"""
+
+
+def test_the_first_process_is_spared_as_the_others_are(tmp_path: Path) -> None:
+    """With the first one multiprocessing starts its tracker, which lets signals through again."""
+    script = tmp_path / "spared.py"
+    script.write_text(SPARED)
+    assert subprocess.run([sys.executable, str(script)], timeout=120).returncode == 0
+
+
 TWICE = """
 import signal
 from mmcompress.interrupts import Interrupted, ended_by_signals
@@ -188,6 +212,56 @@ def test_one_request_may_come_twice_and_what_a_library_makes_of_it_is_still_the_
     code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n" + code
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert (ended.returncode, ended.stdout.strip()) == (0, said), ended.stderr
+
+
+WHILE_IMPORTED = """
+import sys, time
+from pathlib import Path
+
+reached = Path(sys.argv[1])
+
+class Stall:
+    def find_spec(self, name, *_):
+        if name == "typer":
+            reached.touch()
+            time.sleep(60)
+
+sys.meta_path.insert(0, Stall())
+"""
+AT_THE_END = """
+import atexit, sys, time
+from pathlib import Path
+reached = Path(sys.argv[1])
+atexit.register(lambda: (reached.touch(), time.sleep(60)))
+"""
+PROGRAM = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from mmcompress.__main__ import main
+sys.argv[1:] = ["--version"]
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("code", "ended", "said"),
+    [
+        (WHILE_IMPORTED, 130, "error: stopped by Ctrl-C\nhint: give the same command again\n"),
+        (AT_THE_END, -signal.SIGINT, ""),
+    ],
+    ids=["while it is imported", "at the end"],
+)
+def test_no_traceback_before_a_command_and_none_behind_it(code: str, ended: int, said: str, tmp_path: Path) -> None:
+    reached = tmp_path / "reached"
+    command = [sys.executable, "-c", code + PROGRAM, str(reached)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not reached.exists() and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, heard = process.communicate(timeout=30)
+    assert (process.returncode, heard) == (ended, said)
 
 
 def test_what_is_no_signal_stays_what_it_is() -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from clip_world import write_teacher
+from family_folders import write_world
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import CLIPModel
@@ -105,8 +106,28 @@ def test_damaged_and_absent_files(tmp_path: Path) -> None:
     ],
 )
 def test_models_that_are_no_teacher(tmp_path: Path, keys: dict[str, object], kind: type, what: str) -> None:
-    with pytest.raises(kind, match=what):
+    with pytest.raises(kind, match=what) as caught:
         load_model(configured(tmp_path, **keys))
+    if "auto_map" in keys:
+        assert "mmcompress export TEACHER --set teacher.trust_remote_code=true" in caught.value.hint
+
+
+@pytest.mark.parametrize("family", ["clip", "metaclip_2", "chinese_clip"])
+def test_no_end_token_is_refused_where_a_text_is_read_at_it(tmp_path: Path, family: str) -> None:
+    """The stock class fails there with an AttributeError of a bool; Chinese-CLIP reads the first token."""
+    write_world(tmp_path, family)
+    stated = json.loads((tmp_path / "config.json").read_text())
+    stated["text_config"]["eos_token_id"] = None
+    (tmp_path / "config.json").write_text(json.dumps(stated))
+    if family == "chinese_clip":
+        check_folder(tmp_path)
+        return
+    with pytest.raises(UsageError, match=rf"eos_token_id = null in text_config, and a {family} model reads") as caught:
+        check_folder(tmp_path)
+    assert "the tokenizer's end token" in caught.value.hint
+    del stated["text_config"]["eos_token_id"]
+    (tmp_path / "config.json").write_text(json.dumps(stated))
+    check_folder(tmp_path)
 
 
 CLIP_OF_ST = {"idx": 0, "name": "0", "path": "0_CLIPModel", "type": "sentence_transformers.models.CLIPModel"}

@@ -25,6 +25,7 @@ from mmcompress.compress.prune.hidden import (
     HiddenErrors,
     HiddenSizes,
     check_floor,
+    check_hidden_latency,
     hidden_choices,
     hidden_cost,
     hidden_of_blocks,
@@ -34,7 +35,14 @@ from mmcompress.compress.prune.hidden import (
     unmeasured,
 )
 from mmcompress.compress.prune.shrink import Size, resized
-from mmcompress.compress.prune.sizes import BlockErrors, block_choices, levels, sizes_within
+from mmcompress.compress.prune.sizes import (
+    BlockErrors,
+    below_the_floor,
+    block_choices,
+    check_latency_share,
+    levels,
+    sizes_within,
+)
 from mmcompress.config import Backend, Precision, PruneConfig
 from mmcompress.convnet import ConvConfig
 from mmcompress.export.sized import write_probes
@@ -59,6 +67,8 @@ UNLIKELY = 8.0
 Sizes = TypeVar("Sizes", bound=Hashable)
 RACE_S = 10.0
 """Longest measured time of each side of a race."""
+FLOOR_S = 0.6
+"""The same of the race that only says what cannot be reached."""
 
 
 @dataclass(frozen=True)
@@ -138,6 +148,42 @@ class HiddenLatency:
         return self.base + floor_cost(list(blocks.values()))
 
 
+def check_latency(model: DualEncoderConfig, config: PruneConfig) -> None:
+    """Raise UsageError for a latency that the smallest image tower of all does not have.
+
+    First by multiply-accumulates, which costs nothing, and then by a short race, once a machine.
+    """
+    share, timing = config.target_latency or 1.0, _timing(config)
+    if isinstance(model.image, ConvConfig):
+        check_hidden_latency(model, model.image, share, config.channel_multiple)
+    else:
+        check_latency_share(model, share, config.mlp_multiple)
+    least = smallest(model, config)
+
+    def measure() -> dict[str, Any]:
+        say("prune", "latency", f"timing the smallest image tower that could be left, on {timing.backend}")
+        ratio = measured_speedup(model, least, timing, FLOOR_S)
+        return {"floor": 1 / ratio.speedup, "low": 1 / ratio.high}
+
+    found = remembered("smallest", model, timing, {"least": least.model_dump(mode="json")}, measure)
+    if share < found["low"] * (1 - TOLERANCE):
+        if isinstance(least, ConvConfig):
+            check_floor(LATENCY, share, found["floor"])
+        raise below_the_floor(LATENCY, share, found["floor"])
+
+
+def smallest(model: DualEncoderConfig, config: PruneConfig) -> AnyImageConfig:
+    """The least that pruning could leave of an image tower: one block of one head, or the smallest bottlenecks."""
+    tower = model.image
+    if isinstance(tower, ConvConfig):
+        cost, _, _ = hidden_cost(model, tower, "macs")
+        blocks = hidden_choices(tower, unmeasured(tower), config.channel_multiple, cost)
+        return resized_hidden(tower, {i: min(choices, key=lambda c: c.cost).size for i, choices in blocks.items()})
+    least = min(range(tower.depth), key=lambda index: tower.mlp[index])
+    size = (1, min(config.mlp_multiple, tower.mlp[least]))
+    return resized(tower, [size if index == least else None for index in range(tower.depth)])
+
+
 def search(
     model: DualEncoderConfig,
     share: float,
@@ -178,13 +224,15 @@ def _timing(config: PruneConfig) -> Timing:
     return Timing(config.backend, config.precision, config.threads or usable_cores())
 
 
-def measured_speedup(model: DualEncoderConfig, smaller: AnyImageConfig, timing: Timing) -> Ratio:
-    """How many times as fast as the dense image tower the smaller one is."""
+def measured_speedup(
+    model: DualEncoderConfig, smaller: AnyImageConfig, timing: Timing, seconds: float | None = None
+) -> Ratio:
+    """How many times as fast as the dense image tower the smaller one is, each timed for so long at most."""
     with tempfile.TemporaryDirectory() as folder:
         probes = write_probes(model, [model.image, smaller], Path(folder) / "probes", timing.precision)
         dense, pruned = (Subject(probes, graph, timing.backend, timing.threads) for graph in probes.manifest.graphs)
         with realtime(timing.threads <= usable_cores()):
-            return race(dense, pruned, 1, RACE_S)[1]
+            return race(dense, pruned, 1, seconds or RACE_S)[1]
 
 
 def stage_rates(model: DualEncoderConfig, tower: ConvConfig, multiple: int, timing: Timing) -> list[float]:

@@ -19,6 +19,7 @@ from mmcompress.architecture import NEVER_COMPRESSED
 from mmcompress.artifact import Artifact, Draft
 from mmcompress.compress.prune.semistructured import SPARSE, keep_zeros
 from mmcompress.compress.train.computing import in_parts, set_up
+from mmcompress.compress.train.deepening import deepen
 from mmcompress.compress.train.embeddings import Embeddings, load_embeddings
 from mmcompress.compress.train.growing import grown
 from mmcompress.compress.train.inherit import inherited, samples_to_fit
@@ -111,6 +112,7 @@ def distill(job: Job[DistillConfig]) -> None:
 
         def loss_of(batch: TrainingBatch, done: float) -> Mapping[str, Tensor]:
             assert batch.teacher is not None
+            deepen(model, done, config.deepens)
             texts = batch.teacher[1] if text == "keep" else in_parts(model.encode_text, batch.tokens, config.parts)
             pixels = grown(batch.pixels, model.config.image, done, config.growing)
             student = in_parts(model.encode_image, pixels, config.parts), texts

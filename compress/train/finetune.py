@@ -194,9 +194,10 @@ def finetune(job: Job[FinetuneConfig]) -> None:
         before.measure if before is not None else None,
         config.alpha,
     )
-    taken = chosen(points) if config.alpha is None else next(p for p in points if p.alpha == config.alpha)
+    fixed = next((point for point in points if point.alpha == config.alpha), None)
+    taken = fixed or chosen(points, config.max_drop)
     put(taken.alpha)
-    _tell(job.name, judge, before, taken)
+    _tell(job.name, judge, before, points[0], taken)
     save_checkpoint(model.cpu(), draft.path)
     draft.metrics = {
         "training": metrics,
@@ -229,12 +230,15 @@ def _pairs(student: Draft, config: FinetuneConfig, here: World) -> TrainingPairs
     )
 
 
-def _tell(name: str, judge: Judge, before: Judge | None, taken: Point) -> None:
+def _tell(name: str, judge: Judge, before: Judge | None, start: Point, taken: Point) -> None:
     for judged, where in ((judge, "validation"), (before, "original")):
         for few in judged.doubts if judged is not None else ():
             say("", name, f"warning: {where} data: {few}")
     if taken.alpha == 0:
         say("", name, "warning: the result is the start itself: on the samples of the choice no mix is better")
+    if before is not None and start.original is not None and taken.original is not None:
+        figures = f"{percent(start.original)} to {percent(taken.original)}"
+        say("", name, f"alpha {taken.alpha:g}: {FIGURES[before.figure]} on original data from {figures}")
     if before is None:
         say("", name, "what it costs elsewhere is not measured: no original data is given")
     say("", name, f"alpha {taken.alpha:g}: {FIGURES[judge.figure]} {percent(taken.validation)} on validation data")

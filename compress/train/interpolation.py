@@ -3,7 +3,8 @@
 The weights (1 - a) theta_0 + a theta_1 (equation 1) lie on a line, and on it accuracy on the new data and on what the
 model could before are traded. The rule here: the point with the largest sum of both figures, so that on the samples of
 the choice no end of the line is better in both; without other data to hold it against, the largest figure on the new
-data alone. Of equal points the one nearest to the start is taken.
+data alone. Where it is said how much the old figure may lose, the largest new one among the points that lose no more.
+Of equal points the one nearest to the start is taken.
 """
 
 from __future__ import annotations
@@ -53,6 +54,11 @@ def line(
     return points
 
 
-def chosen(points: Sequence[Point]) -> Point:
-    """The point that the rule above takes."""
-    return max(points, key=lambda point: (point.validation + (point.original or 0.0), -point.alpha))
+def chosen(points: Sequence[Point], max_drop: float | None = None) -> Point:
+    """The point that the rule above takes; with `max_drop`, of a share of 1, points lose no more of `original`."""
+    if max_drop is None:
+        return max(points, key=lambda point: (point.validation + (point.original or 0.0), -point.alpha))
+    start = next(point.original for point in points if point.alpha == 0)
+    assert start is not None
+    kept = [point for point in points if point.original is not None and start - point.original <= max_drop + 1e-9]
+    return max(kept, key=lambda point: (point.validation, -point.alpha))

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mmcompress.artifact import Draft
 from mmcompress.compress.train.computing import in_parts, set_up
+from mmcompress.compress.train.deepening import deepen
 from mmcompress.compress.train.embeddings import Embeddings, load_embeddings
 from mmcompress.compress.train.growing import grown
 from mmcompress.compress.train.layerwise import layer_scales
@@ -65,6 +66,7 @@ def train(job: Job[TrainConfig]) -> None:
         scales = layer_scales([name for name, _ in model.named_parameters()], model.config, decay)
 
         def loss_of(batch: TrainingBatch, done: float) -> dict[str, Tensor]:
+            deepen(model, done, config.deepens)
             student = (
                 in_parts(
                     model.encode_image, grown(batch.pixels, model.config.image, done, config.growing), config.parts

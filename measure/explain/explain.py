@@ -46,6 +46,11 @@ class Explanation:
 METHODS = get_args(Method)
 
 
+def says_nothing(found: Floats) -> bool:
+    """Whether a map (cells, cells) is the same everywhere, so that it points at no cell."""
+    return bool(found.min() == found.max())
+
+
 def check_asked(image: Path, text: str) -> None:
     """Raise for what cannot be answered, whatever the model is, before one is converted for it."""
     if not text.strip():

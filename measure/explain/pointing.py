@@ -9,29 +9,31 @@ it is seen; one that is not seen at all is left out and counted.
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from mmcompress.artifact import Artifact
 from mmcompress.config import Backend
 from mmcompress.data.decoding import decode_whole
-from mmcompress.data.preprocess import plain_view
+from mmcompress.data.preprocess import center_crop, plain_view, resized_to
 from mmcompress.errors import CorruptInputError, UsageError
 from mmcompress.manifest import Preprocessing
 from mmcompress.measure.drift.significance import bootstrap_ci
-from mmcompress.measure.explain.explain import Method, asking
+from mmcompress.measure.explain.explain import Method, asking, says_nothing
 from mmcompress.measure.retrieval import Bools
 from mmcompress.progress import track
 
 COLUMNS = ("image", "text", "left", "top", "right", "bottom")
 MOST = 1 << 20
 """Pixels of a side."""
-Box = tuple[int, int, int, int]
-"""Left, top, right and bottom in pixels of the upright image; the last two are outside."""
+Box = tuple[float, float, float, float]
+"""Left, top, right and bottom in pixels of the upright image, where 0 is the edge of the first one."""
 Boxes = Mapping[tuple[Path, str], Sequence[Box]]
 """By image file and text: where what the text names is."""
 
@@ -50,6 +52,8 @@ class Pointing:
     interval: tuple[float, float] | None
     chance: float | None
     """Mean share of the cells that touch a box."""
+    flat: int = 0
+    """Pairs whose map is the same everywhere, misses: nothing in the image speaks for the text."""
 
 
 def pointing(
@@ -60,16 +64,16 @@ def pointing(
 
 
 def _played(name: str, model: Artifact, boxes: Boxes, method: Method, backend: Backend | None) -> Pointing:
-    rule, hits, shares = model.image_processing, [], []
+    rule, hits, shares, flat = model.image_processing, [], [], 0
     with asking(model, method, backend) as asked:
         for (file, text), places in track(boxes.items(), name, total=len(boxes)):
-            image = _decoded(file)
-            seen = seen_boxes(image.size, places, rule)
+            image, seen = _looked_at(file, places, rule)
             if not seen.any():
                 continue
-            found = asked(plain_view(image, rule), text)[1]
+            found = asked(image, text)[1]
             touched = touched_cells(seen, len(found))
-            hits.append(bool(touched.flat[found.argmax()]))
+            flat += (nothing := says_nothing(found))
+            hits.append(not nothing and bool(touched[found == found.max()].all()))
             shares.append(float(touched.mean()))
     known = len(hits) > 0
     return Pointing(
@@ -79,17 +83,40 @@ def _played(name: str, model: Artifact, boxes: Boxes, method: Method, backend: B
         hits=float(np.mean(hits)) if known else None,
         interval=bootstrap_ci(np.array(hits)) if known else None,
         chance=float(np.mean(shares)) if known else None,
+        flat=flat,
     )
 
 
+def _looked_at(file: Path, boxes: Sequence[Box], rule: Preprocessing) -> tuple[NDArray[np.uint8], Bools]:
+    """(S, S, 3) and (S, S): an image as a model sees it, and which pixels are in a box."""
+    try:
+        image = Image.fromarray(decode_whole(file.read_bytes()))
+        return plain_view(image, rule), seen_boxes(image.size, boxes, rule)
+    except CorruptInputError as error:
+        raise CorruptInputError(f"{file}: {error.what}", error.hint) from error
+
+
 def seen_boxes(size: tuple[int, int], boxes: Sequence[Box], rule: Preprocessing) -> Bools:
-    """(width, height) of an image -> (S, S): the pixels that are in a box, resized and cropped as the image is."""
-    mask = Image.new("L", size)
-    for box in boxes:
-        mask.paste(255, box)
-    view = plain_view(mask.convert("RGB"), rule.model_copy(update={"interpolation": "nearest"}))
-    inside: Bools = view[..., 0] > 0
+    """(width, height) of an image -> (S, S): the pixels that a box touches, resized and cropped as the image is.
+
+    Raises CorruptInputError for a box that lies beside the image.
+    """
+    width, height = resized_to(*size, rule)
+    mask = np.zeros((height, width, 1), np.uint8)
+    for left, top, right, bottom in boxes:
+        if left >= size[0] or top >= size[1]:
+            raise CorruptInputError(
+                f"the box {(left, top, right, bottom)} lies beside the image of {size[0]} x {size[1]} pixels",
+                "give pixels of the upright image",
+            )
+        mask[_touched(top, bottom, height / size[1]), _touched(left, right, width / size[0])] = 1
+    inside: Bools = center_crop(mask, rule.size, rule.centre)[..., 0] > 0
     return inside
+
+
+def _touched(start: float, stop: float, scale: float) -> slice:
+    """The pixels that a part of a side touches once it is resized; rounded, as 1/3 of 3 is 1."""
+    return slice(math.floor(round(start * scale, 6)), math.ceil(round(stop * scale, 6)))
 
 
 def touched_cells(inside: Bools, cells: int) -> Bools:
@@ -128,16 +155,11 @@ def read_boxes(table: Path) -> Boxes:
 
 def _box(said: Sequence[str | None], where: str) -> Box:
     try:
-        left, top, right, bottom = (round(float(number or "")) for number in said)
-    except (ValueError, OverflowError) as error:
+        left, top, right, bottom = (float(number or "") for number in said)
+        if not all(map(math.isfinite, (left, top, right, bottom))):
+            raise ValueError(said)
+    except ValueError as error:
         raise CorruptInputError(f"{where}: {said} are no four numbers", "give pixels of the upright image") from error
     if not (0 <= left < right <= MOST and 0 <= top < bottom <= MOST):
         raise CorruptInputError(f"{where}: {said} is no box", "left is below right, and top below bottom, from 0 on")
     return left, top, right, bottom
-
-
-def _decoded(file: Path) -> Image.Image:
-    try:
-        return Image.fromarray(decode_whole(file.read_bytes()))
-    except CorruptInputError as error:
-        raise CorruptInputError(f"{file}: {error.what}", error.hint) from error

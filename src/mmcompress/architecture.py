@@ -209,12 +209,21 @@ class TextConfig(TowerConfig):
             return {**stated, "pooling": "largest" if largest else "end"}
         return stated
 
+    @property
+    def counts_written(self) -> bool:
+        """Whether a position is how many tokens up to there are no padding, and row 0 is that of padding (XLM-R)."""
+        return self.norm == "post" and self.final_norm
+
+    @property
+    def position_rows(self) -> int:
+        return self.context + self.counts_written
+
     def products(self) -> list[Product]:
         """The Linears that INT8 may take."""
         return self.block_products(self.context)
 
     def params(self, embed_dim: int) -> int:
-        embeddings = (self.vocab + self.context) * self.width
+        embeddings = (self.vocab + self.position_rows) * self.width
         norms = 2 * self.width * (self.final_norm + (self.norm == "post"))
         return embeddings + norms + self.block_params() + (self.width + self.projection_bias) * embed_dim
 

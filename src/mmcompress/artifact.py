@@ -10,13 +10,14 @@ be compared by digest.
 
 from __future__ import annotations
 
+import re
 import shutil
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import ValidationError
 
@@ -34,8 +35,8 @@ from mmcompress.manifest import (
     environment,
     hash_file,
 )
-from mmcompress.places import MANIFEST, check_place
-from mmcompress.publish import aside_of, draft_of, swap_in, tidy
+from mmcompress.places import MANIFEST, check_place, writing
+from mmcompress.publish import drafted, swap_in
 from mmcompress.strictjson import check_finite, json_from_text, write_json
 
 _AS_LARGE_AS_DATA = (Kind.EMBEDDINGS, Kind.INDEX, Kind.SHARDS)
@@ -88,6 +89,11 @@ class Artifact:
         """Its writer's last word: every file is as the manifest says, and need not be read to be verified."""
         remember({self.path / name: entry.sha256 for name, entry in self.manifest.files.items()})
 
+    def verify(self) -> None:
+        """Raise CorruptInputError for any byte that is not as it was written: every file is read, also those that were
+        read before and were not touched since. A disk that rots touches nothing."""
+        _verify_files(self.path, self.manifest, hash_file)
+
     def check_unchanged(self) -> None:
         """Raise CorruptInputError if another artifact stands at the path since this one was opened."""
         if not (self.path / MANIFEST).is_file() or read_manifest(self.path / MANIFEST).digest != self.digest:
@@ -100,6 +106,8 @@ class Artifact:
         Raises UsageError for a path that is no artifact or of another kind, CorruptInputError for damaged content.
         """
         path = Path(path)
+        if path.name in ("", ".."):  # rows and pages call an artifact by its folder's name
+            path = path.resolve()
         manifest_path = path / MANIFEST
         if not manifest_path.is_file():
             expected = " or ".join(k.value for k in kinds) or "an"
@@ -109,7 +117,7 @@ class Artifact:
                 lacks, hint = "it is a file", f"a pack becomes one: mmcompress unpack {path} --out DIR"
             raise UsageError(f"{path} is not an artifact: {lacks}", hint)
         manifest = read_manifest(manifest_path)
-        _verify_files(path, manifest)
+        _verify_files(path, manifest, sha256_of if manifest.kind in _AS_LARGE_AS_DATA else hash_file)
         if kinds and manifest.kind not in kinds:
             raise UsageError(
                 f"{path} is an artifact of kind {manifest.kind.value!r}",
@@ -130,43 +138,38 @@ class Artifact:
     ) -> Iterator[Draft]:
         """Yield a draft in a temporary sibling folder; on success verify, sync and rename it to `path`.
 
-        An artifact that is there already is replaced; any other folder that is not empty is refused.
+        An artifact that is there already is replaced; any other folder that is not empty is refused, and so is a disk
+        without room.
         """
         path = Path(path)
         check_place(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        tidy(path)
-        if (aside := aside_of(path)).exists():
-            raise UsageError(f"{aside} exists and mmcompress did not write it", "move it away, or give another --out")
-        temporary = draft_of(path)
-        temporary.mkdir()
-        draft = Draft(temporary)
-        try:
-            yield draft
-            check_finite({"facts": draft.facts, "metrics": draft.metrics})  # pydantic would write null
-            manifest = Manifest(
-                kind=kind,
-                stage=stage,
-                name=path.name,
-                key=key,
-                config=dict(config or {}),
-                parents=dict(parents or {}),
-                files=_hash_files(temporary, draft.known),
-                model=draft.model,
-                graphs=tuple(draft.graphs),
-                preprocessing=draft.preprocessing,
-                tokenizer=draft.tokenizer,
-                bank=draft.bank,
-                facts=draft.facts,
-                metrics=draft.metrics,
-                environment=environment(),
-            )
-            manifest = manifest.model_copy(update={"digest": manifest.compute_digest()})
-            _write_manifest(temporary / MANIFEST, manifest)
-            _let_be_read(temporary, manifest)
-            swap_in(temporary, path)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with drafted(path) as temporary:
+                draft = Draft(temporary, place=path)
+                yield draft
+                check_finite({"facts": draft.facts, "metrics": draft.metrics})  # pydantic would write null
+                manifest = Manifest(
+                    kind=kind,
+                    stage=stage,
+                    name=path.name,
+                    key=key,
+                    config=dict(config or {}),
+                    parents=dict(parents or {}),
+                    files=_hash_files(temporary, draft.known),
+                    model=draft.model,
+                    graphs=tuple(draft.graphs),
+                    preprocessing=draft.preprocessing,
+                    tokenizer=draft.tokenizer,
+                    bank=draft.bank,
+                    facts=draft.facts,
+                    metrics=draft.metrics,
+                    environment=environment(),
+                )
+                manifest = manifest.model_copy(update={"digest": manifest.compute_digest()})
+                _write_manifest(temporary / MANIFEST, manifest)
+                _let_be_read(temporary, manifest)
+                swap_in(temporary, path)
 
 
 @dataclass
@@ -183,6 +186,8 @@ class Draft:
     metrics: dict[str, Any] = field(default_factory=dict)
     known: dict[str, str] = field(default_factory=dict)
     """SHA-256 of files that are taken as they are from a verified artifact, by name; they are not read again."""
+    place: Path | None = None
+    """Where it will stand, which relative paths count from; None where it will be no artifact."""
 
     def inherit(self, source: Artifact, *files: str) -> None:
         """Copy what a source artifact has of these files, and what its manifest says of its model, into this draft."""
@@ -225,6 +230,7 @@ def manifest_from_bytes(content: bytes, where: str, again: str) -> Manifest:
     try:
         body = json_from_text(content)
         seal = body.pop("seal", None)
+        _check_schema(body, where)
         manifest = Manifest.model_validate(body)
     except (ValueError, AttributeError, ValidationError) as error:
         raise CorruptInputError(f"{where} cannot be read as a manifest: {error}", again) from error
@@ -233,7 +239,20 @@ def manifest_from_bytes(content: bytes, where: str, again: str) -> Manifest:
     return manifest
 
 
-def _verify_files(folder: Path, manifest: Manifest) -> None:
+def _check_schema(body: Mapping[str, Any], where: str) -> None:
+    """Raise CorruptInputError, with the command that makes it again, for a manifest of another schema than is read."""
+    newest = get_args(Manifest.model_fields["schema_version"].annotation)[-1]
+    if (said := body.get("schema", newest)) == newest and not isinstance(said, bool):
+        return
+    stage = f"{'data ' if body.get('kind') == Kind.SHARDS else ''}{body.get('stage')}"
+    command = f"`mmcompress {stage}`" if re.fullmatch(r"[a-z -]+", stage) else "its command"
+    raise CorruptInputError(
+        f"{where} is written in schema {said!r}, and this version reads schema {newest}",
+        f"make it again in another folder: {command}; or read it with the mmcompress that wrote it",
+    )
+
+
+def _verify_files(folder: Path, manifest: Manifest, hashed: Callable[[Path], str]) -> None:
     for name, entry in manifest.files.items():
         file = folder / name
         if not file.resolve().is_relative_to(folder.resolve()):
@@ -244,7 +263,6 @@ def _verify_files(folder: Path, manifest: Manifest) -> None:
             raise CorruptInputError(
                 f"{file} is missing, and the manifest lists it", f"delete {folder} and make it again"
             )
-        hashed = sha256_of if manifest.kind in _AS_LARGE_AS_DATA else hash_file
         if file.stat().st_size != entry.bytes or hashed(file) != entry.sha256:
             raise CorruptInputError(
                 f"{file} is damaged: expected {entry.bytes} bytes with SHA-256 {entry.sha256[:12]}…",

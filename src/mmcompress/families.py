@@ -195,6 +195,21 @@ def end_read(family: str, text: Any) -> int | None:
     return None
 
 
+def check_states_end(path: Path, config: Mapping[str, Any]) -> None:
+    """Raise UsageError where a config.json of a family that reads a text at its end token says null for it.
+
+    One that is left out is the family's own.
+    """
+    text, family = config.get("text_config"), config.get("model_type")
+    if family not in ("metaclip_2", *_READ_AT_END) or not isinstance(text, dict):
+        return
+    if text.get("eos_token_id", 0) is None:
+        raise UsageError(
+            f"{path} says eos_token_id = null in text_config, and a {family} model reads a text at that token",
+            "state the id of the tokenizer's end token there; of OpenAI's tokenizer it is 49407",
+        )
+
+
 def check_end(where: str, end: int, read: int | None) -> None:
     """Raise UsageError where a tokenizer ends texts with another token than the one that its model reads them at."""
     if read is not None and end != read:
@@ -244,7 +259,7 @@ def hugging_face_config(config: DualEncoderConfig, family: str, dtype: str) -> d
             "model_type": f"{family}_text_model",
             **_written(text),
             "vocab_size": text.vocab,
-            "max_position_embeddings": text.context + unused_positions(text),
+            "max_position_embeddings": text.position_rows + unused_positions(text),
             "bos_token_id": text.bos_token_id,
             "eos_token_id": _CLIP_LARGEST if largest else text.eos_token_id,
             "pad_token_id": text.pad_token_id,

@@ -78,13 +78,19 @@ def with_tokenizer(model: DualEncoder, processing: TextProcessing) -> DualEncode
         )
     if text.attention == "masked" and not processing.mask:
         raise UsageError("the tokenizer masks nothing of what fills a text up, and the model's text tower does", hint)
+    if text.attention == "masked" and processing.pad_token_id == processing.eos_token_id:
+        raise UsageError(
+            f"the tokenizer fills texts up with its end token (id {processing.eos_token_id}), which the model then"
+            " takes for padding",
+            "state another pad_token in tokenizer_config.json, the one that the model was trained with",
+        )
     check_end("the tokenizer", processing.eos_token_id, text.eos_token_id if text.pooling == "end" else None)
     if context == text.context:
         return model
     text = text.model_copy(update={"context": context})
     model.config = model.config.model_copy(update={"text": text})
     model.text.config = text
-    model.text.positions = nn.Parameter(model.text.positions.detach()[:context].clone())
+    model.text.positions = nn.Parameter(model.text.positions.detach()[: text.position_rows].clone())
     return model
 
 

@@ -7,7 +7,7 @@ Nothing is ever pickled.
 
 What a token may see is derived from the ids: a causal tower that pools at the end of a text never sees what follows,
 and a masked one takes for padding what follows the last id that is not `pad_token_id`. So a pad token inside a text is
-seen, as tokenizers mask it. Left out: dropout, and AltCLIP's rule that such a token also moves the positions behind it.
+seen, as tokenizers mask it; AltCLIP gives it the position of padding, and counts the others. Left out: dropout.
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ class Tower(nn.Module):
     norm_post: nn.Module
     recomputing: Callable[..., Tensor] | None = None
     """What computes a block so that the backward pass does it again, and what is inside is not kept."""
+    every: int = 1
+    """Which blocks are passed in training: all, or every second one of a tower that is to be deeper later."""
 
     def forward(self, inputs: Tensor) -> Tensor:
         """(B, ...) -> (B, D)"""
@@ -46,9 +48,10 @@ class Tower(nn.Module):
         there is only one.
         """
         mask = self.mask(inputs)
-        for block in self.blocks[start:-1]:
+        *before, last = self.blocks[start :: self.every if self.training else 1]
+        for block in before:
             x = self._behind(block, x, None, mask)
-        return self.leave(self._behind(self.blocks[-1], x, self.ends(inputs), mask))
+        return self.leave(self._behind(last, x, self.ends(inputs), mask))
 
     def _behind(self, block: nn.Module, x: Tensor, pooled: Tensor | None, mask: Tensor | None) -> Tensor:
         given = (x, self.causal, pooled, mask)
@@ -133,7 +136,7 @@ class TextTower(Tower):
         self.causal = config.attention == "causal"
         post, sizes = config.norm == "post", (config.width, config.layer_norm_eps)
         self.tokens = nn.Embedding(config.vocab, config.width)
-        self.positions = nn.Parameter(torch.zeros(config.context, config.width))
+        self.positions = nn.Parameter(torch.zeros(config.position_rows, config.width))
         self.norm_pre = nn.LayerNorm(*sizes) if post else None
         self.blocks = nn.ModuleList((PostNormBlock if post else Block)(config, i) for i in range(config.depth))
         self.norm_post = nn.LayerNorm(*sizes) if config.final_norm else nn.Identity()
@@ -141,8 +144,15 @@ class TextTower(Tower):
 
     def enter(self, tokens: Tensor) -> Tensor:
         """(B, T) int -> (B, T, width)"""
-        x: Tensor = self.tokens(tokens) + self.positions[: tokens.shape[1]]
+        x: Tensor = self.tokens(tokens) + self._placed(tokens)
         return x if self.norm_pre is None else self.norm_pre(x)
+
+    def _placed(self, tokens: Tensor) -> Tensor:
+        """(B, T) int -> (T, width), or (B, T, width) where positions depend on what is written."""
+        if not self.config.counts_written:
+            return self.positions[: tokens.shape[1]]
+        written = (tokens != self.config.pad_token_id).long()
+        return self.positions[written.cumsum(dim=1) * written]
 
     def mask(self, tokens: Tensor) -> Tensor | None:
         if self.config.attention != "masked":

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mmcompress.errors import UsageError
+from mmcompress.home import expanded, is_known
 from mmcompress.strictjson import json_from_text
 
 MANIFEST = "manifest.json"
@@ -30,10 +31,17 @@ _ELSEWHERE = "give another --out, or move it away"
 
 
 def cache_folder() -> Path:
-    """Where what can be made again is kept from run to run: MMCOMPRESS_CACHE, else `mmcompress` in the user's cache."""
-    if said := os.environ.get(CACHE):
-        return Path(said).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "mmcompress"
+    """Where what can be made again is kept from run to run: MMCOMPRESS_CACHE, else `mmcompress` in the user's cache.
+
+    Raises UsageError where that is in a home folder that nobody knows.
+    """
+    said = os.environ.get(CACHE) or f"{os.environ.get('XDG_CACHE_HOME') or '~/.cache'}/mmcompress"
+    if not is_known(said):
+        raise UsageError(
+            f"the cache folder {said} cannot be: there is no such home folder, or HOME is not set",
+            f"set {CACHE} to a folder that may be written to",
+        )
+    return expanded(said)
 
 
 def elsewhere(place: Path) -> str:

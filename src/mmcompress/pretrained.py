@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from mmcompress.errors import CorruptInputError, MissingRequirementError, MMCompressError, UsageError, require
+from mmcompress.families import check_states_end
 from mmcompress.foreign import place_of, said
 from mmcompress.sidefiles import check_float, check_side_files
 from mmcompress.strictjson import read_json
@@ -26,8 +27,8 @@ TWO_TOWERS = "vision-text-dual-encoder"
 OLDEST = (4, 56)
 """The first transformers that takes `dtype` and knows MetaCLIP 2."""
 _TRUST = (
-    "if you trust its author: --set teacher.trust_remote_code=true; where a command has no --set, give it what"
-    " `mmcompress convert` or `export` made with it"
+    "if you trust its author: --set teacher.trust_remote_code=true; a command without --set, classify say, takes the"
+    " DIR that `mmcompress export TEACHER --set teacher.trust_remote_code=true --out DIR` made"
 )
 _HARMLESS = re.compile(r"(^|\.)position_ids$")
 """Buffers that old versions saved and new ones compute."""
@@ -122,6 +123,7 @@ def check_folder(folder: Path, trust_remote_code: bool = False) -> dict[str, Any
             f"transformers {transformers.__version__} does not know the model_type {family!r} of {folder}",
             "a newer transformers may, or wrap the model as file.py:function",
         )
+    check_states_end(folder / "config.json", config)
     if "auto_map" in config and not trust_remote_code:
         raise UsageError(
             f"{folder} brings Python code of its own, which does not run unasked",

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from mmcompress.config import TeacherConfig
 from mmcompress.errors import MissingRequirementError, UsageError, require, suggestion
+from mmcompress.home import expanded
 from mmcompress.packaged import packaged
 from mmcompress.sidefiles import check_side_files
 
@@ -55,8 +56,8 @@ def own_code(source: str) -> tuple[Path, str] | None:
     """
     file, _, function = source.rpartition(":")
     if file.endswith(".py") and function:
-        return Path(file).expanduser(), function
-    if source.endswith((".py", ".py:")) and not Path(source).expanduser().is_dir():
+        return expanded(file), function
+    if source.endswith((".py", ".py:")) and not expanded(source).is_dir():
         name = source.removesuffix(":")
         raise UsageError(
             f"the teacher {source} is a Python file, and no function in it is named", f"name it: {name}:function"
@@ -67,11 +68,11 @@ def own_code(source: str) -> tuple[Path, str] | None:
 def open_clip_weights(name: str) -> Path | None:
     """The local file or folder behind `NAME/FILE` or `local-dir:FOLDER`; None for a tag or a hub id."""
     if name.startswith("local-dir:"):
-        return Path(name.removeprefix("local-dir:")).expanduser()
+        return expanded(name.removeprefix("local-dir:"))
     if name.startswith(OPEN_CLIP_SCHEMES):
         return None
     _, _, tag = name.partition("/")
-    return Path(tag).expanduser() if tag.endswith((".safetensors", *_PICKLES)) or "/" in tag else None
+    return expanded(tag) if tag.endswith((".safetensors", *_PICKLES)) or "/" in tag else None
 
 
 def resolve(config: TeacherConfig, what: str = "teacher") -> Path:
@@ -85,7 +86,7 @@ def resolve(config: TeacherConfig, what: str = "teacher") -> Path:
         raise UsageError(f"the name of the {what} is empty", "give an alias, a hub id (owner/name), or a folder")
     if source.startswith("demo:"):
         return packaged(source)
-    path = Path(source).expanduser()
+    path = expanded(source)
     if path.exists():
         check_side_files(path)
         if not (path / "config.json").is_file():

@@ -6,9 +6,9 @@ LayerNorms behind its blocks is BERT's (Chinese-CLIP), and one with a last Layer
 convolutional tower has timm's names (`convnames.py`).
 
 Three things are folded on the way in, exactly but for rounding: BERT's embedding of the only token type goes into the
-positions, the rows of AltCLIP's positions that only padding uses are left away, and its two Linears at the end become
-one. They are written as zeros and as an identity, which the stock classes compute the same with. In a tower narrower
-than its embedding, keys and values of the attention head have the names that `torch.nn.MultiheadAttention` gives them.
+positions, the rows of AltCLIP's positions that nothing uses are left away, and its two Linears at the end become one.
+They are written as zeros and as an identity, which the stock classes compute the same with. In a tower narrower than
+its embedding, keys and values of the attention head have the names that `torch.nn.MultiheadAttention` gives them.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def _post_norm_text(config: DualEncoderConfig) -> Iterator[Entry]:
     yield Entry(
         ("text.positions",),
         {
-            f"{stem}.position_embeddings.weight": (tower.context + unused, tower.width),
+            f"{stem}.position_embeddings.weight": (tower.position_rows + unused, tower.width),
             f"{stem}.token_type_embeddings.weight": ("T", tower.width),
         },
         lambda rows, types: (rows[unused:] + types[0],),
@@ -145,8 +145,8 @@ def _post_norm_text(config: DualEncoderConfig) -> Iterator[Entry]:
 
 
 def unused_positions(tower: TextConfig) -> int:
-    """Rows in front of the position table at rest that no token of a text has: XLM-R counts from the pad id on."""
-    return tower.pad_token_id + 1 if tower.norm == "post" and tower.final_norm else 0
+    """Rows in front of the position table at rest that no token has: XLM-R counts from the pad id on."""
+    return tower.pad_token_id if tower.counts_written else 0
 
 
 def _logit(config: DualEncoderConfig) -> Iterator[Entry]:

@@ -17,7 +17,7 @@ from two_towers import write_two_towers
 
 from mmcompress.compress.teacher import load_teacher
 from mmcompress.config import TeacherConfig
-from mmcompress.errors import MMCompressError
+from mmcompress.errors import MMCompressError, UsageError
 from mmcompress.pipeline.converted import becomes_checkpoint, tracing_stage
 
 Cli = Callable[..., Any]
@@ -85,4 +85,14 @@ def test_a_tower_without_a_fast_tokenizer_is_refused_by_name(tmp_path: Path) -> 
     stated = folder / "tokenizer_config.json"
     stated.write_text(json.dumps({**json.loads(stated.read_text()), "tokenizer_class": "CpmAntTokenizer"}))
     with pytest.raises(MMCompressError, match="tokenizer in"):
+        load_teacher(TeacherConfig(source=str(folder)), torch.device("cpu"))
+
+
+def test_a_tokenizer_that_fills_up_with_its_end_token_is_refused(tmp_path: Path) -> None:
+    """A BERT would see an end token that somebody wrote into a text, and no mask of ids can say so."""
+    folder = write_two_towers(tmp_path / "two", "vit")
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        stated = json.loads((folder / name).read_text())
+        (folder / name).write_text(json.dumps({**stated, "pad_token": "[SEP]"}))
+    with pytest.raises(UsageError, match=r"fills texts up with its end token \(id 3\)"):
         load_teacher(TeacherConfig(source=str(folder)), torch.device("cpu"))

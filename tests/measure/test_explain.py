@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import rich.console
 import torch
 import transformers
 from family_folders import pixels, stock_model
 from PIL import Image
 from torch.nn import functional as F
 
+from mmcompress.cli.show_use import explained_summary
 from mmcompress.data.batches import read
 from mmcompress.errors import CorruptInputError, UsageError
 from mmcompress.huggingface import dual_encoder_from_hugging_face
 from mmcompress.manifest import Preprocessing
+from mmcompress.measure.explain import pointing as game
+from mmcompress.measure.explain.explain import Explanation
 from mmcompress.measure.explain.heat import lit
 from mmcompress.measure.explain.occlusion import CELLS, PASSES, occlusion
 from mmcompress.measure.explain.picture import check_picture
@@ -115,7 +121,14 @@ def test_the_demo_s_teacher_points_at_what_is_named(cli: Callable[..., Any], qua
     said = json.loads(done.out.splitlines()[-1])
     assert said["method"] == "relevance"
     (model,) = said["models"]
-    assert model == {"name": "teacher", "pairs": 8, "unseen": 0, "hits": 1.0, "interval": [1.0, 1.0], "chance": 0.25}
+    assert model == {
+        "name": "teacher",
+        "pairs": 8,
+        "unseen": 0,
+        "hits": 1.0,
+        "interval": [1.0, 1.0],
+        "chance": 0.25,
+    } | {"flat": 0}
 
 
 def test_a_picture_of_two_models_is_asked_in_one_way(cli: Callable[..., Any], quarters: Path, tmp_path: Path) -> None:
@@ -164,6 +177,44 @@ def test_the_box_goes_the_way_of_the_image() -> None:
     assert seen[:31, 33:].all() and not seen[33:].any() and not seen[:, :31].any()
     touched = touched_cells(seen, 4)
     assert touched.tolist() == [[False, False, True, True]] * 2 + [[False] * 4] * 2
+
+
+def test_a_box_that_is_thinner_than_a_pixel_is_the_pixel_it_lies_in() -> None:
+    """As given, or once a large image is resized; both were said to be cut off, or to be no box."""
+    for size, box in (((64, 64), (10.2, 20.3, 10.4, 20.4)), ((4096, 4096), (670.0, 1300.0, 671.0, 1301.0))):
+        assert np.argwhere(seen_boxes(size, [box], RULE)).tolist() == [[20, 10]]
+    assert seen_boxes((192, 192), [(1 * 192 / 64, 0, 2 * 192 / 64, 3)], RULE).sum() == 1, "edges touch no neighbour"
+    assert seen_boxes((64, 64), [(60, 60, 70, 70)], RULE).sum() == 16, "what is in the image"
+    with pytest.raises(CorruptInputError, match="beside the image of 64 x 64 pixels"):
+        seen_boxes((64, 64), [(64, 0, 70, 10)], RULE)
+
+
+def test_a_map_that_is_the_same_everywhere_points_at_nothing(
+    quarters: Path, monkeypatch: pytest.MonkeyPatch, cli: Callable[..., Any]
+) -> None:
+    """Its first cell passed for the brightest, so what lies above on the left was a hit."""
+    maps = [np.zeros((8, 8), np.float32), np.full((8, 8), -1, np.float32), np.eye(8, dtype=np.float32)]
+
+    @contextmanager
+    def asking(*_: object) -> Iterator[Any]:
+        remaining = iter(maps)
+        yield lambda pixels, text: (0.0, next(remaining))
+
+    monkeypatch.setattr(game, "asking", asking)
+    model = SimpleNamespace(image_processing=RULE)
+    boxes = {(quarters.parent / "0.png", text): [(0.0, 0.0, 64.0, 64.0)] for text in ("zero", "below zero", "tie")}
+    (found,) = game.pointing({"model": model}, boxes, "occlusion")  # type: ignore[dict-item]
+    assert (found.pairs, found.hits, found.flat) == (3, 0.0, 2)
+    boxes = {(quarters.parent / "0.png", "beside"): [(900.0, 0.0, 964.0, 64.0)]}
+    with pytest.raises(CorruptInputError, match=r"0\.png: the box \(900.* lies beside"):
+        game.pointing({"model": model}, boxes, "occlusion")  # type: ignore[dict-item]
+    silent = Explanation("mine", 0.1, np.zeros((8, 8, 3), np.uint8), maps[0])
+    lines = io.StringIO()
+    rich.console.Console(file=lines, width=200).print(explained_summary("occlusion", [silent], quarters)[1])
+    assert "the map of mine is the same everywhere" in lines.getvalue()
+    Image.new("RGB", (64 * 101, 64)).save(quarters.parent / "0.png")
+    done = cli("pointing", "demo:teacher", "--boxes", quarters)
+    assert done.code == 4 and "0.png: an image of 6464 x 64 pixels" in done.err
 
 
 @pytest.mark.parametrize(

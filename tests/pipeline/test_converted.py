@@ -21,7 +21,7 @@ from mmcompress.data.preprocess import normalize
 from mmcompress.data.sentences import SENTENCES
 from mmcompress.huggingface import dual_encoder_from_checkpoint
 from mmcompress.measure.verdict import contest
-from mmcompress.pipeline.converted import name_of, names_of
+from mmcompress.pipeline.converted import graphs_to_use, name_of, names_of
 from mmcompress.pipeline.sources import parent_beside
 from mmcompress.places import CACHE
 from mmcompress.runtime.tokenize import load_tokenizer, tokenize
@@ -213,6 +213,35 @@ def test_what_learns_from_captions_refuses_photos(cli: Cli, tmp_path: Path, phot
     recipe.write_text('[student]\nsource = "vit-t8-64"\n[[stage]]\nrun = "train"\n')
     done = cli("train", recipe, "--set", f"data.train={photos}", "--out", tmp_path / "t")
     assert done.code == 2 and "photos without captions" in done.err and not (tmp_path / "t").exists()
+
+
+def test_captions_beside_photos_are_not_passed_over_in_silence(
+    cli: Cli, tmp_path: Path, teacher: Path, photos: Path
+) -> None:
+    """Only `data pack` reads them; the refusal said that there are none, and `embed` said nothing."""
+    first = min(photos.glob("*.*"))
+    first.with_suffix(".txt").write_text("a red square")
+    recipe = tmp_path / "r.toml"
+    recipe.write_text('[student]\nsource = "vit-t8-64"\n[[stage]]\nrun = "train"\n')
+    done = cli("train", recipe, "--set", f"data.train={photos}", "--out", tmp_path / "t")
+    told = " ".join(done.err.split())
+    assert done.code == 2 and f"as {first.stem}.txt does" in told and f"mmcompress data pack {photos}" in told
+    done = cli("embed", "--teacher", teacher, "--data", photos, "--out", tmp_path / "e")
+    told = " ".join(done.err.split())
+    assert done.code == 0 and told.count("captions beside them") == 1 and f"as {first.stem}.txt, are not read" in told
+
+
+def test_what_lies_in_the_cache_is_called_as_its_source_is(
+    tmp_path: Path, teacher: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pages, rows and warnings call an artifact by its folder: a page's models were `teacher-f04223d7`."""
+    monkeypatch.setenv(CACHE, str(tmp_path / "cache"))
+    other = Path(shutil.copytree(teacher, tmp_path / "elsewhere" / "my clip"))
+    graphs, others = graphs_to_use(teacher), graphs_to_use(other)
+    assert graphs.path.name == others.path.name == name_of(teacher) == "my-clip"
+    assert graphs.path != others.path and graphs_to_use(str(teacher)).path == graphs.path
+    monkeypatch.chdir(graphs.path)
+    assert Artifact.open(Path()).path.name == "my-clip", "and one that is given as the folder one stands in"
 
 
 def test_commands_without_out_keep_what_they_convert_in_a_cache(

@@ -18,6 +18,7 @@ from mmcompress import config
 from mmcompress.cli.doctor import gpu, int8_instructions
 from mmcompress.errors import MissingRequirementError, MMCompressError, UsageError, suggestion
 from mmcompress.frozen import Config
+from mmcompress.home import expanded
 from mmcompress.places import cache_folder
 from mmcompress.runtime.backends import BACKENDS, GPU_BACKENDS
 from mmcompress.runtime.board import driver_version, jetpack, on_jetson
@@ -133,10 +134,8 @@ def folder_check(what: str, folder: Path, variable: str | None) -> Check:
 
 def hub_cache() -> Path:
     """Where Hugging Face keeps what it downloads, by its own variables."""
-    home = (
-        os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "huggingface"
-    )
-    return Path(os.environ.get("HF_HUB_CACHE") or Path(home).expanduser() / "hub")
+    home = os.environ.get("HF_HOME") or expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
+    return Path(os.environ.get("HF_HUB_CACHE") or expanded(home) / "hub")
 
 
 def _asked(what: str, ask: Callable[[], object], found: Callable[[], str]) -> Check:

@@ -29,7 +29,7 @@ from mmcompress.formats import (
     percent_interval,
 )
 from mmcompress.manifest import Kind, Manifest, TensorSpec
-from mmcompress.measure.explain.explain import Explanation
+from mmcompress.measure.explain.explain import Explanation, says_nothing
 from mmcompress.measure.explain.pointing import Pointing
 from mmcompress.measure.split.document import DeviceTimes, SplitDocument
 from mmcompress.pipeline.searching import Found
@@ -67,12 +67,16 @@ def explained_summary(method: str, rows: Sequence[Explanation], out: Path) -> Su
     """Cosines, and where the picture is; the maps are in the JSON."""
     document = [{"model": one.name, "cosine": one.cosine, "map": one.map.tolist()} for one in rows]
     lines = _aligned([(one.name, f"{one.cosine:.3f}") for one in rows])
+    if silent := [one.name for one in rows if says_nothing(one.map)]:
+        lines.append(
+            f"\nthe map of {', '.join(silent)} is the same everywhere: nothing in the image speaks for the text"
+        )
     return {"method": method, "picture": str(out), "models": document}, Group(lines, Text(f"{out}, by {method}"))
 
 
 def pointing_summary(method: str, rows: Sequence[Pointing]) -> Summary:
     """How often each model's brightest cell is on what the text names, beside a blind guess."""
-    table = empty_table("model", ">hits", ">interval", ">chance", ">pairs", ">not seen")
+    table = empty_table("model", ">hits", ">interval", ">chance", ">pairs", ">not seen", ">flat")
     for one in rows:
         table.add_row(
             one.name,
@@ -81,6 +85,7 @@ def pointing_summary(method: str, rows: Sequence[Pointing]) -> Summary:
             percent(one.chance),
             count(one.pairs),
             count(one.unseen),
+            count(one.flat),
         )
     return {"method": method, "models": [asdict(one) for one in rows]}, table
 

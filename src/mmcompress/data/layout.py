@@ -15,6 +15,7 @@ from pathlib import Path
 
 from mmcompress.data.spec import CLASSNAMES, DATASET_TYPE, TEMPLATES, expand, is_stream, settings_beside
 from mmcompress.errors import CorruptInputError, UsageError
+from mmcompress.home import expanded
 from mmcompress.packaged import packaged
 from mmcompress.progress import say
 
@@ -103,7 +104,7 @@ def read_templates(spec: str) -> list[str]:
 
 
 def _list_at(spec: str, wanted: str) -> Path:
-    path = packaged(spec) if spec.startswith("demo:") else Path(spec).expanduser()
+    path = packaged(spec) if spec.startswith("demo:") else expanded(spec)
     if not path.is_file():
         raise UsageError(f"there is no file {spec}", f"give a UTF-8 file with {wanted}")
     return path

@@ -34,11 +34,7 @@ def to_array(image: Image.Image, preprocessing: Preprocessing) -> NDArray[np.uin
 def plain_view(rgb: Image.Image, preprocessing: Preprocessing) -> NDArray[np.uint8]:
     """Resize and crop an upright RGB image to (S, S, 3)."""
     check_aspect(*rgb.size, preprocessing)
-    if preprocessing.squash:
-        target = (preprocessing.resize, preprocessing.resize)
-    else:
-        target = resized_size(*rgb.size, preprocessing.resize)
-    resized = rgb.resize(target, Image.Resampling[preprocessing.interpolation.upper()])
+    resized = rgb.resize(resized_to(*rgb.size, preprocessing), Image.Resampling[preprocessing.interpolation.upper()])
     return center_crop(np.asarray(resized), preprocessing.size, preprocessing.centre)
 
 
@@ -73,6 +69,12 @@ def _rgb_of_16_bits(image: Image.Image) -> Image.Image:
     if (clear := image.info.get("transparency")) is not None:
         upper[grey == clear] = 255
     return Image.fromarray(upper).convert("RGB")
+
+
+def resized_to(width: int, height: int, preprocessing: Preprocessing) -> tuple[int, int]:
+    """(width, height) of an image before it is cropped."""
+    side = preprocessing.resize
+    return (side, side) if preprocessing.squash else resized_size(width, height, side)
 
 
 def resized_size(width: int, height: int, shorter: int) -> tuple[int, int]:

@@ -16,9 +16,10 @@ from pathlib import Path
 from mmcompress.data.decoding import Batch, decoded_batches
 from mmcompress.data.layout import is_retrieval, numbered_classes
 from mmcompress.data.reading import Listed, is_image_or_table, listed, named
-from mmcompress.data.spec import Share, expand, fingerprint, is_stream, part_of
+from mmcompress.data.spec import Share, expand, fingerprint, is_stream, named_keys, part_of
 from mmcompress.data.tally import Tally
 from mmcompress.data.views import PLAIN, Shown
+from mmcompress.datakeys import KNOWN, Keys
 from mmcompress.digests import sha256_of
 from mmcompress.errors import CorruptInputError
 from mmcompress.manifest import Preprocessing, hash_json
@@ -35,19 +36,21 @@ class Section:
     """What it is read from, with the names that `reading.listed` takes."""
     share: Share | None
     """Which of its samples count; None for all."""
+    keys: Keys = KNOWN
+    """What it is read by."""
 
     def listed(self, tally: Tally) -> Iterator[Listed]:
         """Its samples in order; damage goes to the tally."""
-        stream = listed(self.places, tally)
+        stream = listed(self.places, self.keys, tally)
         return stream if self.share is None else (one for one in stream if self.share.has(one.key))
 
 
 def sections(spec: str) -> list[Section]:
     """The sections of a data set, in order, what lies in no shard at the end. Nothing is read but names."""
-    share, places = part_of(spec)[0], named(expand(spec))
+    share, keys, places = part_of(spec)[0], named_keys(spec), named(expand(spec))
     loose = [(place, name) for place, name in places if is_image_or_table(place)]
-    shards = [Section(name, [(place, name)], share) for place, name in places if not is_image_or_table(place)]
-    return [*shards, *([Section("", loose, share)] if loose else [])]
+    shards = [Section(name, [(place, name)], share, keys) for place, name in places if not is_image_or_table(place)]
+    return [*shards, *([Section("", loose, share, keys)] if loose else [])]
 
 
 def digest_of(section: Section, spec: str) -> str:
@@ -56,13 +59,14 @@ def digest_of(section: Section, spec: str) -> str:
         return hash_json(["loose", fingerprint(spec)])
     (place, name) = section.places[0]
     share = section.share and [section.share.first, section.share.last, section.share.bins]
+    keys = [] if section.keys == KNOWN else [section.keys.images, section.keys.texts, section.keys.last_dot]
     if is_stream(place):
-        return hash_json(["stream", place, name, share])
+        return hash_json(["stream", place, name, share, *keys])
     try:
         content = sha256_of(Path(place))
     except OSError as error:
         raise CorruptInputError(f"{place} cannot be read: {error.strerror}", "mend it, or leave it out") from error
-    return hash_json(["shard", content, numbered_classes(place), is_retrieval(place), name, share])
+    return hash_json(["shard", content, numbered_classes(place), is_retrieval(place), name, share, *keys])
 
 
 def counts(spec: str, of: Sequence[Section], max_bad_fraction: float) -> list[int]:

@@ -17,6 +17,7 @@ from mmcompress.architecture import DualEncoderConfig
 from mmcompress.artifact import Artifact
 from mmcompress.config import ConvertConfig, TeacherConfig
 from mmcompress.errors import UsageError, suggestion
+from mmcompress.home import expanded
 from mmcompress.manifest import Kind
 from mmcompress.pipeline.single import checked, config_of, run_single
 from mmcompress.pipeline.sources import Given
@@ -49,7 +50,7 @@ def teacher_named(source: str, wanted: str = "an", given: Given = NOTHING) -> Te
 
     said = {key: value for key, value in given.items() if key.partition(".")[0] == "teacher"}
     teacher = cast(ConvertConfig, config_of("convert", {}, {**said, "teacher.source": source})).teacher
-    path = Path(source).expanduser()
+    path = expanded(source)
     if source.startswith("open_clip:") or (source in ALIASES and not path.exists()):
         return teacher
     if source.startswith("demo:"):
@@ -174,7 +175,7 @@ def tracing_stage(source: str) -> str:
     from mmcompress.pretrained import TWO_TOWERS, model_type_of
     from mmcompress.teachers import cached_folder
 
-    folder = Path(source).expanduser()
+    folder = expanded(source)
     found = folder if folder.exists() else cached_folder(source)
     return "trace" if found is not None and model_type_of(found) == TWO_TOWERS else "baseline"
 
@@ -268,9 +269,12 @@ def anything_to_use(source: str | Path) -> Artifact:
 
 
 def _cached_place(source: str | Path, becoming: str) -> Path:
-    """One place a source, told by its path where it is one; what is there is made again when the source changes."""
+    """One place a source, told by its path where it is one; what is there is made again when the source changes.
+
+    Its last part is the source's own name, since pages, rows and warnings call an artifact by its folder.
+    """
     check_named(source)
     where = str(Path(source).resolve()) if Path(source).exists() else str(source)
-    place = cache_folder() / f"{name_of(source)}-{hashlib.sha256(where.encode()).hexdigest()[:8]}"
+    place = cache_folder() / "models" / hashlib.sha256(where.encode()).hexdigest()[:8] / name_of(source)
     say("cache", place.name, f"{source} becomes {becoming} first, once for all such commands, in {place.parent}")
     return place

@@ -14,6 +14,7 @@ from typing import cast
 from mmcompress.artifact import read_manifest
 from mmcompress.config import Backend
 from mmcompress.errors import CorruptInputError, UsageError
+from mmcompress.home import expanded
 from mmcompress.manifest import Kind
 from mmcompress.pipeline.converted import check_named, graphs_to_use, is_artifact
 from mmcompress.places import MANIFEST
@@ -111,5 +112,5 @@ def _model_of(opened: ImageIndex) -> str:
 
 def _lasting(source: str) -> str:
     """A source as it is found from any folder."""
-    path = Path(source).expanduser()
+    path = expanded(source)
     return str(path.absolute()) if path.exists() else source

@@ -9,6 +9,7 @@ from typing import Any
 from mmcompress.architecture import DualEncoderConfig
 from mmcompress.artifact import Artifact
 from mmcompress.config import StageConfig, validated
+from mmcompress.home import expanded
 from mmcompress.lock import locked
 from mmcompress.pipeline.plan import check_data, check_use, local_inputs
 from mmcompress.pipeline.recipe import assign, reduced
@@ -56,7 +57,7 @@ def check_places(out: Path, name: str, built: StageConfig, beside: Mapping[str, 
     apart from what the config reads, and from `source` where that is a folder.
     """
     read = local_inputs(built)
-    if source and (folder := Path(source).expanduser()).exists():
+    if source and (folder := expanded(source)).exists():
         read.append(folder)
     check_place(out, read, name)
     for end, stage in beside.items():

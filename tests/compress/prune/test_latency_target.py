@@ -15,6 +15,7 @@ from mmcompress.compress.prune.latency_target import (
     HiddenLatency,
     Timing,
     block_costs,
+    check_latency,
     measured_speedup,
     sizes_at_latency,
     stage_rates,
@@ -66,6 +67,33 @@ def test_a_latency_below_the_floor_says_the_floor(simulated: None) -> None:
     assert caught.value.what == "the latency of the image tower cannot be pruned to 0.03x: the floor is 0.235x"
     assert "ask for 0.236x or more" in caught.value.hint
     assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize("kind", ["vit", "conv"])
+def test_a_latency_that_the_smallest_tower_is_above_is_refused_by_one_race(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MMCOMPRESS_CACHE", str(tmp_path))
+    model, asked = (MODEL, config) if kind == "vit" else (conv_config(), conv_share)
+    timed: list[AnyImageConfig] = []
+
+    def speedup(_: object, smaller: AnyImageConfig, *__: object) -> Ratio:
+        timed.append(smaller)
+        return Ratio(2.0, 1.9, 2.1)
+
+    monkeypatch.setattr(latency_target, "measured_speedup", speedup)
+    check_latency(model, asked(0.47))  # within the interval of the race
+    for _ in range(2):
+        with pytest.raises(UsageError, match=r"cannot be pruned to 0\.4x: the floor is 0\.500x") as caught:
+            check_latency(model, asked(0.4))
+        assert "ask for 0.501x or more" in caught.value.hint
+    (least,) = timed
+    assert least.macs(model.embed_dim) < model.image.macs(model.embed_dim)
+    assert not isinstance(least, ImageConfig) or (least.heads, least.mlp) == ((1,), (8,))
+
+
+def conv_share(share: float) -> PruneConfig:
+    return PruneConfig(data=DataConfig(), target_latency=share, channel_multiple=8, threads=1)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])

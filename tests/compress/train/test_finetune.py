@@ -150,6 +150,9 @@ def test_the_line_goes_from_end_to_end_and_the_rule_takes_the_largest_sum() -> N
     assert chosen(traded).alpha == 0.5
     equal = [Point(alpha=a, validation=v, original=o) for a, v, o in ((1, 0.5, 0.5), (0.3, 0.4, 0.6))]
     assert chosen(equal).alpha == 0.3
+    assert [chosen(traded, limit).alpha for limit in (0, 0.05, 0.1, 0.6)] == [0, 0, 0.5, 1]
+    gained = [Point(alpha=a, validation=v, original=o) for a, v, o in ((0, 0.2, 0.5), (0.5, 0.7, 0.6), (1, 0.7, 0.6))]
+    assert chosen(gained, 0).alpha == 0.5
     assert [p.alpha for p in line(put, lambda: 0.0, None, fixed=0.35)] == [0.0, 0.35, 1.0]
 
 
@@ -258,6 +261,8 @@ def test_the_command_converts_a_teacher_and_its_result_goes_on_like_any_checkpoi
         ({"data.validation": "PAIRS"}, "is of one of the 3 classes"),
         ({"alpha": 1.5}, "alpha: Input should be less than or equal to 1"),
         ({"data.original": "nowhere"}, "there is no nowhere"),
+        ({"max_drop": 0.01}, "data.original is not given"),
+        ({"max_drop": 0.01, "data.original": "CLASSES", "alpha": 0.5}, "alpha and max_drop exclude each other"),
     ],
 )
 def test_what_cannot_work_is_refused(

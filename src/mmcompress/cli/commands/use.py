@@ -159,6 +159,7 @@ def inspect(artifact: Source, json: Json = False) -> None:
     from mmcompress.pipeline.converted import anything_to_use
 
     opened = anything_to_use(artifact)
+    opened.verify()
     console.show(opened.manifest.model_dump(mode="json", by_alias=True), show_use.manifest_view(opened), json)
 
 
