@@ -69,7 +69,7 @@ def train(job: Job[TrainConfig]) -> None:
             deepen(model, done, config.deepens)
             student = (
                 in_parts(
-                    model.encode_image, grown(batch.pixels, model.config.image, done, config.growing), config.parts
+                    model.encode_image, grown(batch.pixels, model.config.image, done, config.grows), config.parts
                 ),
                 in_parts(model.encode_text, batch.tokens, config.parts),
             )

@@ -26,6 +26,9 @@ from mmcompress.config.tables import (
 )
 from mmcompress.frozen import Config
 
+GROWING, DEEPENING = 0.67, 0.5
+"""Shares of the steps, by measurement (benchmarks/results/growing.md)."""
+
 
 class EmbedConfig(StageConfig):
     """Embed the training pairs with the teacher, once."""
@@ -102,8 +105,9 @@ class TrainConfig(WatchedConfig):
     towers: PairConfig | None = None
     """Two pretrained towers in place of a preset's random weights."""
     optimizer: OptimizerConfig = OptimizerConfig()
-    growing: float = Field(default=0.0, ge=0, lt=1)
-    """Share of the steps, the first ones, whose images grow from half of their side to the whole."""
+    growing: float | None = Field(default=None, ge=0, lt=1)
+    """Share of the steps, the first ones, whose images grow from half of their side to the whole; if not given, 0.67,
+    and 0 for two pretrained towers."""
     deepening: float | None = Field(default=None, ge=0, lt=1)
     """Share of the steps, the first ones, that pass every second block of a ViT preset; the others begin as copies.
     Half if not given, and 0 for what is no ViT preset."""
@@ -133,6 +137,13 @@ class TrainConfig(WatchedConfig):
     """Type of the saved weights."""
     device: Device = "auto"
     """Of torch: `cpu`, `cuda`; `auto` is a GPU where there is one."""
+
+    @property
+    def grows(self) -> float:
+        """Share of the steps whose images are smaller."""
+        if self.growing is not None:
+            return self.growing
+        return GROWING if self.towers is None else 0.0
 
     @property
     def deepens(self) -> float:
@@ -228,7 +239,7 @@ class DistillConfig(WatchedConfig):
     """Where the student starts from; a recovery starts from the checkpoint it is given."""
     optimizer: OptimizerConfig = OptimizerConfig()
     """How it is trained."""
-    growing: float = Field(default=0.67, ge=0, lt=1)
+    growing: float = Field(default=GROWING, ge=0, lt=1)
     """Share of the steps, the first ones, whose images grow from half of their side to the whole."""
     deepening: float | None = Field(default=None, ge=0, lt=1)
     """Share of the steps, the first ones, that pass every second block of a ViT preset; the others begin as copies.
@@ -294,7 +305,7 @@ class DistillConfig(WatchedConfig):
 def _deepening(stated: float | None, student: StudentConfig | None) -> float:
     """The share that counts. Raises ValueError for blocks that are not alike, or hold more than random weights."""
     if student is not None and student.transformers:
-        return 0.5 if stated is None else stated
+        return DEEPENING if stated is None else stated
     if stated:
         given = "nothing" if student is None else repr(student.source)
         raise ValueError(
