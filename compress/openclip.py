@@ -32,6 +32,7 @@ from mmcompress.errors import (
     require,
     suggestion,
 )
+from mmcompress.foreign import foreign_code
 from mmcompress.manifest import Preprocessing
 from mmcompress.progress import say
 from mmcompress.teachers import OPEN_CLIP, OPEN_CLIP_SCHEMES, cached_folder, open_clip_weights
@@ -169,6 +170,11 @@ def _stored_shapes(place: Path) -> dict[str, tuple[int, ...]]:
 
 def preprocessing_from(settings: Mapping[str, Any], name: str) -> Preprocessing:
     """open_clip's settings as a rule that a device repeats; UsageError, with the setting, for what it cannot."""
+    with foreign_code(f"reading how {OPEN_CLIP}{name} prepares images", "correct preprocess_cfg in its config"):
+        return _rule(settings, name)
+
+
+def _rule(settings: Mapping[str, Any], name: str) -> Preprocessing:
     size = settings["size"]
     sides = {size} if isinstance(size, int) else set(size)
     mode = settings.get("resize_mode") or "shortest"
