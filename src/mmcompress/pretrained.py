@@ -130,9 +130,7 @@ def check_folder(folder: Path, trust_remote_code: bool = False) -> dict[str, Any
             _TRUST,
         )
     if not any((folder / name).is_file() for name in _WEIGHTS):
-        others = sorted(
-            path.name for path in folder.glob("*") if path.suffix in (".safetensors", ".bin", ".gguf", ".h5")
-        )
+        others = sorted(path.name for suffix in ("safetensors", "bin") for path in folder.glob(f"*model*.{suffix}"))
         raise CorruptInputError(
             f"{folder} has no weights of a name that is read{f', but {others[0]}' if others else ''}",
             f"expected one of {', '.join(_WEIGHTS)}{'; rename a variant such as fp16' if others else ''}",
