@@ -112,18 +112,16 @@ def what_it_lacks(model: Any, draft: Draft) -> str | None:
     pixels, text = draft.preprocessing, draft.tokenizer
     assert pixels is not None and text is not None
     tokenizer = load_tokenizer(draft.path / text.file)
-    images = normalize(check_images(pixels), pixels)
+    drawings = normalize(check_images(pixels), pixels)
 
-    def embeddings(captions: Sequence[str]) -> tuple[NDArray[Any], NDArray[Any]]:
+    def unit(tower: Literal["image", "text"], images: NDArray[Any], captions: Sequence[str]) -> NDArray[Any]:
         tokens = tokenize(tokenizer, captions, text)
         feeds = {"pixel_values": images, "input_ids": tokens, "attention_mask": attention_mask(tokens, text)}
-        found = embedded(model, feeds)
-        image, caption = (
-            found[output] / np.linalg.norm(found[output], axis=1, keepdims=True) for output, _ in OUTPUTS.values()
-        )
-        return image, caption
+        rows = embedded(model, feeds)[OUTPUTS[tower][0]]
+        return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True))
 
-    return judged(embeddings(["a"])[0], lambda captions: embeddings(captions)[1])
+    # each tower is asked for one input where the other is looked at
+    return judged(unit("image", drawings, ["a"]), lambda captions: unit("text", drawings[:1], captions))
 
 
 def _size_facts(folder: Path, model: Any) -> dict[str, int | None]:
