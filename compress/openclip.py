@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from zipfile import ZipFile, is_zipfile
 
 import torch
@@ -42,6 +42,12 @@ RANDOM = "random"
 """The tag of somebody who wants random weights."""
 _IN_FOLDERS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 """Weights in a folder or repository with an `open_clip_config.json`, the first one first."""
+_FILTERS: dict[str, Literal["bicubic", "bilinear"]] = {
+    "bicubic": "bicubic",
+    "bilinear": "bilinear",
+    "random": "bicubic",
+}
+"""What images are resized with: of a model that was trained with either, open_clip takes bicubic."""
 _POSITIONS = ("positional_embedding", "visual.positional_embedding", "text.positional_embedding")
 
 
@@ -185,6 +191,13 @@ def _rule(settings: Mapping[str, Any], name: str) -> Preprocessing:
             f"{OPEN_CLIP}{name} prepares images with resize_mode {mode!r}, which no device here repeats",
             "give a model whose resize_mode is shortest or squash",
         )
+    filter_name = settings.get("interpolation") or "bicubic"
+    if filter_name not in _FILTERS:
+        raise UsageError(
+            f"{OPEN_CLIP}{name} resizes images with interpolation {filter_name!r}, which open_clip's own transform "
+            "does not take",
+            f"say {' or '.join(map(repr, _FILTERS))} in preprocess_cfg, as the model was trained",
+        )
     (side,) = sides
     mean, std = (
         value if isinstance(value, Sequence) else (value,) * 3 for value in (settings["mean"], settings["std"])
@@ -193,7 +206,7 @@ def _rule(settings: Mapping[str, Any], name: str) -> Preprocessing:
         size=side,
         resize=side,
         squash=mode == "squash",
-        interpolation="bilinear" if settings.get("interpolation") == "bilinear" else "bicubic",
+        interpolation=_FILTERS[filter_name],
         centre="even",
         mean=tuple(mean),
         std=tuple(std),

@@ -119,6 +119,7 @@ def test_positions_of_another_size_are_refused(asked: list[dict[str, Any]], tmp_
     [
         ({"resize_mode": "longest"}, "resize_mode 'longest'"),
         ({"size": (8, 16)}, "not square"),
+        ({"interpolation": "nearest"}, "resizes images with interpolation 'nearest', which open_clip's own"),
         ({"size": None}, "reading how open_clip:ViT-T/openai prepares images failed: TypeError"),
         ({"size": 100_000}, r"Preprocessing\.size: Input should be less than or equal to 4096 \(got 100000\)"),
         ({"mean": [0.5] * 4}, r"Preprocessing\.mean: Tuple should have at most 3 items"),
@@ -128,6 +129,11 @@ def test_positions_of_another_size_are_refused(asked: list[dict[str, Any]], tmp_
 def test_what_no_device_repeats_is_refused_by_name(settings: dict[str, Any], what: str) -> None:
     with pytest.raises(UsageError, match=what):
         openclip.preprocessing_from({**SETTINGS, **settings}, "ViT-T/openai")
+
+
+@pytest.mark.parametrize(("stated", "used"), [("random", "bicubic"), (None, "bicubic"), ("bilinear", "bilinear")])
+def test_the_filter_is_the_one_that_open_clip_takes(stated: str | None, used: str) -> None:
+    assert openclip.preprocessing_from({**SETTINGS, "interpolation": stated}, "ViT-T/openai").interpolation == used
 
 
 def test_a_bare_file_is_warned_of(
