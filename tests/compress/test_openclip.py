@@ -97,6 +97,31 @@ def test_weights_are_never_left_to_chance(
         load(name)
 
 
+def test_the_first_tensor_that_is_missing_is_named(
+    asked: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def create_model(name: str, **_: Any) -> Towers:
+        (towers := Towers()).load_state_dict({})
+        return towers
+
+    monkeypatch.setattr(sys.modules["open_clip"], "create_model", create_model)
+    with pytest.raises(MMCompressError, match=r'Missing key\(s\) in state_dict: "positional_embedding"'):
+        load("ViT-T/openai")
+
+
+@pytest.mark.parametrize("name", ["open_clip_model.safetensors", "model.safetensors"])
+def test_positions_of_another_size_are_refused_in_a_folder_too(
+    asked: list[dict[str, Any]], tmp_path: Path, name: str
+) -> None:
+    state = dict(Towers().state_dict())
+    (tmp_path / "open_clip_config.json").write_text("{}")
+    save_file(state, tmp_path / name)
+    assert load(f"local-dir:{tmp_path}").embed_dim == 16
+    save_file({**state, "positional_embedding": torch.zeros(10, 16)}, tmp_path / name)
+    with pytest.raises(CorruptInputError, match=r"'positional_embedding' has shape \(10, 16\), expected \(5, 16\)"):
+        load(f"local-dir:{tmp_path}")
+
+
 def test_random_weights_are_for_those_who_ask(asked: list[dict[str, Any]]) -> None:
     load("ViT-Q/random")
     assert asked == [{"name": "ViT-Q", "pretrained": None, "require_pretrained": False, "pretrained_text": False}]
