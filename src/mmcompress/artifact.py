@@ -115,6 +115,8 @@ class Artifact:
             hint = f"give a folder that mmcompress wrote ({expected} artifact)"
             if path.is_file():
                 lacks, hint = "it is a file", f"a pack becomes one: mmcompress unpack {path} --out DIR"
+                if any((path.parent / name).is_file() for name in (MANIFEST, "config.json")):
+                    hint = f"give the folder that it lies in: {path.parent}"
             raise UsageError(f"{path} is not an artifact: {lacks}", hint)
         manifest = read_manifest(manifest_path)
         _verify_files(path, manifest, sha256_of if manifest.kind in _AS_LARGE_AS_DATA else hash_file)
