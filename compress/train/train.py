@@ -68,9 +68,7 @@ def train(job: Job[TrainConfig]) -> None:
         def loss_of(batch: TrainingBatch, done: float) -> dict[str, Tensor]:
             deepen(model, done, config.deepens)
             student = (
-                in_parts(
-                    model.encode_image, grown(batch.pixels, model.config.image, done, config.grows), config.parts
-                ),
+                in_parts(model.encode_image, grown(batch.pixels, model.config.image, done, config.grows), config.parts),
                 in_parts(model.encode_text, batch.tokens, config.parts),
             )
             images, texts = gathered(student, here)
