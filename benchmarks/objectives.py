@@ -40,7 +40,6 @@ OBJECTIVES: Mapping[str, Mapping[str, float]] = {
     "ours + interactive": {"cosine": 16.0, "relational": 1.0, "affinity": 1.0, "interactive": 1.0},
     "ours, relations at 0.02": {"cosine": 16.0, "relational": 1.0, "affinity": 1.0, "temperature": 0.02},
     "ours, 4 relations at 0.02": {"cosine": 16.0, "relational": 4.0, "affinity": 1.0, "temperature": 0.02},
-    "ours, 4 relations at 0.01": {"cosine": 16.0, "relational": 4.0, "affinity": 1.0, "temperature": 0.01},
     "cosine": {**NONE, "cosine": 1.0},
     "relational": {**NONE, "relational": 1.0},
     "cosine + relational": {**NONE, "cosine": 1.0, "relational": 1.0},
