@@ -25,9 +25,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmcompress.artifact import Artifact
+from mmcompress.errors import CorruptInputError
 from mmcompress.manifest import Kind, hash_json
 from mmcompress.runtime.neighbours import Graph
-from mmcompress.strictjson import read_json, write_json
+from mmcompress.strictjson import read_json, text_from_json
 
 GRAPH, NODES = "graph.faiss", "nodes.npy"
 """The graph, and (rows,) the node of each row in it: images with equal vectors share one."""
@@ -64,9 +65,15 @@ class ImageIndex:
 
     @classmethod
     def open(cls, path: Path | str) -> ImageIndex:
-        """Raises UsageError for what is no index, CorruptInputError for a damaged one."""
+        """Raises UsageError for what is no index, CorruptInputError for a damaged one, and for one of before."""
         artifact = Artifact.open(path, Kind.INDEX)
         facts = artifact.manifest.facts
+        if NODES not in artifact.manifest.files or CANDIDATES not in facts:
+            raise CorruptInputError(
+                f"{path} was made by an earlier mmcompress, whose indices had no {NODES} and tried no search",
+                f"delete it, and make it again: mmcompress index {artifact.manifest.metrics.get(SOURCE, 'MODEL')}"
+                f" --images IMAGES --out {path}",
+            )
         graph = Graph.read(artifact.file(GRAPH), artifact.file(NODES), facts[WIDTH], sum(facts[PARTS]))
         return cls(artifact, graph, np.load(artifact.file(GONE), allow_pickle=False))
 
@@ -162,7 +169,7 @@ def write_part(
     np.save(folder / vectors_file(part), vectors, allow_pickle=False)
     np.save(folder / known_file(part), known, allow_pickle=False)
     partial = folder / f".{names_file(part)}"
-    write_json(partial, list(names), None)
+    partial.write_text(text_from_json(list(names), ascii=True))  # names of files may be bytes that are no UTF-8
     partial.replace(folder / names_file(part))
 
 
