@@ -11,7 +11,7 @@ READY := $(VENV)/.ready
 # The time of the commit stands in what `make dist` builds, so that a commit has the same bytes wherever it is built.
 RELEASED = $(or $(SOURCE_DATE_EPOCH),$(shell git log -1 --format=%ct))
 
-.PHONY: demo engines test test-gpu fuzz lint type docs bench dist clean
+.PHONY: demo engines test test-gpu fuzz lint type docs bench dist hashes sbom clean
 
 demo: $(READY)
 	$(BIN)/mmcompress run demo --out runs/demo
@@ -64,8 +64,26 @@ dist: $(READY)
 	SOURCE_DATE_EPOCH=$(RELEASED) $(BIN)/python tests/plain_sdist.py dist/*.tar.gz
 	$(BIN)/python tests/check_wheel.py dist/*.whl
 
+# What is installed here: a bill of materials (CycloneDX) and the licenses, by tools in an environment of their own.
+sbom: $(READY) .venv-supply/.ready
+	mkdir -p dist
+	.venv-supply/bin/cyclonedx-py environment $(BIN)/python --pyproject pyproject.toml --output-reproducible --of JSON -o dist/sbom.cdx.json
+	.venv-supply/bin/pip-licenses --python $(BIN)/python --order license --with-urls --format markdown --output-file dist/licenses.md
+
+# The hashes of every file of every pin, for every system; torch's build differs by machine.
+hashes: .venv-supply/.ready
+	sed -n '/^#/p' constraints-hashes.txt > constraints-hashes.new
+	.venv-supply/bin/uv pip compile constraints.txt --no-deps --universal --python-version 3.10 --no-emit-package torch \
+		--generate-hashes --no-header --no-annotate -q >> constraints-hashes.new
+	mv constraints-hashes.new constraints-hashes.txt
+
+.venv-supply/.ready:
+	$(PYTHON) -m venv .venv-supply
+	.venv-supply/bin/python -m pip install --disable-pip-version-check --quiet uv==0.13.9 cyclonedx-bom==7.5.0 pip-licenses==5.5.5
+	touch $@
+
 clean:
-	rm -rf $(VENV) .venv-peers .venv-modelopt build dist runs .mypy_cache .ruff_cache .pytest_cache src/mmcompress.egg-info
+	rm -rf $(VENV) .venv-peers .venv-modelopt .venv-supply build dist runs .mypy_cache .ruff_cache .pytest_cache src/mmcompress.egg-info
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "mmcompress needs Python 3.10 or later; try: make PYTHON=python3.12")'

@@ -76,7 +76,7 @@ def apart_from_transformers(teacher: Path) -> float:
     from torch.nn.functional import normalize
     from transformers import AutoModel
 
-    from mmcompress.export.export import random_inputs
+    from mmcompress.export.reference import random_inputs
 
     ours, stock = dual_encoder_from_hugging_face(teacher).eval(), AutoModel.from_pretrained(teacher).eval()
     pixels, tokens = (torch.from_numpy(random_inputs(ours.config, tower, 4)) for tower in ("image", "text"))

@@ -144,14 +144,14 @@ def run(recipe: Path, out: Path, plan: Plan | None, told: int) -> None:
 
         return instead
 
-    def heard(stage: str, name: str, text: str) -> None:
+    def heard(stage: str, name: str, text: str, turn: str = "") -> None:
         nonlocal within, calls
         if text == "running":
             within, calls = name, 0
             os.write(told, f"{name}\n".encode())
         elif text.startswith("done"):
             os.write(told, f"{name} {calls}\n".encode())
-        say(stage, name, text)
+        say(stage, name, text, turn)
         if plan is not None and plan.stage == name and text != "running":
             os._exit(0)  # the moment was behind its end
 

@@ -39,7 +39,6 @@ from mmcompress.config import (
     DistillConfig,
     EmbedConfig,
     PruneConfig,
-    QatConfig,
     QuantizeConfig,
     QuantizeGraphsConfig,
     StudentConfig,
@@ -51,7 +50,7 @@ from mmcompress.convblocks import AttentionBlock
 from mmcompress.convnet import ConvConfig
 from mmcompress.data.batches import count_up_to
 from mmcompress.data.layout import read_sentences
-from mmcompress.data.spec import STDIN, is_photos, is_stream, part_of
+from mmcompress.data.spec import STDIN, bare, is_photos, is_stream
 from mmcompress.errors import UsageError
 from mmcompress.export.pixels import image_processing
 from mmcompress.export.texts import save_text_processing
@@ -153,7 +152,7 @@ def _check_student(config: DistillConfig, student: StudentConfig) -> None:
     image_processing(folder, config.teacher.trust_remote_code)
     if share is not None:
         inherited_config(config_from_hugging_face(folder), share)
-        if student.fit and config.data.train is not None and part_of(config.data.train)[1] == STDIN:
+        if student.fit and config.data.train is not None and bare(config.data.train) == STDIN:
             raise UsageError(
                 "a student that inherits is fitted on samples before it is trained, and '-' can be read once only",
                 "give a file or pipe:COMMAND, or leave the fit out: --student-fit 0",
@@ -204,14 +203,9 @@ def _check_bottlenecks(config: PruneConfig, model: DualEncoderConfig, tower: Con
 def fits_quantize(config: QuantizeConfig, model: DualEncoderConfig, sources: Sources) -> None:
     check_keep(model, config.keep)
     if "ranges" in sources:
-        model.transformer_image("quantize --ranges", "leave --ranges out: convolutions are calibrated anew")
         check_same_blocks(sources["ranges"], model)
     if {"ranges", "checkpoint"} <= sources.keys():
         check_same_weights(sources["ranges"], sources["checkpoint"].path)
-
-
-def fits_qat(_: QatConfig, model: DualEncoderConfig, __: Sources) -> None:
-    model.transformer_image("qat", "export it, and give quantize the graphs: their integers are fitted, not trained")
 
 
 def check_quantize_graphs(config: QuantizeGraphsConfig, _: Sources) -> None:

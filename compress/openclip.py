@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from zipfile import ZipFile, is_zipfile
 
 import torch
@@ -32,6 +32,7 @@ from mmcompress.errors import (
     require,
     suggestion,
 )
+from mmcompress.foreign import foreign_code
 from mmcompress.manifest import Preprocessing
 from mmcompress.progress import say
 from mmcompress.teachers import OPEN_CLIP, OPEN_CLIP_SCHEMES, cached_folder, open_clip_weights
@@ -39,8 +40,25 @@ from mmcompress.weights import check_finite
 
 RANDOM = "random"
 """The tag of somebody who wants random weights."""
-_IN_FOLDERS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+_IN_FOLDERS = (
+    "open_clip_model.safetensors",
+    "open_clip_pytorch_model.safetensors",
+    "open_clip_pytorch_model.bin",
+    "open_clip_pytorch_model.pth",
+    "model.safetensors",
+    "pytorch_model.bin",
+    "pytorch_model.pth",
+    "model.pth",
+)
 """Weights in a folder or repository with an `open_clip_config.json`, the first one first."""
+_FILTERS: dict[str, Literal["bicubic", "bilinear"]] = {
+    "bicubic": "bicubic",
+    "bilinear": "bilinear",
+    "random": "bicubic",
+}
+"""What images are resized with: of a model that was trained with either, open_clip takes bicubic."""
+_LONGEST = 300
+"""Characters of what open_clip says: of two models that do not belong together it names every tensor."""
 _POSITIONS = ("positional_embedding", "visual.positional_embedding", "text.positional_embedding")
 
 
@@ -75,11 +93,14 @@ def check_open_clip_weights(source: str) -> None:
     A TorchScript archive, as OpenAI's weights are published, is looked at when it has been loaded.
     """
     place = open_clip_weights(source.removeprefix(OPEN_CLIP)) or cached_folder(source)
-    names = (
-        [place] if place is not None and place.is_file() else [place / name for name in _IN_FOLDERS] if place else []
-    )
-    if (file := next((name for name in names if name.is_file()), None)) is not None and not _is_torchscript(file):
+    if place is not None and (file := _file_in(place)) is not None and not _is_torchscript(file):
         check_finite(file)
+
+
+def _file_in(place: Path) -> Path | None:
+    """A file of weights, or the one of a folder that open_clip takes; None where there is none of a usual name."""
+    names = [place, *(place / name for name in _IN_FOLDERS)]
+    return next((name for name in names if name.is_file()), None)
 
 
 def _is_torchscript(file: Path) -> bool:
@@ -130,7 +151,10 @@ def open_clip_teacher(name: str, device: torch.device) -> Teacher:
 def _loaded(open_clip: Any, name: str) -> tuple[Any, Any]:
     """The model with all of its weights, and its tokenizer."""
     if name.startswith(OPEN_CLIP_SCHEMES):
-        return open_clip.create_model(name, require_pretrained=True), open_clip.get_tokenizer(name)
+        model, place = open_clip.create_model(name, require_pretrained=True), open_clip_weights(name)
+        if place is not None and (file := _file_in(place)) is not None and not _is_torchscript(file):
+            _check_positions(model, file)
+        return model, open_clip.get_tokenizer(name)
     architecture, _, tag = name.partition("/")
     place = open_clip_weights(name)
     options: dict[str, Any] = {}
@@ -153,7 +177,7 @@ def _check_positions(model: Any, place: Path) -> None:
         if key in stored and key in expected and stored[key] != tuple(expected[key].shape):
             raise CorruptInputError(
                 f"{place}: tensor {key!r} has shape {stored[key]}, expected {tuple(expected[key].shape)}",
-                "the weights are of another image size or context: name their own architecture",
+                "the weights are of another image size or context: name their own architecture, or correct its config",
             )
 
 
@@ -169,6 +193,11 @@ def _stored_shapes(place: Path) -> dict[str, tuple[int, ...]]:
 
 def preprocessing_from(settings: Mapping[str, Any], name: str) -> Preprocessing:
     """open_clip's settings as a rule that a device repeats; UsageError, with the setting, for what it cannot."""
+    with foreign_code(f"reading how {OPEN_CLIP}{name} prepares images", "correct preprocess_cfg in its config"):
+        return _rule(settings, name)
+
+
+def _rule(settings: Mapping[str, Any], name: str) -> Preprocessing:
     size = settings["size"]
     sides = {size} if isinstance(size, int) else set(size)
     mode = settings.get("resize_mode") or "shortest"
@@ -179,6 +208,13 @@ def preprocessing_from(settings: Mapping[str, Any], name: str) -> Preprocessing:
             f"{OPEN_CLIP}{name} prepares images with resize_mode {mode!r}, which no device here repeats",
             "give a model whose resize_mode is shortest or squash",
         )
+    filter_name = settings.get("interpolation") or "bicubic"
+    if filter_name not in _FILTERS:
+        raise UsageError(
+            f"{OPEN_CLIP}{name} resizes images with interpolation {filter_name!r}, which open_clip's own transform "
+            "does not take",
+            f"say {' or '.join(map(repr, _FILTERS))} in preprocess_cfg, as the model was trained",
+        )
     (side,) = sides
     mean, std = (
         value if isinstance(value, Sequence) else (value,) * 3 for value in (settings["mean"], settings["std"])
@@ -187,7 +223,7 @@ def preprocessing_from(settings: Mapping[str, Any], name: str) -> Preprocessing:
         size=side,
         resize=side,
         squash=mode == "squash",
-        interpolation="bilinear" if settings.get("interpolation") == "bilinear" else "bicubic",
+        interpolation=_FILTERS[filter_name],
         centre="even",
         mean=tuple(mean),
         std=tuple(std),
@@ -246,4 +282,7 @@ def _own_errors(name: str) -> Iterator[None]:
 
 
 def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    """What it says first, with the next line where that one ends in a colon: the tensors that are missing, say."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    said = " ".join(lines[:2] if lines and lines[0].endswith(":") else lines[:1])
+    return f"{said[:_LONGEST]}{'…' if len(said) > _LONGEST else ''}" or type(error).__name__

@@ -22,7 +22,7 @@ from mmcompress.data.batches import MAX_BAD_FRACTION, listing
 from mmcompress.data.excluded import Excluded
 from mmcompress.data.packing import written
 from mmcompress.data.reading import Listed, samples
-from mmcompress.data.spec import expand, is_stream, part_of
+from mmcompress.data.spec import expand, is_stream
 from mmcompress.data.stats import PERCENTILES, percentile
 from mmcompress.data.tally import Tally
 from mmcompress.data.writing import A_SHARD
@@ -94,7 +94,7 @@ def _said(wanted: Wanted) -> dict[str, object]:
 
 
 def _local(spec: str, wanted: Wanted) -> list[Path]:
-    places = [] if is_stream(spec) else [Path(place) for place in expand(part_of(spec)[1])]
+    places = [] if is_stream(spec) else [Path(place) for place in expand(spec)]
     return [*places, *(path for path in (wanted.embeddings, wanted.exclude) if path is not None)]
 
 

@@ -28,7 +28,8 @@ from mmcompress.config import TraceConfig
 from mmcompress.data.batches import Batch, batches
 from mmcompress.data.preprocess import normalize
 from mmcompress.errors import GateFailedError, require
-from mmcompress.export.export import BATCHES, save_graph, specs
+from mmcompress.export.export import save_graph, specs
+from mmcompress.export.reference import BATCHES
 from mmcompress.foreign import foreign_code
 from mmcompress.manifest import Graph
 from mmcompress.runtime.session import Tower

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from mmcompress.artifact import Draft
 from mmcompress.config import BaselineConfig
+from mmcompress.data.checkpairs import check_images, judged
 from mmcompress.data.preprocess import normalize, to_array
 from mmcompress.errors import CorruptInputError, GateFailedError, MMCompressError, UsageError, finite, require
 from mmcompress.export.export import save_graph, specs
@@ -35,6 +36,7 @@ from mmcompress.families import config_from_hugging_face
 from mmcompress.foreign import foreign_code
 from mmcompress.manifest import Graph
 from mmcompress.pretrained import image_features, load_model, quiet, text_features
+from mmcompress.progress import say
 from mmcompress.runtime.tokenize import attention_mask, load_tokenizer, tokenize
 from mmcompress.stages import Job
 from mmcompress.teachers import resolve
@@ -101,6 +103,25 @@ def baseline(job: Job[BaselineConfig]) -> None:
         "opset": OPSET,
     }
     job.draft.metrics = {"against_transformers": differences}
+    if (warning := what_it_lacks(model, job.draft)) is not None:
+        say("", folder.name, f"warning: the teacher {teacher.source} is no better than chance: {warning}")
+
+
+def what_it_lacks(model: Any, draft: Draft) -> str | None:
+    """What the drawings that ship say of the teacher whose graphs these are, as of every teacher; None for nothing."""
+    pixels, text = draft.preprocessing, draft.tokenizer
+    assert pixels is not None and text is not None
+    tokenizer = load_tokenizer(draft.path / text.file)
+    drawings = normalize(check_images(pixels), pixels)
+
+    def unit(tower: Literal["image", "text"], images: NDArray[Any], captions: Sequence[str]) -> NDArray[Any]:
+        tokens = tokenize(tokenizer, captions, text)
+        feeds = {"pixel_values": images, "input_ids": tokens, "attention_mask": attention_mask(tokens, text)}
+        rows = embedded(model, feeds)[OUTPUTS[tower][0]]
+        return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True))
+
+    # each tower is asked for one input where the other is looked at
+    return judged(unit("image", drawings, ["a"]), lambda captions: unit("text", drawings[:1], captions))
 
 
 def _size_facts(folder: Path, model: Any) -> dict[str, int | None]:

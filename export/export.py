@@ -16,21 +16,20 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from mmcompress.architecture import WEIGHTS, DualEncoderConfig
 from mmcompress.artifact import Artifact
 from mmcompress.card import export_card
 from mmcompress.config import EIGHT_BITS, ExportConfig, Precision
-from mmcompress.embedding import SPREAD, always_the_same, spread
+from mmcompress.embedding import SPREAD, always_the_same
 from mmcompress.errors import CorruptInputError, GateFailedError, UsageError, require
 from mmcompress.export.form import PLAIN, Form, form_of
 from mmcompress.export.graph import Array, Numerics, Ranges
+from mmcompress.export.reference import Reference
 from mmcompress.export.towers import check_eight_bits, graph_integers, image_graph, text_graph
 from mmcompress.export.trim import trim_of
 from mmcompress.int8 import (
@@ -49,12 +48,8 @@ from mmcompress.seen import SEEN_IMAGES
 from mmcompress.stages import Job
 from mmcompress.twins import FLOAT_MODEL, float_model
 
-BATCHES = (1, 3, 8)
-TOLERANCE = 1e-4
-"""Of the largest difference from torch; of 1 - cosine where the graph resizes, as a pixel may be a level aside."""
 INLINE_LIMIT_BYTES = 1 << 31
 """A protobuf ends here; weights beyond it go into a file beside the graph."""
-OUTPUT = "embedding"
 _BUILDERS = {"image": image_graph, "text": text_graph}
 Tower = Literal["image", "text"]
 
@@ -115,9 +110,9 @@ def export(job: Job[ExportConfig]) -> None:
             differences[path.name] = reference.compare(path, tower)
             inside = job.draft.graphs[-1].prepares
             apart = 1 - differences[path.name]["min_cosine"] if inside else differences[path.name]["max_abs"]
-            if variant.precision == "fp32" and not apart <= TOLERANCE:
+            if variant.precision == "fp32" and not apart <= (limit := reference.limits[tower]):
                 raise GateFailedError(
-                    f"{path.name} is {apart:.2e} from torch, the limit is {TOLERANCE}",
+                    f"{path.name} is {apart:.2e} from torch, the limit is {limit:.2g}",
                     "this is a fault of the exporter or of the runtime: please report it with the checkpoint's config",
                 )
     job.draft.facts = {
@@ -276,66 +271,3 @@ def described(model: Any, file: str, tower: Tower, variant: Variant, prepares: b
         outputs=specs(model.graph.output),
         prepares=prepares,
     )
-
-
-@dataclass(frozen=True)
-class Reference:
-    """Random inputs and what torch makes of them, for each tower and batch size."""
-
-    cases: Mapping[str, tuple[tuple[NDArray[Any], NDArray[np.float32]], ...]]
-
-    @staticmethod
-    def of(model: Any, form: Form = PLAIN) -> Reference:
-        torch = require("torch", "compress")
-        cases = {}
-        for tower, encode in (("image", model.encode_image), ("text", model.encode_text)):
-            drawn = form.images if tower == "image" and form.rule is not None else partial(_as_is, model.config, tower)
-            with torch.inference_mode():
-                inputs = [drawn(batch) for batch in BATCHES]
-                cases[tower] = tuple((fed, encode(torch.from_numpy(x)).numpy()) for fed, x in inputs)
-        return Reference(cases)
-
-    def compare(self, path: Path, tower: str) -> dict[str, float]:
-        """Run a graph on ONNX Runtime: difference, cosine and how far answers are apart, over all batch sizes."""
-        runtime = require("onnxruntime", "onnxruntime")
-        options = runtime.SessionOptions()
-        if path.name.endswith("-fp8.onnx"):  # optimizing, it moves FP8 through a Transpose that it has no kernel for
-            options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
-        session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        (name,) = (value.name for value in session.get_inputs())
-        inputs, expected = zip(*self.cases[tower], strict=True)
-        answers = [session.run([OUTPUT], {name: batch})[0] for batch in inputs]
-        embeddings, wanted = np.concatenate(answers), np.concatenate(expected)
-        if not np.isfinite(embeddings).all():
-            raise GateFailedError(
-                f"{path.name} answers random inputs with NaN or infinity",
-                "FP16 overflows in some models: export the other precisions; FP32 that does is a broken checkpoint",
-            )
-        cosine = float((embeddings * wanted).sum(axis=1).min())
-        apart = float(np.abs(embeddings - wanted).max())
-        return {"max_abs": apart, "min_cosine": min(cosine, 1.0), "spread": spread(embeddings)}
-
-
-def _as_is(config: DualEncoderConfig, tower: str, batch: int) -> tuple[NDArray[Any], NDArray[Any]]:
-    """What graphs and torch are fed where they take the same."""
-    inputs = random_inputs(config, tower, batch)
-    return inputs, inputs
-
-
-def random_inputs(config: DualEncoderConfig, tower: str, batch: int, seed: int = 0) -> NDArray[Any]:
-    """Normal pixels (B, 3, S, S), or token ids (B, T) that end at different places."""
-    rng = np.random.default_rng([seed, batch])
-    if tower == "image":
-        side = config.image.image_size
-        return rng.standard_normal((batch, 3, side, side), dtype=np.float32)
-    text = config.text
-    tokens = rng.integers(0, text.vocab, (batch, text.context), dtype=np.int32)
-    end = text.vocab - 1 if text.pooling == "largest" else text.eos_token_id
-    special = {id for id in (end, text.pad_token_id) if id < text.vocab}
-    tokens[np.isin(tokens, [*special])] = next(id for id in range(text.vocab) if id not in special)
-    for row, place in enumerate(rng.integers(1, text.context, batch)):
-        if end in special:
-            tokens[row, place] = end
-        if text.pad_token_id in special:
-            tokens[row, place + 1 :] = text.pad_token_id
-    return tokens

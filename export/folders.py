@@ -53,16 +53,17 @@ def image_processor_of(folder: Path, trust_remote_code: bool = False) -> Any:
 def tokenizer_of(folder: Path, trust_remote_code: bool = False) -> Any:
     """The folder's tokenizer; UsageError where it has none, MissingRequirementError where SentencePiece is needed."""
     transformers = require("transformers", "compress")
-    if not any((folder / name).is_file() for name in _VOCABULARIES) and not any(folder.glob(_PIECES)):
-        raise UsageError(f"{folder} has no tokenizer", "put the model's tokenizer.json and tokenizer_config.json there")
-    if not (folder / "tokenizer.json").is_file() and any(folder.glob(_PIECES)):
-        for package in ("sentencepiece", "google.protobuf"):
-            require(package, "sentencepiece")
     stated = folder / "tokenizer_config.json"
     described = read_json(stated, "restore it from where it came") if stated.is_file() else {}
     name = described.get("tokenizer_class") or "" if isinstance(described, dict) else None
     if not isinstance(name, str):
         raise CorruptInputError(f"{stated} names no tokenizer_class: {name!r}", "restore it from where it came")
+    if not any((folder / vocabulary).is_file() for vocabulary in _VOCABULARIES) and not any(folder.glob(_PIECES)):
+        file = "spiece.model" if name == "SiglipTokenizer" else "tokenizer.json"
+        raise UsageError(f"{folder} has no tokenizer", f"put the model's {file} and tokenizer_config.json there")
+    if not (folder / "tokenizer.json").is_file() and any(folder.glob(_PIECES)):
+        for package in ("sentencepiece", "google.protobuf"):
+            require(package, "sentencepiece")
     newer = name in _NEWER and not hasattr(transformers, name) and (folder / "tokenizer.json").is_file()
     opener = transformers.PreTrainedTokenizerFast if newer else transformers.AutoTokenizer
     tokenizer = opened(

@@ -20,7 +20,7 @@ from mmcompress.errors import UsageError
 from mmcompress.export.folders import config_of, image_processor_of
 from mmcompress.export.oddities import odd_images
 from mmcompress.foreign import foreign_code
-from mmcompress.manifest import Preprocessing
+from mmcompress.manifest import LARGEST_SIDE, Preprocessing
 from mmcompress.pretrained import quiet
 
 LEVELS = 1.0
@@ -56,6 +56,9 @@ def rule_from_processor(processor: Any) -> Preprocessing:
         if key.startswith("do_") and value and key not in _FLAGS and _takes(processor, key):
             _refuse(processor, key, "no such step", "set it to false if the model does not depend on it")
     size, resize, squash = _sizes(processor)
+    for side, key in ((size, "crop_size" if _stated(processor, "do_center_crop", False) else "size"), (resize, "size")):
+        if side > LARGEST_SIDE:
+            _refuse(processor, key, f"at most {LARGEST_SIDE} pixels", "give it the model's image_size")
     stated = _stated(processor, "resample")
     interpolation = _FILTERS.get(stated) if isinstance(stated, int) else None
     if interpolation is None:  # newer Pillows have more, which the one on a device need not know

@@ -23,7 +23,7 @@ from mmcompress.errors import UsageError, suggestion
 from mmcompress.frozen import Config
 from mmcompress.manifest import Graph, Kind, TensorSpec
 from mmcompress.places import check_apart, writing
-from mmcompress.publish import draft_of, swap_in
+from mmcompress.publish import drafted, swap_in
 from mmcompress.runtime.backends import FOR_TENSORRT, graph_for
 from mmcompress.runtime.passport import stated_passport
 from mmcompress.runtime.session import Tower
@@ -245,15 +245,11 @@ def _check_ours(place: Path) -> None:
 
 def _write(place: Path, config: str, artifact: Artifact, model: Model) -> None:
     """One model, whole or not at all. A graph's weights may lie in a file beside it, by a name that the graph has."""
-    draft = draft_of(place)
-    shutil.rmtree(draft, ignore_errors=True)
-    try:
-        (draft / "1").mkdir(parents=True)
+    with drafted(place) as draft:
+        (draft / "1").mkdir()
         (draft / "config.pbtxt").write_text(config, encoding="utf-8")
         if model.file is not None:
             shutil.copyfile(artifact.file(model.file), draft / "1" / _filename(model))
             for beside in artifact.manifest.files.keys() & {f"{model.file}.data"}:
                 shutil.copyfile(artifact.file(beside), draft / "1" / beside)
         swap_in(draft, place)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)

@@ -19,7 +19,7 @@ from mmcompress import __version__
 from mmcompress.artifact import Artifact, Draft, read_manifest
 from mmcompress.data.images import named_images
 from mmcompress.data.sample import image_of
-from mmcompress.data.spec import expand, is_stream
+from mmcompress.data.spec import bare, expand, is_stream
 from mmcompress.data.tally import Tally
 from mmcompress.errors import CorruptInputError, UsageError
 from mmcompress.home import expanded
@@ -74,7 +74,7 @@ def check_index(images: str, out: Path, model: Path) -> None:
     """Raise what would be in the way of `index`, before anything is embedded or a teacher is converted for it."""
     faiss_module()
     expand(images)
-    given = expanded(images)
+    given = expanded(bare(images))
     check_place(out, [model, *([given] if not is_stream(images) and given.exists() else [])], STAGE)
 
 

@@ -12,6 +12,7 @@ package is hidden during the import and OpenVINO falls back to the stub that it 
 from __future__ import annotations
 
 import sys
+import threading
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -41,7 +42,8 @@ def openvino_module() -> ModuleType:
 
 class OpenVINOSession(Session):
     """Owns its weights and its request until closed. Inputs are read in place, during `run` only; outputs are copies,
-    since OpenVINO's own buffers are overwritten by the next run."""
+    since OpenVINO's own buffers are overwritten by the next run. Threads may share it and take turns: a request that
+    two run at once mixes their arrays up, and writes beyond them."""
 
     def __init__(self, path: Path, graph: Graph, threads: int) -> None:
         ov = openvino_module()
@@ -59,17 +61,20 @@ class OpenVINOSession(Session):
                 "try another backend" + (", or precision fp32" if graph.precision != "fp32" else ""),
             ) from error
         self.precision: str = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+        self._turn = threading.Lock()
         self._request: Any = compiled.create_infer_request()
         self.inputs, self.outputs = graph.inputs, graph.outputs
         check_interface(graph.inputs, _dtypes(compiled.inputs), path)
         check_interface(graph.outputs, _dtypes(compiled.outputs), path)
 
     def _run(self, feeds: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        self._request.infer(feeds, share_inputs=True)
-        return {spec.name: self._request.get_tensor(spec.name).data.copy() for spec in self.outputs}
+        with self._turn:
+            self._request.infer(feeds, share_inputs=True)
+            return {spec.name: self._request.get_tensor(spec.name).data.copy() for spec in self.outputs}
 
     def close(self) -> None:
-        self._request = None
+        with self._turn:
+            self._request = None
 
 
 def _dtypes(ports: list[Any]) -> dict[str, str]:

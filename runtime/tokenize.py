@@ -7,6 +7,7 @@ the end token, at which the text tower pools, is never cut off.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,10 @@ from mmcompress.artifact import Artifact
 from mmcompress.errors import CorruptInputError, UsageError
 from mmcompress.foreign import foreign_code
 from mmcompress.manifest import TextProcessing
+from mmcompress.strictjson import is_unicode
+
+_one_at_a_time = threading.Lock()
+"""A tokenizer refuses to be set up while another thread uses it; a batch is spread over cores in the library."""
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
@@ -32,12 +37,18 @@ def load_tokenizer(path: Path) -> Tokenizer:
 
 
 def tokenize(tokenizer: Tokenizer, texts: Sequence[str], processing: TextProcessing) -> NDArray[np.int32]:
-    """B texts -> (B, T) token ids: T is the context, longer texts lose their end but not the end token."""
-    tokenizer.enable_truncation(max_length=processing.context)
-    tokenizer.enable_padding(length=processing.context, pad_id=processing.pad_token_id)
+    """B texts -> (B, T) token ids: T is the context, longer texts lose their end but not the end token.
+
+    Raises CorruptInputError for a text that is none, a name of a folder in another encoding say.
+    """
+    if (broken := next((text for text in texts if not is_unicode(text)), None)) is not None:
+        hint = "rename the folder that it names, or mend the text"
+        raise CorruptInputError(f"the text {broken!r} has bytes that are no UTF-8", hint)
     tokens: NDArray[np.int32] = np.empty((len(texts), processing.context), dtype=np.int32)
     again = "its tokenizer.json contradicts itself: make or download it again"
-    with foreign_code("the tokenizer", again, CorruptInputError):
+    with foreign_code("the tokenizer", again, CorruptInputError), _one_at_a_time:
+        tokenizer.enable_truncation(max_length=processing.context)
+        tokenizer.enable_padding(length=processing.context, pad_id=processing.pad_token_id)
         for row, encoded in zip(tokens, tokenizer.encode_batch(spelled(texts, processing)), strict=True):
             row[:] = encoded.ids
     return tokens

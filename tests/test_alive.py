@@ -47,8 +47,8 @@ def test_a_terminal_shows_what_runs_until_something_else_is_written(
     console, written = on(terminal=True)
     with alive(console, "prune"):
         awaited(written, "  prune: ")
-        say("quantize", "q", RUNNING)
-        awaited(written, "  quantize (q): ")
+        say("quantize", "q", RUNNING, "stage 3 of 9")
+        awaited(written, "  stage 3 of 9: quantize (q): ")
         for _ in track(range(3), "fitting", 3):
             time.sleep(0.2)
         assert "fitting" in written.getvalue()

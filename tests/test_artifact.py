@@ -71,6 +71,18 @@ def test_missing_file_and_wrong_kind_are_named(tmp_path: Path) -> None:
         Artifact.open(tmp_path / "nowhere")
 
 
+def test_a_file_of_a_model_is_no_pack(tmp_path: Path) -> None:
+    for name, hint in (
+        ("model.mmc", "mmcompress unpack"),
+        ("model.safetensors", f"the folder that it lies in: {tmp_path}"),
+    ):
+        (tmp_path / name).touch()
+        with pytest.raises(UsageError, match="it is a file") as caught:
+            Artifact.open(tmp_path / name)
+        assert hint in caught.value.hint
+        (tmp_path / "config.json").write_text("{}")
+
+
 def test_files_outside_of_the_folder_are_refused(tmp_path: Path) -> None:
     made = make(tmp_path / "a")
     (tmp_path / "secret").write_text("weights")

@@ -31,6 +31,7 @@ NO_PART_OF_KEYS = {
     "trim_vocab",
     "sentences",
     *("data.train", "data.validation", "data.test", "data.original", "data.labels", "data.templates", "data.workers"),
+    *("data.image_keys", "data.text_keys"),
     *("teacher.source", "student.tokenizer", "device", "strict"),
     *("optimizer.save_minutes", "optimizer.max_skipped", "optimizer.tensorboard"),
     *("parts", "recompute", "compile"),

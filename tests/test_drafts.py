@@ -89,7 +89,7 @@ def test_without_locks_a_draft_is_a_dead_ones_after_a_day(
             raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(drafts, "_fcntl", lambda: NoLocks if locks == "none here" else None)
-    young, old = tmp_path / f".young{drafts.SUFFIX}", tmp_path / f".old{drafts.SUFFIX}"
+    young, old = (tmp_path / f".{letter * 32}{drafts.SUFFIX}" for letter in "ab")
     for path in (young, old):
         path.touch()
     os.utime(old, (0, time.time() - 2 * 24 * 3600))

@@ -33,8 +33,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mmcompress.architecture import DualEncoderConfig, TextConfig
 from mmcompress.errors import MMCompressError, UsageError
-from mmcompress.export.export import random_inputs
 from mmcompress.export.graph import Numerics
+from mmcompress.export.reference import random_inputs
 from mmcompress.export.texts import text_processing_of
 from mmcompress.export.towers import image_graph, text_graph
 from mmcompress.families import CLASSES, config_from_hugging_face

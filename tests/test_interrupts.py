@@ -142,6 +142,30 @@ def test_processes_of_a_command_end_with_it_and_say_nothing(tmp_path: Path) -> N
     assert psutil.wait_procs(children, timeout=60)[1] == []
 
 
+SPARED = """
+import signal, sys
+from multiprocessing import get_context
+from mmcompress.interrupts import children_spared
+
+def look():
+    sys.exit(0 if signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, ()) else 1)
+
+if __name__ == "__main__":
+    process = get_context("spawn").Process(target=look)
+    with children_spared():
+        process.start()
+    process.join()
+    sys.exit(process.exitcode)
+"""
+
+
+def test_the_first_process_is_spared_as_the_others_are(tmp_path: Path) -> None:
+    """With the first one multiprocessing starts its tracker, which lets signals through again."""
+    script = tmp_path / "spared.py"
+    script.write_text(SPARED)
+    assert subprocess.run([sys.executable, str(script)], timeout=120).returncode == 0
+
+
 TWICE = """
 import signal
 from mmcompress.interrupts import Interrupted, ended_by_signals

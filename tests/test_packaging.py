@@ -48,6 +48,16 @@ def test_constraints_pin_every_dependency_that_the_metadata_names() -> None:
     assert named - {line.split("==")[0] for line in lines} <= not_in_the_demo
 
 
+def test_every_pin_has_its_hashes() -> None:
+    """But torch, whose build differs by machine. `make hashes` writes them."""
+    lines = [line.split(";")[0].strip() for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()]
+    pins = {line for line in lines if line and line[0] != "#" and not line.startswith("torch==")}
+    blocks = re.split(r"\n(?=[a-z])", (ROOT / "constraints-hashes.txt").read_text(encoding="utf-8"))[1:]
+    hashed = {block.split()[0].split(";")[0]: re.findall(r"--hash=sha256:[0-9a-f]{64}", block) for block in blocks}
+    assert hashed.keys() == pins, "run: make hashes"
+    assert all(hashed.values())
+
+
 def copy_of_the_tree(tree: Path) -> None:
     """A build leaves folders behind."""
     command = ["git", "-C", str(ROOT), "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
@@ -114,18 +124,22 @@ def test_wheel_holds_every_file_of_the_tree(wheel: Path) -> None:
     assert differences(wheel) == []
 
 
-def _oldest_python() -> str:
-    """Python 3.10 where it is at hand, since devices have it, else the one that runs the tests."""
-    found = shutil.which("python3.10")
-    if found is not None and subprocess.run([found, "-c", ""], capture_output=True).returncode == 0:
-        return found
-    return sys.executable
+def _python(version: str) -> str | None:
+    """A Python of that version, where one is at hand."""
+    for found in (sys.executable, shutil.which(f"python{version}")):
+        code = f"import sys; sys.exit('%d.%d' % sys.version_info[:2] != {version!r})"
+        if found is not None and subprocess.run([found, "-c", code], capture_output=True).returncode == 0:
+            return found
+    return None
 
 
 @pytest.mark.slow
-def test_a_device_needs_the_core_only(wheel: Path, tmp_path: Path) -> None:
-    """The runtime imports and the command line works in an environment without torch."""
-    subprocess.run([_oldest_python(), "-m", "venv", str(tmp_path / "venv")], check=True)
+@pytest.mark.parametrize("version", ["3.10", "3.11", "3.12", "3.13"])
+def test_a_device_needs_the_core_only(wheel: Path, tmp_path: Path, version: str) -> None:
+    """From an installed wheel outside the checkout the runtime imports and commands work, without torch."""
+    if (found := _python(version)) is None:
+        pytest.skip(f"no Python {version} here")
+    subprocess.run([found, "-m", "venv", str(tmp_path / "venv")], check=True)
     python = str(tmp_path / "venv/bin/python")
     constraints = ("-c", str(ROOT / "constraints.txt"))
     subprocess.run(

@@ -5,18 +5,23 @@ from __future__ import annotations
 import errno
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from mmcompress.artifact import Artifact
+from mmcompress.data.excluded import write_list
 from mmcompress.errors import CorruptInputError, UsageError
 from mmcompress.manifest import Kind
+from mmcompress.measure.explain.picture import save
+from mmcompress.pack import pack
 from mmcompress.places import CACHE, LONGEST_NAME, check_place, writing
-from mmcompress.publish import KEY, drop_work_of, keep_work_of, tidy
+from mmcompress.publish import KEY, check_beside, drop_work_of, keep_work_of, tidy
 
 
 def made(path: Path) -> Artifact:
@@ -170,6 +175,8 @@ import os, sys
 from pathlib import Path
 from mmcompress.artifact import Artifact
 from mmcompress.manifest import Kind
+from mmcompress.measure.explain.picture import save
+from mmcompress.pack import pack
 
 out = Path(sys.argv[1]) / "a"
 calls, last = 0, 0
@@ -262,3 +269,50 @@ def test_work_to_go_on_from_is_dropped_with_its_mark_last(tmp_path: Path, monkey
         keep_work_of(tmp_path / "b", "one")
     drop_work_of(tmp_path / "b", "one")
     assert (tmp_path / "b" / "mine").exists()
+
+
+@pytest.mark.parametrize("kind", ["file", "folder", "link"])
+def test_what_somebody_else_keeps_under_the_name_of_a_draft_is_not_touched(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "notes").write_text("mine")
+    draft = tmp_path / ".a.tmp"
+    if kind == "file":
+        draft.write_text("mine")
+    elif kind == "folder":
+        draft.mkdir()
+        (draft / "notes").write_text("mine")
+    else:
+        draft.symlink_to(tmp_path / "theirs")
+    with pytest.raises(UsageError, match=r"\.a\.tmp exists and mmcompress did not write it"):
+        made(tmp_path / "a")
+    with pytest.raises(UsageError, match=r"\.a\.tmp exists and mmcompress did not write it"):
+        check_beside(tmp_path / "a")
+    kept = draft if kind == "file" else draft / "notes"
+    assert kept.read_text() == "mine" and not (tmp_path / "a").exists()
+
+
+def test_files_of_one_place_do_not_touch_what_has_the_name_of_a_draft(tmp_path: Path) -> None:
+    """A pack, a list and a picture, beside files of every name that was a draft's."""
+    made(tmp_path / "a")
+    others = [tmp_path / name for name in (".a.mmc.tmp", ".l.tsv", ".p.png.tmp", ".x.draft", ".a.mmc.lock")]
+    for other in others:
+        other.write_text("mine")
+    pack(tmp_path / "a", tmp_path / "a.mmc")
+    write_list(tmp_path / "l.tsv", [("a", "b", 0.5)])
+    save(Image.new("RGB", (4, 4)), "a cat", tmp_path / "p.png")
+    assert [other.read_text() for other in others] == ["mine"] * len(others)
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name[0] != ".") == ["a", "a.mmc", "l.tsv", "p.png"]
+    assert len(list(tmp_path.glob(".*"))) == len(others), "nothing else is left"
+
+
+def test_what_a_killed_pack_left_is_removed_by_the_next(tmp_path: Path) -> None:
+    made(tmp_path / "a")
+    code = (
+        "import os, signal, sys; from pathlib import Path; from mmcompress import pack\n"
+        "pack._take = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "pack.pack(Path(sys.argv[1], 'a'), Path(sys.argv[1], 'p'))"
+    )
+    assert subprocess.run([sys.executable, "-c", code, tmp_path]).returncode == -signal.SIGKILL
+    assert len(list(tmp_path.glob(".*.draft"))) == 1
+    pack(tmp_path / "a", tmp_path / "p")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "p"]

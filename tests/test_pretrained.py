@@ -11,6 +11,7 @@ import pytest
 import torch
 from clip_world import write_teacher
 from family_folders import write_world
+from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import CLIPModel
@@ -18,6 +19,7 @@ from transformers import CLIPModel
 from mmcompress.config import TeacherConfig
 from mmcompress.errors import CorruptInputError, MissingRequirementError, MMCompressError, UsageError
 from mmcompress.foreign import said
+from mmcompress.manifest import Preprocessing
 from mmcompress.pipeline import standalone
 from mmcompress.pipeline.converted import graphs_to_use, teacher_named
 from mmcompress.pretrained import check_folder, load_model
@@ -88,8 +90,12 @@ def test_damaged_and_absent_files(tmp_path: Path) -> None:
     with pytest.raises(CorruptInputError, match="cannot be opened"):
         load_model(folder)
     (folder / "model.safetensors").unlink()
-    with pytest.raises(CorruptInputError, match="has no weights"):
+    with pytest.raises(CorruptInputError, match=r"has no weights of a name that is read$"):
         load_model(folder)
+    (folder / "model.fp16.safetensors").write_bytes(weights)
+    with pytest.raises(CorruptInputError, match=r"is read, but model\.fp16\.safetensors") as caught:
+        load_model(folder)
+    assert "rename a variant" in caught.value.hint
     (folder / "config.json").write_text("{")
     with pytest.raises(CorruptInputError, match="is no JSON"):
         load_model(folder)
@@ -217,6 +223,21 @@ def test_what_an_exception_says_goes_on_behind_a_colon() -> None:
         == "RuntimeError: Error(s) for Linear: size mismatch"
     )
     assert said(ValueError("one\ntwo")) == "ValueError: one" and said(KeyError()) == "KeyError: "
+
+
+@pytest.mark.parametrize(
+    ("wrong", "what"),
+    [
+        ({"size": -4}, "size: Input should be greater than or equal to 1 (got -4)"),
+        ({"resize": 0}, "resize: Input should be greater than or equal to 1 (got 0)"),
+        ({"size": 100_000}, "size: Input should be less than or equal to 4096 (got 100000)"),
+        ({"std": (0.5, 0, 0.5)}, "std.1: Value error, nothing can be divided by 0 (got 0)"),
+    ],
+)
+def test_a_preprocessing_that_prepares_nothing_is_told_by_its_value(wrong: dict[str, object], what: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        Preprocessing.model_validate({"size": 8, "resize": 8, "mean": (0.5,) * 3, "std": (0.5,) * 3, **wrong})
+    assert said(caught.value) == f"ValidationError: Preprocessing.{what}"
 
 
 def test_a_folder_whose_name_is_no_utf8_is_not_called_damaged(tmp_path: Path) -> None:

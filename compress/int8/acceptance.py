@@ -8,14 +8,18 @@ from dataclasses import astuple, dataclass
 import numpy as np
 
 from mmcompress.budget import Budget, Cost
+from mmcompress.compress.int8.convfit import as_fitted
 from mmcompress.compress.int8.fit import KINDS, drift_of_both
+from mmcompress.compress.int8.graphtower import GraphTower
 from mmcompress.compress.int8.sensitivity import cost
 from mmcompress.compress.int8.simulate import TOWERS, Feeds, embedded, quantizing
+from mmcompress.export.integers import OUTPUT
 from mmcompress.int8 import Linears, Range, Signedness
 from mmcompress.model import DualEncoder
 
 ENDS: Mapping[Signedness, tuple[str, ...]] = {"signed": ("absmax",), "unsigned": ("low", "high")}
 """What of a range each kind of graph reads."""
+NONE: frozenset[str] = frozenset()
 Parts = dict[Signedness, dict[str, bool]]
 """By kind and tower."""
 
@@ -52,16 +56,22 @@ def gained(parts: Parts, before: FitCost, result: FitCost, budget: Budget) -> bo
     return closer_somewhere and hits and (budget.max_flips is None or result.cost.flips <= before.cost.flips)
 
 
-def fit_cost(model: DualEncoder, fitted: Fit, judging: Feeds) -> FitCost:
-    """Drift and cost of both kinds of graph."""
+def fit_cost(model: DualEncoder, fitted: Fit, judging: Feeds, convolutions: GraphTower | None = None) -> FitCost:
+    """Drift and cost of both kinds of graph; `convolutions` is the image tower in float, where it is of those."""
+    own = None if convolutions is None else as_fitted(convolutions, fitted.ranges, fitted.linears)
     reference = embedded(model, "image", judging.image), embedded(model, "text", judging.text)
     costs = []
     for kind in KINDS:
         with quantizing(model, fitted.linears[kind], fitted.ranges, kind):
-            quantized = embedded(model, "image", judging.image), embedded(model, "text", judging.text)
-        costs.append(cost(reference, quantized))
+            texts = embedded(model, "text", judging.text)
+            images = embedded(model, "image", judging.image) if own is None else own.embedded(judging.image, NONE, kind)
+        costs.append(cost(reference, (images, texts)))
     worst = Cost(*(float(np.max(figures)) for figures in zip(*map(astuple, costs), strict=True)))
-    return FitCost(drift_of_both(model, judging, fitted.linears, fitted.ranges), worst)
+    drift = drift_of_both(model, judging, fitted.linears, fitted.ranges)
+    if own is not None:
+        for kind, moved in own.drifts(judging.image, NONE).items():
+            drift[kind]["image"] = moved
+    return FitCost(drift, worst)
 
 
 def closer(
@@ -76,6 +86,6 @@ def closer(
         linears[kind] = {
             name: (trained if name in taken else given).linears[kind][name] for name in given.linears[kind]
         }
-        for name in taken:
+        for name in (one for one in ranges if one.removesuffix(f".{OUTPUT}") in taken):
             ranges[name] |= {end: trained.ranges[name][end] for end in ENDS[kind]}
     return Fit(ranges, linears), parts

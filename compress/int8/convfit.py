@@ -7,7 +7,7 @@ float, as in other towers.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from mmcompress.export.graph import Numerics
 from mmcompress.export.integers import OUTPUT
 from mmcompress.export.sums import sums_of
 from mmcompress.export.towers import convolutions_of, image_graph
-from mmcompress.int8 import Signedness
+from mmcompress.int8 import Linears, Range, Signedness
 from mmcompress.progress import track
 
 
@@ -55,17 +55,37 @@ class FittedConvolutions:
         return {name: distance(reference, self.embedded(batches, names - {name})) for name in every}
 
 
-def fit_convolutions(
-    source: Artifact, work: Path, samples: Iterable[Tensor], fitting: Batches, judging: Batches, config: FitConfig
-) -> FittedConvolutions:
-    """Calibrate and round the convolutions of a checkpoint's image tower."""
+def graph_tower(source: Artifact, work: Path) -> GraphTower:
+    """The image tower of a checkpoint in float, as `export` writes it."""
     work.mkdir(parents=True, exist_ok=True)
     opset = int(ExportConfig.model_fields["opset"].default)
     model = image_graph(source.model, read_tensors(source.file(WEIGHTS)), Numerics(), opset)
-    tower = GraphTower("image", model, tuple(convolutions_of(source.model, model)), work, sums=True)
+    return GraphTower("image", model, tuple(convolutions_of(source.model, model)), work, sums=True)
+
+
+def as_fitted(
+    tower: GraphTower, ranges: Mapping[str, Range], linears: Mapping[Signedness, Linears]
+) -> FittedConvolutions:
+    """A tower with what is known of it of the ranges and integers of a whole checkpoint."""
+    own = {product.name for product in tower.products}
+    named = {kind: {name: one for name, one in every.items() if name in own} for kind, every in linears.items()}
+    return FittedConvolutions(tower, FittedTower(ranges, named, {}))
+
+
+def fit_convolutions(
+    source: Artifact,
+    work: Path,
+    samples: Iterable[Tensor],
+    fitting: Batches,
+    judging: Batches,
+    config: FitConfig,
+    given: Mapping[str, Range] | None = None,
+) -> FittedConvolutions:
+    """Calibrate and round the convolutions of a checkpoint's image tower; with `given` ranges only round them."""
+    tower = graph_tower(source, work)
     fed = ({"pixels": pixels.numpy()} for pixels in samples)
-    found = fit_tower(tower, fed, _feeds(fitting), _feeds(judging), config)
-    added = (f"{one.branch}.{OUTPUT}" for one in sums_of(model, tower.products))
+    found = fit_tower(tower, fed, _feeds(fitting), _feeds(judging), config, given)
+    added = [f"{one.branch}.{OUTPUT}" for one in sums_of(tower.model, tower.products)]
     ranges = {name: found.ranges[name] for name in (*(product.name for product in tower.products), *added)}
     return FittedConvolutions(tower, FittedTower(ranges, found.linears, found.choices))
 

@@ -68,9 +68,13 @@ def fit_tower(
     fitting: Sequence[Feeds],
     judging: Sequence[Feeds],
     config: FitConfig,
+    given: Mapping[str, Range] | None = None,
 ) -> FittedTower:
-    """Calibrate and round one tower, each technique where it lowers the drift."""
+    """Calibrate and round one tower, each technique where it lowers the drift; ranges are found unless `given`."""
     seen = calibrated(tower, samples)
+    if given is not None:
+        linears, chosen = chosen_weights(tower, seen, given, fitting, judging, config)
+        return FittedTower(given, linears, chosen)
     ranges, methods = chosen_ranges(tower, seen, fitting, config)
     linears, chosen = chosen_weights(tower, seen, ranges, fitting, judging, config)
     return FittedTower({**ranges, **seen.outputs}, linears, {"ranges": methods, **chosen})

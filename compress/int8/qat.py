@@ -2,17 +2,18 @@
 
 The model teaches itself: the float weights of the checkpoint, which are those that quantization started from, say where
 augmented images and captions belong, and the integers learn to put them there. Trained is what a graph stores of its
-Linears and nothing else: weights, biases, activation ranges. So the float weights stay the file that they were, the
-FP32 export is still the reference that drift is against, and what stays in float is not touched. LayerNorms could be
-trained too, but then every INT8 graph would have an FP32 twin of its own.
+Linears and convolutions and nothing else: weights, biases, activation ranges. So the float weights stay the file that
+they were, the FP32 export is still the reference that drift is against, and what stays in float is not touched.
+LayerNorms could be trained too, but then every INT8 graph would have an FP32 twin of its own.
 
 Both kinds of graph learn in one run: their integers are apart, and each takes one half of every batch. Every tower of
 either kind is taken over only where it came closer to FP32 on samples that judge; else the fit's own integers stay.
+A convolutional tower is judged as the graph that is delivered, and trained with its BatchNorms folded, as it has them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -24,8 +25,11 @@ from torch import Tensor, nn
 from mmcompress.artifact import Artifact
 from mmcompress.budget import Budget
 from mmcompress.compress.int8.acceptance import ENDS, Fit, Parts, closer, fit_cost, gained, needed
+from mmcompress.compress.int8.convfit import as_fitted, graph_tower
 from mmcompress.compress.int8.fakequant import TrainedLinears
 from mmcompress.compress.int8.fit import JUDGED, KINDS
+from mmcompress.compress.int8.foldedtower import with_folded_tower
+from mmcompress.compress.int8.graphtower import GraphTower
 from mmcompress.compress.int8.samples import SHUFFLED, feeds, plain_pairs, validating
 from mmcompress.compress.int8.sensitivity import sensitivities
 from mmcompress.compress.int8.simulate import TOWERS, Feeds
@@ -34,9 +38,12 @@ from mmcompress.compress.train.losses import cosine_distance
 from mmcompress.compress.train.optimize import optimize
 from mmcompress.compress.train.pairs import TrainingBatch, TrainingPairs, training_pairs
 from mmcompress.config import QatConfig
+from mmcompress.convnet import ConvConfig
 from mmcompress.data.batches import images_of
 from mmcompress.distributed import World, world
 from mmcompress.errors import CorruptInputError, UsageError
+from mmcompress.export.integers import OUTPUT
+from mmcompress.export.sums import sums_of
 from mmcompress.huggingface import dual_encoder_from_checkpoint
 from mmcompress.int8 import (
     INTEGERS,
@@ -71,29 +78,31 @@ def qat(job: Job[QatConfig]) -> None:
         raise UsageError(f"{source.path} is 2:4 sparse, and qat would fill its zeros", "leave qat out, or sparsity")
     with world(config.device) as here:
         model = dual_encoder_from_checkpoint(source.path, source.model).requires_grad_(False).to(here.device)
+        graph = graph_tower(source, job.work) if isinstance(source.model.image, ConvConfig) else None
         if not here.leads:  # what is judged and decided is rank 0's
             if (drift := here.shared(None)) is not None:
-                train(model, given, drift, _pairs(source, config, here), config, here, job)
+                train(model, given, drift, _pairs(source, config, here), config, here, job, graph)
             return
         seen = frozenset(images_of(config.data.train)) | (seen_images(source) or frozenset())
         given_pairs = list(plain_pairs(source, spec, config))
         judging = feeds(given_pairs if spec == config.data.train else validating(given_pairs, seen, spec)[0])
         budget = Budget.of(config, sum(map(len, judging.image)))
-        before = fit_cost(model, given, judging)
+        before = fit_cost(model, given, judging, graph)
         after, chosen, parts = None, given, Parts()
         drift = here.shared(before.drift if needed(before, budget) else None)
         if drift is None:
             say("", job.name, f"not trained: INT8 {budget.told(before.cost)}")
         else:
             trained, draft.metrics["training"] = train(
-                model, given, drift, _pairs(source, config, here), config, here, job
+                model, given, drift, _pairs(source, config, here), config, here, job, graph
             )
-            after = fit_cost(model, trained, judging)
+            after = fit_cost(model, trained, judging, graph)
             chosen, parts = closer(given, trained, before.drift, after.drift)
-        result = before if after is None else fit_cost(model, chosen, judging)
+        result = before if after is None else fit_cost(model, chosen, judging, graph)
         accepted = gained(parts, before, result, budget)
         result = result if accepted else before
-        ranking = ranked(model, chosen, judging, source) if accepted else source.manifest.facts.get("sensitivity", [])
+        known = source.manifest.facts.get("sensitivity", [])
+        ranking = ranked(model, chosen, judging, known, graph) if accepted else known
     draft.inherit(source, *source.manifest.files)
     if accepted:
         write_json(draft.path / RANGES, chosen.ranges)
@@ -137,7 +146,7 @@ def read_fit(source: Artifact) -> Fit:
     check_tensors(source.file(INTEGERS), tensors)
     linears = {kind: linears_from_tensors(tensors, kind) for kind in KINDS}
     for kind, named in linears.items():
-        ranged = {name for name in ranges if name.rpartition(".")[2] not in OPERANDS}
+        ranged = {name for name in ranges if name.rpartition(".")[2] not in (*OPERANDS, OUTPUT)}
         if differing := sorted(set(named) ^ ranged):
             raise CorruptInputError(
                 f"{source.path}: {differing[0]} is not in both {RANGES} and the {kind} {INTEGERS}", "quantize it again"
@@ -153,10 +162,15 @@ def train(
     config: QatConfig,
     here: World,
     job: Job[QatConfig],
+    graph: GraphTower | None = None,
 ) -> tuple[Fit, dict[str, float | None]]:
     """The trained fit, and what training took. `drift` is what the loss is in units of, so that it starts at 1."""
-    learners = nn.ModuleDict({kind: TrainedLinears(given.linears[kind], given.ranges, kind) for kind in KINDS})
-    learners = learners.to(here.device)
+    convolutions = [] if graph is None else [one for one in graph.products if one.name in given.linears[JUDGED]]
+    sums = [] if graph is None else sums_of(graph.model, convolutions)
+    learners = nn.ModuleDict(
+        {kind: TrainedLinears(given.linears[kind], given.ranges, kind, convolutions, sums) for kind in KINDS}
+    ).to(here.device)
+    model = with_folded_tower(model)
 
     def loss_of(batch: TrainingBatch, _: float) -> Tensor:
         with torch.no_grad():
@@ -200,17 +214,26 @@ def rounded(learners: nn.ModuleDict, given: Fit) -> Fit:
         assert isinstance(learner, TrainedLinears)
         stored = learner.stored()
         linears[kind] = {name: linear for name, (linear, _) in stored.items()}
-        for name, (_, ends) in stored.items():
+        trained = {name: ends for name, (_, ends) in stored.items()} | learner.stored_outputs()
+        for name, ends in trained.items():
             ranges[name] |= {end: ends[end] for end in ENDS[kind]}
     return Fit(ranges, linears)
 
 
-def ranked(model: DualEncoder, chosen: Fit, judging: Feeds, source: Artifact) -> list[dict[str, Any]]:
-    """The ranking of the Linears, measured again; of what stays in float, and of the table, what was known of them."""
+def ranked(
+    model: DualEncoder,
+    chosen: Fit,
+    judging: Feeds,
+    known: Sequence[Mapping[str, Any]],
+    graph: GraphTower | None,
+) -> list[dict[str, Any]]:
+    """The ranking of the Linears and convolutions, measured again; of what stays in float, and of the table, what was
+    known of them."""
     half = Feeds(judging.image[::2], judging.text[::2])
-    drifts = sensitivities(model, half, chosen.linears[JUDGED], chosen.ranges, JUDGED)
+    convolved = {} if graph is None else as_fitted(graph, chosen.ranges, chosen.linears).sensitivities(half.image)
+    others = {name: linear for name, linear in chosen.linears[JUDGED].items() if name not in convolved}
+    drifts = convolved | sensitivities(model, half, others, chosen.ranges, JUDGED)
     rows = [{"module": name, "drift": float(f"{drift:.4g}"), "kept": False} for name, drift in drifts.items()]
-    known = source.manifest.facts.get("sensitivity", ())
     rows += [dict(row) for row in known if row["kept"] or row["module"] == TABLE]
     return sorted(rows, key=lambda row: (-row["drift"], row["module"]))
 

@@ -141,7 +141,7 @@ def quantize(job: Job[QuantizeConfig]) -> None:
             few_judging = feeds(judging).first(compared(model)).image
             pixels = (one.pixels for one in pairs())
             fitted = with_convolutions(
-                fitted, fit_convolutions(source, job.work, pixels, feeds(fitting).image, few_judging, config)
+                fitted, fit_convolutions(source, job.work, pixels, feeds(fitting).image, few_judging, config, given)
             )
         deciding = judging
         if (validation := config.data.validation) is not None:

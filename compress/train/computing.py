@@ -52,7 +52,7 @@ def check_parts(convolutional: bool, parts: int) -> None:
         raise UsageError(
             f"parts = {parts} computes parts of a batch apart, and BatchNorm, which a convolutional tower has, makes "
             "the images of a batch depend on each other",
-            "give --recompute true, which saves memory as well, or a smaller batch",
+            "give --recompute, which saves memory as well, or a smaller batch",
         )
 
 

@@ -112,7 +112,7 @@ def distill(job: Job[DistillConfig]) -> None:
 
         def loss_of(batch: TrainingBatch, done: float) -> Mapping[str, Tensor]:
             assert batch.teacher is not None
-            deepen(model, done, config.deepening)
+            deepen(model, done, config.deepens)
             texts = batch.teacher[1] if text == "keep" else in_parts(model.encode_text, batch.tokens, config.parts)
             pixels = grown(batch.pixels, model.config.image, done, config.growing)
             student = in_parts(model.encode_image, pixels, config.parts), texts

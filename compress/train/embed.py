@@ -32,8 +32,9 @@ from mmcompress.config import EmbedConfig, what_counts
 from mmcompress.data.batches import Batch
 from mmcompress.data.layout import read_sentences
 from mmcompress.data.sections import Section, counts, decoded_chunks, sections
+from mmcompress.data.tally import NAMED, Tally
 from mmcompress.distributed import world
-from mmcompress.errors import CorruptInputError, UsageError
+from mmcompress.errors import UsageError
 from mmcompress.manifest import hash_json
 from mmcompress.progress import track
 from mmcompress.ranks import wait_until_seen
@@ -61,20 +62,24 @@ def embed(job: Job[EmbedConfig]) -> None:
         here.agree("data", hash_json([section.name for section in held]))
         plan = _plan(job, held, _made_of(config, teacher, read)) if here.leads else Plan([], [], [], [])
         known = taken_over(job, plan) if here.leads else {}
-        missing = here.shared(missing_chunks(job.work, plan))
+        missing, total = here.shared((missing_chunks(job.work, plan), sum(plan.listed)))
         mine = missing[here.rank :: here.size]
-        of_all = here.collected(_embed_chunks(job, mine, teacher, held, plan.listed))
+        lost = Tally(spec, config.data.max_bad_fraction, announce=False, good=total)
+        pairs = _embed_chunks(job, mine, teacher, held, plan.listed, lost)
+        of_all = here.collected((pairs, lost.first))
     if not here.leads:
         return  # the artifact is written by rank 0
     wait_until_seen(lambda: not missing_chunks(job.work, plan), job.work)
     shards = plan.shards(job.work)
-    _check_decoded(sum(sum(shard.samples) for shard in shards), sum(plan.listed), config)
+    named = [line for _, some in of_all for line in some]
+    _check_decoded(sum(sum(shard.samples) for shard in shards), total, named, config)
     fill(job, plan, shards, known)
     said = [] if config.sentences is None else read_sentences(config.sentences)
     if said:
         write_sentences(job.draft.path / FILE, said, embedded_texts(teacher, said, 4 * config.batch))
     seconds = time.monotonic() - start
-    speed = {"pairs": sum(of_all), "seconds": seconds, "images_per_s": sum(of_all) * config.views / seconds}
+    pairs = sum(some for some, _ in of_all)
+    speed = {"pairs": pairs, "seconds": seconds, "images_per_s": pairs * config.views / seconds}
     job.draft.metrics = {"embedding": speed}
     job.draft.preprocessing = teacher.preprocessing
     job.draft.facts = {
@@ -116,24 +121,27 @@ def _embed_chunks(
     teacher: Teacher,
     held: Sequence[Section],
     listed: Sequence[int],
+    lost: Tally,
 ) -> int:
-    """Embed and write these chunks; the number of pairs in them. `listed` may be empty where no bar is shown."""
-    config, spec = job.config, job.config.data.train
-    if spec is None or not missing:
+    """Embed and write these chunks; the number of pairs in them. `listed` may be empty where no bar is shown.
+
+    `lost` has the samples of all data, and hears of those that cannot be decoded: too many here are too many in all.
+    """
+    config = job.config
+    if not missing:
         return 0
     a_chunk = batches_a_chunk(config.batch)
     wanted: dict[int, set[int]] = {}
     for at, number, _ in missing:
         wanted.setdefault(at, set()).add(number)
     stream = decoded_chunks(
-        spec,
         held,
         wanted,
         teacher.preprocessing,
         batch=config.batch,
         a_chunk=a_chunk,
         workers=config.data.workers,
-        max_bad_fraction=config.data.max_bad_fraction,
+        tally=lost,
         shown=decoded_views(config.augment, config.seed, config.views, lambda _: range(config.views)),
     )
     total = sum(min(a_chunk, -(-listed[at] // config.batch) - number * a_chunk) for at, number, _ in missing if listed)
@@ -144,13 +152,14 @@ def _embed_chunks(
     return pairs
 
 
-def _check_decoded(embedded: int, listed: int, config: EmbedConfig) -> None:
-    """Each process has counted the damaged images of its own chunks only; here they are judged together."""
-    if listed - embedded > config.data.max_bad_fraction * listed:
-        raise CorruptInputError(
-            f"{config.data.train}: {listed - embedded} of {listed} images cannot be decoded",
-            "mend or remove them, or allow more with data.max_bad_fraction",
-        )
+def _check_decoded(embedded: int, listed: int, named: list[str], config: EmbedConfig) -> None:
+    """Each process has counted the damaged images of its own chunks only; here they are judged together, and told.
+
+    `named` are those that this run has met, not those of chunks that were there already.
+    """
+    bad = listed - embedded
+    first = named[:NAMED] or ["in chunks that were there already"]
+    Tally(config.data.train or "", config.data.max_bad_fraction, good=embedded, bad=bad, first=first).finish()
 
 
 def _embedded(batch: Batch, teacher: Teacher, config: EmbedConfig) -> tuple[Batch, Tensor]:

@@ -77,6 +77,11 @@ def _check_together(teachers: Sequence[Artifact]) -> None:
             f"an ensemble has two teachers or more, and there are {len(teachers)}", "give their embeddings"
         )
     first = teachers[0]
+    if len({teacher.digest for teacher in teachers}) < len(teachers):
+        raise UsageError(
+            f"an ensemble is of different teachers, and {', '.join(str(one.path) for one in teachers)} are not",
+            "name each once; weights say how much one counts",
+        )
     for other in teachers:
         if CONTENTS not in other.manifest.files:
             raise UsageError(f"{other.path} is an ensemble, or of an earlier version", "give what `embed` wrote")

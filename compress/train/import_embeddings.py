@@ -97,7 +97,7 @@ def import_embeddings(job: Job[ImportEmbeddingsConfig]) -> None:
 def _of_shard(section: Section) -> Iterator[tuple[Listed, _Reinforced]]:
     """Each good sample with what lies beside it. Raises CorruptInputError that names the first one without."""
     place, name = section.places[0]
-    groups = itertools.groupby(members(place, _SUFFIXES), lambda member: member.key)
+    groups = itertools.groupby(members(place, _SUFFIXES, section.keys), lambda member: member.key)
     for sample in section.listed(Tally(place, 1.0, announce=False)):
         own = sample.key.removeprefix(f"{name}/")
         group = next((group for key, group in groups if key == own), iter(()))

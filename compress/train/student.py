@@ -164,7 +164,10 @@ def _share_of(tower: ImageConfig | TextConfig, share: float, embed_dim: int) -> 
                 smaller = tower.model_copy(update={"heads": (heads,) * blocks, "mlp": (mlp,) * blocks})
                 if smaller.macs(embed_dim) <= share * tower.macs(embed_dim):
                     return smaller
-    raise UsageError("the teacher is too small to inherit so little of it", "ask for a larger share, inherit:0.5 say")
+    raise UsageError(
+        f"the teacher is too small to inherit {share:g} of it",
+        f"ask for a larger share, inherit:{0.5 if share < 0.5 else 1:g} say",
+    )
 
 
 def head_norms(block: Block) -> Tensor:

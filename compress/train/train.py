@@ -66,11 +66,9 @@ def train(job: Job[TrainConfig]) -> None:
         scales = layer_scales([name for name, _ in model.named_parameters()], model.config, decay)
 
         def loss_of(batch: TrainingBatch, done: float) -> dict[str, Tensor]:
-            deepen(model, done, config.deepening)
+            deepen(model, done, config.deepens)
             student = (
-                in_parts(
-                    model.encode_image, grown(batch.pixels, model.config.image, done, config.growing), config.parts
-                ),
+                in_parts(model.encode_image, grown(batch.pixels, model.config.image, done, config.grows), config.parts),
                 in_parts(model.encode_text, batch.tokens, config.parts),
             )
             images, texts = gathered(student, here)

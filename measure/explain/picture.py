@@ -10,10 +10,11 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
+from mmcompress.drafts import written_whole
 from mmcompress.errors import UsageError
 from mmcompress.measure.explain.explain import Explanation
 from mmcompress.measure.explain.heat import lit
-from mmcompress.places import check_apart, writing
+from mmcompress.places import check_apart, check_name, writing
 
 SIDE = 224
 """Of a picture in a row, at least, in pixels."""
@@ -48,6 +49,7 @@ def _write(sheet: Image.Image, text: str, left: int, top: int, width: int) -> No
 
 def check_picture(out: Path, image: Path) -> None:
     """Raise UsageError unless a picture may be written there; it replaces an earlier one of ours, and nothing else."""
+    check_name(out)
     if out.suffix.lower() != ".png":
         raise UsageError(f"{out} is no name of a PNG file", "give --out NAME.png")
     if not out.parent.is_dir():
@@ -62,13 +64,8 @@ def save(picture: Image.Image, text: str, out: Path) -> None:
     about = PngImagePlugin.PngInfo()
     about.add_text("Software", _MADE_BY)
     about.add_itxt("Description", text)
-    draft = out.with_name(f".{out.name}.tmp")
-    with writing(out):
-        try:
-            picture.save(draft, "PNG", pnginfo=about)
-            draft.replace(out)
-        finally:
-            draft.unlink(missing_ok=True)
+    with writing(out), written_whole(out) as stream:
+        picture.save(stream, "PNG", pnginfo=about)
 
 
 def _maker(path: Path) -> object:

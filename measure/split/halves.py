@@ -24,7 +24,7 @@ _BLOCK = re.compile(r"^image\.blocks\.(\d+)\.residual2$")
 def stream_of(model: Any, where: str) -> Cuts:
     """Behind every block but the last one.
 
-    Raises UsageError for a graph whose blocks have no names.
+    Raises UsageError for a graph whose blocks have no names, and for a convolutional tower.
     """
     onnx = require("onnx", "compress")
     made = {name for node in model.graph.node for name in node.output}
@@ -33,6 +33,11 @@ def stream_of(model: Any, where: str) -> Cuts:
     shapes = {
         value.name: [axis.dim_value for axis in value.type.tensor_type.shape.dim] for value in inferred.value_info
     }
+    if any(node.op_type == "Conv" and node.name.startswith("image.blocks.") for node in model.graph.node):
+        raise UsageError(
+            f"{where} is of a convolutional tower, and split cuts between blocks of transformers",
+            "run it whole on one of the devices: `mmcompress bench` on each says where it is faster",
+        )
     if len(blocks) < 2 or blocks != list(range(len(blocks))):
         raise UsageError(
             f"{where} has no two transformer blocks that are known by name",

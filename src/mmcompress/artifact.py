@@ -10,13 +10,14 @@ be compared by digest.
 
 from __future__ import annotations
 
+import re
 import shutil
 import stat
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import ValidationError
 
@@ -34,8 +35,8 @@ from mmcompress.manifest import (
     environment,
     hash_file,
 )
-from mmcompress.places import MANIFEST, check_place
-from mmcompress.publish import aside_of, draft_of, swap_in, tidy
+from mmcompress.places import MANIFEST, check_place, writing
+from mmcompress.publish import drafted, swap_in
 from mmcompress.strictjson import check_finite, json_from_text, write_json
 
 _AS_LARGE_AS_DATA = (Kind.EMBEDDINGS, Kind.INDEX, Kind.SHARDS)
@@ -114,6 +115,8 @@ class Artifact:
             hint = f"give a folder that mmcompress wrote ({expected} artifact)"
             if path.is_file():
                 lacks, hint = "it is a file", f"a pack becomes one: mmcompress unpack {path} --out DIR"
+                if any((path.parent / name).is_file() for name in (MANIFEST, "config.json")):
+                    hint = f"give the folder that it lies in: {path.parent}"
             raise UsageError(f"{path} is not an artifact: {lacks}", hint)
         manifest = read_manifest(manifest_path)
         _verify_files(path, manifest, sha256_of if manifest.kind in _AS_LARGE_AS_DATA else hash_file)
@@ -137,43 +140,38 @@ class Artifact:
     ) -> Iterator[Draft]:
         """Yield a draft in a temporary sibling folder; on success verify, sync and rename it to `path`.
 
-        An artifact that is there already is replaced; any other folder that is not empty is refused.
+        An artifact that is there already is replaced; any other folder that is not empty is refused, and so is a disk
+        without room.
         """
         path = Path(path)
         check_place(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        tidy(path)
-        if (aside := aside_of(path)).exists():
-            raise UsageError(f"{aside} exists and mmcompress did not write it", "move it away, or give another --out")
-        temporary = draft_of(path)
-        temporary.mkdir()
-        draft = Draft(temporary)
-        try:
-            yield draft
-            check_finite({"facts": draft.facts, "metrics": draft.metrics})  # pydantic would write null
-            manifest = Manifest(
-                kind=kind,
-                stage=stage,
-                name=path.name,
-                key=key,
-                config=dict(config or {}),
-                parents=dict(parents or {}),
-                files=_hash_files(temporary, draft.known),
-                model=draft.model,
-                graphs=tuple(draft.graphs),
-                preprocessing=draft.preprocessing,
-                tokenizer=draft.tokenizer,
-                bank=draft.bank,
-                facts=draft.facts,
-                metrics=draft.metrics,
-                environment=environment(),
-            )
-            manifest = manifest.model_copy(update={"digest": manifest.compute_digest()})
-            _write_manifest(temporary / MANIFEST, manifest)
-            _let_be_read(temporary, manifest)
-            swap_in(temporary, path)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with drafted(path) as temporary:
+                draft = Draft(temporary, place=path)
+                yield draft
+                check_finite({"facts": draft.facts, "metrics": draft.metrics})  # pydantic would write null
+                manifest = Manifest(
+                    kind=kind,
+                    stage=stage,
+                    name=path.name,
+                    key=key,
+                    config=dict(config or {}),
+                    parents=dict(parents or {}),
+                    files=_hash_files(temporary, draft.known),
+                    model=draft.model,
+                    graphs=tuple(draft.graphs),
+                    preprocessing=draft.preprocessing,
+                    tokenizer=draft.tokenizer,
+                    bank=draft.bank,
+                    facts=draft.facts,
+                    metrics=draft.metrics,
+                    environment=environment(),
+                )
+                manifest = manifest.model_copy(update={"digest": manifest.compute_digest()})
+                _write_manifest(temporary / MANIFEST, manifest)
+                _let_be_read(temporary, manifest)
+                swap_in(temporary, path)
 
 
 @dataclass
@@ -190,6 +188,8 @@ class Draft:
     metrics: dict[str, Any] = field(default_factory=dict)
     known: dict[str, str] = field(default_factory=dict)
     """SHA-256 of files that are taken as they are from a verified artifact, by name; they are not read again."""
+    place: Path | None = None
+    """Where it will stand, which relative paths count from; None where it will be no artifact."""
 
     def inherit(self, source: Artifact, *files: str) -> None:
         """Copy what a source artifact has of these files, and what its manifest says of its model, into this draft."""
@@ -232,12 +232,26 @@ def manifest_from_bytes(content: bytes, where: str, again: str) -> Manifest:
     try:
         body = json_from_text(content)
         seal = body.pop("seal", None)
+        _check_schema(body, where)
         manifest = Manifest.model_validate(body)
     except (ValueError, AttributeError, ValidationError) as error:
         raise CorruptInputError(f"{where} cannot be read as a manifest: {error}", again) from error
     if seal != manifest.compute_seal() or manifest.digest != manifest.compute_digest():
         raise CorruptInputError(f"{where} was changed after it was written: its seal does not match its content", again)
     return manifest
+
+
+def _check_schema(body: Mapping[str, Any], where: str) -> None:
+    """Raise CorruptInputError, with the command that makes it again, for a manifest of another schema than is read."""
+    newest = get_args(Manifest.model_fields["schema_version"].annotation)[-1]
+    if (said := body.get("schema", newest)) == newest and not isinstance(said, bool):
+        return
+    stage = f"{'data ' if body.get('kind') == Kind.SHARDS else ''}{body.get('stage')}"
+    command = f"`mmcompress {stage}`" if re.fullmatch(r"[a-z -]+", stage) else "its command"
+    raise CorruptInputError(
+        f"{where} is written in schema {said!r}, and this version reads schema {newest}",
+        f"make it again in another folder: {command}; or read it with the mmcompress that wrote it",
+    )
 
 
 def _verify_files(folder: Path, manifest: Manifest, hashed: Callable[[Path], str]) -> None:

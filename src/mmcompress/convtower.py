@@ -120,6 +120,9 @@ class Bottleneck(nn.Module):
 class MultiQueryAttention(nn.Module):
     """x + scale * attention(norm(x)), where all heads share keys and values (Shazeer 2019, section 3)."""
 
+    scaling: float | None = None
+    """Of the scores; None is 1 / sqrt(head_dim)."""
+
     def __init__(self, block: AttentionBlock, channels: int, eps: float, scaled: bool) -> None:
         super().__init__()
         self.heads, dim, stride = block.heads, block.head_dim, block.kv_stride
@@ -138,7 +141,7 @@ class MultiQueryAttention(nn.Module):
         normed = self.norm(x)
         query = self.query(normed).flatten(2).unflatten(1, (self.heads, -1)).transpose(2, 3)
         key, value = (self._shared(part, normed) for part in ("key", "value"))
-        mixed = F.scaled_dot_product_attention(query, key, value)  # (B, heads, T, d)
+        mixed = F.scaled_dot_product_attention(query, key, value, scale=self.scaling)  # (B, heads, T, d)
         y = self.out(mixed.transpose(2, 3).flatten(1, 2).unflatten(2, x.shape[2:]))
         y = y if self.scale is None else y * self.scale[:, None, None]
         return x + y  # type: ignore[no-any-return]

@@ -1,8 +1,8 @@
-"""Files of the cache folder that are whole or not there, whoever writes them at once, and whoever dies at it.
+"""Files that are whole or not there, whoever writes them at once, and whoever dies at it.
 
 Each writer has a draft of its own, which it holds by a lock and renames at its end. A draft that nobody holds is of a
-process that was killed: the next one that writes into the folder removes it. What has a place that one command locks is
-drafted under one name instead (`publish.py`, `pack.py`), which the next run takes again.
+process that was killed: the next one that writes into the folder removes it. Its name is of 32 random digits, which
+nobody else's file has. Folders are drafted by `publish.py`.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import importlib
 import os
+import re
 import time
 import uuid
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import IO, Any
 
 SUFFIX = ".draft"
+_NAME = re.compile(r"\.[0-9a-f]{32}\.draft")
 _ABANDONED_S = 24 * 3600
 """Age from which a draft is taken for a dead one's where a file system or a system has no locks."""
 
@@ -65,6 +67,8 @@ def _clear_once(folder: Path) -> None:
     """A folder may hold many files, so it is looked through once a process."""
     fcntl = _fcntl()
     for draft in folder.glob(f".*{SUFFIX}"):
+        if not _NAME.fullmatch(draft.name):
+            continue
         with suppress(OSError), draft.open("rb") as stream:
             if not _is_held(fcntl, stream):
                 draft.unlink()

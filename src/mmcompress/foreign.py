@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from mmcompress.errors import MMCompressError, UsageError
 
 _PACKAGES = {"site-packages", "dist-packages"}
@@ -73,7 +75,12 @@ def is_foreign(file: str, module: str) -> bool:
 
 
 def said(error: BaseException) -> str:
-    """Its type and its first line, with the next where that one ends in a colon; some go on for a page."""
+    """Its type and its first line, with the next where that one ends in a colon; some go on for a page. Of values that
+    are checked by pydantic, the first that is wrong."""
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        where = ".".join(map(str, (error.title, *first["loc"])))
+        return f"{type(error).__name__}: {where}: {first['msg']} (got {first['input']!r})"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     shown = lines[:2] if lines and lines[0].endswith(":") else lines[:1]
     return f"{type(error).__name__}: {' '.join(shown)}"

@@ -77,6 +77,9 @@ def children_spared() -> Iterator[None]:
     if mask is None:  # Windows
         yield
         return
+    from multiprocessing import resource_tracker
+
+    resource_tracker.ensure_running()  # as it starts it lets through what is blocked
     before = mask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield

@@ -85,7 +85,7 @@ def _let_go(fcntl: Any, path: Path, handle: IO[str]) -> None:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             return
-        if _same(handle, path):
+        if _same(handle, path) and not os.fstat(handle.fileno()).st_size:  # ours is empty
             path.unlink(missing_ok=True)
 
 

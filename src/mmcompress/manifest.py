@@ -11,9 +11,9 @@ import platform
 from enum import Enum
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
+from pydantic import AfterValidator, Field, SerializerFunctionWrapHandler, model_serializer
 
 from mmcompress import __version__
 from mmcompress.architecture import DualEncoderConfig
@@ -89,12 +89,27 @@ class PromptBank(Config):
     """Prompts around a label, whose embeddings were averaged; none are the labels themselves."""
 
 
+LARGEST_SIDE = 4096
+"""Pixels of a side that images are resized to. No model has a quarter of it, and a photo resized to ten times as many
+takes all memory."""
+
+
+def _not_zero(value: float) -> float:
+    if not value:
+        raise ValueError("nothing can be divided by 0")
+    return value
+
+
+Side = Annotated[int, Field(ge=1, le=LARGEST_SIDE)]
+Divisor = Annotated[float, AfterValidator(_not_zero)]
+
+
 class Preprocessing(Config):
     """Image to tensor: resize, crop the centre, scale to [0, 1], normalize."""
 
-    size: int
+    size: Side
     """Side of the square crop, in pixels. A crop that is larger than the resized image is filled with black."""
-    resize: int
+    resize: Side
     """Shorter side after resizing, in pixels; both sides where images are squashed."""
     squash: bool = False
     """Resize to a square without regard to the aspect ratio, as SigLIP does."""
@@ -104,7 +119,7 @@ class Preprocessing(Config):
     """Where half a pixel of the margin goes: transformers cuts it off, torchvision rounds it to the even one."""
     mean: tuple[float, float, float]
     """Of values in [0, 1], for red, green and blue."""
-    std: tuple[float, float, float]
+    std: tuple[Divisor, Divisor, Divisor]
     """What the difference from `mean` is divided by."""
 
 

@@ -22,11 +22,12 @@ from pathlib import Path, PurePosixPath
 from typing import IO
 
 from mmcompress.artifact import Artifact, manifest_from_bytes, read_manifest
+from mmcompress.drafts import written_whole
 from mmcompress.errors import CorruptInputError, UsageError
 from mmcompress.lock import locked
 from mmcompress.manifest import Manifest
-from mmcompress.places import MANIFEST, check_apart, check_place, writing
-from mmcompress.publish import draft_of, swap_in, tidy
+from mmcompress.places import MANIFEST, check_apart, check_name, check_place, writing
+from mmcompress.publish import drafted, swap_in, tidy
 
 SUFFIX = ".mmc"
 MANIFEST_LIMIT = 64 << 20
@@ -45,27 +46,23 @@ def pack(folder: Path, out: Path) -> Manifest:
 
     Raises UsageError for a place that is not ours, CorruptInputError for an artifact that is damaged.
     """
+    check_name(out)
     with locked(out, reading=[folder]):
         artifact = Artifact.open(folder)
         _check_names(artifact.manifest, folder)
         check_apart(out, [folder])
         _check_replaceable(out)
-        temporary = out.with_name(f".{out.name}.tmp")
-        try:
-            with writing(out), temporary.open("wb") as stream:
-                content = (folder / MANIFEST).read_bytes()
-                stream.write(_header(MANIFEST, len(content)) + content + _padding(len(content)))
-                for name, entry in artifact.manifest.files.items():
-                    stream.write(_header(name, entry.bytes))
-                    with artifact.file(name).open("rb") as source:
-                        _take(source, entry.bytes, entry.sha256, artifact.file(name), stream)
-                    stream.write(_padding(entry.bytes))
-                stream.write(_END)
-                stream.flush()
-                os.fsync(stream.fileno())
-            temporary.replace(out)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with writing(out), written_whole(out) as stream:
+            content = (folder / MANIFEST).read_bytes()
+            stream.write(_header(MANIFEST, len(content)) + content + _padding(len(content)))
+            for name, entry in artifact.manifest.files.items():
+                stream.write(_header(name, entry.bytes))
+                with artifact.file(name).open("rb") as source:
+                    _take(source, entry.bytes, entry.sha256, artifact.file(name), stream)
+                stream.write(_padding(entry.bytes))
+            stream.write(_END)
+            stream.flush()
+            os.fsync(stream.fileno())
     return artifact.manifest
 
 
@@ -87,9 +84,7 @@ def _unpacked(stream: IO[bytes], manifest: Manifest, path: Path, out: Path) -> A
     if (out / MANIFEST).is_file() and read_manifest(out / MANIFEST).compute_seal() == manifest.compute_seal():
         return Artifact.open(out)
     _check_room(manifest, out)
-    draft = draft_of(out)
-    draft.mkdir()
-    try:
+    with drafted(out) as draft:
         stream.seek(0)
         (draft / MANIFEST).write_bytes(_read_manifest_bytes(stream, path))
         for name, entry in manifest.files.items():
@@ -99,8 +94,6 @@ def _unpacked(stream: IO[bytes], manifest: Manifest, path: Path, out: Path) -> A
                 _take(stream, entry.bytes, entry.sha256, path, target)
             stream.seek(len(_padding(entry.bytes)), os.SEEK_CUR)
         swap_in(draft, out)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
     return Artifact.open(out)
 
 

@@ -130,7 +130,11 @@ def check_folder(folder: Path, trust_remote_code: bool = False) -> dict[str, Any
             _TRUST,
         )
     if not any((folder / name).is_file() for name in _WEIGHTS):
-        raise CorruptInputError(f"{folder} has no weights", f"expected one of {', '.join(_WEIGHTS)}")
+        others = sorted(path.name for suffix in ("safetensors", "bin") for path in folder.glob(f"*model*.{suffix}"))
+        raise CorruptInputError(
+            f"{folder} has no weights of a name that is read{f', but {others[0]}' if others else ''}",
+            f"expected one of {', '.join(_WEIGHTS)}{'; rename a variant such as fp16' if others else ''}",
+        )
     return config
 
 

@@ -23,12 +23,13 @@ RUNNING = "running"
 console = Console(stderr=True, highlight=False)
 
 
-def say(stage: str, name: str, text: str) -> None:
-    """One line: the stage, the artifact, what happened."""
+def say(stage: str, name: str, text: str, turn: str = "") -> None:
+    """One line: the stage, the artifact, what happened, and of several stages which one it is: `stage 3 of 9`."""
     label = stage if stage == name or not stage else f"{stage} ({name})"
-    console.print(f"[bold]{escape(printable(f'{label or name:<22}'))}[/bold] {escape(printable(text))}")
+    told = f"{text}, {turn}" if turn else text
+    console.print(f"[bold]{escape(printable(f'{label or name:<22}'))}[/bold] {escape(printable(told))}")
     if (alive := sign()) is not None:
-        alive.runs(label) if text == RUNNING else alive.spoke()
+        alive.runs(f"{turn}: {label}" if turn else label) if text == RUNNING else alive.spoke()
 
 
 Told = Callable[[], str]

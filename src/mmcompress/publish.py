@@ -8,12 +8,14 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from mmcompress.errors import UsageError
 from mmcompress.places import MANIFEST, why_not_ours
 
+MARK = "draft-of-mmcompress"
+"""The file beside a draft that says whose it is."""
 KEY = "key"
 """The file in a work folder that says which artifact it is for."""
 
@@ -23,7 +25,7 @@ def tidy(path: Path) -> None:
 
     That one is put back where the new one does not stand yet. The caller holds the place's lock.
     """
-    shutil.rmtree(draft_of(path), ignore_errors=True)
+    _drop(draft_of(path))
     aside = aside_of(path)
     if _is_empty(aside):
         aside.rmdir()
@@ -49,7 +51,45 @@ def _remove(folder: Path, mark: str) -> None:
     shutil.rmtree(folder)
 
 
+def check_beside(path: Path) -> None:
+    """Raise UsageError where somebody else's file or folder has a name that is needed beside a place."""
+    for beside in (draft_of(path), aside_of(path)):
+        if os.path.lexists(beside):
+            raise UsageError(f"{beside} exists and mmcompress did not write it", "move it away, or give another --out")
+
+
+@contextmanager
+def drafted(path: Path) -> Iterator[Path]:
+    """An empty folder, to be filled and handed to `swap_in`; what is left of it at the end goes.
+
+    It lies in a folder beside the place, with the file that says whose that is. The caller holds the place's lock.
+    """
+    tidy(path)
+    check_beside(path)
+    holder = draft_of(path)
+    holder.mkdir()
+    try:
+        (holder / MARK).touch()
+        draft = holder / "draft"
+        draft.mkdir()
+        yield draft
+    finally:
+        with suppress(OSError):
+            _drop(holder)
+
+
+def _drop(holder: Path) -> None:
+    """Remove what holds a draft, if it is ours: it has the mark, or a kill came before that."""
+    if holder.is_symlink():
+        return
+    if (holder / MARK).is_file():
+        _remove(holder, MARK)
+    elif _is_empty(holder):
+        holder.rmdir()
+
+
 def draft_of(path: Path) -> Path:
+    """What holds the draft of a place."""
     return path.with_name(f".{path.name}.tmp")
 
 

@@ -218,7 +218,6 @@ STAGES: Mapping[str, Stage] = {
             {"checkpoint": Kind.CHECKPOINT},
             reads=("train", "validation"),
             captions=frozenset({"train", "validation"}),
-            fits="mmcompress.compress.early:fits_qat",
             together=True,
         ),
         Stage(

@@ -25,14 +25,25 @@ def text_from_json(
 ) -> str:
     """The JSON text; `compact` is without blanks, `canonical` also sorted and ASCII, to be hashed.
 
+    It is ASCII too where a name in it is no Unicode, as old photos' are: its bytes are escapes then, and read as such.
+
     Raises CorruptInputError with the key of the first number that is NaN or infinite.
     """
     form: dict[str, Any] = {"separators": (",", ":")} if compact or canonical else {"indent": indent}
     try:
-        return json.dumps(value, sort_keys=canonical, ensure_ascii=canonical or ascii, allow_nan=False, **form)
+        text = json.dumps(value, sort_keys=canonical, ensure_ascii=canonical or ascii, allow_nan=False, **form)
     except ValueError:
         check_finite(value)
         raise
+    return text if is_unicode(text) else json.dumps(value, allow_nan=False, **form)
+
+
+def is_unicode(text: str) -> bool:
+    """Whether a text can be written: the bytes of a file's name that are no UTF-8 are surrogates, which cannot."""
+    try:
+        return text.isascii() or bool(text.encode())
+    except UnicodeEncodeError:
+        return False
 
 
 def check_finite(value: object) -> None:

@@ -12,6 +12,9 @@ from typing import Any
 import pytest
 from report_run import make_run
 
+from mmcompress.artifact import Artifact
+from mmcompress.errors import UsageError
+from mmcompress.manifest import Kind
 from mmcompress.pipeline import standalone
 
 pytestmark = pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
@@ -55,6 +58,16 @@ def test_what_cannot_be_written_is_named(
     assert "hint:" in done.err
     left = {"filler", "sub", *(["out"] if name == "triton" else [])}  # a repository is no artifact
     assert {path.name for path in disk.iterdir()} <= left, "nothing half-written is left"
+
+
+def test_whoever_makes_an_artifact_is_told_its_place(disk: Path) -> None:
+    """`split` said that the output or a file that it needs cannot be written."""
+    with (
+        pytest.raises(UsageError, match=f"{disk / 'made'} cannot be written"),
+        Artifact.create(disk / "made", kind=Kind.BUNDLE, stage="split", key="k") as draft,
+    ):
+        (draft.path / "half.onnx").write_bytes(bytes(1 << 20))
+    assert {path.name for path in disk.iterdir()} <= {"filler"}
 
 
 def test_an_output_that_is_full_is_an_error() -> None:

@@ -97,6 +97,31 @@ def test_weights_are_never_left_to_chance(
         load(name)
 
 
+def test_the_first_tensor_that_is_missing_is_named(
+    asked: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def create_model(name: str, **_: Any) -> Towers:
+        (towers := Towers()).load_state_dict({})
+        return towers
+
+    monkeypatch.setattr(sys.modules["open_clip"], "create_model", create_model)
+    with pytest.raises(MMCompressError, match=r'Missing key\(s\) in state_dict: "positional_embedding"'):
+        load("ViT-T/openai")
+
+
+@pytest.mark.parametrize("name", ["open_clip_model.safetensors", "model.safetensors"])
+def test_positions_of_another_size_are_refused_in_a_folder_too(
+    asked: list[dict[str, Any]], tmp_path: Path, name: str
+) -> None:
+    state = dict(Towers().state_dict())
+    (tmp_path / "open_clip_config.json").write_text("{}")
+    save_file(state, tmp_path / name)
+    assert load(f"local-dir:{tmp_path}").embed_dim == 16
+    save_file({**state, "positional_embedding": torch.zeros(10, 16)}, tmp_path / name)
+    with pytest.raises(CorruptInputError, match=r"'positional_embedding' has shape \(10, 16\), expected \(5, 16\)"):
+        load(f"local-dir:{tmp_path}")
+
+
 def test_random_weights_are_for_those_who_ask(asked: list[dict[str, Any]]) -> None:
     load("ViT-Q/random")
     assert asked == [{"name": "ViT-Q", "pretrained": None, "require_pretrained": False, "pretrained_text": False}]
@@ -115,11 +140,25 @@ def test_positions_of_another_size_are_refused(asked: list[dict[str, Any]], tmp_
 
 
 @pytest.mark.parametrize(
-    ("settings", "what"), [({"resize_mode": "longest"}, "resize_mode 'longest'"), ({"size": (8, 16)}, "not square")]
+    ("settings", "what"),
+    [
+        ({"resize_mode": "longest"}, "resize_mode 'longest'"),
+        ({"size": (8, 16)}, "not square"),
+        ({"interpolation": "nearest"}, "resizes images with interpolation 'nearest', which open_clip's own"),
+        ({"size": None}, "reading how open_clip:ViT-T/openai prepares images failed: TypeError"),
+        ({"size": 100_000}, r"Preprocessing\.size: Input should be less than or equal to 4096 \(got 100000\)"),
+        ({"mean": [0.5] * 4}, r"Preprocessing\.mean: Tuple should have at most 3 items"),
+        ({"std": [0, 1, 1]}, r"Preprocessing\.std\.0: Value error, nothing can be divided by 0"),
+    ],
 )
 def test_what_no_device_repeats_is_refused_by_name(settings: dict[str, Any], what: str) -> None:
     with pytest.raises(UsageError, match=what):
         openclip.preprocessing_from({**SETTINGS, **settings}, "ViT-T/openai")
+
+
+@pytest.mark.parametrize(("stated", "used"), [("random", "bicubic"), (None, "bicubic"), ("bilinear", "bilinear")])
+def test_the_filter_is_the_one_that_open_clip_takes(stated: str | None, used: str) -> None:
+    assert openclip.preprocessing_from({**SETTINGS, "interpolation": stated}, "ViT-T/openai").interpolation == used
 
 
 def test_a_bare_file_is_warned_of(

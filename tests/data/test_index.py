@@ -50,9 +50,9 @@ def read_shards(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     seen: list[str] = []
     real = parsing.members
 
-    def counted(place: str) -> Iterator[Member]:
+    def counted(place: str, **said: Any) -> Iterator[Member]:
         seen.append(Path(place).name)
-        return real(place)
+        return real(place, **said)
 
     monkeypatch.setattr(parsing, "members", counted)
     return seen

@@ -277,3 +277,39 @@ def test_web_servers(
     shutil.rmtree(tmp_path / "cache")
     with pytest.raises(MMCompressError):
         found(f"cached:{url}")
+
+
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
+@pytest.mark.parametrize(("status", "tries"), [(503, 2), (429, 2), (500, 2), (404, 1), (403, 1)])
+def test_a_server_that_is_busy_is_asked_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int, tries: int
+) -> None:
+    """fsspec calls all of these not found."""
+    pytest.importorskip("aiohttp")
+    stored(tmp_path / "data", 20)
+    here, refused, pauses = found(str(tmp_path / "data")), [status] * 2, list[float]()  # HEAD, then GET
+    monkeypatch.setattr(remote.time, "sleep", pauses.append)
+
+    class Busy(Quiet):
+        def send_head(self) -> Any:
+            if not refused:
+                return super().send_head()
+            self.send_error(refused.pop())
+            return None
+
+    with served(tmp_path / "data", Busy) as address:
+        if tries == 2:
+            assert found(f"{address}/0.tar") == here
+        else:
+            with pytest.raises(CorruptInputError, match=f"after 0 samples: .*0.tar: {status}, message="):
+                found(f"{address}/0.tar")
+    assert len(pauses) == tries - 1
+
+
+def test_a_server_that_does_not_answer_is_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("aiohttp")
+    pauses = list[float]()
+    monkeypatch.setattr(remote.time, "sleep", pauses.append)
+    with pytest.raises(CorruptInputError, match="Cannot connect to host"):
+        found("http://127.0.0.1:1/0.tar")
+    assert pauses == list(remote.PAUSES_S)

@@ -20,6 +20,7 @@ from mmcompress.config import BaselineConfig, TeacherConfig
 from mmcompress.errors import CorruptInputError, GateFailedError, UsageError
 from mmcompress.export import baseline as stage
 from mmcompress.families import config_from_hugging_face
+from mmcompress.packaged import packaged
 from mmcompress.pipeline.run import run_stage
 from mmcompress.stages import STAGES
 
@@ -103,6 +104,22 @@ def test_other_families_are_exported_and_checked_too(family: Any, tmp_path: Path
     assert artifact.manifest.facts["params"] == sum(p.numel() for p in model.parameters())
     assert artifact.manifest.facts["logit_bias"] == (-12.25 if family is small_siglip else None)
     assert max(artifact.manifest.metrics["against_transformers"].values()) < 1e-5
+
+
+def test_random_and_constant_teachers_are_told_as_by_every_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = clip_of(config_of())
+    made(teacher_folder(tmp_path / "random", model), tmp_path / "a")
+    assert "teacher" in (said := " ".join(capsys.readouterr().err.split())) and "is no better than chance" in said
+    torch.nn.init.zeros_(model.vision_model.embeddings.patch_embedding.weight)
+    made(teacher_folder(tmp_path / "constant", model), tmp_path / "b")
+    assert "the image tower gives the same answer to everything" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_teacher_that_knows_the_drawings_is_not_warned_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made(Path(packaged("demo:teacher")), tmp_path / "baseline")
+    assert "chance" not in capsys.readouterr().err
 
 
 def test_a_graph_that_differs_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ from mmcompress.config import ExportConfig
 from mmcompress.errors import CorruptInputError, GateFailedError, MMCompressError, UsageError
 from mmcompress.export import export as stage
 from mmcompress.export.graph import Numerics
+from mmcompress.export.reference import random_inputs
 from mmcompress.export.towers import image_graph
 from mmcompress.pipeline.run import run_stage
 from mmcompress.runtime.encoder import Encoder
@@ -109,7 +110,7 @@ def test_large_weights_go_into_a_file_beside_the_graph(tmp_path: Path) -> None:
     config = config_of()
     proto = image_graph(config, tensors_of(clip_of(config)), Numerics(), 18)
     path = tmp_path / "image.onnx"
-    pixels = stage.random_inputs(config, "image", 3)
+    pixels = random_inputs(config, "image", 3)
 
     def embed(model: Any) -> np.ndarray[Any, Any]:
         session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
@@ -125,9 +126,9 @@ def test_large_weights_go_into_a_file_beside_the_graph(tmp_path: Path) -> None:
 
 def test_random_inputs_end_every_text() -> None:
     for eos, end in ((59, 59), (2, 59)):
-        ids = stage.random_inputs(config_of(text_eos_token_id=eos), "text", 8)
+        ids = random_inputs(config_of(text_eos_token_id=eos), "text", 8)
         assert ids.dtype == np.int32 and ((ids == end).sum(axis=1) == 1).all()
-    assert math.isclose(float(stage.random_inputs(config_of(), "image", 8).std()), 1, rel_tol=0.05)
+    assert math.isclose(float(random_inputs(config_of(), "image", 8).std()), 1, rel_tol=0.05)
 
 
 def test_a_graph_that_answers_nan_is_refused_in_every_precision(

@@ -116,6 +116,8 @@ def test_both_layouts_of_the_config_are_read(tmp_path: Path) -> None:
         ({**CLIP, "image_mean": [0.5]}, "has image_mean = [0.5], expected a number each for red, green and blue"),
         ({**CLIP, "size": {"shortest_edge": -1}}, "has size = {'shortest_edge': -1}, expected a shortest_edge"),
         ({**CLIP, "crop_size": {"height": -4, "width": -4}}, "has crop_size = {'height': -4, 'width': -4}, expected"),
+        ({**CLIP, "size": {"shortest_edge": 100_000}}, "has size = {'shortest_edge': 100000}, expected at most 4096"),
+        ({**CLIP, "crop_size": {"height": 9000, "width": 9000}}, "'width': 9000}, expected at most 4096 pixels"),
         ({**CLIP, "rescale_factor": 0}, "has rescale_factor = 0, expected a number above 0"),
         ({**CLIP, "image_mean": ["a", "b", "c"]}, "has image_mean = ['a', 'b', 'c'], expected a number each"),
         ({**CLIP, "image_std": [1, 0, 1]}, "has image_std = [1, 0, 1], expected a number each"),

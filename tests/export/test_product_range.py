@@ -15,8 +15,9 @@ from onnx import numpy_helper
 from tiny_clip import clip_of, config_of, tensors_of, wide_ranges
 
 from mmcompress.data.checkpairs import check_images
-from mmcompress.export.export import random_inputs, read_tensors
+from mmcompress.export.export import read_tensors
 from mmcompress.export.graph import GraphWriter, Numerics
+from mmcompress.export.reference import random_inputs
 from mmcompress.export.towers import image_graph, text_graph
 from mmcompress.families import config_from_hugging_face
 from mmcompress.int8 import IntegerLinear, linear_modules, product_scale, quantize_weight, signed_from_absmax

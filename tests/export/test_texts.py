@@ -202,6 +202,14 @@ def test_a_package_that_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.
     assert caught.value.hint == "pip install 'mmcompress[sentencepiece]'" and caught.value.exit_code == 3
 
 
+@pytest.mark.parametrize(("name", "file"), [("SiglipTokenizer", "spiece.model"), ("CLIPTokenizer", "tokenizer.json")])
+def test_a_missing_vocabulary_is_called_by_its_file(name: str, file: str, tmp_path: Path) -> None:
+    write_config(tmp_path, name)
+    with pytest.raises(UsageError, match="has no tokenizer") as caught:
+        text_processing_of(tmp_path)
+    assert f"put the model's {file} and tokenizer_config.json there" in caught.value.hint
+
+
 def test_a_vocabulary_of_which_transformers_makes_nothing(tmp_path: Path) -> None:
     """AutoTokenizer answers False there, and does not raise."""
     CLIPConfig().save_pretrained(tmp_path)

@@ -13,13 +13,17 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from tiny_conv import conv_model
 
 from mmcompress.artifact import Artifact
 from mmcompress.errors import CorruptInputError, UsageError
+from mmcompress.export.graph import Numerics
+from mmcompress.export.towers import image_graph
 from mmcompress.measure.split import plan, times
 from mmcompress.measure.split.document import DeviceTimes
 from mmcompress.measure.split.halves import halves, sent_bytes, stream_of
 from mmcompress.pipeline import standalone
+from mmcompress.tensornames import hugging_face_from_state
 
 DEPTH, TOKENS, WIDTH = 4, 17, 32
 Array = np.ndarray[Any, Any]
@@ -81,6 +85,13 @@ def test_a_graph_without_names_is_refused(exported: Artifact) -> None:
         node.input[:] = [f"t/{name}" if "blocks" in name else name for name in node.input]
     with pytest.raises(UsageError, match=r"g\.onnx has no two transformer blocks"):
         stream_of(model, "g.onnx")
+
+
+def test_a_convolutional_tower_is_refused_for_what_it_is() -> None:
+    model = conv_model()
+    tensors = {name: x.numpy() for name, x in hugging_face_from_state(model.state_dict(), model.config).items()}
+    with pytest.raises(UsageError, match=r"g\.onnx is of a convolutional tower, and split cuts between blocks of tran"):
+        stream_of(image_graph(model.config, tensors, Numerics(), 18), "g.onnx")
 
 
 def table(first: list[float], second: list[float], graph: str = "g") -> DeviceTimes:

@@ -218,6 +218,22 @@ def test_what_learns_from_captions_refuses_photos(cli: Cli, tmp_path: Path, phot
     assert done.code == 2 and "photos without captions" in done.err and not (tmp_path / "t").exists()
 
 
+def test_captions_beside_photos_are_not_passed_over_in_silence(
+    cli: Cli, tmp_path: Path, teacher: Path, photos: Path
+) -> None:
+    """Only `data pack` reads them; the refusal said that there are none, and `embed` said nothing."""
+    first = min(photos.glob("*.*"))
+    first.with_suffix(".txt").write_text("a red square")
+    recipe = tmp_path / "r.toml"
+    recipe.write_text('[student]\nsource = "vit-t8-64"\n[[stage]]\nrun = "train"\n')
+    done = cli("train", recipe, "--set", f"data.train={photos}", "--out", tmp_path / "t")
+    told = " ".join(done.err.split())
+    assert done.code == 2 and f"as {first.stem}.txt does" in told and f"mmcompress data pack {photos}" in told
+    done = cli("embed", "--teacher", teacher, "--data", photos, "--out", tmp_path / "e")
+    told = " ".join(done.err.split())
+    assert done.code == 0 and told.count("captions beside them") == 1 and f"as {first.stem}.txt, are not read" in told
+
+
 def test_what_lies_in_the_cache_is_called_as_its_source_is(
     tmp_path: Path, teacher: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -91,6 +91,7 @@ def test_the_command_tries_each_and_names_one(
         ("a,b", ("--teacher", "c"), "both name teachers"),
         ("a,b", ("--from", "c"), "starts anew"),
         ("a,b", ("--budget", "3"), "is no time"),
+        ("demo:teacher,nothing", (), "unknown teacher 'nothing'"),
     ],
 )
 def test_what_makes_no_pilot_is_refused(

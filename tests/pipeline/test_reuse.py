@@ -71,6 +71,7 @@ def test_a_rerun_needs_no_torch(tmp_path: Path, recipe: str) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0 and done.stderr.count("reused") == 2, done.stderr
+    assert "reused, stage 1 of 2" in done.stderr and "reused, stage 2 of 2" in done.stderr, "which of how many"
 
 
 def test_what_cannot_be_is_refused_before_what_will_be_made(tmp_path: Path, recipe: str) -> None:

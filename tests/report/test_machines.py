@@ -158,3 +158,32 @@ def test_gates_hold_on_every_machine(tmp_path: Path) -> None:
         (True, "openvino on AMD EPYC, batch 1"),
         (False, "openvino on Cortex-A78AE, batch 1"),
     ]
+
+
+def test_of_several_measurements_of_the_same_files_it_is_said_which_counts_and_why(tmp_path: Path) -> None:
+    rows = make_run(tmp_path)[:5]
+    assert not any("counts" in line or "not shown" in line for line in document_of(tmp_path)["warnings"])
+    slower = bench_document()
+    for row in slower["rows"]:
+        for entry in row["latency"]:
+            entry["p50_ms"] *= 2
+    again = measurement(tmp_path / "bench-again", "bench", slower, rows).path
+    drift = measurement(tmp_path / "drift-again", "drift", drift_document(), rows).path
+    second_bench(tmp_path / "jetson", rows)
+    found = document_of(tmp_path, tmp_path / "jetson")
+    (benches,) = (line for line in found["warnings"] if "lowest median counts" in line)
+    assert benches.startswith(f"{tmp_path / 'bench'}, {again} measured the same files on AMD EPYC with ")
+    assert found["rows"][-1]["fastest"]["p50_ms"] == pytest.approx(0.52), "the lower one"
+    (drifts,) = (line for line in found["warnings"] if "not shown" in line)
+    assert drifts.startswith(f"Accuracy is from {tmp_path / 'drift'}, the first of 2 drifts") and str(drift) in drifts
+    assert found["accuracy_from"] == "../drift"
+
+
+def test_benches_of_other_backends_are_no_choice(tmp_path: Path) -> None:
+    rows = make_run(tmp_path)[:5]
+    other = bench_document()
+    for row in other["rows"]:
+        for entry in row["latency"]:
+            entry["backend"] = "tensorrt"
+    measurement(tmp_path / "bench-gpu", "bench", other, rows)
+    assert not any("counts" in line for line in document_of(tmp_path)["warnings"])

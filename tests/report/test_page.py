@@ -254,6 +254,20 @@ def drawn(page: browser.Page, content: bytes, rule: Preprocessing) -> tuple[NDAr
     return np.array(found[0], np.uint8), np.array(found[1], np.float32)
 
 
+def test_photos_of_which_nothing_is_said_are_called_by_their_names(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Sentences that stand in for captions, of goats and nurses, were their names, the labels and the searches."""
+    fetch_packages(tmp_path_factory)
+    (tmp_path / "photos").mkdir()
+    photos(tmp_path / "photos", 3)
+    given = {"data.test": str(tmp_path / "photos")}
+    made = standalone.page(artifact_at(tmp_path / "model", 0).path, None, tmp_path / "site", given)
+    said = json.loads((made.path / "page.json").read_text())
+    assert [picture["caption"] for picture in said["pictures"]] == ["0.png", "1.jpg", "2.webp"]
+    assert said["labels"] == said["queries"] == []
+
+
 def test_a_reader_uses_the_page(site: Site, tmp_path: Path) -> None:
     """A file in the input is classified, one more is searched, and all of it is said in the live region."""
     (photo,) = photos(tmp_path, 1)

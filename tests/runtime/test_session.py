@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -53,6 +54,22 @@ def test_int8_is_close_to_numpy(make_artifact: Make, backend: Backend) -> None:
     cosine = (unit_rows(embedding) * model.images(pixels)).sum(axis=1)
     assert cosine.min() > 0.998
     assert cosine.max() < 1 - 1e-7
+
+
+@pytest.mark.parametrize("backend", CPU)
+def test_threads_that_share_a_session_get_their_own_answers(make_artifact: Make, backend: Backend) -> None:
+    """Batches of two sizes: an OpenVINO request that two threads ran at once wrote into the arrays of both."""
+    artifact = make_artifact()
+    batches = [random_pixels(1 + 2 * (seed % 2), seed) for seed in range(8)]
+    with open_session(artifact, graph_for(artifact, "image", backend), backend, threads=1) as session:
+        expected = [session.run({"pixels": pixels})["embedding"] for pixels in batches]
+
+        def own(number: int) -> bool:
+            found = session.run({"pixels": batches[number % 8]})["embedding"]
+            return np.array_equal(found, expected[number % 8])
+
+        with ThreadPoolExecutor(4) as pool:
+            assert all(pool.map(own, range(4000)))
 
 
 @pytest.mark.parametrize("backend", CPU)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -104,3 +105,13 @@ def test_a_broken_and_an_absent_file_are_named(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="there is no tokenizer") as absent:
         load_tokenizer(tmp_path / "absent.json")
     assert absent.value.exit_code == 2
+
+
+def test_threads_may_share_a_tokenizer(clip: tuple[Any, Path]) -> None:
+    """The library raises "Already borrowed" for one that is set up while another thread uses it."""
+    tokenizer = load_tokenizer(clip[1])
+    processing = TextProcessing(context=77, eos_token_id=516, pad_token_id=516)
+    expected = tokenize(tokenizer, TEXTS * 20, processing)
+    with ThreadPoolExecutor(4) as pool:
+        for found in pool.map(lambda _: tokenize(tokenizer, TEXTS * 20, processing), range(200)):
+            np.testing.assert_array_equal(found, expected)

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 
 from mmcompress.config import StageConfig
+from mmcompress.datakeys import with_keys_in
 from mmcompress.errors import UsageError
 from mmcompress.pipeline.recipe import DATA_FIELDS, SHARED_TABLES, parse_assignments
 from mmcompress.stages import STAGES
@@ -183,7 +184,7 @@ def merged(
             if nested or (key.path == path and said != value):
                 raise UsageError(f"{key.option} and --set {text} both give {path}", "leave one of them out")
         given[path] = value
-    return given
+    return with_keys_in(given, "data.") or given
 
 
 def _check_read(text: str, path: str, stages: Sequence[str], without: Sequence[str]) -> None:

@@ -14,12 +14,13 @@ from typing import NoReturn
 
 from mmcompress.cli.commands import app
 from mmcompress.cli.streams import flushed, never_failing
-from mmcompress.errors import MMCompressError
+from mmcompress.errors import MMCompressError, UsageError
 from mmcompress.formats import printable
 from mmcompress.interrupts import Interrupted, ended_by_signals
 from mmcompress.places import disk_error
 from mmcompress.ranks import announced, joined
 from mmcompress.runtime.container import cpu_quota
+from mmcompress.strictjson import is_unicode
 
 
 def main() -> NoReturn:
@@ -79,6 +80,10 @@ def _shown_alive() -> AbstractContextManager[None]:
 
 
 def _command() -> int:
+    for word in sys.argv[1:]:
+        if not is_unicode(word):
+            said = "rename that file or folder; the terminal and the files have to agree on UTF-8"
+            raise UsageError(f"{word!r} on the command line has bytes that are no UTF-8", said)
     try:
         with ended_by_signals(), _shown_alive():
             app(prog_name="mmcompress")

@@ -12,6 +12,7 @@ from pydantic import (
 from typing_extensions import Self
 
 from mmcompress.config.keys import HOW, NAMED, refuse_unused
+from mmcompress.datakeys import FIELDS, with_keys_in
 from mmcompress.frozen import Config
 
 Precision = Literal["fp32", "fp16", "fp8", "int8"]
@@ -39,10 +40,23 @@ class DataConfig(Config):
     itself, else the captions of the evaluated pairs."""
     templates: Annotated[str | None, NAMED] = None
     """Text file with one prompt a line around a class, `a photo of a {c}.`; the test set's own if not given."""
+    image_keys: Annotated[tuple[str, ...], NAMED] = ()
+    """What holds the image, where it is not `jpg`, `jpeg`, `png` or `webp`: kinds of files in a shard, or columns of a
+    table; the first that is there. `*.jpg` takes names up to their last dot."""
+    text_keys: Annotated[tuple[str, ...], NAMED] = ()
+    """What holds captions, in place of `txt`, and `captions` or `caption` in `json`: kinds of files in a shard, names
+    in its `json`, or columns of a table."""
     max_bad_fraction: float = Field(default=0.05, ge=0, le=1)
     """Share of unreadable samples above which a stage stops."""
     workers: Annotated[int, HOW] = Field(default=4, ge=1)
     """Threads that decode images."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_by_keys(cls, values: Any) -> Any:
+        """Keys become a part of each specification, so that whoever reads it needs nothing else (`datakeys.py`)."""
+        read = with_keys_in(values) if isinstance(values, Mapping) else None
+        return values if read is None else {name: value for name, value in read.items() if name not in FIELDS}
 
 
 class TeacherConfig(Config):

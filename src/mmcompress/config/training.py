@@ -26,6 +26,9 @@ from mmcompress.config.tables import (
 )
 from mmcompress.frozen import Config
 
+GROWING, DEEPENING = 0.67, 0.5
+"""Shares of the steps, by measurement (benchmarks/results/growing.md)."""
+
 
 class EmbedConfig(StageConfig):
     """Embed the training pairs with the teacher, once."""
@@ -102,10 +105,12 @@ class TrainConfig(WatchedConfig):
     towers: PairConfig | None = None
     """Two pretrained towers in place of a preset's random weights."""
     optimizer: OptimizerConfig = OptimizerConfig()
-    growing: float = Field(default=0.0, ge=0, lt=1)
-    """Share of the steps, the first ones, whose images grow from half of their side to the whole."""
-    deepening: float = Field(default=0.0, ge=0, lt=1)
-    """Share of the steps, the first ones, that pass every second block of a ViT preset; the others begin as copies."""
+    growing: float | None = Field(default=None, ge=0, lt=1)
+    """Share of the steps, the first ones, whose images grow from half of their side to the whole; if not given, 0.67,
+    and 0 for two pretrained towers."""
+    deepening: float | None = Field(default=None, ge=0, lt=1)
+    """Share of the steps, the first ones, that pass every second block of a ViT preset; the others begin as copies.
+    Half if not given, and 0 for what is no ViT preset."""
     embed_dim: int = Field(default=256, ge=8)
     """Width of the shared space; a guide's own where there is one."""
     vocab: int = Field(default=8192, ge=300)
@@ -133,6 +138,18 @@ class TrainConfig(WatchedConfig):
     device: Device = "auto"
     """Of torch: `cpu`, `cuda`; `auto` is a GPU where there is one."""
 
+    @property
+    def grows(self) -> float:
+        """Share of the steps whose images are smaller."""
+        if self.growing is not None:
+            return self.growing
+        return GROWING if self.towers is None else 0.0
+
+    @property
+    def deepens(self) -> float:
+        """Share of the steps that pass every second block."""
+        return _deepening(self.deepening, self.student)
+
     def check_sources(self, roles: Collection[str]) -> None:
         if "embeddings" in roles:
             refuse_unused(self, ("views", "augment", "embed_dim"), "is the guide's own")
@@ -145,7 +162,7 @@ class TrainConfig(WatchedConfig):
             raise ValueError("there is nothing to train: student names a preset, towers two pretrained folders")
         if self.student is not None and self.towers is not None:
             raise ValueError("student and towers both say what is trained")
-        _check_deepening(self.deepening, self.student)
+        _deepening(self.deepening, self.student)
         if self.towers is not None:
             refuse_unused(self, ("vocab", "context"), "is of a trained tokenizer, and the text tower has its own")
         elif self.student is not None and self.student.tokenizer is not None:
@@ -222,10 +239,11 @@ class DistillConfig(WatchedConfig):
     """Where the student starts from; a recovery starts from the checkpoint it is given."""
     optimizer: OptimizerConfig = OptimizerConfig()
     """How it is trained."""
-    growing: float = Field(default=0.67, ge=0, lt=1)
+    growing: float = Field(default=GROWING, ge=0, lt=1)
     """Share of the steps, the first ones, whose images grow from half of their side to the whole."""
-    deepening: float = Field(default=0.0, ge=0, lt=1)
-    """Share of the steps, the first ones, that pass every second block of a ViT preset; the others begin as copies."""
+    deepening: float | None = Field(default=None, ge=0, lt=1)
+    """Share of the steps, the first ones, that pass every second block of a ViT preset; the others begin as copies.
+    Half if not given, and 0 for what is no ViT preset."""
     cosine: float = Field(default=16.0, ge=0)
     """Weight of 1 - cosine between the student's and the teacher's embeddings, both towers."""
     relational: float = Field(default=1.0, ge=0)
@@ -254,6 +272,11 @@ class DistillConfig(WatchedConfig):
             refuse_unused(self, ("embed_dim",), "is of a new student, and a checkpoint has its own")
 
     @property
+    def deepens(self) -> float:
+        """Share of the steps that pass every second block."""
+        return _deepening(self.deepening, self.student)
+
+    @property
     def projects(self) -> bool:
         """Whether the student may be of another width than its teacher."""
         return self.project or self.embed_dim is not None
@@ -265,7 +288,7 @@ class DistillConfig(WatchedConfig):
 
     @model_validator(mode="after")
     def _relations_weigh(self) -> Self:
-        _check_deepening(self.deepening, self.student)
+        _deepening(self.deepening, self.student)
         if not self.relational:
             refuse_unused(self, ("temperature", "anchors"), "is of the relations, whose weight is 0")
         if not (self.cosine or self.relational or self.compares_batch):
@@ -279,10 +302,13 @@ class DistillConfig(WatchedConfig):
         return self
 
 
-def _check_deepening(deepening: float, student: StudentConfig | None) -> None:
-    """Raise ValueError for blocks that are not alike, or hold more than random weights."""
-    if deepening and not (student is not None and student.transformers):
+def _deepening(stated: float | None, student: StudentConfig | None) -> float:
+    """The share that counts. Raises ValueError for blocks that are not alike, or hold more than random weights."""
+    if student is not None and student.transformers:
+        return DEEPENING if stated is None else stated
+    if stated:
         given = "nothing" if student is None else repr(student.source)
         raise ValueError(
             f"deepening is of ViT presets, vit-s16 say, that begin with random weights; student is {given}"
         )
+    return 0.0

@@ -26,7 +26,7 @@ from pathlib import Path
 from mmcompress.data.decoding import Batch, Kept, decode, decoded_batches
 from mmcompress.data.reading import Listed, listed, named, samples
 from mmcompress.data.sample import Sample, image_of
-from mmcompress.data.spec import COMPRESSED, expand, fingerprint, is_stream, part_of
+from mmcompress.data.spec import COMPRESSED, expand, fingerprint, is_stream, named_keys, part_of
 from mmcompress.data.tally import EARLY, Tally
 from mmcompress.data.views import PLAIN, Shown
 from mmcompress.errors import CorruptInputError, UsageError
@@ -53,7 +53,7 @@ def read(
     or nothing is good: at the end, or on the way from 1,000 items on.
     """
     tally = Tally(spec, max_bad_fraction, log, announce)
-    return _finished(samples(_of_part(listed(named(expand(spec)), tally), spec), tally), tally)
+    return _finished(samples(_of_part(listed(named(expand(spec)), named_keys(spec), tally), spec), tally), tally)
 
 
 def _of_part(stream: Iterator[Listed], spec: str) -> Iterator[Listed]:
@@ -75,7 +75,7 @@ def listing(spec: str, max_bad_fraction: float = MAX_BAD_FRACTION) -> Iterator[L
     """What `read` yields, in order, and no image of an indexed shard is read; the same errors as `read`'s."""
     tally = Tally(spec, max_bad_fraction, announce=False)
     places = named(expand(spec))
-    yield from _of_part(listed(track(places, "listing", len(places)), tally), spec)
+    yield from _of_part(listed(track(places, "listing", len(places)), named_keys(spec), tally), spec)
     tally.finish()
 
 
@@ -103,7 +103,7 @@ def check_readable(spec: str, max_bad_fraction: float, shuffle_seed: int | None 
     if is_stream(spec):
         return
     tally = Tally(spec, max_bad_fraction, announce=False)
-    stream = _of_part(listed(_in_order(spec, shuffle_seed, 0)[0], tally), spec)
+    stream = _of_part(listed(_in_order(spec, shuffle_seed, 0)[0], named_keys(spec), tally), spec)
     number = 0
     for number, item in enumerate(stream, start=1):
         if number <= _DECODED:
@@ -165,7 +165,7 @@ def batches(
     if shuffle_seed is not None and length is not None and world > 1 and _are_shared(places, world):
         stream: Iterator[Listed] = islice(_own(places[rank::world], tally, spec, order, buffer), length * batch)
     else:
-        stream = _of_part(listed(places, tally), spec)
+        stream = _of_part(listed(places, named_keys(spec), tally), spec)
         if shuffle_seed is not None:
             stream = _shuffled(stream, order, buffer)
         stream = _dealt(stream, rank, world, drop_last)
@@ -193,14 +193,14 @@ def _as_many(decoded: Iterator[Batch | None], spec: str) -> Iterator[Batch]:
 
 def _are_shared(places: list[tuple[str, str]], world: int) -> bool:
     """Whether each process reads shards of its own: all have to be read from their begin, and suffice for all."""
-    return len(places) >= world and all(is_stream(place) or place.endswith(COMPRESSED) for place, _ in places)
+    return len(places) >= world and all(is_stream(place) or place.lower().endswith(COMPRESSED) for place, _ in places)
 
 
 def _own(places: list[tuple[str, str]], tally: Tally, spec: str, order: random.Random, buffer: int) -> Iterator[Listed]:
     """The samples of a process's own places, again and again, each time in another order."""
     while True:
         found = 0
-        for sample in _shuffled(_of_part(listed(places, tally), spec), order, buffer):
+        for sample in _shuffled(_of_part(listed(places, named_keys(spec), tally), spec), order, buffer):
             found += 1
             yield sample
         if not found:

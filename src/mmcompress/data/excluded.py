@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
+from mmcompress.drafts import written_whole
 from mmcompress.errors import CorruptInputError, UsageError
 from mmcompress.places import writing_file
 
@@ -26,17 +27,12 @@ def _begin(path: Path) -> str:
 def write_list(out: Path, lines: Iterable[tuple[str, str, float]]) -> None:
     """A key, the key of what it is like, and their cosine a line; whole or not at all."""
     check_list(out)
-    partial = out.with_name(f".{out.name}")
-    try:
-        with writing_file(out), partial.open("w", encoding="utf-8", newline="\n") as stream:
-            stream.write(f"{HEADER}\n")
-            for key, like, cosine in lines:
-                if {"\t", "\n", "\r"} & {*key, *like}:
-                    raise UsageError(f"the key {key!r} has a tab or a line break in it", "rename the sample")
-                stream.write(f"{key}\t{like}\t{cosine:.4f}\n")
-        partial.replace(out)
-    finally:
-        partial.unlink(missing_ok=True)
+    with writing_file(out), written_whole(out) as stream:
+        stream.write(f"{HEADER}\n".encode())
+        for key, like, cosine in lines:
+            if {"\t", "\n", "\r"} & {*key, *like}:
+                raise UsageError(f"the key {key!r} has a tab or a line break in it", "rename the sample")
+            stream.write(f"{key}\t{like}\t{cosine:.4f}\n".encode())
 
 
 class Excluded:

@@ -10,8 +10,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from mmcompress.data.reading import Listed, is_image_or_table, listed
-from mmcompress.data.spec import SHARD_SUFFIXES, expand, is_stream, part_of
+from mmcompress.data.spec import SHARD_SUFFIXES, expand, is_stream, is_table, named_keys, part_of
 from mmcompress.data.tally import Tally
+from mmcompress.datakeys import KNOWN, Keys
 
 NAME = "0"
 """What keys begin with while a place is read; it is taken off again."""
@@ -20,17 +21,17 @@ NAME = "0"
 def named_images(spec: str, tally: Tally) -> Iterator[tuple[str, Listed]]:
     """Every good image of a data specification with its name, in order; damage goes to the tally."""
     share = part_of(spec)[0]
-    for name, item in images_of_places(map(_absolute, expand(spec)), tally):
+    for name, item in images_of_places(map(_absolute, expand(spec)), tally, named_keys(spec)):
         if share is None or share.has(item.key.removeprefix(f"{NAME}/")):
             yield name, item
 
 
-def images_of_places(places: Iterable[str], tally: Tally) -> Iterator[tuple[str, Listed]]:
+def images_of_places(places: Iterable[str], tally: Tally, keys: Keys = KNOWN) -> Iterator[tuple[str, Listed]]:
     """As `named_images`, of places."""
     for place in places:
-        for item in listed([(place, NAME)], tally):
+        for item in listed([(place, NAME)], keys, tally):
             inside = item.key.removeprefix(f"{NAME}/")
-            if place.endswith(".tsv"):
+            if is_table(place):
                 yield str(Path(place).parent / inside), item
             elif is_image_or_table(place) and not Path(place).is_dir():
                 yield place, item
@@ -42,7 +43,7 @@ def place_of(name: str) -> str:
     """The file that an image lies in: itself, or its shard."""
     parts = name.split("/")
     for end, part in enumerate(parts, 1):
-        if part.endswith(SHARD_SUFFIXES) and end < len(parts):
+        if part.lower().endswith(SHARD_SUFFIXES) and end < len(parts):
             return "/".join(parts[:end])
     return name
 

@@ -29,6 +29,7 @@ from mmcompress.data.layout import is_retrieval, numbered_classes
 from mmcompress.data.parsing import Damage, Meaning, parsed
 from mmcompress.data.sample import MARK_BYTES, Sample
 from mmcompress.data.spec import is_stream
+from mmcompress.datakeys import KNOWN, Keys
 from mmcompress.digests import Identity, identity_of, sha256_of
 from mmcompress.drafts import written_whole
 from mmcompress.errors import CorruptInputError
@@ -129,7 +130,7 @@ class Reference(NamedTuple):
         return content
 
 
-def indexed_shard(place: str, name: str) -> IndexedShard | None:
+def indexed_shard(place: str, name: str, keys: Keys = KNOWN) -> IndexedShard | None:
     """A local shard with its index, which is read from the cache or made; None for what has none.
 
     Those are streams, files that cannot be read, and those that break by an error of the system, which may pass.
@@ -137,7 +138,7 @@ def indexed_shard(place: str, name: str) -> IndexedShard | None:
     if is_stream(place):
         return None
     path = Path(place)
-    meaning = Meaning(numbered_classes(place), is_retrieval(place))
+    meaning = Meaning(numbered_classes(place), is_retrieval(place), keys)
     try:
         identity = identity_of(path)
         file = _file_of(sha256_of(path), meaning)
@@ -155,7 +156,9 @@ def indexed_shard(place: str, name: str) -> IndexedShard | None:
 
 
 def _file_of(digest: str, meaning: Meaning) -> Path:
-    return cache_folder() / "indices" / f"{hash_json([FORMAT, digest, meaning.classes, meaning.lines])}.npz"
+    keys = meaning.keys
+    read_by = [] if keys == KNOWN else [keys.images, keys.texts, keys.last_dot]
+    return cache_folder() / "indices" / f"{hash_json([FORMAT, digest, meaning.classes, meaning.lines, *read_by])}.npz"
 
 
 def _made(shard: str, meaning: Meaning) -> Index | None:

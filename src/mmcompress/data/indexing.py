@@ -6,6 +6,7 @@ pass is long, and where one machine can read for others that share its cache fol
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -16,7 +17,8 @@ from pathlib import Path
 from mmcompress.data.index import indexed_shard
 from mmcompress.data.reading import is_image_or_table, named
 from mmcompress.data.remote import UnreachableError, at_hand, is_cached
-from mmcompress.data.spec import expand, is_stream
+from mmcompress.data.spec import expand, is_stream, named_keys
+from mmcompress.datakeys import Keys
 from mmcompress.errors import CorruptInputError, UsageError
 from mmcompress.interrupts import children_spared
 from mmcompress.progress import track
@@ -52,13 +54,13 @@ def index_data(spec: str, processes: int = 1) -> DataFacts:
     places = named(expand(spec))
     if other := next((place for place, _ in places if not _is_shard(place)), None):
         raise UsageError(f"{other} is no shard, and indices are of shards", "give .tar shards, or a folder of them")
-    start = time.monotonic()
+    facts_of, start = functools.partial(_facts, named_keys(spec)), time.monotonic()
     if processes == 1:
-        facts = list(track(map(_facts, places), "indexing", len(places)))
+        facts = list(track(map(facts_of, places), "indexing", len(places)))
     else:
         with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
             with children_spared():
-                found = pool.map(_facts, places)
+                found = pool.map(facts_of, places)
             try:
                 facts = list(track(found, "indexing", len(places)))
             except BaseException:
@@ -71,7 +73,7 @@ def _is_shard(place: str) -> bool:
     return is_cached(place) or not (is_stream(place) or is_image_or_table(place))
 
 
-def _facts(place_and_name: Sequence[str]) -> ShardFacts:
+def _facts(keys: Keys, place_and_name: Sequence[str]) -> ShardFacts:
     place, name = place_and_name
     try:
         place = at_hand(place)
@@ -79,7 +81,7 @@ def _facts(place_and_name: Sequence[str]) -> ShardFacts:
         raise CorruptInputError(
             f"{place} cannot be fetched: {error}", "see whether it is there, or leave it out"
         ) from error
-    shard = indexed_shard(place, name)
+    shard = indexed_shard(place, name, keys)
     if shard is None:
         raise CorruptInputError(f"{place} cannot be read", "mend it, or leave it out")
     damage = [found for _, found in shard.index.damage]

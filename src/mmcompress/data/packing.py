@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from mmcompress.data.batches import MAX_BAD_FRACTION
 from mmcompress.data.loose import loose_samples
 from mmcompress.data.tally import Tally
 from mmcompress.data.writing import A_SHARD, ShardWriter
+from mmcompress.datakeys import KNOWN, keys_of
 from mmcompress.home import expanded
 from mmcompress.lock import locked
 from mmcompress.manifest import Kind, hash_json
@@ -33,16 +34,18 @@ class Writing:
     facts: dict[str, Any] = field(default_factory=dict)
 
 
-def pack(source: Path, out: Path, a_shard: int = A_SHARD, max_bad_fraction: float = MAX_BAD_FRACTION) -> Artifact:
-    """Write the pairs of a folder or of a table into shards, in their order.
+def pack(source: str | Path, out: Path, a_shard: int = A_SHARD, max_bad_fraction: float = MAX_BAD_FRACTION) -> Artifact:
+    """Write the pairs of a folder or of a table into shards, in their order; `keys:IMAGE/CAPTION:` may stand before it.
 
     Raises CorruptInputError where more than the fraction is damaged or nothing is good, and what `loose_samples` does.
     """
-    source = expanded(source)
+    keys, plain = keys_of(str(source))
+    source = expanded(plain)
     read = source if source.is_dir() else source.parent / source.name
     tally = Tally(str(source), max_bad_fraction, option="--max-bad-fraction")
-    with written(out, "pack", [read], a_shard, {"source": source.name}) as writing_now:
-        for sample in track(loose_samples(source, tally), "packing", None):
+    config = {"source": source.name} if keys == KNOWN else {"source": source.name, "keys": asdict(keys)}
+    with written(out, "pack", [read], a_shard, config) as writing_now:
+        for sample in track(loose_samples(source, tally, keys), "packing", None):
             writing_now.shards.add(sample, sample.key)
         tally.finish()
         writing_now.facts["damaged"] = tally.bad

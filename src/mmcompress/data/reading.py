@@ -17,8 +17,9 @@ from mmcompress.data.remote import UnreachableError, at_hand
 from mmcompress.data.sample import Sample
 from mmcompress.data.sentences import sentence_for
 from mmcompress.data.shards import MEMBER_BYTES
-from mmcompress.data.spec import PHOTO_SUFFIXES, SHARD_SUFFIXES, STDIN, images_in, is_stream
+from mmcompress.data.spec import PHOTO_SUFFIXES, SHARD_SUFFIXES, STDIN, images_in, is_stream, is_table
 from mmcompress.data.tally import Tally
+from mmcompress.datakeys import Keys, option_for
 from mmcompress.errors import CorruptInputError, UsageError
 
 Listed = Sample | Reference
@@ -41,13 +42,13 @@ def _read(item: Reference) -> Sample:
     return Sample(item.key, item.stored(), item.captions, item.label, item.seen)
 
 
-def listed(places: Iterable[tuple[str, str]], tally: Tally) -> Iterator[Listed]:
-    """Every good sample of the (place, name)s, in order. `tally.finish` is left to the caller."""
+def listed(places: Iterable[tuple[str, str]], keys: Keys, tally: Tally) -> Iterator[Listed]:
+    """Every good sample of the (place, name)s, in order, read by some keys. `tally.finish` is left to the caller."""
     for place, name in places:
         if not is_image_or_table(place):
-            yield from _of_shard(place, name, tally)
-        elif place.endswith(".tsv"):
-            yield from _table_samples(Path(place), tally)
+            yield from _of_shard(place, name, keys, tally)
+        elif is_table(place):
+            yield from _table_samples(Path(place), keys, tally)
         elif Path(place).is_dir():
             yield from _class_samples(Path(place), name, tally)
         else:
@@ -58,7 +59,7 @@ def is_image_or_table(place: str) -> bool:
     """Whether a place is a table, a folder of a class or an image by itself; any other one is read as a shard."""
     if is_stream(place):
         return False
-    return place.endswith(".tsv") or Path(place).is_dir() or place.lower().endswith(PHOTO_SUFFIXES)
+    return is_table(place) or Path(place).is_dir() or place.lower().endswith(PHOTO_SUFFIXES)
 
 
 def named(places: list[str]) -> list[tuple[str, str]]:
@@ -69,30 +70,31 @@ def named(places: list[str]) -> list[tuple[str, str]]:
     names: list[str] = []
     for place in places:
         name = Path(place).name
-        stem = next((name.removesuffix(suffix) for suffix in SHARD_SUFFIXES if name.endswith(suffix)), name)
+        stem = next((name[: -len(suffix)] for suffix in SHARD_SUFFIXES if name.lower().endswith(suffix)), name)
         names.append(f"stream-{len(names):05d}" if place == STDIN or place.startswith("pipe:") else stem)
     if len(set(names)) < len(names):
         names = [f"{index:05d}-{name}" for index, name in enumerate(names)]
     return list(zip(places, names, strict=True))
 
 
-def _of_shard(place: str, name: str, tally: Tally) -> Iterator[Listed]:
+def _of_shard(place: str, name: str, keys: Keys, tally: Tally) -> Iterator[Listed]:
     try:
         place = at_hand(place)
     except UnreachableError as error:
-        tally.add_bad(place, f"the shard cannot be fetched: {error}")
+        tally.add_bad(place, f"the shard cannot be fetched: {error}", may_pass=True)
         return
-    shard = indexed_shard(place, name)
-    for found in references(shard) if shard is not None and shard.index.seekable else _unindexed(place, name):
+    shard = indexed_shard(place, name, keys)
+    indexed = shard is not None and shard.index.seekable
+    for found in references(shard) if shard is not None and indexed else _unindexed(place, name, keys):
         if isinstance(found, Damage):
-            tally.add_bad(place if found.key is None else f"{place}: {found.key}", found.reason)
+            tally.add_bad(place if found.key is None else f"{place}: {found.key}", found.reason, found.may_pass)
             continue
         tally.good += 1
         yield found
 
 
-def _unindexed(place: str, name: str) -> Iterator[Sample | Damage]:
-    meaning = Meaning(numbered_classes(place), is_retrieval(place))
+def _unindexed(place: str, name: str, keys: Keys) -> Iterator[Sample | Damage]:
+    meaning = Meaning(numbered_classes(place), is_retrieval(place), keys)
     for found in parsed(place, f"{name}/", meaning):
         yield found if isinstance(found, Damage) else found[0]
 
@@ -131,18 +133,19 @@ def stored_image(path: Path) -> bytes:
     return image
 
 
-def _table_samples(table: Path, tally: Tally) -> Iterator[Sample]:
+def _table_samples(table: Path, keys: Keys, tally: Tally) -> Iterator[Sample]:
     """Rows of one image, wherever they stand, are the captions of one sample, in the order of the first rows."""
     images: dict[str, list[dict[str, str]]] = {}
-    for row in _rows(table):
-        images.setdefault(row["image"], []).append(row)
+    column, texts, rows = _rows(table, keys)
+    for row in rows:
+        images.setdefault(row[column], []).append(row)
     folder = table.parent.resolve()
     for name, group in images.items():
         try:
             path = (folder / name).resolve()
             if not path.is_relative_to(folder):
                 raise ValueError("the image lies outside of the folder of the table")
-            captions = different([row["caption"] for row in group])
+            captions = different([row[text] for row in group for text in texts])
             if not captions:
                 raise ValueError("no caption")
             if not path.is_file():
@@ -156,17 +159,23 @@ def _table_samples(table: Path, tally: Tally) -> Iterator[Sample]:
         yield Sample(name, image, captions, group[0].get("label") or None, seen)
 
 
-def _rows(table: Path) -> list[dict[str, str]]:
-    """The rows of a table with a header; quotes are ordinary characters, cells that are not there are empty."""
+def _rows(table: Path, keys: Keys) -> tuple[str, list[str], list[dict[str, str]]]:
+    """The columns of the image and of captions, and the rows of a table with a header; quotes are ordinary characters,
+    cells that are not there are empty.
+    """
     try:
         lines = table.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         raise CorruptInputError(f"{table} is not UTF-8: {error}", "save it as UTF-8") from error
     header = lines[0].split("\t")
-    if not {"image", "caption"} <= set(header):
+    image = keys.column(keys.images or ("image",), header)
+    texts = [name for key in keys.texts or ("caption",) if (name := keys.column([key], header)) is not None]
+    if image is None or not texts:
         raise UsageError(
             f"{table} has the columns {', '.join(header)}",
-            "its first line must name the columns, `image` and `caption` among them, separated by tabs",
+            "its first line must name the columns, `image` and `caption` among them, separated by tabs; "
+            f"or say which they are: {option_for('COLUMN', 'COLUMN')}",
         )
     empty = [""] * len(header)
-    return [dict(zip(header, line.split("\t") + empty, strict=False)) for line in lines[1:] if line.strip()]
+    rows = [dict(zip(header, line.split("\t") + empty, strict=False)) for line in lines[1:] if line.strip()]
+    return image, texts, rows

@@ -32,6 +32,8 @@ BLOCK_BYTES = 4 * 2**20
 _BLOCKS = 4
 _FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
 """What a new try does not change."""
+_BUSY = (408, 425, 429)
+"""Of HTTP's 4xx those that a new try may change."""
 _VERSION = ("size", "ETag", "etag", "mtime", "LastModified", "updated", "blob_id")
 """What stores say of a file that changes with its content."""
 
@@ -97,15 +99,15 @@ class RemoteFile(io.RawIOBase):
                 if not content and whole is not None and self._at < whole:
                     raise OSError(f"it ends after {self._at} of {whole} bytes")
                 return content
-            except (*_FINAL, ChangedError) as error:
-                raise UnreachableError(f"{self._url}: {error}") from error
             except Exception as error:  # each store has its own
+                if _is_final(error):
+                    raise UnreachableError(f"{self._url}: {_said(error)}") from error
                 self._drop()
                 if isinstance(error, ValueError) and self._url.startswith("http") and not self._in_a_row:
                     self._in_a_row = True
                     pause = 0.0
                 if pause is None:
-                    raise UnreachableError(f"{self._url}: {str(error) or type(error).__name__}") from error
+                    raise UnreachableError(f"{self._url}: {_said(error)}") from error
                 time.sleep(pause)
         raise AssertionError
 
@@ -134,6 +136,25 @@ class RemoteFile(io.RawIOBase):
     def close(self) -> None:
         self._drop()
         super().close()
+
+
+def _is_final(error: Exception) -> bool:
+    """Whether a new try changes nothing. fsspec calls a web file not found whatever its server said, and where it has
+    not answered at all: what happened is the cause.
+    """
+    cause = error.__cause__
+    if not isinstance(error, FileNotFoundError) or not isinstance(cause, Exception):
+        return isinstance(error, (*_FINAL, ChangedError))
+    status = getattr(cause, "status", None)
+    if isinstance(status, int):
+        return 400 <= status < 500 and status not in _BUSY
+    return isinstance(cause, _FINAL)
+
+
+def _said(error: Exception) -> str:
+    """What happened, in the words of whoever met it."""
+    met = error.__cause__ if isinstance(error, FileNotFoundError) and error.__cause__ is not None else error
+    return str(met) or type(met).__name__
 
 
 def _pass_over(file: Any, count: int) -> None:

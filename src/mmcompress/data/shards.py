@@ -23,6 +23,7 @@ from typing_extensions import Self
 
 from mmcompress.data.remote import opened
 from mmcompress.data.spec import IMAGE_SUFFIXES, STDIN, is_address, is_stream
+from mmcompress.datakeys import KNOWN, Keys
 
 MEMBER_BYTES = 256 * 2**20
 """A larger image is refused unread."""
@@ -78,25 +79,29 @@ class Member(NamedTuple):
     """Where the content begins in the tar, which for a compressed one is not where it begins in the shard."""
 
 
-def members(shard: str, wanted: Collection[str] = SUFFIXES) -> Iterator[Member]:
-    """The files of a shard that can belong to samples, in order, with the contents of those with a wanted suffix.
+def members(shard: str, wanted: Collection[str] = SUFFIXES, keys: Keys = KNOWN) -> Iterator[Member]:
+    """The files of a shard that can belong to samples, in order, with the contents of those with a wanted suffix, or
+    with one of the keys that the set is read by.
 
     BrokenShardError where it cannot be read on.
     """
+    wanted = (*wanted, *(key.lower() for key in (*keys.images, *keys.texts)))
     try:
         with _opened(shard) as stream:
             begin = 0
             if not is_stream(shard):
-                begin = yield from _plain_members(stream, wanted)
+                begin = yield from _plain_members(stream, wanted, keys)
                 stream.seek(begin)
-            yield from _any_members(stream, begin, wanted)
+            yield from _any_members(stream, begin, wanted, keys)
             while stream.read(2**16):  # a program that writes into a closed pipe would end with an error
                 pass
     except (tarfile.TarError, OSError, EOFError, ValueError, OverflowError, zlib.error, lzma.LZMAError) as error:
         raise BrokenShardError(str(error) or type(error).__name__) from error
 
 
-def _plain_members(stream: IO[bytes], wanted: Collection[str] = SUFFIXES) -> Generator[Member, None, int]:
+def _plain_members(
+    stream: IO[bytes], wanted: Collection[str] = SUFFIXES, keys: Keys = KNOWN
+) -> Generator[Member, None, int]:
     """Files up to the first thing that is no plain one (POSIX.1-1988 ustar), whose offset is returned.
 
     That may be the end, damage, a long name or compression: tarfile says which. Before a file may stand an extended
@@ -119,7 +124,7 @@ def _plain_members(stream: IO[bytes], wanted: Collection[str] = SUFFIXES) -> Gen
         content, end = None, offset + size + -size % _BLOCK
         if end > last:
             return at
-        if (named := _key_and_suffix(name)) and named[1] in wanted and size <= largest(named[1]):
+        if (named := _key_and_suffix(name, wanted, keys)) and named[1] in wanted and size <= largest(named[1], keys):
             content = stream.read(size)
         stream.seek(end)
         if named:
@@ -138,30 +143,40 @@ def _plain_size(header: bytes) -> int | None:
     return size if stated == sum(header) - sum(header[148:156]) + 8 * ord(" ") else None
 
 
-def _any_members(stream: IO[bytes], begin: int, wanted: Collection[str] = SUFFIXES) -> Iterator[Member]:
+def _any_members(
+    stream: IO[bytes], begin: int, wanted: Collection[str] = SUFFIXES, keys: Keys = KNOWN
+) -> Iterator[Member]:
     """Files of any tar, in the words of Python's tarfile where it breaks. `begin` is where the stream stands."""
     with tarfile.open(fileobj=stream, mode="r|" if begin else "r|*", tarinfo=_StrictTarInfo) as tar:
         for info in tar:
             tar.members = []  # type: ignore[attr-defined]  # tarfile would keep every header
-            if not info.isreg() or not (named := _key_and_suffix(info.name)):
+            if not info.isreg() or not (named := _key_and_suffix(info.name, wanted, keys)):
                 continue
             content = None
-            if named[1] in wanted and info.size <= largest(named[1]) and (file_object := tar.extractfile(info)):
+            wanted_here = named[1] in wanted and info.size <= largest(named[1], keys)
+            if wanted_here and (file_object := tar.extractfile(info)):
                 content = file_object.read()
             yield Member(*named, content, begin + info.offset_data)
 
 
-def largest(suffix: str) -> int:
+def largest(suffix: str, keys: Keys = KNOWN) -> int:
     """Bytes of a file of a sample; a larger one is refused unread."""
-    if suffix in IMAGE_SUFFIXES:
+    if suffix in IMAGE_SUFFIXES or suffix in map(str.lower, keys.images):
         return MEMBER_BYTES
     return _JSON_BYTES if suffix.endswith("json") else TEXT_BYTES
 
 
-def _key_and_suffix(name: str) -> tuple[str, str] | None:
-    """The name up to the first dot of its last part, and the rest; None for what belongs to no sample."""
+def _key_and_suffix(name: str, wanted: Collection[str] = SUFFIXES, keys: Keys = KNOWN) -> tuple[str, str] | None:
+    """The name up to the first dot of its last part, and the rest; None for what belongs to no sample.
+
+    Up to the last dot where the keys say so, but for kinds of files that have a dot themselves.
+    """
     folder, slash, file = name.rpartition("/")
     stem, _, suffix = file.partition(".")
+    if keys.last_dot and stem and suffix:
+        ends = (kind for kind in wanted if "." in kind and file.lower().endswith(f".{kind}"))
+        suffix = next(ends, file.rpartition(".")[2])
+        stem = file[: -len(suffix) - 1]
     if not stem or not suffix or _NOTES.match(name):
         return None
     return _utf8(folder + slash + stem), suffix.lower()

@@ -12,13 +12,16 @@ import glob
 import hashlib
 import math
 import re
+import shlex
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from mmcompress.data.parquet import SUFFIX
 from mmcompress.data.remote import CACHED, check_scheme
+from mmcompress.datakeys import Keys, keys_of
 from mmcompress.digests import sha256_of
 from mmcompress.errors import CorruptInputError, UsageError
 from mmcompress.home import expanded
@@ -41,7 +44,6 @@ ACCEPTED = (
     "demo:val, demo:test"
 )
 STDIN = "-"
-_PARQUET = ".parquet"
 _RANGE = re.compile(r"\{(-?\d{1,18})\.\.(-?\d{1,18})(?:\.\.(-?\d{1,18}))?\}")
 MOST_PLACES = 1_000_000
 """That braces may name: 400 million pairs in shards of 10,000 are 40,000."""
@@ -54,8 +56,13 @@ PHOTO_SUFFIXES = tuple(f".{suffix}" for suffix in IMAGE_SUFFIXES)
 
 def is_stream(spec: str) -> bool:
     """Whether the specification is no path: what another program or machine sends, from its begin to its end."""
-    spec = part_of(spec)[1]
+    spec = bare(spec)
     return spec == STDIN or spec.startswith("pipe:") or "://" in spec
+
+
+def is_table(place: str) -> bool:
+    """Whether a place is a table of paths and captions."""
+    return place.lower().endswith(".tsv") and not is_stream(place)
 
 
 def is_address(place: str) -> bool:
@@ -98,6 +105,16 @@ def part_of(spec: str) -> tuple[Share | None, str]:
     return share, match[4]
 
 
+def named_keys(spec: str) -> Keys:
+    """By which keys a set is read, whole or in part."""
+    return keys_of(part_of(spec)[1])[0]
+
+
+def bare(spec: str) -> str:
+    """A specification without which part of it counts, and by which keys it is read."""
+    return keys_of(part_of(spec)[1])[1]
+
+
 def is_photos(spec: str) -> bool:
     """Whether there are images and nothing that is said of them."""
     return not is_stream(spec) and all(place.lower().endswith(PHOTO_SUFFIXES) for place in expand(spec))
@@ -109,7 +126,7 @@ def expand(spec: str) -> list[str]:
     Raises UsageError for what does not exist, and MissingRequirementError for an address whose package is not there. An
     existing path is taken as it is, whatever characters it has.
     """
-    spec = part_of(spec)[1]
+    spec = bare(spec)
     if is_stream(spec):
         places = _braces(spec)
         for place in filter(is_address, places[:1]):
@@ -175,7 +192,7 @@ def _matches(pattern: str) -> list[Path]:
 def _place(path: Path) -> list[str]:
     """A file is itself; a folder is its table if it has one, else its shards, its test shards, its classes, or where
     images lie right in it, all images below it."""
-    if path.suffix.lower() == _PARQUET:
+    if path.suffix.lower() == SUFFIX:
         raise _no_parquet(str(path), path)
     if not path.is_dir():
         return [str(path)]
@@ -189,18 +206,16 @@ def _place(path: Path) -> list[str]:
             f"give the shards by a pattern, '{path}/*.tar', or move them out of the folder of images",
         )
     if not (places := shards or _test_shards(path) or _photos(path) or _class_folders(path)):
-        if (table := next(path.glob(f"*{_PARQUET}"), None)) is not None:
-            raise _no_parquet(f"the folder {path} holds {table.name}, which", table)
+        if (table := next(path.glob(f"*{SUFFIX}"), None)) is not None:
+            raise _no_parquet(f"the folder {path} holds {table.name}, which", path)
         raise UsageError(f"the folder {path} holds neither .tar shards nor a {TABLE}, nor images", ACCEPTED)
     return [str(place) for place in places]
 
 
-def _no_parquet(which: str, table: Path) -> UsageError:
-    save = f"pandas.read_parquet({str(table)!r}).to_csv({str(table.with_suffix('.tsv'))!r}, sep='\\t', index=False)"
+def _no_parquet(which: str, source: Path) -> UsageError:
     return UsageError(
-        f"{which} is a Parquet table, which is not read",
-        f"with paths and captions in it, save it as a table: {save}, and `mmcompress data pack` makes shards of that; "
-        "with images in it, write them into shards (webdataset.ShardWriter)",
+        f"{which} is a Parquet table, which is packed before it is read",
+        f"`mmcompress data pack {shlex.quote(str(source))} --out SHARDS` makes shards of the images or paths in it",
     )
 
 
@@ -238,7 +253,7 @@ def images_in(folder: Path) -> Iterator[Path]:
 
 def settings_beside(shard: str) -> dict[str, Path]:
     """CLIP_benchmark's lists that say what the samples of `DIR/test/0.tar` mean, by name; they lie in DIR."""
-    if is_stream(shard) or not shard.endswith(SHARD_SUFFIXES):
+    if is_stream(shard) or not shard.lower().endswith(SHARD_SUFFIXES):
         return {}
     folder = Path(shard).absolute().parent.parent
     return {name: folder / name for name in (CLASSNAMES, DATASET_TYPE, TEMPLATES) if (folder / name).is_file()}
@@ -246,7 +261,7 @@ def settings_beside(shard: str) -> dict[str, Path]:
 
 def _shards(folder: Path) -> list[Path]:
     """The tars right in the folder, hidden ones left out."""
-    names = sorted(path.name for path in folder.iterdir() if path.name.endswith(SHARD_SUFFIXES))
+    names = sorted(path.name for path in folder.iterdir() if path.name.lower().endswith(SHARD_SUFFIXES))
     return [folder / name for name in names if not name.startswith(".")]
 
 
@@ -260,6 +275,9 @@ def fingerprint(spec: str) -> str:
     share, whole = part_of(spec)
     if share is not None:
         return hash_json(["part", share.first, share.last, share.bins, fingerprint(whole)])
+    keys, whole = keys_of(spec)
+    if whole != spec:
+        return hash_json(["keys", keys.images, keys.texts, keys.last_dot, fingerprint(whole)])
     if spec == STDIN:
         return hash_json(["stdin", _PROCESS])
     if is_stream(spec):
@@ -285,7 +303,7 @@ def _files(spec: str) -> list[str]:
     """Every file below the places of a specification, and the lists that belong to them."""
     files: dict[str, None] = {}
     for place in expand(spec):
-        if Path(place).is_dir() or place.endswith(".tsv"):
+        if Path(place).is_dir() or is_table(place):
             folder = Path(place) if Path(place).is_dir() else Path(place).parent
             files |= dict.fromkeys(str(file) for _, file in _content(folder))
         else:

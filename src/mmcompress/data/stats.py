@@ -17,7 +17,7 @@ from mmcompress.data.imagefile import image_size
 from mmcompress.data.languages import language_teller
 from mmcompress.data.reading import Listed, listed, named
 from mmcompress.data.sample import Sample
-from mmcompress.data.spec import expand, part_of
+from mmcompress.data.spec import expand, named_keys, part_of
 from mmcompress.data.tally import Tally
 from mmcompress.errors import MissingRequirementError
 from mmcompress.progress import track
@@ -62,7 +62,7 @@ def stats(spec: str) -> DataStats:
     with suppress(MissingRequirementError):
         language, found.languages = language_teller(), Counter()
     share = part_of(spec)[0]
-    for item in track(listed(named(expand(spec)), tally), "reading", None):
+    for item in track(listed(named(expand(spec)), named_keys(spec), tally), "reading", None):
         if share is None or share.has(item.key):
             _count(item, found, tally, language)
     tally.finish()

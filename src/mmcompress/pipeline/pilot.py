@@ -29,8 +29,10 @@ from mmcompress.errors import UsageError
 from mmcompress.measure.drift.significance import interval, paired_change, resample_counts, resampled_means
 from mmcompress.measure.retrieval import Matches, hits
 from mmcompress.pipeline import standalone
+from mmcompress.pipeline.single import config_of
 from mmcompress.pipeline.sources import Given
 from mmcompress.progress import say
+from mmcompress.stages import STAGES
 
 PROBED_PAIRS, PROBED_STEPS = 256, 6
 """What the speed is measured on."""
@@ -105,6 +107,10 @@ def pilot(teachers: Sequence[str], budget_s: float, out: Path, given: Given) -> 
         raise UsageError("a pilot needs a student", "--student vit-s16 or inherit:0.25")
     if said := sorted({"optimizer.steps", "optimizer.epochs"} & {*given}):
         raise UsageError(f"a pilot chooses its steps within --budget, and {said[0]} was given", "leave it out")
+    of_teacher = {key: value for key, value in given.items() if key.startswith("teacher.")}
+    for name in teachers:
+        asked = {**of_teacher, "teacher.source": name, "data.train": data}
+        STAGES["embed"].refuse_impossible(config_of("embed", {}, asked), {})
     there = count(data)
     few = min(there, PROBED_PAIRS)
     probes = [

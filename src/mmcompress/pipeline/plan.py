@@ -8,17 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from mmcompress.config import DataConfig, PairConfig, StageConfig, TeacherConfig
 from mmcompress.data.batches import check_readable
 from mmcompress.data.layout import read_labels, read_templates
-from mmcompress.data.spec import STDIN, expand, is_photos, is_stream, part_of
+from mmcompress.data.loose import caption_beside
+from mmcompress.data.spec import STDIN, bare, expand, is_photos, is_stream, part_of
 from mmcompress.errors import UsageError, suggestion
 from mmcompress.home import expanded
 from mmcompress.manifest import Kind
 from mmcompress.pipeline.recipe import DATA_FIELDS, Recipe, StageTable, stage_config
 from mmcompress.places import check_place
+from mmcompress.progress import say
 from mmcompress.stages import STAGES, Stage
 
 _LISTS: Mapping[str, Callable[[str], list[str]]] = {"labels": read_labels, "templates": read_templates}
@@ -96,13 +99,18 @@ def check_use(built: StageConfig, stage: Stage, roles: Collection[str], where: s
         spec = getattr(data, name)
         if spec is None:
             continue
-        if part_of(spec)[1] == STDIN and stage.name not in _READ_ONCE:
+        if bare(spec) == STDIN and stage.name not in _READ_ONCE:
             raise UsageError(
                 f"{where}: {stage.name} reads its data more than once, and stdin can be read once",
                 "save it to a file, or give a command that can run again: 'pipe:cat FILE'",
             )
         _LISTS.get(name, expand)(spec)
         if name in stage.captions and is_photos(spec):
+            if (said := caption_beside(spec)) is not None:
+                raise UsageError(
+                    f"{spec} is read as photos alone, also where captions lie beside them, as {said.name} does",
+                    f"make shards of both: {_packing(spec)}",
+                )
             raise UsageError(
                 f"{spec} is a folder of photos without captions, and {stage.name} learns from what is said of them",
                 "give pairs, or use quantize, prune, verdict or drift, which need the images alone",
@@ -117,6 +125,19 @@ def check_data(built: StageConfig, stage: Stage) -> None:
     for name in _READ_AS_PAIRS:
         if (spec := getattr(data, name)) is not None:
             check_readable(spec, data.max_bad_fraction, None if stage.name in _IN_ORDER else built.seed)
+            _say_captions(spec)
+
+
+@lru_cache
+def _say_captions(spec: str) -> None:
+    """Say once of photos whose captions are not read."""
+    if is_photos(spec) and (said := caption_beside(spec)) is not None:
+        what = f"{spec} is read as photos alone: captions beside them, as {said.name}, are not read"
+        say("", "data", f"warning: {what}; {_packing(spec)} makes shards of both")
+
+
+def _packing(spec: str) -> str:
+    return f"mmcompress data pack {part_of(spec)[1]} --out shards"
 
 
 def local_inputs(built: StageConfig) -> list[Path]:
@@ -131,7 +152,7 @@ def local_inputs(built: StageConfig) -> list[Path]:
         if spec is not None and is_stream(spec):
             expand(spec)  # refuses what this machine cannot read
         elif spec is not None:
-            whole = expanded(part_of(spec)[1])
+            whole = expanded(bare(spec))
             if whole.is_dir() and is_photos(spec):
                 inputs.append(whole)
                 continue

@@ -78,6 +78,7 @@ def on(there: There) -> Iterator[Device]:
 
     Raises MissingRequirementError where there is no connection, no mmcompress or one of another version.
     """
+    say("remote", there.host, "connecting")  # a line, and no sign of life: ssh may ask for a password
     with connected(there.host, there.ssh) as host:
         script = f"mkdir -p {_CACHE} && cd {_CACHE} && pwd -P && {there.command} --version"
         answer = host.run(script, quiet=True)

@@ -67,10 +67,11 @@ def run_stages(recipe: Recipe, places: Mapping[str, Path], where: str) -> dict[s
             place.absolute().parent.mkdir(parents=True, exist_ok=True)
     artifacts: dict[str, Artifact] = {}
     with locked(*places.values()):
-        for step in steps:
+        for number, step in enumerate(steps, start=1):
+            turn = f"stage {number} of {len(steps)}" if len(steps) > 1 else ""
             sources = {role: artifacts[name] for role, name in step.sources.items()}
             gathered = tuple(artifacts[name] for name in step.gathered)
-            artifacts[step.name] = run_stage(step.stage, step.config, sources, gathered, step.place)
+            artifacts[step.name] = run_stage(step.stage, step.config, sources, gathered, step.place, turn)
     return artifacts
 
 
@@ -123,9 +124,13 @@ def run_stage(
     sources: Mapping[str, Artifact],
     gathered: tuple[Artifact, ...],
     out: Path,
+    turn: str = "",
 ) -> Artifact:
-    """Reuse the artifact at `out` if it has the right key and is undamaged, else make it; then enforce what it says."""
-    artifact = _made_or_reused(stage, built, sources, gathered, out)
+    """Reuse the artifact at `out` if it has the right key and is undamaged, else make it; then enforce what it says.
+
+    `turn` says which of several stages it is, to the user.
+    """
+    artifact = _made_or_reused(stage, built, sources, gathered, out, turn)
     _enforce(stage, built, artifact)
     return artifact
 
@@ -160,6 +165,7 @@ def _made_or_reused(
     sources: Mapping[str, Artifact],
     gathered: tuple[Artifact, ...],
     out: Path,
+    turn: str,
 ) -> Artifact:
     read = [*(artifact.path for artifact in (*sources.values(), *gathered)), *local_inputs(built)]
     check_place(out, read, stage.name)
@@ -169,12 +175,12 @@ def _made_or_reused(
     work = work_of(out)
     if (reused := _reusable(out, key, built)) is not None:
         drop_work_of(work, key)  # of a run that was killed when all was done
-        say(stage.name, out.name, "reused")
+        say(stage.name, out.name, "reused", turn)
         return reused
     stage.refuse_impossible(built, sources)
     with writing(out):
         keep_work_of(work, key)
-    say(stage.name, out.name, RUNNING)
+    say(stage.name, out.name, RUNNING, turn)
     start = time.monotonic()
     said, standing = _said(built), out if (out / MANIFEST).is_file() else None
     with (

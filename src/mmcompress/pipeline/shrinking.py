@@ -13,13 +13,14 @@ again.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from mmcompress.artifact import Artifact
 from mmcompress.config import Backend
 from mmcompress.data.layout import say_classes
+from mmcompress.datakeys import with_keys_in
 from mmcompress.errors import UsageError
 from mmcompress.int8 import INTEGERS
 from mmcompress.pipeline.apart import BINS, judging_bins, part
@@ -76,6 +77,7 @@ def shrink(source: str, out: Path, wish: Wish) -> dict[str, Artifact]:
     if wish.minutes and wish.target_latency is None:
         raise UsageError("--minutes are for what pruning lost, and nothing is pruned", "give --target-latency too")
     backend = runnable(wish.backend)
+    wish = _with_keys(wish)
     data = parts(wish)
     say_classes(wish.data)
     planned = recipe_for(source, wish, data, backend, 1 if wish.minutes else 0)
@@ -86,6 +88,13 @@ def shrink(source: str, out: Path, wish: Wish) -> dict[str, Artifact]:
     made = run_recipe(begun, out, "shrink")
     steps = recovery_steps(wish.minutes, made["embed"], made["prune"])
     return run_recipe(recipe_for(source, wish, data, backend, steps), out, "shrink")
+
+
+def _with_keys(wish: Wish) -> Wish:
+    """The wish with the keys that its data is read by in each specification."""
+    table: dict[str, Any] = {"data.train": wish.data, "data.validation": wish.validation, "data.test": wish.test}
+    read = with_keys_in({**parse_assignments(wish.overrides), **table}, "data.") or table
+    return replace(wish, data=read["data.train"], validation=read["data.validation"], test=read["data.test"])
 
 
 def recipe_for(source: str, wish: Wish, data: dict[str, str], backend: Backend, steps: int) -> Recipe:

@@ -19,6 +19,7 @@ from mmcompress.errors import UsageError
 from mmcompress.gates import Gates
 from mmcompress.manifest import Kind, environment
 from mmcompress.report import measured
+from mmcompress.report.chosen import chosen_bench, chosen_drift
 from mmcompress.report.current import current_bench, current_drift
 from mmcompress.report.document import GateVerdict, MachineRatio, ReportDocument
 from mmcompress.report.judging import judged, unjudged
@@ -48,7 +49,7 @@ def report(job: Job[ReportConfig]) -> None:
     from mmcompress.report.pages import html_page, markdown_page
 
     config = job.config
-    document = joined(config.title, job.gathered, job.draft.path)
+    document = joined(config.title, job.gathered, job.draft.place or job.draft.path)
     document = document.model_copy(update={"gates": _recorded(document, config.gates)})
     drifts = measured.drifts(job.gathered)
     images = measured.gallery_images(drifts[0]) if drifts else {}
@@ -118,6 +119,8 @@ def joined(title: str, gathered: Sequence[Artifact], folder: Path) -> ReportDocu
     )
     warnings = [
         *measured.mismatches(graphs, measurements),
+        *chosen_drift(drifts),
+        *chosen_bench(benches, ids),
         *truth_warnings(document),
         *calibration_warnings(gathered),
         *seen_warnings(accuracy),

@@ -45,7 +45,7 @@ def test_gradients_equal_autograd_through_rounding_as_the_identity(kind: Any) ->
     low = torch.tensor(-2.0 if kind == "unsigned" else -3.0 * 128 / 127, dtype=torch.float64, requires_grad=True)
     high = torch.tensor(3.0, dtype=torch.float64, requires_grad=True)
     weights = torch.linspace(1, 2, 997).sin()
-    (FakeQuantize.apply(x, low, high, kind) * weights).sum().backward()  # type: ignore[no-untyped-call]
+    (FakeQuantize.apply(x, low, high, kind, SCALE_TYPES[kind]) * weights).sum().backward()  # type: ignore[no-untyped-call]
     found = x.grad, low.grad, high.grad
     a, b, c = (t.detach().double().requires_grad_() for t in (x, low, high))
     scale = (c - b) / 255

@@ -187,6 +187,48 @@ def test_a_chunk_without_an_image_that_can_be_decoded_is_empty(tmp_path: Path, r
         run(tmp_path / "strict", tmp_path, **{"data.max_bad_fraction": 0.2})
 
 
+def test_a_shard_without_a_sample_is_told(
+    tmp_path: Path, run: Embed, embedded: list[int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No chunk is made of it, so nobody who decodes meets it."""
+    shard(tmp_path / "a.tar", 30)
+    (tmp_path / "b.tar").write_bytes(b"")
+    (tmp_path / "c.tar").write_bytes(b"no tar" * 500)
+    run(tmp_path / "e", tmp_path, **{"data.max_bad_fraction": 0.1})
+    said = " ".join(capsys.readouterr().err.split())
+    assert "2 of 32 items cannot be read" in said
+    assert all(f"{name}.tar: the shard breaks after 0 samples" in said for name in "bc")
+
+
+def test_what_cannot_be_decoded_is_told_and_judged_once(
+    tmp_path: Path, run: Embed, embedded: list[int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whoever embeds the worst chunks alone, as one of several processes or after a stop, holds them to the whole."""
+    broken = [(f"{n:06d}.{end}", part) for n in range(8) for end, part in (("png", png_of(9, 9)), ("txt", b"broken"))]
+    shard(tmp_path / "a.tar", 30)
+    write_tar(tmp_path / "b.tar", broken)
+    limit = {"data.max_bad_fraction": 0.3}
+    made = run(tmp_path / "e", tmp_path, **limit)
+    said = " ".join(capsys.readouterr().err.split())
+    assert (
+        said.count("and were skipped") == 1 and "8 of 38 items cannot be read" in said and "b/000000: the image" in said
+    )
+    bad = contents_of(made.path).shards[1].files[0]
+    made.file(bad).unlink()
+    embedded.clear()
+    again = run(tmp_path / "e", tmp_path, **limit)
+    assert (embedded == [] and again.digest == made.digest) or again.file(bad).is_file()
+
+
+def test_a_stream_that_may_come_later_is_refused(tmp_path: Path, run: Embed, embedded: list[int]) -> None:
+    """The key is of the address, so what is kept would lack the shard for good."""
+    shard(tmp_path / "a.tar", 30)
+    for program in (f"pipe:cat {tmp_path}/a.tar; exit 3", "pipe:true"):
+        with pytest.raises(CorruptInputError, match="the shard breaks after") as caught:
+            run(tmp_path / "e", program, **{"data.max_bad_fraction": 0.5})
+        assert "leave it out" in str(caught.value.hint) and not (tmp_path / "e").exists()
+
+
 def test_a_file_that_is_torn_is_made_again(tmp_path: Path, run: Embed, embedded: list[int]) -> None:
     """As after a power cut: a name without all of its content."""
     data = three_shards(tmp_path / "data")

@@ -96,6 +96,9 @@ def test_a_student_of_two_teachers_is_as_wide_as_both(world: Path, tmp_path: Pat
 def test_what_does_not_belong_together_is_refused(world: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="two teachers or more, and there are 1"):
         standalone.ensemble([world / "a"], tmp_path / "e")
+    with pytest.raises(UsageError, match="an ensemble is of different teachers") as caught:
+        standalone.ensemble([world / "a", world / "a"], tmp_path / "e")
+    assert "name each once" in str(caught.value.hint)
     with pytest.raises(UsageError, match="weights has 3 values, and there are 2 teachers"):
         both(world, tmp_path / "e", weights=[1.0, 2.0, 3.0])
     both(world, tmp_path / "two")

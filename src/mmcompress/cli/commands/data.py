@@ -47,7 +47,12 @@ AShard = Annotated[int, typer.Option("--samples-a-shard", min=1, help="The last 
 @data.command("pack")
 def data_pack(
     source: Annotated[
-        Path, typer.Argument(metavar="DIR|TABLE", help="Images with captions beside them or by class; or .tsv, .csv.")
+        str,
+        typer.Argument(
+            metavar="DIR|TABLE",
+            help="Images with captions beside them or by class; or .tsv, .csv, .parquet. Other columns than image and "
+            "caption: keys:IMAGE/CAPTION:TABLE.",
+        ),
     ],
     out: Annotated[Path, typer.Option("--out", help="Folder of shards to write, whole or not at all.")],
     samples_a_shard: AShard = 10_000,

@@ -27,6 +27,7 @@ from mmcompress.config import PageConfig
 from mmcompress.data.batches import read
 from mmcompress.data.layout import read_labels
 from mmcompress.data.sample import Sample
+from mmcompress.data.spec import is_photos
 from mmcompress.errors import UsageError
 from mmcompress.manifest import VOCABULARY, Graph, Preprocessing
 from mmcompress.report.page.document import (
@@ -72,14 +73,18 @@ def page(job: Job[PageConfig]) -> None:
     sources = [job.sources[role] for role in ("graphs", "beside") if role in job.sources]
     models = tuple(_model(one, name, config, folder) for one, name in zip(sources, names(sources), strict=True))
     shown = list(islice(_pictures(config), config.pictures))
-    captions = [sample.captions[0] for sample in shown]
+    said = [] if config.data.test is None or is_photos(config.data.test) else [sample.captions for sample in shown]
     document = PageDocument(
         title=config.title,
         runtime="vendor/onnxruntime.wasm.gz",
         models=models,
-        labels=tuple(read_labels(config.data.labels) if config.data.labels else dict.fromkeys(captions)),
-        queries=tuple(dict.fromkeys(caption for sample in shown for caption in sample.captions[:2])),
-        pictures=tuple(_picture(sample, i, folder) for i, sample in enumerate(shown)),
+        labels=tuple(
+            read_labels(config.data.labels) if config.data.labels else dict.fromkeys(captions[0] for captions in said)
+        ),
+        queries=tuple(dict.fromkeys(caption for captions in said for caption in captions[:2])),
+        pictures=tuple(
+            _picture(sample, said[i][0] if said else Path(sample.key).name, i, folder) for i, sample in enumerate(shown)
+        ),
     )
     for package in PACKAGES:
         for place, content in vendored(package).items():
@@ -184,11 +189,12 @@ def _pictures(config: PageConfig) -> Iterator[Sample]:
     return iter(()) if data.test is None else read(data.test, max_bad_fraction=data.max_bad_fraction)
 
 
-def _picture(sample: Sample, number: int, folder: Path) -> Picture:
+def _picture(sample: Sample, called: str, number: int, folder: Path) -> Picture:
+    """Its file written; photos of which nothing is said are called by their names."""
     suffix = next(end for begin, end in SUFFIXES.items() if sample.image.startswith(begin))
     file = f"pictures/{number}{suffix}"
     _write(folder / file, sample.image)
-    return Picture(file=file, caption=sample.captions[0])
+    return Picture(file=file, caption=called)
 
 
 def _warnings(artifacts: Sequence[Artifact]) -> Iterator[str]:
