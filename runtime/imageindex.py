@@ -28,7 +28,7 @@ from mmcompress.artifact import Artifact
 from mmcompress.errors import CorruptInputError
 from mmcompress.manifest import Kind, hash_json
 from mmcompress.runtime.neighbours import Graph
-from mmcompress.strictjson import read_json, text_from_json
+from mmcompress.strictjson import read_json, write_json
 
 GRAPH, NODES = "graph.faiss", "nodes.npy"
 """The graph, and (rows,) the node of each row in it: images with equal vectors share one."""
@@ -169,7 +169,7 @@ def write_part(
     np.save(folder / vectors_file(part), vectors, allow_pickle=False)
     np.save(folder / known_file(part), known, allow_pickle=False)
     partial = folder / f".{names_file(part)}"
-    partial.write_text(text_from_json(list(names), ascii=True))  # names of files may be bytes that are no UTF-8
+    write_json(partial, list(names), None)
     partial.replace(folder / names_file(part))
 
 
