@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmcompress.artifact import Artifact
+from mmcompress.errors import CorruptInputError
 from mmcompress.manifest import Kind, hash_json
 from mmcompress.runtime.neighbours import Graph
 from mmcompress.strictjson import read_json, write_json
@@ -64,9 +65,15 @@ class ImageIndex:
 
     @classmethod
     def open(cls, path: Path | str) -> ImageIndex:
-        """Raises UsageError for what is no index, CorruptInputError for a damaged one."""
+        """Raises UsageError for what is no index, CorruptInputError for a damaged one, and for one of before."""
         artifact = Artifact.open(path, Kind.INDEX)
         facts = artifact.manifest.facts
+        if NODES not in artifact.manifest.files or CANDIDATES not in facts:
+            raise CorruptInputError(
+                f"{path} was made by an earlier mmcompress, whose indices had no {NODES} and tried no search",
+                f"delete it, and make it again: mmcompress index {artifact.manifest.metrics.get(SOURCE, 'MODEL')}"
+                f" --images IMAGES --out {path}",
+            )
         graph = Graph.read(artifact.file(GRAPH), artifact.file(NODES), facts[WIDTH], sum(facts[PARTS]))
         return cls(artifact, graph, np.load(artifact.file(GONE), allow_pickle=False))
 

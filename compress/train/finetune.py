@@ -22,7 +22,7 @@ from mmcompress.compress.early import Sources, check_fills_a_batch
 from mmcompress.compress.prune.semistructured import SPARSE, keep_zeros
 from mmcompress.compress.train.computing import check_parts, in_parts, set_up
 from mmcompress.compress.train.interpolation import Point, chosen, interpolate, line
-from mmcompress.compress.train.judging import Classes, Judge, class_embeddings, classes_of, judge_of
+from mmcompress.compress.train.judging import Classes, Judge, check_told_apart, class_embeddings, classes_of, judge_of
 from mmcompress.compress.train.layerwise import layer_scales
 from mmcompress.compress.train.losses import info_nce
 from mmcompress.compress.train.optimize import optimize
@@ -112,6 +112,8 @@ def finetune(job: Job[FinetuneConfig]) -> None:
     assert data.validation is not None
     classes = classes_learned(config)
     draft.inherit(source, *FOLDER_FILES)
+    if classes is not None:
+        check_told_apart(draft, classes)
     model = dual_encoder_from_checkpoint(source.path, source.model)
     sparse = source.manifest.facts.get(SPARSE, [])
     model.logit_scale.requires_grad_(False)

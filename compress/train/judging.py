@@ -13,6 +13,7 @@ from itertools import islice
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -56,6 +57,18 @@ def classes_of(spec: str, labels: str | None = None, templates: str | None = Non
         return None
     around = read_templates(templates) if templates is not None else own_templates(spec)
     return Classes(tuple(names), tuple(around) or ("{}",))
+
+
+def check_told_apart(student: Draft | Artifact, classes: Classes) -> None:
+    """Raise UsageError for two classes whose prompts are the same tokens: a tokenizer that ignores case has one."""
+    tokens = _tokens(student, prompts(classes.names, classes.templates)).reshape(len(classes.names), -1)
+    seen: dict[bytes, str] = {}
+    for name, row in zip(classes.names, tokens, strict=True):
+        if (other := seen.setdefault(row.tobytes(), name)) != name:
+            raise UsageError(
+                f"the classes {other!r} and {name!r} are the same tokens for this model, and nothing tells them apart",
+                "give them one name, or others: capitals may not count, nor what is behind the last token read",
+            )
 
 
 @torch.no_grad()
@@ -136,7 +149,12 @@ def judge_of(
 @torch.no_grad()
 def _texts(model: DualEncoder, student: Draft | Artifact, texts: list[str], batch: int, device: torch.device) -> Tensor:
     """M texts -> (M, D) of unit norm."""
+    tokens = trimmed(_tokens(student, texts), model.config.text)
+    return torch.cat([model.encode_text(part.to(device)) for part in torch.from_numpy(tokens).split(batch)])
+
+
+def _tokens(student: Draft | Artifact, texts: list[str]) -> NDArray[np.int32]:
+    """M texts -> (M, L)"""
     text = student.tokenizer
     assert text is not None
-    tokens = trimmed(tokenize(load_tokenizer(student.path / text.file), texts, text), model.config.text)
-    return torch.cat([model.encode_text(part.to(device)) for part in torch.from_numpy(tokens).split(batch)])
+    return tokenize(load_tokenizer(student.path / text.file), texts, text)

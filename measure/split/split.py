@@ -91,8 +91,11 @@ def check_wish(wish: Wish) -> None:
             "leave it out, or say --device a=here,b=here",
         )
     for place in places:
-        if place != HERE and not Path(place).is_file():
-            raise UsageError(f"there is no table {place}", "give `here` or a times.json that `mmcompress split` wrote")
+        if place != HERE:
+            if not Path(place).is_file():
+                said = "give `here` or a times.json that `mmcompress split` wrote"
+                raise UsageError(f"there is no table {place}", said)
+            DeviceTimes.read(Path(place))
 
 
 def split(artifact: Artifact, wish: Wish, draft: Draft) -> SplitDocument | DeviceTimes:
@@ -101,6 +104,13 @@ def split(artifact: Artifact, wish: Wish, draft: Draft) -> SplitDocument | Devic
     check_graph(artifact, graph)
     model = require("onnx", "compress").load(str(artifact.file(graph.file)))
     sha256 = artifact.manifest.files[graph.file].sha256
+    others = {place: DeviceTimes.read(Path(place)) for place in wish.devices.values() if place != HERE}
+    for table in others.values():
+        if table.graph != sha256:
+            raise CorruptInputError(
+                f"a table of {table.device} is of the graph {table.graph[:12]}…, and {graph.file} is {sha256[:12]}…",
+                "measure there again: mmcompress split ARTIFACT --device NAME=here --out DIR",
+            )
     threads = wish.threads or usable_cores()
     with tempfile.TemporaryDirectory() as work:
         here = None
@@ -109,15 +119,8 @@ def split(artifact: Artifact, wish: Wish, draft: Draft) -> SplitDocument | Devic
                 model, tried_cuts(model, graph.file), sha256, graph, wish.backend, threads, Path(work)
             )
             here.write(draft.path / TIMES)
-        tables = [here if place == HERE else DeviceTimes.read(Path(place)) for place in wish.devices.values()]
+        tables = [here if place == HERE else others[place] for place in wish.devices.values()]
         found = [table for table in tables if table is not None]
-        for table in found:
-            if table.graph != sha256:
-                raise CorruptInputError(
-                    f"a table of {table.device} is of the graph {table.graph[:12]}…, and {graph.file} is"
-                    f" {sha256[:12]}…",
-                    "measure there again: mmcompress split ARTIFACT --device NAME=here --out DIR",
-                )
         if len(found) == 1 or wish.line is None:
             return found[0]
         line = replace(wish.line, request_ms=request_ms())

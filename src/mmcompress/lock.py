@@ -50,7 +50,7 @@ def _locked(fcntl: Any, place: Path, alone: bool) -> Iterator[None]:
             doing = "reading or writing" if alone else "writing"
             raise UsageError(
                 f"another mmcompress is running in {place.parent}: it is {doing} {place.name}",
-                "wait for it, or give another --out",
+                "wait for it; where this command writes that place itself, another --out does as well",
             ) from error
         if alone and error.errno not in _NO_LOCKS:
             raise UsageError(f"{place.parent} cannot be written to: {error.strerror}", elsewhere(place)) from error

@@ -238,3 +238,23 @@ def test_what_cannot_be_answered_is_refused_first(
 ) -> None:
     done = cli("split", "demo:teacher", *options, "--out", tmp_path / "out")
     assert done.code == 2 and said in done.err and not (tmp_path / "out").exists()
+
+
+def test_a_table_is_read_before_anything_becomes_graphs(cli: Callable[..., Any], tmp_path: Path) -> None:
+    (tmp_path / "t.json").write_text("{}")
+    table = ("--device", f"a=here,b={tmp_path / 't.json'}", "--bandwidth", "1Mbps")
+    done = cli("split", "demo:teacher", *table, "--out", tmp_path / "out")
+    assert done.code == 4 and "has no 'graph'" in done.err, done.err
+    assert "becomes ONNX graphs" not in done.err and not (tmp_path / "out").exists()
+
+
+def test_a_table_of_another_graph_is_refused_before_anything_is_measured(
+    cli: Callable[..., Any], exported: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mmcompress.measure.split import split
+
+    monkeypatch.setattr(split, "measured_times", lambda *_: pytest.fail("it was measured"))
+    table([0.0, 1.0], [1.0, 0.0], "0" * 64).write(tmp_path / "t.json")
+    given = ("--device", f"a=here,b={tmp_path / 't.json'}", "--bandwidth", "1Mbps")
+    done = cli("split", exported.path, *given, "--out", tmp_path / "out")
+    assert done.code == 4 and "is of the graph 000000000000…" in done.err, done.err

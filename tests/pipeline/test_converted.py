@@ -19,11 +19,14 @@ from mmcompress.artifact import Artifact
 from mmcompress.data.batches import decode
 from mmcompress.data.preprocess import normalize
 from mmcompress.data.sentences import SENTENCES
+from mmcompress.errors import UsageError
 from mmcompress.huggingface import dual_encoder_from_checkpoint
+from mmcompress.lock import locked
 from mmcompress.measure.verdict import contest
 from mmcompress.pipeline.converted import graphs_to_use, name_of, names_of
 from mmcompress.pipeline.sources import parent_beside
 from mmcompress.places import CACHE
+from mmcompress.publish import draft_of
 from mmcompress.runtime.tokenize import load_tokenizer, tokenize
 
 Cli = Callable[..., Any]
@@ -242,6 +245,27 @@ def test_what_lies_in_the_cache_is_called_as_its_source_is(
     assert graphs.path != others.path and graphs_to_use(str(teacher)).path == graphs.path
     monkeypatch.chdir(graphs.path)
     assert Artifact.open(Path()).path.name == "my-clip", "and one that is given as the folder one stands in"
+
+
+def test_graphs_in_the_cache_are_used_by_several_commands_at_once(
+    tmp_path: Path, teacher: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(CACHE, str(tmp_path / "cache"))
+    made = graphs_to_use(str(teacher))
+    capsys.readouterr()
+    checkpoint = made.path.with_name(f"{made.path.name}-checkpoint")
+    with locked(reading=[made.path, checkpoint]):
+        assert graphs_to_use(str(teacher)).digest == made.digest
+    assert capsys.readouterr().err.count("reused") == 2
+    with locked(made.path), pytest.raises(UsageError, match="another mmcompress is running"):
+        graphs_to_use(str(teacher))
+    draft_of(made.path).mkdir()  # of a killed run: who removes it holds the place alone
+    with locked(reading=[made.path]), pytest.raises(UsageError, match="another mmcompress is running"):
+        graphs_to_use(str(teacher))
+    assert graphs_to_use(str(teacher)).digest == made.digest and not draft_of(made.path).exists()
+    changed(teacher)
+    with locked(reading=[checkpoint]), pytest.raises(UsageError, match="another mmcompress is running"):
+        graphs_to_use(str(teacher))
 
 
 def test_commands_without_out_keep_what_they_convert_in_a_cache(

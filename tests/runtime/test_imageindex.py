@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -18,6 +19,7 @@ pytest.importorskip("faiss")
 
 from mmcompress.artifact import Artifact
 from mmcompress.errors import CorruptInputError, GateFailedError, MMCompressError, UsageError
+from mmcompress.manifest import Kind
 from mmcompress.pipeline import searching
 from mmcompress.pipeline.searching import Asked
 from mmcompress.runtime import growth
@@ -307,6 +309,39 @@ def test_names_lead_into_shards(make_artifact: Make, tmp_path: Path) -> None:
     searching.index(str(make_artifact().path), str(tmp_path / "shards"), tmp_path / "index")
     opened = ImageIndex.open(tmp_path / "index")
     assert [opened.name(row) for row in range(12)] == [f"{place}/{number:06d}" for number in range(12)]
+
+
+def test_names_that_are_no_utf_8_are_found_and_printed(make_artifact: Make, photos: Path, tmp_path: Path) -> None:
+    model, odd = make_artifact(), Path(os.fsdecode(os.fsencode(photos) + b"/bad\xff.png"))
+    try:
+        shutil.move(photos / "007.png", odd)
+    except OSError:
+        pytest.skip("this file system has no such names")
+    made = searching.index(str(model.path), str(photos), tmp_path / "index")
+    assert made.embedded == 120
+    found = searching.search(str(tmp_path / "index"), Asked(None, odd, 1))
+    assert found.matches[0].name == str(odd)
+    assert searching.index(str(model.path), str(photos), tmp_path / "index").copies == 120
+
+
+def test_an_index_of_an_earlier_form_is_refused_with_the_command_that_makes_it_again(
+    make_artifact: Make, photos: Path, tmp_path: Path
+) -> None:
+    model, out = str(make_artifact().path), tmp_path / "index"
+    made = searching.index(model, str(photos), out).artifact
+    with Artifact.create(tmp_path / "old", kind=Kind.INDEX, stage="index", key="k", parents={}) as draft:
+        for name in made.manifest.files:
+            if name != "nodes.npy":
+                shutil.copy(made.file(name), draft.path / name)
+        draft.facts = {key: value for key, value in made.manifest.facts.items() if key != "candidates"}
+        draft.metrics = dict(made.manifest.metrics)
+    for ask in (
+        lambda: searching.search(str(tmp_path / "old"), RED),
+        lambda: searching.index(model, str(photos), tmp_path / "old"),
+    ):
+        with pytest.raises(CorruptInputError, match="was made by an earlier mmcompress") as refused:
+            ask()
+        assert f"mmcompress index {model} --images IMAGES --out {tmp_path / 'old'}" in str(refused.value.hint)
 
 
 def test_another_model_is_refused_or_measured(make_artifact: Make, photos: Path, tmp_path: Path) -> None:

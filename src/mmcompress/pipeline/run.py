@@ -29,7 +29,7 @@ from mmcompress.pipeline.recipe import Recipe
 from mmcompress.pipeline.together import run_on_all
 from mmcompress.places import MANIFEST, check_name, check_place, writing
 from mmcompress.progress import RUNNING, say
-from mmcompress.publish import drop_work_of, keep_work_of, kept_if_used, tidy, work_of
+from mmcompress.publish import aside_of, draft_of, drop_work_of, keep_work_of, kept_if_used, tidy, work_of
 from mmcompress.stages import Job, Stage
 
 STRICT = "strict"
@@ -131,10 +131,32 @@ def run_stage(
     `turn` says which of several stages it is, to the user.
     """
     artifact = _made_or_reused(stage, built, sources, gathered, out, turn)
+    _enforce(stage, built, artifact)
+    return artifact
+
+
+def whole_and_right(
+    stage: Stage, built: StageConfig, sources: Mapping[str, Artifact], gathered: tuple[Artifact, ...], out: Path
+) -> Artifact | None:
+    """What `run_stage` would reuse, for who holds `out` together with other readers; None where it would change
+    anything there, if only what a killed run has left."""
+    if any(left.exists() for left in (work_of(out), draft_of(out), aside_of(out))):
+        return None
+    try:
+        artifact = Artifact.open(out)
+    except (CorruptInputError, UsageError):
+        return None
+    if not _is_right(artifact.manifest, _key(stage, built, parents_of(sources, gathered) | outside(built)), built):
+        return None
+    say(stage.name, out.name, "reused")
+    _enforce(stage, built, artifact)
+    return artifact
+
+
+def _enforce(stage: Stage, built: StageConfig, artifact: Artifact) -> None:
     if stage.enforce:
         module, _, name = stage.enforce.partition(":")
         getattr(importlib.import_module(module), name)(artifact, getattr(built, STRICT))
-    return artifact
 
 
 def _made_or_reused(

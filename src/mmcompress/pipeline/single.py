@@ -13,7 +13,7 @@ from mmcompress.home import expanded
 from mmcompress.lock import locked
 from mmcompress.pipeline.plan import check_data, check_use, local_inputs
 from mmcompress.pipeline.recipe import assign, reduced
-from mmcompress.pipeline.run import digest_of_standing, parents_of, run_stage
+from mmcompress.pipeline.run import digest_of_standing, parents_of, run_stage, whole_and_right
 from mmcompress.pipeline.sources import Given
 from mmcompress.places import MANIFEST, check_place, writing
 from mmcompress.stages import STAGES
@@ -81,13 +81,21 @@ def run_single(
     """Check the config, `given` over `tables`, and run one stage; `out` becomes its artifact, or is reused."""
     stage, built = STAGES[name], config_of(name, tables, given, sources)
     read = [*sources.values(), *gathered]
-    if digest_of_standing(stage, built, parents_of(sources, gathered), out) is None:
+    standing = digest_of_standing(stage, built, parents_of(sources, gathered), out)
+    if standing is None:
         stage.refuse_impossible(built, sources)
         check_data(built, stage)
     check_place(out, [artifact.path for artifact in read], name)
     with writing(out):
         out.absolute().parent.mkdir(parents=True, exist_ok=True)
-    with locked(out, reading=[artifact.path for artifact in read]):
+    places = [artifact.path for artifact in read]
+    if standing is not None:  # several commands may use one teacher's graphs at once
+        with locked(reading=[out, *places]):
+            for artifact in read:
+                artifact.check_unchanged()
+            if (reused := whole_and_right(stage, built, sources, tuple(gathered), out)) is not None:
+                return reused
+    with locked(out, reading=places):
         for artifact in read:
             artifact.check_unchanged()
         return run_stage(stage, built, sources, tuple(gathered), out)

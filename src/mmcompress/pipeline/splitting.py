@@ -18,7 +18,7 @@ from mmcompress.measure.split.document import DeviceTimes, SplitDocument
 from mmcompress.measure.split.plan import Line, bits_per_s
 from mmcompress.measure.split.split import HERE, Judge, Wish, check_wish, devices_in
 from mmcompress.measure.split.split import split as split_into
-from mmcompress.pipeline.converted import check_named, graphs_to_use
+from mmcompress.pipeline.converted import check_named, graphs_to_use, is_artifact
 from mmcompress.places import check_place, writing
 from mmcompress.runtime.backends import check_runs_graphs, default_backend
 
@@ -70,7 +70,8 @@ def split(source: str, out: Path, wish: Wish) -> tuple[Artifact, SplitDocument |
     check_named(source)
     if wish.judge is not None:
         check_readable(wish.judge.data, 0.05)
-    tables = [Path(place).parent for place in wish.devices.values() if place != HERE]
+    folders = [Path(place).parent for place in wish.devices.values() if place != HERE]
+    tables = [folder for folder in folders if is_artifact(folder)]  # a table alone may lie anywhere
     check_place(out, tables, "split")
     graphs = graphs_to_use(source, wish.backend)
     check_place(out, [*tables, graphs.path], "split")

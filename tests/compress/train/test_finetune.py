@@ -28,7 +28,7 @@ from transformers import CLIPModel
 from mmcompress.artifact import Artifact
 from mmcompress.compress.train import finetune
 from mmcompress.compress.train.interpolation import Point, chosen, interpolate, line
-from mmcompress.compress.train.judging import Classes, class_embeddings, classes_of
+from mmcompress.compress.train.judging import Classes, check_told_apart, class_embeddings, classes_of
 from mmcompress.compress.train.layerwise import layer_scales
 from mmcompress.compress.train.optimize import optimize
 from mmcompress.config import OptimizerConfig
@@ -274,6 +274,21 @@ def test_what_cannot_work_is_refused(
         filled = {key: value.replace(name, path) if isinstance(value, str) else value for key, value in filled.items()}
     with pytest.raises(UsageError, match=said):
         standalone.finetune(start.path, tmp_path / "out", filled)
+    assert not (tmp_path / "out").exists()
+
+
+def test_classes_that_a_tokenizer_takes_for_one_are_refused(start: Artifact) -> None:
+    for names in (("red", "green", "Red"), (long := "red " * 100, f"{long}green")):
+        with pytest.raises(UsageError, match=f"the classes {names[0]!r} and {names[-1]!r} are the same tokens"):
+            check_told_apart(start, Classes(names, ("a {c}.", "{c}")))
+    check_told_apart(start, Classes(("red", "green"), ("{c}",)))
+
+
+def test_a_folder_of_such_a_class_is_refused(start: Artifact, tmp_path: Path) -> None:
+    folders = write_classes(tmp_path / "colours")
+    (folders / "green").rename(folders / "RED")
+    with pytest.raises(UsageError, match="the classes 'RED' and 'red' are the same tokens"):
+        standalone.finetune(start.path, tmp_path / "out", {"data.train": str(folders), **FEW})
     assert not (tmp_path / "out").exists()
 
 
