@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from mmcompress import __version__
 from mmcompress.artifact import Artifact, Draft, read_manifest
-from mmcompress.data.images import named_images
+from mmcompress.data.images import named_images, passed_over
 from mmcompress.data.sample import image_of
 from mmcompress.data.spec import bare, expand, is_stream
 from mmcompress.data.tally import Tally
@@ -127,6 +127,9 @@ def _grown(
             tally.add_bad(name, reason)
     growth.close()
     tally.finish()
+    if others := passed_over(images):
+        kinds = ", ".join(f"{count} {suffix}" for suffix, count in sorted(others.items()))
+        say("", "index", f"warning: {images} has images that are not read: {kinds}; JPEG, PNG and WebP are")
     if lost := growth.lost():
         _take_again(growth, images, lost)
     seconds = time.monotonic() - start

@@ -303,6 +303,16 @@ def test_a_killed_run_goes_on(
     assert not list(tmp_path.glob(".index.*"))
 
 
+def test_images_of_other_kinds_are_passed_over_with_a_word(
+    make_artifact: Make, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a.gif", "b.GIF", "c.tiff"):
+        (photos / name).write_bytes(b"GIF89a")
+    searching.index(str(make_artifact().path), str(photos), tmp_path / "index")
+    told = " ".join("".join(capsys.readouterr()).split())
+    assert "not read: 2 .gif, 1 .tiff; JPEG, PNG and WebP are" in told
+
+
 def test_names_lead_into_shards(make_artifact: Make, tmp_path: Path) -> None:
     (tmp_path / "shards").mkdir()
     place = shard(tmp_path / "shards" / "00000.tar", 12)
