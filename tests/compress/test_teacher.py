@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -41,6 +40,7 @@ def other_family(folder: Path, family: str) -> Path:
         text = {**SMALL, "vocab_size": 320, "max_position_embeddings": 16, "projection_size": 32}
         SiglipModel(SiglipConfig(text_config=text, vision_config=vision)).save_pretrained(folder)
     else:
+        restated(folder, pad_token="<|startoftext|>")
         text = {**SMALL, "vocab_size": 320, "max_position_embeddings": 16}
         config = ChineseCLIPConfig(text_config=text, vision_config={**vision, "projection_dim": 24}, projection_dim=24)
         ChineseCLIPModel(config).save_pretrained(folder)
@@ -110,10 +110,14 @@ def test_folders_that_are_no_teacher(tmp_path: Path) -> None:
         load_teacher(TeacherConfig(source=str(folder)), CPU)
 
 
-def test_a_text_tower_that_cannot_answer_is_an_error_that_names_the_folder(tmp_path: Path) -> None:
-    config = json.loads((write_teacher(tmp_path) / "config.json").read_text())
-    config["text_config"]["eos_token_id"] = None
-    (tmp_path / "config.json").write_text(json.dumps(config))
+def test_a_text_tower_that_cannot_answer_is_an_error_that_names_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: object) -> None:
+        raise IndexError("index out of range in self")
+
+    write_teacher(tmp_path)
+    monkeypatch.setattr("mmcompress.compress.teacher.text_features", failing)
     with pytest.raises(CorruptInputError, match="encode_text for 1 texts failed") as caught:
         load_teacher(TeacherConfig(source=str(tmp_path)), CPU)
     assert str(tmp_path) in caught.value.what and caught.value.hint

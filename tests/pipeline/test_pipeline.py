@@ -184,7 +184,8 @@ def test_exit_codes_are_those_of_the_design() -> None:
 def test_the_iterative_recipe_prunes_what_was_recovered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     starts: dict[str, str | None] = {}
 
-    def made(stage: Any, _: object, sources: Any, __: object, out: Path) -> Any:
+    def made(stage: Any, _: object, sources: Any, __: object, out: Path, turn: str) -> Any:
+        assert turn.startswith("stage ")
         starts[out.name] = sources["checkpoint"].path.name if "checkpoint" in sources else None
         return SimpleNamespace(path=out, manifest=SimpleNamespace(kind=stage.produces))
 

@@ -117,6 +117,8 @@ vocab = 320
 context = 16
 embed_dim = 32
 augment = "none"
+growing = 0
+deepening = 0
 watch = {{ steps = 4, samples = 50, keep_best = true }}
 optimizer = {{ epochs = 4, batch = 20, lr = 2e-3, precision = "float32" }}
 """
