@@ -8,6 +8,8 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -172,6 +174,8 @@ def test_a_place_that_takes_nothing_is_named(
 
 DYING = """
 import os, sys
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from mmcompress.artifact import Artifact
 from mmcompress.manifest import Kind
@@ -224,6 +228,34 @@ def test_a_kill_at_any_call_while_an_artifact_is_replaced(tmp_path: Path) -> Non
     done = subprocess.run([sys.executable, "-c", DYING, tmp_path], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) > 12, "moments at which it was killed"
+
+
+@pytest.mark.parametrize("behind", [False, True], ids=["before the call", "behind it"])
+def test_a_signal_at_any_call_leaves_no_draft(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, behind: bool) -> None:
+    """As an exception, which is what a signal becomes."""
+    calls = last = 0
+
+    def counted(call: Callable[..., Any]) -> Callable[..., Any]:
+        def instead(*given: Any, **named: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls == last and not behind:
+                raise KeyboardInterrupt
+            done = call(*given, **named)
+            if calls == last:
+                raise KeyboardInterrupt
+            return done
+
+        return instead
+
+    for name in ("fsync", "rename", "mkdir", "unlink", "rmdir"):
+        monkeypatch.setattr(os, name, counted(getattr(os, name)))
+    while calls >= last:
+        last, calls = last + 1, 0
+        with suppress(KeyboardInterrupt):
+            made(tmp_path / "a")
+        assert not (tmp_path / ".a.tmp").exists(), last
+    assert last > 8
 
 
 def test_what_an_interrupted_removal_leaves_is_removed(tmp_path: Path) -> None:

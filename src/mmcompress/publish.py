@@ -67,15 +67,19 @@ def drafted(path: Path) -> Iterator[Path]:
     tidy(path)
     check_beside(path)
     holder = draft_of(path)
-    holder.mkdir()
     try:
+        holder.mkdir()
         (holder / MARK).touch()
         draft = holder / "draft"
         draft.mkdir()
         yield draft
     finally:
         with suppress(OSError):
-            _drop(holder)
+            try:
+                _drop(holder)
+            except BaseException:  # of a signal, which came in between
+                _drop(holder)
+                raise
 
 
 def _drop(holder: Path) -> None:
