@@ -146,7 +146,9 @@ def _trial(teacher: str, place: Path, part: tuple[str, int, int], steps: int, gi
     data, pairs, there = part
     share = data if pairs == there else Share(0, max(0, round(BINS * pairs / there) - 1), BINS).of(data)
     own = {key: value for key, value in given.items() if key != "data.validation"}
-    asked = {**own, "teacher.source": teacher, "data.train": share, "optimizer.steps": steps}
+    varied = any(key.removeprefix("embed.") in ("views", "augment") for key in own)
+    plain = {} if varied else {"embed.views": 1}  # a part is small, and the whole may not be
+    asked = {**own, **plain, "teacher.source": teacher, "data.train": share, "optimizer.steps": steps}
     began = time.monotonic()
     made = standalone.distill(place, asked)
     seconds = time.monotonic() - began

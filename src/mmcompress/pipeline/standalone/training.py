@@ -8,7 +8,10 @@ from typing import Any
 
 from mmcompress.architecture import DualEncoderConfig
 from mmcompress.artifact import Artifact
+from mmcompress.config import DistillConfig, StageConfig
+from mmcompress.data.batches import count_up_to
 from mmcompress.data.layout import say_classes
+from mmcompress.data.spec import is_stream
 from mmcompress.errors import UsageError
 from mmcompress.manifest import Kind
 from mmcompress.pipeline.apart import with_validation
@@ -32,6 +35,10 @@ from mmcompress.pipeline.sources import (
 )
 from mmcompress.pipeline.standalone.sizing import NO_BUDGET, Budget, student_within
 from mmcompress.places import check_place
+from mmcompress.progress import say
+
+FEW, VIEWS = 10_000, 4
+"""Pairs up to which `distill` embeds each in so many views where nothing is said (benchmarks/results/views.md)."""
 
 
 def train_pair(image: str, text: str, out: Path, given: Given = NOTHING) -> Artifact:
@@ -181,4 +188,16 @@ def _embeddings(
     look_at_data(own, built, out)
     if (begun := start(to)) is not None:
         checked(own, data, to[own], {"checkpoint": begun})
-    return run_single("embed", data, to["embed"], {}, out.with_name(f"{out.name}-embeddings")), to
+    views = {"views": VIEWS} if own == "distill" and _is_small(built, to["embed"]) else {}
+    return run_single("embed", data, {**views, **to["embed"]}, {}, out.with_name(f"{out.name}-embeddings")), to
+
+
+def _is_small(built: StageConfig, of_embed: Given) -> bool:
+    """Whether a student would see the same few images so often that varied ones teach it more, which is then said."""
+    spec = built.data.train if isinstance(built, DistillConfig) else None
+    if spec is None or is_stream(spec) or {"views", "augment"} & of_embed.keys():
+        return False
+    if (there := count_up_to(FEW + 1, spec)) > FEW:
+        return False
+    say("", "data", f"{there} pairs are few: each is embedded in {VIEWS} views (--embed-views 1 for the plain image)")
+    return True
