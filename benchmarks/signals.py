@@ -22,7 +22,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "worlds"))
@@ -46,6 +46,8 @@ class Place:
 
     folder: Path
     world: Path
+    whole: list[str] = field(default_factory=list)
+    """What a command writes that no signal ends."""
 
     @property
     def out(self) -> Path:
@@ -110,7 +112,9 @@ def faults_of(command: str, number: int, moment: float, place: Place) -> tuple[l
     if last != ["error:", "hint: "]:
         faults.append(f"last lines {said.splitlines()[-2:]}")
     kept = ".work" if "goes on" in said else "nothing"
-    faults += [f"left {path.name}" for path in place.out.iterdir() if not path.name.endswith(kept)]
+    left = [path for path in place.out.iterdir() if not path.name.endswith(kept)]
+    stands = files(place.out) == place.whole  # the signal came behind the end, when the summary was to be printed
+    faults += [f"left {path.name}" for path in left if path.name.startswith(".") or not stands]
     faults += [f"left {path.name} in TMPDIR" for path in place.scratch.iterdir()]
     faults += [f"left {path.name} beside its input" for path in (place.world / "run").glob(".*")]
     alive = psutil.wait_procs(children, timeout=5)[1]
@@ -119,6 +123,10 @@ def faults_of(command: str, number: int, moment: float, place: Place) -> tuple[l
     if faults:
         print(f"== {command}, {signal.Signals(number).name} at {moment:.2f} s: {faults}\n{said}", file=sys.stderr)
     return faults, code
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
 
 
 def main() -> int:
@@ -140,7 +148,7 @@ def main() -> int:
         for command in asked.commands.split(",") if asked.commands else WORDS:
             began = time.monotonic()
             code = os.waitstatus_to_exitcode(os.waitpid(started(command, place), 0)[1])
-            seconds = time.monotonic() - began
+            seconds, place.whole = time.monotonic() - began, files(place.out)
             if code:
                 faults.append(f"{command} ended with {code} without a signal")
                 print(place.log.read_text(errors="replace")[-2000:], file=sys.stderr)

@@ -35,7 +35,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("conv-int8")
     data = str(write_squares(folder))
     given = {"student.source": "mnv4-s-64", "student.image_size": 32, "optimizer.steps": 6, "optimizer.batch": 20}
-    text = {"vocab": 320, "context": 16}
+    text = {"vocab": 320, "context": 16, "growing": 0.0}
     trained = run_single("train", {}, {**given, **text, "data.train": data}, {}, folder / "trained")
     fit = {"data.train": data, "batch": 20, "max_drop": None, "max_flips": None, "keep": ["image.stem"]}
     quantized = run_single("quantize", {}, fit, {"checkpoint": trained}, folder / "quantized")
