@@ -2,28 +2,28 @@
 
     python benchmarks/mnv4.py layout [--threads 1]
     python benchmarks/mnv4.py train --work DIR [--students mnv4-s-64 vit-m8-64] [--seeds 0 1]
-                                             [--seconds 80 | --steps 146 87]
+                                             [--seconds 80 | --steps 146 87] [--data drawings photos]
 
 `layout` times forward and backward passes of the towers in turn, contiguous (NCHW) against channels-last, and prints
 the median of the ratios with its quartiles. `train` distils from scratch into the space of the teacher that ships, on
-the demo's drawings: the same cached embeddings of four views, the teacher's text tower kept, batch 64, an average of
-0.99. A student has as many steps as take `--seconds` of the processor, decoding included, by a run of 8 and one of 24
-steps before. R@10 is on validation images among all names, as in `objectives.py`. Runs are kept in DIR.
+the demo's drawings or on photos: the same cached embeddings of four views, the teacher's text tower kept, batch 64, an
+average of 0.99. A student has as many steps as take `--seconds` of the processor, decoding included, by a run of 8 and
+one of 24 steps before. What is measured is said in `training.py`. Runs are kept in DIR, and those there are not done
+again.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
-import tempfile
 import time
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from training import Scorer, model_of, prepared
+from training import DATA, SCORES, Runs, Scorer, model_of, prepared
 
+from mmcompress.artifact import Artifact
 from mmcompress.compress.train.mobilenetv4 import mobilenetv4
 from mmcompress.convtower import ConvTower, initialize_convolutions
 from mmcompress.pipeline import standalone
@@ -71,38 +71,37 @@ def layout(threads: int, rounds: int) -> None:
         print(f"| {variant} | {side} | {batch} | {seconds} | {middle:.2f} [{low:.2f}, {high:.2f}] |", flush=True)
 
 
-def run(student: str, embeddings: Path, steps: int, seed: int, scorer: Scorer) -> dict[str, object]:
+def run(student: str, embeddings: Path, steps: int, seed: int) -> tuple[Artifact, float]:
+    """A student in a folder of its own, and the processor seconds it took."""
     given = {**TRAINED, "student.source": student, "optimizer.lr": RATES.get(student, 1.2e-3), "seed": seed}
-    with tempfile.TemporaryDirectory() as folder:
-        began = time.process_time()
-        made = standalone.distill(Path(folder) / "s", {**given, "optimizer.steps": steps}, embeddings=embeddings)
-        seconds = time.process_time() - began
-        sizes = {"params": made.model.image.params(made.model.embed_dim), "macs": made.model.macs}
-        scores = scorer(model_of(made))
-    return {"student": student, "seed": seed, "steps": steps, "cpu_s": seconds, **sizes, **scores}
+    out = embeddings.with_name(f"{embeddings.name}-{student}-{steps}-{seed}")
+    began = time.process_time()
+    made = standalone.distill(out, {**given, "optimizer.steps": steps}, embeddings=embeddings)
+    return made, time.process_time() - began
 
 
-def steps_within(student: str, seconds: float, place: Path, scorer: Scorer) -> int:
+def steps_within(student: str, seconds: float, place: Path) -> int:
     """As many steps as take so many seconds of the processor, by two short runs."""
-    short, long = (float(str(run(student, place, n, 0, scorer)["cpu_s"])) for n in (8, 24))
+    short, long = (run(student, place, n, 0)[1] for n in (8, 24))
     a_step = (long - short) / 16
     besides = short - 8 * a_step
     print(f"{student}: {a_step:.3f} CPU-s a step, {besides:.1f} besides", flush=True)
     return round((seconds - besides) / a_step)
 
 
-def train(work: Path, students: list[str], seeds: list[int], seconds: float, known: dict[str, int]) -> None:
+def train(work: Path, data: str, students: list[str], seeds: list[int], seconds: float, known: dict[str, int]) -> None:
     work.mkdir(parents=True, exist_ok=True)
-    teacher, embeddings = prepared(work, "drawings", 4)
-    scorer, place = Scorer(teacher, "drawings"), embeddings.path
-    steps = known or {student: steps_within(student, seconds, place, scorer) for student in students}
-    rows = work / "runs.jsonl"
+    teacher, embeddings = prepared(work, data, 4)
+    runs = Runs(work / f"runs-{data}.jsonl", "student", "steps", "seed")
+    scorer, place = Scorer(teacher, data), embeddings.path
+    steps = known or {student: steps_within(student, seconds, place) for student in students}
     for seed in seeds:
         for student in students:
-            row = run(student, place, steps[student], seed, scorer)
-            with rows.open("a") as stream:
-                stream.write(json.dumps(row) + "\n")
-            print(row, flush=True)
+            if (student, steps[student], seed) not in runs:
+                made, cpu = run(student, place, steps[student], seed)
+                row = {"student": student, "steps": steps[student], "seed": seed, "cpu": cpu}
+                runs.add({**row, "macs": made.model.macs, **scorer(model_of(made))})
+    runs.table(SCORES)
 
 
 def main() -> int:
@@ -114,6 +113,7 @@ def main() -> int:
     parser.add_argument("--students", nargs="+", default=["mnv4-s-64", "vit-m8-64"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--seconds", type=float, default=80.0)
+    parser.add_argument("--data", nargs="+", choices=tuple(DATA), default=["drawings"])
     parser.add_argument("--steps", type=int, nargs="+", help="of each student, instead of what --seconds gives")
     asked = parser.parse_args()
     if asked.what == "layout":
@@ -122,7 +122,8 @@ def main() -> int:
         parser.error("train keeps its runs in --work DIR")
     else:
         known = dict(zip(asked.students, asked.steps, strict=True)) if asked.steps else {}
-        train(asked.work, asked.students, asked.seeds, asked.seconds, known)
+        for data in asked.data:
+            train(asked.work, data, asked.students, asked.seeds, asked.seconds, known)
     return 0
 
 
