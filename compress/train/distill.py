@@ -114,7 +114,7 @@ def distill(job: Job[DistillConfig]) -> None:
             assert batch.teacher is not None
             deepen(model, done, config.deepens)
             texts = batch.teacher[1] if text == "keep" else in_parts(model.encode_text, batch.tokens, config.parts)
-            pixels = grown(batch.pixels, model.config.image, done, config.growing)
+            pixels = grown(batch.pixels, model.config.image, done, config.grows)
             student = in_parts(model.encode_image, pixels, config.parts), texts
             seen = student if axes is None else projected(student, axes)
             terms = distillation_terms(
