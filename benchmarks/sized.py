@@ -61,9 +61,9 @@ def ranking(work: Path, data: str, budget: float, seconds: float, seeds: list[in
     scorer, place = Scorer(teacher, data), embeddings.path
     costs = measured_costs("openvino", "int8", usable_cores(), 64)
     best: dict[tuple[str, int], Candidate] = {}
-    for one in weighed(costs, SizeConfig(target_ms=budget, image_size=64)):
-        if one.predicted <= budget:
-            best.setdefault((one.candidate.preset, one.candidate.image_size), one.candidate)
+    for each in weighed(costs, SizeConfig(target_ms=budget, image_size=64)):
+        if each.predicted <= budget:
+            best.setdefault((each.candidate.preset, each.candidate.image_size), each.candidate)
     chosen = sorted(best.values(), key=lambda one: -capacity_of(tower_of(one)))[:KINDS]
     times = timed([tower_of(one) for one in chosen], "openvino", "int8", usable_cores())
     runs = Runs(work / f"runs-{data}-{budget}.jsonl", "student", "seed")
