@@ -22,7 +22,7 @@ from mmcompress.convnet import ConvConfig
 
 STREAM_MULTIPLE = 8
 """Channels between blocks are kept in multiples of this, as published towers have them."""
-SHARES = (1.0, 0.875, 0.75, 0.625, 0.5)
+SHARES = (1.0, 0.875, 0.75, 0.625, 0.5, 0.375)
 """Of the channels between blocks, that a limit may take."""
 HiddenSizes = Mapping[int, int | None]
 """Index of a bottleneck -> hidden channels that it keeps; None where it goes. What is not named stays."""
