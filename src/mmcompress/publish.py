@@ -164,7 +164,7 @@ def kept_if_used(work: Path) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        if work.is_dir() and all(path.name == KEY for path in work.iterdir()):
+        if work.is_dir() and all(path.is_dir() or path == work / KEY for path in work.rglob("*")):
             shutil.rmtree(work, ignore_errors=True)
         raise
 
