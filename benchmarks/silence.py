@@ -1,12 +1,14 @@
 """The longest time that a command says nothing, on a terminal and in a pipe.
 
-    python benchmarks/silence.py [--commands quantize,prune] [--work DIR]
+    python benchmarks/silence.py [--commands quantize,prune] [--full-size] [--work DIR]
 
 Every command that needs no host runs on small input (tests/worlds/every_command.py), and so do help and a user's
 mistakes, each under a terminal of its own (a pty) and with pipes in its place. A silence lasts from one byte of output
 to the next, from the start to the first, or from the last to the end. Beside each stand the CPU seconds that the
-command and its children took in it: where these are far less, other programs had the processor. Prints a table in
-Markdown; exits with 1 where a terminal was left without a sign for longer than the bar.
+command and its children took in it: where these are far less, other programs had the processor. With `--full-size` the
+commands of the main job run on a ViT-B/32 of OpenAI's sizes with random weights instead, on 32 photos of the
+development data, on a terminal alone. Prints a table in Markdown; exits with 1 where a terminal was left without a sign
+for longer than the bar.
 """
 
 from __future__ import annotations
@@ -26,9 +28,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "worlds")
 
 import psutil
 from every_command import WORDS, named_places, words, workplace
+from full_size import PHOTOS, TEXT, write_pairs, write_teacher
 
 from mmcompress.runtime.machine import cpu_model, usable_cores
 
+VIT_B32 = {"width": 768, "head_dim": 64, "heads": (12,) * 12, "mlp": (3072,) * 12, "image_size": 224, "patch": 32}
 TERMINAL_S, LOG_S = 2.0, 31.0
 """The bars: what a person waits without a sign, and what lies between two lines of a log."""
 OTHERS: dict[str, tuple[str, ...]] = {
@@ -99,12 +103,35 @@ def _cpu_s(process: psutil.Process) -> float:
         return 0.0
 
 
-def measure(asked: dict[str, list[str]], out: Path, cache: Path) -> dict[tuple[str, bool], Silence]:
-    """The silences of every command, on a terminal and in a pipe."""
+def full_size_words(folder: Path, out: Path) -> dict[str, list[str]]:
+    """The commands of the main job; what one reads the one before has made."""
+    teacher, photos, made = folder / "vit-b32", folder / "photos-00000.tar", out.parent / "made"
+    teacher.mkdir()
+    captions = write_pairs(photos, PHOTOS, 32)
+    write_teacher(teacher, captions, VIT_B32, {**TEXT, "width": 512, "heads": (8,) * 12, "mlp": (2048,) * 12}, 512)
+    few = ("--data", photos, "--samples", 32)
+    said: dict[str, tuple[object, ...]] = {
+        "convert": (teacher,),
+        "embed": ("--teacher", teacher, "--data", photos),
+        "distill": ("--embeddings", made / "embed", "--data", photos, "--student", "inherit:0.5"),
+        "prune": (made / "convert", *few, "--target-macs", 0.5),
+        "quantize": (made / "convert", *few, "--max-drop", "none", "--max-flips", "none"),
+        "export": (made / "convert",),
+        "bench": (made / "export", "--rounds", 3),
+        "drift": (made / "export", "--data", photos),
+    }
+    said["distill"] += ("--optimizer-steps", 3, "--optimizer-batch", 16)
+    return {name: [name, *map(str, rest), "--out", str(made / name)] for name, rest in said.items()}
+
+
+def measure(
+    asked: dict[str, list[str]], out: Path, cache: Path, ways: tuple[bool, ...]
+) -> dict[tuple[str, bool], Silence]:
+    """The silences of every command, on a terminal, in a pipe, or both."""
     found = {}
     environment = os.environ | {"MMCOMPRESS_CACHE": str(cache), "TERM": "xterm", "COLUMNS": "100"}
     for name, said in asked.items():
-        for terminal in (True, False):
+        for terminal in ways:
             shutil.rmtree(out, ignore_errors=True)
             out.mkdir()
             silence = listened([sys.executable, "-m", "mmcompress", *said], terminal, environment)
@@ -117,6 +144,7 @@ def measure(asked: dict[str, list[str]], out: Path, cache: Path) -> dict[tuple[s
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--commands", help="only these, separated by commas")
+    parser.add_argument("--full-size", action="store_true")
     parser.add_argument("--work", type=Path, help="folder that keeps the world, for another time")
     given = parser.parse_args()
     with workplace(given.work) as (folder, world):
@@ -124,16 +152,18 @@ def main() -> int:
         asked = {command: words(command, world, out / "o") for command in WORDS}
         told = named_places(world, out / "o")
         asked |= {name: [word.format(**told) for word in said] for name, said in OTHERS.items()}
+        if given.full_size:
+            asked = full_size_words(folder, out)
         if given.commands:
             asked = {name: asked[name] for name in given.commands.split(",")}
-        found = measure(asked, out, world / "cache")
+        found = measure(asked, out, world / "cache", (True,) if given.full_size else (True, False))
     print(f"{cpu_model()}, {usable_cores()} cores; python benchmarks/silence.py {' '.join(sys.argv[1:])}\n")
     print("| command | exit code | takes | terminal | begins at | its CPU time | pipe |")
     print("|---|--:|--:|--:|--:|--:|--:|")
     for name in sorted(asked, key=lambda name: -found[name, True].seconds):
-        shown, piped = found[name, True], found[name, False]
+        shown, piped = found[name, True], found.get((name, False))
         cells = (f"{shown.total:.1f} s", f"{shown.seconds:.2f} s", f"{shown.at:.1f} s", f"{shown.cpu_s:.2f} s")
-        print(f"| {name} | {shown.code} | {' | '.join(cells)} | {piped.seconds:.1f} s |")
+        print(f"| {name} | {shown.code} | {' | '.join(cells)} | {f'{piped.seconds:.1f} s' if piped else ''} |")
     late = [n for (n, on), s in found.items() if s.seconds > (TERMINAL_S if on else LOG_S)]
     print(f"\nLonger than {TERMINAL_S:.0f} s on a terminal, or {LOG_S:.0f} s in a pipe: {', '.join(late) or 'none'}.")
     return int(bool(late))

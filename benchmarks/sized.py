@@ -1,24 +1,25 @@
 """Students sized by a latency: is what was asked for what is measured, and does the ranking predict what is learned?
 
     python benchmarks/sized.py latency [--image-size 64] [--budgets 0.4 0.8 1.6] [--backends openvino onnxruntime]
-    python benchmarks/sized.py ranking --work DIR [--budget 0.6] [--seconds 60] [--seeds 0]
+    python benchmarks/sized.py ranking --work DIR [--budget 0.6] [--seconds 60] [--seeds 0] [--data drawings|photos]
 
 `latency` sizes a student for each budget by the costs of this machine, and times the whole INT8 graph of the choice
 again, three times, apart from the search; the table has the median. `ranking` trains the leading student of five kinds
-(a preset at a side) that a budget has room for, on the demo's drawings, for as many steps as take `--seconds` of the
-processor, and prints R@10 beside the capacity that ranks them. Runs are kept in DIR.
+(a preset at a side) that a budget has room for, on the demo's drawings or on photos, for as many steps as take
+`--seconds` of the processor, and prints what `training.py` measures beside the capacity that ranks them. Runs are kept
+in DIR.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
 from pathlib import Path
 
-from training import Scorer, model_of, prepared
+from training import DATA, MEAN, SCORES, Runs, Scorer, model_of, prepared
 
+from mmcompress.artifact import Artifact
 from mmcompress.compress.sizing.candidates import Candidate, tower_of
 from mmcompress.compress.sizing.costs import measured_costs, timed
 from mmcompress.compress.sizing.size import capacity_of, sized, weighed
@@ -43,38 +44,40 @@ def latency(image_size: int, budgets: list[float], backends: list[Backend]) -> N
             print(f"| {backend} | {budget:g} | {chosen.name} | {ms:.3f} | {ms / budget:.2f} |", flush=True)
 
 
-def trained(one: Candidate, place: Path, steps: int, seed: int, scorer: Scorer) -> tuple[float, float]:
-    """Seconds of the processor, and R@10."""
+def trained(one: Candidate, place: Path, steps: int, seed: int) -> tuple[float, Artifact]:
+    """Seconds of the processor, and the student."""
     keys = {f"student.{key}": value for key, value in one.student.model_dump(exclude_defaults=True).items()}
     rate = {"optimizer.lr": RATES[one.preset.partition("-")[0]], "optimizer.steps": steps, "seed": seed}
     name = one.name.replace(" ", "-").replace(",", "")
-    out = place.with_name(f"{name}-{steps}-{seed}")
+    out = place.with_name(f"{place.name}-{name}-{steps}-{seed}")
     began = time.process_time()
     made = standalone.distill(out, {**TRAINED, **rate, **keys}, embeddings=place)
-    return time.process_time() - began, 100 * float(scorer(model_of(made))["r10"])
+    return time.process_time() - began, made
 
 
-def ranking(work: Path, budget: float, seconds: float, seeds: list[int]) -> None:
+def ranking(work: Path, data: str, budget: float, seconds: float, seeds: list[int]) -> None:
     work.mkdir(parents=True, exist_ok=True)
-    teacher, embeddings = prepared(work, "drawings", 4)
-    scorer, place = Scorer(teacher, "drawings"), embeddings.path
+    teacher, embeddings = prepared(work, data, 4)
+    scorer, place = Scorer(teacher, data), embeddings.path
     costs = measured_costs("openvino", "int8", usable_cores(), 64)
     best: dict[tuple[str, int], Candidate] = {}
-    for one in weighed(costs, SizeConfig(target_ms=budget, image_size=64)):
-        if one.predicted <= budget:
-            best.setdefault((one.candidate.preset, one.candidate.image_size), one.candidate)
+    for each in weighed(costs, SizeConfig(target_ms=budget, image_size=64)):
+        if each.predicted <= budget:
+            best.setdefault((each.candidate.preset, each.candidate.image_size), each.candidate)
     chosen = sorted(best.values(), key=lambda one: -capacity_of(tower_of(one)))[:KINDS]
     times = timed([tower_of(one) for one in chosen], "openvino", "int8", usable_cores())
-    print("| student | INT8 ms | capacity, millions | steps | R@10, each seed |\n|---|--:|--:|--:|---|")
+    runs = Runs(work / f"runs-{data}-{budget}.jsonl", "student", "seed")
     for one, ms in zip(chosen, times, strict=True):
-        short, long = (trained(one, place, steps, 0, scorer)[0] for steps in (8, 24))
+        short, long = (trained(one, place, steps, 0)[0] for steps in (8, 24))
         a_step = (long - short) / 16
         steps = round((seconds - short + 8 * a_step) / a_step)
-        found = [trained(one, place, steps, seed, scorer)[1] for seed in seeds]
-        shown = ", ".join(f"{one:.3f}" for one in found)
-        print(f"| {one.name} | {ms:.3f} | {capacity_of(tower_of(one)) / 1e6:.0f} | {steps} | {shown} |", flush=True)
-        with (work / "runs.jsonl").open("a") as stream:
-            stream.write(json.dumps({"student": one.name, "ms": ms, "steps": steps, "r10": found}) + "\n")
+        about = {"student": one.name, "ms": f"{ms:.3f}", "capacity": capacity_of(tower_of(one)) / 1e6, "steps": steps}
+        for seed in seeds:
+            if (one.name, seed) not in runs:
+                cpu, made = trained(one, place, steps, seed)
+                runs.add({**about, "seed": seed, "cpu": cpu, **scorer(model_of(made))})
+    columns = [("INT8 ms", "ms", MEAN), ("capacity, millions", "capacity", MEAN), ("steps", "steps", MEAN), *SCORES]
+    runs.table(columns)
 
 
 def main() -> int:
@@ -84,6 +87,7 @@ def main() -> int:
     parser.add_argument("--budgets", type=float, nargs="+", default=[0.4, 0.8, 1.6])
     parser.add_argument("--backends", nargs="+", default=["openvino", "onnxruntime"])
     parser.add_argument("--work", type=Path)
+    parser.add_argument("--data", choices=tuple(DATA), default="drawings")
     parser.add_argument("--budget", type=float, default=0.6)
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
@@ -93,7 +97,7 @@ def main() -> int:
     elif asked.work is None:
         parser.error("ranking keeps its runs in --work DIR")
     else:
-        ranking(asked.work, asked.budget, asked.seconds, asked.seeds)
+        ranking(asked.work, asked.data, asked.budget, asked.seconds, asked.seeds)
     return 0
 
 
