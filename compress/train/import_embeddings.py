@@ -21,7 +21,7 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
@@ -197,7 +197,7 @@ def _views(stated: Any) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
     return boxes, operations
 
 
-def _has_numbers(found: Any, count: int) -> bool:
+def _has_numbers(found: Any, count: int) -> TypeGuard[list[float]]:
     """Whether it is a list of so many numbers."""
     return isinstance(found, list) and len(found) == count and all(type(number) in (int, float) for number in found)
 
