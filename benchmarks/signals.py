@@ -37,6 +37,8 @@ LONGEST_S = 20.0
 """Moments lie within so many seconds of a command."""
 SLOW_S = 10.0
 """What a command may take to end."""
+OF_STAGES = {"run", "shrink"}
+"""Commands whose output is a folder of artifacts, which keeps those that are finished."""
 CODES = {signal.SIGINT: {130}, signal.SIGTERM: {143, 75}}
 
 
@@ -113,6 +115,9 @@ def faults_of(command: str, number: int, moment: float, place: Place) -> tuple[l
         faults.append(f"last lines {said.splitlines()[-2:]}")
     kept = ".work" if "goes on" in said else "nothing"
     left = [path for path in place.out.iterdir() if not path.name.endswith(kept)]
+    if command in OF_STAGES:
+        faults += half_visible(place.out / "o")
+        left = [path for path in left if path.name != "o"]
     stands = files(place.out) == place.whole  # the signal came behind the end, when the summary was to be printed
     faults += [f"left {path.name}" for path in left if path.name.startswith(".") or not stands]
     faults += [f"left {path.name} in TMPDIR" for path in place.scratch.iterdir()]

@@ -27,7 +27,7 @@ from mmcompress.lock import locked
 from mmcompress.manifest import Kind, hash_json
 from mmcompress.places import MANIFEST, check_place, writing
 from mmcompress.progress import say, track
-from mmcompress.publish import drop_work_of, keep_work_of, kept_if_used, link, tidy, work_of
+from mmcompress.publish import link, tidy, work_of, working
 from mmcompress.runtime.encoder import Encoder
 from mmcompress.runtime.growth import Growth
 from mmcompress.runtime.imageindex import (
@@ -94,10 +94,8 @@ def index(encoder: Encoder, images: str, out: Path, source: str) -> Indexed:
         before = standing.artifact.digest if standing is not None else None
         key = hash_json([STAGE, digest_of_model(encoder.artifact), encoder.precisions["image"], __version__, before])
         work = work_of(out)
-        with writing(out), kept_if_used(work):
-            keep_work_of(work, key)
+        with writing(out), working(work, key):
             made = _grown(encoder, images, out, source, standing, work, key)
-            drop_work_of(work, key)
     return made
 
 

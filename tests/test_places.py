@@ -23,7 +23,7 @@ from mmcompress.manifest import Kind
 from mmcompress.measure.explain.picture import save
 from mmcompress.pack import pack
 from mmcompress.places import CACHE, LONGEST_NAME, check_place, writing
-from mmcompress.publish import KEY, check_beside, drop_work_of, keep_work_of, tidy
+from mmcompress.publish import KEY, check_beside, drop_work_of, keep_work_of, tidy, working
 
 
 def made(path: Path) -> Artifact:
@@ -275,6 +275,26 @@ def test_a_folder_of_the_name_that_an_artifact_is_moved_to_is_refused_at_once(tm
     with pytest.raises(UsageError, match=r"\.a\.old exists and mmcompress did not write it"):
         made(tmp_path / "a")
     assert (tmp_path / ".a.old" / "mine").exists() and Artifact.open(tmp_path / "a").digest
+
+
+@pytest.mark.parametrize("at", ["before anything is done", "while it is removed"])
+def test_a_signal_leaves_no_work_that_nothing_goes_on_from(
+    tmp_path: Path, at: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also when its artifact stands already, and what led to it is being removed."""
+    work, unlink = tmp_path / ".a.work", os.unlink
+
+    def stopped(path: Any, **named: Any) -> None:
+        monkeypatch.setattr(os, "unlink", unlink)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), working(work, "one"):
+        assert (work / KEY).read_text() == "one"
+        if at == "before anything is done":
+            raise KeyboardInterrupt
+        (work / "state").touch()
+        monkeypatch.setattr(os, "unlink", stopped)
+    assert not work.exists()
 
 
 def test_work_to_go_on_from_is_dropped_with_its_mark_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -159,12 +159,18 @@ def drop_work_of(work: Path, key: str) -> None:
 
 
 @contextmanager
-def kept_if_used(work: Path) -> Iterator[None]:
-    """A stage that fails before there is a state to go on with leaves no work folder."""
+def working(work: Path, key: str) -> Iterator[None]:
+    """The folder of what a run goes on from: gone when its artifact stands, and where nothing is in it yet."""
+    stands = False
     try:
+        keep_work_of(work, key)
         yield
-    except BaseException:
-        if work.is_dir() and all(path.name == KEY for path in work.iterdir()):
+        stands = True
+        drop_work_of(work, key)
+    except BaseException:  # of a signal, too, which may come while it goes
+        if stands:
+            drop_work_of(work, key)
+        elif work.is_dir() and all(path.name == KEY for path in work.iterdir()):
             shutil.rmtree(work, ignore_errors=True)
         raise
 

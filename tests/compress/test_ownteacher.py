@@ -238,7 +238,7 @@ def build():
 
 
 def test_what_the_recorder_imports_keeps_its_own_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """ONNX Runtime maps the database of its telemetry as it is imported, where a user lets it, and it always changes."""
+    """ONNX Runtime maps the database of its telemetry as it is imported, if it is let, and it always changes."""
     (tmp_path / "database").write_bytes(b"1")
     (tmp_path / "later.db-shm").write_bytes(b"1")
     (tmp_path / "weights").write_bytes(b"1")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import re
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -34,7 +35,9 @@ def test_importing_onnxruntime_starts_no_telemetry(tmp_path: Path) -> None:
     """It would keep a database in the home folder and a session among the temporary files, and report to its maker."""
     (tmp_path / "home").mkdir()
     (tmp_path / "temporary").mkdir()
-    code = "from mmcompress.runtime.onnxruntime import onnxruntime_module\nonnxruntime_module().get_available_providers()"
+    code = (
+        "from mmcompress.runtime.onnxruntime import onnxruntime_module\nonnxruntime_module().get_available_providers()"
+    )
     unset = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
     places = {"HOME": str(tmp_path / "home"), "TMPDIR": str(tmp_path / "temporary")}
     subprocess.run([sys.executable, "-c", code], env={**unset, "PYTHONDONTWRITEBYTECODE": "1", **places}, check=True)

@@ -29,7 +29,7 @@ from mmcompress.pipeline.recipe import Recipe
 from mmcompress.pipeline.together import run_on_all
 from mmcompress.places import MANIFEST, check_name, check_place, writing
 from mmcompress.progress import RUNNING, say
-from mmcompress.publish import aside_of, draft_of, drop_work_of, keep_work_of, kept_if_used, tidy, work_of
+from mmcompress.publish import aside_of, draft_of, drop_work_of, tidy, work_of, working
 from mmcompress.stages import Job, Stage
 
 STRICT = "strict"
@@ -178,21 +178,18 @@ def _made_or_reused(
         say(stage.name, out.name, "reused", turn)
         return reused
     stage.refuse_impossible(built, sources)
-    with writing(out):
-        keep_work_of(work, key)
     say(stage.name, out.name, RUNNING, turn)
     start = time.monotonic()
     said, standing = _said(built), out if (out / MANIFEST).is_file() else None
     with (
         writing(out),
         _stopped_with_a_word(stage, out.name, work),
-        kept_if_used(work),
+        working(work, key),
         Artifact.create(out, kind=stage.produces, stage=stage.name, key=key, config=said, parents=parents) as draft,
     ):
         run_on_all(stage, Job(built, sources, gathered, draft, out.name, work, standing), key)
         if found := {**draft.facts.get(READ, {}), **revisions(built)}:
             draft.facts[READ] = found
-    drop_work_of(work, key)
     if stage.produces is Kind.EMBEDDINGS:
         Artifact(out, read_manifest(out / MANIFEST)).remember()
     say(stage.name, out.name, f"done in {time.monotonic() - start:.1f} s")
