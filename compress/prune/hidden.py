@@ -19,6 +19,7 @@ from mmcompress.compress.prune.allocation import Choice, floor_cost
 from mmcompress.compress.prune.sizes import Levels, below_the_floor, check_reachable, interpolated, sizes_within
 from mmcompress.convblocks import AttentionBlock, FusedBlock, UniversalBlock, outputs_of
 from mmcompress.convnet import ConvConfig
+from mmcompress.errors import UsageError
 
 STREAM_MULTIPLE = 8
 """Channels between blocks are kept in multiples of this, as published towers have them."""
@@ -94,14 +95,21 @@ def streams_of(tower: ConvConfig) -> list[tuple[int, int]]:
     return found
 
 
+def stream_channels(tower: ConvConfig) -> list[int]:
+    """The channels of each stream, the stem's first."""
+    places = zip(streams_of(tower), tower.placed(), strict=True)
+    channels = {0: tower.stem} | {behind: outputs_of(block, inputs) for (_, behind), (_, block, inputs, _) in places}
+    return [*channels.values()]
+
+
 def stream_widths(tower: ConvConfig, share: float, multiple: int) -> list[int]:
     """The share of each stream's channels, the stem's first, in multiples, one multiple at least.
 
     Where rounding would make a residual block of one that is none, the channels that it gives stay as they are.
     """
-    places = list(zip(streams_of(tower), tower.placed(), strict=True))
-    channels = {0: tower.stem} | {behind: outputs_of(block, inputs) for (_, behind), (_, block, inputs, _) in places}
-    widths = [min(full, max(multiple, round(full * share / multiple) * multiple)) for full in channels.values()]
+    channels = stream_channels(tower)
+    widths = [min(full, max(multiple, round(full * share / multiple) * multiple)) for full in channels]
+    places = zip(streams_of(tower), tower.placed(), strict=True)
     for (before, behind), (_, block, _, _) in places:
         if before != behind and block.residual(outputs_of(block, 0)) and widths[before] == widths[behind]:
             widths[behind] = channels[behind]
@@ -195,6 +203,16 @@ def check_hidden_share(config: DualEncoderConfig, tower: ConvConfig, kind: str, 
     floor = hidden_floor(config, tower, kind, multiple)
     if share < floor:
         raise below_the_floor(f"the {kind} of the image tower", share, floor)
+
+
+def check_channel_multiple(tower: ConvConfig, multiple: int) -> None:
+    """Raise UsageError for a multiple that no bottleneck has, so that nothing would be pruned."""
+    most = max(hidden_of_blocks(tower).values(), default=0)
+    if multiple > most:
+        raise UsageError(
+            f"channel_multiple {multiple} is more than the {most} hidden channels of the largest bottleneck",
+            "give 8 or 16, which backends like",
+        )
 
 
 def check_hidden_latency(config: DualEncoderConfig, tower: ConvConfig, share: float, multiple: int) -> None:
