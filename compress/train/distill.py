@@ -109,7 +109,7 @@ def distill(job: Job[DistillConfig]) -> None:
             sentences=True,
         )
         settle = settling(model, pairs.stream, config.optimizer.batch, here)
-        grown_after = max(config.deepens, config.growing)
+        grown_after = max(config.deepens, config.grows)
 
         def loss_of(batch: TrainingBatch, done: float) -> Mapping[str, Tensor]:
             assert batch.teacher is not None
