@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
 
 from mmcompress.artifact import Artifact
 from mmcompress.compress.train.augment import normalized, pixels_of_views
@@ -44,6 +46,7 @@ class Scorer:
         preprocessing, text = checkpoint.preprocessing, checkpoint.tokenizer
         assert preprocessing is not None and text is not None
         shown = list(batches(DATA[data][1], preprocessing, batch=64))
+        self.side = preprocessing.size
         self.pixels = [
             normalized(torch.from_numpy(b.pixels).permute(0, 3, 1, 2).float() / 255, preprocessing) for b in shown
         ]
@@ -61,9 +64,15 @@ class Scorer:
         self.asked = np.isin(self.images, self.owner)
         self.best = self._similarities(dual_encoder_from_checkpoint(checkpoint.path, checkpoint.model)).argmax(axis=1)
 
+    def images_of(self, model: DualEncoder) -> Tensor:
+        """Embeddings of the validation images, at the side that the model reads."""
+        side = model.config.image.image_size
+        shown = (interpolate(part, (side, side), mode="bicubic", antialias=True) for part in self.pixels)
+        return torch.cat([model.encode_image(part) for part in (self.pixels if side == self.side else shown)])
+
     @torch.no_grad()
     def _similarities(self, model: DualEncoder) -> np.ndarray:
-        images = torch.cat([model.encode_image(part) for part in self.pixels])
+        images = self.images_of(model)
         texts = torch.cat([model.encode_text(part) for part in self.tokens.split(256)])
         return (images @ texts.T).numpy()
 
@@ -104,7 +113,7 @@ class DrawnScorer(Scorer):
     def _similarities(self, model: DualEncoder) -> np.ndarray:
         if not hasattr(self, "texts"):
             return super()._similarities(model)
-        return (torch.cat([model.encode_image(part) for part in self.pixels]) @ self.texts.T).numpy()
+        return (self.images_of(model) @ self.texts.T).numpy()
 
     def both(self, model: DualEncoder) -> dict[str, float]:
         """The figures as drawings are, and behind `drawn` those of their views."""

@@ -18,9 +18,9 @@ from mmcompress.compress.identity import READ, changed_since, local_place, model
 from mmcompress.compress.int8.given import check_keep, check_same_blocks, check_same_weights
 from mmcompress.compress.openclip import check_open_clip, check_open_clip_weights
 from mmcompress.compress.ownteacher import check_has_towers, check_own
-from mmcompress.compress.prune.hidden import check_hidden_share
+from mmcompress.compress.prune.hidden import check_channel_multiple, check_hidden_share
 from mmcompress.compress.prune.latency_target import check_latency
-from mmcompress.compress.prune.prune import prunable_towers
+from mmcompress.compress.prune.prune import check_width, prunable_towers
 from mmcompress.compress.prune.sizes import check_share
 from mmcompress.compress.train.computing import check_parts
 from mmcompress.compress.train.pair import pair_config, pair_preprocessing
@@ -168,6 +168,7 @@ def check_prune(config: PruneConfig, sources: Sources) -> None:
 
 def fits_prune(config: PruneConfig, model: DualEncoderConfig, _: Sources) -> None:
     towers = prunable_towers(model, config)
+    check_width(model, config)
     if "image" in towers and isinstance(model.image, ConvConfig):
         _check_bottlenecks(config, model, model.image)
     elif "channel_multiple" in config.model_fields_set:
@@ -196,6 +197,8 @@ def _check_bottlenecks(config: PruneConfig, model: DualEncoderConfig, tower: Con
             f"{min(unused)} is of transformer blocks, and this image tower is convolutional",
             "say mlp, the share of the hidden channels, and channel_multiple",
         )
+    if "channel_multiple" in config.model_fields_set:
+        check_channel_multiple(tower, config.channel_multiple)
     if config.target is not None and config.target[0] != "latency":
         check_hidden_share(model, tower, *config.target, config.channel_multiple)
 

@@ -91,14 +91,21 @@ def streams_of(tower: ConvConfig) -> list[tuple[int, int]]:
     return found
 
 
+def stream_channels(tower: ConvConfig) -> list[int]:
+    """The channels of each stream, the stem's first."""
+    places = zip(streams_of(tower), tower.placed(), strict=True)
+    channels = {0: tower.stem} | {behind: outputs_of(block, inputs) for (_, behind), (_, block, inputs, _) in places}
+    return [*channels.values()]
+
+
 def stream_widths(tower: ConvConfig, share: float, multiple: int) -> list[int]:
     """The share of each stream's channels, the stem's first, in multiples, one multiple at least.
 
     Where rounding would make a residual block of one that is none, the channels that it gives stay as they are.
     """
-    places = list(zip(streams_of(tower), tower.placed(), strict=True))
-    channels = {0: tower.stem} | {behind: outputs_of(block, inputs) for (_, behind), (_, block, inputs, _) in places}
-    widths = [min(full, max(multiple, round(full * share / multiple) * multiple)) for full in channels.values()]
+    channels = stream_channels(tower)
+    widths = [min(full, max(multiple, round(full * share / multiple) * multiple)) for full in channels]
+    places = zip(streams_of(tower), tower.placed(), strict=True)
     for (before, behind), (_, block, _, _) in places:
         if before != behind and block.residual(outputs_of(block, 0)) and widths[before] == widths[behind]:
             widths[behind] = channels[behind]
@@ -175,6 +182,16 @@ def hidden_within(
 def check_hidden_share(config: DualEncoderConfig, tower: ConvConfig, kind: str, share: float, multiple: int) -> None:
     """Raise UsageError where even the smallest bottlenecks cost more than the share of the tower."""
     check_floor(f"the {kind} of the image tower", share, hidden_floor(config, tower, kind, multiple))
+
+
+def check_channel_multiple(tower: ConvConfig, multiple: int) -> None:
+    """Raise UsageError for a multiple that no bottleneck has, so that nothing would be pruned."""
+    most = max(hidden_of_blocks(tower).values(), default=0)
+    if multiple > most:
+        raise UsageError(
+            f"channel_multiple {multiple} is more than the {most} hidden channels of the largest bottleneck",
+            "give 8 or 16, which backends like",
+        )
 
 
 def check_floor(what: str, share: float, floor: float) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 
 from torch import Tensor
 
-from mmcompress.architecture import NEVER_COMPRESSED, DualEncoderConfig, TowerConfig
+from mmcompress.architecture import NEVER_COMPRESSED, AnyImageConfig, DualEncoderConfig, TextConfig, TowerConfig
 from mmcompress.compress.prune.bottlenecks import hidden_errors, shrunk_bottlenecks
 from mmcompress.compress.prune.harm import measured_errors
 from mmcompress.compress.prune.hidden import (
@@ -27,6 +27,7 @@ from mmcompress.compress.prune.hidden import (
     hidden_choices,
     hidden_cost,
     hidden_within,
+    stream_channels,
     stream_widths,
     uniform_hidden,
 )
@@ -116,6 +117,24 @@ def prunable_towers(model: DualEncoderConfig, config: PruneConfig) -> list[Tower
             'prune the image tower: --set towers=["image"]',
         )
     return towers
+
+
+def check_width(model: DualEncoderConfig, config: PruneConfig) -> None:
+    """Raise UsageError where a share of the width rounds to no multiple even where a tower is widest."""
+    if config.width == 1:
+        return
+    for name in prunable_towers(model, config):
+        tower: AnyImageConfig | TextConfig = getattr(model, name)
+        if isinstance(tower, ConvConfig):
+            full, multiple = max(stream_channels(tower)), config.width_multiple or STREAM_MULTIPLE
+        else:
+            full, multiple = tower.width, config.width_multiple or tower.head_dim
+        if 2 * full * config.width < multiple:
+            raise UsageError(
+                f"width: {config.width:g} of the {full} channels of the {name} tower is nearer to none than to"
+                f" {multiple}, and they are kept in multiples of {multiple}",
+                f"ask for {multiple / full:.2g} or more" if multiple < full else "ask for a smaller width_multiple",
+            )
 
 
 def two_four_modules(model: DualEncoder) -> tuple[list[str], list[str]]:

@@ -18,7 +18,7 @@ from mmcompress.artifact import Artifact
 from mmcompress.compress.sizing.candidates import Candidate, candidates, tower_of
 from mmcompress.compress.sizing.costs import EMBED_DIM, predicted_ms, timed
 from mmcompress.compress.sizing.document import COSTS, SIZING, CostsDocument, SizedRow, SizingDocument
-from mmcompress.compress.sizing.work import Family, family_of
+from mmcompress.compress.sizing.work import Family, family_of, work_of
 from mmcompress.config import SizeConfig
 from mmcompress.errors import UsageError
 from mmcompress.progress import say
@@ -109,6 +109,12 @@ def weighed(costs: CostsDocument, config: SizeConfig) -> list[Weighed]:
     found = []
     for candidate in candidates(config.image_size, config.image_sizes or None):
         tower = tower_of(candidate)
+        family = costs.families.get(family_of(tower))
+        if family is None or not work_of(tower, EMBED_DIM).keys() <= family.ns_of.keys():
+            raise UsageError(
+                f"the table of latencies lacks a kind of work that {candidate.name} does: it is of other towers",
+                f"measure one of this size: mmcompress bench --blocks --image-size {config.image_size} --out TABLE",
+            )
         found.append(Weighed(candidate, tower, capacity_of(tower), predicted_ms(costs, tower)))
     if not found:
         raise UsageError(

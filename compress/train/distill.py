@@ -109,6 +109,7 @@ def distill(job: Job[DistillConfig]) -> None:
             sentences=True,
         )
         settle = settling(model, pairs.stream, config.optimizer.batch, here)
+        grown_after = max(config.deepens, config.growing)
 
         def loss_of(batch: TrainingBatch, done: float) -> Mapping[str, Tensor]:
             assert batch.teacher is not None
@@ -144,7 +145,7 @@ def distill(job: Job[DistillConfig]) -> None:
             pairs=pairs.count,
             world=here,
             work=job.work,
-            watch=watch_of(model, draft, config.data, config.watch, config.optimizer.batch, here, settle),
+            watch=watch_of(model, draft, config.data, config.watch, config.optimizer.batch, here, settle, grown_after),
             what=f"distilling {job.name}",
         )
         settle()

@@ -166,7 +166,7 @@ def finetune(job: Job[FinetuneConfig]) -> None:
                 True,
                 config.watch.patience,
                 judge.figure,
-                settling(model, pairs.stream, batch, here),
+                settle=settling(model, pairs.stream, batch, here),
             ),
             what=f"fine-tuning {job.name}",
             scales=layer_scales(trained, model.config, config.layer_decay),

@@ -21,7 +21,7 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
@@ -33,7 +33,7 @@ from mmcompress.compress.train.augment import GIVEN
 from mmcompress.compress.train.chunks import Given, read_chunk, write_chunk
 from mmcompress.compress.train.plan import Plan, fill, missing_chunks, taken_over
 from mmcompress.config import ImportEmbeddingsConfig
-from mmcompress.data.given import A_VIEW, OPERATIONS
+from mmcompress.data.given import A_VIEW, MAGNITUDES, OPERATIONS
 from mmcompress.data.parsing import different
 from mmcompress.data.reading import Listed
 from mmcompress.data.sections import Section, counts, sections
@@ -48,6 +48,8 @@ from mmcompress.strictjson import json_from_text
 
 _CHUNK = 512
 """Samples in a file, at most."""
+_PIXELS = 2**16
+"""More than a side has, and than any magnitude."""
 _SUFFIXES = ("txt", "syn.json", "paug.json", "npz", "pth.gz")
 _UNREADABLE = (ValueError, KeyError, TypeError, OSError, EOFError, RuntimeError, zlib.error, zipfile.BadZipFile)
 
@@ -153,7 +155,10 @@ def _embeddings(files: Mapping[str, bytes | None]) -> tuple[Tensor, Tensor]:
             raise ValueError("the pth.gz holds more than tensors, or is damaged") from error
     else:
         raise ValueError("it has neither npz nor pth.gz")
-    images, texts = (torch.as_tensor(found[name]).float() for name in ("image_emb", "text_emb"))
+    images, texts = (torch.as_tensor(found[name]) for name in ("image_emb", "text_emb"))
+    if not (images.is_floating_point() and texts.is_floating_point()):
+        raise ValueError(f"embeddings are {images.dtype} and {texts.dtype}, and no floating-point numbers")
+    images, texts = images.float(), texts.float()
     for side in (images, texts):
         norms = side.norm(dim=-1, keepdim=True)
         if side.ndim != 2 or side.shape[1] != images.shape[-1]:
@@ -166,19 +171,35 @@ def _embeddings(files: Mapping[str, bytes | None]) -> tuple[Tensor, Tensor]:
 
 def _views(stated: Any) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
     """[[box, operations], …] -> (V, 4) and (V, A_VIEW, 2)"""
+    if not isinstance(stated, list):
+        raise ValueError(f"param_aug is {stated!r}, and no list of views")
     boxes = np.zeros((len(stated), 4), np.int32)
     operations = np.zeros((len(stated), A_VIEW, 2), np.float32)
     for row, view in enumerate(stated):
-        if not isinstance(view, list) or len(view) != 2 or len(view[0]) != 4 or len(view[1] or []) > A_VIEW:
+        box, operated = view if isinstance(view, list) and len(view) == 2 else (None, None)
+        operated = [] if operated is None else operated
+        if not _has_numbers(box, 4) or not isinstance(operated, list) or len(operated) > A_VIEW:
             raise ValueError(
                 f"its view {row} is {view!r}, and only a crop and up to {A_VIEW} operations are made again"
             )
-        boxes[row] = view[0]
-        for number, (operation, magnitude) in enumerate(view[1] or []):
-            if operation not in range(len(OPERATIONS)):
-                raise ValueError(f"its view {row} has an operation {operation!r}; they are numbered 0 to 13")
-            operations[row, number] = operation, magnitude
+        if any(number != int(number) or not 0 <= number < _PIXELS for number in box) or min(box[2:]) < 1:
+            raise ValueError(f"its view {row} is the crop {box!r}; top, left, height and width are whole pixels")
+        boxes[row] = box
+        for number, operation in enumerate(operated):
+            if not _has_numbers(operation, 2):
+                raise ValueError(f"its view {row} has an operation {operation!r}, and no number and magnitude")
+            if operation[0] not in range(len(OPERATIONS)):
+                raise ValueError(f"its view {row} has an operation {operation[0]!r}; they are numbered 0 to 13")
+            least, most = MAGNITUDES.get(OPERATIONS[int(operation[0])], (-_PIXELS, _PIXELS))
+            if not least <= operation[1] <= most:
+                raise ValueError(f"its view {row} has an operation {operation!r} whose magnitude there is not")
+            operations[row, number] = operation
     return boxes, operations
+
+
+def _has_numbers(found: Any, count: int) -> TypeGuard[list[float]]:
+    """Whether it is a list of so many numbers."""
+    return isinstance(found, list) and len(found) == count and all(type(number) in (int, float) for number in found)
 
 
 def _write(path: Path, samples: Sequence[Listed], beside: Sequence[_Reinforced]) -> None:

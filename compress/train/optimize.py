@@ -140,7 +140,7 @@ def optimize(
                 _tell_of_skipped(at, batch, figures.loss, config.max_skipped, world, what)
             at.step += 1
             if watch and watch.due(at.step, steps):
-                watch.look(at, trained, average, best, world)
+                watch.look(at, steps, trained, average, best, world)
             if stop:
                 states.write_now(at, tensors)
                 raise StoppedError(

@@ -20,7 +20,7 @@ from typing import Any
 from torch import Tensor
 
 from mmcompress.config import StudentConfig, TeacherConfig
-from mmcompress.convnames import COUNTER, conv_entries
+from mmcompress.convnames import COUNTER, VARIANCE, conv_entries
 from mmcompress.convnet import ConvConfig
 from mmcompress.convtower import ConvTower
 from mmcompress.errors import CorruptInputError, UsageError, suggestion
@@ -76,17 +76,21 @@ def read_published(folder: Path) -> Published:
         )
     if architecture not in ARCHITECTURES:
         raise UsageError(f"{path}: a student cannot be a {architecture!r}", suggestion(architecture, ARCHITECTURES))
-    options = {"global_pool": said.get("global_pool", "avg"), **(said.get("model_args") or {})}
+    arguments, given = said.get("model_args") or {}, said.get("pretrained_cfg") or said  # older: its keys on top
+    for key, found in (("model_args", arguments), ("pretrained_cfg", given)):
+        if not isinstance(found, dict):
+            raise CorruptInputError(f"{path}: {key} is {found!r}, expected an object", _RESTORE)
+    options = {"global_pool": said.get("global_pool", "avg"), **arguments}
     options.pop("num_classes", None)  # of the classifier, which is left out
     other = [f"{key} = {value!r}" for key, value in options.items() if _COMPUTED.get(key) != value]
     if other:
         raise UsageError(f"{path}: {other[0]} is not computed here", "give one that was made without it")
-    given = said.get("pretrained_cfg") or said  # older files have its keys on top
     sizes = given.get("input_size")
-    if not isinstance(sizes, list) or len(sizes) != 3 or sizes[0] != 3 or sizes[1] != sizes[2]:
+    whole = isinstance(sizes, list) and all(type(size) is int and size > 0 for size in sizes)
+    if not whole or len(sizes) != 3 or sizes[0] != 3 or sizes[1] != sizes[2]:
         raise CorruptInputError(f"{path}: input_size is {sizes!r}, expected 3 channels and a square", _RESTORE)
     mean, std = (_colour(given, key, path) for key in ("mean", "std"))
-    return Published(folder, ARCHITECTURES[architecture], int(sizes[1]), mean, std)
+    return Published(folder, ARCHITECTURES[architecture], sizes[1], mean, std)
 
 
 def load_published(tower: ConvTower, config: ConvConfig, found: Published) -> None:
@@ -105,8 +109,12 @@ def load_published(tower: ConvTower, config: ConvConfig, found: Published) -> No
     state: Mapping[str, Tensor] = read_entries(entries, floats, str(found.folder))
     if (broken := first_not_finite(floats.items())) is not None:
         raise not_finite(found.folder, broken)
+    for name, x in floats.items():
+        if name.endswith(VARIANCE) and float(x.min()) < 0:
+            raise CorruptInputError(f"{found.folder}: tensor {name!r} has a negative variance", _RESTORE)
     tower.load_state_dict({**state, "projection.weight": tower.projection.weight.detach()}, strict=True)
-    left = f"; the classifier of {len(tensors[classifier[0]])} classes is left out" if classifier else ""
+    classes = next((x.shape[0] for name in classifier if (x := tensors[name]).ndim), 0)
+    left = f"; the classifier of {classes} classes is left out" if classes else ""
     say("", "student", f"published weights of {found.preset}{left}")
 
 

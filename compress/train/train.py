@@ -61,6 +61,7 @@ def train(job: Job[TrainConfig]) -> None:
             augment=config.augment,
         )
         settle = settling(model, pairs.stream, config.optimizer.batch, here)
+        grown_after = max(config.deepens, config.grows)
         anchors = guide.anchors(config.anchors, here.device) if guide is not None else None
         decay = 1.0 if config.towers is None else config.towers.layer_decay
         scales = layer_scales([name for name, _ in model.named_parameters()], model.config, decay)
@@ -90,7 +91,7 @@ def train(job: Job[TrainConfig]) -> None:
             pairs=pairs.count,
             world=here,
             work=job.work,
-            watch=watch_of(model, draft, config.data, config.watch, config.optimizer.batch, here, settle),
+            watch=watch_of(model, draft, config.data, config.watch, config.optimizer.batch, here, settle, grown_after),
             what=f"training {job.name}",
             scales=scales,
         )

@@ -45,6 +45,9 @@ class Watch:
     """Measurements in a row without a higher one after which training is over."""
     figure: Figure = "r10"
     """What is measured; R@10 is the mean of both ways."""
+    grown: float = 0.0
+    """Share of the steps, the first ones, in which images or towers still grow. No patience is lost then: a run that
+    ended there would leave blocks that were never trained."""
     settle: Settle = lambda: None
     """Makes what follows from the weights fit them, before each measurement."""
 
@@ -57,6 +60,7 @@ class Watch:
     def look(
         self,
         at: Position,
+        steps: int,
         trained: Mapping[str, Tensor],
         average: Mapping[str, Tensor],
         best: Mapping[str, Tensor],
@@ -70,7 +74,7 @@ class Watch:
                 at.best, at.best_step, at.since_best = measured, at.step, 0
                 for name, kept in best.items():
                     kept.copy_(trained[name])
-            else:
+            elif at.step > self.grown * steps:
                 at.since_best += 1
         if here.rank == 0:
             before = f", the best {percent(at.best)} after {at.best_step}" if at.best_step != at.step else ""
@@ -85,8 +89,10 @@ def watch_of(
     batch: int,
     here: World,
     settle: Settle,
+    grown: float,
 ) -> Watch | None:
-    """What the config asks for, on the first `config.samples` plain pairs of the validation data."""
+    """What the config asks for, on the first `config.samples` plain pairs of the validation data, of a run in which
+    images or towers grow for such a share of the steps."""
     if config.steps is None or data.validation is None:
         return None
     spec = data.validation
@@ -99,7 +105,7 @@ def watch_of(
         model.train()
         return (shares["i2t_r10"] + shares["t2i_r10"]) / 2
 
-    return Watch(measure, config.steps, config.keep_best, config.patience, settle=settle)
+    return Watch(measure, config.steps, config.keep_best, config.patience, grown=grown, settle=settle)
 
 
 @torch.no_grad()

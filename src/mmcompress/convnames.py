@@ -15,7 +15,9 @@ from mmcompress.towerparts import Product
 
 COUNTER = "num_batches_tracked"
 """The end of the name of a tensor of timm's that no tower here has."""
-_BATCH_NORM = {"weight": "weight", "bias": "bias", "mean": "running_mean", "variance": "running_var"}
+VARIANCE = "running_var"
+"""The end of the name of what a BatchNorm divides by, squared."""
+_BATCH_NORM = {"weight": "weight", "bias": "bias", "mean": "running_mean", "variance": VARIANCE}
 _FUSED = {"expand": ("conv_exp", "bn1"), "project": ("conv_pwl", "bn2")}
 _UNIVERSAL = {"start": "dw_start", "expand": "pw_exp", "middle": "dw_mid", "project": "pw_proj"}
 

@@ -183,7 +183,7 @@ def working(work: Path, key: str) -> Iterator[None]:
     except BaseException:  # of a signal, too, which may come while it goes
         if stands:
             drop_work_of(work, key)
-        elif work.is_dir() and all(path.name == KEY for path in work.iterdir()):
+        elif work.is_dir() and all(path.is_dir() or path == work / KEY for path in work.rglob("*")):
             shutil.rmtree(work, ignore_errors=True)
         raise
 

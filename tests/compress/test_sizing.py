@@ -145,6 +145,16 @@ def test_a_table_of_another_runtime_is_refused(tmp_path: Path) -> None:
         check_size(SizeConfig(target_ms=0.001), {"costs": costs})
 
 
+def test_a_table_that_lacks_work_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"lacks a kind of work that mnv4-hm at 224 px") as caught:
+        sized(table(64), SizeConfig(target_ms=6.0, image_size=224), here=False)  # without attention, it cost nothing
+    assert "--image-size 224" in caught.value.hint
+    half = table()
+    half = half.model_copy(update={"families": {"transformer": half.families["transformer"]}})
+    with pytest.raises(UsageError, match="lacks a kind of work that mnv4-s at"):
+        sized(half, SizeConfig(target_ms=6.0), here=False)
+
+
 @pytest.mark.parametrize(("said", "ms"), [("3ms", 3.0), ("800us", 0.8), (" 0.01s ", 10.0)])
 def test_times_of_one_image(said: str, ms: float) -> None:
     assert milliseconds(said) == pytest.approx(ms)

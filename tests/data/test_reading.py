@@ -233,7 +233,22 @@ def test_a_program_that_fails_is_a_broken_shard(tmp_path: Path) -> None:
     path = shkey(shard(tmp_path / "x.tar", 5))
     found = readable(f"pipe:cat {path}; exit 7", tmp_path / "bad.txt")
     assert len(found) == 4  # the last one might have been cut short
-    assert "exit 7" in (tmp_path / "bad.txt").read_text()
+    said = (tmp_path / "bad.txt").read_text()
+    assert "its program failed with exit 7" in said and "shell" not in said
+
+
+@pytest.mark.parametrize("cut", ["exit 7", "head -c 1500 {path}; exit 7", "head -c 700 {path}; exit 7"])
+def test_a_program_that_fails_early_says_so(tmp_path: Path, cut: str) -> None:
+    """And not that its tar ends too early."""
+    program = cut.format(path=shkey(shard(tmp_path / "x.tar", 5)))
+    with pytest.raises(CorruptInputError, match="its program failed with exit 7"):
+        readable(f"pipe:{program}", bad=0)
+
+
+def test_a_program_that_ends_well_with_half_a_tar_is_a_broken_shard(tmp_path: Path) -> None:
+    path = shkey(shard(tmp_path / "x.tar", 5))
+    with pytest.raises(CorruptInputError, match="unexpected end of data"):
+        readable(f"pipe:head -c 1500 {path}", bad=0)
 
 
 def test_too_many_bad_samples(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

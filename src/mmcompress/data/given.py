@@ -23,6 +23,8 @@ OPERATIONS = (
     *("Sharpness", "Posterize", "Solarize", "AutoContrast", "Equalize"),
 )
 """In the order in which they are numbered."""
+MAGNITUDES = {"Posterize": (0, 8)}
+"""The least and the largest magnitude of those that do not take any: bits that are left."""
 A_VIEW = 2
 """Operations a view; fewer are filled up with the first one, which does nothing."""
 

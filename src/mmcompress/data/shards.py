@@ -17,7 +17,7 @@ import zlib
 from collections.abc import Collection, Generator, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from typing_extensions import Self
 
@@ -203,9 +203,24 @@ def _opened(shard: str) -> Iterator[IO[bytes]]:
     try:
         # Its own read() gives up what is still in the pipe when the program has failed meanwhile.
         yield getattr(stream, "stream", stream)
+    except (tarfile.TarError, OSError, EOFError):
+        if shard != STDIN and not stream.stream.read(1):  # all that the program had to say: what follows from its end
+            _close(stream)
+        with suppress(OSError):
+            stream.close()
+        raise
     except BaseException:
         with suppress(OSError):  # the program was cut off, so its exit status says nothing
             stream.close()
         raise
-    if shard != STDIN:
-        stream.close()  # raises where the program failed
+    if shard == STDIN:
+        return
+    _close(stream)
+
+
+def _close(program: Any) -> None:
+    """Raise OSError where the program of a pipe failed: webdataset's has the arguments of subprocess for a message."""
+    try:
+        program.close()
+    except OSError as error:
+        raise OSError(f"its program failed with exit {program.status}") from error

@@ -7,10 +7,13 @@ import torch
 from tiny_conv import IMAGE, conv_model, conv_pixels, uib
 from torch import Tensor
 
+from mmcompress.compress.early import fits_prune
 from mmcompress.compress.prune.hidden import stream_widths, streams_of, with_streams
 from mmcompress.compress.prune.streams import narrowed_streams
+from mmcompress.config import PruneConfig
 from mmcompress.convnet import ConvConfig
 from mmcompress.convtower import BatchNorm, ConvTower
+from mmcompress.errors import UsageError
 from mmcompress.model import DualEncoder
 
 STAGES = [
@@ -59,6 +62,23 @@ def test_rounding_makes_no_residual_block_of_one_that_is_none() -> None:
     smaller = with_streams(config, stream_widths(config, 0.5, 16))
     was, now = ([b.residual(i) for _, b, i, _ in tower.placed()] for tower in (config, smaller))
     assert was == now == [False, False, True]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"width": 0.001}, "width: 0.001 of the 32 channels of the image tower is nearer to none than to 8"),
+        ({"width": 0.5, "width_multiple": 4096}, "nearer to none than to 4096, and they are kept in multiples of 4096"),
+        ({"width": 0.001, "towers": ["text"]}, "channels of the text tower is nearer to none"),
+        ({"channel_multiple": 64}, "channel_multiple 64 is more than the 32 hidden channels of the largest bottleneck"),
+    ],
+)
+def test_what_keeps_no_channels_or_all_is_refused(changes: dict[str, object], said: str) -> None:
+    config = PruneConfig.model_validate({"data": {}, **changes})
+    with pytest.raises(UsageError, match=said):
+        fits_prune(config, model_of()[0].config, {})
+    possible = PruneConfig.model_validate({"data": {}, "width": 0.5, "channel_multiple": 32})
+    fits_prune(possible, model_of()[0].config, {})
 
 
 def test_all_channels_give_the_model_itself() -> None:

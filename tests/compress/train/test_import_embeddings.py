@@ -156,6 +156,12 @@ def _zeros() -> bytes:
     return content.getvalue()
 
 
+def _complex() -> bytes:
+    content = io.BytesIO()
+    np.savez(content, image_emb=np.ones((VIEWS, 32), np.complex64), text_emb=np.ones((3, 32)))
+    return content.getvalue()
+
+
 @pytest.mark.parametrize(
     ("changed", "what"),
     [
@@ -168,6 +174,14 @@ def _zeros() -> bytes:
         ({"paug.json": b'{"param_aug": "[[[0, 0, 9, 9], []]]"}'}, "has 1 views, and 3 are embedded"),
         ({"paug.json": b'{"param_aug": [[[0, 0, 9, 9], [], "mixup"]]}'}, "only a crop and up to 2 operations"),
         ({"paug.json": b'{"param_aug": [[[0, 0, 9, 9], [[14, 1.0]]]]}'}, "numbered 0 to 13"),
+        ({"paug.json": b'{"param_aug": [[[0, 0, 1000000000000, 9], []]]}'}, "are whole pixels"),
+        ({"paug.json": b'{"param_aug": [[[0, 0.5, 9, 9], []]]}'}, "are whole pixels"),
+        ({"paug.json": b'{"param_aug": [[[-1, 0, 9, 9], []]]}'}, "are whole pixels"),
+        ({"paug.json": b'{"param_aug": [[[0, 0, 9, 9], [[3, null]]]]}'}, "no number and magnitude"),
+        ({"paug.json": b'{"param_aug": [[[0, 0, 9, 9], [[3, 1e300]]]]}'}, "whose magnitude there is not"),
+        ({"paug.json": b'{"param_aug": [[[0, 0, 9, 9], [[10, 99]]]]}'}, "whose magnitude there is not"),
+        ({"paug.json": b'{"param_aug": 5}'}, "no list of views"),
+        ({"npz": _complex()}, "no floating-point numbers"),
         ({"syn.json": b'{"syn_text": ["one"]}'}, "3 texts are embedded, and there are a caption and 1 synthetic ones"),
         ({"json": b'{"captions": ["more"]}'}, "its caption 'more' is not embedded"),
     ],
@@ -182,7 +196,7 @@ def test_what_is_not_in_the_layout_is_refused_by_sample(
         CorruptInputError, match=f"the sample '0/{1:032x}' is not reinforced as DataCompDR is: .*{what}"
     ):
         standalone.import_embeddings(tmp_path / "e", {"data.train": str(tmp_path / "d"), **GIVEN})
-    assert not (tmp_path / "e").exists()
+    assert {path.name for path in tmp_path.iterdir()} <= {"d", ".e.lock"}, "not even an empty work folder"
 
 
 def test_tables_and_streams_are_refused(tmp_path: Path) -> None:

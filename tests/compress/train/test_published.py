@@ -96,6 +96,11 @@ def test_its_colours_are_its_own(folder: Callable[..., Path]) -> None:
         ({"global_pool": "max", "model_args": None}, UsageError, "global_pool = 'max' is not computed here"),
         ({"pretrained_cfg": {"input_size": [1, 64, 64]}}, CorruptInputError, r"input_size is \[1, 64, 64\]"),
         ({"pretrained_cfg": {"input_size": [3, 64, 64], "mean": MEAN, "std": [0, 1, 1]}}, CorruptInputError, "std is"),
+        ({"pretrained_cfg": {"input_size": [3, 0, 0]}}, CorruptInputError, r"input_size is \[3, 0, 0\]"),
+        ({"pretrained_cfg": {"input_size": [3, 64.5, 64.5]}}, CorruptInputError, r"input_size is \[3, 64.5, 64.5\]"),
+        ({"pretrained_cfg": {"input_size": [3, "64", "64"]}}, CorruptInputError, r"input_size is \[3, '64', '64'\]"),
+        ({"pretrained_cfg": "in1k"}, CorruptInputError, "pretrained_cfg is 'in1k', expected an object"),
+        ({"model_args": ["in_chans"]}, CorruptInputError, r"model_args is \['in_chans'\], expected an object"),
     ],
 )
 def test_folders_of_something_else_are_refused(
@@ -111,6 +116,7 @@ def test_folders_of_something_else_are_refused(
         ({"conv_stem.weight": torch.zeros(32, 3, 5, 5)}, r"conv_stem.weight' has shape \(32, 3, 5, 5\), expected"),
         ({"blocks.2.0.se.weight": torch.zeros(3)}, "unexpected tensor 'blocks.2.0.se.weight'"),
         ({"bn1.weight": torch.full((32,), torch.nan)}, "bn1.weight' has numbers that are NaN"),
+        ({"bn1.running_var": torch.full((32,), -1.0)}, "bn1.running_var' has a negative variance"),
     ],
 )
 def test_weights_that_do_not_belong_are_refused(

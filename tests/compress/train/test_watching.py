@@ -32,8 +32,8 @@ SCORES = {3: 0.2, 6: 0.5, 9: 0.4, 12: 0.5, 15: 0.3}
 class Told:
     """Measures what SCORES say, and remembers the weights that were measured."""
 
-    def __init__(self, keep_best: bool, patience: int | None = None, first: int = 0) -> None:
-        self.keep_best, self.patience = keep_best, patience
+    def __init__(self, keep_best: bool, patience: int | None = None, first: int = 0, grown: float = 0.0) -> None:
+        self.keep_best, self.patience, self.grown = keep_best, patience, grown
         self.at = first
         self.seen: dict[int, dict[str, Tensor]] = {}
 
@@ -43,7 +43,7 @@ class Told:
             self.seen[self.at] = {name: value.clone() for name, value in model.state_dict().items()}
             return SCORES[self.at]
 
-        return Watch(measure, 3, self.keep_best, self.patience)
+        return Watch(measure, 3, self.keep_best, self.patience, grown=self.grown)
 
 
 def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
@@ -85,6 +85,12 @@ def test_the_best_weights_are_kept(tmp_path: Path, capsys: pytest.CaptureFixture
 def test_training_ends_where_it_rises_no_more(tmp_path: Path) -> None:
     found = run(tmp_path, CONFIG, watched=Told(keep_best=False, patience=2))
     assert found.steps_run == 12 and found.metrics["steps"] == 12
+
+
+def test_no_patience_is_lost_while_images_or_towers_grow(tmp_path: Path) -> None:
+    """9 of 15 steps: of the measurements without a better one only those after 12 and 15 count."""
+    assert run(tmp_path / "two", CONFIG, watched=Told(keep_best=False, patience=2, grown=0.6)).steps_run == 15
+    assert run(tmp_path / "one", CONFIG, watched=Told(keep_best=False, patience=1, grown=0.6)).steps_run == 12
 
 
 @pytest.mark.parametrize("stop_after", [4, 7, 11])
