@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import tempfile
 import time
 from pathlib import Path
 
@@ -71,10 +72,10 @@ def layout(threads: int, rounds: int) -> None:
         print(f"| {variant} | {side} | {batch} | {seconds} | {middle:.2f} [{low:.2f}, {high:.2f}] |", flush=True)
 
 
-def run(student: str, embeddings: Path, steps: int, seed: int) -> tuple[Artifact, float]:
+def run(student: str, embeddings: Path, into: Path, steps: int, seed: int) -> tuple[Artifact, float]:
     """A student in a folder of its own, and the processor seconds it took."""
     given = {**TRAINED, "student.source": student, "optimizer.lr": RATES.get(student, 1.2e-3), "seed": seed}
-    out = embeddings.with_name(f"{embeddings.name}-{student}-{steps}-{seed}")
+    out = into / f"{embeddings.name}-{student}-{steps}-{seed}"
     began = time.process_time()
     made = standalone.distill(out, {**given, "optimizer.steps": steps}, embeddings=embeddings)
     return made, time.process_time() - began
@@ -82,7 +83,8 @@ def run(student: str, embeddings: Path, steps: int, seed: int) -> tuple[Artifact
 
 def steps_within(student: str, seconds: float, place: Path) -> int:
     """As many steps as take so many seconds of the processor, by two short runs."""
-    short, long = (run(student, place, n, 0)[1] for n in (8, 24))
+    with tempfile.TemporaryDirectory() as folder:
+        short, long = (run(student, place, Path(folder), n, 0)[1] for n in (8, 24))
     a_step = (long - short) / 16
     besides = short - 8 * a_step
     print(f"{student}: {a_step:.3f} CPU-s a step, {besides:.1f} besides", flush=True)
@@ -98,7 +100,7 @@ def train(work: Path, data: str, students: list[str], seeds: list[int], seconds:
     for seed in seeds:
         for student in students:
             if (student, steps[student], seed) not in runs:
-                made, cpu = run(student, place, steps[student], seed)
+                made, cpu = run(student, place, work, steps[student], seed)
                 row = {"student": student, "steps": steps[student], "seed": seed, "cpu": cpu}
                 runs.add({**row, "macs": made.model.macs, **scorer(model_of(made))})
     runs.table(SCORES)

@@ -31,10 +31,11 @@ from mmcompress.artifact import Artifact
 from mmcompress.compress.prune.bottlenecks import hidden_errors, shrunk_bottlenecks
 from mmcompress.compress.prune.hidden import hidden_choices, hidden_cost, hidden_within, uniform_hidden
 from mmcompress.compress.prune.importance import magnitudes, taylor
+from mmcompress.compress.prune.narrowing import pruned_to_target
 from mmcompress.compress.train.augment import normalized, pixels_of_views
 from mmcompress.compress.train.embeddings import load_embeddings
 from mmcompress.compress.train.pairs import TrainingBatch, training_pairs
-from mmcompress.config import DataConfig
+from mmcompress.config import DataConfig, PruneConfig
 from mmcompress.convnet import ConvConfig
 from mmcompress.convtower import Bottleneck, Convolution, ConvTower
 from mmcompress.data.batches import batches
@@ -191,7 +192,8 @@ def torch_pruning(setting: Setting, share: float, kind: str) -> tuple[nn.Module,
 
 
 def ours(setting: Setting, share: float) -> dict[str, Callable[[], tuple[nn.Module, float]]]:
-    """Our methods: the same share in each bottleneck, and the best bottlenecks for the same MACs."""
+    """Our methods: one share in every bottleneck, the best bottlenecks for the same MACs, and both: channels between
+    blocks beside the best bottlenecks, which is what `prune --target-macs` does."""
     model, inputs = setting.model, [batch.pixels for batch in setting.samples]
     tower = model.config.image
     assert isinstance(tower, ConvConfig)
@@ -202,6 +204,11 @@ def ours(setting: Setting, share: float) -> dict[str, Callable[[], tuple[nn.Modu
         choices = hidden_choices(tower, errors, MULTIPLE, cost)
         sizes = hidden_within(choices, share, base, full, "it")
         pruned = shrunk_bottlenecks(model, sizes, inputs, scores, refitted)
+        return Plain(pruned.image), pruned.config.macs / model.config.macs
+
+    def both(scores: dict[str, Tensor]) -> tuple[nn.Module, float]:
+        asked = PruneConfig(data=DataConfig(), target_macs=share, channel_multiple=MULTIPLE)
+        pruned, _ = pruned_to_target(model, inputs, scores, asked)
         return Plain(pruned.image), pruned.config.macs / model.config.macs
 
     def uniform(scores: dict[str, Tensor], refitted: bool) -> tuple[nn.Module, float]:
@@ -219,8 +226,10 @@ def ours(setting: Setting, share: float) -> dict[str, Callable[[], tuple[nn.Modu
         "Taylor, refitted": lambda: uniform(taylor(model, setting.samples, setting.anchors), True),
         "activation, refitted": lambda: uniform({}, True),
         "activation, refitted, by block": lambda: by_block({}, True),
+        "activation, refitted, both": lambda: both({}),
         "activation, by block": lambda: by_block({}, False),
         "Taylor, refitted, by block": lambda: by_block(taylor(model, setting.samples, setting.anchors), True),
+        "Taylor, refitted, both": lambda: both(taylor(model, setting.samples, setting.anchors)),
         "Taylor, by block": lambda: by_block(taylor(model, setting.samples, setting.anchors), False),
     }
 

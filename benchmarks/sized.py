@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import tempfile
 import time
 from pathlib import Path
 
@@ -44,12 +45,12 @@ def latency(image_size: int, budgets: list[float], backends: list[Backend]) -> N
             print(f"| {backend} | {budget:g} | {chosen.name} | {ms:.3f} | {ms / budget:.2f} |", flush=True)
 
 
-def trained(one: Candidate, place: Path, steps: int, seed: int) -> tuple[float, Artifact]:
+def trained(one: Candidate, place: Path, into: Path, steps: int, seed: int) -> tuple[float, Artifact]:
     """Seconds of the processor, and the student."""
     keys = {f"student.{key}": value for key, value in one.student.model_dump(exclude_defaults=True).items()}
     rate = {"optimizer.lr": RATES[one.preset.partition("-")[0]], "optimizer.steps": steps, "seed": seed}
     name = one.name.replace(" ", "-").replace(",", "")
-    out = place.with_name(f"{place.name}-{name}-{steps}-{seed}")
+    out = into / f"{place.name}-{name}-{steps}-{seed}"
     began = time.process_time()
     made = standalone.distill(out, {**TRAINED, **rate, **keys}, embeddings=place)
     return time.process_time() - began, made
@@ -68,13 +69,16 @@ def ranking(work: Path, data: str, budget: float, seconds: float, seeds: list[in
     times = timed([tower_of(one) for one in chosen], "openvino", "int8", usable_cores())
     runs = Runs(work / f"runs-{data}-{budget}.jsonl", "student", "seed")
     for one, ms in zip(chosen, times, strict=True):
-        short, long = (trained(one, place, steps, 0)[0] for steps in (8, 24))
+        if all((one.name, seed) in runs for seed in seeds):
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            short, long = (trained(one, place, Path(folder), steps, 0)[0] for steps in (8, 24))
         a_step = (long - short) / 16
         steps = round((seconds - short + 8 * a_step) / a_step)
         about = {"student": one.name, "ms": f"{ms:.3f}", "capacity": capacity_of(tower_of(one)) / 1e6, "steps": steps}
         for seed in seeds:
             if (one.name, seed) not in runs:
-                cpu, made = trained(one, place, steps, seed)
+                cpu, made = trained(one, place, work, steps, seed)
                 runs.add({**about, "seed": seed, "cpu": cpu, **scorer(model_of(made))})
     columns = [("INT8 ms", "ms", MEAN), ("capacity, millions", "capacity", MEAN), ("steps", "steps", MEAN), *SCORES]
     runs.table(columns)

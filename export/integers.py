@@ -5,9 +5,9 @@ channel, activations with one scale per tensor, biases in float. Products that r
 
 What a convolution gives can be quantized as well. OpenVINO and TensorRT are faster without: they write floats, or fuse
 the next Q into the product. ONNX Runtime computes a convolution in integers only where Q follows it (`QLinearConv`).
-The sums of residual blocks read integers where that is asked for (`sums.py`). ONNX Runtime also joins a MatMul and an
-Add of two axes to a Gemm again, which it computes in float: so there the negated bias is subtracted, which is the same
-number.
+Sums of residual blocks, pooling and the projection read integers where that is asked for (`sums.py`). ONNX Runtime also
+joins a MatMul and an Add of two axes to a Gemm again, which it computes in float: so there the negated bias is
+subtracted, which is the same number.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from numpy.typing import NDArray
 from mmcompress.errors import UsageError, require
 from mmcompress.export.graph import Ranges
 from mmcompress.export.products import Product
-from mmcompress.export.sums import Sum, sums_of
+from mmcompress.export.sums import Sum, ends_of, sums_of
 from mmcompress.int8 import Floats, IntegerLinear, Linears, Range, Signedness, activation_quantizer
 
 OUTPUT = "output"
-"""`NAME.output` has the range of what a convolution gives."""
+"""`NAME.output` has the range of what a convolution gives, behind its ReLU where it ends a tower or its maps."""
 
 
 def with_integers(
@@ -41,13 +41,16 @@ def with_integers(
 
     `ranges` are of what each of them reads, equal for those that read one tensor. The convolutions in `outputs` have
     their output quantized as well, by the range `NAME.output`. With `sums`, in graphs for CPUs, so have those in
-    front of a residual sum that have such a range, and the sum reads the stream behind its Q/DQ.
+    front of a residual sum that have such a range, and the sum reads the stream behind its Q/DQ; and so have those in
+    front of pooling and the projection, behind their ReLU.
     """
     taken = [product for product in products if product.name in linears]
-    possible = sums_of(model, taken) if sums and kind == "unsigned" else []
+    cpu = sums and kind == "unsigned"
+    possible = sums_of(model, taken) if cpu else []
     added = [one for one in possible if f"{one.branch}.{OUTPUT}" in ranges]
     outputs = {*outputs, *(one.branch for one in added)}
     streams = {one.node: one for one in added}
+    ends = {one.node: one.name for one in (ends_of(model, taken) if cpu else []) if f"{one.name}.{OUTPUT}" in ranges}
     writer = _Writer(linears, ranges, kind)
     by_node = {product.node: product for product in taken}
     corrected = {
@@ -62,6 +65,8 @@ def with_integers(
             writer.add(node, corrected[read[0]])
         elif (one := streams.get(place)) is not None:
             writer.sum(node, one)
+        elif (name := ends.get(place)) is not None:
+            writer.end(node, name)
         else:
             writer.keep(node)
     return writer.model(model)
@@ -96,6 +101,12 @@ class _Writer:
         """A residual's Add, which reads the stream as products do."""
         stream = self._through(one.stream, self._range(one.reader))
         self.keep(node, input=[stream if name == one.stream else name for name in node.input])
+
+    def end(self, node: Any, name: str) -> None:
+        """The ReLU behind a convolution of this name, and Q/DQ behind it."""
+        raw = f"{name}.{OUTPUT}"
+        self.keep(node, output=[raw])
+        self._pair(raw, self._range(raw), node.output[0])
 
     def product(self, product: Product, node: Any, outputs: Collection[str]) -> None:
         linear, name = self._linears[product.name], product.name

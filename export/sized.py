@@ -20,6 +20,7 @@ from mmcompress.convnet import ConvConfig
 from mmcompress.export.export import VARIANTS, described, save_graph
 from mmcompress.export.graph import Array, AttentionProduct, Numerics
 from mmcompress.export.integers import OUTPUT
+from mmcompress.export.sums import ends_of
 from mmcompress.export.towers import convolutions_of, image_graph
 from mmcompress.int8 import Range, attention_operands, linear_modules
 from mmcompress.manifest import Kind, hash_json
@@ -60,9 +61,11 @@ def probe_ranges(config: DualEncoderConfig, tensors: Mapping[str, Array]) -> dic
     if isinstance(config.image, ConvConfig):
         model = image_graph(config, tensors, Numerics(), OPSET)
         behind = {node.output[0] for node in model.graph.node if node.op_type == "Relu"}
-        for product in convolutions_of(config, model):
+        products = convolutions_of(config, model)
+        for product in products:
             ranges[product.name] = POSITIVE if product.input in behind else RANGE
             ranges[f"{product.name}.{OUTPUT}"] = RANGE
+        ranges |= {f"{one.name}.{OUTPUT}": POSITIVE for one in ends_of(model, products)}
     return ranges
 
 

@@ -1,4 +1,4 @@
-"""The sums of residual blocks in a graph of integers: what a convolution gives, and a stream that products read too.
+"""What convolutions give to sums and to the last steps of a tower in a graph of integers, where no product reads it.
 
 Where Q/DQ stands on the inputs of products only, the sum reads floats, so the stream is kept twice: ONNX Runtime
 computes the convolution in front of it in float, and OpenVINO quantizes the stream apart and adds some of the sums
@@ -6,6 +6,9 @@ apart. With Q/DQ on the stream that is added and on what the convolution gives, 
 and ONNX Runtime computes `QLinearConv` and `QLinearAdd`. Both sides have scales of their own: with one for both the two
 compile the same layers. TensorRT-RTX compiles as many layers with and without, and every convolution in INT8: so in
 graphs for it sums read floats, which cost no accuracy.
+
+Pooling and the projection read floats as well. With Q/DQ behind the ReLU of the convolution in front of each, ONNX
+Runtime computes that convolution in integers too, and pools integers; OpenVINO does so in any case, in the same time.
 """
 
 from __future__ import annotations
@@ -16,6 +19,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from mmcompress.export.products import Product
+
+FLOATS = (["GlobalAveragePool"], ["Reshape"])
+"""What reads floats behind a ReLU: pooling, and what brings the projection its rows."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +36,34 @@ class Sum:
     """A product that reads it, whose range is the stream's."""
     branch: str
     """The convolution, whose output nothing else reads."""
+
+
+@dataclass(frozen=True)
+class End:
+    """A ReLU whose output is read by what is no product and no sum: pooling, or a reshape."""
+
+    node: int
+    """Its place in the graph."""
+    name: str
+    """The convolution in front of it."""
+
+
+def ends_of(model: Any, products: Sequence[Product]) -> list[End]:
+    """The ReLUs of a ModelProto between products and the steps of a tower that stay floats, in the order of nodes."""
+    nodes = model.graph.node
+    readers: dict[str, list[str]] = {}
+    for node in nodes:
+        for name in node.input:
+            readers.setdefault(name, []).append(node.op_type)
+    given = {nodes[product.node].output[0]: product.name for product in products if product.op == "Conv"}
+    return [
+        End(place, given[node.input[0]])
+        for place, node in enumerate(nodes)
+        if node.op_type == "Relu"
+        and readers[node.input[0]] == ["Relu"]
+        and node.input[0] in given
+        and readers.get(node.output[0]) in FLOATS
+    ]
 
 
 def sums_of(model: Any, products: Sequence[Product]) -> list[Sum]:

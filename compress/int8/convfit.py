@@ -24,7 +24,7 @@ from mmcompress.config import ExportConfig, FitConfig
 from mmcompress.export.export import read_tensors
 from mmcompress.export.graph import Numerics
 from mmcompress.export.integers import OUTPUT
-from mmcompress.export.sums import sums_of
+from mmcompress.export.sums import ends_of, sums_of
 from mmcompress.export.towers import convolutions_of, image_graph
 from mmcompress.int8 import Linears, Range, Signedness
 from mmcompress.progress import track
@@ -85,7 +85,11 @@ def fit_convolutions(
     tower = graph_tower(source, work)
     fed = ({"pixels": pixels.numpy()} for pixels in samples)
     found = fit_tower(tower, fed, _feeds(fitting), _feeds(judging), config, given)
-    added = [f"{one.branch}.{OUTPUT}" for one in sums_of(tower.model, tower.products)]
+    given_on = [
+        *(one.branch for one in sums_of(tower.model, tower.products)),
+        *(one.name for one in ends_of(tower.model, tower.products)),
+    ]
+    added = [f"{name}.{OUTPUT}" for name in given_on]
     ranges = {name: found.ranges[name] for name in (*(product.name for product in tower.products), *added)}
     return FittedConvolutions(tower, FittedTower(ranges, found.linears, found.choices))
 

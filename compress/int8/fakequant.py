@@ -163,7 +163,10 @@ class TrainedLinear(TrainedRange):
 
 
 class TrainedLinears(nn.Module):
-    """Every quantized Linear and convolution of one kind of graph, and its residual sums that are integers."""
+    """Every quantized Linear and convolution of one kind of graph, and what they give where that is integers too.
+
+    `ends` are the convolutions behind whose ReLU integers are pooled or projected (`export/sums.py`).
+    """
 
     def __init__(
         self,
@@ -172,6 +175,7 @@ class TrainedLinears(nn.Module):
         kind: Signedness,
         convolutions: Iterable[Product] = (),
         sums: Iterable[Sum] = (),
+        ends: Iterable[str] = (),
     ) -> None:
         super().__init__()
         convolved = {product.name: product for product in convolutions}
@@ -181,7 +185,8 @@ class TrainedLinears(nn.Module):
         )
         added = [one for one in sums if kind == "unsigned" and f"{one.branch}.{OUTPUT}" in ranges]
         self._streams = {one.reader: one.branch.rpartition(".")[0] for one in added}
-        self._branches = tuple(one.branch for one in added)
+        last = [name for name in ends if kind == "unsigned" and f"{name}.{OUTPUT}" in ranges]
+        self._branches = (*(one.branch for one in added), *last)
         self.outputs = nn.ModuleList(
             TrainedRange(ranges[f"{name}.{OUTPUT}"], kind, linears[name].scales.dtype.type) for name in self._branches
         )
@@ -214,7 +219,7 @@ class TrainedLinears(nn.Module):
         return {name: linear.stored() for name, linear in self._named()}
 
     def stored_outputs(self) -> dict[str, Range]:
-        """Ranges of what convolutions give to sums, by the names that files have for them."""
+        """Ranges of what convolutions give to sums and to what ends a tower, by the names that files have for them."""
         return {f"{name}.{OUTPUT}": given.stored_range() for name, given in self._given()}
 
     def _named(self) -> list[tuple[str, TrainedLinear]]:

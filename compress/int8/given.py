@@ -20,7 +20,7 @@ from torch import Tensor
 
 from mmcompress.architecture import WEIGHTS, DualEncoderConfig, TowerConfig
 from mmcompress.artifact import Artifact
-from mmcompress.convblocks import FusedBlock, UniversalBlock
+from mmcompress.convblocks import FusedBlock, PlainBlock, UniversalBlock
 from mmcompress.convnet import ConvConfig
 from mmcompress.errors import CorruptInputError, UsageError, suggestion
 from mmcompress.export.integers import OUTPUT
@@ -55,7 +55,7 @@ def check_keep(model: DualEncoderConfig, names: Collection[str]) -> None:
 def check_same_blocks(given: Artifact, model: DualEncoderConfig) -> dict[str, Range]:
     """The ranges of a quantized checkpoint. Raises UsageError unless they are of what a model has."""
     ranges = read_ranges(given)
-    wanted = {*linear_modules(model), *attention_operands(model), *given_to_sums(model)}
+    wanted = {*linear_modules(model), *attention_operands(model), *given_on(model)}
     for name in sorted(wanted ^ set(ranges)):
         if name in ranges:
             raise UsageError(
@@ -71,12 +71,16 @@ def check_same_blocks(given: Artifact, model: DualEncoderConfig) -> dict[str, Ra
     return ranges
 
 
-def given_to_sums(model: DualEncoderConfig) -> Iterator[str]:
-    """What the convolutions of an image tower give to residual sums, by the names of the calibrated ranges."""
+def given_on(model: DualEncoderConfig) -> Iterator[str]:
+    """What the convolutions of an image tower give to residual sums, to pooling and to the projection, by the names of
+    the calibrated ranges."""
     if isinstance(model.image, ConvConfig):
         for name, block, inputs, _ in model.image.placed():
             if isinstance(block, (FusedBlock, UniversalBlock)) and block.residual(inputs):
                 yield f"image.{name}.project.{OUTPUT}"
+        if isinstance(block, PlainBlock):
+            yield f"image.{name}.conv.{OUTPUT}"
+        yield f"image.head.{OUTPUT}"
 
 
 def check_same_weights(given: Artifact, source: Path) -> None:

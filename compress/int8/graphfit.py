@@ -28,6 +28,7 @@ from mmcompress.compress.int8.simulate import Moments, distance, fake_quantized
 from mmcompress.config import FitConfig
 from mmcompress.export.integers import OUTPUT
 from mmcompress.export.products import Product
+from mmcompress.export.sums import ends_of
 from mmcompress.int8 import IntegerLinear, Linears, Range, Signedness, activation_quantizer, dequantize_weight
 from mmcompress.progress import track
 
@@ -85,6 +86,9 @@ def calibrated(tower: GraphTower, samples: Iterable[Feeds]) -> Seen:
     histograms = {name: Histogram() for name in tower.by_input}
     convolved = {product.input for product in tower.products if product.op == "Conv"}
     given = {tower.output_of(product): f"{product.name}.{OUTPUT}" for product in tower.products if product.op == "Conv"}
+    if tower.sums:
+        ends = {one.name: tower.model.graph.node[one.node].output[0] for one in ends_of(tower.model, tower.products)}
+        given = {ends.get(name.removesuffix(f".{OUTPUT}"), x): name for x, name in given.items()}
     outputs: dict[str, Range] = {}
     sums: dict[str, tuple[np.ndarray[Any, Any], int]] = {}
 

@@ -43,7 +43,7 @@ from mmcompress.data.batches import images_of
 from mmcompress.distributed import World, world
 from mmcompress.errors import CorruptInputError, UsageError
 from mmcompress.export.integers import OUTPUT
-from mmcompress.export.sums import sums_of
+from mmcompress.export.sums import ends_of, sums_of
 from mmcompress.huggingface import dual_encoder_from_checkpoint
 from mmcompress.int8 import (
     INTEGERS,
@@ -167,8 +167,9 @@ def train(
     """The trained fit, and what training took. `drift` is what the loss is in units of, so that it starts at 1."""
     convolutions = [] if graph is None else [one for one in graph.products if one.name in given.linears[JUDGED]]
     sums = [] if graph is None else sums_of(graph.model, convolutions)
+    ends = [] if graph is None else [one.name for one in ends_of(graph.model, convolutions)]
     learners = nn.ModuleDict(
-        {kind: TrainedLinears(given.linears[kind], given.ranges, kind, convolutions, sums) for kind in KINDS}
+        {kind: TrainedLinears(given.linears[kind], given.ranges, kind, convolutions, sums, ends) for kind in KINDS}
     ).to(here.device)
     model = with_folded_tower(model)
 

@@ -4,6 +4,8 @@ As `sizes.py` of transformer blocks: a few numbers of hidden channels are measur
 interpolated, and costs are taken to add up over bottlenecks. So are the roots of errors: what adds up at worst is how
 far embeddings move, of which an error is half the square. A bottleneck that adds to its input may go altogether,
 unless it is the first of its stage.
+
+Under a limit the channels between blocks may go too, by one of a few shares in the whole tower (`narrowing.py`).
 """
 
 from __future__ import annotations
@@ -21,6 +23,8 @@ from mmcompress.errors import UsageError
 
 STREAM_MULTIPLE = 8
 """Channels between blocks are kept in multiples of this, as published towers have them."""
+SHARES = (1.0, 0.875, 0.75, 0.625, 0.5, 0.375)
+"""Of the channels between blocks, that a limit may take."""
 HiddenSizes = Mapping[int, int | None]
 """Index of a bottleneck -> hidden channels that it keeps; None where it goes. What is not named stays."""
 HiddenCost = Callable[[int, int | None], float]
@@ -125,6 +129,21 @@ def with_streams(tower: ConvConfig, widths: Sequence[int]) -> ConvConfig:
     return tower.model_copy(update={"stem": widths[0], "stages": tuple(stages)})
 
 
+def narrower(tower: ConvConfig) -> dict[float, ConvConfig]:
+    """The tower at each of the shares of channels between its blocks that a limit may take, its own first.
+
+    Its own alone where mobile attention reads them.
+    """
+    if any(isinstance(block, AttentionBlock) for block in tower.blocks):
+        return {1.0: tower}
+    found: dict[float, ConvConfig] = {}
+    for share in SHARES:
+        narrow = with_streams(tower, stream_widths(tower, share, STREAM_MULTIPLE))
+        if narrow not in found.values():
+            found[share] = narrow
+    return found
+
+
 def uniform_hidden(tower: ConvConfig, share: float, multiple: int) -> HiddenSizes:
     """The same share of hidden channels in every bottleneck, in multiples, one multiple at least."""
     if share == 1:
@@ -180,8 +199,10 @@ def hidden_within(
 
 
 def check_hidden_share(config: DualEncoderConfig, tower: ConvConfig, kind: str, share: float, multiple: int) -> None:
-    """Raise UsageError where even the smallest bottlenecks cost more than the share of the tower."""
-    check_floor(f"the {kind} of the image tower", share, hidden_floor(config, tower, kind, multiple))
+    """Raise UsageError where even the narrowest tower with the smallest bottlenecks costs more than the share."""
+    floor = hidden_floor(config, tower, kind, multiple)
+    if share < floor:
+        raise below_the_floor(f"the {kind} of the image tower", share, floor)
 
 
 def check_channel_multiple(tower: ConvConfig, multiple: int) -> None:
@@ -194,23 +215,20 @@ def check_channel_multiple(tower: ConvConfig, multiple: int) -> None:
         )
 
 
-def check_floor(what: str, share: float, floor: float) -> None:
-    """Raise UsageError where what is left with the smallest bottlenecks is more than the share."""
-    if share < floor:
-        below = below_the_floor(what, share, floor)
-        raise UsageError(below.what, f"{below.hint}; or prune channels between its blocks first: --width 0.75 --mlp 1")
-
-
 def check_hidden_latency(config: DualEncoderConfig, tower: ConvConfig, share: float, multiple: int) -> None:
     """As `check_hidden_share`, of the latency: what is certainly too little, before anything is measured."""
     check_reachable(share, hidden_floor(config, tower, "macs", multiple))
 
 
 def hidden_floor(config: DualEncoderConfig, tower: ConvConfig, kind: str, multiple: int) -> float:
-    """The share of a tower that is left where every bottleneck is as small as it may be."""
-    cost, base, full = hidden_cost(config, tower, kind)
-    blocks = hidden_choices(tower, unmeasured(tower), multiple, cost)
-    return (base + floor_cost(list(blocks.values()))) / full
+    """The share of a tower that is left where it is as narrow, and every bottleneck as small, as may be."""
+    _, _, full = hidden_cost(config, tower, kind)
+    costs = []
+    for narrow in narrower(tower).values():
+        cost, base, _ = hidden_cost(config, narrow, kind)
+        blocks = hidden_choices(narrow, unmeasured(narrow), multiple, cost)
+        costs.append(base + floor_cost(list(blocks.values())))
+    return min(costs) / full
 
 
 def unmeasured(tower: ConvConfig) -> dict[int, HiddenErrors]:

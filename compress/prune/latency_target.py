@@ -12,24 +12,20 @@ The table is an artifact in the user's cache, keyed by device, backend, its vers
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from mmcompress.architecture import AnyImageConfig, DualEncoderConfig, ImageConfig
 from mmcompress.artifact import Artifact
-from mmcompress.compress.prune.allocation import Choice, floor_cost
+from mmcompress.compress.prune.allocation import floor_cost
 from mmcompress.compress.prune.hidden import (
-    HiddenCost,
-    HiddenErrors,
-    HiddenSizes,
-    check_floor,
     check_hidden_latency,
     hidden_choices,
     hidden_cost,
     hidden_of_blocks,
-    hidden_within,
+    narrower,
     resized_hidden,
     stages_of,
     unmeasured,
@@ -85,7 +81,7 @@ def sizes_at_latency(
 ) -> tuple[list[Size], dict[str, Any]]:
     """The sizes of the image blocks that harm least at `share` of the tower's latency, and what was measured."""
     tower = model.transformer_image("pruning to a latency")
-    table = block_costs(model, config.mlp_multiple, _timing(config))
+    table = block_costs(model, config.mlp_multiple, timing_of(config))
 
     def cost(size: Size, index: int) -> float:
         return 0.0 if size is None else table.cost(*size, last=index == tower.depth - 1)
@@ -99,61 +95,12 @@ def sizes_at_latency(
     return list(found[0]), {**found[1], "costs": asdict(table)}
 
 
-@dataclass(frozen=True)
-class HiddenLatency:
-    """What the bottlenecks of a convolutional tower cost, as shares of its latency."""
-
-    model: DualEncoderConfig
-    tower: ConvConfig
-    config: PruneConfig
-    rates: Sequence[float]
-    """Of a multiply-accumulate, by stage."""
-    cost: HiddenCost
-    """Of a bottleneck."""
-    base: float
-    """Of all that is none."""
-
-    @classmethod
-    def measured(cls, model: DualEncoderConfig, tower: ConvConfig, config: PruneConfig) -> HiddenLatency:
-        """By what this machine takes. Raises UsageError for a share that the smallest bottlenecks are above."""
-        rates = stage_rates(model, tower, config.channel_multiple, _timing(config))
-        by_macs, _, _ = hidden_cost(model, tower, "macs")
-        stages = stages_of(tower)
-
-        def cost(index: int, hidden: int | None) -> float:
-            return rates[stages[index]] * by_macs(index, hidden)
-
-        base = 1 - sum(cost(index, hidden) for index, hidden in hidden_of_blocks(tower).items())
-        found = cls(model, tower, config, rates, cost, base)
-        check_floor(LATENCY, config.target_latency or 1.0, found._floor(found._choices(unmeasured(tower))))
-        return found
-
-    def sizes(self, errors: Mapping[int, HiddenErrors], share: float) -> tuple[HiddenSizes, dict[str, Any]]:
-        """As `sizes_at_latency`, of the bottlenecks."""
-        blocks = self._choices(errors)
-
-        def solve(limit: float) -> tuple[tuple[int, int | None], ...]:
-            return tuple(hidden_within(blocks, limit, self.base, 1.0, LATENCY).items())
-
-        def sized(sizes: tuple[tuple[int, int | None], ...]) -> AnyImageConfig:
-            return resized_hidden(self.tower, dict(sizes))
-
-        found = search(self.model, share, self.config, self._floor(blocks), solve, sized)
-        return dict(found[0]), {**found[1], "costs": {"by_gmac": [rate * 1e9 for rate in self.rates]}}
-
-    def _choices(self, errors: Mapping[int, HiddenErrors]) -> Mapping[int, Sequence[Choice[int | None]]]:
-        return hidden_choices(self.tower, errors, self.config.channel_multiple, self.cost)
-
-    def _floor(self, blocks: Mapping[int, Sequence[Choice[int | None]]]) -> float:
-        return self.base + floor_cost(list(blocks.values()))
-
-
 def check_latency(model: DualEncoderConfig, config: PruneConfig) -> None:
     """Raise UsageError for a latency that the smallest image tower of all does not have.
 
     First by multiply-accumulates, which costs nothing, and then by a short race, once a machine.
     """
-    share, timing = config.target_latency or 1.0, _timing(config)
+    share, timing = config.target_latency or 1.0, timing_of(config)
     if isinstance(model.image, ConvConfig):
         check_hidden_latency(model, model.image, share, config.channel_multiple)
     else:
@@ -167,18 +114,17 @@ def check_latency(model: DualEncoderConfig, config: PruneConfig) -> None:
 
     found = remembered("smallest", model, timing, {"least": least.model_dump(mode="json")}, measure)
     if share < found["low"] * (1 - TOLERANCE):
-        if isinstance(least, ConvConfig):
-            check_floor(LATENCY, share, found["floor"])
         raise below_the_floor(LATENCY, share, found["floor"])
 
 
 def smallest(model: DualEncoderConfig, config: PruneConfig) -> AnyImageConfig:
-    """The least that pruning could leave of an image tower: one block of one head, or the smallest bottlenecks."""
+    """The least that pruning could leave of an image tower: one block of one head, or the narrowest, smallest one."""
     tower = model.image
     if isinstance(tower, ConvConfig):
-        cost, _, _ = hidden_cost(model, tower, "macs")
-        blocks = hidden_choices(tower, unmeasured(tower), config.channel_multiple, cost)
-        return resized_hidden(tower, {i: min(choices, key=lambda c: c.cost).size for i, choices in blocks.items()})
+        *_, narrow = narrower(tower).values()
+        cost, _, _ = hidden_cost(model, narrow, "macs")
+        blocks = hidden_choices(narrow, unmeasured(narrow), config.channel_multiple, cost)
+        return resized_hidden(narrow, {i: min(choices, key=lambda c: c.cost).size for i, choices in blocks.items()})
     least = min(range(tower.depth), key=lambda index: tower.mlp[index])
     size = (1, min(config.mlp_multiple, tower.mlp[least]))
     return resized(tower, [size if index == least else None for index in range(tower.depth)])
@@ -193,7 +139,7 @@ def search(
     sized: Callable[[Sizes], AnyImageConfig],
 ) -> tuple[Sizes, dict[str, Any]]:
     """The sizes whose measured latency is nearest to `share`: `solve` gives those within a limit, from `floor` on."""
-    timing = _timing(config)
+    timing = timing_of(config)
     tried: dict[Sizes, Ratio] = {}
     below, above = floor, 1.0  # limits that were too small and too large
     limit = share
@@ -220,7 +166,7 @@ def search(
     }
 
 
-def _timing(config: PruneConfig) -> Timing:
+def timing_of(config: PruneConfig) -> Timing:
     return Timing(config.backend, config.precision, config.threads or usable_cores())
 
 
@@ -267,6 +213,20 @@ def stage_rates(model: DualEncoderConfig, tower: ConvConfig, multiple: int, timi
     for number, left in zip(timed, found["shares"], strict=True):
         rates[number] = min(UNLIKELY * mean, max(mean / UNLIKELY, (1 - left) / macs[number]))
     return rates
+
+
+def narrow_latencies(model: DualEncoderConfig, towers: Sequence[ConvConfig], timing: Timing) -> list[float]:
+    """The latency of towers as shares of the model's own, measured here or remembered."""
+
+    def measure() -> dict[str, Any]:
+        with tempfile.TemporaryDirectory() as folder:
+            probes = write_probes(model, [model.image, *towers], Path(folder) / "probes", timing.precision)
+            shares, dense_ms = shares_of_first(probes, timing.backend, timing.threads)
+        return {"shares": shares[1:], "dense_ms": dense_ms}
+
+    about = {"towers": [tower.model_dump(mode="json") for tower in towers]}
+    found: list[float] = remembered("narrow-latencies", model, timing, about, measure)["shares"]
+    return found
 
 
 def remembered(

@@ -4,11 +4,12 @@ Three questions, a file each. Which units go: `importance.py`, or by what the ne
 What the rest must weigh then: a least-squares refit from the first block to the last (`shrink.py`), so that the model
 is good before any training. How much of each block goes: the same share everywhere, or under a limit of MACs,
 parameters or measured latency what harms least (`harm.py`, `sizes.py`, `allocation.py`, `latency_target.py`).
-Convolutional towers have their own answers to the second and third (`bottlenecks.py`, `hidden.py`, `streams.py`).
+Convolutional towers have their own answers to the second and third (`bottlenecks.py`, `hidden.py`, `streams.py`), and
+under a limit channels between their blocks are weighed against hidden ones (`narrowing.py`).
 The width of the residual stream goes first where it is asked for (`width.py`), by the same share in the whole tower;
 2:4 sparsity of what is left comes last (`semistructured.py`).
 
-Left out: a limit that weighs width against heads and MLP units; prune twice for that.
+Left out: a limit that weighs a transformer's width against heads and MLP units; prune twice for that.
 """
 
 from __future__ import annotations
@@ -19,20 +20,12 @@ from typing import Any
 from torch import Tensor
 
 from mmcompress.architecture import NEVER_COMPRESSED, AnyImageConfig, DualEncoderConfig, TextConfig, TowerConfig
-from mmcompress.compress.prune.bottlenecks import hidden_errors, shrunk_bottlenecks
+from mmcompress.compress.prune.bottlenecks import shrunk_bottlenecks
 from mmcompress.compress.prune.harm import measured_errors
-from mmcompress.compress.prune.hidden import (
-    STREAM_MULTIPLE,
-    HiddenSizes,
-    hidden_choices,
-    hidden_cost,
-    hidden_within,
-    stream_channels,
-    stream_widths,
-    uniform_hidden,
-)
+from mmcompress.compress.prune.hidden import STREAM_MULTIPLE, stream_channels, stream_widths, uniform_hidden
 from mmcompress.compress.prune.importance import magnitudes, taylor
-from mmcompress.compress.prune.latency_target import HiddenLatency, sizes_at_latency
+from mmcompress.compress.prune.latency_target import sizes_at_latency
+from mmcompress.compress.prune.narrowing import pruned_to_target
 from mmcompress.compress.prune.semistructured import SPARSE, is_two_four, sparsified
 from mmcompress.compress.prune.shrink import Scores, Size, TowerName, shrunk, sizes_of
 from mmcompress.compress.prune.sizes import block_choices, sizes_within, static_cost
@@ -87,10 +80,7 @@ def pruned_model(
     for tower in towers_of(model.config, config):
         inputs = [pair.pixels if tower == "image" else pair.tokens for pair in samples]
         if tower == "image" and isinstance(model.config.image, ConvConfig):
-            widths = stream_widths(model.config.image, config.width, config.width_multiple or STREAM_MULTIPLE)
-            pruned = narrowed_streams(pruned, widths, inputs, config.refit)
-            hidden, measured[tower] = bottleneck_sizes(model, model.config.image, inputs, scores, config)
-            pruned = shrunk_bottlenecks(pruned, hidden, inputs, scores, config.refit)
+            pruned, measured[tower] = pruned_convolutions(pruned, model.config.image, inputs, scores, config)
             continue
         width = rounded_width(getattr(model.config, tower), config.width, config.width_multiple)
         pruned = narrowed(pruned, tower, width, inputs, config.refit)
@@ -173,21 +163,16 @@ def block_sizes(
     return sizes_within(blocks, share, base, full, f"the {kind} of the {name} tower"), {}
 
 
-def bottleneck_sizes(
+def pruned_convolutions(
     model: DualEncoder, tower: ConvConfig, inputs: list[Tensor], scores: Scores, config: PruneConfig
-) -> tuple[HiddenSizes, dict[str, Any]]:
-    """What each bottleneck of a convolutional image tower keeps, and what was measured to find it out."""
-    multiple = config.channel_multiple
-    if config.target is None:
-        return uniform_hidden(tower, config.mlp, multiple), {}
-    kind, share = config.target
-    latency = HiddenLatency.measured(model.config, tower, config) if kind == "latency" else None
-    errors = hidden_errors(model, inputs, scores, multiple, config.refit)
-    if latency is not None:
-        return latency.sizes(errors, share)
-    cost, base, full = hidden_cost(model.config, tower, kind)
-    blocks = hidden_choices(tower, errors, multiple, cost)
-    return hidden_within(blocks, share, base, full, f"the {kind} of the image tower"), {}
+) -> tuple[DualEncoder, dict[str, Any]]:
+    """What is left of a model with a convolutional image tower, and what was measured to find it out."""
+    if config.target is not None:
+        return pruned_to_target(model, inputs, scores, config)
+    widths = stream_widths(tower, config.width, config.width_multiple or STREAM_MULTIPLE)
+    pruned = narrowed_streams(model, widths, inputs, config.refit)
+    hidden = uniform_hidden(tower, config.mlp, config.channel_multiple)
+    return shrunk_bottlenecks(pruned, hidden, inputs, scores, config.refit), {}
 
 
 def uniform_sizes(tower: TowerConfig, heads: float, mlp: float, mlp_multiple: int) -> list[Size]:

@@ -109,13 +109,13 @@ def distill(job: Job[DistillConfig]) -> None:
             sentences=True,
         )
         settle = settling(model, pairs.stream, config.optimizer.batch, here)
-        grown_after = max(config.deepens, config.growing)
+        grown_after = max(config.deepens, config.grows)
 
         def loss_of(batch: TrainingBatch, done: float) -> Mapping[str, Tensor]:
             assert batch.teacher is not None
             deepen(model, done, config.deepens)
             texts = batch.teacher[1] if text == "keep" else in_parts(model.encode_text, batch.tokens, config.parts)
-            pixels = grown(batch.pixels, model.config.image, done, config.growing)
+            pixels = grown(batch.pixels, model.config.image, done, config.grows)
             student = in_parts(model.encode_image, pixels, config.parts), texts
             seen = student if axes is None else projected(student, axes)
             terms = distillation_terms(

@@ -214,7 +214,7 @@ def test_fine_tuned_it_has_the_statistics_of_the_mixed_weights(
         ),
         (
             ("prune", "{student}", "--data", "{data}", "--batch", "20", "--target-macs", "0.1"),
-            "or prune channels between its blocks first: --width 0.75 --mlp 1",
+            "the macs of the image tower cannot be pruned to 0.1x: the floor is 0.1",
         ),
         (
             ("prune", "{student}", "--data", "{data}", "--batch", "20", "--target-latency", "0.01"),

@@ -306,7 +306,7 @@ def test_a_killed_run_goes_on(
 def test_images_of_other_kinds_are_passed_over_with_a_word(
     make_artifact: Make, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name in ("a.gif", "b.GIF", "c.tiff"):
+    for name in ("a.gif", "b.GIF", "c.tiff", "._d.heic"):
         (photos / name).write_bytes(b"GIF89a")
     searching.index(str(make_artifact().path), str(photos), tmp_path / "index")
     told = " ".join("".join(capsys.readouterr()).split())

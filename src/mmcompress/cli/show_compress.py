@@ -33,6 +33,8 @@ def prune_summary(artifact: Artifact) -> Summary:
     facts = artifact.manifest.facts
     lines = [f"left: {percent(facts['macs_share'])} of the MACs, {percent(facts['params_share'])} of the parameters"]
     for tower in artifact.manifest.metrics.get("towers", {}).values():
+        if "channels_between_blocks" in tower:
+            lines.append(f"channels between blocks: {tower['channels_between_blocks']:g}x")
         if "asked" in tower:
             asked, measured, backend = tower["asked"], tower["measured"], tower["backend"]
             lines.append(f"latency on {backend}: {measured:.3f}x measured, {asked:.3f}x asked")

@@ -36,8 +36,8 @@ class PruneConfig(StageConfig):
     mlp: float = Field(default=0.5, gt=0, le=1)
     """Share of the MLP units kept in each block, and of the hidden channels of each bottleneck."""
     width: float = Field(default=1.0, gt=0, le=1)
-    """Share of the channels of each tower's residual stream that is kept, or between the blocks of a convolutional one;
-    heads, MLP units and hidden channels go after them."""
+    """Share of the channels of each tower's residual stream that is kept, or between the blocks of a convolutional one,
+    of which a target takes what it needs by itself; heads, MLP units and hidden channels go after them."""
     width_multiple: int | None = Field(default=None, ge=1)
     """Channels are kept in multiples of this; of one head's if not given, which heads of the same share fill, or of 8
     between the blocks of a convolutional tower."""

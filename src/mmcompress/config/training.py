@@ -97,7 +97,45 @@ class PairConfig(Config):
     """Factor on the learning rate from each block to the one before it, so that new projections learn fastest."""
 
 
-class TrainConfig(WatchedConfig):
+class StartingConfig(WatchedConfig):
+    """Of those that make a student, whose first steps may be cheaper: smaller images, and fewer blocks."""
+
+    student: StudentConfig | None = None
+    """Where the student starts from; a recovery starts from the checkpoint it is given."""
+    growing: float | None = Field(default=None, ge=0, lt=1)
+    """Share of the steps, the first ones, whose images grow from half of their side to the whole; if not given, 0.67,
+    and 0 for two pretrained towers."""
+    deepening: float | None = Field(default=None, ge=0, lt=1)
+    """Share of the steps, the first ones, that pass every second block of a ViT preset; the others begin as copies.
+    Half if not given, and 0 for what is no ViT preset."""
+
+    @property
+    def grows(self) -> float:
+        """Share of the steps whose images are smaller."""
+        return GROWING if self.growing is None else self.growing
+
+    @property
+    def deepens(self) -> float:
+        """Share of the steps that pass every second block."""
+        default = DEEPENING if self._preset_of_vits else 0.0
+        return default if self.deepening is None else self.deepening
+
+    @property
+    def _preset_of_vits(self) -> bool:
+        return self.student is not None and self.student.transformers
+
+    @model_validator(mode="after")
+    def _only_vits_deepen(self) -> Self:
+        """Blocks of others are not alike, or hold more than random weights."""
+        if self.deepening and not self._preset_of_vits:
+            given = "nothing" if self.student is None else repr(self.student.source)
+            raise ValueError(
+                f"deepening is of ViT presets, vit-s16 say, that begin with random weights; student is {given}"
+            )
+        return self
+
+
+class TrainConfig(StartingConfig):
     """Contrastive training of a dual encoder from image-text pairs, with a guide's help where there is one."""
 
     student: StudentConfig | None = None
@@ -105,12 +143,6 @@ class TrainConfig(WatchedConfig):
     towers: PairConfig | None = None
     """Two pretrained towers in place of a preset's random weights."""
     optimizer: OptimizerConfig = OptimizerConfig()
-    growing: float | None = Field(default=None, ge=0, lt=1)
-    """Share of the steps, the first ones, whose images grow from half of their side to the whole; if not given, 0.67,
-    and 0 for two pretrained towers."""
-    deepening: float | None = Field(default=None, ge=0, lt=1)
-    """Share of the steps, the first ones, that pass every second block of a ViT preset; the others begin as copies.
-    Half if not given, and 0 for what is no ViT preset."""
     embed_dim: int = Field(default=256, ge=8)
     """Width of the shared space; a guide's own where there is one."""
     vocab: int = Field(default=8192, ge=300)
@@ -140,15 +172,8 @@ class TrainConfig(WatchedConfig):
 
     @property
     def grows(self) -> float:
-        """Share of the steps whose images are smaller."""
-        if self.growing is not None:
-            return self.growing
-        return GROWING if self.towers is None else 0.0
-
-    @property
-    def deepens(self) -> float:
-        """Share of the steps that pass every second block."""
-        return _deepening(self.deepening, self.student)
+        """As for others, and none at all for two pretrained towers that nothing is said of."""
+        return 0.0 if self.towers is not None and self.growing is None else super().grows
 
     def check_sources(self, roles: Collection[str]) -> None:
         if "embeddings" in roles:
@@ -162,7 +187,6 @@ class TrainConfig(WatchedConfig):
             raise ValueError("there is nothing to train: student names a preset, towers two pretrained folders")
         if self.student is not None and self.towers is not None:
             raise ValueError("student and towers both say what is trained")
-        _deepening(self.deepening, self.student)
         if self.towers is not None:
             refuse_unused(self, ("vocab", "context"), "is of a trained tokenizer, and the text tower has its own")
         elif self.student is not None and self.student.tokenizer is not None:
@@ -231,19 +255,12 @@ class FinetuneConfig(TowersConfig):
         return self
 
 
-class DistillConfig(WatchedConfig):
+class DistillConfig(StartingConfig):
     """Fit a student's embeddings to the cached ones of the teacher."""
 
     teacher: TeacherConfig
-    student: StudentConfig | None = None
-    """Where the student starts from; a recovery starts from the checkpoint it is given."""
     optimizer: OptimizerConfig = OptimizerConfig()
     """How it is trained."""
-    growing: float = Field(default=GROWING, ge=0, lt=1)
-    """Share of the steps, the first ones, whose images grow from half of their side to the whole."""
-    deepening: float | None = Field(default=None, ge=0, lt=1)
-    """Share of the steps, the first ones, that pass every second block of a ViT preset; the others begin as copies.
-    Half if not given, and 0 for what is no ViT preset."""
     cosine: float = Field(default=16.0, ge=0)
     """Weight of 1 - cosine between the student's and the teacher's embeddings, both towers."""
     relational: float = Field(default=1.0, ge=0)
@@ -272,11 +289,6 @@ class DistillConfig(WatchedConfig):
             refuse_unused(self, ("embed_dim",), "is of a new student, and a checkpoint has its own")
 
     @property
-    def deepens(self) -> float:
-        """Share of the steps that pass every second block."""
-        return _deepening(self.deepening, self.student)
-
-    @property
     def projects(self) -> bool:
         """Whether the student may be of another width than its teacher."""
         return self.project or self.embed_dim is not None
@@ -288,7 +300,6 @@ class DistillConfig(WatchedConfig):
 
     @model_validator(mode="after")
     def _relations_weigh(self) -> Self:
-        _deepening(self.deepening, self.student)
         if not self.relational:
             refuse_unused(self, ("temperature", "anchors"), "is of the relations, whose weight is 0")
         if not (self.cosine or self.relational or self.compares_batch):
@@ -300,15 +311,3 @@ class DistillConfig(WatchedConfig):
         if self.projects and not (self.affinity or self.contrastive):
             raise ValueError("what is projected is held in its own space by affinity or contrastive, and both are 0")
         return self
-
-
-def _deepening(stated: float | None, student: StudentConfig | None) -> float:
-    """The share that counts. Raises ValueError for blocks that are not alike, or hold more than random weights."""
-    if student is not None and student.transformers:
-        return DEEPENING if stated is None else stated
-    if stated:
-        given = "nothing" if student is None else repr(student.source)
-        raise ValueError(
-            f"deepening is of ViT presets, vit-s16 say, that begin with random weights; student is {given}"
-        )
-    return 0.0

@@ -11,13 +11,13 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from mmcompress.data.reading import Listed, is_image_or_table, listed
-from mmcompress.data.spec import SHARD_SUFFIXES, bare, expand, is_stream, is_table, named_keys, part_of
+from mmcompress.data.spec import SHARD_SUFFIXES, bare, expand, files_in, is_stream, is_table, named_keys, part_of
 from mmcompress.data.tally import Tally
 from mmcompress.datakeys import KNOWN, Keys
 
 NAME = "0"
 """What keys begin with while a place is read; it is taken off again."""
-NOT_READ = frozenset({".gif", ".bmp", ".tif", ".tiff", ".heic", ".heif", ".avif", ".jxl"})
+NOT_READ = ("gif", "bmp", "tif", "tiff", "heic", "heif", "avif", "jxl")
 
 
 def named_images(spec: str, tally: Tally) -> Iterator[tuple[str, Listed]]:
@@ -44,8 +44,7 @@ def images_of_places(places: Iterable[str], tally: Tally, keys: Keys = KNOWN) ->
 def passed_over(spec: str) -> Counter[str]:
     """How many files of a folder are images of a kind that is not read, by suffix."""
     folder = Path(bare(spec))
-    names = (path.suffix.lower() for path in folder.rglob("*")) if folder.is_dir() else ()
-    return Counter(suffix for suffix in names if suffix in NOT_READ)
+    return Counter(path.suffix.lower() for path in files_in(folder, NOT_READ)) if folder.is_dir() else Counter()
 
 
 def place_of(name: str) -> str:

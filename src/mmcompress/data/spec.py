@@ -14,7 +14,7 @@ import math
 import re
 import shlex
 import uuid
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -252,8 +252,13 @@ def _photos(folder: Path) -> list[Path]:
 
 def images_in(folder: Path) -> Iterator[Path]:
     """The image files below a folder, in no order; hidden ones left out."""
+    return files_in(folder, IMAGE_SUFFIXES)
+
+
+def files_in(folder: Path, kinds: Collection[str]) -> Iterator[Path]:
+    """The files of these kinds (`gif`) below a folder, in no order; hidden ones left out."""
     for path in folder.rglob("*"):
-        if path.suffix[1:].lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file():
+        if path.suffix[1:].lower() in kinds and not path.name.startswith(".") and path.is_file():
             yield path
 
 

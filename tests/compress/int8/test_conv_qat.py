@@ -9,6 +9,7 @@ from typing import Any
 
 import onnx
 import pytest
+from bad_fit import badly_fitted
 from clip_world import write_squares, write_teacher
 from safetensors.torch import load_file, save_file
 
@@ -71,24 +72,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = run_recipe(load_recipe(folder / "recipe.toml"), folder / "run")
     made["distill"].path.rename(folder / "trained")
     made["quantize"].path.rename(folder / "plain")
-    plain = Artifact.open(folder / "plain")
-    with Artifact.create(
-        folder / "bad",
-        kind=Kind.CHECKPOINT,
-        stage="quantize",
-        key="k",
-        config=plain.manifest.config,
-        parents=plain.manifest.parents,
-    ) as draft:
-        draft.inherit(plain, *plain.manifest.files)
-        found = {n: ends for n, ends in read_ranges(plain).items() if n.removesuffix(".output") != KEPT}
-        wide = {name: {end: 3 * value for end, value in ends.items()} for name, ends in found.items()}
-        (draft.path / "ranges.json").write_text(json.dumps(wide))
-        integers = load_file(plain.file(INTEGERS))
-        (draft.path / INTEGERS).unlink()
-        save_file({n: x for n, x in integers.items() if f"/{KEPT}" not in n}, draft.path / INTEGERS)
-        rows = [{"module": KEPT, "drift": 1.0, "kept": True}]
-        draft.facts = {**plain.manifest.facts, "kept": [KEPT], "sensitivity": rows}
+    badly_fitted(Artifact.open(folder / "plain"), folder / "bad", 3, KEPT)
     return folder
 
 

@@ -14,14 +14,14 @@ from tiny_conv import conv_model, conv_pixels
 from mmcompress.compress.int8.convfit import as_fitted
 from mmcompress.compress.int8.fakequant import TrainedLinears
 from mmcompress.compress.int8.foldedtower import with_folded_tower
-from mmcompress.compress.int8.given import given_to_sums
+from mmcompress.compress.int8.given import given_on
 from mmcompress.compress.int8.graphfit import fit_tower
 from mmcompress.compress.int8.graphtower import GraphTower
 from mmcompress.config import ExportConfig, QuantizeConfig
 from mmcompress.convtower import BatchNorm
 from mmcompress.export.graph import Numerics
 from mmcompress.export.reference import TOLERANCE, Reference
-from mmcompress.export.sums import sums_of
+from mmcompress.export.sums import ends_of, sums_of
 from mmcompress.export.towers import convolutions_of, image_graph
 from mmcompress.model import DualEncoder
 from mmcompress.tensornames import hugging_face_from_state
@@ -61,7 +61,8 @@ def learner_of(world: tuple[DualEncoder, GraphTower, Any], kind: Any, *names: st
     taken = [product for product in tower.products if (product.name in names if names else product.name != KEPT)]
     linears, ranges = fitted.fitted.linears[kind], fitted.fitted.ranges
     named = {product.name: linears[product.name] for product in taken}
-    return TrainedLinears(named, ranges, kind, taken, sums_of(tower.model, taken))
+    ends = [one.name for one in ends_of(tower.model, taken)]
+    return TrainedLinears(named, ranges, kind, taken, sums_of(tower.model, taken), ends)
 
 
 def embedded_in_order(tower: GraphTower, model: Any, pixels: torch.Tensor, folder: Path) -> np.ndarray[Any, Any]:
@@ -83,8 +84,10 @@ def test_learners_compute_what_the_graph_of_what_they_store_does(
     alone = [(product.name,) for product in tower.products if product.name != KEPT]
     both = [(one.reader, one.branch) for one in sums_of(tower.model, tower.products) if one.reader != KEPT]
     assert len(alone) == 32 and len(both) == 3
-    summed = [f"{one.branch}.output" for one in sums_of(tower.model, tower.products)]
-    assert summed == [*given_to_sums(model.config)]
+    branches = [one.branch for one in sums_of(tower.model, tower.products)]
+    ends = [one.name for one in ends_of(tower.model, tower.products)]
+    assert ends == [tower.products[-2].name, "image.head"]
+    assert [f"{name}.output" for name in (*branches, *ends)] == [*given_on(model.config)]
     floats = embedded_in_order(tower, tower.model, pixels, tmp_path)
     lost, off = [], []
     for names in (*alone, *both):
@@ -96,7 +99,7 @@ def test_learners_compute_what_the_graph_of_what_they_store_does(
                     parameter.copy_(0.7 * torch.randn(parameter.shape, generator=generator))
             found, _ = learner.embed(folded, pixels, TOKENS.expand(4, -1))
         stored, outputs = learner.stored(), learner.stored_outputs()
-        assert len(outputs) == (kind == "unsigned" and len(names) == 2)
+        assert len(outputs) == (kind == "unsigned" and (len(names) == 2 or names[0] in ends))
         linears = {name: linear for name, (linear, _) in stored.items()}
         ranges = {**fitted.fitted.ranges, **{name: ends for name, (_, ends) in stored.items()}, **outputs}
         expected = embedded_in_order(tower, tower.quantized(linears, ranges, kind), pixels, tmp_path)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from bad_fit import badly_fitted
 from clip_world import write_squares, write_teacher
 from safetensors.numpy import load_file, save_file
 from shards import picture, write_tar
@@ -49,19 +49,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         draft.tokenizer = save_text_processing(source, draft.path)
     given = parse_assignments([*PLAIN, "samples=40", "batch=20", "max_flips=1", f'keep=["{KEPT}"]'])
     plain = standalone.quantize(folder / "checkpoint", folder / "plain", {"data.train": str(folder), **given})
-    with Artifact.create(
-        folder / "bad",
-        kind=Kind.CHECKPOINT,
-        stage="quantize",
-        key="k",
-        config=plain.manifest.config,
-        parents=plain.manifest.parents,
-    ) as draft:
-        draft.inherit(plain, *plain.manifest.files)
-        ranges = json.loads(plain.file("ranges.json").read_text())
-        wide = {name: {end: 4 * value for end, value in found.items()} for name, found in ranges.items()}
-        (draft.path / "ranges.json").write_text(json.dumps(wide))
-        draft.facts = plain.manifest.facts
+    badly_fitted(plain, folder / "bad", 4)
     return folder
 
 

@@ -9,10 +9,9 @@ from small_model import small_model
 from tiny_conv import conv_config
 
 from mmcompress.architecture import AnyImageConfig, ImageConfig
-from mmcompress.compress.prune import latency_target
+from mmcompress.compress.prune import latency_target, narrowing
 from mmcompress.compress.prune.hidden import HiddenErrors, hidden_blocks, hidden_of_blocks
 from mmcompress.compress.prune.latency_target import (
-    HiddenLatency,
     Timing,
     block_costs,
     check_latency,
@@ -20,6 +19,7 @@ from mmcompress.compress.prune.latency_target import (
     sizes_at_latency,
     stage_rates,
 )
+from mmcompress.compress.prune.narrowing import by_latency, hidden_at_latency
 from mmcompress.compress.prune.shrink import resized
 from mmcompress.compress.prune.sizes import BlockErrors
 from mmcompress.config import DataConfig, Precision, PruneConfig
@@ -127,22 +127,20 @@ def test_hidden_channels_go_until_the_latency_is_measured(monkeypatch: pytest.Mo
         found = whole / _work(smaller, rates)
         return Ratio(found, 0.99 * found, 1.01 * found)
 
-    monkeypatch.setattr(latency_target, "stage_rates", lambda *_: [rate / whole for rate in rates])
+    monkeypatch.setattr(narrowing, "stage_rates", lambda *_: [rate / whole for rate in rates])
     monkeypatch.setattr(latency_target, "measured_speedup", speedup)
     errors = {
         index: HiddenErrors({8: 0.1, channels: 0.0}, 0.3 if goes else None)
         for (index, goes), channels in zip(hidden_blocks(tower).items(), hidden_of_blocks(tower).values(), strict=True)
     }
     asked = PruneConfig(data=DataConfig(), target_latency=0.7, channel_multiple=8, threads=1)
-    sizes, facts = HiddenLatency.measured(model, tower, asked).sizes(errors, 0.7)
+    (whole_width,) = by_latency(model, asked)  # mobile attention reads channels between blocks
+    found, facts = hidden_at_latency(model, whole_width, errors, 0.7, asked)
+    sizes = dict(found)
     assert abs(facts["measured"] / 0.7 - 1) <= 0.05
     assert len(facts["attempts"]) < latency_target.ATTEMPTS
     third = [size for index, size in sizes.items() if index in (3, 4, 5)]
     assert None in third or 8 in third
-    little = PruneConfig(data=DataConfig(), target_latency=0.1, channel_multiple=8, threads=1)
-    with pytest.raises(UsageError, match=r"cannot be pruned to 0\.1x: the floor is") as caught:
-        HiddenLatency.measured(model, tower, little)
-    assert "prune channels between its blocks first" in caught.value.hint
 
 
 def test_rates_are_measured_once_a_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

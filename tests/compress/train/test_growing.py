@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from mmcompress.architecture import ImageConfig
 from mmcompress.compress.train.growing import grown, sides
 from mmcompress.compress.train.mobilenetv4 import mobilenetv4
+from mmcompress.config import DistillConfig, TrainConfig
 
 
 def image(image_size: int, patch: int) -> ImageConfig:
@@ -72,3 +73,14 @@ def test_positions_of_the_whole_learn_from_small_images() -> None:
     tower = small_model().image.train()
     tower(random_pixels(2)[..., ::2, ::2]).square().sum().backward()
     assert tower.positions.grad is not None and bool((tower.positions.grad.abs().sum(dim=1) > 0).all())
+
+
+def test_students_grow_unless_they_are_two_pretrained_towers() -> None:
+    data = {"data": {"train": "demo:train"}}
+    pair = {"towers": {"image": "a", "text": "b"}}
+    teacher = {"teacher": {"source": "demo:teacher"}}
+    assert DistillConfig.model_validate({**data, **teacher}).grows == 0.67
+    assert DistillConfig.model_validate({**data, **teacher, "growing": 0.2}).grows == 0.2
+    assert TrainConfig.model_validate({**data, "student": {"source": "vit-s16"}}).grows == 0.67
+    assert TrainConfig.model_validate({**data, **pair}).grows == 0
+    assert TrainConfig.model_validate({**data, **pair, "growing": 0.2}).grows == 0.2
