@@ -11,8 +11,9 @@ def check_opset(config: ExportConfig) -> None:
     oldest: int = ExportConfig.model_fields["opset"].default
     if config.opset <= oldest or _runs_here(config.opset):
         return
-    newest = next(opset for opset in range(config.opset - 1, 0, -1) if opset <= oldest or _runs_here(opset))
     names = (require("onnx", "compress"), require("onnxruntime", "onnxruntime"))
+    below = min(config.opset - 1, names[0].defs.onnx_opset_version())
+    newest = next(opset for opset in range(below, 0, -1) if opset <= oldest or _runs_here(opset))
     raise UsageError(
         f"opset {config.opset} is newer than what runs here: onnx {names[0].__version__} and ONNX Runtime "
         f"{names[1].__version__} know {newest}",

@@ -25,7 +25,7 @@ from mmcompress.errors import CorruptInputError, UsageError
 from mmcompress.home import expanded
 from mmcompress.lock import locked
 from mmcompress.manifest import Kind, hash_json
-from mmcompress.places import MANIFEST, check_place, writing
+from mmcompress.places import MANIFEST, check_place, inside_folders, writing
 from mmcompress.progress import say, track
 from mmcompress.publish import link, tidy, work_of, working
 from mmcompress.runtime.encoder import Encoder
@@ -85,9 +85,7 @@ def index(encoder: Encoder, images: str, out: Path, source: str) -> Indexed:
     `source` is where the encoder's model is. Raises CorruptInputError for an index that another model has made.
     """
     check_index(images, out, encoder.artifact.path)
-    with writing(out):
-        out.absolute().parent.mkdir(parents=True, exist_ok=True)
-    with locked(out, reading=[encoder.artifact.path]):
+    with inside_folders(out), locked(out, reading=[encoder.artifact.path]):
         tidy(out)
         standing = ImageIndex.open(out) if (out / MANIFEST).is_file() else None
         if standing is not None:

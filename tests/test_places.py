@@ -22,7 +22,8 @@ from mmcompress.errors import CorruptInputError, UsageError
 from mmcompress.manifest import Kind
 from mmcompress.measure.explain.picture import save
 from mmcompress.pack import pack
-from mmcompress.places import CACHE, LONGEST_NAME, check_place, writing
+from mmcompress.pipeline import single
+from mmcompress.places import CACHE, LONGEST_NAME, check_place, inside_folders, writing
 from mmcompress.publish import KEY, check_beside, drop_work_of, keep_work_of, tidy, working
 
 
@@ -368,3 +369,22 @@ def test_what_a_killed_pack_left_is_removed_by_the_next(tmp_path: Path) -> None:
     assert len(list(tmp_path.glob(".*.draft"))) == 1
     pack(tmp_path / "a", tmp_path / "p")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "p"]
+
+
+def test_folders_that_were_made_for_what_failed_go_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> None:
+        assert (tmp_path / "there/n/e").is_dir()
+        raise UsageError("it cannot be")
+
+    (tmp_path / "there").mkdir()
+    monkeypatch.setattr(single, "run_stage", refused)
+    with pytest.raises(UsageError, match="it cannot be"):
+        single.run_single("report", {}, {}, {}, tmp_path / "there/n/e/w")
+    assert [path.name for path in tmp_path.rglob("*")] == ["there"]
+
+
+def test_folders_that_hold_something_stay_when_work_fails(tmp_path: Path) -> None:
+    with suppress(ValueError), inside_folders(tmp_path / "a/b/x", tmp_path / "a/c/y", tmp_path / "d/../z"):
+        (tmp_path / "a/c/kept").touch()
+        raise ValueError
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["a", "c", "kept"]

@@ -82,6 +82,18 @@ class MisspeltError(ValueError):
         self.hint = f"near names: {', '.join(list(dict.fromkeys(near))[:NEAREST])}"
 
 
+def memory_error(error: BaseException) -> UsageError | None:
+    """What to tell where memory was asked for that is not there, by numpy, torch or Python; None of any other error."""
+    asked = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    if not asked and "can't allocate memory" not in str(error):
+        return None
+    said = str(error).splitlines()[0] if str(error) else "more was asked for than there is"
+    return UsageError(
+        f"there is not enough memory: {said}",
+        "let it take less at once: a smaller batch, fewer samples or views, smaller images",
+    )
+
+
 def finite(value: float, what: str) -> float:
     """The value; CorruptInputError where it is NaN, which compares as false with every limit, or infinite."""
     if not math.isfinite(value):

@@ -26,7 +26,7 @@ from mmcompress.drafts import written_whole
 from mmcompress.errors import CorruptInputError, UsageError
 from mmcompress.lock import locked
 from mmcompress.manifest import Manifest
-from mmcompress.places import MANIFEST, check_apart, check_name, check_place, writing
+from mmcompress.places import MANIFEST, check_apart, check_name, check_place, inside_folders, writing
 from mmcompress.publish import drafted, swap_in, tidy
 
 SUFFIX = ".mmc"
@@ -73,9 +73,7 @@ def unpack(path: Path, out: Path) -> Artifact:
     """
     with opened(path) as (stream, manifest):
         check_place(out, [path], manifest.stage)
-        with writing(out):
-            out.parent.mkdir(parents=True, exist_ok=True)
-        with locked(out), writing(out):
+        with inside_folders(out), locked(out), writing(out):
             return _unpacked(stream, manifest, path, out)
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,24 @@ def writing(place: Path) -> Iterator[None]:
         if (said := _unwritable(error)) is None:
             raise
         raise UsageError(f"{place} cannot be written: {said}", f"make room there, or {elsewhere(place)}") from error
+
+
+@contextmanager
+def inside_folders(*places: Path) -> Iterator[None]:
+    """Make the folders that places lie in; those that were made go again, where nothing is in them when work fails."""
+    made: list[Path] = []
+    try:
+        for place in places:
+            folder = place.absolute().parent
+            made += [path for path in (folder, *folder.parents) if not path.exists() and path not in made]
+            with writing(place):
+                folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException:
+        for path in sorted(made, key=lambda path: -len(path.parts)):
+            with suppress(OSError):  # something was put there, or it is not there
+                path.rmdir()
+        raise
 
 
 @contextmanager

@@ -110,6 +110,24 @@ def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
         program.main()
 
 
+@pytest.mark.parametrize(
+    "error", [MemoryError("Unable to allocate 786. GiB"), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
+)
+def test_memory_that_is_not_there_is_a_sentence(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def out_of_memory(**_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(program, "app", out_of_memory)
+    monkeypatch.setattr(sys, "argv", ["mmcompress", "doctor"])
+    with pytest.raises(SystemExit) as ended:
+        program.main()
+    said = capsys.readouterr().err.splitlines()
+    assert ended.value.code == 2 and said[-2] == f"error: there is not enough memory: {error}"
+    assert said[-1].startswith("hint: let it take less at once")
+
+
 def test_control_c_ends_with_130(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt

@@ -66,6 +66,13 @@ def test_damage_is_limited_and_nothing_half_is_left(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"loose"}
 
 
+def test_folders_above_shards_that_were_not_made_go_again(tmp_path: Path) -> None:
+    (source := beside(tmp_path / "source")).joinpath("a.jpg").write_bytes(b"no image")
+    with pytest.raises(CorruptInputError):
+        pack(source, tmp_path / "new/er/out", max_bad_fraction=0.0)
+    assert not (tmp_path / "new").exists()
+
+
 def test_class_folders_become_shards(tmp_path: Path) -> None:
     for label in ("dog", "cat"):
         (tmp_path / "classes" / label).mkdir(parents=True)

@@ -105,6 +105,15 @@ def test_expand_errors(folder: Path, spec: str, what: str, hint: str) -> None:
     assert caught.value.exit_code == 2
 
 
+def test_a_pipe_or_a_device_is_no_data(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.tar")
+    for place in ("/dev/zero", str(tmp_path / "a.tar")):
+        for look in (expand, fingerprint):
+            with pytest.raises(UsageError, match="is a pipe or a device") as refused:
+                look(place)
+            assert "pipe:cat FILE" in refused.value.hint
+
+
 def test_fingerprint_is_of_the_content(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     elsewhere = tmp_path_factory.mktemp("moved") / "x"
     before = fingerprint(str(folder))

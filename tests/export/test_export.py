@@ -18,6 +18,7 @@ from mmcompress.config import ExportConfig
 from mmcompress.errors import CorruptInputError, GateFailedError, MMCompressError, UsageError
 from mmcompress.export import export as stage
 from mmcompress.export.graph import Numerics
+from mmcompress.export.opset import check_opset
 from mmcompress.export.reference import random_inputs
 from mmcompress.export.towers import image_graph
 from mmcompress.pipeline.run import run_stage
@@ -186,3 +187,9 @@ def test_fp8_is_a_precision_of_a_calibrated_checkpoint(checkpoint: Make, tmp_pat
     with pytest.raises(CorruptInputError, match="has no range for"):
         bare = write_checkpoint(tmp_path / "bare", config_of(), tensors_of(clip_of(config_of())), {})
         run_stage(STAGES["export"], config, {"checkpoint": bare}, (), tmp_path / "refused")
+
+
+def test_an_opset_of_any_size_is_refused_at_once() -> None:
+    with pytest.raises(UsageError, match=f"opset {10**9} is newer than what runs here") as refused:
+        check_opset(ExportConfig(opset=10**9))
+    assert refused.value.hint.startswith("give --opset ")

@@ -60,6 +60,10 @@ def recipe(folder: Path, text: str) -> Path:
         (('run = "prune"', 'run = "embed"\n#'), "two stages are named 'embed'", "another"),
         (("mlp = 0.5", "optimizer = 3"), "unknown key 'optimizer'", "known"),
         (("[data]", "[data"), "is not TOML", "[[stage]]"),
+        (("mlp = 0.5", f"mlp = {'9' * 5000}"), "is not TOML", "[[stage]]"),
+        (("mlp = 0.5", f"mlp = {'[' * 9000}"), "is not TOML: it is nested too deeply", "[[stage]]"),
+        (("mlp = 0.5", "mlp = true"), "mlp: a number is expected (got True)", "the number"),
+        (("mlp = 0.5", "samples = 99999999999999999999"), "is too large for a whole number", "the largest is 9007"),
         (("mlp = 0.5", 'name = "../x"'), "a stage is named '../x'", "letters, digits"),
         (("mlp = 0.5", 'name = ".x"'), "a stage is named '.x'", "letters, digits"),
         (("mlp = 0.5", "name = 5"), "name: Input should be a valid string (got 5)", "Of its artifact"),
@@ -82,6 +86,18 @@ def test_a_wrong_recipe_says_what_and_what_to_do(tmp_path: Path, change: tuple[s
 def test_a_value_where_a_table_is_meant_is_refused(tmp_path: Path, said: str) -> None:
     with pytest.raises(UsageError):
         load_recipe(recipe(tmp_path, GOOD), parse_assignments([said]))
+
+
+def test_a_recipe_as_editors_of_windows_save_it(tmp_path: Path) -> None:
+    path = recipe(tmp_path, GOOD)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
+    assert load_recipe(path).data == {"train": "demo:train"}
+
+
+def test_setting_a_whole_table_says_that_a_key_is_needed(tmp_path: Path) -> None:
+    for said, what in (("data=5", "'data' is a table"), ("embed=1", "'embed' is a stage")):
+        with pytest.raises(UsageError, match=what):
+            load_recipe(recipe(tmp_path, GOOD), parse_assignments([said]))
 
 
 def test_stages_that_read_twice_refuse_stdin(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from typing import NoReturn
 
 from mmcompress.cli.commands import app
 from mmcompress.cli.streams import flushed, never_failing
-from mmcompress.errors import MMCompressError, UsageError
+from mmcompress.errors import MMCompressError, UsageError, memory_error
 from mmcompress.formats import printable
 from mmcompress.interrupts import Interrupted, ended_by_signals
 from mmcompress.places import disk_error
@@ -46,7 +46,7 @@ def _told(run: Callable[[], int]) -> int:
 
 
 def _written(run: Callable[[], int]) -> int:
-    """Run; what the system says of a disk becomes our error."""
+    """Run; what the system says of a disk, and of memory, becomes our error."""
     try:
         code = run()
         flushed()
@@ -55,6 +55,10 @@ def _written(run: Callable[[], int]) -> int:
         if (told := disk_error(error)) is None:
             raise
         flushed()  # where it is stdout that is full, that is said
+        raise told from error
+    except (MemoryError, RuntimeError) as error:
+        if (told := memory_error(error)) is None:
+            raise
         raise told from error
 
 

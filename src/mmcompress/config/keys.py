@@ -22,6 +22,8 @@ HOW = Aside()
 """Says how something is computed, or what follows from it, and not what comes out."""
 NAMED = Aside()
 """Names what has a fingerprint, which is part of the artifact's key in its place."""
+LARGEST_WHOLE = 2**53
+"""Beyond it readers of JSON take numbers for each other, and nothing is so many."""
 C = TypeVar("C", bound=Config)
 
 
@@ -53,7 +55,9 @@ def what_counts(config: Config) -> dict[str, Any]:
 def validated(model: type[C], values: Mapping[str, Any], where: str) -> C:
     """Build a config, or say which key of `where` is wrong, what was expected, and what is close to it."""
     try:
-        return model.model_validate(values)
+        built = model.model_validate(values)
+        _check_numbers(values, built, where)
+        return built
     except ValidationError as error:
         first = error.errors()[0]
         path = [str(part) for part in first["loc"]]
@@ -69,6 +73,23 @@ def validated(model: type[C], values: Mapping[str, Any], where: str) -> C:
             raise UsageError(f"{where}: {said}", "leave it out" if unused else "leave one of them out") from error
         got = "" if first["type"] == "missing" else f" (got {first['input']!r})"
         raise UsageError(f"{where}: {key}: {said}{got}", _docstring(model, path)) from error
+
+
+def _check_numbers(said: object, read: object, where: str, key: str = "") -> None:
+    """Raise UsageError for true or false that pydantic took for 1 or 0, and for whole numbers that are no amount."""
+    if isinstance(said, Mapping):
+        for name, part in said.items():
+            inner = read.get(name) if isinstance(read, Mapping) else getattr(read, str(name), None)
+            _check_numbers(part, inner, where, f"{key}.{name}" if key else str(name))
+    elif isinstance(said, list | tuple) and isinstance(read, list | tuple):
+        for number, (part, inner) in enumerate(zip(said, read, strict=False)):
+            _check_numbers(part, inner, where, f"{key}.{number}")
+    elif isinstance(said, bool) and isinstance(read, int | float) and not isinstance(read, bool):
+        raise UsageError(f"{where}: {key}: a number is expected (got {said})", "write the number that is meant")
+    elif isinstance(read, int) and abs(read) > LARGEST_WHOLE:
+        raise UsageError(
+            f"{where}: {key}: {read} is too large for a whole number here", f"the largest is {LARGEST_WHOLE}"
+        )
 
 
 def _fields_at(model: type[BaseModel], path: Sequence[str]) -> list[str]:

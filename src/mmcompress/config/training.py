@@ -35,7 +35,7 @@ class EmbedConfig(StageConfig):
 
     teacher: TeacherConfig
     data: DataConfig
-    views: int = Field(default=1, ge=1)
+    views: int = Field(default=1, ge=1, le=10_000)
     """Views of each image; the first is the plain image, the others are augmented."""
     augment: Augmentation = "photo"
     """How: `photo` crops, mirrors and jitters; `drawing` moves, warps and recolours what stands on a plain ground."""

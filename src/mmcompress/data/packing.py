@@ -22,7 +22,7 @@ from mmcompress.datakeys import KNOWN, keys_of
 from mmcompress.home import expanded
 from mmcompress.lock import locked
 from mmcompress.manifest import Kind, hash_json
-from mmcompress.places import MANIFEST, check_place, writing
+from mmcompress.places import MANIFEST, check_place, inside_folders, writing
 from mmcompress.progress import track
 
 
@@ -56,11 +56,10 @@ def pack(source: str | Path, out: Path, a_shard: int = A_SHARD, max_bad_fraction
 def written(out: Path, stage: str, read: list[Path], a_shard: int, config: dict[str, Any]) -> Iterator[Writing]:
     """Shards at `out`, published whole when nothing was raised."""
     check_place(out, read, stage)
-    with writing(out):
-        out.absolute().parent.mkdir(parents=True, exist_ok=True)
     said = {**config, "samples_a_shard": a_shard}
     key = hash_json([stage, said, __version__])
-    with locked(out), writing(out), Artifact.create(out, kind=Kind.SHARDS, stage=stage, key=key, config=said) as draft:
+    made = Artifact.create(out, kind=Kind.SHARDS, stage=stage, key=key, config=said)
+    with inside_folders(out), locked(out), writing(out), made as draft:
         with ShardWriter(draft.path, a_shard) as shards:
             yield (now := Writing(shards))
         _state(draft, now)

@@ -201,6 +201,7 @@ def _place(path: Path) -> list[str]:
     if path.suffix.lower() == SUFFIX:
         raise _no_parquet(str(path), path)
     if not path.is_dir():
+        _check_file(path)
         return [str(path)]
     if (path / TABLE).is_file():
         return [str(path / TABLE)]
@@ -216,6 +217,15 @@ def _place(path: Path) -> list[str]:
             raise _no_parquet(f"the folder {path} holds {table.name}, which", path)
         raise UsageError(f"the folder {path} holds neither .tar shards nor a {TABLE}, nor images", ACCEPTED)
     return [str(place) for place in places]
+
+
+def _check_file(path: Path) -> None:
+    """Raise UsageError for a pipe or a device: it is read once, or has no end, and data is hashed before it is read."""
+    if not path.is_file():
+        raise UsageError(
+            f"{path} is a pipe or a device, and data is read more than once",
+            "save it to a file, or give a command that can run again: 'pipe:cat FILE'",
+        )
 
 
 def _no_parquet(which: str, source: Path) -> UsageError:

@@ -83,8 +83,15 @@ def recipe_of(tables: dict[str, Any], path: str, assignments: Mapping[str, Any] 
 def _override(tables: dict[str, Any], rows: Sequence[dict[str, Any]], key: str, value: object) -> None:
     head, *rest = key.split(".")
     named = [row for row in rows if head in (row.get("name", row.get("run")), row.get("run"))]
-    if head in SHARED_TABLES and rest:
-        assign(tables.setdefault(head, {}), rest, value)
+    if head in SHARED_TABLES or (named and not rest):
+        if not rest:
+            what = "a table" if head in SHARED_TABLES else "a stage"
+            raise UsageError(
+                f"--set {key}: {head!r} is {what}, and a key of it is set", f"for example: --set {head}.KEY=VALUE"
+            )
+        if not isinstance(table := tables.setdefault(head, {}), dict):
+            raise UsageError(f"--set {key}: {head} = {table!r} in the recipe is no table", f"write [{head}] there")
+        assign(table, rest, value)
     elif named and rest:
         for row in named:
             assign(row, rest, value)
@@ -164,11 +171,11 @@ def assign(table: dict[str, Any], path: Sequence[str], value: object) -> None:
 def read_recipe(path: Path) -> dict[str, Any]:
     """The TOML of a recipe, unchecked."""
     try:
-        with path.open("rb") as stream:
-            return tomllib.load(stream)
+        return tomllib.loads(path.read_bytes().decode("utf-8-sig"))  # editors of Windows put a mark before it
     except FileNotFoundError as error:
         raise UsageError(f"there is no recipe {path}", "give a .toml file, or `demo`") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, IsADirectoryError) as error:
+    except (ValueError, RecursionError, IsADirectoryError) as error:  # a number of 5,000 digits is a ValueError too
+        said = "it is nested too deeply" if isinstance(error, RecursionError) else error
         raise UsageError(
-            f"{path} is not TOML: {error}", "a recipe has [data], [teacher], [student] and [[stage]] tables"
+            f"{path} is not TOML: {said}", "a recipe has [data], [teacher], [student] and [[stage]] tables"
         ) from error

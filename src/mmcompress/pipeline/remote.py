@@ -23,7 +23,7 @@ from mmcompress.manifest import Kind, Manifest, hash_json
 from mmcompress.pack import SUFFIX, pack, read_pack, unpack
 from mmcompress.pipeline.converted import name_of, told_apart
 from mmcompress.pipeline.ssh import NOT_FOUND, Answer, Host, check, connected
-from mmcompress.places import MANIFEST, check_place, writing
+from mmcompress.places import MANIFEST, check_place, inside_folders
 from mmcompress.progress import say
 from mmcompress.strictjson import json_from_text
 
@@ -117,9 +117,7 @@ def run_stage(there: There, stage: str, words: Sequence[str], out: Path) -> Arti
     if not sources:
         raise UsageError(f"remote {stage} needs an artifact or a pack", "give it after the host, before other options")
     check_place(out, sources, stage)
-    with writing(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
-    with _sending(out) as folder:
+    with inside_folders(out), _sending(out) as folder:
         packed = [_as_pack(source, folder / f"{at}{SUFFIX}") for at, source in enumerate(sources)]
         for source, (_, manifest) in zip(sources, packed, strict=True):
             _check_kind(stage, source, manifest)

@@ -27,7 +27,7 @@ from mmcompress.pipeline.outside import READ, outside, revisions, still_as_read
 from mmcompress.pipeline.plan import Step, check_data, local_inputs, plan
 from mmcompress.pipeline.recipe import Recipe
 from mmcompress.pipeline.together import run_on_all
-from mmcompress.places import MANIFEST, check_name, check_place, writing
+from mmcompress.places import MANIFEST, check_name, check_place, inside_folders, writing
 from mmcompress.progress import RUNNING, say
 from mmcompress.publish import aside_of, draft_of, drop_work_of, tidy, work_of, working
 from mmcompress.stages import Job, Stage
@@ -62,11 +62,8 @@ def run_stages(recipe: Recipe, places: Mapping[str, Path], where: str) -> dict[s
             check_data(step.config, step.stage)
         else:
             digests[step.name] = standing
-    for place in places.values():
-        with writing(place):
-            place.absolute().parent.mkdir(parents=True, exist_ok=True)
     artifacts: dict[str, Artifact] = {}
-    with locked(*places.values()):
+    with inside_folders(*places.values()), locked(*places.values()):
         for number, step in enumerate(steps, start=1):
             turn = f"stage {number} of {len(steps)}" if len(steps) > 1 else ""
             sources = {role: artifacts[name] for role, name in step.sources.items()}

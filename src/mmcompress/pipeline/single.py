@@ -15,7 +15,7 @@ from mmcompress.pipeline.plan import check_data, check_use, local_inputs
 from mmcompress.pipeline.recipe import assign, reduced
 from mmcompress.pipeline.run import digest_of_standing, parents_of, run_stage, whole_and_right
 from mmcompress.pipeline.sources import Given
-from mmcompress.places import MANIFEST, check_place, writing
+from mmcompress.places import MANIFEST, check_place, inside_folders
 from mmcompress.stages import STAGES
 
 NO_SOURCES: Mapping[str, Artifact] = {}
@@ -91,8 +91,6 @@ def run_single(
         stage.refuse_impossible(built, sources)
         check_data(built, stage)
     check_place(out, [artifact.path for artifact in read], name)
-    with writing(out):
-        out.absolute().parent.mkdir(parents=True, exist_ok=True)
     places = [artifact.path for artifact in read]
     if standing is not None:  # several commands may use one teacher's graphs at once
         with locked(reading=[out, *places]):
@@ -100,7 +98,7 @@ def run_single(
                 artifact.check_unchanged()
             if (reused := whole_and_right(stage, built, sources, tuple(gathered), out)) is not None:
                 return reused
-    with locked(out, reading=places):
+    with inside_folders(out), locked(out, reading=places):
         for artifact in read:
             artifact.check_unchanged()
         return run_stage(stage, built, sources, tuple(gathered), out)

@@ -19,7 +19,7 @@ from mmcompress.measure.split.plan import Line, bits_per_s
 from mmcompress.measure.split.split import HERE, Judge, Wish, check_wish, devices_in
 from mmcompress.measure.split.split import split as split_into
 from mmcompress.pipeline.converted import check_named, graphs_to_use, is_artifact
-from mmcompress.places import check_place, writing
+from mmcompress.places import check_place, inside_folders
 from mmcompress.runtime.backends import check_runs_graphs, default_backend
 
 
@@ -76,9 +76,7 @@ def split(source: str, out: Path, wish: Wish) -> tuple[Artifact, SplitDocument |
     graphs = graphs_to_use(source, wish.backend)
     check_place(out, [*tables, graphs.path], "split")
     about = {"devices": wish.devices, "precision": wish.precision, "backend": wish.backend}
-    with writing(out):
-        out.absolute().parent.mkdir(parents=True, exist_ok=True)
-    with locked(out, reading=[graphs.path]):
+    with inside_folders(out), locked(out, reading=[graphs.path]):
         parents = {"graphs": graphs.digest}
         key = hash_json({**about, **parents})
         made = Artifact.create(out, kind=Kind.BUNDLE, stage="split", key=key, config=about, parents=parents)
