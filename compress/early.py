@@ -21,7 +21,7 @@ from mmcompress.compress.ownteacher import check_has_towers, check_own
 from mmcompress.compress.prune.hidden import check_channel_multiple, check_hidden_share
 from mmcompress.compress.prune.latency_target import check_latency
 from mmcompress.compress.prune.prune import check_width, prunable_towers
-from mmcompress.compress.prune.sizes import check_share
+from mmcompress.compress.prune.sizes import check_mlp_multiple, check_share
 from mmcompress.compress.train.computing import check_parts
 from mmcompress.compress.train.pair import pair_config, pair_preprocessing
 from mmcompress.compress.train.published import read_published
@@ -179,6 +179,8 @@ def fits_prune(config: PruneConfig, model: DualEncoderConfig, _: Sources) -> Non
     for tower in towers:
         if tower == "image" and isinstance(model.image, ConvConfig):
             continue
+        if "mlp_multiple" in config.model_fields_set:
+            check_mlp_multiple(tower, getattr(model, tower), config.mlp_multiple)
         if config.target is not None and config.target[0] != "latency":
             check_share(model, tower, *config.target, config.mlp_multiple)
     if config.target_latency is not None:

@@ -21,15 +21,17 @@ from mmcompress.artifact import Artifact
 from mmcompress.config import Backend, Precision
 from mmcompress.errors import UsageError, suggestion
 from mmcompress.frozen import Config
+from mmcompress.lock import locked
 from mmcompress.manifest import Graph, Kind, TensorSpec
 from mmcompress.places import check_apart, writing
-from mmcompress.publish import drafted, swap_in
+from mmcompress.publish import Ours, drafted, swap_in
 from mmcompress.runtime.backends import FOR_TENSORRT, graph_for
 from mmcompress.runtime.passport import stated_passport
 from mmcompress.runtime.session import Tower
 
 Served = Literal["onnxruntime", "openvino", "tensorrt"]
 """Backends of ours that Triton has too, under the same names."""
+_CONFIG = "config.pbtxt"
 _WRITTEN = "# Written by mmcompress triton"
 _TYPES: Mapping[str, str] = {
     "float32": "TYPE_FP32",
@@ -107,6 +109,7 @@ def write_repository(
         _check_ours(place)
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
+    with locked(*places.values(), reading=[artifact.path]), writing(out):
         for model in models:
             _write(places[model.name], texts[model.name], artifact, model)
     return tuple(models)
@@ -232,24 +235,35 @@ def _filename(model: Model) -> str:
 
 def _check_ours(place: Path) -> None:
     """Raise UsageError unless a model's folder may be written: it is not there, or we wrote it."""
-    config = place / "config.pbtxt"
     if place.is_symlink() or (place.exists() and not place.is_dir()):
         raise UsageError(f"{place} exists and is no folder, so it is not overwritten", "give another --name or --out")
-    if place.is_dir() and any(place.iterdir()):
-        ours = config.is_file() and config.read_text(encoding="utf-8", errors="replace").startswith(_WRITTEN)
-        if not ours or {path.name for path in place.iterdir()} != {"config.pbtxt", "1"}:
-            raise UsageError(
-                f"{place} holds what mmcompress did not write, so it is not overwritten", "give another --name or --out"
-            )
+    if place.is_dir() and any(place.iterdir()) and not _is_ours(place):
+        raise UsageError(
+            f"{place} holds what mmcompress did not write, so it is not overwritten", "give another --name or --out"
+        )
+
+
+def _is_ours(place: Path) -> bool:
+    """Whether a folder holds what is written here and nothing else; a kill may have removed a part of it."""
+    config = place / _CONFIG
+    if not config.is_file() or not config.read_text(encoding="utf-8", errors="replace").startswith(_WRITTEN):
+        return False
+    inside = {path.relative_to(place).as_posix() for path in place.rglob("*")}
+    return all(
+        re.fullmatch(rf"{re.escape(_CONFIG)}|1|1/model\.(onnx|plan)|1/[^/]+\.onnx\.data", name) for name in inside
+    )
+
+
+_REPOSITORY = Ours(_CONFIG, _is_ours)
 
 
 def _write(place: Path, config: str, artifact: Artifact, model: Model) -> None:
     """One model, whole or not at all. A graph's weights may lie in a file beside it, by a name that the graph has."""
-    with drafted(place) as draft:
+    with drafted(place, _REPOSITORY) as draft:
         (draft / "1").mkdir()
-        (draft / "config.pbtxt").write_text(config, encoding="utf-8")
+        (draft / _CONFIG).write_text(config, encoding="utf-8")
         if model.file is not None:
             shutil.copyfile(artifact.file(model.file), draft / "1" / _filename(model))
             for beside in artifact.manifest.files.keys() & {f"{model.file}.data"}:
                 shutil.copyfile(artifact.file(beside), draft / "1" / beside)
-        swap_in(draft, place)
+        swap_in(draft, place, _REPOSITORY)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import heapq
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -15,8 +16,9 @@ from mmcompress.artifact import Artifact
 from mmcompress.config import Backend
 from mmcompress.data.layout import check_template, prompts, read_labels
 from mmcompress.data.spec import images_in
+from mmcompress.data.tally import Tally
 from mmcompress.errors import CorruptInputError, UsageError
-from mmcompress.progress import say
+from mmcompress.progress import say, track
 from mmcompress.runtime.encoder import BATCH, Encoder
 from mmcompress.runtime.frames import ANY_SIZE, IMAGE_SUFFIXES, read_pixels
 from mmcompress.runtime.session import Tower
@@ -91,14 +93,29 @@ def search(
 ) -> list[tuple[Path, float]]:
     """The images under a folder whose embeddings are closest to a text or to an image, with their cosines, best first.
 
-    Files that are no whole images are named and skipped, those of other formats by their endings.
+    Files that are no whole images are skipped and counted, the first of them by name, those of other formats by their
+    endings. What is held is a batch, the `top` so far, and the paths.
     """
     check_query(text, image, top)
     check_folder(images)
-    paths, embeddings = embed_folder(encoder, Path(images))
-    scores = embeddings @ query(encoder, text, image)
-    order = np.argsort(-scores, kind="stable")[:top]
-    return [(paths[i], float(scores[i])) for i in order]
+    folder, wanted = Path(images), None
+    tally = Tally(str(images), max_bad_fraction=1.0)
+    best: list[tuple[float, int, str]] = []
+    """A heap with the worst in front: cosines, where an image was before others, and paths."""
+    for paths, embeddings in _embedded(encoder, folder, tally):
+        if wanted is None:  # behind the first images: what is wrong with a tower is said of one of those
+            wanted = query(encoder, text, image)
+        for path, cosine in zip(paths, embeddings @ wanted, strict=True):
+            one = (float(cosine), -tally.good, path)
+            tally.good += 1
+            if len(best) < top:
+                heapq.heappush(best, one)
+            else:
+                heapq.heappushpop(best, one)
+    if not best:
+        raise _no_image(folder, tally.bad)
+    tally.finish()
+    return [(Path(path), cosine) for cosine, _, path in sorted(best, reverse=True)]
 
 
 def query(encoder: Encoder, text: str | None, image: Path | None = None) -> NDArray[np.float32]:
@@ -128,9 +145,8 @@ def check_folder(images: Path | str) -> None:
     """As `check_classify`."""
     if not Path(images).is_dir():
         raise UsageError(f"there is no folder {images}", "give a folder with images")
-    files = sorted(images_in(Path(images)))
-    if not any(map(_is_image, files)):
-        raise _no_image(Path(images), len(files))
+    if not any(map(_is_image, images_in(Path(images)))):
+        raise _no_image(Path(images), sum(1 for _ in images_in(Path(images))))
 
 
 def _is_image(path: Path) -> bool:
@@ -148,28 +164,26 @@ def _no_image(folder: Path, tried: int) -> UsageError:
     )
 
 
-def embed_folder(encoder: Encoder, folder: Path) -> tuple[list[Path], NDArray[np.float32]]:
-    """(paths, (N, D)) of the whole images under a folder, in the order of their names."""
-    files = sorted(images_in(folder))
+def _embedded(encoder: Encoder, folder: Path, tally: Tally) -> Iterator[tuple[Sequence[str], NDArray[np.float32]]]:
+    """Paths and (B, D) of the whole images under a folder in the order of their names, a batch at a time."""
     shown = (path for path in folder.rglob("*") if not path.name.startswith("."))
     unread = (path for path in shown if path.suffix.lower() in OTHER_SUFFIXES and path.is_file())
     others = Counter(path.suffix.lower() for path in unread)
     if others:
         endings = ", ".join(f"{count} {suffix}" for suffix, count in sorted(others.items()))
         say("search", folder.name, f"{others.total()} images were skipped: {endings}; read are {_READ}")
-    paths: list[Path] = []
-    parts: list[NDArray[np.float32]] = []
+    files = sorted(map(str, images_in(folder)))
     step = 1 if encoder.prepares else BATCH  # whole photos are large
-    for start in range(0, len(files), step):
-        pixels: list[NDArray[np.uint8]] = []
-        for path in files[start : start + step]:
-            try:
-                pixels.append(encoder.read(path))
-                paths.append(path)
-            except (CorruptInputError, UsageError, OSError) as error:
-                say("search", path.name, f"skipped: {error}")
-        if pixels:
-            parts.append(encoder.as_read(pixels, paths[-len(pixels) :]))
-    if not parts:
-        raise _no_image(folder, len(files))
-    return paths, np.concatenate(parts)
+    paths: list[str] = []
+    pixels: list[NDArray[np.uint8]] = []
+    for path in track(files, "embedding", len(files)):
+        try:
+            pixels.append(encoder.read(path))
+            paths.append(path)
+        except (CorruptInputError, UsageError, OSError) as error:
+            tally.add_bad(os.path.relpath(path, folder), str(error))
+        if len(pixels) == step:
+            yield paths, encoder.as_read(pixels, paths)
+            paths, pixels = [], []
+    if pixels:
+        yield paths, encoder.as_read(pixels, paths)

@@ -8,16 +8,18 @@ that has moved further than the image tower is not seen here.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
 
 from mmcompress.data.images import images_of_places, place_of
+from mmcompress.data.sample import image_of
 from mmcompress.data.spec import is_stream
 from mmcompress.data.tally import Tally
 from mmcompress.errors import CorruptInputError, GateFailedError, UsageError
 from mmcompress.runtime.encoder import Encoder
-from mmcompress.runtime.imageindex import ImageIndex
+from mmcompress.runtime.imageindex import ImageIndex, hash_of
 
 NEIGHBOURS = 10
 SAMPLE = 200
@@ -61,14 +63,15 @@ def agreement(index: ImageIndex, encoder: Encoder) -> Agreement:
     tally = Tally(str(index.artifact.path), max_bad_fraction=1.0, announce=False)
     fresh, found = [], []
     places = [place for place in dict.fromkeys(map(place_of, wanted)) if not is_stream(place)]  # names run nothing
-    for name, item in images_of_places(places, tally):
-        if name in wanted:
-            try:
-                pixels = encoder.read_stored(item.stored(), name)
-            except (CorruptInputError, UsageError, OSError):
-                continue
-            fresh.append(encoder.as_read([pixels], [name])[0])
-            found.append(wanted[name])
+    for name, item in itertools.chain.from_iterable(images_of_places(places, tally, keys) for keys in index.keys):
+        if name not in wanted or hash_of(image_of(item.mark)) != index.content(wanted[name]):
+            continue  # another one lies there now, or is there under other keys
+        try:
+            pixels = encoder.read_stored(item.stored(), name)
+        except (CorruptInputError, UsageError, OSError):
+            continue
+        fresh.append(encoder.as_read([pixels], [name])[0])
+        found.append(wanted.pop(name))
     if 2 * len(found) < len(rows):
         raise UsageError(
             f"of {len(rows)} images of {index.artifact.path} only {len(found)} can be read where they were",

@@ -25,6 +25,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmcompress.artifact import Artifact
+from mmcompress.datakeys import KNOWN as KNOWN_KEYS
+from mmcompress.datakeys import Keys, keys_of
 from mmcompress.errors import CorruptInputError
 from mmcompress.manifest import Kind, hash_json
 from mmcompress.runtime.neighbours import Graph
@@ -45,6 +47,9 @@ CANDIDATES, RECALL = "candidates", "recall_at_10"
 of a sample, a measurement."""
 SOURCE = "model"
 """Where the model was, as it was said; a measurement, as it is no part of what an index is."""
+KEYS = "keys"
+"""By which keys its sets were read, as they were said (`keys:image/caption:`), where other than the known ones were; a
+measurement, too."""
 _AGAIN = "make the index again"
 
 
@@ -94,6 +99,19 @@ class ImageIndex:
     def __len__(self) -> int:
         return len(self.graph) - len(self.gone)
 
+    @property
+    def keys(self) -> tuple[Keys, ...]:
+        """By which its images are to be read again: the known ones, and what was said when it was made."""
+        said = self.artifact.manifest.metrics.get(KEYS)
+        return KNOWN_KEYS, *(keys_of(f"{one}-")[0] for one in (said if isinstance(said, list) else ()))
+
+    def content(self, row: int) -> int:
+        """The hash of the image of a row."""
+        ends = self._ends
+        part = bisect.bisect_right(ends, row)
+        known = _known(self.artifact.file(known_file(part)))
+        return int(known["content"][row - ends[part] + self.parts[part]])
+
     def name(self, row: int) -> str:
         """Of the image of a row."""
         ends = self._ends
@@ -141,6 +159,11 @@ def vectors_file(part: int) -> str:
 def _names(path: Path) -> list[str]:
     names: list[str] = read_json(path, _AGAIN)
     return names
+
+
+@functools.lru_cache(maxsize=16)
+def _known(path: Path) -> NDArray[np.void]:
+    return cast(NDArray[np.void], np.load(path, allow_pickle=False))
 
 
 def hash_of(content: bytes) -> int:

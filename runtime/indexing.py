@@ -19,7 +19,7 @@ from mmcompress import __version__
 from mmcompress.artifact import Artifact, Draft, read_manifest
 from mmcompress.data.images import named_images, passed_over
 from mmcompress.data.sample import image_of
-from mmcompress.data.spec import bare, expand, is_stream
+from mmcompress.data.spec import bare, expand, is_stream, said_keys
 from mmcompress.data.tally import Tally
 from mmcompress.errors import CorruptInputError, UsageError
 from mmcompress.home import expanded
@@ -35,6 +35,7 @@ from mmcompress.runtime.imageindex import (
     CANDIDATES,
     GONE,
     GRAPH,
+    KEYS,
     MODEL,
     NODES,
     PARTS,
@@ -135,10 +136,17 @@ def _grown(
         parents = {"model": encoder.artifact.digest}
         with Artifact.create(out, kind=Kind.INDEX, stage=STAGE, key=key, parents=parents) as draft:
             walk = _fill(draft, encoder, standing, work, added, gone)
-            draft.metrics = {SOURCE: source, RECALL: walk.recall_at_10, **speed}
+            draft.metrics = {SOURCE: source, RECALL: walk.recall_at_10, **speed, **_keys(standing, images)}
         Artifact(out, read_manifest(out / MANIFEST)).remember()
     artifact = Artifact.open(out, Kind.INDEX)
     return Indexed(artifact, growth.embedded, growth.moved, growth.copies, tally.bad)
+
+
+def _keys(standing: ImageIndex | None, images: str) -> dict[str, list[str]]:
+    """The keys of all sets of an index, where others than the known ones were said."""
+    before = standing.artifact.manifest.metrics.get(KEYS, []) if standing is not None else []
+    said = list(dict.fromkeys(filter(None, [*before, said_keys(images)])))
+    return {KEYS: said} if said else {}
 
 
 def _take_again(growth: Growth, images: str, lost: set[int]) -> None:

@@ -78,7 +78,7 @@ def test_another_kind_of_tower_is_refused_by_name() -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"stages": [[uib(8, 8, 4, 0)]]}, "odd, and there is one of 4"),
+        ({"stages": [[uib(8, 8, 4, 0)]]}, r"stages\.0\.0\.uib\.start\n.*must be odd.*input_value=4"),
         ({"stages": [[uib(8, 8, 0, 0, 2)]]}, "has no stride"),
         ({"stages": [[]]}, "every stage a block"),
         ({"stages": [[{"kind": "dense", "channels": 8}]]}, "'dense'"),

@@ -37,6 +37,14 @@ def test_every_file_that_is_named_is_there(page: Path) -> None:
         assert any(place.exists() for place in places) or list(ROOT.rglob(f"*/{name}")), f"{page.name} names {name}"
 
 
+def test_every_test_that_is_named_is_there() -> None:
+    tests = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
+    text = (ROOT / "docs/reliability.md").read_text(encoding="utf-8")
+    named = re.findall(r"`(test_\w+)`", text)
+    assert len(named) > 40
+    assert [name for name in named if f"def {name}(" not in tests] == []
+
+
 def commands(page: Path) -> list[str]:
     """What the blocks of a page tell a reader to type, without comments."""
     blocks = re.findall(r"^```\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)

@@ -3,9 +3,10 @@
 Hidden channels alone leave more than half of some towers: those between blocks are read and written by everything, and
 none of what costs time beside the products becomes less. So a limit is met at each of a few shares of the channels
 between blocks (`streams.py`): the tower is narrowed and fitted, what the limit leaves is shared out over the hidden
-channels of its bottlenecks (`hidden.py`), and they are fitted. What is kept is the tower whose embeddings of the
-samples are nearest to the dense ones. Shares fall from the whole width on until one is worse than the one before it,
-since taking more of one kind and less of the other has one optimum.
+channels of its bottlenecks (`hidden.py`), and they are fitted. What is kept is the tower whose embeddings are nearest
+to the dense ones, of samples that it was not fitted on: a head that reads more channels than there are samples gives
+those that it was fitted on exactly. It is then fitted again on all. Shares fall from the whole width on until one is
+worse than the one before it, since taking more of one kind and less of the other has one optimum.
 
 Of a latency the time of every narrower tower is measured, and that of its bottlenecks composed by what a
 multiply-accumulate of each stage costs; what is kept is then measured and moved as in `latency_target.py`.
@@ -50,6 +51,9 @@ from mmcompress.errors import finite
 from mmcompress.model import DualEncoder
 from mmcompress.progress import say
 
+HELD = 4
+"""One of so many images of a batch judges, and fits nothing."""
+
 
 @dataclass(frozen=True)
 class Narrowed:
@@ -81,13 +85,10 @@ class Fitted:
     """What meets a limit at one share, and how far from the dense embeddings it is."""
 
     narrow: Narrowed
-    wide: DualEncoder
-    """The narrower tower with all of its hidden channels."""
     errors: Mapping[int, HiddenErrors]
     sizes: Sizes
-    model: DualEncoder
     harm: float
-    """1 - cosine, the mean over the samples."""
+    """1 - cosine, the mean over the samples that judge."""
 
 
 def pruned_to_target(
@@ -114,13 +115,12 @@ def pruned_to_target(
         "channels_between_blocks": best.narrow.share,
         "moved": {f"{each.narrow.share:g}": each.harm for each in tried},
     }
-    if kind != "latency":
-        return best.model, facts
-    sizes, timed = hidden_at_latency(model.config, best.narrow, best.errors, share, config)
-    pruned = best.model
-    if sizes != best.sizes:
-        pruned = shrunk_bottlenecks(best.wide, dict(sizes), inputs, scores, config.refit)
-    return pruned, {**facts, **timed}
+    sizes = best.sizes
+    if kind == "latency":
+        sizes, timed = hidden_at_latency(model.config, best.narrow, best.errors, share, config)
+        facts |= timed
+    wide = _narrowed(model, best.narrow, inputs, config)
+    return shrunk_bottlenecks(wide, dict(sizes), inputs, scores, config.refit), facts
 
 
 def by_size(model: DualEncoderConfig, config: PruneConfig, kind: str) -> list[Narrowed]:
@@ -152,16 +152,28 @@ def _fits(
 ) -> Iterator[Fitted]:
     """What meets the target at each share, the widest first."""
     assert config.target is not None
-    wanted = _embedded(model, inputs)
+    fitted, judging = apart(inputs)
+    wanted = _embedded(model, judging)
     for narrow in towers:
-        widths = stream_widths(_tower(model.config), narrow.share, STREAM_MULTIPLE)
-        wide = narrowed_streams(model, widths, inputs, config.refit)
-        errors = hidden_errors(wide, inputs, scores, narrow.multiple, config.refit)
+        wide = _narrowed(model, narrow, fitted, config)
+        errors = hidden_errors(wide, fitted, scores, narrow.multiple, config.refit)
         sizes = hidden_within(narrow.choices(errors), config.target[1], narrow.base, 1.0, config.target[0])
-        pruned = shrunk_bottlenecks(wide, sizes, inputs, scores, config.refit)
-        moved = 1 - (_embedded(pruned, inputs) * wanted).sum(dim=-1).mean()
+        pruned = shrunk_bottlenecks(wide, sizes, fitted, scores, config.refit)
+        moved = 1 - (_embedded(pruned, judging) * wanted).sum(dim=-1).mean()
         harm = finite(float(moved), "the error of a pruned image tower")
-        yield Fitted(narrow, wide, errors, tuple(sizes.items()), pruned, harm)
+        yield Fitted(narrow, errors, tuple(sizes.items()), harm)
+
+
+def apart(inputs: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """Of each batch the images that fit, and the last quarter, which judges; batches of fewer than four do both."""
+    fitted, judging = zip(*((x[: len(x) - len(x) // HELD], x[len(x) - len(x) // HELD :]) for x in inputs), strict=True)
+    return list(fitted), [x for x in judging if len(x)] or list(inputs)
+
+
+def _narrowed(model: DualEncoder, narrow: Narrowed, inputs: Sequence[Tensor], config: PruneConfig) -> DualEncoder:
+    """The model with the narrower tower, all hidden channels in it, fitted on the inputs."""
+    widths = stream_widths(_tower(model.config), narrow.share, STREAM_MULTIPLE)
+    return narrowed_streams(model, widths, inputs, config.refit)
 
 
 def hidden_at_latency(

@@ -83,6 +83,7 @@ def pruned_model(
             pruned, measured[tower] = pruned_convolutions(pruned, model.config.image, inputs, scores, config)
             continue
         width = rounded_width(getattr(model.config, tower), config.width, config.width_multiple)
+        _say_whole(tower, config, width == getattr(model.config, tower).width)
         pruned = narrowed(pruned, tower, width, inputs, config.refit)
         sizes, measured[tower] = block_sizes(model, tower, inputs, scores, config)
         pruned = shrunk(pruned, tower, sizes, inputs, scores, config.refit)
@@ -170,9 +171,17 @@ def pruned_convolutions(
     if config.target is not None:
         return pruned_to_target(model, inputs, scores, config)
     widths = stream_widths(tower, config.width, config.width_multiple or STREAM_MULTIPLE)
+    _say_whole("image", config, widths == stream_channels(tower))
     pruned = narrowed_streams(model, widths, inputs, config.refit)
     hidden = uniform_hidden(tower, config.mlp, config.channel_multiple)
     return shrunk_bottlenecks(pruned, hidden, inputs, scores, config.refit), {}
+
+
+def _say_whole(name: TowerName, config: PruneConfig, whole: bool) -> None:
+    """Say where a share of the width was asked for and rounds to all of a tower's channels."""
+    if whole and config.width < 1:
+        rounded = f"width {config.width:g} rounds to all channels: none goes"
+        say("prune", name, f"{rounded}; ask for less, or for a smaller width_multiple")
 
 
 def uniform_sizes(tower: TowerConfig, heads: float, mlp: float, mlp_multiple: int) -> list[Size]:

@@ -63,6 +63,15 @@ def check_share(config: DualEncoderConfig, name: TowerName, kind: str, share: fl
         raise below_the_floor(f"the {kind} of the {name} tower", share, floor)
 
 
+def check_mlp_multiple(name: TowerName, tower: TowerConfig, multiple: int) -> None:
+    """Raise UsageError for a multiple that no MLP of a tower has, so that no unit would go."""
+    if multiple > (most := max(tower.mlp)):
+        raise UsageError(
+            f"mlp_multiple {multiple} is more than the {most} units of the largest MLP of the {name} tower",
+            "give 8, 16 or 32, which backends like",
+        )
+
+
 def check_latency_share(config: DualEncoderConfig, share: float, mlp_multiple: int) -> None:
     """As `check_share`, of the image tower's latency: what is certainly too little, before anything is measured."""
     check_reachable(share, floor_share(config, "image", "macs", mlp_multiple))

@@ -19,6 +19,7 @@ from typing import Any
 
 from torch import Tensor
 
+from mmcompress.compress.train.presets import LARGEST_SIDE
 from mmcompress.config import StudentConfig, TeacherConfig
 from mmcompress.convnames import COUNTER, VARIANCE, conv_entries
 from mmcompress.convnet import ConvConfig
@@ -86,9 +87,10 @@ def read_published(folder: Path) -> Published:
     if other:
         raise UsageError(f"{path}: {other[0]} is not computed here", "give one that was made without it")
     sizes = given.get("input_size")
-    whole = isinstance(sizes, list) and all(type(size) is int and size > 0 for size in sizes)
+    whole = isinstance(sizes, list) and all(type(size) is int and 0 < size <= LARGEST_SIDE for size in sizes)
     if not whole or len(sizes) != 3 or sizes[0] != 3 or sizes[1] != sizes[2]:
-        raise CorruptInputError(f"{path}: input_size is {sizes!r}, expected 3 channels and a square", _RESTORE)
+        expected = f"3 channels and a square of 1 to {LARGEST_SIDE} pixels"
+        raise CorruptInputError(f"{path}: input_size is {sizes!r}, expected {expected}", _RESTORE)
     mean, std = (_colour(given, key, path) for key in ("mean", "std"))
     return Published(folder, ARCHITECTURES[architecture], sizes[1], mean, std)
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mmcompress.architecture import AnyImageConfig, DualEncoderConfig, ImageConfig, TextConfig
 from mmcompress.compress.train.mobilenetv4 import mobilenetv4
-from mmcompress.compress.train.presets import CONV_PRESETS, PRESETS
+from mmcompress.compress.train.presets import CONV_PRESETS, LARGEST_SIDE, PRESETS
 from mmcompress.compress.train.published import Published, load_published
 from mmcompress.compress.train.scaling import scaled
 from mmcompress.config import StudentConfig
@@ -65,9 +65,10 @@ def check_preset(student: StudentConfig) -> None:
 
     Of a published tower the size alone is looked at.
     """
+    if student.image_size is not None and not 1 <= student.image_size <= LARGEST_SIDE:
+        said = f"image_size {student.image_size} is no side of an image, which has 1 to {LARGEST_SIDE} pixels"
+        raise UsageError(said, "give pixels, 224 say")
     if is_convolutional(student):
-        if student.image_size is not None and student.image_size < 1:
-            raise UsageError(f"image_size {student.image_size} is no side of an image", "give pixels, 224 say")
         return
     if student.source not in PRESETS:
         known = [*PRESETS, *CONV_PRESETS, "inherit:0.25"]

@@ -10,6 +10,7 @@ be compared by digest.
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import stat
@@ -22,6 +23,7 @@ from typing import Any, get_args
 from pydantic import ValidationError
 
 from mmcompress.architecture import DualEncoderConfig
+from mmcompress.besideonnx import files_beside
 from mmcompress.digests import remember, sha256_of
 from mmcompress.errors import CorruptInputError, UsageError
 from mmcompress.manifest import (
@@ -125,6 +127,7 @@ class Artifact:
                 f"{path} is an artifact of kind {manifest.kind.value!r}",
                 f"this needs one of kind {' or '.join(repr(k.value) for k in kinds)}",
             )
+        _verify_beside(path, manifest)
         return Artifact(path, manifest)
 
     @staticmethod
@@ -270,3 +273,15 @@ def _verify_files(folder: Path, manifest: Manifest, hashed: Callable[[Path], str
                 f"{file} is damaged: expected {entry.bytes} bytes with SHA-256 {entry.sha256[:12]}…",
                 f"delete {folder} and make it again, or restore it from a copy",
             )
+
+
+def _verify_beside(folder: Path, manifest: Manifest) -> None:
+    """Raise CorruptInputError for a graph whose weights come from a file that the manifest does not list."""
+    for name in dict.fromkeys(graph.file for graph in manifest.graphs if manifest.kind is Kind.ONNX):
+        for beside in sorted(files_beside(folder / name)) if name in manifest.files else ():
+            listed = Path(os.path.normpath(Path(name).parent / beside)).as_posix()
+            if listed not in manifest.files:
+                raise CorruptInputError(
+                    f"{folder / name} reads weights from {beside!r}, which {folder / MANIFEST} does not list",
+                    "do not use it: what is in that file was never verified",
+                )

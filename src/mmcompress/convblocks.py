@@ -11,13 +11,24 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 from typing_extensions import Self
 
 from mmcompress.frozen import Config
 from mmcompress.towerparts import Product
 
 Size = Annotated[int, Field(ge=1)]
+
+
+def _odd(kernel: int) -> int:
+    if kernel and kernel % 2 == 0:
+        raise ValueError("the side of a kernel must be odd")
+    return kernel
+
+
+Kernel = Annotated[int, Field(ge=1), AfterValidator(_odd)]
+OptionalKernel = Annotated[int, Field(ge=0), AfterValidator(_odd)]
+"""0 for none."""
 
 
 def side_after(side: int, stride: int) -> int:
@@ -31,7 +42,7 @@ class PlainBlock(Config):
     kind: Literal["conv"]
     channels: Size
     """Output channels."""
-    kernel: Size
+    kernel: Kernel
     """Side of the kernel, odd."""
     stride: Size = 1
     """Of the convolution."""
@@ -47,9 +58,6 @@ class PlainBlock(Config):
         """Channels of all BatchNorms."""
         return self.channels
 
-    def kernels(self) -> tuple[int, ...]:
-        return (self.kernel,)
-
 
 class FusedBlock(Config):
     """Fused inverted bottleneck: a full convolution expands, a pointwise one projects."""
@@ -59,7 +67,7 @@ class FusedBlock(Config):
     """Output channels."""
     hidden: Size
     """Channels between its two convolutions."""
-    kernel: Size
+    kernel: Kernel
     """Side of the first kernel, odd."""
     stride: Size = 1
     """Of the first convolution."""
@@ -77,9 +85,6 @@ class FusedBlock(Config):
     def norms(self, inputs: int) -> int:
         return self.hidden + self.channels
 
-    def kernels(self) -> tuple[int, ...]:
-        return (self.kernel,)
-
 
 class UniversalBlock(Config):
     """Universal inverted bottleneck: two depthwise convolutions, both optional, around the expansion.
@@ -93,9 +98,9 @@ class UniversalBlock(Config):
     """Output channels."""
     hidden: Size
     """Channels between its pointwise convolutions."""
-    start: int = Field(default=0, ge=0)
+    start: OptionalKernel = 0
     """Side of the depthwise kernel in front of the expansion, odd; 0 for none."""
-    middle: int = Field(default=0, ge=0)
+    middle: OptionalKernel = 0
     """Side of the depthwise kernel behind the expansion, odd; 0 for none."""
     stride: Size = 1
     """Of the depthwise convolution in the middle, or else of the one in front."""
@@ -133,9 +138,6 @@ class UniversalBlock(Config):
     def norms(self, inputs: int) -> int:
         return inputs * bool(self.start) + self.hidden * (1 + bool(self.middle)) + self.channels
 
-    def kernels(self) -> tuple[int, ...]:
-        return tuple(kernel for kernel in (self.start, self.middle) if kernel)
-
 
 class AttentionBlock(Config):
     """Mobile multi-query attention: all heads share keys and values, which may be downsampled."""
@@ -145,7 +147,7 @@ class AttentionBlock(Config):
     """Attention heads."""
     head_dim: Size
     """Channels of each query, and of the shared keys and values."""
-    kernel: Size = 3
+    kernel: Kernel = 3
     """Side of the depthwise kernel that downsamples keys and values, odd."""
     kv_stride: Size = 1
     """How keys and values are downsampled; 1 is not at all, and without that kernel."""
@@ -172,9 +174,6 @@ class AttentionBlock(Config):
 
     def norms(self, inputs: int) -> int:
         return inputs * (3 if self.kv_stride > 1 else 1)
-
-    def kernels(self) -> tuple[int, ...]:
-        return (self.kernel,)
 
 
 Bottlenecks = PlainBlock | FusedBlock | UniversalBlock

@@ -55,9 +55,6 @@ class ConvConfig(Config):
     def _has_blocks(self) -> Self:
         if not self.stages or not all(self.stages):
             raise ValueError("a tower needs at least one stage, and every stage a block")
-        even = sorted({kernel for block in self.blocks for kernel in block.kernels() if kernel % 2 == 0})
-        if even:
-            raise ValueError(f"kernels must be odd, and there is one of {even[0]}")
         return self
 
     @property

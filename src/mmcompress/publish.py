@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from mmcompress.errors import UsageError
@@ -20,8 +21,20 @@ KEY = "key"
 """The file in a work folder that says which artifact it is for."""
 
 
-def tidy(path: Path) -> None:
-    """Remove what a killed process left beside a place: its draft, and the artifact that it had moved aside.
+@dataclass(frozen=True)
+class Ours:
+    """How a folder that stood at a place is known as one of ours."""
+
+    mark: str
+    """The file in it that goes last where it is removed."""
+    known: Callable[[Path], bool]
+
+
+ARTIFACT = Ours(MANIFEST, lambda folder: why_not_ours(folder) is None)
+
+
+def tidy(path: Path, ours: Ours = ARTIFACT) -> None:
+    """Remove what a killed process left beside a place: its draft, and the folder that it had moved aside.
 
     That one is put back where the new one does not stand yet. The caller holds the place's lock.
     """
@@ -29,10 +42,10 @@ def tidy(path: Path) -> None:
     aside = aside_of(path)
     if _is_empty(aside):
         aside.rmdir()
-    elif not aside.is_dir() or why_not_ours(aside):
+    elif not aside.is_dir() or not ours.known(aside):
         return
     elif path.exists():
-        _remove(aside, MANIFEST)
+        _remove(aside, ours.mark)
     else:
         aside.rename(path)
 
@@ -59,12 +72,12 @@ def check_beside(path: Path) -> None:
 
 
 @contextmanager
-def drafted(path: Path) -> Iterator[Path]:
+def drafted(path: Path, ours: Ours = ARTIFACT) -> Iterator[Path]:
     """An empty folder, to be filled and handed to `swap_in`; what is left of it at the end goes.
 
     It lies in a folder beside the place, with the file that says whose that is. The caller holds the place's lock.
     """
-    tidy(path)
+    tidy(path, ours)
     check_beside(path)
     holder = draft_of(path)
     try:
@@ -106,8 +119,8 @@ def work_of(path: Path) -> Path:
     return path.with_name(f".{path.name}.work")
 
 
-def swap_in(temporary: Path, path: Path) -> None:
-    """Sync the folder, then swap it in: at any moment `path` is the old artifact, nothing, or the new one."""
+def swap_in(temporary: Path, path: Path, ours: Ours = ARTIFACT) -> None:
+    """Sync the folder, then swap it in: at any moment `path` is the old folder, nothing, or the new one."""
     for item in temporary.rglob("*"):
         _sync(item)
     _sync(temporary)
@@ -120,7 +133,7 @@ def swap_in(temporary: Path, path: Path) -> None:
             if not path.exists():
                 aside.rename(path)
             raise
-        _remove(aside, MANIFEST)
+        _remove(aside, ours.mark)
     else:
         temporary.rename(path)
     _sync(path.parent)

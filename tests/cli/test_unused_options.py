@@ -67,6 +67,14 @@ TEACHER = ("--teacher", "demo:teacher", "--data", "demo:val")
         ),
         (("distill", *TEACHER, "--student", "vit-t16", "--budget", "5m"), "--budget is a pilot's"),
         (
+            ("distill", *TEACHER, "--target-latency", "1ms", "--backend", "tensorrt"),
+            "mmcompress distill: backend: Input should be 'openvino' or 'onnxruntime' (got 'tensorrt')",
+        ),
+        (
+            ("distill", *TEACHER, "--student", "mnv4-s", "--student-image-size", "1000000000"),
+            "image_size 1000000000 is no side of an image, which has 1 to 4096 pixels",
+        ),
+        (
             (
                 *("distill", "--data", "demo:val", "--validation", "demo:val", "--student", "inherit:0.5"),
                 *("--pilot", "demo:teacher,vit-b32", "--optimizer-steps", "9"),

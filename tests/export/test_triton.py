@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 import zipfile
@@ -19,6 +20,7 @@ from mmcompress.artifact import Artifact
 from mmcompress.errors import UsageError
 from mmcompress.export import triton
 from mmcompress.export.triton import Choice, write_repository
+from mmcompress.lock import locked
 from mmcompress.manifest import Kind, TensorSpec
 from mmcompress.runtime.passport import PASSPORTS
 
@@ -130,6 +132,64 @@ def test_what_triton_does_not_serve_is_refused(make_artifact: MakeArtifact, tmp_
     with pytest.raises(UsageError, match="is no name for a model"):
         write_repository(graphs, out, "../evil")
     assert not out.exists()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="it forks")
+def test_a_kill_at_any_call_leaves_nothing_that_the_next_does_not_tidy(
+    make_artifact: MakeArtifact, tmp_path: Path
+) -> None:
+    graphs, out = make_artifact("graphs"), tmp_path / "repo"
+    whole = {f"mine{end}" for end in ("", "-image", "-text")}
+    write_repository(graphs, out, "mine")
+    for moment in range(1, 1000):
+        if (child := os.fork()) == 0:
+            _die_at(moment)
+            try:
+                write_repository(graphs, out, "mine")
+            finally:
+                os._exit(0)
+        died = os.waitpid(child, 0)[1] != 0
+        write_repository(graphs, out, "mine")
+        assert {path.name for path in out.iterdir()} == whole, moment
+        if not died:
+            break
+    assert 30 < moment < 999, "moments at which it was killed"
+
+
+def _die_at(moment: int) -> None:
+    calls = 0
+
+    def counted(call: Callable[..., Any]) -> Callable[..., Any]:
+        def instead(*given: Any, **named: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls == moment:
+                os._exit(9)
+            return call(*given, **named)
+
+        return instead
+
+    for name in ("fsync", "rename", "mkdir", "unlink", "rmdir"):
+        setattr(os, name, counted(getattr(os, name)))
+
+
+def test_two_do_not_write_one_model_at_once(make_artifact: MakeArtifact, tmp_path: Path) -> None:
+    graphs, out = make_artifact("graphs"), tmp_path / "repo"
+    out.mkdir()
+    with locked(out / "mine-text"), pytest.raises(UsageError, match="another mmcompress is running in"):
+        write_repository(graphs, out, "mine")
+    assert not list(out.iterdir())
+
+
+@pytest.mark.parametrize("stranger", ["1/labels.txt", "2/model.onnx", "README", ".hidden"])
+def test_a_file_put_into_a_model_is_not_deleted(make_artifact: MakeArtifact, tmp_path: Path, stranger: str) -> None:
+    graphs, out = make_artifact("graphs"), tmp_path / "repo"
+    write_repository(graphs, out, "mine")
+    (out / "mine-image" / stranger).parent.mkdir(exist_ok=True)
+    (out / "mine-image" / stranger).write_text("precious")
+    with pytest.raises(UsageError, match="mine-image holds what mmcompress did not write"):
+        write_repository(graphs, out, "mine")
+    assert (out / "mine-image" / stranger).read_text() == "precious"
 
 
 def test_models_of_others_stay(make_artifact: MakeArtifact, tmp_path: Path, cli: Cli) -> None:

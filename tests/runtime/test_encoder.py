@@ -115,9 +115,23 @@ def test_search_ranks_by_cosine_and_names_what_it_skips(
     assert [path for path, _ in found] == [paths[i] for i in np.argsort(-scores)[:3]]
     assert [score for _, score in found] == pytest.approx(sorted(scores, reverse=True)[:3], abs=1e-6)
     said = "".join(capsys.readouterr().err.split())
-    assert "broken.png" in said
-    assert "text.jpg" in said
+    assert "2of7itemscannotberead" in said and "broken.png:" in said and "text.jpg:" in said
     assert "notes.txt" not in said and "images were skipped" not in said
+
+
+def test_search_holds_the_best_over_several_batches(make_artifact: Make, tmp_path: Path) -> None:
+    folder = tmp_path / "many"
+    folder.mkdir()
+    for index in range(100):
+        pixels = np.random.default_rng(index % 40).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{index:03d}.png")  # some are there twice: the first name is before
+    with Encoder.open(make_artifact()) as encoder:
+        found = search(encoder, folder, "green circle", top=7)
+        held = [search(encoder, folder, "green circle", top=top) for top in (1, 100)]
+        paths = sorted(folder.iterdir())
+        scores = encoder.image_files(paths) @ encoder.texts(["green circle"])[0]
+    assert [path for path, _ in found] == [paths[i] for i in np.argsort(-scores, kind="stable")[:7]]
+    assert held[0] == found[:1] and [path for path, _ in held[1][:7]] == [path for path, _ in found]
 
 
 def test_search_says_once_how_many_images_of_other_formats_it_skips(

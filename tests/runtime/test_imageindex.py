@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from shards import shard
+from shards import shard, write_tar
 from toy_model import SIDE, make_model
 
 pytest.importorskip("faiss")
@@ -380,6 +380,33 @@ def test_another_model_is_refused_or_measured(make_artifact: Make, photos: Path,
     shutil.rmtree(photos)
     with pytest.raises(UsageError, match="only 0 can be read where they were"):
         searching.search(index, RED, model=str(near.path), accept_loss=0.3)
+
+
+def test_another_model_reads_images_by_the_keys_that_the_index_was_made_with(
+    make_artifact: Make, photos: Path, tmp_path: Path
+) -> None:
+    files = sorted(photos.glob("*.png"))
+    members = [
+        (f"{n:03d}.{suffix}", content)
+        for n, file in enumerate(files)
+        for suffix, content in (("photo", file.read_bytes()), ("jpg", files[n - 1].read_bytes()), ("alt", b"words"))
+    ]
+    place = write_tar(tmp_path / "00000.tar", members)
+    model, out = make_artifact(), tmp_path / "index"
+    assert searching.index(str(model.path), f"keys:photo/alt:{place}", out).embedded == 120
+    other = make_artifact("other", model=make_model(1))
+    found = searching.search(str(out), RED, model=str(other.path), accept_loss=1)
+    by_paths = tmp_path / "by-paths"
+    searching.index(str(model.path), str(photos), by_paths)
+    expected = searching.search(str(by_paths), RED, model=str(other.path), accept_loss=1)
+    assert found.agreement is not None and found.agreement == expected.agreement, "not of the photos under jpg"
+    write_photos(tmp_path / "more", range(120, 125))
+    searching.index(str(model.path), str(tmp_path / "more"), out)
+    assert searching.search(str(out), RED, model=str(other.path), accept_loss=1).agreement.images == 125  # type: ignore[union-attr]
+    for file in files[1:]:  # what lies under these names now is not measured against the vectors of before
+        shutil.copy(files[0], file)
+    with pytest.raises(UsageError, match="only 1 can be read where they were"):
+        searching.search(str(by_paths), RED, model=str(other.path), accept_loss=1)
 
 
 def test_what_cannot_be_asked_is_refused(

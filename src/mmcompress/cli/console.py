@@ -73,7 +73,11 @@ def about(artifact: Artifact, **documents: Document) -> dict[str, object]:
 
 
 class _Stacked(Table):
-    """A table that is too wide for the terminal as several, one above the other, each with the first column."""
+    """A table that is too wide for the terminal as several, one above the other, each with the columns that say which
+    row it is."""
+
+    keys = 1
+    """How many columns those are; fewer where they leave no room for another one."""
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
         gap, cells = 2, [list(column.cells) for column in self.columns]
@@ -82,11 +86,14 @@ class _Stacked(Table):
         if sum(widths) - gap <= options.max_width or len(self.columns) < 3:
             yield from cast(Iterator[RenderableType], super().__rich_console__(console, options))
             return
+        keys = self.keys
+        while keys > 1 and sum(widths[:keys]) + max(widths[keys:]) - gap > options.max_width:
+            keys -= 1
         groups: list[list[int]] = []
-        for column in range(1, len(self.columns)):
+        for column in range(keys, len(self.columns)):
             used = sum(widths[one] for one in groups[-1]) if groups else options.max_width
             if used + widths[column] - gap > options.max_width:
-                groups.append([0])
+                groups.append([*range(keys)])
             groups[-1].append(column)
         for number, group in enumerate(groups):
             part = Table(box=None, pad_edge=False, header_style="bold", padding=(0, gap, 0, 0))
@@ -99,11 +106,13 @@ class _Stacked(Table):
             yield part
 
 
-def empty_table(*columns: str) -> Table:
+def empty_table(*columns: str, keys: int = 1) -> Table:
+    """Columns by their headers, those of figures with `>` in front; the first `keys` of them say which row it is."""
     table = _Stacked(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     for column in columns:
         right = column.startswith(">")
         table.add_column(column.lstrip(">"), justify="right" if right else "left", no_wrap=right, overflow="fold")
+    table.keys = keys
     return table
 
 

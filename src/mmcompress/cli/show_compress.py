@@ -90,7 +90,7 @@ def qat_summary(artifact: Artifact) -> Summary:
     lost = percent(facts["r10_lost_before"])
     if not facts["trained"]:
         return document, Group(place, Text(f"not trained: INT8 loses {lost} of the R@10 hits"))
-    table = empty_table("activations", "tower", ">drift before", ">trained", "")
+    table = empty_table("activations", "tower", ">drift before", ">trained", "", keys=2)
     for kind, towers in facts["parts"].items():
         for tower, taken in towers.items():
             figures = (compact(facts[when][kind][tower], 3) for when in ("drift_before", "drift_after"))

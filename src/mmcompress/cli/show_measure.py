@@ -32,7 +32,19 @@ def bench_summary(artifact: Artifact) -> Summary:
     printed, place = artifact_summary(artifact)
     bench = BenchDocument.read(artifact.file("bench.json"))
     table = empty_table(
-        "row", "on", ">batch", ">threads", ">streams", ">p50", ">p95", ">p99", ">cv", ">images/s", ">ceiling", ""
+        "row",
+        "on",
+        ">batch",
+        ">threads",
+        ">streams",
+        ">p50",
+        ">p95",
+        ">p99",
+        ">cv",
+        ">images/s",
+        ">ceiling",
+        "",
+        keys=3,
     )
     for row in bench.rows:
         for entry in row.latency:
@@ -54,7 +66,7 @@ def costs_summary(artifact: Artifact) -> Summary:
     """What the work of towers costs, and how well it tells the times of towers that were left out."""
     printed, place = artifact_summary(artifact)
     costs = CostsDocument.read(artifact.file(COSTS))
-    table = empty_table("family", "tower", ">measured", ">composed", ">off")
+    table = empty_table("family", "tower", ">measured", ">composed", ">off", keys=2)
     for family, found in costs.families.items():
         for row in found.towers:
             off = row.predicted_ms / row.measured_ms - 1
@@ -66,8 +78,9 @@ def costs_summary(artifact: Artifact) -> Summary:
 def drift_summary(artifact: Artifact) -> Summary:
     """What drift measured, a line for each row."""
     drift = DriftDocument.read(artifact.file("drift.json"))
-    columns = ("row", ">top-1", ">R@10", "95%", ">change", ">cosine", ">worst", ">flips", ">lost", ">old index")
-    table = empty_table(*columns)
+    table = empty_table(
+        "row", ">top-1", ">R@10", "95%", ">change", ">cosine", ">worst", ">flips", ">lost", ">old index"
+    )
     for row in drift.rows:
         metrics, change = row.metrics, row.metrics.r10_change
         table.add_row(
@@ -108,7 +121,17 @@ def verdict_summary(artifact: Artifact) -> Summary:
     """Float graphs and INT8 side by side, and which to ship."""
     verdict = VerdictDocument.read(artifact.file("verdict.json"))
     table = empty_table(
-        "precision", "on", ">size", ">image, p50", ">speed-up", "95%", ">text, p50", ">speed-up", ">R@10 lost", ">flips"
+        "precision",
+        "on",
+        ">size",
+        ">image, p50",
+        ">speed-up",
+        "95%",
+        ">text, p50",
+        ">speed-up",
+        ">R@10 lost",
+        ">flips",
+        keys=2,
     )
     for row in verdict.rows:
         image, text = row.image.against_fastest_float, row.text.against_fastest_float
@@ -139,7 +162,7 @@ def comparison_summary(compared: ComparisonDocument | CalibrationComparison) -> 
 
 def _pairs_view(compared: ComparisonDocument) -> RenderableType:
     """One line a pair of measurements, and what to know about it."""
-    table = empty_table("row", "on", ">batch", ">A", ">B", ">B is faster by", "95%", "", ">ceiling, A", ">B")
+    table = empty_table("row", "on", ">batch", ">A", ">B", ">B is faster by", "95%", "", ">ceiling, A", ">B", keys=3)
     for pair in compared.comparisons:
         a, b = pair.a, pair.b
         names = dict.fromkeys(f"{side.row} {side.precision}" for side in (a, b))

@@ -52,7 +52,7 @@ def report_view(report: ReportDocument) -> RenderableType:
 
 def gates_summary(verdicts: Sequence[GateVerdict]) -> Summary:
     """Each gate with what was measured; failed ones first."""
-    table = empty_table("", "gate", "row", ">measured", ">limit", ">95% interval", "note")
+    table = empty_table("", "gate", "row", ">measured", ">limit", ">95% interval", "note", keys=3)
     for verdict in sorted(verdicts, key=lambda gate: gate.passed):
         interval = verdict.interval
         table.add_row(

@@ -110,6 +110,12 @@ def named_keys(spec: str) -> Keys:
     return keys_of(part_of(spec)[1])[0]
 
 
+def said_keys(spec: str) -> str:
+    """`keys:image/caption:` of a specification that says keys, as it says them; nothing of another one."""
+    whole = part_of(spec)[1]
+    return whole[: len(whole) - len(keys_of(whole)[1])]
+
+
 def bare(spec: str) -> str:
     """A specification without which part of it counts, and by which keys it is read."""
     return keys_of(part_of(spec)[1])[1]

@@ -38,15 +38,20 @@ def checked(
 
 
 def config_of(
-    name: str, tables: Mapping[str, Any], given: Given, sources: Mapping[str, Artifact] = NO_SOURCES
+    name: str,
+    tables: Mapping[str, Any],
+    given: Given,
+    sources: Mapping[str, Artifact] = NO_SOURCES,
+    command: str | None = None,
 ) -> StageConfig:
-    """The config of a stage, `given` over `tables`."""
+    """The config of a stage, `given` over `tables`; `command` is what was typed, where it has another name."""
     stage = STAGES[name]
     values = {key: dict(value) if isinstance(value, Mapping) else value for key, value in tables.items()}
     for key, value in given.items():
         assign(values, key.split("."), value)
-    built = reduced(validated(stage.config, values, f"mmcompress {name}"), stage)
-    check_use(built, stage, sources, f"mmcompress {name}")
+    where = f"mmcompress {command or name}"
+    built = reduced(validated(stage.config, values, where), stage)
+    check_use(built, stage, sources, where)
     return built
 
 

@@ -10,7 +10,7 @@ from tiny_conv import conv_config, conv_model, conv_pixels
 from mmcompress.architecture import AnyImageConfig
 from mmcompress.compress.prune import latency_target, narrowing
 from mmcompress.compress.prune.hidden import hidden_floor, hidden_of_blocks, narrower
-from mmcompress.compress.prune.narrowing import by_latency, by_size, pruned_to_target
+from mmcompress.compress.prune.narrowing import apart, by_latency, by_size, pruned_to_target
 from mmcompress.config import DataConfig, PruneConfig
 from mmcompress.convnet import ConvConfig
 from mmcompress.convtower import Bottleneck, ConvTower
@@ -90,6 +90,16 @@ def test_where_channels_between_blocks_carry_nothing_they_go_first() -> None:
     _, facts = pruned_to_target(model, INPUTS, {}, asked(target_macs=share))
     assert facts["channels_between_blocks"] < 1
     assert facts["moved"][f"{facts['channels_between_blocks']:g}"] < 0.5 * facts["moved"]["1"]
+
+
+def test_what_is_fitted_does_not_judge() -> None:
+    """A head that reads more channels than there are images gives those that it was fitted on exactly."""
+    fitted, judging = apart(INPUTS)
+    assert [len(x) for x in (*fitted, *judging)] == [18, 18, 6, 6]
+    assert all(torch.equal(torch.cat(pair), x) for *pair, x in zip(fitted, judging, INPUTS, strict=True))
+    few = [INPUTS[0][:12]]
+    _, facts = pruned_to_target(model_of(), few, {}, asked(target_macs=1.1 * hidden_alone(model_of())))
+    assert set(facts["moved"]) > {"1"} and min(facts["moved"].values()) > 1e-3
 
 
 def test_a_latency_that_hidden_channels_alone_do_not_reach_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:

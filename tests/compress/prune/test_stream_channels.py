@@ -9,7 +9,9 @@ from torch import Tensor
 
 from mmcompress.compress.early import fits_prune
 from mmcompress.compress.prune.hidden import stream_widths, streams_of, with_streams
+from mmcompress.compress.prune.prune import pruned_model
 from mmcompress.compress.prune.streams import narrowed_streams
+from mmcompress.compress.train.pairs import TrainingBatch
 from mmcompress.config import PruneConfig
 from mmcompress.convnet import ConvConfig
 from mmcompress.convtower import BatchNorm, ConvTower
@@ -71,6 +73,10 @@ def test_rounding_makes_no_residual_block_of_one_that_is_none() -> None:
         ({"width": 0.5, "width_multiple": 4096}, "nearer to none than to 4096, and they are kept in multiples of 4096"),
         ({"width": 0.001, "towers": ["text"]}, "channels of the text tower is nearer to none"),
         ({"channel_multiple": 64}, "channel_multiple 64 is more than the 32 hidden channels of the largest bottleneck"),
+        (
+            {"mlp_multiple": 4096},
+            "mlp_multiple 4096 is more than the .* units of the largest MLP of the text",
+        ),
     ],
 )
 def test_what_keeps_no_channels_or_all_is_refused(changes: dict[str, object], said: str) -> None:
@@ -79,6 +85,20 @@ def test_what_keeps_no_channels_or_all_is_refused(changes: dict[str, object], sa
         fits_prune(config, model_of()[0].config, {})
     possible = PruneConfig.model_validate({"data": {}, "width": 0.5, "channel_multiple": 32})
     fits_prune(possible, model_of()[0].config, {})
+
+
+def ids(count: int) -> Tensor:
+    return torch.ones(count, model_of()[0].config.text.context, dtype=torch.int64)
+
+
+@pytest.mark.parametrize("tower", ["image", "text"])
+def test_a_share_that_rounds_to_all_channels_is_said(tower: str, capsys: pytest.CaptureFixture[str]) -> None:
+    model, _, _ = model_of()
+    samples = [TrainingBatch([], x, ids(len(x)), torch.arange(len(x)), None) for x in BATCHES]
+    config = PruneConfig.model_validate({"data": {}, "width": 0.99, "mlp": 1, "heads": 1, "towers": [tower]})
+    pruned, _ = pruned_model(model, samples, (torch.ones(2, 16), torch.ones(2, 16)), config)
+    assert pruned.config == model.config
+    assert "width 0.99 rounds to all channels: none goes" in capsys.readouterr().err
 
 
 def test_all_channels_give_the_model_itself() -> None:

@@ -97,6 +97,7 @@ def test_its_colours_are_its_own(folder: Callable[..., Path]) -> None:
         ({"pretrained_cfg": {"input_size": [1, 64, 64]}}, CorruptInputError, r"input_size is \[1, 64, 64\]"),
         ({"pretrained_cfg": {"input_size": [3, 64, 64], "mean": MEAN, "std": [0, 1, 1]}}, CorruptInputError, "std is"),
         ({"pretrained_cfg": {"input_size": [3, 0, 0]}}, CorruptInputError, r"input_size is \[3, 0, 0\]"),
+        ({"pretrained_cfg": {"input_size": [3, 10**9, 10**9]}}, CorruptInputError, "a square of 1 to 4096 pixels"),
         ({"pretrained_cfg": {"input_size": [3, 64.5, 64.5]}}, CorruptInputError, r"input_size is \[3, 64.5, 64.5\]"),
         ({"pretrained_cfg": {"input_size": [3, "64", "64"]}}, CorruptInputError, r"input_size is \[3, '64', '64'\]"),
         ({"pretrained_cfg": "in1k"}, CorruptInputError, "pretrained_cfg is 'in1k', expected an object"),

@@ -43,9 +43,9 @@ def block_costs(out: Path, given: Given) -> Artifact:
     return run_single("block-costs", {}, given, {}, out)
 
 
-def size(out: Path, given: Given, table: Path | None = None) -> Artifact:
-    """The student for a latency, by the costs of a table or of this machine."""
-    asked = config_of("size", {}, given)
+def size(out: Path, given: Given, table: Path | None = None, command: str = "size") -> Artifact:
+    """The student for a latency, by the costs of a table or of this machine, as the command that was typed asks."""
+    asked = config_of("size", {}, given, command=command)
     assert isinstance(asked, SizeConfig)
     costs = _costs({key: given[key] for key in COSTED if key in given}) if table is None else _table(table)
     return run_single("size", {}, given, {"costs": costs}, out)
@@ -90,7 +90,7 @@ def student_within(
     largest = _side(given, embeddings) if side is None else int(side)
     sides = {"image_size": largest, **({} if side is None else {"image_sizes": (largest,)})}
     asked: dict[str, Any] = {"backend": budget.backend} if budget.backend else {}
-    made = size(out.with_name(f"{out.name}-sizing"), {"target_ms": target, **sides, **asked}, budget.table)
+    made = size(out.with_name(f"{out.name}-sizing"), {"target_ms": target, **sides, **asked}, budget.table, "distill")
     student = made.manifest.facts["student"]
     say("distill", "student", SizingDocument.read(made.file(SIZING)).why)
     return {f"student.{key}": value for key, value in student.items()}
