@@ -267,7 +267,7 @@ def main() -> int:
                 counts[within or "missed"] += 1
                 ends[ended] += 1
                 faults += [f"{stage}, kill {kill + 1}: {fault}" for fault in half_visible(out)]
-                if number != signal.SIGKILL:
+                if within and number != signal.SIGKILL:  # else the run has ended itself, behind the moment
                     left = hidden(out, allowed=".work")
                     faults += [f"{stage}, signal {kill + 1} left {left}"] if left else []
         uninterrupted(recipe, out, log)
