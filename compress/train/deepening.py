@@ -17,6 +17,11 @@ from mmcompress.model import DualEncoder, Tower
 from mmcompress.transformer import Block
 
 
+def share_within(deepening: float, steps: int) -> float:
+    """The share of so many steps that pass every second block: none where no step would be left to pass them all."""
+    return deepening if (steps - 1) / steps >= deepening else 0.0
+
+
 def deepen(model: DualEncoder, done: float, deepening: float) -> None:
     """Have the towers that are trained pass the blocks that they should, when so much of the training is done.
 

@@ -19,12 +19,12 @@ from mmcompress.architecture import NEVER_COMPRESSED
 from mmcompress.artifact import Artifact, Draft
 from mmcompress.compress.prune.semistructured import SPARSE, keep_zeros
 from mmcompress.compress.train.computing import in_parts, set_up
-from mmcompress.compress.train.deepening import deepen
+from mmcompress.compress.train.deepening import deepen, share_within
 from mmcompress.compress.train.embeddings import Embeddings, load_embeddings
 from mmcompress.compress.train.growing import grown
 from mmcompress.compress.train.inherit import inherited, samples_to_fit
 from mmcompress.compress.train.objective import batch_terms, distillation_terms
-from mmcompress.compress.train.optimize import optimize
+from mmcompress.compress.train.optimize import optimize, total_steps
 from mmcompress.compress.train.pairs import TrainingBatch, training_pairs
 from mmcompress.compress.train.projection import nearest_axes, principal_axes, projected
 from mmcompress.compress.train.published import published
@@ -109,11 +109,12 @@ def distill(job: Job[DistillConfig]) -> None:
             sentences=True,
         )
         settle = settling(model, pairs.stream, config.optimizer.batch, here)
-        grown_after = max(config.deepens, config.grows)
+        deepening = share_within(config.deepens, total_steps(config.optimizer, pairs.count)[0])
+        grown_after = max(deepening, config.grows)
 
         def loss_of(batch: TrainingBatch, done: float) -> Mapping[str, Tensor]:
             assert batch.teacher is not None
-            deepen(model, done, config.deepens)
+            deepen(model, done, deepening)
             texts = batch.teacher[1] if text == "keep" else in_parts(model.encode_text, batch.tokens, config.parts)
             pixels = grown(batch.pixels, model.config.image, done, config.grows)
             student = in_parts(model.encode_image, pixels, config.parts), texts

@@ -200,7 +200,7 @@ def _tell_of_skipped(at: Position, batch: Keyed, loss: float, most: int, here: W
         raise UsageError(
             f"{what} diverged: the loss or its gradient was not finite in {most} steps in a row, the last of them "
             f"step {at.step + 1}, with a loss of {loss} on the samples {samples}",
-            "lower the learning rate, or look at these samples; the last good state stays",
+            "lower the learning rate, or look at these samples; a state that was written stays",
         )
     if here.rank == 0:
         say("", what, f"step {at.step + 1} is skipped: its loss is {loss} or its gradient is not finite ({samples})")

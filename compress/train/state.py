@@ -84,7 +84,7 @@ def check_finite_tensors(tensors: Mapping[str, Tensor]) -> None:
     for (name, tensor), total in zip(tensors.items(), sums, strict=True):
         if not abs(total) < float("inf") and not torch.isfinite(tensor).all():
             raise UsageError(
-                f"training diverged: {name} is not finite, so nothing is written; the last good state stays",
+                f"training diverged: {name} is not finite, so nothing is written; what was written before stays",
                 "lower the learning rate",
             )
 

@@ -12,13 +12,13 @@ from torch import Tensor
 
 from mmcompress.artifact import Draft
 from mmcompress.compress.train.computing import in_parts, set_up
-from mmcompress.compress.train.deepening import deepen
+from mmcompress.compress.train.deepening import deepen, share_within
 from mmcompress.compress.train.embeddings import Embeddings, load_embeddings
 from mmcompress.compress.train.growing import grown
 from mmcompress.compress.train.layerwise import layer_scales
 from mmcompress.compress.train.losses import info_nce
 from mmcompress.compress.train.objective import distillation_terms
-from mmcompress.compress.train.optimize import optimize
+from mmcompress.compress.train.optimize import optimize, total_steps
 from mmcompress.compress.train.pair import folders_of, model_from_pair, pair_config, pair_preprocessing
 from mmcompress.compress.train.pairs import TrainingBatch, training_pairs
 from mmcompress.compress.train.published import published
@@ -61,13 +61,14 @@ def train(job: Job[TrainConfig]) -> None:
             augment=config.augment,
         )
         settle = settling(model, pairs.stream, config.optimizer.batch, here)
-        grown_after = max(config.deepens, config.grows)
+        deepening = share_within(config.deepens, total_steps(config.optimizer, pairs.count)[0])
+        grown_after = max(deepening, config.grows)
         anchors = guide.anchors(config.anchors, here.device) if guide is not None else None
         decay = 1.0 if config.towers is None else config.towers.layer_decay
         scales = layer_scales([name for name, _ in model.named_parameters()], model.config, decay)
 
         def loss_of(batch: TrainingBatch, done: float) -> dict[str, Tensor]:
-            deepen(model, done, config.deepens)
+            deepen(model, done, deepening)
             student = (
                 in_parts(model.encode_image, grown(batch.pixels, model.config.image, done, config.grows), config.parts),
                 in_parts(model.encode_text, batch.tokens, config.parts),

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from small_model import random_pixels, random_tokens, small_model
 from tiny_conv import conv_model
 
-from mmcompress.compress.train.deepening import deepen
+from mmcompress.compress.train.deepening import deepen, share_within
 from mmcompress.config import DistillConfig, TrainConfig
 from mmcompress.transformer import Block
 
@@ -60,6 +60,11 @@ def test_new_blocks_learn_and_those_that_wait_do_not() -> None:
         model.encode_image(random_pixels(2))[:, 0].sum().backward()
         gradient = model.image.blocks[1].out.weight.grad
         assert (gradient is not None and bool(gradient.any())) is learns
+
+
+@pytest.mark.parametrize(("share", "steps", "found"), [(0.5, 1, 0.0), (0.5, 2, 0.5), (0.9, 9, 0.0), (0.9, 10, 0.9)])
+def test_the_last_step_passes_all_blocks(share: float, steps: int, found: float) -> None:
+    assert share_within(share, steps) == found
 
 
 def test_an_evaluation_passes_all_blocks() -> None:
