@@ -54,7 +54,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 MISTAKES = [
     ("teacher", {"student.source": "vit-s61"}, "unknown student 'vit-s61'"),
     ("teacher", {"student.source": "vit-s16", "student.image_size": 100}, "image_size 100 is not a multiple"),
-    ("teacher", {"student.source": "vit-s16", "student.image_size": 0}, "image_size 0 is not a multiple"),
+    ("teacher", {"student.source": "vit-s16", "student.image_size": 0}, "image_size 0 is no side of an image"),
     ("teacher", {"student.source": "inherit:1.5"}, "above 0 and up to 1"),
     ("teacher", {"student.source": "inherit:0.001"}, "too small to inherit"),
     ("teacher", {"student.source": "timm/no-such-tower"}, "the student 'timm/no-such-tower' .* is not cached here"),

@@ -51,14 +51,11 @@ def _written(run: Callable[[], int]) -> int:
         code = run()
         flushed()
         return code
-    except OSError as error:
-        if (told := disk_error(error)) is None:
+    except (OSError, MemoryError, RuntimeError) as error:
+        if (told := disk_error(error) if isinstance(error, OSError) else memory_error(error)) is None:
             raise
-        flushed()  # where it is stdout that is full, that is said
-        raise told from error
-    except (MemoryError, RuntimeError) as error:
-        if (told := memory_error(error)) is None:
-            raise
+        if isinstance(error, OSError):
+            flushed()  # where it is stdout that is full, that is said
         raise told from error
 
 
