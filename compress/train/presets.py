@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-LARGEST_SIDE = 4096
-"""Pixels; a batch of larger images fits into no memory, so a side that is larger was not meant."""
 CONV_PRESETS: dict[str, tuple[str, int, int, int, int]] = {
     # name: MobileNetV4, image size, stem stride, text width, text blocks
     "mnv4-s-64": ("conv-s", 64, 1, 256, 4),

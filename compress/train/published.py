@@ -19,12 +19,12 @@ from typing import Any
 
 from torch import Tensor
 
-from mmcompress.compress.train.presets import LARGEST_SIDE
 from mmcompress.config import StudentConfig, TeacherConfig
 from mmcompress.convnames import COUNTER, VARIANCE, conv_entries
 from mmcompress.convnet import ConvConfig
 from mmcompress.convtower import ConvTower
 from mmcompress.errors import CorruptInputError, UsageError, suggestion
+from mmcompress.manifest import LARGEST_SIDE
 from mmcompress.progress import say
 from mmcompress.strictjson import read_json
 from mmcompress.teachers import resolve

@@ -15,14 +15,14 @@ from torch import Tensor
 
 from mmcompress.architecture import AnyImageConfig, DualEncoderConfig, ImageConfig, TextConfig
 from mmcompress.compress.train.mobilenetv4 import mobilenetv4
-from mmcompress.compress.train.presets import CONV_PRESETS, LARGEST_SIDE, PRESETS
+from mmcompress.compress.train.presets import CONV_PRESETS, PRESETS
 from mmcompress.compress.train.published import Published, load_published
 from mmcompress.compress.train.scaling import scaled
 from mmcompress.config import StudentConfig
 from mmcompress.convnet import ConvConfig
 from mmcompress.convtower import ConvTower
 from mmcompress.errors import UsageError, suggestion
-from mmcompress.manifest import TextProcessing
+from mmcompress.manifest import LARGEST_SIDE, TextProcessing
 from mmcompress.model import DualEncoder, initialize
 from mmcompress.transformer import Block
 
