@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import heapq
 import os
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import cast
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 
 from mmcompress.artifact import Artifact
 from mmcompress.config import Backend
+from mmcompress.data.images import passed_over
 from mmcompress.data.layout import check_template, prompts, read_labels
 from mmcompress.data.spec import images_in
 from mmcompress.data.tally import Tally
@@ -24,8 +24,6 @@ from mmcompress.runtime.frames import ANY_SIZE, IMAGE_SUFFIXES, read_pixels
 from mmcompress.runtime.session import Tower
 from mmcompress.runtime.trimmed import warn_of_lost_letters
 
-OTHER_SUFFIXES = frozenset({".avif", ".bmp", ".gif", ".heic", ".heif", ".jfif", ".jp2", ".jxl", ".tif", ".tiff"})
-"""Images too, which are not read here."""
 IMAGE_ALONE: tuple[Tower, ...] = ("image",)
 """What a classification by the labels inside a graph needs."""
 _READ = ", ".join(IMAGE_SUFFIXES)
@@ -166,12 +164,9 @@ def _no_image(folder: Path, tried: int) -> UsageError:
 
 def _embedded(encoder: Encoder, folder: Path, tally: Tally) -> Iterator[tuple[Sequence[str], NDArray[np.float32]]]:
     """Paths and (B, D) of the whole images under a folder in the order of their names, a batch at a time."""
-    shown = (path for path in folder.rglob("*") if not path.name.startswith("."))
-    unread = (path for path in shown if path.suffix.lower() in OTHER_SUFFIXES and path.is_file())
-    others = Counter(path.suffix.lower() for path in unread)
-    if others:
-        endings = ", ".join(f"{count} {suffix}" for suffix, count in sorted(others.items()))
-        say("search", folder.name, f"{others.total()} images were skipped: {endings}; read are {_READ}")
+    count, kinds = passed_over(folder)
+    if count:
+        say("search", folder.name, f"{count} images were skipped: {kinds}; read are {_READ}")
     files = sorted(map(str, images_in(folder)))
     step = 1 if encoder.prepares else BATCH  # whole photos are large
     paths: list[str] = []

@@ -124,8 +124,8 @@ def _grown(
             tally.add_bad(name, reason)
     growth.close()
     tally.finish()
-    if others := passed_over(images):
-        kinds = ", ".join(f"{count} {suffix}" for suffix, count in sorted(others.items()))
+    _, kinds = passed_over(Path(bare(images)))
+    if kinds:
         say("", "index", f"warning: {images} has images that are not read: {kinds}; JPEG, PNG and WebP are")
     if lost := growth.lost():
         _take_again(growth, images, lost)

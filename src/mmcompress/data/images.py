@@ -11,13 +11,14 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from mmcompress.data.reading import Listed, is_image_or_table, listed
-from mmcompress.data.spec import SHARD_SUFFIXES, bare, expand, files_in, is_stream, is_table, named_keys, part_of
+from mmcompress.data.spec import SHARD_SUFFIXES, expand, files_in, is_stream, is_table, named_keys, part_of
 from mmcompress.data.tally import Tally
 from mmcompress.datakeys import KNOWN, Keys
 
 NAME = "0"
 """What keys begin with while a place is read; it is taken off again."""
-NOT_READ = ("gif", "bmp", "tif", "tiff", "heic", "heif", "avif", "jxl")
+NOT_READ = ("gif", "bmp", "tif", "tiff", "heic", "heif", "avif", "jxl", "jfif", "jp2")
+"""Kinds of images by suffix, which are none to us."""
 
 
 def named_images(spec: str, tally: Tally) -> Iterator[tuple[str, Listed]]:
@@ -41,10 +42,10 @@ def images_of_places(places: Iterable[str], tally: Tally, keys: Keys = KNOWN) ->
                 yield f"{place}/{inside}", item
 
 
-def passed_over(spec: str) -> Counter[str]:
-    """How many files of a folder are images of a kind that is not read, by suffix."""
-    folder = Path(bare(spec))
-    return Counter(path.suffix.lower() for path in files_in(folder, NOT_READ)) if folder.is_dir() else Counter()
+def passed_over(folder: Path) -> tuple[int, str]:
+    """How many files of a folder are images of a kind that is not read, and of which: `2 .gif, 1 .tiff`."""
+    found = Counter(path.suffix.lower() for path in files_in(folder, NOT_READ))
+    return found.total(), ", ".join(f"{count} {suffix}" for suffix, count in sorted(found.items()))
 
 
 def place_of(name: str) -> str:
