@@ -19,7 +19,7 @@ import pytest
 from mmcompress.artifact import Artifact
 from mmcompress.compress.train.embeddings import load_embeddings
 from mmcompress.data.batches import listing, read
-from mmcompress.data.spec import fingerprint
+from mmcompress.data.fingerprint import fingerprint
 from mmcompress.errors import CorruptInputError
 from mmcompress.manifest import Kind
 from mmcompress.pack import pack, unpack

@@ -22,7 +22,8 @@ from mmcompress.compress.train.embeddings import Embeddings
 from mmcompress.config import DataConfig
 from mmcompress.data.batches import Batch, batches, count, decode, listing
 from mmcompress.data.decoding import Kept
-from mmcompress.data.spec import fingerprint, is_stream
+from mmcompress.data.fingerprint import fingerprint
+from mmcompress.data.spec import is_stream
 from mmcompress.data.views import choices
 from mmcompress.distributed import World
 from mmcompress.errors import CorruptInputError, UsageError

@@ -22,9 +22,10 @@ from numpy.typing import NDArray
 from mmcompress.artifact import Artifact
 from mmcompress.config import VerdictConfig
 from mmcompress.data.batches import Batch, batches
+from mmcompress.data.fingerprint import fingerprint
 from mmcompress.data.layout import read_labels
 from mmcompress.data.sample import image_of
-from mmcompress.data.spec import fingerprint, is_photos, part_of
+from mmcompress.data.spec import is_photos, part_of
 from mmcompress.errors import UsageError
 from mmcompress.measure.agreement import best
 from mmcompress.measure.retrieval import KS, Floats, Ints

@@ -13,9 +13,10 @@ from shards import picture, write_tar
 
 from mmcompress.config import DataConfig, validated, what_counts
 from mmcompress.data.batches import count, read
+from mmcompress.data.fingerprint import fingerprint
 from mmcompress.data.indexing import index_data
 from mmcompress.data.sections import digest_of, sections
-from mmcompress.data.spec import fingerprint, is_stream
+from mmcompress.data.spec import is_stream
 from mmcompress.data.tally import Tally
 from mmcompress.datakeys import Keys, keys_of, with_keys
 from mmcompress.errors import UsageError

@@ -10,8 +10,9 @@ import pytest
 from shards import picture
 
 from mmcompress.data.batches import read
+from mmcompress.data.fingerprint import fingerprint
 from mmcompress.data.layout import class_names, own_templates, prompts, say_classes
-from mmcompress.data.spec import expand, fingerprint
+from mmcompress.data.spec import expand
 from mmcompress.errors import CorruptInputError, UsageError
 
 CLASSES = ["tench", "great white shark", "cock"]

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from mmcompress.data.batches import read
-from mmcompress.data.spec import ACCEPTED, expand, fingerprint, is_stream
+from mmcompress.data.fingerprint import fingerprint
+from mmcompress.data.spec import ACCEPTED, expand, is_stream
 from mmcompress.errors import CorruptInputError, UsageError
 from mmcompress.packaged import packaged
 

@@ -8,9 +8,10 @@ import pytest
 from shards import SMALL, picture
 
 from mmcompress.data.batches import batches, read
+from mmcompress.data.fingerprint import fingerprint
 from mmcompress.data.layout import class_names
 from mmcompress.data.sentences import sentences
-from mmcompress.data.spec import expand, fingerprint, is_photos, is_stream
+from mmcompress.data.spec import expand, is_photos, is_stream
 from mmcompress.errors import UsageError
 
 

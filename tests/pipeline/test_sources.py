@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from mmcompress.artifact import Artifact
-from mmcompress.data.spec import fingerprint
+from mmcompress.data.fingerprint import fingerprint
 from mmcompress.errors import UsageError
 from mmcompress.int8 import RANGES
 from mmcompress.manifest import Kind

@@ -24,9 +24,10 @@ from itertools import islice
 from pathlib import Path
 
 from mmcompress.data.decoding import Batch, Kept, decode, decoded_batches
+from mmcompress.data.fingerprint import fingerprint
 from mmcompress.data.reading import Listed, listed, named, samples
 from mmcompress.data.sample import Sample, image_of
-from mmcompress.data.spec import COMPRESSED, expand, fingerprint, is_stream, named_keys, part_of
+from mmcompress.data.spec import COMPRESSED, expand, is_stream, named_keys, part_of
 from mmcompress.data.tally import EARLY, Tally
 from mmcompress.data.views import PLAIN, Shown
 from mmcompress.errors import CorruptInputError, UsageError

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mmcompress.data.decoding import Batch, decoded_batches
+from mmcompress.data.fingerprint import fingerprint
 from mmcompress.data.layout import is_retrieval, numbered_classes
 from mmcompress.data.reading import Listed, is_image_or_table, listed, named
-from mmcompress.data.spec import Share, expand, fingerprint, is_stream, named_keys, part_of
+from mmcompress.data.spec import Share, expand, is_stream, named_keys, part_of
 from mmcompress.data.tally import Tally
 from mmcompress.data.views import PLAIN, Shown
 from mmcompress.datakeys import KNOWN, Keys

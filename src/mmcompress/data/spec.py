@@ -1,9 +1,7 @@
 """What a data specification names: shards, folders, streams, or what ships with the package.
 
-A specification is a string, so that it fits into a recipe and on a command line. Here it becomes a list of places and a
-fingerprint; nothing is read but names and, for the fingerprint, bytes. The fingerprint is the content's, not the
-path's: moving a data set does not run a stage again, changing a byte of it does. What cannot be looked at cheaply
-(hub ids, URLs, commands) is known by its text alone.
+A specification is a string, so that it fits into a recipe and on a command line. Here it becomes a list of places;
+nothing is read but names. What it holds is known by its fingerprint (`fingerprint.py`).
 """
 
 from __future__ import annotations
@@ -13,19 +11,15 @@ import hashlib
 import math
 import re
 import shlex
-import uuid
 from collections.abc import Collection, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from mmcompress.data.parquet import SUFFIX
-from mmcompress.data.remote import CACHED, check_scheme
+from mmcompress.data.remote import check_scheme
 from mmcompress.datakeys import Keys, keys_of
-from mmcompress.digests import sha256_of
-from mmcompress.errors import CorruptInputError, UsageError
+from mmcompress.errors import UsageError
 from mmcompress.home import expanded
-from mmcompress.manifest import hash_json
 from mmcompress.packaged import packaged
 
 TABLE = "captions.tsv"
@@ -47,10 +41,6 @@ STDIN = "-"
 _RANGE = re.compile(r"\{(-?\d{1,18})\.\.(-?\d{1,18})(?:\.\.(-?\d{1,18}))?\}")
 MOST_PLACES = 1_000_000
 """That braces may name: 400 million pairs in shards of 10,000 are 40,000."""
-_PROCESS = uuid.uuid4().hex
-"""What nothing that another process has read can have in its key."""
-_HASHING, _AT_ONCE = 8, 16
-"""Threads that hash files, and the files that one takes at a time: most are known, and handing over costs more."""
 PHOTO_SUFFIXES = tuple(f".{suffix}" for suffix in IMAGE_SUFFIXES)
 
 
@@ -205,14 +195,14 @@ def _place(path: Path) -> list[str]:
         return [str(path)]
     if (path / TABLE).is_file():
         return [str(path / TABLE)]
-    shards = _shards(path)
+    shards = shards_in(path)
     if shards and (image := next(images_in(path), None)) is not None:
         raise UsageError(
             f"the folder {path} holds {shards[0].name}, of the name of a shard, and images that lie in no shard, "
             f"{image.relative_to(path)} say: either could be the data",
             f"give the shards by a pattern, '{path}/*.tar', or move them out of the folder of images",
         )
-    if not (places := shards or _test_shards(path) or _photos(path) or _class_folders(path)):
+    if not (places := shards or shards_for_test(path) or _photos(path) or _class_folders(path)):
         if (table := next(path.glob(f"*{SUFFIX}"), None)) is not None:
             raise _no_parquet(f"the folder {path} holds {table.name}, which", path)
         raise UsageError(f"the folder {path} holds neither .tar shards nor a {TABLE}, nor images", ACCEPTED)
@@ -235,11 +225,11 @@ def _no_parquet(which: str, source: Path) -> UsageError:
     )
 
 
-def _test_shards(folder: Path) -> list[Path]:
+def shards_for_test(folder: Path) -> list[Path]:
     """`test/0.tar`, `test/1.tar`, … as CLIP_benchmark numbers them, as many as its count says."""
     if not (folder / "test").is_dir():
         return []
-    shards = sorted(_shards(folder / "test"), key=lambda shard: (len(shard.name), shard.name))
+    shards = sorted(shards_in(folder / "test"), key=lambda shard: (len(shard.name), shard.name))
     stated = folder / "test" / SHARD_COUNT
     if stated.is_file() and (count := stated.read_text(encoding="utf-8", errors="replace").strip()) != str(len(shards)):
         raise UsageError(
@@ -280,80 +270,7 @@ def settings_beside(shard: str) -> dict[str, Path]:
     return {name: folder / name for name in (CLASSNAMES, DATASET_TYPE, TEMPLATES) if (folder / name).is_file()}
 
 
-def _shards(folder: Path) -> list[Path]:
+def shards_in(folder: Path) -> list[Path]:
     """The tars right in the folder, hidden ones left out."""
     names = sorted(path.name for path in folder.iterdir() if path.name.lower().endswith(SHARD_SUFFIXES))
     return [folder / name for name in names if not name.startswith(".")]
-
-
-def fingerprint(spec: str) -> str:
-    """Content identity of a data specification or of a teacher's source.
-
-    Local files and folders: names, sizes and SHA-256, which `digests.py` remembers.
-    Hub ids, aliases, URLs and commands: the text. `file.py:function`: the file and the function's name. What comes from
-    stdin is never the same again.
-    """
-    share, whole = part_of(spec)
-    if share is not None:
-        return hash_json(["part", share.first, share.last, share.bins, fingerprint(whole)])
-    keys, whole = keys_of(spec)
-    if whole != spec:
-        return hash_json(["keys", keys.images, keys.texts, keys.last_dot, fingerprint(whole)])
-    if spec == STDIN:
-        return hash_json(["stdin", _PROCESS])
-    if is_stream(spec):
-        return hash_json(["text", spec.removeprefix(CACHED)])
-    if match := re.fullmatch(r"(.+\.py):(\w+)", spec):
-        file, function = expanded(match[1]), match[2]
-        if file.is_file():
-            return hash_json(["function", function, _identity(file)])
-    path = packaged(spec) if spec.startswith("demo:") else expanded(spec)
-    if path.is_dir() and not _test_shards(path):
-        return _of_files(_content(path))
-    if path.exists() or spec.startswith("demo:") or "{" in spec or glob.has_magic(spec):
-        return _of_files([(Path(place).name, Path(place)) for place in _files(spec)])
-    return hash_json(["text", spec])
-
-
-def same_set(a: str, b: str) -> bool:
-    """Whether two specifications name one content, wherever it lies."""
-    return a == b or fingerprint(a) == fingerprint(b)
-
-
-def _files(spec: str) -> list[str]:
-    """Every file below the places of a specification, and the lists that belong to them."""
-    files: dict[str, None] = {}
-    for place in expand(spec):
-        if Path(place).is_dir() or is_table(place):
-            folder = Path(place) if Path(place).is_dir() else Path(place).parent
-            files |= dict.fromkeys(str(file) for _, file in _content(folder))
-        else:
-            files |= dict.fromkeys([place, *map(str, settings_beside(place).values())])
-    return list(files)
-
-
-def _content(folder: Path) -> list[tuple[str, Path]]:
-    """The shards of a folder of shards and the lists beside it, else every file; hidden ones and bytecode left out."""
-    if not (folder / TABLE).is_file() and (shards := _shards(folder)):
-        return [*((shard.name, shard) for shard in shards), *settings_beside(str(shards[0])).items()]
-    files = sorted((path.relative_to(folder).as_posix(), path) for path in folder.rglob("*") if path.is_file())
-    return [(name, path) for name, path in files if not re.search(r"(^|/)(\.|__pycache__/)", name)]
-
-
-def _of_files(named: list[tuple[str, Path]]) -> str:
-    """The identity of files under their names; they are hashed side by side, outside of the interpreter lock."""
-    parts = [named[i : i + _AT_ONCE] for i in range(0, len(named), _AT_ONCE)]
-    with ThreadPoolExecutor(_HASHING, thread_name_prefix="hash") as pool:
-        found = [one for part in pool.map(_identities, parts) for one in part]
-    return hash_json(["files", found])
-
-
-def _identities(named: list[tuple[str, Path]]) -> list[tuple[str, int, str]]:
-    return [(name, *_identity(path)) for name, path in named]
-
-
-def _identity(path: Path) -> tuple[int, str]:
-    try:
-        return path.stat().st_size, sha256_of(path)
-    except OSError as error:
-        raise CorruptInputError(f"{path} cannot be read: {error.strerror}", "mend it, or leave it out") from error

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from mmcompress.compress.identity import HUB, READ, changed_since, model_fingerprint
 from mmcompress.config import BankConfig, DataConfig, PairConfig, StageConfig, StudentConfig, TeacherConfig
-from mmcompress.data.spec import fingerprint
+from mmcompress.data.fingerprint import fingerprint
 from mmcompress.pipeline.recipe import DATA_FIELDS
 from mmcompress.teachers import cached_folder
 

@@ -14,7 +14,8 @@ from typing import Any
 
 from mmcompress.artifact import Artifact
 from mmcompress.config import BudgetConfig, StageConfig
-from mmcompress.data.spec import expand, fingerprint, is_stream
+from mmcompress.data.fingerprint import fingerprint
+from mmcompress.data.spec import expand, is_stream
 from mmcompress.errors import UsageError
 from mmcompress.manifest import Kind
 from mmcompress.pipeline.recipe import DATA_FIELDS

@@ -24,8 +24,8 @@ from mmcompress.compress.int8 import sensitivity
 from mmcompress.compress.int8.samples import Captioned, filled_up, warn_of_few
 from mmcompress.compress.int8.sensitivity import fewest_kept
 from mmcompress.config import DataConfig, DriftConfig, QuantizeConfig, VerdictConfig
+from mmcompress.data.fingerprint import fingerprint
 from mmcompress.data.sample import image_of, mark_of
-from mmcompress.data.spec import fingerprint
 from mmcompress.errors import UsageError
 from mmcompress.export.export import check_has_integers
 from mmcompress.export.pixels import image_processing

@@ -24,8 +24,8 @@ from mmcompress.budget import Budget
 from mmcompress.compress.int8.samples import SHUFFLED
 from mmcompress.config import DataConfig, VerdictConfig
 from mmcompress.data.batches import batches, read
+from mmcompress.data.fingerprint import fingerprint
 from mmcompress.data.preprocess import normalize
-from mmcompress.data.spec import fingerprint
 from mmcompress.errors import CorruptInputError, GateFailedError, MissingRequirementError, UsageError
 from mmcompress.export.export import Variant, read_int8
 from mmcompress.export.graph import Numerics

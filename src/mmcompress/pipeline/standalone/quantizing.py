@@ -8,8 +8,8 @@ from typing import Any, cast
 
 from mmcompress.artifact import Artifact
 from mmcompress.config import QuantizeConfig
+from mmcompress.data.fingerprint import same_set
 from mmcompress.data.layout import say_classes
-from mmcompress.data.spec import same_set
 from mmcompress.errors import UsageError
 from mmcompress.int8 import GRAPH_RANGES, RANGES
 from mmcompress.manifest import Kind
