@@ -1,13 +1,14 @@
 """Students sized by a latency: is what was asked for what is measured, and does the ranking predict what is learned?
 
     python benchmarks/sized.py latency [--image-size 64] [--budgets 0.4 0.8 1.6] [--backends openvino onnxruntime]
-    python benchmarks/sized.py ranking --work DIR [--budget 0.6] [--seconds 60] [--seeds 0] [--data drawings|photos]
+    python benchmarks/sized.py ranking --work DIR [--budget 0.6] [--seconds 60 | --steps 300] [--seeds 0]
+                                              [--data drawings|photos]
 
 `latency` sizes a student for each budget by the costs of this machine, and times the whole INT8 graph of the choice
 again, three times, apart from the search; the table has the median. `ranking` trains the leading student of five kinds
 (a preset at a side) that a budget has room for, on the demo's drawings or on photos, for as many steps as take
-`--seconds` of the processor, and prints what `training.py` measures beside the capacity that ranks them. Runs are kept
-in DIR.
+`--seconds` of the processor or for `--steps` each, and prints what `training.py` measures beside the capacity that
+ranks them. Runs are kept in DIR.
 """
 
 from __future__ import annotations
@@ -56,7 +57,15 @@ def trained(one: Candidate, place: Path, into: Path, steps: int, seed: int) -> t
     return time.process_time() - began, made
 
 
-def ranking(work: Path, data: str, budget: float, seconds: float, seeds: list[int]) -> None:
+def steps_within(one: Candidate, place: Path, seconds: float) -> int:
+    """As many steps as take so many seconds of the processor, by two short runs."""
+    with tempfile.TemporaryDirectory() as folder:
+        short, long = (trained(one, place, Path(folder), steps, 0)[0] for steps in (8, 24))
+    a_step = (long - short) / 16
+    return round((seconds - short + 8 * a_step) / a_step)
+
+
+def ranking(work: Path, data: str, budget: float, seconds: float, known: int, seeds: list[int]) -> None:
     work.mkdir(parents=True, exist_ok=True)
     teacher, embeddings = prepared(work, data, 4)
     scorer, place = Scorer(teacher, data), embeddings.path
@@ -67,14 +76,11 @@ def ranking(work: Path, data: str, budget: float, seconds: float, seeds: list[in
             best.setdefault((each.candidate.preset, each.candidate.image_size), each.candidate)
     chosen = sorted(best.values(), key=lambda one: -capacity_of(tower_of(one)))[:KINDS]
     times = timed([tower_of(one) for one in chosen], "openvino", "int8", usable_cores())
-    runs = Runs(work / f"runs-{data}-{budget}.jsonl", "student", "seed")
+    runs = Runs(work / f"runs-{data}-{budget}{f'-{known}' if known else ''}.jsonl", "student", "seed")
     for one, ms in zip(chosen, times, strict=True):
         if all((one.name, seed) in runs for seed in seeds):
             continue
-        with tempfile.TemporaryDirectory() as folder:
-            short, long = (trained(one, place, Path(folder), steps, 0)[0] for steps in (8, 24))
-        a_step = (long - short) / 16
-        steps = round((seconds - short + 8 * a_step) / a_step)
+        steps = known or steps_within(one, place, seconds)
         about = {"student": one.name, "ms": f"{ms:.3f}", "capacity": capacity_of(tower_of(one)) / 1e6, "steps": steps}
         for seed in seeds:
             if (one.name, seed) not in runs:
@@ -94,6 +100,7 @@ def main() -> int:
     parser.add_argument("--data", choices=tuple(DATA), default="drawings")
     parser.add_argument("--budget", type=float, default=0.6)
     parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--steps", type=int, default=0, help="of every student, instead of what --seconds gives")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     asked = parser.parse_args()
     if asked.what == "latency":
@@ -101,7 +108,7 @@ def main() -> int:
     elif asked.work is None:
         parser.error("ranking keeps its runs in --work DIR")
     else:
-        ranking(asked.work, asked.data, asked.budget, asked.seconds, asked.seeds)
+        ranking(asked.work, asked.data, asked.budget, asked.seconds, asked.steps, asked.seeds)
     return 0
 
 
