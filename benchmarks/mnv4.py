@@ -1,15 +1,15 @@
 """MobileNetV4 against ViT presets: trained for equal processor time, and how a training step likes its memory laid out.
 
     python benchmarks/mnv4.py layout [--threads 1]
-    python benchmarks/mnv4.py train --work DIR [--students mnv4-s-64 vit-m8-64] [--seeds 0 1]
+    python benchmarks/mnv4.py train --work DIR [--students mnv4-s-64 vit-m8-64,image_size=48,depth=0.5] [--seeds 0 1]
                                              [--seconds 80 | --steps 146 87] [--data drawings photos]
 
 `layout` times forward and backward passes of the towers in turn, contiguous (NCHW) against channels-last, and prints
 the median of the ratios with its quartiles. `train` distils from scratch into the space of the teacher that ships, on
 the demo's drawings or on photos: the same cached embeddings of four views, the teacher's text tower kept, batch 64, an
-average of 0.99. A student has as many steps as take `--seconds` of the processor, decoding included, by a run of 8 and
-one of 24 steps before. What is measured is said in `training.py`. Runs are kept in DIR, and those there are not done
-again.
+average of 0.99. A student is a preset, with sizes behind it or not. It has as many steps as take `--seconds` of the
+processor, decoding included, by a run of 8 and one of 24 steps before. What is measured is said in `training.py`. Runs
+are kept in DIR, and those there are not done again.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from mmcompress.compress.train.mobilenetv4 import mobilenetv4
 from mmcompress.convtower import ConvTower, initialize_convolutions
 from mmcompress.pipeline import standalone
 
-RATES = {"mnv4-s-64": 2.4e-3, "vit-m8-64": 1.2e-3, "vit-t8-64": 1.2e-3}
+RATES = {"mnv4": 2.4e-3, "vit": 1.2e-3}
 TRAINED = {"optimizer.batch": 64, "optimizer.ema": 0.99, "text": "keep"}
 LAYOUTS = (("conv-s", 64, 1, 64), ("conv-m", 224, 2, 8), ("hybrid-m", 224, 2, 8))
 """Tower, image side, stem stride, batch."""
@@ -74,7 +74,10 @@ def layout(threads: int, rounds: int) -> None:
 
 def run(student: str, embeddings: Path, into: Path, steps: int, seed: int) -> tuple[Artifact, float]:
     """A student in a folder of its own, and the processor seconds it took."""
-    given = {**TRAINED, "student.source": student, "optimizer.lr": RATES.get(student, 1.2e-3), "seed": seed}
+    preset, *sizes = student.split(",")
+    rate = RATES[preset.partition("-")[0]]
+    given = {**TRAINED, "student.source": preset, "optimizer.lr": rate, "seed": seed}
+    given |= {f"student.{key}": float(value) for key, value in (one.split("=") for one in sizes)}
     out = into / f"{embeddings.name}-{student}-{steps}-{seed}"
     began = time.process_time()
     made = standalone.distill(out, {**given, "optimizer.steps": steps}, embeddings=embeddings)
