@@ -35,7 +35,12 @@ def main() -> int:
         dense = standalone.export(str(asked.checkpoint), folder / "dense", {"precisions": ("fp32",)}).path
         for target in asked.targets:
             pruned = folder / f"pruned-{target}"
-            given = {"target_latency": target, "backend": asked.backend, **parse_assignments(asked.set)}
+            given = {
+                "target_latency": target,
+                "backend": asked.backend,
+                "precision": "fp32",
+                **parse_assignments(asked.set),
+            }
             made = standalone.prune(asked.checkpoint, pruned, given)
             files = standalone.export(str(pruned), folder / f"files-{target}", {"precisions": ("fp32",)}).path
             found = compare(dense, files, backend=asked.backend, precision="fp32").comparisons[0]

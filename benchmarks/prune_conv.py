@@ -1,12 +1,13 @@
-"""A convolutional student pruned to a share of its MACs: R@10 untrained and recovered, and Torch-Pruning's.
+"""A convolutional student pruned to a share of its MACs or latency: R@10 untrained and recovered, and Torch-Pruning's.
 
-    python benchmarks/prune_conv.py CHECKPOINT --embeddings E [--split val|test] [--share 0.5] [--samples 512]
-                                    [--steps 200] [--seeds 0 1] [--rate 5e-4] [--methods NAME ...]
+    python benchmarks/prune_conv.py CHECKPOINT --embeddings E [--split val|test] [--share 0.5] [--of macs|latency]
+                                    [--samples 512] [--steps 200] [--seeds 0 1] [--rate 5e-4] [--methods NAME ...]
 
 CHECKPOINT is a student with a convolutional image tower, distilled on the demo's drawings, E the embeddings of that.
 Every method prunes the same weights on the same training samples. Torch-Pruning (Fang et al. 2023, "DepGraph") prunes
 all channels but the embedding's, those between blocks too, by its GroupTaylorImportance on the gradients of the same
-distillation loss, or by its GroupMagnitudeImportance, to the share of MACs that it counts itself. Recovery is the
+distillation loss, or by its GroupMagnitudeImportance, to the share of MACs that it counts itself, or to a share of the
+latency of the INT8 graph on OpenVINO, measured as `prune --target-latency` measures it. Recovery is the
 same for all: AdamW over all weights at one rate for `--steps` batches of 64, cosine to the teacher's embeddings, and
 statistics of BatchNorms of 1,024 images. It needs the package `torch-pruning`; without it, its rows say so.
 """
@@ -31,11 +32,13 @@ from mmcompress.artifact import Artifact
 from mmcompress.compress.prune.bottlenecks import hidden_errors, shrunk_bottlenecks
 from mmcompress.compress.prune.hidden import hidden_choices, hidden_cost, hidden_within, uniform_hidden
 from mmcompress.compress.prune.importance import magnitudes, taylor
+from mmcompress.compress.prune.latency_target import Timing, measured_speedup
 from mmcompress.compress.prune.narrowing import pruned_to_target
 from mmcompress.compress.train.augment import normalized, pixels_of_views
 from mmcompress.compress.train.embeddings import load_embeddings
 from mmcompress.compress.train.pairs import TrainingBatch, training_pairs
 from mmcompress.config import DataConfig, PruneConfig
+from mmcompress.convblocks import PlainBlock as PlainConfig
 from mmcompress.convnet import ConvConfig
 from mmcompress.convtower import Bottleneck, Convolution, ConvTower
 from mmcompress.data.batches import batches
@@ -43,6 +46,7 @@ from mmcompress.data.layout import read_labels
 from mmcompress.distributed import World
 from mmcompress.huggingface import dual_encoder_from_checkpoint
 from mmcompress.measure.retrieval import Matches, hits, recalls
+from mmcompress.runtime.machine import usable_cores
 from mmcompress.runtime.tokenize import load_tokenizer, tokenize
 
 BATCH, MULTIPLE, RATE, VIEWS = 64, 8, 5e-4, 8
@@ -64,6 +68,21 @@ class Plain(nn.Module):
             x = block(x)
         x = self.projection(self.head(x.mean((2, 3), keepdim=True)).flatten(1))
         return x
+
+    def sizes(self, tower: ConvConfig) -> ConvConfig:
+        """The config of the tower that it was, with the channels that it has now."""
+        parts = [block.parts for block in self.blocks]
+        found = iter([(part[-1][0].out_channels, part[-1][0].in_channels) for part in parts])
+        stages = []
+        for stage in tower.stages:
+            blocks = []
+            for block in stage:
+                channels, hidden = next(found)
+                inner = {} if isinstance(block, PlainConfig) else {"hidden": hidden}
+                blocks.append(block.model_copy(update={"channels": channels, **inner}))
+            stages.append(tuple(blocks))
+        head, stem = self.head[0].out_channels, self.stem[0].out_channels
+        return tower.model_copy(update={"stem": stem, "stages": tuple(stages), "head": head})
 
 
 class PlainBlock(nn.Module):
@@ -160,7 +179,15 @@ def cosine_loss(tower: nn.Module, batch: TrainingBatch) -> Tensor:
     return (1 - F.cosine_similarity(tower(batch.pixels), batch.teacher[0])).mean()
 
 
-def torch_pruning(setting: Setting, share: float, kind: str) -> tuple[nn.Module, float]:
+def latency_of(setting: Setting, network: Plain) -> float:
+    """The share of the dense tower's latency that it has."""
+    tower = setting.model.config.image
+    assert isinstance(tower, ConvConfig)
+    timing = Timing("openvino", "int8", usable_cores())
+    return 1 / measured_speedup(setting.model.config, network.sizes(tower), timing).speedup
+
+
+def torch_pruning(setting: Setting, share: float, kind: str, of: str) -> tuple[Plain, float]:
     """Torch-Pruning's own walk; the network, and its share of MACs by its own count."""
     import torch_pruning as tp
 
@@ -168,8 +195,8 @@ def torch_pruning(setting: Setting, share: float, kind: str) -> tuple[nn.Module,
     assert isinstance(tower, ConvTower)
     whole, example = Plain(tower).eval(), setting.samples[0].pixels[:1]
     before, _ = tp.utils.count_ops_and_params(whole, example)
-    low, high, best = 0.0, 0.9, (whole, 1.0)
-    for _ in range(6):  # the share of channels that leaves this share of MACs
+    low, high, best, nearest = 0.0, 0.9, (whole, 1.0), 1.0
+    for _ in range(6):  # the share of channels that leaves this share
         ratio, network = (low + high) / 2, copy.deepcopy(whole)
         pruner = tp.pruner.BasePruner(
             network,
@@ -184,34 +211,37 @@ def torch_pruning(setting: Setting, share: float, kind: str) -> tuple[nn.Module,
             cosine_loss(network, batch).backward()
         pruner.step()
         network.zero_grad(set_to_none=True)
-        left = tp.utils.count_ops_and_params(network, example)[0] / before
-        if abs(left - share) < abs(best[1] - share):
-            best = (network, left)
+        macs = tp.utils.count_ops_and_params(network, example)[0] / before
+        left = macs if of == "macs" else latency_of(setting, network)
+        if abs(left - share) < abs(nearest - share):
+            best, nearest = (network, macs), left
         low, high = (ratio, high) if left > share else (low, ratio)
     return best
 
 
-def ours(setting: Setting, share: float) -> dict[str, Callable[[], tuple[nn.Module, float]]]:
+def ours(setting: Setting, share: float, of: str) -> dict[str, Callable[[], tuple[Plain, float]]]:
     """Our methods: one share in every bottleneck, the best bottlenecks for the same MACs, and both: channels between
-    blocks beside the best bottlenecks, which is what `prune --target-macs` does."""
+    blocks beside the best bottlenecks, which is what `prune --target-macs` and `--target-latency` do. Of a latency
+    there are only the last ones."""
     model, inputs = setting.model, [batch.pixels for batch in setting.samples]
     tower = model.config.image
     assert isinstance(tower, ConvConfig)
     cost, base, full = hidden_cost(model.config, tower, "macs")
 
-    def by_block(scores: dict[str, Tensor], refitted: bool) -> tuple[nn.Module, float]:
+    def by_block(scores: dict[str, Tensor], refitted: bool) -> tuple[Plain, float]:
         errors = hidden_errors(model, inputs, scores, MULTIPLE, refitted)
         choices = hidden_choices(tower, errors, MULTIPLE, cost)
         sizes = hidden_within(choices, share, base, full, "it")
         pruned = shrunk_bottlenecks(model, sizes, inputs, scores, refitted)
         return Plain(pruned.image), pruned.config.macs / model.config.macs
 
-    def both(scores: dict[str, Tensor]) -> tuple[nn.Module, float]:
-        asked = PruneConfig(data=DataConfig(), target_macs=share, channel_multiple=MULTIPLE)
+    def both(scores: dict[str, Tensor]) -> tuple[Plain, float]:
+        target = {f"target_{of}": share, "backend": "openvino", "precision": "int8"}
+        asked = PruneConfig.model_validate({"data": {}, "channel_multiple": MULTIPLE, **target})
         pruned, _ = pruned_to_target(model, inputs, scores, asked)
         return Plain(pruned.image), pruned.config.macs / model.config.macs
 
-    def uniform(scores: dict[str, Tensor], refitted: bool) -> tuple[nn.Module, float]:
+    def uniform(scores: dict[str, Tensor], refitted: bool) -> tuple[Plain, float]:
         found = model
         for percent in range(95, 4, -5):
             sizes = uniform_hidden(tower, percent / 100, MULTIPLE)
@@ -220,16 +250,20 @@ def ours(setting: Setting, share: float) -> dict[str, Callable[[], tuple[nn.Modu
                 break
         return Plain(found.image), found.config.macs / model.config.macs
 
-    return {
+    narrowed = {
+        "activation, refitted, both": lambda: both({}),
+        "Taylor, refitted, both": lambda: both(taylor(model, setting.samples, setting.anchors)),
+    }
+    if of == "latency":
+        return narrowed
+    return narrowed | {
         "magnitude": lambda: uniform(magnitudes(model), False),
         "Taylor": lambda: uniform(taylor(model, setting.samples, setting.anchors), False),
         "Taylor, refitted": lambda: uniform(taylor(model, setting.samples, setting.anchors), True),
         "activation, refitted": lambda: uniform({}, True),
         "activation, refitted, by block": lambda: by_block({}, True),
-        "activation, refitted, both": lambda: both({}),
         "activation, by block": lambda: by_block({}, False),
         "Taylor, refitted, by block": lambda: by_block(taylor(model, setting.samples, setting.anchors), True),
-        "Taylor, refitted, both": lambda: both(taylor(model, setting.samples, setting.anchors)),
         "Taylor, by block": lambda: by_block(taylor(model, setting.samples, setting.anchors), False),
     }
 
@@ -240,6 +274,7 @@ def main() -> int:
     parser.add_argument("--embeddings", type=Path, required=True)
     parser.add_argument("--split", choices=("val", "test"), default="val")
     parser.add_argument("--share", type=float, default=0.5)
+    parser.add_argument("--of", choices=("macs", "latency"), default="macs")
     parser.add_argument("--samples", type=int, default=512)
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--rate", type=float, default=RATE)
@@ -248,13 +283,13 @@ def main() -> int:
     asked = parser.parse_args()
     torch.manual_seed(0)
     setting = Setting(asked.checkpoint, asked.embeddings, asked.split, asked.samples)
-    methods: dict[str, Callable[[], tuple[nn.Module, float]]] = {}
+    methods: dict[str, Callable[[], tuple[Plain, float]]] = {}
     for kind in ("Taylor", "magnitude"):
-        methods[f"Torch-Pruning, {kind}"] = lambda kind=kind: torch_pruning(setting, asked.share, kind)
-    methods |= ours(setting, asked.share)
+        methods[f"Torch-Pruning, {kind}"] = lambda kind=kind: torch_pruning(setting, asked.share, kind, asked.of)
+    methods |= ours(setting, asked.share, asked.of)
     print(f"{len(setting.groups)} images of demo:{asked.split}, {len(setting.candidates)} names")
     print(f"{asked.samples} samples, recovery of {asked.steps} steps; dense {setting.r10(setting.model.image)}\n")
-    print("| method | MACs | R@10 / of views | recovered, each seed |\n|---|--:|--:|---|")
+    print("| method | MACs | latency | R@10 / of views | recovered, each seed |\n|---|--:|--:|--:|---|")
     for name, method in methods.items():
         if asked.methods and name not in asked.methods:
             continue
@@ -263,10 +298,11 @@ def main() -> int:
                 warnings.simplefilter("ignore")
                 tower, left = method()
         except ImportError:
-            print(f"| {name} | | not measured, pip install torch-pruning | |")
+            print(f"| {name} | | | not measured, pip install torch-pruning | |")
             continue
         after = [setting.recovered(tower, asked.steps, seed, asked.rate) for seed in asked.seeds] if asked.steps else []
-        print(f"| {name} | {left:.3f} | {setting.r10(tower)} | {', '.join(after)} |", flush=True)
+        took = f"{latency_of(setting, tower):.3f}" if asked.of == "latency" else ""
+        print(f"| {name} | {left:.3f} | {took} | {setting.r10(tower)} | {', '.join(after)} |", flush=True)
     return 0
 
 

@@ -80,7 +80,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         common = {"mlp_multiple": asked.multiple, "towers": ("image",)}
-        target = {"target_latency": asked.target, "backend": asked.backend}
+        target = {"target_latency": asked.target, "backend": asked.backend, "precision": "fp32"}
         ours = standalone.prune(asked.checkpoint, folder / "ours", {**common, **target})
         image = ours.manifest.metrics["towers"]["image"]
         sizes = uniform_sizes(asked.checkpoint, image["measured"], asked.backend, asked.multiple, image["threads"])

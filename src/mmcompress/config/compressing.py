@@ -50,8 +50,8 @@ class PruneConfig(StageConfig):
     stays."""
     backend: Literal["openvino", "onnxruntime"] = "openvino"
     """The runtime of `target_latency`; TensorRT would need an engine built for every size that is timed."""
-    precision: Literal["fp32", "int8"] = "fp32"
-    """Of the graphs that `target_latency` times: `int8` where INT8 is what will be delivered."""
+    precision: Literal["fp32", "int8"] = "int8"
+    """Of the graphs that `target_latency` times: `fp32` where the pruned model is delivered without INT8."""
     threads: int | None = Field(default=None, ge=1)
     """Threads of that runtime; all cores if not given."""
     mlp_multiple: int = Field(default=32, ge=1)

@@ -117,7 +117,7 @@ def recipe_for(source: str, wish: Wish, data: dict[str, str], backend: Backend, 
     pruned: list[dict[str, Any]] = []
     last = "convert"
     if wish.target_latency is not None:
-        target = {"target_latency": wish.target_latency, "backend": backend, "precision": "int8", "towers": ["image"]}
+        target = {"target_latency": wish.target_latency, "backend": backend, "towers": ["image"]}
         pruned = [
             {"run": "embed"},
             {"run": "prune", "checkpoint": "convert", **target},
