@@ -221,7 +221,8 @@ def half_visible(out: Path) -> list[str]:
 
 
 def hidden(out: Path, allowed: str = "") -> list[str]:
-    return [path.name for path in out.iterdir() if path.name.startswith(".") and not (allowed and allowed in path.name)]
+    names = [path.name for path in out.iterdir()] if out.is_dir() else []
+    return [name for name in names if name.startswith(".") and not (allowed and allowed in name)]
 
 
 def digests(out: Path) -> dict[str, str]:
