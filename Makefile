@@ -2,6 +2,7 @@
 #   make demo       teacher -> student -> INT8 -> report in runs/demo/report (again: reuses what is there)
 #   make engines    a ViT-B/32's TensorRT-RTX engines for three targets, without a GPU, held against budgets
 #   make test       the tests, without those that need a GPU; `make test-gpu` runs those
+#   make nightly    every command of README and the guides, typed in an empty folder with an installed wheel
 #   make fuzz       spoiled input at every door for an hour, other input every time
 #   make PYTHON=python3.12 demo    another Python, 3.10 or later
 PYTHON ?= python3
@@ -11,7 +12,7 @@ READY := $(VENV)/.ready
 # The time of the commit stands in what `make dist` builds, so that a commit has the same bytes wherever it is built.
 RELEASED = $(or $(SOURCE_DATE_EPOCH),$(shell git log -1 --format=%ct))
 
-.PHONY: demo engines test test-gpu fuzz lint type docs bench dist hashes sbom clean
+.PHONY: demo engines test test-gpu nightly fuzz lint type docs bench dist hashes sbom clean
 
 demo: $(READY)
 	$(BIN)/mmcompress run demo --out runs/demo
@@ -20,10 +21,13 @@ engines: $(READY)
 	$(BIN)/python benchmarks/engines.py --out runs/engines
 
 test: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto -m 'not gpu'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto -m 'not gpu and not nightly'
 
 test-gpu: $(READY)
 	$(BIN)/python -m pytest -q -m gpu
+
+nightly: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m nightly
 
 fuzz: $(READY)
 	FUZZ_SECONDS=300 $(BIN)/python -m pytest -q -n auto tests/fuzz

@@ -11,7 +11,7 @@ import pytest
 
 from mmcompress.places import CACHE
 
-pytest_plugins = ("stand_in_driver", "tiny_checkpoint", "toy_artifact")
+pytest_plugins = ("built_wheel", "stand_in_driver", "tiny_checkpoint", "toy_artifact")
 
 
 @pytest.fixture(scope="session", autouse=True)

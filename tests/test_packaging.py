@@ -11,6 +11,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
+from built_wheel import copy_of_the_tree
 from check_wheel import ROOMS, ROOT, SOURCES, differences
 from plain_sdist import plain
 
@@ -56,27 +57,6 @@ def test_every_pin_has_its_hashes() -> None:
     hashed = {block.split()[0].split(";")[0]: re.findall(r"--hash=sha256:[0-9a-f]{64}", block) for block in blocks}
     assert hashed.keys() == pins, "run: make hashes"
     assert all(hashed.values())
-
-
-def copy_of_the_tree(tree: Path) -> None:
-    """A build leaves folders behind."""
-    command = ["git", "-C", str(ROOT), "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
-    listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split("\0")
-    for name in filter(None, listed):
-        source = ROOT / name
-        if source.is_symlink() or source.is_file():
-            (tree / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(source, tree / name, follow_symlinks=False)
-
-
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A wheel built from a copy of the tree."""
-    tree, out = tmp_path_factory.mktemp("tree"), tmp_path_factory.mktemp("wheel")
-    copy_of_the_tree(tree)
-    pip = [sys.executable, "-m", "pip", "wheel", "-q", "--disable-pip-version-check", "--no-deps", "-w", str(out)]
-    subprocess.run([*pip, str(tree)], check=True)
-    return next(out.glob("*.whl"))
 
 
 def test_an_sdist_has_no_times_and_owners() -> None:
