@@ -11,12 +11,12 @@ is asked for. What part of an image it sees is the teacher's rule (`processing.p
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from mmcompress.config import StudentConfig, TeacherConfig
@@ -40,9 +40,12 @@ ARCHITECTURES = {
 """timm's names, and the presets of the same towers."""
 _COMPUTED = {"in_chans": 3, "global_pool": "avg"}
 """Arguments of timm's that change nothing here."""
+_FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 _CLASSIFIER = "classifier."
 _RESTORE = "restore it from where it came"
 Colour = tuple[float, float, float]
+_LEAST = {"mean": 0.0, "std": 1e-3}
+"""Of pixels in [0, 1]; a smaller divisor makes of them what no tower was trained on."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,10 @@ def load_published(tower: ConvTower, config: ConvConfig, found: Published) -> No
     for name in tensors:
         if name not in known and name not in classifier and not name.endswith(COUNTER):
             raise CorruptInputError(f"{found.folder}: unexpected tensor {name!r}", _RESTORE)
+    for name, x in tensors.items():
+        if name in known and x.dtype not in _FLOATS:
+            said = f"tensor {name!r} holds {str(x.dtype).removeprefix('torch.')}, expected float32, float16 or bfloat16"
+            raise UsageError(f"{found.folder}: {said}", "give the model that it was made from: it is quantized here")
     floats = {name: x.float() for name, x in tensors.items() if name in known}
     state: Mapping[str, Tensor] = read_entries(entries, floats, str(found.folder))
     if (broken := first_not_finite(floats.items())) is not None:
@@ -122,8 +129,13 @@ def load_published(tower: ConvTower, config: ConvConfig, found: Published) -> No
 
 def _colour(given: Mapping[str, Any], key: str, path: Path) -> Colour:
     values = given.get(key)
-    numbers = isinstance(values, list) and all(isinstance(x, (int, float)) and math.isfinite(x) for x in values)
-    if not isinstance(values, list) or len(values) != 3 or not numbers or (key == "std" and min(values) <= 0):
+    numbers = isinstance(values, list) and all(type(x) in (int, float) for x in values)
+    if not isinstance(values, list) or len(values) != 3 or not numbers:
         raise CorruptInputError(f"{path}: {key} is {values!r}, expected a number for each of three colours", _RESTORE)
+    if not _LEAST[key] <= min(values) <= max(values) <= 1:
+        raise CorruptInputError(
+            f"{path}: {key} is {values!r}, expected numbers from {_LEAST[key]:g} to 1, of pixels in [0, 1]",
+            "write what they were normalized with: of 0 to 255, divided by 255",
+        )
     red, green, blue = map(float, values)
     return red, green, blue

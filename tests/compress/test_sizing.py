@@ -23,6 +23,7 @@ from mmcompress.config import SizeConfig, StudentConfig
 from mmcompress.convnet import ConvConfig
 from mmcompress.errors import UsageError
 from mmcompress.measure.bench import blockcosts
+from mmcompress.pipeline.standalone import sizing as sizings
 from mmcompress.pipeline.standalone.sizing import milliseconds
 from mmcompress.runtime.machine import machine
 
@@ -128,6 +129,14 @@ def test_costs_of_another_machine_decide_by_themselves_and_say_so() -> None:
     assert document.rows[0].student == chosen.name and document.rows[0].predicted_ms <= 6
 
 
+def test_costs_of_other_cores_are_another_machines() -> None:
+    costs = table()
+    assert sizing.is_here(costs)
+    for changed in ({"cores": costs.environment.cores + 1}, {"cpu": "another"}):
+        there = costs.environment.model_copy(update=changed)
+        assert not sizing.is_here(costs.model_copy(update={"environment": there}))
+
+
 def test_a_latency_that_nothing_fits_into_says_the_least() -> None:
     with pytest.raises(UsageError, match=r"no student takes 0\.001 ms or less: the fastest, .* takes about"):
         sized(table(), SizeConfig(target_ms=0.001), here=False)
@@ -139,8 +148,12 @@ def test_a_table_of_another_runtime_is_refused(tmp_path: Path) -> None:
     with Artifact.create(tmp_path / "t", kind=Kind.REPORT, stage="block-costs", key="k") as draft:
         table().write(draft.path / COSTS)
     costs = Artifact.open(tmp_path / "t")
-    with pytest.raises(UsageError, match="is of backend openvino, and onnxruntime was asked for"):
+    with pytest.raises(UsageError, match="is of backend openvino, and onnxruntime was asked for") as caught:
         check_size(SizeConfig(target_ms=3, backend="onnxruntime"), {"costs": costs})
+    assert "mmcompress block-costs --backend onnxruntime" in caught.value.hint
+    with pytest.raises(UsageError, match="is of precision int8, and fp32 was asked for") as caught:
+        check_size(SizeConfig(target_ms=3, precision="fp32"), {"costs": costs})
+    assert "mmcompress block-costs --precision fp32" in caught.value.hint
     with pytest.raises(UsageError, match=r"no student takes 0\.001 ms"):
         check_size(SizeConfig(target_ms=0.001), {"costs": costs})
 
@@ -211,14 +224,44 @@ def tower_macs(made: Artifact) -> int:
         ),
         (("--target-latency", "3"), "is no time of one image"),
         (("--target-latency", "3ms", "--set", "student.width=0.5"), "--target-latency chooses width"),
+        (("--target-latency", "3ms", "--parts", "2"), "--target-latency may choose a convolutional student"),
+        (("--target-latency", "3ms", "--set", "steps=2"), "unknown key 'steps'"),
+        (("--target-latency", "3ms", "--optimizer-batch", "20", "--embed-views", "0"), "views"),
+        (("--target-latency", "3ms", "--optimizer-batch", "9999"), "a batch of 9999 pairs was asked for"),
+        (("--target-latency", "3ms", "--student-tokenizer", "x"), "student.tokenizer is for teachers that bring none"),
+        (("--target-latency", "3ms", "--student-image-size", "0"), "image_size 0 is no side of an image"),
+        (("--target-latency", "3ms", "--validation", "v.tar"), "--validation is what --watch-steps measures on"),
+        (("--target-latency", "3ms", "--data", "nowhere.tar"), "nowhere.tar"),
     ],
 )
 def test_a_budget_that_makes_no_sense_is_refused_before_anything_is_timed(
-    words: tuple[str, ...], said: str, world: Path, cli: Callable[..., Any], tmp_path: Path
+    words: tuple[str, ...],
+    said: str,
+    world: Path,
+    cli: Callable[..., Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    def nothing(*_: Any) -> None:
+        raise AssertionError("towers were timed")
+
+    monkeypatch.setattr(sizings, "size", nothing)
     data = str(next(world.glob("squares-*.tar")))
     ended = cli("distill", "--teacher", world / "teacher", "--data", data, *words, "--out", tmp_path / "out")
     assert ended.code == 2 and said in " ".join(ended.err.split())
+    assert not [*tmp_path.iterdir()]
+
+
+def test_what_cached_embeddings_do_not_go_with_is_refused_before_anything_is_timed(
+    world: Path, cli: Callable[..., Any], tmp_path: Path
+) -> None:
+    data, cached = str(next(world.glob("squares-*.tar"))), tmp_path / "cached"
+    assert cli("embed", "--teacher", world / "teacher", "--data", data, "--out", cached).code == 0
+    asked = ("distill", "--embeddings", cached, "--target-latency", "3ms", "--out", tmp_path / "out")
+    for words, said in ((("--set", "steps=2"), "unknown key 'steps'"), (("--embed-views", "2"), "nothing to do here")):
+        ended = cli(*asked, *words)
+        assert ended.code == 2 and said in " ".join(ended.err.split())
+    assert [*tmp_path.iterdir()] == [cached]
 
 
 @pytest.mark.parametrize(

@@ -39,6 +39,10 @@ def config_of(**changes: Any) -> dict[str, Any]:
     }
 
 
+def coloured(**colours: Any) -> dict[str, Any]:
+    return {"pretrained_cfg": {"input_size": [3, 64, 64], "mean": MEAN, "std": STD, **colours}}
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Callable[..., Path]:
     def write(tensors: dict[str, torch.Tensor] | None = None, **changes: Any) -> Path:
@@ -96,6 +100,9 @@ def test_its_colours_are_its_own(folder: Callable[..., Path]) -> None:
         ({"global_pool": "max", "model_args": None}, UsageError, "global_pool = 'max' is not computed here"),
         ({"pretrained_cfg": {"input_size": [1, 64, 64]}}, CorruptInputError, r"input_size is \[1, 64, 64\]"),
         ({"pretrained_cfg": {"input_size": [3, 64, 64], "mean": MEAN, "std": [0, 1, 1]}}, CorruptInputError, "std is"),
+        (coloured(mean=[123.7, 116.3, 103.5]), CorruptInputError, "mean is .*, expected numbers from 0 to 1"),
+        (coloured(mean=[True, False, True]), CorruptInputError, "expected a number for each of three colours"),
+        (coloured(std=[1e-300] * 3), CorruptInputError, "std is .*, expected numbers from 0.001 to 1"),
         ({"pretrained_cfg": {"input_size": [3, 0, 0]}}, CorruptInputError, r"input_size is \[3, 0, 0\]"),
         ({"pretrained_cfg": {"input_size": [3, 10**9, 10**9]}}, CorruptInputError, "a square of 1 to 4096 pixels"),
         ({"pretrained_cfg": {"input_size": [3, 64.5, 64.5]}}, CorruptInputError, r"input_size is \[3, 64.5, 64.5\]"),
@@ -125,6 +132,19 @@ def test_weights_that_do_not_belong_are_refused(
 ) -> None:
     with pytest.raises(CorruptInputError, match=said):
         started(folder(tensors))
+
+
+@pytest.mark.parametrize("kind", [torch.int8, torch.float8_e4m3fn, torch.int64, torch.bool, torch.complex64])
+def test_weights_that_are_no_floats_are_refused(folder: Callable[..., Path], kind: torch.dtype) -> None:
+    name = str(kind).removeprefix("torch.")
+    with pytest.raises(UsageError, match=f"conv_stem.weight' holds {name}, expected float32"):
+        started(folder({"conv_stem.weight": torch.ones(32, 3, 3, 3).to(kind)}))
+
+
+@pytest.mark.parametrize("kind", [torch.float64, torch.float16, torch.bfloat16])
+def test_weights_of_other_floats_are_read(folder: Callable[..., Path], kind: torch.dtype) -> None:
+    model = started(folder({"conv_stem.weight": torch.full((32, 3, 3, 3), 0.5).to(kind)}))
+    assert (model.state_dict()["image.stem.weight"] == 0.5).all()
 
 
 def test_other_weights_make_another_student(folder: Callable[..., Path]) -> None:

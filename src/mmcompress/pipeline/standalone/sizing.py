@@ -20,6 +20,8 @@ from mmcompress.runtime.machine import cpu_model, usable_cores
 
 AUTO = "auto"
 """The student's name where a latency says which."""
+STAND_IN = "mnv4-s"
+"""What a distillation is checked with while its student is still to be chosen: it takes images of any side."""
 DEFAULT_SIDE = 224
 COSTED = ("backend", "precision", "threads", "image_size")
 """The keys of a sizing that its costs are measured by."""
@@ -65,10 +67,8 @@ def bench_blocks(sources: Sequence[str | Path], out: Path, given: Given, image_s
     return block_costs(out, asked | ({"image_size": image_size} if image_size else {}))
 
 
-def student_within(
-    budget: Budget, out: Path, given: Given, embeddings: Path | None, checkpoint: Path | None
-) -> dict[str, Any]:
-    """The keys of the student that a budget has room for; none where no budget is given."""
+def check_budget(budget: Budget, given: Given, checkpoint: Path | None) -> None:
+    """Raise UsageError for a budget that makes no sense beside what is given."""
     named = given.get("student.source")
     if budget.latency is None:
         if named == AUTO:
@@ -78,7 +78,7 @@ def student_within(
                 "--backend and --latency-table are of a student that is sized by a latency, and none is given",
                 "give --target-latency 3ms, or leave them out",
             )
-        return {}
+        return
     if named not in (None, AUTO) or checkpoint is not None:
         raise UsageError(
             f"--target-latency chooses the student, and {named or checkpoint} is one already",
@@ -86,6 +86,17 @@ def student_within(
         )
     if said := sorted({"student.width", "student.depth"} & given.keys()):
         raise UsageError(f"--target-latency chooses {said[0].rpartition('.')[2]}", "leave it out")
+    if (given.get("parts") or 1) > 1:
+        raise UsageError(
+            "--parts is for transformers, and --target-latency may choose a convolutional student",
+            "give --recompute, or choose by `mmcompress size` and name the student",
+        )
+    milliseconds(budget.latency)
+
+
+def student_within(budget: Budget, out: Path, given: Given, embeddings: Path | None) -> dict[str, Any]:
+    """The keys of the student that a budget's latency has room for."""
+    assert budget.latency is not None
     target, side = milliseconds(budget.latency), given.get("student.image_size")
     largest = _side(given, embeddings) if side is None else int(side)
     sides = {"image_size": largest, **({} if side is None else {"image_sizes": (largest,)})}

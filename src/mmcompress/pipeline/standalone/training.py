@@ -33,7 +33,7 @@ from mmcompress.pipeline.sources import (
     parent_beside,
     recorded_teacher,
 )
-from mmcompress.pipeline.standalone.sizing import NO_BUDGET, Budget, student_within
+from mmcompress.pipeline.standalone.sizing import NO_BUDGET, STAND_IN, Budget, check_budget, student_within
 from mmcompress.places import check_place
 from mmcompress.progress import say
 
@@ -82,7 +82,9 @@ def distill(
     Within a budget of latency the student is chosen first, into OUT-sizing.
     """
     check_place(out)
-    given = {**given, **student_within(budget, out, given, embeddings, checkpoint)}
+    check_budget(budget, given, checkpoint)
+    if sized := budget.latency is not None:
+        given = {**given, "student.source": STAND_IN}
     start = None if checkpoint is None else Artifact.open(checkpoint, Kind.CHECKPOINT)
     student = any(key.split(".")[0] == "student" for key in given)
     if start is None and not student:
@@ -100,11 +102,29 @@ def distill(
 
         asked = given.get("contrastive") or 0.0, given.get("interactive") or 0.0
         check_asks_no_pairs(*asked, "sentences of one's own belong to no image")
+    if sized:
+        _check_unsized(out, given, embeddings)
+        given = {**given, **student_within(budget, out, given, embeddings)}
     cached, to = _embeddings(out, "distill", given, embeddings, start, start=lambda _: start)
-    teacher = {} if names_teacher(given) else recorded_teacher(cached)
-    tables = {"teacher": teacher, "data": data_unless_given(given, cached)}
     sources = {"embeddings": cached} | ({"checkpoint": start} if start else {})
-    return run_single("distill", tables, to["distill"], sources, out)
+    return run_single("distill", _tables(given, cached), to["distill"], sources, out)
+
+
+def _check_unsized(out: Path, given: Given, embeddings: Path | None) -> None:
+    """Refuse what a distillation cannot do, whichever student it will have, before towers are timed for minutes."""
+    cached, to = _routes("distill", given, embeddings, None)
+    tables = {"data": data_unless_given(given, None)} if cached is None else _tables(given, cached)
+    built = checked("distill", tables, to["distill"], {"embeddings": cached} if cached else {})
+    if cached is None:
+        checked("embed", tables, to["embed"])
+    check_places(out, "distill", built, {"sizing": "size", **({} if cached else {"embeddings": "embed"})})
+    look_at_data("distill", built, out)
+
+
+def _tables(given: Given, cached: Artifact) -> dict[str, Any]:
+    """The teacher and the data of a distillation, where its embeddings say them."""
+    teacher = {} if names_teacher(given) else recorded_teacher(cached)
+    return {"teacher": teacher, "data": data_unless_given(given, cached)}
 
 
 def finetune(source: str | Path, out: Path, given: Given = NOTHING) -> Artifact:
@@ -169,6 +189,23 @@ def _embeddings(
     checkpoint that the stage begins with, by which it is checked before anything is embedded; its `sizes` may be known
     before there is one.
     """
+    found, to = _routes(own, given, embeddings, near, *also)
+    if found is not None:
+        return found, to
+    data = {"data": data_unless_given(given, near)}
+    beside = {"embeddings": "embed"} | ({"checkpoint": "convert"} if "convert" in also else {})
+    check_places(out, own, built := checked(own, data, to[own], start=sizes), beside)
+    look_at_data(own, built, out)
+    if (begun := start(to)) is not None:
+        checked(own, data, to[own], {"checkpoint": begun})
+    views = {"views": VIEWS} if own == "distill" and _is_small(built, to["embed"]) else {}
+    return run_single("embed", data, {**views, **to["embed"]}, {}, out.with_name(f"{out.name}-embeddings")), to
+
+
+def _routes(
+    own: str, given: Given, embeddings: Path | None, near: Artifact | None, *also: str
+) -> tuple[Artifact | None, dict[str, dict[str, Any]]]:
+    """The cached embeddings that there are, and what each stage that runs is given."""
     found, why = None, f"--embeddings {embeddings} are given"
     if embeddings is not None:
         found = Artifact.open(embeddings, Kind.EMBEDDINGS)
@@ -181,15 +218,7 @@ def _embeddings(
     idle = {} if "convert" in also else {"convert": "nothing is converted"}
     if found is not None:
         return found, routed(given, own, *also, idle={"embed": why, **idle})
-    to = routed(given, own, "embed", *also, idle=idle)
-    data = {"data": data_unless_given(given, near)}
-    beside = {"embeddings": "embed"} | ({"checkpoint": "convert"} if "convert" in also else {})
-    check_places(out, own, built := checked(own, data, to[own], start=sizes), beside)
-    look_at_data(own, built, out)
-    if (begun := start(to)) is not None:
-        checked(own, data, to[own], {"checkpoint": begun})
-    views = {"views": VIEWS} if own == "distill" and _is_small(built, to["embed"]) else {}
-    return run_single("embed", data, {**views, **to["embed"]}, {}, out.with_name(f"{out.name}-embeddings")), to
+    return None, routed(given, own, "embed", *also, idle=idle)
 
 
 def _is_small(built: StageConfig, of_embed: Given) -> bool:
