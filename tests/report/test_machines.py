@@ -116,6 +116,15 @@ def test_figures_of_files_that_were_replaced_are_left_out(tmp_path: Path, name: 
     assert any(f"measured other files under the same name: {name}." in line for line in found["warnings"])
 
 
+def test_the_gallery_names_the_row_that_answered_and_not_the_last_one(tmp_path: Path) -> None:
+    make_run(tmp_path)
+    onnx_artifact(tmp_path / "unmeasured", {**ROWS["int8"], "macs": 5}, [graph("image", "fp32"), graph("text", "fp32")])
+    found = document_of(tmp_path)
+    assert found["rows"][-1]["row"] == "unmeasured"
+    page = (tmp_path / "all" / "report.html").read_text()
+    assert "Images for which int8 gives another best text than teacher" in page
+
+
 def test_accuracy_is_taken_once(tmp_path: Path) -> None:
     rows = make_run(tmp_path / "server")[:5]
     second = drift_document()

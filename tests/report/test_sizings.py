@@ -46,3 +46,12 @@ def test_the_page_says_what_was_chosen_and_why(tmp_path: Path) -> None:
     document = joined("Sizes", [Artifact.open(tmp_path / "s")], tmp_path)
     page = html_page(document)
     assert 'id="sizing"' in page and SIZED.why in page and "too slow" in page
+    assert "1.00 ms on OpenVINO in INT8" in page and "Bars are measured on whole graphs" in page
+
+
+def test_the_page_shows_no_bars_where_nothing_was_timed(tmp_path: Path) -> None:
+    rows = tuple(row.model_copy(update={"measured_ms": None}) for row in SIZED.rows)
+    with Artifact.create(tmp_path / "s", kind=Kind.REPORT, stage="size", key="k") as draft:
+        SIZED.model_copy(update={"rows": rows}).write(draft.path / SIZING)
+    page = html_page(joined("Sizes", [Artifact.open(tmp_path / "s")], tmp_path))
+    assert "Bars are measured" not in page and "Marks are times, none measured: composed of what work costs on" in page
