@@ -24,8 +24,8 @@ Sample = dict[str, bytes]
 """The members of a sample by their suffix."""
 
 PHOTOS = 220
-SHARDS = {"cc3m": (332, 5), "cc12m": (1243, 5), "shards": (1000, 3)}
-"""Folder, how many shards, and how many digits their names have."""
+SHARDS = {"cc3m": (332, 5, 3), "cc12m": (1243, 5, 1), "shards": (1000, 3, 1)}
+"""Folder, how many shards, how many digits their names have, and samples of each."""
 _TRAINED = ("--optimizer-steps", "2", "--optimizer-batch", "16")
 _ROUNDS = {"rounds": "4", "seconds": "0.02", "priority": "false", "ceiling": "false"}
 SHORTER: dict[str, tuple[str, ...]] = {
@@ -34,10 +34,13 @@ SHORTER: dict[str, tuple[str, ...]] = {
     "bench": tuple(f"--set {key}={value}" for key, value in _ROUNDS.items()),
     "shrink": tuple(f"--set bench.{key}={value}" for key, value in _ROUNDS.items()),
     "verdict": ("--seconds", "0.3"),
-    "compare": ("--seconds", "2"),
 }
 """What is added to a command."""
-SMALLER = {"--student vit-s16": "--set student.image_size=64", "--target-latency 3ms": "--set sizing.image_size=64"}
+SMALLER = {
+    "--student vit-s16": "--set student.image_size=64",
+    "compare fp32 int8": "--seconds 2",
+    "--target-latency 3ms": "--set sizing.image_size=64",
+}
 """What is added where a command has these words."""
 FIRST = {"box=times.json": "mmcompress split int8 --device box=here --out times && cp times/times.json ."}
 """What was done on another device before a command with these words."""
@@ -82,8 +85,10 @@ def prepared(command: str, folder: Path) -> None:
     """What a command takes that was made elsewhere: on another machine, yesterday, or of another model."""
     if "main/report.json" in command:
         shutil.copytree(folder / "report", folder / "main", dirs_exist_ok=True)
-    for place in ("jetson/bench", "runs/mine/bench") if "jetson/bench" in command else ():
-        shutil.copytree(folder / "bench", folder / place, dirs_exist_ok=True)
+    if "jetson/bench" in command:
+        shutil.copytree(folder / "bench", folder / "jetson/bench", dirs_exist_ok=True)
+        for name in ("teacher", "fp32", "int8", "bench"):
+            shutil.copytree(folder / name, folder / "runs/mine" / name, dirs_exist_ok=True)
     if "int8-new" in command:
         shutil.copytree(folder / "int8", folder / "int8-new", dirs_exist_ok=True)
     if "keys:" in command:
@@ -94,10 +99,11 @@ def write_guides(folder: Path) -> Path:
     """The folder, and beside it the hub's cache (HF_HOME), whose path is the answer."""
     folder.mkdir()
     train, val = list(_samples("demo:train")), list(_samples("demo:val"))
-    for name, (count, digits) in SHARDS.items():
+    for name, (count, digits, size) in SHARDS.items():
         (folder / name).mkdir()
-        for number, sample in enumerate(islice(cycle(train), count)):
-            _write_shard(folder / name / f"{number:0{digits}d}.tar", [sample])
+        samples = cycle(train)
+        for number in range(count):
+            _write_shard(folder / name / f"{number:0{digits}d}.tar", list(islice(samples, size)))
     for name, count in (("test", 4), ("val", 1)):
         (folder / name).mkdir()
         for number in range(count):
