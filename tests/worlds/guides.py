@@ -91,6 +91,8 @@ def prepared(command: str, folder: Path) -> None:
             shutil.copytree(folder / name, folder / "runs/mine" / name, dirs_exist_ok=True)
     if "int8-new" in command:
         shutil.copytree(folder / "int8", folder / "int8-new", dirs_exist_ok=True)
+    if "data pack" in command:
+        shutil.rmtree(folder / "shards", ignore_errors=True)
     if "keys:" in command:
         _write_keyed(folder / "shards")
 
