@@ -20,8 +20,9 @@ from mmcompress.errors import UsageError
 from mmcompress.export.folders import config_of, image_processor_of
 from mmcompress.export.oddities import odd_images
 from mmcompress.foreign import foreign_code
-from mmcompress.manifest import LARGEST_SIDE, Preprocessing
+from mmcompress.manifest import Preprocessing
 from mmcompress.pretrained import quiet
+from mmcompress.towerparts import LARGEST_SIDE
 
 LEVELS = 1.0
 """How far the same pixel may lie apart, of 255: two resizers round differently, another filter or crop is far more."""

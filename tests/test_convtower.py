@@ -82,6 +82,7 @@ def test_another_kind_of_tower_is_refused_by_name() -> None:
         ({"stages": [[uib(8, 8, 0, 0, 2)]]}, "has no stride"),
         ({"stages": [[]]}, "every stage a block"),
         ({"stages": [[{"kind": "dense", "channels": 8}]]}, "'dense'"),
+        ({"image_size": 10**9}, r"image_size\n.*less than or equal to 4096"),
     ],
 )
 def test_blocks_that_are_none_are_refused(changes: dict[str, object], said: str) -> None:

@@ -24,11 +24,11 @@ from mmcompress.convnames import COUNTER, VARIANCE, conv_entries
 from mmcompress.convnet import ConvConfig
 from mmcompress.convtower import ConvTower
 from mmcompress.errors import CorruptInputError, UsageError, suggestion
-from mmcompress.manifest import LARGEST_SIDE
 from mmcompress.progress import say
 from mmcompress.strictjson import read_json
 from mmcompress.teachers import resolve
 from mmcompress.tensorentry import read_entries
+from mmcompress.towerparts import LARGEST_SIDE
 from mmcompress.weights import first_not_finite, not_finite, read_weights, weight_files
 
 ARCHITECTURES = {

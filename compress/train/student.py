@@ -22,8 +22,9 @@ from mmcompress.config import StudentConfig
 from mmcompress.convnet import ConvConfig
 from mmcompress.convtower import ConvTower
 from mmcompress.errors import UsageError, suggestion
-from mmcompress.manifest import LARGEST_SIDE, TextProcessing
+from mmcompress.manifest import TextProcessing
 from mmcompress.model import DualEncoder, initialize
+from mmcompress.towerparts import LARGEST_SIDE
 from mmcompress.transformer import Block
 
 _HEAD_DIM = 64

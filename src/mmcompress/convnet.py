@@ -23,7 +23,7 @@ from mmcompress.convblocks import (
     side_after,
 )
 from mmcompress.frozen import Config
-from mmcompress.towerparts import Group, Product
+from mmcompress.towerparts import Group, Product, Side
 
 STEM_KERNEL = 3
 Place = tuple[str, ConvBlock, int, int]
@@ -35,7 +35,7 @@ class ConvConfig(Config):
 
     kind: Literal["conv"]
     """Tells it from a vision transformer, whose documents say no kind."""
-    image_size: Size
+    image_size: Side
     """Side of the square input, in pixels."""
     stem: Size
     """Channels of the first convolution, whose kernel is 3 pixels wide."""

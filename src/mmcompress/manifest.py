@@ -19,6 +19,7 @@ from mmcompress import __version__
 from mmcompress.architecture import DualEncoderConfig
 from mmcompress.frozen import Config
 from mmcompress.strictjson import text_from_json
+from mmcompress.towerparts import Side
 
 VOCABULARY = "vocabulary"
 """The fact of an export whose tokens were trimmed: how many are left, and what is lost."""
@@ -89,18 +90,12 @@ class PromptBank(Config):
     """Prompts around a label, whose embeddings were averaged; none are the labels themselves."""
 
 
-LARGEST_SIDE = 4096
-"""Pixels of a side that images are resized to. No model has a quarter of it, and a photo resized to ten times as many
-takes all memory."""
-
-
 def _not_zero(value: float) -> float:
     if not value:
         raise ValueError("nothing can be divided by 0")
     return value
 
 
-Side = Annotated[int, Field(ge=1, le=LARGEST_SIDE)]
 Divisor = Annotated[float, AfterValidator(_not_zero)]
 
 

@@ -8,7 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Annotated, Protocol
+
+from pydantic import Field
+
+LARGEST_SIDE = 4096
+"""Pixels of a side that images are resized to. No model has a quarter of it, and a photo resized to ten times as many
+takes all memory."""
+Side = Annotated[int, Field(ge=1, le=LARGEST_SIDE)]
 
 
 @dataclass(frozen=True)
