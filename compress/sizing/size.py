@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 from mmcompress.architecture import AnyImageConfig, ImageConfig
 from mmcompress.artifact import Artifact
-from mmcompress.compress.sizing.candidates import Candidate, candidates, tower_of
+from mmcompress.compress.sizing.candidates import SMALL, Candidate, candidates, tower_of
 from mmcompress.compress.sizing.costs import EMBED_DIM, predicted_ms, timed
 from mmcompress.compress.sizing.document import COSTS, SIZING, CostsDocument, SizedRow, SizingDocument
 from mmcompress.compress.sizing.work import Family, family_of, work_of
@@ -28,6 +28,9 @@ from mmcompress.stages import Job
 FACTOR = 5.0
 """Multiply-accumulates of a transformer that are worth one of a convolutional tower: MobileNetV4-Conv-M has with 0.83
 billion the ImageNet accuracy of a ViT-S/16 with 4.2 (Qin et al. 2024, table 6; Touvron et al. 2021, table 5)."""
+SMALL_FACTOR = 1.5
+"""The same of images up to `SMALL` pixels: `mnv4-s-64` with 61 million learns in as many steps as much of the teacher
+that ships as a ViT with 91 million (`benchmarks/results/mnv4.md`)."""
 ATTEMPTS = 8
 RUNNERS_UP = 2
 """Of each family that are timed beside the choice."""
@@ -101,7 +104,9 @@ def sized(costs: CostsDocument, config: SizeConfig, *, here: bool) -> tuple[Sizi
 def capacity_of(tower: AnyImageConfig) -> float:
     """What a tower is expected to learn, as multiply-accumulates of a transformer."""
     macs = float(tower.macs(EMBED_DIM))
-    return macs if isinstance(tower, ImageConfig) else FACTOR * macs
+    if isinstance(tower, ImageConfig):
+        return macs
+    return macs * (SMALL_FACTOR if tower.image_size <= SMALL else FACTOR)
 
 
 def weighed(costs: CostsDocument, config: SizeConfig) -> list[Weighed]:
