@@ -297,6 +297,8 @@ def test_what_cached_embeddings_do_not_go_with_is_refused_before_anything_is_tim
         (("--blocks", "--seconds", "3"), "seconds is of artifacts"),
         (("--blocks", "--backend", "openvino", "--backend", "onnxruntime"), "a table is of one runtime"),
         (("vit-b32", "--image-size", "64"), "--image-size is of --blocks"),
+        (("--blocks", "--image-size", "0"), "mmcompress bench --blocks: image_size: Input should be greater"),
+        (("--blocks", "--threads", "0"), "mmcompress bench --blocks: threads: Input should be greater"),
     ],
 )
 def test_what_a_table_is_not_of_is_refused(

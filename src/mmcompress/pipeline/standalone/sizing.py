@@ -63,8 +63,10 @@ def bench_blocks(sources: Sequence[str | Path], out: Path, given: Given, image_s
     backends, threads = given.get("backends") or ["openvino"], given.get("threads") or []
     if len(backends) > 1 or len(threads) > 1:
         raise UsageError("a table is of one runtime with one number of threads", "run it once for each")
-    asked = {"backend": backends[0], **({"threads": threads[0]} if threads else {})}
-    return block_costs(out, asked | ({"image_size": image_size} if image_size else {}))
+    asked: dict[str, Any] = {"backend": backends[0], **({"threads": threads[0]} if threads else {})}
+    asked |= {} if image_size is None else {"image_size": image_size}
+    config_of("block-costs", {}, asked, command="bench --blocks")
+    return block_costs(out, asked)
 
 
 def check_budget(budget: Budget, given: Given, checkpoint: Path | None) -> None:
