@@ -289,6 +289,25 @@ def test_what_cached_embeddings_do_not_go_with_is_refused_before_anything_is_tim
     assert [*tmp_path.iterdir()] == [cached]
 
 
+def test_what_is_timed_is_the_first_runtime_that_works(
+    world: Path, cli: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MMCOMPRESS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(sizings, "default_backend", lambda: "onnxruntime")
+    timed: list[object] = []
+
+    def costs(backend: object, *_: object) -> CostsDocument:
+        timed.append(backend)
+        raise UsageError("enough", "stop")
+
+    monkeypatch.setattr(costing, "measured_costs", costs)
+    data = str(next(world.glob("squares-*.tar")))
+    asked = ("distill", "--teacher", world / "teacher", "--data", data, "--optimizer-batch", "20")
+    assert "enough" in cli(*asked, "--target-latency", "3ms", "--out", tmp_path / "out").err
+    assert "enough" in cli("bench", "--blocks", "--out", tmp_path / "table").err
+    assert timed == ["onnxruntime"] * 2
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
