@@ -457,3 +457,13 @@ def test_what_a_stranger_wrote_into_an_index_runs_nothing(
     with pytest.raises(UsageError, match="only 0 can be read where they were"):
         searching.search(index, RED, model=str(other.path), accept_loss=1)
     assert not (tmp_path / "ran").exists()
+
+
+def test_an_index_in_the_place_of_images_is_told_how_it_is_asked(
+    make_artifact: Make, photos: Path, tmp_path: Path
+) -> None:
+    model = str(make_artifact().path)
+    searching.index(model, str(photos), tmp_path / "index")
+    with pytest.raises(UsageError, match="is an index, and no folder of images") as told:
+        searching.search(model, RED, tmp_path / "index")
+    assert f"search {tmp_path / 'index'}" in str(told.value.hint)

@@ -64,7 +64,7 @@ def search(
 ) -> Found:
     """Look in an index, or with a model in a folder of images."""
     answers.check_query(asked.text, asked.image, asked.top)
-    if is_artifact(source) and read_manifest(Path(source) / MANIFEST).kind is Kind.INDEX:
+    if _is_index(source):
         if images is not None:
             raise UsageError(f"{source} is an index, and --images are other images", "leave --images out")
         return _search_index(source, asked, model, backend, accept_loss)
@@ -73,10 +73,18 @@ def search(
     check_named(source)
     if images is None:
         raise UsageError(f"{source} is a model, and no images are given", "give --images FOLDER, or an index of them")
+    if _is_index(images):
+        raise UsageError(
+            f"--images {images} is an index, and no folder of images", f"leave the model out: search {images}"
+        )
     answers.check_folder(images)
     with Encoder.open(graphs_to_use(source, backend), cast(Backend, backend), towers=BOTH) as encoder:
         found = answers.search(encoder, images, asked.text, asked.top, asked.image)
         return Found([(str(path), cosine) for path, cosine in found])
+
+
+def _is_index(place: str | Path) -> bool:
+    return is_artifact(place) and read_manifest(Path(place) / MANIFEST).kind is Kind.INDEX
 
 
 def _search_index(source: str, asked: Asked, model: str | None, backend: str | None, accepted: float | None) -> Found:
