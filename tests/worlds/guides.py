@@ -50,6 +50,7 @@ INSTEAD = {"--nproc_per_node 8": "--nproc_per_node 2"}
 ELSEWHERE = (
     "mmcompress remote",
     "--backend tensorrt",
+    "--backends tensorrt",
     "drift onnx engines",
     "timm/",
     "s3://",
