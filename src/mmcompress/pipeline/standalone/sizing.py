@@ -94,7 +94,8 @@ def check_budget(budget: Budget, given: Given, checkpoint: Path | None) -> None:
             "--parts is for transformers, and --target-latency may choose a convolutional student",
             "give --recompute, or choose by `mmcompress size` and name the student",
         )
-    milliseconds(budget.latency)
+    backend = {"backend": budget.backend} if budget.backend else {}
+    config_of("size", {}, {"target_ms": milliseconds(budget.latency), **backend}, command="distill")
 
 
 def student_within(budget: Budget, out: Path, given: Given, embeddings: Path | None) -> dict[str, Any]:
