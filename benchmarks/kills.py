@@ -275,7 +275,7 @@ def main() -> int:
         expected, found = digests(folder / "whole"), digests(out)
         different = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
         left = hidden(out)
-        traces = log.read_text(errors="replace").count("Traceback")
+        _, *traces = log.read_text(errors="replace").split("Traceback")
     print(f"{cpu_model()}, {usable_cores()} cores; python benchmarks/kills.py {' '.join(sys.argv[1:])}\n")
     print(f"| stage | seconds | calls | {asked.signal} within |\n|---|--:|--:|--:|")
     for stage in [*seconds, *(name for name in counts if name not in seconds)]:
@@ -283,7 +283,9 @@ def main() -> int:
     print(f"\n{sum(counts.values())} signals; the runs ended with {dict(sorted(ends.items()))}.")
     print(f"Half artifacts seen, or hidden files left by a signal: {len(faults)}. {'; '.join(faults[:5])}")
     print(f"{len(expected)} artifacts compared afterwards, different: {', '.join(different) or 'none'}.")
-    print(f"Left behind in the end: {', '.join(left) or 'nothing'}. Tracebacks: {traces}.")
+    print(f"Left behind in the end: {', '.join(left) or 'nothing'}. Tracebacks: {len(traces)}.")
+    for trace in traces:
+        print(f"Traceback{trace[:3000]}", file=sys.stderr)
     return int(bool(faults or different or left or traces))
 
 

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,7 +16,6 @@ import psutil
 import pytest
 from shards import write_tar
 
-from mmcompress.cli import main as program
 from mmcompress.interrupts import ended_by_signals
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="Windows has other signals")
@@ -294,25 +292,3 @@ def test_another_thread_changes_nothing() -> None:
     thread.start()
     thread.join()
     assert seen == [signal.getsignal(signal.SIGTERM)]
-
-
-@pytest.mark.parametrize("compiles", [False, True])
-def test_a_compiler_that_only_was_imported_leaves_no_folder(
-    compiles: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    utilities = pytest.importorskip("torch._inductor.runtime.cache_dir_utils")
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")  # so that what torch puts there goes again
-    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-
-    def command() -> int:
-        folder = Path(utilities.cache_dir())
-        if compiles:
-            (folder / "kernel").touch()
-        return 0
-
-    monkeypatch.setattr(program, "_command", command)
-    with pytest.raises(SystemExit, match="0"):
-        program.main()
-    assert [path.name for path in tmp_path.rglob("*")][1:] == (["kernel"] if compiles else [])
-    assert compiles or not any(tmp_path.iterdir())

@@ -7,11 +7,13 @@ of what they get are there once, at any depth.
 
 from __future__ import annotations
 
+import math
 from typing import TypeVar
 
 from mmcompress.architecture import AnyImageConfig, ImageConfig
 from mmcompress.convblocks import AttentionBlock, ConvBlock, FusedBlock, UniversalBlock, outputs_of
 from mmcompress.convnet import ConvConfig
+from mmcompress.errors import UsageError
 
 CHANNELS = 8
 """Channels come in multiples of this."""
@@ -23,6 +25,34 @@ def scaled(tower: AnyImageConfig, width: float, depth: float) -> AnyImageConfig:
     if (width, depth) == (1, 1):
         return tower
     return _transformer(tower, width, depth) if isinstance(tower, ImageConfig) else _convolutions(tower, width, depth)
+
+
+def check_shares(tower: AnyImageConfig, width: float, depth: float) -> None:
+    """Raise UsageError for shares that round to nothing, where one head, block or multiple would be kept all the same.
+
+    A convolutional tower has blocks that are there at any depth.
+    """
+    if isinstance(tower, ImageConfig):
+        _check_share("depth", depth, tower.depth, f"{tower.depth} blocks")
+        _check_share("width", width, tower.heads[0], f"{tower.heads[0]} heads")
+        return
+    narrowest = min([tower.stem, tower.head, *(size for block in tower.blocks for size in _sizes(block))])
+    _check_share("width", width, narrowest / CHANNELS, f"{narrowest} channels, in multiples of {CHANNELS},")
+    for block in tower.blocks:
+        if isinstance(block, AttentionBlock):
+            _check_share("width", width, block.heads, f"{block.heads} heads")
+
+
+def _check_share(key: str, share: float, units: float, what: str) -> None:
+    if round(units * share) < 1:
+        least = math.ceil(100 * (0.5 / units + 1e-9)) / 100
+        raise UsageError(f"student.{key} {share:g}: of {what} nothing is left", f"give {least:g} or more")
+
+
+def _sizes(block: ConvBlock) -> tuple[int, ...]:
+    if isinstance(block, AttentionBlock):
+        return ()
+    return (block.channels, block.hidden) if isinstance(block, (FusedBlock, UniversalBlock)) else (block.channels,)
 
 
 def _transformer(tower: ImageConfig, width: float, depth: float) -> ImageConfig:

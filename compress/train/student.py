@@ -17,7 +17,7 @@ from mmcompress.architecture import AnyImageConfig, DualEncoderConfig, ImageConf
 from mmcompress.compress.train.mobilenetv4 import mobilenetv4
 from mmcompress.compress.train.presets import CONV_PRESETS, PRESETS
 from mmcompress.compress.train.published import Published, load_published
-from mmcompress.compress.train.scaling import scaled
+from mmcompress.compress.train.scaling import check_shares, scaled
 from mmcompress.config import StudentConfig
 from mmcompress.convnet import ConvConfig
 from mmcompress.convtower import ConvTower
@@ -62,21 +62,24 @@ def preset_image(student: StudentConfig) -> AnyImageConfig:
 
 
 def check_preset(student: StudentConfig) -> None:
-    """Raise UsageError for a preset that there is not, or an image size that it cannot have: convolutions take any.
+    """Raise UsageError for a preset that there is not, or that cannot have its image size, width or depth.
 
     Of a published tower the size alone is looked at.
     """
     if student.image_size is not None and not 1 <= student.image_size <= LARGEST_SIDE:
         said = f"image_size {student.image_size} is no side of an image, which has 1 to {LARGEST_SIDE} pixels"
         raise UsageError(said, "give pixels, 224 say")
-    if is_convolutional(student):
+    if student.published:
         return
-    if student.source not in PRESETS:
+    if student.source not in (*PRESETS, *CONV_PRESETS):
         known = [*PRESETS, *CONV_PRESETS, "inherit:0.25"]
         raise UsageError(f"unknown student {student.source!r}", suggestion(student.source, known))
-    patch, size = PRESETS[student.source][2], student.image_size
-    if size is not None and (size < patch or size % patch):
-        raise UsageError(f"image_size {size} is not a multiple of the {patch}-pixel patches", "choose another size")
+    if student.source in PRESETS and (size := student.image_size) is not None:
+        patch = PRESETS[student.source][2]
+        if size < patch or size % patch:
+            raise UsageError(f"image_size {size} is not a multiple of the {patch}-pixel patches", "choose another size")
+    whole = preset_image(student.model_copy(update={"width": 1.0, "depth": 1.0}))
+    check_shares(whole, student.width, student.depth)
 
 
 def check_reads_teachers_texts(student: StudentConfig, teacher: str) -> None:

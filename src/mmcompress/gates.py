@@ -72,7 +72,11 @@ class Gates(Config):
     @classmethod
     def _known(cls, limits: dict[str, float], info: Any) -> dict[str, float]:
         known = FALLING if info.field_name == "max_drop" else KNOWN
-        for name in limits:
+        for name, limit in limits.items():
+            if info.field_name == "max_drop" and limit < 0:
+                raise ValueError(f"a drop of {limit:g} in {name!r} is a gain: give a limit with min")
+            if info.field_name == "max_drop" and limit > 1:
+                raise ValueError(f"nothing drops by {limit:g}, all of {name!r} is 1: one point is 0.01")
             if name in ENGINES and info.field_name != "max":
                 raise ValueError(f"{name!r} is better when lower: give a limit with max")
             if name not in KNOWN:

@@ -19,6 +19,7 @@ from mmcompress.compress.sizing.costs import EMBED_DIM, family_costs, nonnegativ
 from mmcompress.compress.sizing.document import COSTS, SIZING, CostsDocument, SizingDocument
 from mmcompress.compress.sizing.size import capacity_of, check_size, sized
 from mmcompress.compress.sizing.work import family_of, work_of
+from mmcompress.compress.train.student import check_preset
 from mmcompress.config import SizeConfig, StudentConfig
 from mmcompress.convnet import ConvConfig
 from mmcompress.errors import UsageError
@@ -94,6 +95,30 @@ def test_a_scaled_preset_has_the_shares_that_were_asked_for(preset: str, width: 
     if isinstance(scaled, ConvConfig):
         channels = [scaled.stem, scaled.head, *(getattr(block, "hidden", 8) for block in scaled.blocks)]
         assert all(channel % 8 == 0 for channel in channels)
+
+
+@pytest.mark.parametrize(
+    ("source", "shares", "said", "least"),
+    [
+        ("mnv4-s", {"width": 0.001}, "student.width 0.001: of 32 channels, in multiples of 8, nothing is left", 0.13),
+        ("mnv4-hm", {"width": 0.125}, "of 32 channels", 0.13),
+        ("vit-t16", {"width": 0.05}, "student.width 0.05: of 6 heads nothing is left", 0.09),
+        ("vit-s16", {"depth": 0.01}, "student.depth 0.01: of 12 blocks nothing is left", 0.05),
+    ],
+)
+def test_a_share_of_a_preset_that_rounds_to_nothing_is_refused(
+    source: str, shares: dict[str, float], said: str, least: float
+) -> None:
+    with pytest.raises(UsageError) as caught:
+        check_preset(StudentConfig.model_validate({"source": source, **shares}))
+    assert said in str(caught.value) and caught.value.hint == f"give {least:g} or more"
+    check_preset(StudentConfig.model_validate({"source": source, **dict.fromkeys(shares, least)}))
+
+
+@pytest.mark.parametrize("image_size", [64, 224])
+def test_every_student_that_is_weighed_is_one_that_distill_takes(image_size: int) -> None:
+    for candidate in candidates(image_size):
+        check_preset(candidate.student)
 
 
 def test_sides_are_what_patches_divide() -> None:
@@ -264,6 +289,25 @@ def test_what_cached_embeddings_do_not_go_with_is_refused_before_anything_is_tim
     assert [*tmp_path.iterdir()] == [cached]
 
 
+def test_what_is_timed_is_the_first_runtime_that_works(
+    world: Path, cli: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MMCOMPRESS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(sizings, "default_backend", lambda: "onnxruntime")
+    timed: list[object] = []
+
+    def costs(backend: object, *_: object) -> CostsDocument:
+        timed.append(backend)
+        raise UsageError("enough", "stop")
+
+    monkeypatch.setattr(costing, "measured_costs", costs)
+    data = str(next(world.glob("squares-*.tar")))
+    asked = ("distill", "--teacher", world / "teacher", "--data", data, "--optimizer-batch", "20")
+    assert "enough" in cli(*asked, "--target-latency", "3ms", "--out", tmp_path / "out").err
+    assert "enough" in cli("bench", "--blocks", "--out", tmp_path / "table").err
+    assert timed == ["onnxruntime"] * 2
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -272,6 +316,8 @@ def test_what_cached_embeddings_do_not_go_with_is_refused_before_anything_is_tim
         (("--blocks", "--seconds", "3"), "seconds is of artifacts"),
         (("--blocks", "--backend", "openvino", "--backend", "onnxruntime"), "a table is of one runtime"),
         (("vit-b32", "--image-size", "64"), "--image-size is of --blocks"),
+        (("--blocks", "--image-size", "0"), "mmcompress bench --blocks: image_size: Input should be greater"),
+        (("--blocks", "--threads", "0"), "mmcompress bench --blocks: threads: Input should be greater"),
     ],
 )
 def test_what_a_table_is_not_of_is_refused(

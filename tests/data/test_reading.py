@@ -283,7 +283,8 @@ def test_no_sample_at_all(tmp_path: Path) -> None:
     empty = write_tar(tmp_path / "empty.tar", [])
     with pytest.raises(CorruptInputError) as caught:
         readable(empty)
-    assert caught.value.what == f"{empty} has no readable sample; it is empty"
+    assert caught.value.what == f"{empty} has no readable sample; nothing in it is one"
+    assert "a sample of a shard is KEY.jpg" in caught.value.hint and "mend" not in caught.value.hint
     all_bad = write_tar(tmp_path / "bad.tar", [*pair("a", caption=None), *pair("b", caption=None)])
     with pytest.raises(
         CorruptInputError, match=r"has no readable sample; 2 of 2 items cannot be read: .*/bad.tar: a: no cap"

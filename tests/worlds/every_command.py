@@ -153,7 +153,8 @@ def write_world(world: Path) -> Path:
     save_checkpoint(dual_encoder_from_checkpoint(made.path, made.model), teacher)
     save_preprocessing(PREPROCESSING, teacher)
     _write_images(world)
-    _write_reinforced(world / "reinforced")
+    (world / "reinforced").mkdir()
+    write_reinforced(world / "reinforced/00000000.tar")
     _write_recipes(world, data, teacher)
     ask(world, "run", str(world / "recipe.toml"), "--out", str(world / "run"))
     ask(world, "pack", str(world / "run/int8"), "--out", str(world / "int8.mmc"))
@@ -191,12 +192,12 @@ def _write_images(world: Path) -> None:
     (world / "boxes.tsv").write_text(f"image\ttext\tleft\ttop\tright\tbottom\n{box}\n")
 
 
-def _write_reinforced(folder: Path) -> None:
+def write_reinforced(shard: Path) -> None:
     """Samples in DataCompDR's layout, with rows that no model made."""
     noise = np.random.default_rng(0)
     members: list[tuple[str, bytes]] = []
     for n in range(8):
-        path = folder.with_suffix(".npz")
+        path = shard.with_suffix(".npz")
         rows = {name: noise.normal(size=(2, 32)).astype(np.float32) for name in ("image_emb", "text_emb")}
         np.savez_compressed(path, **rows)
         views = [[[n, 1, 20 + view, 25], [[view + 3, 3.5]]] for view in range(2)]
@@ -210,5 +211,4 @@ def _write_reinforced(folder: Path) -> None:
         }
         path.unlink()
         members += [(f"{n:032x}.{suffix}", content) for suffix, content in parts.items()]
-    folder.mkdir()
-    write_tar(folder / "00000000.tar", members)
+    write_tar(shard, members)

@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from itertools import cycle, islice
 from pathlib import Path
 
+from every_command import write_reinforced
 from PIL import Image
 
 from mmcompress.packaged import packaged
@@ -49,6 +50,7 @@ INSTEAD = {"--nproc_per_node 8": "--nproc_per_node 2"}
 ELSEWHERE = (
     "mmcompress remote",
     "--backend tensorrt",
+    "--backends tensorrt",
     "drift onnx engines",
     "timm/",
     "s3://",
@@ -93,6 +95,10 @@ def prepared(command: str, folder: Path) -> None:
         shutil.copytree(folder / "int8", folder / "int8-new", dirs_exist_ok=True)
     if "data pack" in command:
         shutil.rmtree(folder / "shards", ignore_errors=True)
+    if "import-embeddings" in command:
+        (folder / "dr").mkdir()
+        for number in range(10):
+            write_reinforced(folder / f"dr/{number:08d}.tar")
     if "keys:" in command:
         _write_keyed(folder / "shards")
 

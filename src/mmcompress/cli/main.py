@@ -8,9 +8,8 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from pathlib import Path
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NoReturn
 
 import typer
@@ -36,22 +35,7 @@ def main() -> NoReturn:
     if (quota := cpu_quota()) is not None:  # which OpenMP does not ask for
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, int(quota))))
     never_failing()
-    with _no_empty_compiler_cache():
-        code = _told(_on_all_ranks)
-    sys.exit(code)
-
-
-@contextmanager
-def _no_empty_compiler_cache() -> Iterator[None]:
-    """torch makes its compiler's cache folder, and names it in the environment, when that is only imported."""
-    named = "TORCHINDUCTOR_CACHE_DIR"
-    own = named not in os.environ
-    try:
-        yield
-    finally:
-        if own and (made := os.environ.get(named)):
-            with suppress(OSError):  # one that holds something stays
-                Path(made).rmdir()
+    sys.exit(_told(_on_all_ranks))
 
 
 def _told(run: Callable[[], int]) -> int:

@@ -79,7 +79,7 @@ class Tally:
     def finish(self) -> None:
         """Call at the end of the data: too many bad items, or no good one, is an error; few are a warning."""
         if self.good == 0:
-            reason = f"{self._bad_of('')}: {self._named()}" if self.bad else "it is empty"
+            reason = f"{self._bad_of('')}: {self._named()}" if self.bad else "nothing in it is one"
             raise CorruptInputError(f"{self.spec} has no readable sample; {reason}", self._hint())
         self._check_fraction("")
         if self.bad and self.announce:
@@ -99,6 +99,8 @@ class Tally:
         return "; ".join(self.first) + ("; …" if self.bad > len(self.first) else "")
 
     def _hint(self) -> str:
+        if self.good == self.bad == 0:
+            return _LAYOUT
         if self.good == 0 and (way := self._way()) is not None:
             return f"{_LAYOUT}; or {way}"
         logged = f"{self.log} names all of them; " if self.log is not None and self.bad else ""

@@ -16,6 +16,7 @@ from mmcompress.pipeline.single import config_of, run_single
 from mmcompress.pipeline.sources import Given
 from mmcompress.places import cache_folder
 from mmcompress.progress import say
+from mmcompress.runtime.backends import default_backend
 from mmcompress.runtime.machine import cpu_model, usable_cores
 
 AUTO = "auto"
@@ -60,11 +61,13 @@ def bench_blocks(sources: Sequence[str | Path], out: Path, given: Given, image_s
     known = {"backends", "threads"}
     if other := sorted(given.keys() - known):
         raise UsageError(f"{other[0]} is of artifacts, and --blocks times towers of its own", "leave it out")
-    backends, threads = given.get("backends") or ["openvino"], given.get("threads") or []
+    backends, threads = given.get("backends") or [default_backend()], given.get("threads") or []
     if len(backends) > 1 or len(threads) > 1:
         raise UsageError("a table is of one runtime with one number of threads", "run it once for each")
-    asked = {"backend": backends[0], **({"threads": threads[0]} if threads else {})}
-    return block_costs(out, asked | ({"image_size": image_size} if image_size else {}))
+    asked: dict[str, Any] = {"backend": backends[0], **({"threads": threads[0]} if threads else {})}
+    asked |= {} if image_size is None else {"image_size": image_size}
+    config_of("block-costs", {}, asked, command="bench --blocks")
+    return block_costs(out, asked)
 
 
 def check_budget(budget: Budget, given: Given, checkpoint: Path | None) -> None:
@@ -100,7 +103,8 @@ def student_within(budget: Budget, out: Path, given: Given, embeddings: Path | N
     target, side = milliseconds(budget.latency), given.get("student.image_size")
     largest = _side(given, embeddings) if side is None else int(side)
     sides = {"image_size": largest, **({} if side is None else {"image_sizes": (largest,)})}
-    asked: dict[str, Any] = {"backend": budget.backend} if budget.backend else {}
+    backend = budget.backend or (default_backend() if budget.table is None else None)
+    asked: dict[str, Any] = {"backend": backend} if backend else {}
     made = size(out.with_name(f"{out.name}-sizing"), {"target_ms": target, **sides, **asked}, budget.table, "distill")
     student = made.manifest.facts["student"]
     say("distill", "student", SizingDocument.read(made.file(SIZING)).why)
