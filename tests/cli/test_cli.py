@@ -143,6 +143,31 @@ def test_wrong_usage_ends_with_2(cli: Cli) -> None:
 
 
 @pytest.mark.parametrize(
+    ("words", "what"),
+    [
+        (("compare", "a"), "mmcompress compare: Missing argument 'B'"),
+        (("doctor", "--jsn"), "mmcompress doctor: No such option: --jsn"),
+        (("runn",), "mmcompress: No such command 'runn'"),
+        (("classify", "a", "b", "--labels"), "mmcompress: Option '--labels' requires an argument"),
+        (("data", "stat", "x"), "mmcompress data: No such command 'stat'"),
+        (("search", "a", "b", "--top", "many"), "mmcompress search: Invalid value for '--top'"),
+        (("export", "a"), "mmcompress export: Missing option '--out'"),
+    ],
+)
+def test_wrong_words_are_one_sentence_and_a_hint(words: tuple[str, ...], what: str, cli: Cli) -> None:
+    done = cli(*words)
+    error, hint = done.err.splitlines()
+    assert done.code == 2 and error.startswith(f"error: {what}"), done.err
+    assert hint == f"hint: what it takes is said by: {what.split(':')[0]} --help"
+
+
+@pytest.mark.parametrize("words", [(), ("data",)])
+def test_no_words_at_all_show_the_help_alone(words: tuple[str, ...], cli: Cli) -> None:
+    done = cli(*words)
+    assert done.code == 2 and "Usage: mmcompress" in done.out and not done.err
+
+
+@pytest.mark.parametrize(
     ("arguments", "what", "hint"),
     [
         (("inspect", "nowhere"), "nowhere is not an artifact: there is no such folder", "folder that mmcompress wrote"),

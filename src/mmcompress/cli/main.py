@@ -10,7 +10,9 @@ import signal
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import NoReturn
+from typing import Any, NoReturn
+
+import typer
 
 from mmcompress.cli.commands import app
 from mmcompress.cli.streams import flushed, never_failing
@@ -21,6 +23,9 @@ from mmcompress.places import disk_error
 from mmcompress.ranks import announced, joined
 from mmcompress.runtime.container import cpu_quota
 from mmcompress.strictjson import is_unicode
+
+CLICK_ERROR: Any = typer.BadParameter.__mro__[2]
+"""click's ClickException, which typer has a copy of or imports, by its version."""
 
 
 def main() -> NoReturn:
@@ -87,7 +92,20 @@ def _command() -> int:
             raise UsageError(f"{word!r} on the command line has bytes that are no UTF-8", said)
     try:
         with ended_by_signals(), _shown_alive():
-            app(prog_name="mmcompress")
-    except SystemExit as ended:
-        return int(ended.code or 0)
-    return 0
+            ended = app(prog_name="mmcompress", standalone_mode=False)
+    except SystemExit as error:
+        return int(error.code or 0)
+    except typer.Abort:
+        return 1
+    except CLICK_ERROR as error:
+        if what := " ".join(error.format_message().split()):
+            raise _wrong_words(what, error) from error
+        return 2  # no words at all, and the help was shown
+    return ended if isinstance(ended, int) else 0
+
+
+def _wrong_words(what: str, error: Any) -> UsageError:
+    """What typer says of the words of a command, as an error of ours."""
+    context = getattr(error, "ctx", None)
+    name = "mmcompress" if context is None else context.command_path
+    return UsageError(f"{name}: {what.removesuffix('.')}", f"what it takes is said by: {name} --help")
