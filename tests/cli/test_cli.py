@@ -161,6 +161,12 @@ def test_wrong_words_are_one_sentence_and_a_hint(words: tuple[str, ...], what: s
     assert hint == f"hint: what it takes is said by: {what.split(':')[0]} --help"
 
 
+def test_an_error_quotes_no_whole_file(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "labels.txt").write_text("w" * 1_000_000)
+    done = cli("classify", "demo:teacher", tmp_path / "x.png", "--labels", tmp_path / "labels.txt")
+    assert done.code == 2 and len(done.err) < 6000, done.err[:300]
+
+
 @pytest.mark.parametrize("words", [(), ("data",)])
 def test_no_words_at_all_show_the_help_alone(words: tuple[str, ...], cli: Cli) -> None:
     done = cli(*words)

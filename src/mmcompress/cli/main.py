@@ -27,6 +27,9 @@ from mmcompress.strictjson import is_unicode
 CLICK_ERROR: Any = typer.BadParameter.__mro__[2]
 """click's ClickException, which typer has a copy of or imports, by its version."""
 
+LONGEST = 5000
+"""Characters of an error that are shown."""
+
 
 def main() -> NoReturn:
     # OpenMP's threads spin while they wait, which takes the processor from those that decode images. Read once, when
@@ -44,10 +47,15 @@ def _told(run: Callable[[], int]) -> int:
         return _written(run)
     except (MMCompressError, KeyboardInterrupt) as told:
         error = told if isinstance(told, MMCompressError | Interrupted) else Interrupted(signal.SIGINT)
-        print(printable(f"error: {error.what}"), file=sys.stderr)
+        print(printable(f"error: {_shortened(error.what)}"), file=sys.stderr)
         if error.hint:
             print(printable(f"hint: {error.hint}"), file=sys.stderr)
         return error.exit_code
+
+
+def _shortened(text: str) -> str:
+    """What a file holds may be quoted in an error, and be of any length."""
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 500]} … {text[-500:]}"
 
 
 def _written(run: Callable[[], int]) -> int:
