@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from mmcompress.errors import CorruptInputError, require
 from mmcompress.manifest import Graph
-from mmcompress.runtime.session import Session, check_interface
+from mmcompress.runtime.session import Session, cannot_run, check_interface
 
 _DTYPES = {
     "tensor(float)": "float32",
@@ -48,13 +48,18 @@ class OnnxRuntimeSession(Session):
                 f"onnxruntime cannot load {path}: {_first_line(error)}",
                 "try another backend" + (", or precision fp32" if graph.precision != "fp32" else ""),
             ) from error
-        self.inputs, self.outputs = graph.inputs, graph.outputs
+        self.inputs, self.outputs, self._path = graph.inputs, graph.outputs, path
         check_interface(graph.inputs, _dtypes(self._session.get_inputs()), path)
         check_interface(graph.outputs, _dtypes(self._session.get_outputs()), path)
 
     def _run(self, feeds: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         names = [spec.name for spec in self.outputs]
-        outputs = self._session.run(names, feeds)
+        try:
+            outputs = self._session.run(names, feeds)
+        except MemoryError:
+            raise
+        except Exception as error:  # its graph takes other shapes than its manifest says
+            raise cannot_run("onnxruntime", self._path, _first_line(error)) from error
         return dict(zip(names, outputs, strict=True))
 
     def close(self) -> None:

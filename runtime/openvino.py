@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from mmcompress.errors import CorruptInputError, require
 from mmcompress.manifest import Graph
-from mmcompress.runtime.session import Session, check_interface
+from mmcompress.runtime.session import Session, cannot_run, check_interface
 
 _TELEMETRY = "openvino_telemetry"
 
@@ -63,13 +63,16 @@ class OpenVINOSession(Session):
         self.precision: str = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
         self._turn = threading.Lock()
         self._request: Any = compiled.create_infer_request()
-        self.inputs, self.outputs = graph.inputs, graph.outputs
+        self.inputs, self.outputs, self._path = graph.inputs, graph.outputs, path
         check_interface(graph.inputs, _dtypes(compiled.inputs), path)
         check_interface(graph.outputs, _dtypes(compiled.outputs), path)
 
     def _run(self, feeds: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         with self._turn:
-            self._request.infer(feeds, share_inputs=True)
+            try:
+                self._request.infer(feeds, share_inputs=True)
+            except RuntimeError as error:  # its graph takes other shapes than its manifest says
+                raise cannot_run("openvino", self._path, _last_line(error)) from error
             return {spec.name: self._request.get_tensor(spec.name).data.copy() for spec in self.outputs}
 
     def close(self) -> None:

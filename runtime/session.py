@@ -97,6 +97,12 @@ def check_interface(specs: Sequence[TensorSpec], dtypes: Mapping[str, str], path
             )
 
 
+def cannot_run(backend: str, path: Path, reason: str) -> CorruptInputError:
+    return CorruptInputError(
+        f"{backend} cannot run {path}: {reason}", "export the artifact again, or try another backend"
+    )
+
+
 def check_feeds(feeds: Feeds, inputs: Sequence[TensorSpec]) -> dict[str, NDArray[Any]]:
     """The arrays in the order of the inputs, contiguous; a wrong name, dtype or shape is named."""
     unknown = sorted(set(feeds) - {spec.name for spec in inputs})

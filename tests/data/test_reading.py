@@ -333,14 +333,16 @@ def test_table_errors(tmp_path: Path) -> None:
         "none.jpg\tx",
         ".\tx",
         "cut.jpg\tx",
+        f"good.jpg \t{'x' * (2**20 + 1)}",
     )
     found = readable(table(folder, "image\tcaption", *rows, "good2.jpg", "nul\0.jpg\tx"), tmp_path / "bad.txt")
     assert [sample.key for sample in found] == ["good.jpg"]
     outside_of = "the image lies outside of the folder of the table"
     reasons = [line.rpartition(": ")[2] for line in (tmp_path / "bad.txt").read_text().splitlines()]
     missing = "there is no such image"
-    assert reasons[:7] == [outside_of] * 3 + [missing] * 2 + ["the JPEG is truncated", "no caption"]
-    assert len(reasons) == 8
+    long = "a caption has more than 1,048,576 characters"
+    assert reasons[:8] == [outside_of] * 3 + [missing] * 2 + ["the JPEG is truncated", long, "no caption"]
+    assert len(reasons) == 9
     table(folder, "file\ttext", "good.jpg\tx")
     with pytest.raises(UsageError) as caught:
         readable(folder)

@@ -164,6 +164,22 @@ def test_a_file_that_is_no_graph(make_artifact: Make, backend: Backend) -> None:
 
 
 @pytest.mark.parametrize("backend", CPU)
+@pytest.mark.parametrize("width", [SIDE + 1, 1 << 40])
+def test_a_graph_of_other_images_than_its_manifest_says(make_artifact: Make, backend: Backend, width: int) -> None:
+    artifact = make_artifact()
+    graph = graph_for(artifact, "image", backend)
+    path = artifact.file(graph.file)
+    proto = onnx.load(path)
+    proto.graph.input[0].type.tensor_type.shape.dim[-1].dim_value = width
+    onnx.save(proto, path)
+    with (
+        pytest.raises(CorruptInputError, match=f"{backend} cannot (load|run) .*image-fp32.onnx"),
+        open_session(artifact, graph, backend) as session,
+    ):
+        session.run({"pixels": random_pixels(1)})
+
+
+@pytest.mark.parametrize("backend", CPU)
 def test_a_manifest_that_says_another_interface(make_artifact: Make, backend: Backend) -> None:
     artifact = make_artifact()
     graph = graph_for(artifact, "image", backend)

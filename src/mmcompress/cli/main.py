@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NoReturn
 
@@ -94,26 +94,29 @@ def _shown_alive() -> AbstractContextManager[None]:
 
 
 def _command() -> int:
-    for word in sys.argv[1:]:
-        if not is_unicode(word):
-            said = "rename that file or folder; the terminal and the files have to agree on UTF-8"
-            raise UsageError(f"{word!r} on the command line has bytes that are no UTF-8", said)
+    _check_unicode(sys.argv[1:])
     try:
         with ended_by_signals(), _shown_alive():
-            ended = app(prog_name="mmcompress", standalone_mode=False)
-    except SystemExit as error:
-        return int(error.code or 0)
+            sys.exit(app(prog_name="mmcompress", standalone_mode=False))
+    except SystemExit as ended:
+        return int(ended.code or 0)
     except typer.Abort:
         return 1
     except CLICK_ERROR as error:
-        if what := " ".join(error.format_message().split()):
-            raise _wrong_words(what, error) from error
-        return 2  # no words at all, and the help was shown
-    return ended if isinstance(ended, int) else 0
+        return _wrong_words(error)
 
 
-def _wrong_words(what: str, error: Any) -> UsageError:
-    """What typer says of the words of a command, as an error of ours."""
+def _check_unicode(words: Sequence[str]) -> None:
+    for word in words:
+        if not is_unicode(word):
+            said = "rename that file or folder; the terminal and the files have to agree on UTF-8"
+            raise UsageError(f"{word!r} on the command line has bytes that are no UTF-8", said)
+
+
+def _wrong_words(error: Any) -> int:
+    """What typer says of the words of a command, as an error of ours; of no words at all it has shown the help."""
+    if not (what := " ".join(error.format_message().split())):
+        return 2
     context = getattr(error, "ctx", None)
     name = "mmcompress" if context is None else context.command_path
-    return UsageError(f"{name}: {what.removesuffix('.')}", f"what it takes is said by: {name} --help")
+    raise UsageError(f"{name}: {what.removesuffix('.')}", f"what it takes is said by: {name} --help") from error

@@ -16,7 +16,7 @@ from mmcompress.data.parsing import Damage, Meaning, different, parsed, writable
 from mmcompress.data.remote import UnreachableError, at_hand
 from mmcompress.data.sample import Sample
 from mmcompress.data.sentences import sentence_for
-from mmcompress.data.shards import MEMBER_BYTES
+from mmcompress.data.shards import MEMBER_BYTES, TEXT_BYTES
 from mmcompress.data.spec import PHOTO_SUFFIXES, SHARD_SUFFIXES, STDIN, images_in, is_stream, is_table
 from mmcompress.data.tally import Tally
 from mmcompress.datakeys import Keys, option_for
@@ -148,6 +148,8 @@ def _table_samples(table: Path, keys: Keys, tally: Tally) -> Iterator[Sample]:
             captions = different([row[text] for row in group for text in texts])
             if not captions:
                 raise ValueError("no caption")
+            if max(map(len, captions)) > TEXT_BYTES:
+                raise ValueError(f"a caption has more than {TEXT_BYTES:,} characters")
             if not path.is_file():
                 raise ValueError("there is no such image")
             image = stored_image(path)
