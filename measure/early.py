@@ -31,7 +31,7 @@ def runnable(asked: str | None) -> Backend:
         hint = "run this on the machine with the GPU, or judge a CPU runtime: --backend openvino"
     if backend == "tensorrt-rtx":
         hint += "; `mmcompress build` makes its engines here, with an audit, but cannot say how fast they are"
-    raise MissingRequirementError(f"{backend} has to run here to be timed, and it does not: {reason}", hint)
+    raise MissingRequirementError(f"{backend} has to be timed, and it does not run here: {reason}", hint)
 
 
 def check_verdict(config: VerdictConfig, _: Sources) -> None:

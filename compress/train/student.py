@@ -18,7 +18,7 @@ from mmcompress.compress.train.mobilenetv4 import mobilenetv4
 from mmcompress.compress.train.presets import CONV_PRESETS, PRESETS
 from mmcompress.compress.train.published import Published, load_published
 from mmcompress.compress.train.scaling import check_shares, scaled
-from mmcompress.config import StudentConfig
+from mmcompress.config import DistillConfig, StudentConfig
 from mmcompress.convnet import ConvConfig
 from mmcompress.convtower import ConvTower
 from mmcompress.errors import UsageError, suggestion
@@ -106,6 +106,19 @@ def student_from_preset(
 ) -> DualEncoder:
     """A preset with random weights."""
     return initialize(DualEncoder(preset_config(student, embed_dim, text, vocab)), seed)
+
+
+def coming_student(config: DistillConfig, teacher: DualEncoderConfig) -> DualEncoderConfig | None:
+    """The sizes of the student that a distillation begins with, by its teacher's; None for one that is published, whose
+    own have to be read first."""
+    if (student := config.student) is None or student.published:
+        return None
+    if (share := inherited_share(student.source)) is not None:
+        return inherited_config(teacher, share)
+    theirs = teacher.text
+    text = TextProcessing(context=theirs.context, pad_token_id=theirs.pad_token_id, eos_token_id=theirs.eos_token_id)
+    made = preset_config(student, config.embed_dim or teacher.embed_dim, text, theirs.vocab)
+    return made.model_copy(update={"text": theirs}) if config.text == "keep" else made
 
 
 def student_from_published(

@@ -87,6 +87,26 @@ def test_a_recipe_refuses_before_its_first_stage(world: Path, teacher: str, keys
         standalone.run(str(recipe), world / "run")
 
 
+@pytest.mark.parametrize(
+    ("student", "stage", "what"),
+    [
+        ("mnv4-s-64", 'run = "prune"\nbatch = 8\nsparsity = "2:4"', "2:4 is of Linears"),
+        ("mnv4-s-64", 'run = "prune"\nbatch = 8\ntarget_macs = 0.001', "cannot be pruned to 0.001x: the floor is"),
+        ("mnv4-hm", 'run = "prune"\nbatch = 8\nwidth = 0.5', "mobile attention"),
+        ("vit-t8-64", 'run = "prune"\nbatch = 8\nchannel_multiple = 8', "is of convolutional image towers"),
+        ("inherit:0.5", 'run = "prune"\nbatch = 8\nmlp_multiple = 1000', "mlp_multiple"),
+        ("mnv4-s-64", 'run = "quantize"\nkeep = ["image.blocks.99.expand"]', "image.blocks.99.expand"),
+    ],
+)
+def test_a_recipe_knows_its_student_before_its_first_stage(world: Path, student: str, stage: str, what: str) -> None:
+    recipe = world / "recipe.toml"
+    head = f'[data]\ntrain = "{world / "squares-00000.tar"}"\n[teacher]\nsource = "{world / "teacher"}"\n'
+    stages = f'[[stage]]\nrun = "embed"\n[[stage]]\nrun = "distill"\noptimizer = {{batch = 8}}\n[[stage]]\n{stage}\n'
+    recipe.write_text(f'{head}[student]\nsource = "{student}"\n{stages}')
+    with pytest.raises(UsageError, match=what):
+        standalone.run(str(recipe), world / "run")
+
+
 @pytest.mark.parametrize("name", ["photos", "photos/0.png"])
 def test_what_is_no_model_at_all_is_not_exported(world: Path, name: str) -> None:
     (world / "photos").mkdir()

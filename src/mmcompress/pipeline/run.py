@@ -18,7 +18,7 @@ from typing import Any
 from mmcompress import __version__
 from mmcompress.architecture import DualEncoderConfig
 from mmcompress.artifact import Artifact, read_manifest
-from mmcompress.config import ConvertConfig, StageConfig, what_counts
+from mmcompress.config import ConvertConfig, DistillConfig, StageConfig, what_counts
 from mmcompress.errors import CorruptInputError, StoppedError, UsageError
 from mmcompress.interrupts import Interrupted
 from mmcompress.lock import locked
@@ -73,13 +73,18 @@ def run_stages(recipe: Recipe, places: Mapping[str, Path], where: str) -> dict[s
 
 
 def _coming_start(step: Step, steps: Sequence[Step]) -> DualEncoderConfig | None:
-    """The sizes of the checkpoint that a step starts from where a teacher becomes it, if they count and are known."""
+    """The sizes of the checkpoint that a step starts from where a teacher becomes it, or a student is made for it, if
+    they count and are known."""
     start = next((other for other in steps if other.name == step.sources.get("checkpoint")), None)
-    if not step.stage.fits or start is None or not isinstance(start.config, ConvertConfig):
+    if not step.stage.fits or start is None or not isinstance(start.config, ConvertConfig | DistillConfig):
         return None
     from mmcompress.compress.early import coming_model
+    from mmcompress.compress.train.student import coming_student
 
-    return coming_model(start.config.teacher)
+    teacher = coming_model(start.config.teacher)
+    if teacher is None or isinstance(start.config, ConvertConfig):
+        return teacher
+    return None if "checkpoint" in start.sources else coming_student(start.config, teacher)
 
 
 def _parents(step: Step, digests: Mapping[str, str], places: Mapping[str, Path]) -> Parents | None:
