@@ -24,6 +24,7 @@ from mmcompress.compress.prune.prune import check_width, prunable_towers
 from mmcompress.compress.prune.sizes import check_mlp_multiple, check_share
 from mmcompress.compress.train.computing import check_parts
 from mmcompress.compress.train.pair import pair_config, pair_preprocessing
+from mmcompress.compress.train.projection import nothing_to_project
 from mmcompress.compress.train.published import read_published
 from mmcompress.compress.train.scalars import check_tensorboard
 from mmcompress.compress.train.student import (
@@ -108,8 +109,7 @@ def check_distill(config: DistillConfig, sources: Sources) -> None:
     check_source(config.teacher)
     if "checkpoint" in sources:
         check_parts(isinstance(sources["checkpoint"].model.image, ConvConfig), config.parts)
-        if not config.projects:
-            _check_width(sources["checkpoint"], config.teacher)
+        _check_width(sources["checkpoint"], config)
     if config.student is not None:
         _check_student(config, config.student)
     check_fills_a_batch(config.data.train, config.optimizer.batch)
@@ -250,11 +250,13 @@ def coming_model(teacher: TeacherConfig) -> DualEncoderConfig | None:
         return None
 
 
-def _check_width(checkpoint: Artifact, teacher: TeacherConfig) -> None:
+def _check_width(checkpoint: Artifact, config: DistillConfig) -> None:
     """As `check_one_space`, before there are embeddings, of a teacher that says how wide it is without being loaded."""
-    theirs = coming_model(teacher)
-    if theirs is not None and checkpoint.model.embed_dim != theirs.embed_dim:
-        raise _other_space(checkpoint, teacher.source, theirs.embed_dim)
+    theirs, ours = coming_model(config.teacher), checkpoint.model.embed_dim
+    if theirs is not None and config.project and ours == theirs.embed_dim:
+        raise nothing_to_project(ours)
+    if theirs is not None and not config.projects and ours != theirs.embed_dim:
+        raise _other_space(checkpoint, config.teacher.source, theirs.embed_dim)
 
 
 def check_one_space(sources: Sources) -> None:

@@ -26,7 +26,7 @@ from mmcompress.compress.train.inherit import inherited, samples_to_fit
 from mmcompress.compress.train.objective import batch_terms, distillation_terms
 from mmcompress.compress.train.optimize import optimize, total_steps
 from mmcompress.compress.train.pairs import TrainingBatch, training_pairs
-from mmcompress.compress.train.projection import nearest_axes, principal_axes, projected
+from mmcompress.compress.train.projection import nearest_axes, nothing_to_project, principal_axes, projected
 from mmcompress.compress.train.published import published
 from mmcompress.compress.train.statistics import settling, synchronize
 from mmcompress.compress.train.student import inherited_share, student_from_preset, student_from_published
@@ -50,7 +50,6 @@ from mmcompress.runtime.tokenize import load_tokenizer
 from mmcompress.stages import Job
 from mmcompress.teachers import resolve
 
-_LEAVE = "leave project out"
 _TO_PROJECT = 1024
 """Samples by which a space is laid into another one."""
 
@@ -194,7 +193,7 @@ def _check_space(
             "projection, --project",
         )
     if own == embeddings.dim and config.project:
-        raise UsageError(f"there is nothing to project: student and teacher both embed into {own} dimensions", _LEAVE)
+        raise nothing_to_project(own)
     if own > embeddings.dim and config.embed_dim is not None:
         raise UsageError(
             f"embed_dim is {own}, and what the student learns from has {embeddings.dim} dimensions",
@@ -202,7 +201,8 @@ def _check_space(
         )
     if own != embeddings.dim and not (config.affinity or config.contrastive):
         raise UsageError(
-            "what is projected is held in its own space by affinity or contrastive, and both are 0", _LEAVE
+            "what is projected is held in its own space by affinity or contrastive, and both are 0",
+            "leave project out",
         )
     if own != embeddings.dim and text == "keep":
         raise UsageError(

@@ -19,7 +19,13 @@ from torch.nn import functional as F
 from mmcompress.compress.products import fast_products
 from mmcompress.compress.train.objective import Sides
 from mmcompress.compress.train.pairs import TrainingBatch
+from mmcompress.errors import UsageError
 from mmcompress.model import DualEncoder
+
+
+def nothing_to_project(width: int) -> UsageError:
+    said = f"there is nothing to project: student and teacher both embed into {width} dimensions"
+    return UsageError(said, "leave project out")
 
 
 def projected(own: Sides, axes: Tensor) -> Sides:

@@ -343,4 +343,7 @@ def test_a_teacher_of_another_width_is_refused_before_it_is_embedded(tmp_path: P
     given = {"teacher.source": "demo:teacher", "data.train": "demo:train"}
     with pytest.raises(UsageError, match="dimensions, and the teacher"):
         standalone.distill(tmp_path / "recovered", given, checkpoint=start.path)
+    alike = {**given, "teacher.source": str(tmp_path / "teacher"), "project": True}
+    with pytest.raises(UsageError, match="nothing to project: student and teacher both embed"):
+        standalone.distill(tmp_path / "recovered", alike, checkpoint=start.path)
     assert not (tmp_path / "recovered-embeddings").exists()

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from every_command import write_reinforced
 from PIL import Image
+from safetensors.numpy import load_file, save_file
 
 from mmcompress.packaged import packaged
 from mmcompress.teachers import ALIASES
@@ -45,8 +46,8 @@ SMALLER = {
 """What is added where a command has these words."""
 FIRST = {"box=times.json": "mmcompress split int8 --device box=here --out times && cp times/times.json ."}
 """What was done on another device before a command with these words."""
-INSTEAD = {"--nproc_per_node 8": "--nproc_per_node 2"}
-"""Other words for a machine of two cores."""
+INSTEAD = {"--nproc_per_node 8": "--nproc_per_node 2", "--budget 10m": "--budget 3m"}
+"""Other words for a machine of two cores, and for one who waits."""
 ELSEWHERE = (
     "mmcompress remote",
     "--backend tensorrt",
@@ -75,10 +76,9 @@ def shorter(command: str) -> str:
     for words, others in INSTEAD.items():
         command = command.replace(words, others)
     stage = re.search(r"mmcompress (\S+)", command)
-    added = [
-        *SHORTER.get(stage[1] if stage else "", ()),
-        *(more for words, more in SMALLER.items() if words in command),
-    ]
+    added = [more for words, more in SMALLER.items() if words in command]
+    if stage and "--pilot" not in command:  # which chooses its steps itself
+        added += SHORTER.get(stage[1], ())
     first = [f"{before} &&" for words, before in FIRST.items() if words in command]
     return " ".join([*first, command, *added])
 
@@ -182,10 +182,24 @@ def _write_folder(folder: Path, samples: list[Sample]) -> None:
 
 
 def _write_hub(folder: Path) -> Path:
-    """The teacher that ships as every teacher that the guides name, where the hub's client keeps what it fetched."""
+    """The teacher that ships as every teacher that the guides name, where the hub's client keeps what it fetched; a
+    ViT-B/32 embeds into fewer dimensions."""
     for alias in ("vit-b32", "vit-b16", "vit-l14"):
         place = folder / "hub" / f"models--{ALIASES[alias].replace('/', '--')}"
         shutil.copytree(packaged("demo:teacher"), place / "snapshots/main")
         (place / "refs").mkdir()
         (place / "refs/main").write_text("main")
+        if alias == "vit-b32":
+            _narrow(place / "snapshots/main", 128)
     return folder
+
+
+def _narrow(teacher: Path, width: int) -> None:
+    """Keep the first dimensions of the shared space."""
+    tensors = load_file(teacher / "model.safetensors")
+    for name in ("text_projection.weight", "visual_projection.weight"):
+        tensors[name] = tensors[name][:width].copy()
+    save_file(tensors, teacher / "model.safetensors", metadata={"format": "pt"})
+    config = teacher / "config.json"
+    narrower = config.read_text().replace('"projection_dim": 256', f'"projection_dim": {width}')
+    config.write_text(narrower)
