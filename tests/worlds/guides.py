@@ -46,8 +46,8 @@ SMALLER = {
 """What is added where a command has these words."""
 FIRST = {"box=times.json": "mmcompress split int8 --device box=here --out times && cp times/times.json ."}
 """What was done on another device before a command with these words."""
-INSTEAD = {"--nproc_per_node 8": "--nproc_per_node 2", "--budget 10m": "--budget 3m"}
-"""Other words for a machine of two cores, and for one who waits."""
+INSTEAD = {"--nproc_per_node 8": "--nproc_per_node 2"}
+"""Other words for a machine of two cores."""
 ELSEWHERE = (
     "mmcompress remote",
     "--backend tensorrt",
