@@ -41,7 +41,7 @@ SHORTER: dict[str, tuple[str, ...]] = {
 SMALLER = {
     "--student vit-s16": "--set student.image_size=64",
     "compare fp32 int8": "--seconds 2",
-    "--target-latency 3ms": "--set sizing.image_size=64",
+    "--target-latency 3ms": "--student-image-size 64",
 }
 """What is added where a command has these words."""
 FIRST = {"box=times.json": "mmcompress split int8 --device box=here --out times && cp times/times.json ."}
