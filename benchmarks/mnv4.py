@@ -16,13 +16,12 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import tempfile
 import time
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from training import DATA, SCORES, Runs, Scorer, model_of, prepared
+from training import DATA, SCORES, Runs, Scorer, model_of, prepared, steps_within
 
 from mmcompress.artifact import Artifact
 from mmcompress.compress.train.mobilenetv4 import mobilenetv4
@@ -84,22 +83,14 @@ def run(student: str, embeddings: Path, into: Path, steps: int, seed: int) -> tu
     return made, time.process_time() - began
 
 
-def steps_within(student: str, seconds: float, place: Path) -> int:
-    """As many steps as take so many seconds of the processor, by two short runs."""
-    with tempfile.TemporaryDirectory() as folder:
-        short, long = (run(student, place, Path(folder), n, 0)[1] for n in (8, 24))
-    a_step = (long - short) / 16
-    besides = short - 8 * a_step
-    print(f"{student}: {a_step:.3f} CPU-s a step, {besides:.1f} besides", flush=True)
-    return round((seconds - besides) / a_step)
-
-
 def train(work: Path, data: str, students: list[str], seeds: list[int], seconds: float, known: dict[str, int]) -> None:
     work.mkdir(parents=True, exist_ok=True)
     teacher, embeddings = prepared(work, data, 4)
     runs = Runs(work / f"runs-{data}.jsonl", "student", "steps", "seed")
     scorer, place = Scorer(teacher, data), embeddings.path
-    steps = known or {student: steps_within(student, seconds, place) for student in students}
+    steps = known or {
+        one: steps_within(seconds, lambda into, n, one=one: run(one, place, into, n, 0)[1]) for one in students
+    }
     for seed in seeds:
         for student in students:
             if (student, steps[student], seed) not in runs:

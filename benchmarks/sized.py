@@ -15,11 +15,10 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import tempfile
 import time
 from pathlib import Path
 
-from training import DATA, MEAN, SCORES, Runs, Scorer, model_of, prepared
+from training import DATA, MEAN, SCORES, Runs, Scorer, model_of, prepared, steps_within
 
 from mmcompress.artifact import Artifact
 from mmcompress.compress.sizing.candidates import Candidate, tower_of
@@ -57,14 +56,6 @@ def trained(one: Candidate, place: Path, into: Path, steps: int, seed: int) -> t
     return time.process_time() - began, made
 
 
-def steps_within(one: Candidate, place: Path, seconds: float) -> int:
-    """As many steps as take so many seconds of the processor, by two short runs."""
-    with tempfile.TemporaryDirectory() as folder:
-        short, long = (trained(one, place, Path(folder), steps, 0)[0] for steps in (8, 24))
-    a_step = (long - short) / 16
-    return round((seconds - short + 8 * a_step) / a_step)
-
-
 def ranking(work: Path, data: str, budget: float, seconds: float, known: int, seeds: list[int]) -> None:
     work.mkdir(parents=True, exist_ok=True)
     teacher, embeddings = prepared(work, data, 4)
@@ -80,7 +71,7 @@ def ranking(work: Path, data: str, budget: float, seconds: float, known: int, se
     for one, ms in zip(chosen, times, strict=True):
         if all((one.name, seed) in runs for seed in seeds):
             continue
-        steps = known or steps_within(one, place, seconds)
+        steps = known or steps_within(seconds, lambda into, n, one=one: trained(one, place, into, n, 0)[0])
         about = {"student": one.name, "ms": f"{ms:.3f}", "capacity": capacity_of(tower_of(one)) / 1e6, "steps": steps}
         for seed in seeds:
             if (one.name, seed) not in runs:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import json
 import statistics
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -136,6 +137,17 @@ def prepared(work: Path, data: str, views: int) -> tuple[Artifact, Artifact]:
         "augment": augment if views > 1 else "none",
     }
     return teacher, opened(work / f"embeddings-{data}", lambda path: standalone.embed(path, given))
+
+
+def steps_within(seconds: float, spent: Callable[[Path, int], float]) -> int:
+    """As many steps as take so many seconds of the processor, by two short runs.
+
+    `spent` trains into a folder for so many steps, and says the seconds that it took.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        short, long = (spent(Path(folder), steps) for steps in (8, 24))
+    a_step = (long - short) / 16
+    return round((seconds - short + 8 * a_step) / a_step)
 
 
 def model_of(artifact: Artifact) -> DualEncoder:
