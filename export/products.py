@@ -8,14 +8,14 @@ those whose products older CPUs add in 16 bits (`int8.weight_scales`).
 Before, the graph is folded by ONNX Runtime's basic optimizations, which leave only operators of the ONNX standard:
 constants, BatchNorm and scales behind a convolution go into its weights, where one integer product covers them.
 
-Left out: convolutions over anything but images, those that pad by rule, transposed ones, and products of two
-activations, as of attention.
+Left out, and told by `left_in_float`: convolutions over anything but images, those that pad by a rule which depends on
+the size of their input, and transposed ones. Products of two activations, as of attention, have no weights.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -29,6 +29,8 @@ from mmcompress.int8 import Floats
 OPSET = 13
 """The first whose DequantizeLinear has a scale per channel."""
 _STANDARD = ("", "ai.onnx")
+_WEIGHING = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+"""Operators that multiply by weights, if one of their first two inputs is constant."""
 Op = Literal["Conv", "Gemm", "MatMul"]
 
 
@@ -113,7 +115,29 @@ def folded(source: Path, work: Path) -> Any:
     needed = [opset for opset in model.opset_import if opset.domain in _STANDARD or opset.domain in used]
     del model.opset_import[:]
     model.opset_import.extend(needed)
+    for node in model.graph.node:
+        if node.op_type == "Conv":
+            _pad_by_numbers(node, {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer})
     return model
+
+
+def _pad_by_numbers(node: Any, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Say the padding of a convolution as numbers, where its rule gives the same ones for every size of the input."""
+    given, shape = attributes(node), shapes.get(node.input[1], ())
+    rule, axes = given.get("auto_pad", b"NOTSET").decode(), len(shape) - 2
+    if rule == "NOTSET" or axes < 1:
+        return
+    pads = [0] * 2 * axes
+    if rule != "VALID":
+        if set(given.get("strides", [1])) != {1}:
+            return
+        dilations = given.get("dilations") or [1] * axes
+        for axis, (kernel, dilation) in enumerate(zip(shape[2:], dilations, strict=True)):
+            less, more = sorted((dilation * (kernel - 1) // 2, -(-dilation * (kernel - 1) // 2)))
+            pads[axis], pads[axes + axis] = (less, more) if rule == "SAME_UPPER" else (more, less)
+    stayed = [attribute for attribute in node.attribute if attribute.name not in ("auto_pad", "pads")]
+    del node.attribute[:]
+    node.attribute.extend([*stayed, require("onnx", "compress").helper.make_attribute("pads", pads)])
 
 
 def products_of(model: Any, tower: str) -> list[Product]:
@@ -135,11 +159,37 @@ def products_of(model: Any, tower: str) -> list[Product]:
             continue
         added = node.input[2] if len(node.input) > 2 else _added(node, behind, readers)
         bias = added if added in weights and tuple(weights[added].dims) == product.size[1:] else None
-        name = f"{tower}.{(node.name or node.output[0]).strip('/').replace('/', '.').removeprefix(f'{tower}.')}"
+        name = _name(tower, node)
         names[name] += 1
         name = name if names[name] == 1 else f"{name}.{names[name]}"
         found.append(Product(**{**vars(product), "name": name, "bias": bias}))
     return found
+
+
+def left_in_float(model: Any, products: Iterable[Product], tower: str) -> list[str]:
+    """What else of a ModelProto multiplies by weights, and why it is no product: `image.up.ConvTranspose: …`."""
+    weights = {tensor.name: tensor for tensor in model.graph.initializer}
+    known = {product.node for product in products}
+    return [
+        f"{_name(tower, node)}: {_reason(node, [weights.get(name) for name in node.input[:2]])}"
+        for place, node in enumerate(model.graph.node)
+        if place not in known and node.op_type in _WEIGHING and any(name in weights for name in node.input[:2])
+    ]
+
+
+def _reason(node: Any, tensors: Sequence[Any]) -> str:
+    """Why a node is none of the products."""
+    if node.op_type == "ConvTranspose":
+        return "a transposed convolution"
+    if node.op_type == "Conv" and tensors[1] is not None and (axes := len(tensors[1].dims) - 2) != 2:
+        return f"a convolution over {axes} {'axis' if axes == 1 else 'axes'}"
+    if node.op_type == "Conv" and tensors[1] is not None and tensors[1].data_type == 1:
+        return "a convolution that pads by the size of its input"
+    return f"a {node.op_type} of another form"
+
+
+def _name(tower: str, node: Any) -> str:
+    return f"{tower}.{(node.name or node.output[0]).strip('/').replace('/', '.').removeprefix(f'{tower}.')}"
 
 
 def _product(node: Any, place: int, shape: tuple[int, ...]) -> Product | None:

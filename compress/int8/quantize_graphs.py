@@ -48,7 +48,16 @@ from mmcompress.data.sample import image_of
 from mmcompress.errors import UsageError, suggestion
 from mmcompress.export.export import Variant, described, save_graph
 from mmcompress.export.graph import Numerics
-from mmcompress.int8 import GRAPH_RANGES, INTEGERS, IntegerLinear, Linears, Signedness, tensors_from_linears
+from mmcompress.export.products import left_in_float
+from mmcompress.int8 import (
+    FLOATS_FACT,
+    GRAPH_RANGES,
+    INTEGERS,
+    IntegerLinear,
+    Linears,
+    Signedness,
+    tensors_from_linears,
+)
 from mmcompress.manifest import Graph
 from mmcompress.progress import track
 from mmcompress.runtime.encoder import tower_feeds
@@ -120,6 +129,9 @@ def quantize_graphs(job: Job[QuantizeGraphsConfig]) -> None:
             **config.model_dump(include={"method", "percentile", "samples", "seed"}),
         },
         "products": len(linears[JUDGED]),
+        FLOATS_FACT: [
+            name for key, tower in towers.items() for name in left_in_float(tower.model, tower.products, key)
+        ],
         FLOAT_MODEL: float_model(source),
         **fit_facts(config, spec, {name: one.choices for name, one in fitted.items()}, ranking, kept, judged_on),
     }

@@ -73,6 +73,8 @@ TABLE = "text.token_embed"
 """The table of token embeddings, in 8 bits with one scale a row: its name among what may be kept in float."""
 TABLE_FACT = "token_table"
 """What a quantized checkpoint says of it: `int8`, or nothing."""
+FLOATS_FACT = "left_in_float"
+"""The fact that lists what multiplies by weights and cannot be integers here, each with why."""
 Linears = Mapping[str, IntegerLinear]
 """By module: `image.blocks.0.qkv`, …"""
 

@@ -13,7 +13,7 @@ from mmcompress.cli.show_measure import verdict_summary
 from mmcompress.cli.show_report import report_summary
 from mmcompress.compress.sizing.document import SIZING, SizingDocument
 from mmcompress.formats import compact, count, milliseconds, percent, percent_interval
-from mmcompress.int8 import TABLE, TABLE_FACT
+from mmcompress.int8 import FLOATS_FACT, TABLE, TABLE_FACT
 from mmcompress.manifest import Kind
 from mmcompress.metrics import FIGURES
 from mmcompress.pipeline.pilot import PilotDocument
@@ -25,6 +25,8 @@ JUDGES: Mapping[JudgedOn, str] = {
     "seen": "the samples that calibrated it, which says little of others,",
 }
 """What the samples are that a quantized model's cost was measured on."""
+LISTED = 5
+"""Products in float that are named on the console."""
 
 
 def prune_summary(artifact: Artifact) -> Summary:
@@ -104,7 +106,11 @@ def quantize_summary(artifact: Artifact, judged: Artifact | None) -> Summary:
     facts, cost = artifact.manifest.facts, artifact.manifest.metrics["calibration"]
     integers = facts["linears"] if "linears" in facts else facts["products"]
     kept = [name for name in facts["kept"] if name != TABLE]
-    lines = [f"INT8: {integers} of {integers + len(kept)} products with weights; the others stay in float"]
+    left = facts.get(FLOATS_FACT, [])
+    products = integers + len(kept) + len(left)
+    lines = [f"INT8: {integers} of {products} products with weights; the others stay in float"]
+    lines += [f"not in INT8 here: {name}" for name in left[:LISTED]]
+    lines += [f"and {len(left) - LISTED} more, which the manifest lists"] if len(left) > LISTED else []
     if TABLE_FACT in facts:
         lines.append("the text tower's table of tokens is in 8 bits, one scale a row")
     asked, seen = artifact.manifest.config["samples"], facts[SEEN]["pairs"]

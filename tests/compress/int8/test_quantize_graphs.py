@@ -12,17 +12,20 @@ import onnx
 import pytest
 import torch
 from conv_graphs import traced_squares
+from rich.console import Console
 from tiny_clip import config_of
 from torch.nn import functional as F
 
 from mmcompress.artifact import Artifact
+from mmcompress.cli.show_compress import quantize_summary
+from mmcompress.compress.int8 import quantize_graphs
 from mmcompress.compress.int8.graphfit import calibrated, chosen_ranges, rounded_all
 from mmcompress.compress.int8.graphtower import GraphTower, computed, paired, unpaired
 from mmcompress.config import BisectConfig, DataConfig, DriftConfig, QuantizeGraphsConfig, VerdictConfig
 from mmcompress.errors import UsageError
 from mmcompress.export.export import Variant
 from mmcompress.export.products import Product, attributes, products_of
-from mmcompress.int8 import GRAPH_RANGES, INTEGERS, dequantize_weight
+from mmcompress.int8 import FLOATS_FACT, GRAPH_RANGES, INTEGERS, dequantize_weight
 from mmcompress.measure.drift.drift import drift_document
 from mmcompress.measure.verdict import contest
 from mmcompress.measure.verdict.contestants import written
@@ -59,6 +62,19 @@ def tower(world: tuple[Artifact, Path], tmp_path: Path) -> GraphTower:
     return GraphTower.of(world[0].file("image-fp32.onnx"), "image", tmp_path)
 
 
+def test_what_cannot_be_integers_is_told(
+    world: tuple[Artifact, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [f"image.up{index}.ConvTranspose: a transposed convolution" for index in range(3)]
+    monkeypatch.setattr(quantize_graphs, "left_in_float", lambda *_: names)
+    found = fit(*world, tmp_path / "q", sensitivity=False, rounding="nearest", bias_correction=False)
+    assert found.manifest.facts[FLOATS_FACT] == 2 * names
+    with (page := Console(width=200)).capture() as shown:
+        page.print(quantize_summary(found, None)[1])
+    said = shown.get()
+    assert "INT8: 12 of 18 products" in said and f"not in INT8 here: {names[0]}" in said and "and 1 more" in said
+
+
 def test_the_artifact_has_float_and_both_kinds_of_integers(quantized: Artifact, world: tuple[Artifact, Path]) -> None:
     source = world[0]
     kinds = [(graph.tower, graph.precision, graph.activations) for graph in quantized.manifest.graphs]
@@ -69,7 +85,7 @@ def test_the_artifact_has_float_and_both_kinds_of_integers(quantized: Artifact, 
             ("int8", "signed"),
         ]
     facts = quantized.manifest.facts
-    assert facts["products"] == 12 and facts["kept"] == [] and facts["logit_scale"] == 20.0
+    assert facts["products"] == 12 and facts[FLOATS_FACT] == [] and facts["kept"] == [] and facts["logit_scale"] == 20.0
     assert facts["params"] == source.manifest.facts["params"]
     assert facts["seen"]["pairs"] == 60, "there are no more"
     assert {GRAPH_RANGES, INTEGERS} < quantized.manifest.files.keys()
