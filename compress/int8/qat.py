@@ -47,12 +47,12 @@ from mmcompress.export.sums import ends_of, sums_of
 from mmcompress.huggingface import dual_encoder_from_checkpoint
 from mmcompress.int8 import (
     INTEGERS,
-    OPERANDS,
     RANGES,
     TABLE,
     Linears,
     Signedness,
     check_tensors,
+    is_attention_operand,
     linears_from_tensors,
     read_ranges,
     tensors_from_linears,
@@ -146,7 +146,7 @@ def read_fit(source: Artifact) -> Fit:
     check_tensors(source.file(INTEGERS), tensors)
     linears = {kind: linears_from_tensors(tensors, kind) for kind in KINDS}
     for kind, named in linears.items():
-        ranged = {name for name in ranges if name.rpartition(".")[2] not in (*OPERANDS, OUTPUT)}
+        ranged = {name for name in ranges if not (is_attention_operand(name) or name.endswith(f".{OUTPUT}"))}
         if differing := sorted(set(named) ^ ranged):
             raise CorruptInputError(
                 f"{source.path}: {differing[0]} is not in both {RANGES} and the {kind} {INTEGERS}", "quantize it again"

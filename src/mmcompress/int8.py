@@ -263,3 +263,9 @@ def attention_operands(config: DualEncoderConfig) -> tuple[str, ...]:
         for i in range(depth)
         for operand in OPERANDS
     )
+
+
+def is_attention_operand(name: str) -> bool:
+    """Whether it is one of `attention_operands`; mobile attention has a convolution `image.blocks.11.query`."""
+    module, _, operand = name.rpartition(".")
+    return module.endswith(".attention") and operand in OPERANDS

@@ -103,6 +103,18 @@ def test_training_lowers_the_drift_of_the_graphs(world: Path, trained: Artifact)
     assert not any(KEPT in name for name in load_file(trained.file(INTEGERS)))
 
 
+def test_a_tower_with_mobile_attention_is_trained_too(world: Path, tmp_path: Path) -> None:
+    """Its convolution `query` has the last name of what attention products of transformers multiply."""
+    recipe = (world / "recipe.toml").read_text().replace("mnv4-s-64", "mnv4-hm").replace("0.25", "0.25\ndepth = 0.3")
+    (tmp_path / "recipe.toml").write_text(recipe)
+    plain = run_recipe(load_recipe(tmp_path / "recipe.toml"), tmp_path / "run")["quantize"]
+    queries = [name for name in linear_modules(plain.model) if name.startswith("image.") and name.endswith(".query")]
+    assert queries and set(queries) <= read_ranges(plain).keys()
+    trained = qat(plain.path, tmp_path / "qat", {**FEW, "optimizer.steps": 2})
+    assert trained.manifest.facts["qat"]["trained"]
+    assert {row["module"] for row in trained.manifest.facts["sensitivity"]} >= set(queries)
+
+
 def test_it_exports_with_what_was_kept_in_float(trained: Artifact, tmp_path: Path) -> None:
     graphs = run_single("export", {}, {"precisions": ["fp32", "int8"]}, {"checkpoint": trained}, tmp_path / "onnx")
     for kind in ("signed", "unsigned"):
