@@ -25,6 +25,37 @@ def test_every_link_leads_to_a_file(page: Path) -> None:
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
+def anchor(heading: str) -> str:
+    """What GitHub calls a heading in an address."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_into_a_page_leads_to_a_heading(page: Path) -> None:
+    for target, place in re.findall(r"\]\(([^)#:]*)#([^)]+)\)", page.read_text(encoding="utf-8")):
+        text = (page.parent / target if target else page).read_text(encoding="utf-8")
+        headings = re.findall(r"^#+ (.*)", text, re.MULTILINE)
+        assert place in map(anchor, headings), f"{page.name} links to {target}#{place}"
+
+
+@pytest.mark.parametrize("page", ["README.md", "README.zh-CN.md"])
+def test_the_times_of_a_convolutional_student_are_where_the_readme_leads_to(page: str) -> None:
+    target, place = "benchmarks/results/mnv4_int8.md", r"[^)]+"
+    said = re.search(rf"`mnv4-m`([^`]*)\({target}#({place})\)", (ROOT / page).read_text(encoding="utf-8"))
+    assert said, f"{page} has no times of mnv4-m"
+    sections = re.split(r"^## ", (ROOT / target).read_text(encoding="utf-8"), flags=re.MULTILINE)
+    (section,) = (one for one in sections if anchor(one.splitlines()[0]) == said[2])
+    measured = {
+        f"{float(re.findall(pattern, section)[0]):{form}}"
+        for pattern, form in (
+            (r"\| mnv4-m int8, openvino \| ([\d.]+)", ".1f"),
+            (r"\| vit-l14 fp32, openvino \| ([\d.]+)", ",.0f"),
+            (r"\| vit-l14 fp32, openvino \| mnv4-m int8, openvino \| ([\d.]+)", ".0f"),
+        )
+    }
+    assert measured <= set(re.findall(r"[\d,]+(?:\.\d+)?", said[1]))
+
+
 @pytest.mark.parametrize("page", [ROOT / "docs/architecture.md", ROOT / "CONTRIBUTING.md"], ids=lambda page: page.name)
 def test_every_file_that_is_named_is_there(page: Path) -> None:
     """`room/file.py`, or a file of the core."""
