@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from mmcompress.artifact import Artifact
 from mmcompress.budget import Budget
+from mmcompress.compress.early import check_fills_a_batch
 from mmcompress.compress.int8.acceptance import ENDS, Fit, Parts, closer, fit_cost, gained, needed
 from mmcompress.compress.int8.convfit import as_fitted, graph_tower
 from mmcompress.compress.int8.fakequant import TrainedLinears
@@ -37,6 +38,7 @@ from mmcompress.compress.prune.semistructured import SPARSE
 from mmcompress.compress.train.losses import cosine_distance
 from mmcompress.compress.train.optimize import optimize
 from mmcompress.compress.train.pairs import TrainingBatch, TrainingPairs, training_pairs
+from mmcompress.compress.train.scalars import check_tensorboard
 from mmcompress.config import QatConfig
 from mmcompress.convnet import ConvConfig
 from mmcompress.data.batches import images_of
@@ -65,6 +67,13 @@ from mmcompress.strictjson import write_json
 
 _VIEWS = 1_000_000
 """Augmented views of an image: never the same twice."""
+
+
+def check_qat(config: QatConfig, _: Mapping[str, Artifact]) -> None:
+    """Refuse at once what training would refuse; less than a batch only where integers are trained in any case."""
+    check_tensorboard(config.optimizer.tensorboard)
+    if config.max_drop is None and config.max_flips is None:
+        check_fills_a_batch(config.data.train, config.optimizer.batch)
 
 
 def qat(job: Job[QatConfig]) -> None:

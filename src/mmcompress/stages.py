@@ -218,6 +218,7 @@ STAGES: Mapping[str, Stage] = {
             {"checkpoint": Kind.CHECKPOINT},
             reads=("train", "validation"),
             captions=frozenset({"train", "validation"}),
+            check="mmcompress.compress.int8.qat:check_qat",
             together=True,
         ),
         Stage(

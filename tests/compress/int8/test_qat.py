@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,11 @@ from shards import picture, write_tar
 from mmcompress.artifact import Artifact
 from mmcompress.budget import Budget, Cost
 from mmcompress.compress.int8 import fakequant
+from mmcompress.compress.int8 import qat as stage
 from mmcompress.compress.int8.acceptance import Fit, FitCost, closer, gained, needed
 from mmcompress.data.batches import read
 from mmcompress.data.sample import image_of
-from mmcompress.errors import CorruptInputError, UsageError
+from mmcompress.errors import CorruptInputError, MissingRequirementError, UsageError
 from mmcompress.export.pixels import image_processing
 from mmcompress.export.texts import save_text_processing
 from mmcompress.huggingface import dual_encoder_from_hugging_face, save_checkpoint
@@ -224,3 +226,17 @@ def test_ranges_and_integers_that_do_not_belong_together_are_refused(world: Path
         save_file({n: t for n, t in tensors.items() if not n.startswith(gone)}, draft.path / INTEGERS)
     with pytest.raises(CorruptInputError, match=r"image\.blocks\.0\.out is not in both"):
         standalone.qat(tmp_path / "mixed", tmp_path / "x", {"data.train": str(world)})
+
+
+def test_what_training_would_refuse_is_refused_before_anything_is_judged(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def judged(*_: object) -> None:
+        raise AssertionError("it was judged first")
+
+    monkeypatch.setattr(stage, "fit_cost", judged)
+    with pytest.raises(UsageError, match="a batch of 64 pairs was asked for, and there are 60"):
+        qat(world, tmp_path / "qat", "optimizer.batch=64")
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    with pytest.raises(MissingRequirementError, match="'tensorboard'"):
+        qat(world, tmp_path / "qat", f"optimizer.tensorboard={tmp_path / 'points'}")
