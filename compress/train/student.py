@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -73,6 +74,9 @@ def check_preset(student: StudentConfig) -> None:
         return
     if student.source not in (*PRESETS, *CONV_PRESETS):
         known = [*PRESETS, *CONV_PRESETS, "inherit:0.25"]
+        if Path(student.source).is_dir():
+            said = f"student {student.source!r} is no preset, and of a folder a path is asked for"
+            raise UsageError(said, f"give ./{student.source}")
         raise UsageError(f"unknown student {student.source!r}", suggestion(student.source, known))
     if student.source in PRESETS and (size := student.image_size) is not None:
         patch = PRESETS[student.source][2]

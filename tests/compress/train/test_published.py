@@ -156,3 +156,11 @@ def test_other_weights_make_another_student(folder: Callable[..., Path]) -> None
     assert before["student.source"] != outside(config)["student.source"]
     preset = config.model_copy(update={"student": StudentConfig(source="mnv4-s")})
     assert "student.source" not in outside(preset)
+
+
+def test_a_folder_by_its_bare_name_is_told_how_it_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "tower").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match="'tower' is no preset, and of a folder a path is asked for") as caught:
+        students.check_preset(StudentConfig(source="tower"))
+    assert caught.value.hint == "give ./tower"
