@@ -59,9 +59,9 @@ def candidates(rows: int) -> int:
 
 
 def array_of(path: Path, dtype: np.dtype[Any] | None = None, rows: int | None = None) -> NDArray[Any]:
-    """(rows,) of a file. Raises CorruptInputError for one that holds no such array; any will do where nothing is said."""
+    """(rows,) of a file. Raises CorruptInputError for one that holds no such array; any array where nothing is said."""
     try:
-        array = np.load(path, allow_pickle=False)
+        array: NDArray[Any] = np.load(path, allow_pickle=False)
     except (ValueError, EOFError) as error:
         raise CorruptInputError(f"{path} holds no array: {error}", "make the index again") from error
     alike = dtype is None or (array.ndim == 1 and array.dtype == dtype)

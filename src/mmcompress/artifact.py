@@ -25,8 +25,10 @@ from pydantic import ValidationError
 from mmcompress.architecture import DualEncoderConfig
 from mmcompress.besideonnx import files_beside
 from mmcompress.digests import remember, sha256_of
+from mmcompress.document import shown
 from mmcompress.errors import CorruptInputError, UsageError
 from mmcompress.manifest import (
+    Figures,
     FileEntry,
     Graph,
     Kind,
@@ -239,6 +241,14 @@ def manifest_from_bytes(content: bytes, where: str, again: str) -> Manifest:
         manifest = Manifest.model_validate(body)
     except (ValueError, AttributeError, ValidationError) as error:
         raise CorruptInputError(f"{where} cannot be read as a manifest: {error}", again) from error
+    try:
+        Figures.model_validate(manifest.facts)
+    except ValidationError as error:
+        first = error.errors()[0]
+        said = first["msg"].removeprefix("Value error, ")
+        raise CorruptInputError(
+            f"{where}: facts.{first['loc'][0]} is {shown(first['input'])}: {said}", again
+        ) from error
     if seal != manifest.compute_seal() or manifest.digest != manifest.compute_digest():
         raise CorruptInputError(f"{where} was changed after it was written: its seal does not match its content", again)
     return manifest

@@ -46,25 +46,28 @@ def is_unicode(text: str) -> bool:
         return False
 
 
-def check_finite(value: object) -> None:
-    """Raise CorruptInputError with the key of the first number in a document that is NaN or infinite."""
-    place = _place(value)
+def check_finite(value: object, largest: float = math.inf) -> None:
+    """Raise CorruptInputError with the key of the first number in a document that is NaN, infinite or too large."""
+    place = _place(value, largest)
     if place is not None:
         key, number = place
+        if isinstance(number, int) or math.isfinite(number):
+            raise CorruptInputError(f"{key or 'the value'} is {str(number)[:12]}…, and no figure is that large", "")
         raise CorruptInputError(
             f"{key or 'the value'} is {number}, and every figure has to be a finite number",
             "the model or the data that it was computed from is broken: look for NaN in them",
         )
 
 
-def _place(value: object) -> tuple[str, float] | None:
+def _place(value: object, largest: float) -> tuple[str, float] | None:
     """`{"rows": [{"p50_ms": nan}]}` -> `("rows.0.p50_ms", nan)`; None where every number is finite."""
-    if isinstance(value, float):
-        return None if math.isfinite(value) else ("", float(value))
+    if isinstance(value, float | int):
+        wrong = abs(value) > largest if isinstance(value, int) or math.isfinite(value) else True
+        return ("", value) if wrong else None
     if not isinstance(value, Mapping | list | tuple):
         return None
     for key, part in value.items() if isinstance(value, Mapping) else enumerate(value):
-        place = _place(part)
+        place = _place(part, largest)
         if place is not None:
             return f"{key}.{place[0]}".removesuffix("."), place[1]
     return None
