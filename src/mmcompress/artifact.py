@@ -41,7 +41,7 @@ from mmcompress.manifest import (
 )
 from mmcompress.places import MANIFEST, check_place, writing
 from mmcompress.publish import drafted, swap_in
-from mmcompress.strictjson import check_finite, json_from_text, write_json
+from mmcompress.strictjson import check_finite, json_bytes, json_from_text, write_json
 
 _AS_LARGE_AS_DATA = (Kind.EMBEDDINGS, Kind.INDEX, Kind.SHARDS)
 
@@ -229,7 +229,7 @@ def _let_be_read(folder: Path, manifest: Manifest) -> None:
 def read_manifest(path: Path) -> Manifest:
     """What an artifact says of itself, none of its files looked at. Raises CorruptInputError where it was changed."""
     again = "make the artifact again: delete the folder and rerun the command that wrote it"
-    return manifest_from_bytes(path.read_bytes(), str(path), again)
+    return manifest_from_bytes(json_bytes(path, again), str(path), again)
 
 
 def manifest_from_bytes(content: bytes, where: str, again: str) -> Manifest:

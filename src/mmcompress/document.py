@@ -19,7 +19,7 @@ from typing_extensions import Self
 
 from mmcompress.errors import CorruptInputError
 from mmcompress.frozen import Config
-from mmcompress.strictjson import check_finite, text_from_json
+from mmcompress.strictjson import check_finite, json_bytes, text_from_json
 
 LARGEST = 2**63
 """No figure of ours is larger, and what is computed from two of them is finite."""
@@ -94,7 +94,7 @@ class Document(Part):
     def read(cls, path: Path, hint: str = "make it again with this version of mmcompress") -> Self:
         """Raises CorruptInputError, with the file, the key and the value, for what is no such document."""
         try:
-            document = cls.model_validate_json(cls.current(path.read_bytes()), strict=True)
+            document = cls.model_validate_json(cls.current(json_bytes(path, hint)), strict=True)
             check_finite(document.model_dump(by_alias=True), LARGEST)
             return document
         except CorruptInputError as error:

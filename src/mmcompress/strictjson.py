@@ -16,6 +16,10 @@ from typing import Any
 
 from mmcompress.errors import CorruptInputError
 
+LARGEST_BYTES = 16 << 20
+"""Of a manifest, a document or a config: the manifest of 100,000 shards. A million keys take minutes to be read."""
+LARGEST_TOKENIZER = 64 << 20
+"""Bytes of a `tokenizer.json`: Gemma's 262,144 tokens take 33 MB."""
 _LONGEST_INTEGER = 308
 """Characters: what a float can hold. transformers writes 10^30 into tokenizers for "as long as you like"."""
 
@@ -98,9 +102,21 @@ def _finite(text: str) -> float:
     return number
 
 
+def check_size(path: Path, hint: str, largest: int = LARGEST_BYTES) -> None:
+    """Raise CorruptInputError for a file that is larger than any of its kind."""
+    if (size := path.stat().st_size) > largest:
+        raise CorruptInputError(f"{path} has {size:,} bytes, and none of its kind has more than {largest:,}", hint)
+
+
+def json_bytes(path: Path, hint: str) -> bytes:
+    """Of a file that is no larger than any of its kind; raises CorruptInputError for another one."""
+    check_size(path, hint)
+    return path.read_bytes()
+
+
 def read_json(path: Path, hint: str) -> Any:
-    """Raises CorruptInputError for a file that is no JSON."""
+    """Raises CorruptInputError for a file that is no JSON, or larger than any."""
     try:
-        return json_from_text(path.read_bytes())
+        return json_from_text(json_bytes(path, hint))
     except ValueError as error:
         raise CorruptInputError(f"{path} is no JSON: {error}", hint) from error
