@@ -42,6 +42,9 @@ from mmcompress.model import DualEncoder
 from mmcompress.progress import say, track
 from mmcompress.stages import Job
 
+FEWEST = 64
+"""Pairs that importance and fit can be told from."""
+
 
 def prune(job: Job[PruneConfig]) -> None:
     """Stage: remove what a checkpoint needs least, and fit what is left."""
@@ -54,6 +57,9 @@ def prune(job: Job[PruneConfig]) -> None:
         )
         steps = max(1, min(config.samples, pairs.count) // config.batch)
         samples = list(track(islice(pairs.stream(0, 0), steps), "samples", steps))
+        if (there := sum(len(batch.keys) for batch in samples)) < FEWEST:
+            few = f"warning: what goes and what is fitted is told from {there} pairs; {FEWEST} are needed"
+            say("", "data", few)
         pruned, measured = pruned_model(model, samples, embeddings.anchors(config.anchors, here.device), config)
     sparse, dense = two_four_modules(pruned) if config.sparsity else ([], [])
     save_checkpoint(pruned.cpu(), job.draft.path)

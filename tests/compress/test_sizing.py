@@ -147,6 +147,19 @@ def test_the_choice_fits_by_measurement_and_nothing_that_fits_has_more_capacity(
     assert all(row.measured_ms is not None for row in document.rows)
 
 
+def test_a_noise_does_not_turn_down_what_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every second run has another program beside it, which takes half of the machine."""
+    runs: list[int] = []
+
+    def timed(towers: Sequence[AnyImageConfig], *_: object) -> list[float]:
+        runs.append(len(towers))
+        return [true_ms(tower, 2.0 if len(runs) % 2 else 1.0) for tower in towers]
+
+    monkeypatch.setattr(sizing, "timed", timed)
+    _, chosen = sized(table(), SizeConfig(target_ms=6.0), here=True)
+    assert 0.85 * 6 < true_ms(tower_of(chosen)) <= 6
+
+
 def test_costs_of_another_machine_decide_by_themselves_and_say_so() -> None:
     document, chosen = sized(table(), SizeConfig(target_ms=6.0), here=False)
     assert "nothing was timed here" in document.why

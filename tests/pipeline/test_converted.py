@@ -162,6 +162,7 @@ def test_a_converted_checkpoint_is_its_own_teacher_too(cli: Cli, tmp_path: Path,
     shutil.rmtree(teacher)
     done = cli("prune", tmp_path / "c", "--data", photos, "--mlp-multiple", "8", *FEW, "--out", tmp_path / "p")
     assert done.code == 0, done.err
+    assert "warning: what goes and what is fitted is told from 24 pairs; 64 are needed" in " ".join(done.err.split())
 
 
 @pytest.mark.parametrize("command", ["quantize", "prune", "verdict"])

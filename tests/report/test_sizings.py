@@ -8,7 +8,7 @@ from mmcompress.artifact import Artifact
 from mmcompress.compress.sizing.document import SIZING, SizedRow, SizingDocument
 from mmcompress.manifest import Kind
 from mmcompress.report.measured import sizings
-from mmcompress.report.pages import html_page
+from mmcompress.report.pages import html_page, markdown_page
 from mmcompress.report.report import joined
 from mmcompress.report.sizings import sized_bars
 from mmcompress.runtime.machine import machine
@@ -47,6 +47,9 @@ def test_the_page_says_what_was_chosen_and_why(tmp_path: Path) -> None:
     page = html_page(document)
     assert 'id="sizing"' in page and SIZED.why in page and "too slow" in page
     assert "1.00 ms on OpenVINO in INT8" in page and "Bars are measured on whole graphs" in page
+    merge_request = markdown_page(document)
+    assert f"s: {SIZED.why}." in merge_request and ", too slow |" in merge_request
+    assert "| student for 1.00 ms on OpenVINO in INT8 |" in merge_request
 
 
 def test_the_page_shows_no_bars_where_nothing_was_timed(tmp_path: Path) -> None:
