@@ -7,40 +7,40 @@ from typing import Any
 
 from pydantic import ConfigDict, Field
 
-from mmcompress.document import Document, Part
+from mmcompress.document import Count, Document, Part
 
 
 class Audit(Part):
     """Of one engine."""
 
-    layers: int
+    layers: Count
     """Compiled layers that one call starts: of several profiles those of the one with the most."""
-    kinds: dict[str, int]
+    kinds: dict[str, Count]
     """Compiled layers of each kind, by TensorRT's own names."""
-    products: dict[str, int]
+    products: dict[str, Count]
     """Matrix products in each precision."""
-    attention: dict[str, int]
+    attention: dict[str, Count]
     """Fused attention kernels in each precision."""
     modules: dict[str, str]
     """Precision of each Linear; the widest of its products, in all profiles."""
     quantized: dict[str, str] = Field(default_factory=dict)
     """Linears that the graph has in 8 bits, with their precision there."""
-    weights_bytes: int | None
+    weights_bytes: Count | None
     """Of the engine's weights; null where the builder does not say."""
 
 
 class AuditSummary(Part):
     """An audit without its lists, as the manifest's facts have it."""
 
-    layers: int
+    layers: Count
     """Compiled layers that one call starts."""
-    products: dict[str, int]
+    products: dict[str, Count]
     """Matrix products in each precision."""
-    attention: dict[str, int]
+    attention: dict[str, Count]
     """Fused attention kernels in each precision."""
-    weights_bytes: int | None
+    weights_bytes: Count | None
     """Of the engine's weights; null where the builder does not say."""
-    modules: dict[str, int]
+    modules: dict[str, Count]
     """Linears in each precision."""
     not_int8: tuple[str, ...]
     """Linears that the graph has in 8 bits and the engine has not; empty where it has none."""

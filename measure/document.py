@@ -11,7 +11,7 @@ from pydantic import model_validator
 from typing_extensions import Self
 
 from mmcompress.config import Backend, Precision
-from mmcompress.document import Interval, Milliseconds, Part, check_bins
+from mmcompress.document import CallMilliseconds, Count, Interval, Milliseconds, Part, Rate, Ratio, check_bins
 from mmcompress.runtime.environment import Environment
 
 Activations = Literal["float", "signed", "unsigned"]
@@ -20,7 +20,7 @@ Activations = Literal["float", "signed", "unsigned"]
 class Speedup(Part):
     """How many times as fast one thing is as another, from rounds that were measured together."""
 
-    speedup: float
+    speedup: Ratio
     """Time of what is compared with over time of this, above 0; below 1 this is slower."""
     ci95: Interval
     """95% interval of the ratio."""
@@ -31,9 +31,9 @@ class Speedup(Part):
 class TimeHistogram(Part):
     """Calls by the time that they took."""
 
-    edges_ms: tuple[float, ...]
+    edges_ms: tuple[Milliseconds, ...]
     """Edges of the bins in ms, one more than counts; the last bin counts slower calls too."""
-    counts: tuple[int, ...]
+    counts: tuple[Count, ...]
     """Calls of each bin."""
 
     @model_validator(mode="after")
@@ -45,11 +45,11 @@ class TimeHistogram(Part):
 class Pipeline(Part):
     """Making a batch out of photos, alone and with the inference after it, in one thread."""
 
-    input_ms: Milliseconds
+    input_ms: CallMilliseconds
     """Median ms of decoding, resizing and normalizing a batch."""
-    together_ms: Milliseconds
+    together_ms: CallMilliseconds
     """Median ms of the same and of the inference."""
-    throughput_ips: float
+    throughput_ips: Rate
     """Images a second of both together."""
 
 
@@ -64,32 +64,32 @@ class Measurement(Part):
     """Of the graph."""
     activations: Activations
     """Integers of the graph's quantized activations; `float` where it has none."""
-    batch: int
+    batch: Count
     """Images of a call."""
-    threads: int | None
+    threads: Count | None
     """Of the runtime, all streams together; null on a GPU."""
-    streams: int
+    streams: Count
     """Calls at the same time, each of a session of its own."""
 
 
 class CallTimes(Part):
     """How long the calls took."""
 
-    samples: int
+    samples: Count
     """Calls that were counted."""
-    p50_ms: Milliseconds
+    p50_ms: CallMilliseconds
     """Median time of a call in ms."""
-    p90_ms: Milliseconds
+    p90_ms: CallMilliseconds
     """90th percentile of the time of a call in ms."""
-    p95_ms: Milliseconds
+    p95_ms: CallMilliseconds
     """95th percentile of the time of a call in ms."""
-    p99_ms: Milliseconds
+    p99_ms: CallMilliseconds
     """99th percentile of the time of a call in ms."""
-    mean_ms: Milliseconds
+    mean_ms: CallMilliseconds
     """Mean time of a call in ms."""
-    cv: float
+    cv: Rate
     """Standard deviation of the time of a call over its mean, from 0."""
-    throughput_ips: float
+    throughput_ips: Rate
     """Images a second, at the mean time or, with several streams, over the whole time."""
     histogram: TimeHistogram
     """Calls by their time."""
@@ -111,21 +111,21 @@ class CallPhases(Part):
 class Latency(CallTimes, Measurement):
     """One image graph on one backend, with one batch size, number of threads and number of streams."""
 
-    load_ms: Milliseconds | None
+    load_ms: CallMilliseconds | None
     """Median ms of opening a session; null with several streams."""
-    first_ms: Milliseconds | None
+    first_ms: CallMilliseconds | None
     """Median ms of the first call of a session; null with several streams."""
-    rounds_ms: tuple[float, ...]
+    rounds_ms: tuple[CallMilliseconds, ...]
     """Median ms of the calls of each round: what intervals are taken over."""
-    peak_bytes: int | None
+    peak_bytes: Count | None
     """Most memory of a process that only runs this graph; null with several streams and where it cannot be read."""
-    device_peak_bytes: int | None
+    device_peak_bytes: Count | None
     """The same of the GPU's memory; null on a CPU, with several streams and where it cannot be read."""
-    energy_mj: float | None
+    energy_mj: Rate | None
     """Millijoules an image, of the whole package or board; null where no sensor can be read."""
     energy_source: str | None
     """`nvml`, `ina`, `tegrastats` or `rapl`; null where no sensor can be read."""
-    ceiling_share: float | None
+    ceiling_share: Rate | None
     """Multiply-accumulates a second over those of the ceiling, from 0; null where there is no ceiling."""
     pipeline: Pipeline | None
     """With the making of the input; null with several streams, or where it was not asked for."""
@@ -146,9 +146,9 @@ class Ceiling(Part):
     """The processor's name."""
     precision: Precision
     """Of the product."""
-    threads: int
+    threads: Count
     """Of the runtime."""
-    gmacs_per_s: float
+    gmacs_per_s: Rate
     """Billions of multiply-accumulates a second, of the fastest call of the fastest shape."""
     shape: tuple[int, int, int]
     """Rows, depth and columns of that product."""
@@ -172,5 +172,5 @@ class SanityCheck(Part):
 class RaceEnvironment(Environment):
     """Of a measurement that ends when a ratio is known well enough."""
 
-    rounds: int
+    rounds: Count
     """Rounds that were measured."""

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 from pydantic import AliasChoices, ConfigDict, Field
 
 from mmcompress.artifact import Artifact
-from mmcompress.document import Document, Part
+from mmcompress.document import Count, Document, Part
 from mmcompress.errors import UsageError
 from mmcompress.manifest import Kind
 from mmcompress.measure.document import Latency
@@ -42,7 +42,7 @@ class StoredEnvironment(Part):
 
     model_config = _PARTLY
     cpu: str | None = None
-    cores: int | None = None
+    cores: Count | None = None
     power_mode: str | None = None
     governor: str | None = None
     priority: str | None = None

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
-from mmcompress.document import Part
+from mmcompress.document import Count, Part, Rate, Share
 
 PACKAGES = ("torch", "transformers", "onnx", "onnxruntime", "openvino", "tensorrt", "tensorrt_rtx", "numpy")
 """Fields with the version of a package; what is not installed is not written."""
@@ -16,22 +16,22 @@ PACKAGES = ("torch", "transformers", "onnx", "onnxruntime", "openvino", "tensorr
 class ClocksMhz(Part):
     """Of each core; empty where nothing tells."""
 
-    before: tuple[float, ...]
+    before: tuple[Rate, ...]
     """MHz of each, before the first measurement."""
-    after: tuple[float, ...]
+    after: tuple[Rate, ...]
     """MHz of each, after the last measurement."""
 
 
 class GpuClocksMhz(Part):
     """Of the GPU that ran engines, looked at once a round, right behind the calls."""
 
-    lowest: float
+    lowest: Rate
     """MHz that were seen."""
-    usual: float
+    usual: Rate
     """Their median, MHz."""
-    highest: float
+    highest: Rate
     """MHz that were seen."""
-    possible: float | None
+    possible: Rate | None
     """MHz that the GPU may have at most; null where nothing tells."""
 
 
@@ -47,7 +47,7 @@ class TemperatureC(Part):
 class Noise(Part):
     """How far equal rounds differed, and what disturbed them."""
 
-    level: float
+    level: Rate
     """Median over all combinations of the spread of their rounds, a share of the median, from 0."""
     noisy: bool
     """Whether single figures are not to be trusted."""
@@ -82,15 +82,15 @@ class Machine(Part):
     """Version of the package; left out where it is not installed."""
     cpu: str
     """Model of the processor."""
-    cores: int
+    cores: Count
     """Cores that the process may use, by its affinity and its container's quota; from 1."""
     governor: str | None
     """Clock policy of the first core, `performance` say; null where there is no cpufreq."""
     power_mode: str | None
     """A Jetson's nvpmodel or a PC's platform profile; null where neither is."""
-    load_average: float
+    load_average: Rate
     """Of the last minute when the machine was described, processes, from 0."""
-    memory_bytes: int
+    memory_bytes: Count
     """Memory of the machine, or as much of it as the container may use."""
 
     @model_serializer(mode="wrap")
@@ -103,7 +103,7 @@ class Machine(Part):
 class Meanwhile(Part):
     """What the machine did while it was measured."""
 
-    pinned_cores: tuple[int, ...] | None
+    pinned_cores: tuple[Count, ...] | None
     """Cores that the process was bound to; null where it was not."""
     priority: str
     """`real-time` where the system permitted that class, else `normal`."""
@@ -113,13 +113,13 @@ class Meanwhile(Part):
     """Clock of the GPU while it worked; null where nothing tells."""
     temperature_c: TemperatureC
     """Heat before and after."""
-    load_average_before: float
+    load_average_before: Rate
     """Of the minute before the first measurement, processes, from 0."""
-    load_average_after: float
+    load_average_after: Rate
     """Of the minute before the end, processes, from 0; the measurement itself counts."""
-    others_share: float | None
+    others_share: Share | None
     """Share of the processor's time that other programs took, 0 to 1; null where /proc does not tell."""
-    stolen_share: float | None
+    stolen_share: Share | None
     """Share of the processor's time that the hypervisor gave to other machines, 0 to 1; null where /proc does not
     tell."""
     noise: Noise

@@ -23,14 +23,16 @@ from typing import NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import ConfigDict, ValidationError
 
 from mmcompress.artifact import Artifact
 from mmcompress.datakeys import KNOWN as KNOWN_KEYS
 from mmcompress.datakeys import Keys, keys_of
+from mmcompress.document import Count, Part, shown
 from mmcompress.errors import CorruptInputError
 from mmcompress.manifest import Kind, hash_json
-from mmcompress.runtime.neighbours import Graph
-from mmcompress.strictjson import read_json, write_json
+from mmcompress.runtime.neighbours import Graph, array_of
+from mmcompress.strictjson import read_json, text_from_json, write_json
 
 GRAPH, NODES = "graph.faiss", "nodes.npy"
 """The graph, and (rows,) the node of each row in it: images with equal vectors share one."""
@@ -51,6 +53,19 @@ KEYS = "keys"
 """By which keys its sets were read, as they were said (`keys:image/caption:`), where other than the known ones were; a
 measurement, too."""
 _AGAIN = "make the index again"
+
+
+class _Facts(Part):
+    """What an index says of itself, held against its files when it is opened."""
+
+    model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
+
+    model_digest: str
+    precision: str
+    backend: str
+    width: Count
+    parts: tuple[Count, ...]
+    candidates: Count
 
 
 class Match(NamedTuple):
@@ -79,8 +94,18 @@ class ImageIndex:
                 f"delete it, and make it again: mmcompress index {artifact.manifest.metrics.get(SOURCE, 'MODEL')}"
                 f" --images IMAGES --out {path}",
             )
-        graph = Graph.read(artifact.file(GRAPH), artifact.file(NODES), facts[WIDTH], sum(facts[PARTS]))
-        return cls(artifact, graph, np.load(artifact.file(GONE), allow_pickle=False))
+        try:
+            said = _Facts.model_validate_json(text_from_json(facts), strict=True)
+        except ValidationError as error:
+            first = error.errors()[0]
+            key = ".".join(map(str, first["loc"]))
+            raise CorruptInputError(f"{path}: the index says {key} = {shown(first['input'])}", _AGAIN) from error
+        rows = sum(said.parts)
+        graph = Graph.read(artifact.file(GRAPH), artifact.file(NODES), said.width, rows)
+        gone = array_of(artifact.file(GONE), np.dtype(np.int64))
+        if len(gone) and not 0 <= gone.min() <= gone.max() < rows:
+            raise CorruptInputError(f"{artifact.file(GONE)} names rows that the index has not", _AGAIN)
+        return cls(artifact, graph, gone)
 
     @property
     def width(self) -> int:
@@ -109,14 +134,14 @@ class ImageIndex:
         """The hash of the image of a row."""
         ends = self._ends
         part = bisect.bisect_right(ends, row)
-        known = _known(self.artifact.file(known_file(part)))
+        known = _known(self.artifact.file(known_file(part)), self.parts[part])
         return int(known["content"][row - ends[part] + self.parts[part]])
 
     def name(self, row: int) -> str:
         """Of the image of a row."""
         ends = self._ends
         part = bisect.bisect_right(ends, row)
-        return _names(self.artifact.file(names_file(part)))[row - ends[part] + self.parts[part]]
+        return _names(self.artifact.file(names_file(part)), self.parts[part])[row - ends[part] + self.parts[part]]
 
     @property
     def _ends(self) -> list[int]:
@@ -156,14 +181,16 @@ def vectors_file(part: int) -> str:
 
 
 @functools.lru_cache(maxsize=16)
-def _names(path: Path) -> list[str]:
-    names: list[str] = read_json(path, _AGAIN)
+def _names(path: Path, rows: int) -> list[str]:
+    names = read_json(path, _AGAIN)
+    if not isinstance(names, list) or len(names) != rows or not all(isinstance(name, str) for name in names):
+        raise CorruptInputError(f"{path} is no list of the names of {rows} images", _AGAIN)
     return names
 
 
 @functools.lru_cache(maxsize=16)
-def _known(path: Path) -> NDArray[np.void]:
-    return cast(NDArray[np.void], np.load(path, allow_pickle=False))
+def _known(path: Path, rows: int) -> NDArray[np.void]:
+    return cast(NDArray[np.void], array_of(path, KNOWN, rows))
 
 
 def hash_of(content: bytes) -> int:

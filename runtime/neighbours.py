@@ -58,6 +58,18 @@ def candidates(rows: int) -> int:
     return max(SEARCHING, math.isqrt(rows))
 
 
+def array_of(path: Path, dtype: np.dtype[Any] | None = None, rows: int | None = None) -> NDArray[Any]:
+    """(rows,) of a file. Raises CorruptInputError for one that holds no such array; any array where nothing is said."""
+    try:
+        array: NDArray[Any] = np.load(path, allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise CorruptInputError(f"{path} holds no array: {error}", "make the index again") from error
+    alike = dtype is None or (array.ndim == 1 and array.dtype == dtype)
+    if not alike or rows not in (None, len(array)):
+        raise CorruptInputError(f"{path} is no array of {dtype}, a row an image", "make the index again")
+    return array
+
+
 class Graph:
     """Unit vectors by their rows, 0 and on, in the order in which they were added."""
 
@@ -83,7 +95,7 @@ class Graph:
             index = faiss.read_index(str(path))
         except RuntimeError as error:
             raise CorruptInputError(f"{path} cannot be read as a graph: {error}", "make the index again") from error
-        node_of = np.load(nodes, allow_pickle=False)
+        node_of = array_of(nodes)
         said = (width, rows, index.ntotal)
         if not isinstance(index, faiss.IndexHNSWSQ) or (index.d, len(node_of), _count(node_of)) != said:
             raise CorruptInputError(

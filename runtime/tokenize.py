@@ -20,7 +20,7 @@ from mmcompress.artifact import Artifact
 from mmcompress.errors import CorruptInputError, UsageError
 from mmcompress.foreign import foreign_code
 from mmcompress.manifest import TextProcessing
-from mmcompress.strictjson import is_unicode
+from mmcompress.strictjson import LARGEST_TOKENIZER, check_size, is_unicode
 
 _one_at_a_time = threading.Lock()
 """A tokenizer refuses to be set up while another thread uses it; a batch is spread over cores in the library."""
@@ -30,10 +30,12 @@ def load_tokenizer(path: Path) -> Tokenizer:
     """A `tokenizer.json`."""
     if not path.is_file():
         raise UsageError(f"there is no tokenizer {path}", "give a folder that has a tokenizer.json")
+    again = "make or download it again"
+    check_size(path, again, LARGEST_TOKENIZER)
     try:
         return Tokenizer.from_file(str(path))
     except Exception as error:  # it raises bare Exception
-        raise CorruptInputError(f"{path} is no tokenizer.json: {error}", "make or download it again") from error
+        raise CorruptInputError(f"{path} is no tokenizer.json: {error}", again) from error
 
 
 def tokenize(tokenizer: Tokenizer, texts: Sequence[str], processing: TextProcessing) -> NDArray[np.int32]:

@@ -13,7 +13,7 @@ import pytest
 
 from mmcompress.artifact import Artifact
 from mmcompress.errors import CorruptInputError, UsageError
-from mmcompress.manifest import Kind
+from mmcompress.manifest import Kind, Manifest
 
 
 def make(path: Path, text: str = "weights", **metrics: float) -> Artifact:
@@ -57,6 +57,25 @@ def test_changed_measurements_are_found(tmp_path: Path) -> None:
     manifest.write_text(manifest.read_text().replace('"seconds": 1.0', '"seconds": 0.5'))
     with pytest.raises(CorruptInputError, match="changed after it was written"):
         Artifact.open(made.path)
+
+
+@pytest.mark.parametrize(
+    ("fact", "values"),
+    [("params", (-1, "1", True, 10**300)), ("macs", (1.5, [])), ("logit_scale", (-1, 0, "7", 1e308)), ("dim", ("24",))],
+)
+def test_a_fact_that_is_no_number_of_its_kind_is_refused(tmp_path: Path, fact: str, values: tuple[object, ...]) -> None:
+    for number, value in enumerate(values):
+        place = tmp_path / str(number)
+        with Artifact.create(place, kind=Kind.CHECKPOINT, stage="distill", key="k", config={}) as draft:
+            draft.facts = {fact: 1}
+        path = place / "manifest.json"
+        body = json.loads(path.read_text())
+        del body["seal"]
+        body["facts"] = {fact: value}
+        body["digest"] = Manifest.model_validate(body).compute_digest()
+        path.write_text(json.dumps({**body, "seal": Manifest.model_validate(body).compute_seal()}))
+        with pytest.raises(CorruptInputError, match=rf"manifest\.json: facts\.{fact} is "):
+            Artifact.open(place)
 
 
 def test_missing_file_and_wrong_kind_are_named(tmp_path: Path) -> None:

@@ -83,6 +83,54 @@ def test_a_damaged_file_is_refused_with_its_key_and_value(
         BenchDocument.read(path)
 
 
+@pytest.mark.parametrize(
+    ("key", "values"),
+    [
+        ("p50_ms", (0, -0.0, -1, 1e-320, 86_400_001, 1e308, True, "1", 10**400)),
+        ("load_ms", (0, 1e308)),
+        ("rounds_ms", ([1.0, -1.0], [1e308])),
+        ("throughput_ips", (-5, 1e308)),
+        ("batch", (-1, 10**300, 1.5, True)),
+        ("peak_bytes", (-1, 2**64)),
+        ("cv", (-0.1, 1e308)),
+    ],
+)
+def test_a_number_that_nothing_can_have_measured_is_refused(tmp_path: Path, key: str, values: tuple[Any, ...]) -> None:
+    for value in values:
+        content = json.loads((RELEASED / "bench.json").read_text())
+        entry(content)[key] = value
+        (tmp_path / "bench.json").write_text(json.dumps(content))
+        with pytest.raises(CorruptInputError, match=rf"bench\.json: rows\.0\.latency\.0\.{key}(\.\d)? is "):
+            BenchDocument.read(tmp_path / "bench.json")
+
+
+@pytest.mark.parametrize(
+    ("edit", "key"),
+    [
+        (lambda row: row.update(images=-5), "images"),
+        (lambda row: row["metrics"].update(cosine_mean=1e308), "metrics.cosine_mean"),
+        (lambda row: row["metrics"].update(margin_mean=1e308), "metrics.margin_mean"),
+        (lambda row: row["metrics"]["ci95"].update(i2t_r10=[0.9, 0.1]), "metrics.ci95.i2t_r10"),
+        (lambda row: row["metrics"]["r10_change"].update(i2t=1e308), "metrics.r10_change.i2t"),
+    ],
+)
+def test_a_share_a_cosine_and_an_interval_are_within_what_they_can_be(
+    tmp_path: Path, edit: Callable[[dict[str, Any]], object], key: str
+) -> None:
+    content = json.loads((RELEASED / "drift.json").read_text())
+    edit(content["rows"][1])
+    (tmp_path / "drift.json").write_text(json.dumps(content))
+    with pytest.raises(CorruptInputError, match=rf"drift\.json: rows\.1\.{re.escape(key)} is "):
+        DriftDocument.read(tmp_path / "drift.json")
+
+
+def test_no_zero_is_negative(tmp_path: Path) -> None:
+    content = json.loads((RELEASED / "drift.json").read_text())
+    content["rows"][1]["metrics"]["i2t_r10"] = -0.0
+    (tmp_path / "drift.json").write_text(json.dumps(content))
+    assert str(DriftDocument.read(tmp_path / "drift.json").rows[1].metrics.i2t_r10) == "0.0"
+
+
 @pytest.mark.parametrize("text", ["", "{", "\x80", "[]", "null", '{"rows": NaN}'])
 def test_what_is_no_document_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "bench.json").write_bytes(text.encode("latin-1"))

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from mmcompress.artifact import Artifact
+from mmcompress.artifact import Artifact, read_manifest
 from mmcompress.errors import CorruptInputError, MMCompressError
 from mmcompress.manifest import Kind
+from mmcompress.measure.bench.document import BenchDocument
 from mmcompress.pipeline.recipe import parse_assignments
+from mmcompress.runtime.tokenize import load_tokenizer
+from mmcompress.sidefiles import check_side_files
 from mmcompress.strictjson import json_from_text, read_json, text_from_json, write_json
 
 ROOT = Path(__file__).parent.parent
@@ -57,6 +61,29 @@ def test_an_artifact_does_not_hide_it_as_null(part: str, tmp_path: Path) -> None
     with pytest.raises(MMCompressError, match=rf"^{part}\.loss is nan"), creating as draft:
         setattr(draft, part, {"loss": math.nan})
     assert not list(tmp_path.iterdir())
+
+
+def test_what_is_larger_than_any_of_its_kind_is_refused_unread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "config.json"
+    with path.open("wb") as file:
+        file.truncate((16 << 20) + 1)
+    (tmp_path / "tokenizer.json").write_bytes(path.read_bytes())
+    monkeypatch.setattr(Path, "read_bytes", lambda _: pytest.fail("it was read"))
+    said = r"config\.json has 16,777,217 bytes, and none of its kind has more than 16,777,216"
+    for read in (
+        lambda: read_json(path, ""),
+        lambda: BenchDocument.read(path),
+        lambda: read_manifest(path),
+        lambda: check_side_files(tmp_path),
+    ):
+        with pytest.raises(CorruptInputError, match=said):
+            read()
+    path.unlink()
+    check_side_files(tmp_path)
+    os.truncate(tmp_path / "tokenizer.json", (64 << 20) + 1)
+    for read in (lambda: load_tokenizer(tmp_path / "tokenizer.json"), lambda: check_side_files(tmp_path)):
+        with pytest.raises(CorruptInputError, match=r"tokenizer\.json has 67,108,865 bytes"):
+            read()
 
 
 def test_a_setting_is_checked_by_its_config() -> None:

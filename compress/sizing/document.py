@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mmcompress.compress.sizing.work import Family
 from mmcompress.config import Backend, Precision
-from mmcompress.document import Document, Milliseconds, Part
+from mmcompress.document import CallMilliseconds, Count, Document, Milliseconds, Part, Rate
 from mmcompress.runtime.environment import Machine
 
 COSTS = "costs.json"
@@ -16,7 +16,7 @@ class TimedTower(Part):
 
     tower: str
     """Preset, side of the image, and shares of width and depth."""
-    measured_ms: Milliseconds
+    measured_ms: CallMilliseconds
     """Of one image."""
     predicted_ms: Milliseconds
     """Composed of what the other towers' work costs, this one left out."""
@@ -38,7 +38,7 @@ class CostsDocument(Document):
     """The runtime."""
     precision: Precision
     """Of the graphs."""
-    threads: int
+    threads: Count
     """Of that runtime."""
     environment: Machine
     """What it was measured on."""
@@ -53,15 +53,15 @@ class SizedRow(Part):
     """Preset, side of the image, and shares of width and depth."""
     family: Family
     """Of its image tower."""
-    macs: int
+    macs: Count
     """Multiply-accumulates of one image."""
-    params: int
+    params: Count
     """Of the image tower."""
-    capacity: float
+    capacity: Rate
     """What students are ranked by."""
     predicted_ms: Milliseconds
     """Composed of what its work costs."""
-    measured_ms: Milliseconds | None
+    measured_ms: CallMilliseconds | None
     """Of its whole graph with random weights; null where the costs are another machine's."""
     fits: bool
     """Whether it is within what was asked for, measured where it was measured."""
@@ -70,13 +70,13 @@ class SizedRow(Part):
 class SizingDocument(Document):
     """Which student a latency has room for, and what else was weighed."""
 
-    asked_ms: Milliseconds
+    asked_ms: CallMilliseconds
     """The longest time of one image."""
     backend: Backend
     """The runtime."""
     precision: Precision
     """Of the graphs."""
-    threads: int
+    threads: Count
     """Of that runtime."""
     environment: Machine
     """The machine of the costs."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mmcompress.config import Backend, Precision
-from mmcompress.document import Document, Part
+from mmcompress.document import Count, Document, Part, Rate
 from mmcompress.measure.document import Ceiling, Latency, Speedup
 from mmcompress.runtime.environment import Environment
 
@@ -24,7 +24,7 @@ class _Ends(Part):
     """What is faster if the ratio is above 1."""
     denominator: Run
     """What it is compared with."""
-    batch: int
+    batch: Count
     """Images of a call."""
 
 
@@ -46,9 +46,9 @@ class BenchEnvironment(Environment):
 
     gpu_power_limit: str | None
     """Watts that the GPU may take, with their unit; null without a GPU."""
-    seconds: float
+    seconds: Rate
     """Time that each combination was measured, all rounds together."""
-    rounds: int
+    rounds: Count
     """Into which that time was divided."""
 
 

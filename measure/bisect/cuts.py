@@ -159,6 +159,11 @@ def _copy(proto: Any) -> Any:
 
 def _value(graph: Opened, tensor: str, name: str, rank: int) -> Any:
     onnx = require("onnx", "compress")
+    if tensor not in graph.types:
+        raise UsageError(
+            f"nothing says of which type {tensor!r} of the {graph.tower} tower is: it comes from no operator of ONNX",
+            "bisect what `mmcompress export` wrote",
+        )
     shape = [None] * rank if rank else None
     return onnx.helper.make_tensor_value_info(name, graph.types[tensor], shape)
 

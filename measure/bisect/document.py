@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mmcompress.config import Backend, Precision
-from mmcompress.document import Document, Part
+from mmcompress.document import Cosine, Count, Document, Part, Share
 from mmcompress.runtime.session import Tower
 
 
@@ -25,13 +25,13 @@ class BisectModule(Part):
     """Its tower."""
     local_sqnr_db: float
     """Signal to noise of its output where it is fed what FP32 feeds it, in dB, -200 to 200: 200 is no noise."""
-    local_cosine_mean: float
+    local_cosine_mean: Cosine
     """Mean cosine of its output and FP32's, a token each, -1 to 1."""
     excess_db: float
     """Its noise over the noise that 8 bits have to make there, in dB; 0 is as good as its numbers allow."""
     carried_sqnr_db: float
     """Signal to noise of its output in the whole candidate, in dB, -200 to 200."""
-    share: float
+    share: Share
     """Of the local noise of all modules of its tower, 0 to 1."""
 
 
@@ -42,7 +42,7 @@ class BisectBlock(Part):
     """Its name, `image.blocks.5` say."""
     tower: Tower
     """Its tower."""
-    carried_cosine_mean: float
+    carried_cosine_mean: Cosine
     """Mean cosine of the candidate's output and FP32's, a token each, -1 to 1."""
     carried_sqnr_db: float
     """Signal to noise in the whole candidate, in dB, -200 to 200."""
@@ -57,7 +57,7 @@ class BisectDocument(Document):
     """What is compared with it."""
     backend: Backend
     """The runtime."""
-    samples: int
+    samples: Count
     """Pairs that went through both."""
     modules: tuple[BisectModule, ...]
     """By their excess, the worst first; those that half precision would not do better come last."""

@@ -6,7 +6,7 @@ from pydantic import model_validator
 from typing_extensions import Self
 
 from mmcompress.config import Backend, Precision
-from mmcompress.document import Document, Interval, Part, Share, check_bins
+from mmcompress.document import Change, Cosine, Count, Document, Interval, Part, Share, check_bins
 
 
 class Recalls(Part):
@@ -29,7 +29,7 @@ class Recalls(Part):
 class RecallChange(Part):
     """Recall at 10 of a row minus that of another one, over the same images."""
 
-    i2t: float
+    i2t: Change
     """Image to text, -1 to 1."""
     ci95: Interval | None
     """Paired 95% interval; null where there was nothing to resample."""
@@ -40,11 +40,11 @@ class RecallChange(Part):
 class Distance(Part):
     """How far a row is from another one, over the images of the test set."""
 
-    cosine_mean: float | None
+    cosine_mean: Cosine | None
     """Mean cosine of an image's two embeddings, -1 to 1; null where the two have different dimensions."""
-    cosine_p01: float | None
+    cosine_p01: Cosine | None
     """First percentile of these cosines; null where the two have different dimensions."""
-    cosine_worst: float | None
+    cosine_worst: Cosine | None
     """Smallest of these cosines; null where the two have different dimensions."""
     flip_rate: Share
     """Share of the images with another best text, 0 to 1."""
@@ -54,7 +54,7 @@ class Distance(Part):
     """Share of the images whose best text became wrong, 0 to 1."""
     mcnemar_p: Share
     """Of McNemar's exact test that as many answers were gained as lost, 0 to 1."""
-    rank_correlation: float
+    rank_correlation: Cosine
     """Mean over images of Spearman's correlation of their texts' order, -1 to 1 but for rounding."""
     r10_change: RecallChange | None
     """Change of the recall at 10; null of a row from itself."""
@@ -94,15 +94,15 @@ class Metrics(Part):
     """Mean over classes of their share of right first answers, 0 to 1; null where the texts are captions."""
     ece: Share | None
     """Expected calibration error, 0 to 1; null where the texts are captions or the logit scale is unknown."""
-    text_cosine_mean: float | None
+    text_cosine_mean: Cosine | None
     """Mean cosine of a text's embeddings here and in the first row; null where their dimensions differ."""
-    text_cosine_p01: float | None
+    text_cosine_p01: Cosine | None
     """First percentile of these cosines; null where the dimensions differ."""
-    cosine_mean: float | None
+    cosine_mean: Cosine | None
     """Mean cosine of an image's embeddings here and in the first row; null where their dimensions differ."""
-    cosine_p01: float | None
+    cosine_p01: Cosine | None
     """First percentile of these cosines; null where the dimensions differ."""
-    cosine_worst: float | None
+    cosine_worst: Cosine | None
     """Smallest of these cosines; null where the dimensions differ."""
     flip_rate: Share
     """Share of the images with another best text than in the first row, 0 to 1."""
@@ -112,7 +112,7 @@ class Metrics(Part):
     """Share of the images whose best text became wrong, 0 to 1."""
     mcnemar_p: Share
     """Of McNemar's exact test that as many answers were gained as lost, 0 to 1."""
-    rank_correlation: float
+    rank_correlation: Cosine
     """Mean over images of Spearman's correlation of their texts' order with the first row's, -1 to 1."""
     r10_change: RecallChange | None
     """Against the first row; null of the first row itself."""
@@ -128,15 +128,15 @@ class Int8Distance(Part):
 
     row: str
     """Name of that row."""
-    cosine_mean: float | None
+    cosine_mean: Cosine | None
     """Mean cosine of an image's two embeddings, -1 to 1; null where the dimensions differ."""
-    cosine_p01: float | None
+    cosine_p01: Cosine | None
     """First percentile of these cosines; null where the dimensions differ."""
-    text_cosine_mean: float | None
+    text_cosine_mean: Cosine | None
     """Mean cosine of a text's two embeddings; null where the dimensions differ."""
     flip_rate: Share
     """Share of the images with another best text, 0 to 1."""
-    r10_drop: float
+    r10_drop: Change
     """Recall at 10, image to text, of FP32 minus that of the 8 bits, -1 to 1."""
 
 
@@ -145,7 +145,7 @@ class CosineHistogram(Part):
 
     edges: tuple[float, ...]
     """Edges of equal bins, up to 1; one more than counts."""
-    counts: tuple[int, ...]
+    counts: tuple[Count, ...]
     """Images of each bin."""
 
     @model_validator(mode="after")
@@ -159,11 +159,11 @@ class ClassChange(Part):
 
     label: str
     """Its name."""
-    images: int
+    images: Count
     """Images of it; classes with few are left out."""
-    before: float
+    before: Share
     """Share of right first answers in the first row, 0 to 1."""
-    after: float
+    after: Share
     """Share of right first answers in this row, 0 to 1."""
 
 
@@ -172,9 +172,9 @@ class ClassFigures(Part):
 
     label: str
     """Its name."""
-    support: int
+    support: Count
     """Images of it."""
-    answered: int
+    answered: Count
     """Images whose best text it is."""
     precision: Share | None
     """Share of those that are of it, 0 to 1; null where it is never answered."""
@@ -191,7 +191,7 @@ class Confusion(Part):
     """The class that they are of."""
     answer: str
     """The class that they are taken for."""
-    images: int
+    images: Count
     """How many."""
     share: Share
     """Of the images of their class, 0 to 1."""
@@ -219,21 +219,21 @@ class DriftRow(Part):
     """Its name."""
     precision: Precision
     """Of its image graph."""
-    images: int
+    images: Count
     """Images that `metrics` is about: those of classes that were trained on, where there are any."""
-    candidates: int
+    candidates: Count
     """Texts that every image chooses from."""
     metrics: Metrics
     """Its figures."""
     collapsed: str | None = None
     """Why its figures say nothing, in words; null where nothing is wrong, and in files of older versions."""
-    calibrated_images: int | None = None
+    calibrated_images: Count | None = None
     """Images of the test set that calibrated it, or are copies of such; null where it does not say what calibrated."""
     against: str
     """Name of the first row, which it is compared with."""
     previous: PreviousDistance | None
     """From the row before it; null of the first row."""
-    unseen_images: int
+    unseen_images: Count
     """The other images: those of classes that were kept out of training."""
     unseen: Metrics | None
     """The same figures of these; null where there are none."""
@@ -252,7 +252,7 @@ class Choice(Part):
 
     text: str
     """The best text."""
-    score: float
+    score: Cosine
     """Its cosine, -1 to 1."""
     map: str | None = None
     """A picture, relative to the document: what the row looks at for it. Null where none was made."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from mmcompress.document import Document, Milliseconds, Part, Share
+from mmcompress.document import CallMilliseconds, Count, Document, Milliseconds, Part, Rate, Share
 
 Wire = Literal["fp16", "int8"]
 """What activations are between the devices."""
@@ -19,9 +19,9 @@ class DeviceTimes(Document):
     """The processor."""
     backend: str
     """The runtime."""
-    threads: int
+    threads: Count
     """Of the runtime."""
-    behind: tuple[int, ...]
+    behind: tuple[Count, ...]
     """Blocks of the first half, from 0, where everything is in the second, to all of them."""
     first_ms: tuple[Milliseconds, ...]
     """Median of the first half."""
@@ -32,13 +32,13 @@ class DeviceTimes(Document):
 class SplitOption(Part):
     """One way to share the work, as it is predicted."""
 
-    behind: int
+    behind: Count
     """Blocks on the first device: 0 sends pixels, all of them sends nothing."""
     wire: Wire | None
     """What is sent of activations; null where there are none."""
     first_ms: Milliseconds
     """On the first device."""
-    sent_bytes: int
+    sent_bytes: Count
     """There and back."""
     link_ms: Milliseconds
     """On the line, with its round trip and what a request takes beside."""
@@ -53,7 +53,7 @@ class SplitDocument(Document):
 
     devices: dict[str, str]
     """Name and processor of the first and of the second."""
-    bandwidth_mbps: float
+    bandwidth_mbps: Rate
     """Of the line, in both directions."""
     rtt_ms: Milliseconds
     """Of its round trip, beside what the bytes take."""
@@ -69,5 +69,5 @@ class SplitDocument(Document):
     """All of them, in the order of blocks."""
     int8_flips: Share | None
     """Share of images with another best caption where INT8 is sent; null where it was not tried."""
-    measured_ms: Milliseconds | None
+    measured_ms: CallMilliseconds | None
     """Median of the cut over two processes on this machine and a line of that bandwidth; null where it was not run."""

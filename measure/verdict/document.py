@@ -4,24 +4,24 @@ from __future__ import annotations
 
 from mmcompress.budget import Cost
 from mmcompress.config import Backend, Precision
-from mmcompress.document import Document, Milliseconds, Part, Share
+from mmcompress.document import CallMilliseconds, Cosine, Count, Document, Part, Rate, Share
 from mmcompress.measure.document import Activations, RaceEnvironment, SanityCheck, Speedup
 
 
 class TowerLatency(Part):
     """Of one tower's graph in the final race, and its ratio to the fastest float graph."""
 
-    samples: int
+    samples: Count
     """Calls that were counted."""
-    p50_ms: Milliseconds
+    p50_ms: CallMilliseconds
     """Median time of a call in ms."""
-    p90_ms: Milliseconds
+    p90_ms: CallMilliseconds
     """90th percentile of the time of a call in ms."""
-    p99_ms: Milliseconds
+    p99_ms: CallMilliseconds
     """99th percentile of the time of a call in ms."""
-    throughput_ips: float
+    throughput_ips: Rate
     """Inputs a second at the mean time."""
-    rounds_ms: tuple[float, ...]
+    rounds_ms: tuple[CallMilliseconds, ...]
     """Median ms of the calls of each round."""
     against_fastest_float: Speedup | None
     """How many times as fast as the fastest float graph; null of that one itself."""
@@ -34,13 +34,13 @@ class HeldOutDrift(Part):
     """Share of the images with another best text, 0 to 1."""
     text_flip_rate: Share
     """Share of the texts with another best image, 0 to 1."""
-    cosine_mean: float
+    cosine_mean: Cosine
     """Mean cosine of an image's two embeddings, -1 to 1."""
-    cosine_p01: float
+    cosine_p01: Cosine
     """First percentile of these cosines."""
-    text_cosine_mean: float
+    text_cosine_mean: Cosine
     """Mean cosine of a text's two embeddings, -1 to 1."""
-    text_cosine_p01: float
+    text_cosine_p01: Cosine
     """First percentile of these cosines."""
     r10_lost: Share
     """Share of the queries, images and texts alike, that lost their hit at 10, 0 to 1."""
@@ -62,7 +62,7 @@ class VerdictRow(Part):
     """The runtime."""
     recommended: bool
     """Whether this is what to ship."""
-    bytes: int
+    bytes: Count
     """Of both towers' files, weights beside them included."""
     image: TowerLatency
     """The image tower."""
@@ -83,7 +83,7 @@ class VerdictCandidate(Part):
     """Integers of the quantized activations."""
     kept: tuple[str, ...]
     """Modules that stay in float."""
-    image_p50_ms: Milliseconds | None
+    image_p50_ms: CallMilliseconds | None
     """Median time of the image tower in ms; null where the backend does not take it."""
     against_fp32: Speedup | None
     """Of the image tower over FP32 on the backend; null where the backend does not take it."""
@@ -139,25 +139,25 @@ class VerdictDocument(Document):
 
     backend: Backend
     """The runtime that was asked about."""
-    batch: int
+    batch: Count
     """Inputs of a call."""
-    threads: int | None
+    threads: Count | None
     """Of the runtime; null on a GPU."""
     data: str
     """Where the held-out pairs come from."""
-    pairs: int
+    pairs: Count
     """Held-out images."""
-    texts: int
+    texts: Count
     """Different texts that they choose from: their captions, else labels, else sentences that ship."""
-    left_out: int | None = None
+    left_out: Count | None = None
     """Images that judge nothing, since they or copies of them calibrated; null where it is not known which did."""
     own_answers: bool = False
     """Whether right is what FP32 answers, of photos that nobody captioned."""
     labels: str | None = None
     """The list of labels that photos choose from; null where none was given."""
-    max_drop: float | None
+    max_drop: Share | None
     """Share of R@10 hits that was allowed to be lost, 0 to 1; null for any."""
-    max_flips: float | None
+    max_flips: Share | None
     """Share of images whose best text was allowed to change, 0 to 1; null for any."""
     sanity: tuple[SanityCheck, ...]
     """Checks of the FP32 baseline, all of them passed."""

@@ -25,8 +25,10 @@ from pydantic import ValidationError
 from mmcompress.architecture import DualEncoderConfig
 from mmcompress.besideonnx import files_beside
 from mmcompress.digests import remember, sha256_of
+from mmcompress.document import shown
 from mmcompress.errors import CorruptInputError, UsageError
 from mmcompress.manifest import (
+    Figures,
     FileEntry,
     Graph,
     Kind,
@@ -39,7 +41,7 @@ from mmcompress.manifest import (
 )
 from mmcompress.places import MANIFEST, check_place, writing
 from mmcompress.publish import drafted, swap_in
-from mmcompress.strictjson import check_finite, json_from_text, write_json
+from mmcompress.strictjson import check_finite, json_bytes, json_from_text, write_json
 
 _AS_LARGE_AS_DATA = (Kind.EMBEDDINGS, Kind.INDEX, Kind.SHARDS)
 
@@ -227,7 +229,7 @@ def _let_be_read(folder: Path, manifest: Manifest) -> None:
 def read_manifest(path: Path) -> Manifest:
     """What an artifact says of itself, none of its files looked at. Raises CorruptInputError where it was changed."""
     again = "make the artifact again: delete the folder and rerun the command that wrote it"
-    return manifest_from_bytes(path.read_bytes(), str(path), again)
+    return manifest_from_bytes(json_bytes(path, again), str(path), again)
 
 
 def manifest_from_bytes(content: bytes, where: str, again: str) -> Manifest:
@@ -239,6 +241,14 @@ def manifest_from_bytes(content: bytes, where: str, again: str) -> Manifest:
         manifest = Manifest.model_validate(body)
     except (ValueError, AttributeError, ValidationError) as error:
         raise CorruptInputError(f"{where} cannot be read as a manifest: {error}", again) from error
+    try:
+        Figures.model_validate(manifest.facts)
+    except ValidationError as error:
+        first = error.errors()[0]
+        said = first["msg"].removeprefix("Value error, ")
+        raise CorruptInputError(
+            f"{where}: facts.{first['loc'][0]} is {shown(first['input'])}: {said}", again
+        ) from error
     if seal != manifest.compute_seal() or manifest.digest != manifest.compute_digest():
         raise CorruptInputError(f"{where} was changed after it was written: its seal does not match its content", again)
     return manifest

@@ -12,30 +12,42 @@ import math
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal, TypeVar, get_args
 
 from pydantic import AfterValidator, ConfigDict, Field, ValidationError
 from typing_extensions import Self
 
 from mmcompress.errors import CorruptInputError
 from mmcompress.frozen import Config
-from mmcompress.strictjson import check_finite, text_from_json
+from mmcompress.strictjson import check_finite, json_bytes, text_from_json
 
-Interval = tuple[float, float]
-"""Lower and upper end of a 95% interval."""
-
-
-def _share(value: float) -> float:
-    """NaN and infinity pass here: they are refused by their place, like every number that is none."""
-    if math.isfinite(value) and not 0 <= value <= 1:
-        raise ValueError("expected a share from 0 to 1")
-    return value
+LARGEST = 2**63
+"""No figure of ours is larger, and what is computed from two of them is finite."""
+_DAY_MS = 86_400_000.0
+_NANOSECOND_MS = 1e-6
+T = TypeVar("T", int, float)
 
 
-def _time(value: float) -> float:
-    if math.isfinite(value) and value < 0:
-        raise ValueError("expected a time of 0 or more")
-    return value
+def _within(low: float, high: float, expected: str) -> AfterValidator:
+    """Of a number from `low` to `high`; -0.0 becomes 0, which it equals and would not be printed as.
+
+    NaN and infinity pass here: they are refused by their place, like every number that is none.
+    """
+
+    def held(value: T) -> T:
+        if value != value or value in (math.inf, -math.inf):
+            return value
+        if not low <= value <= high:
+            raise ValueError(f"expected {expected}")
+        return value + 0
+
+    return AfterValidator(held)
+
+
+def _ascending(ends: tuple[float, float]) -> tuple[float, float]:
+    if ends[1] < ends[0]:
+        raise ValueError("expected the lower end before the upper one")
+    return ends
 
 
 def check_bins(edges: Sequence[float], counts: Sequence[int]) -> None:
@@ -48,8 +60,18 @@ def check_bins(edges: Sequence[float], counts: Sequence[int]) -> None:
         raise ValueError("expected counts of 0 or more")
 
 
-Share = Annotated[float, AfterValidator(_share)]
-Milliseconds = Annotated[float, AfterValidator(_time)]
+Share = Annotated[float, _within(0, 1, "a share from 0 to 1")]
+Change = Annotated[float, _within(-1, 1, "a change of a share, from -1 to 1")]
+Cosine = Annotated[float, _within(-1.001, 1.001, "a cosine from -1 to 1")]
+"""Of which rounding may leave a little more than 1."""
+Milliseconds = Annotated[float, _within(0, _DAY_MS, "a time of 0 or more and at most a day")]
+CallMilliseconds = Annotated[float, _within(_NANOSECOND_MS, _DAY_MS, "a time above 0 and at most a day")]
+"""Of what a machine did: a nanosecond at least, for those who divide by it or draw its logarithm."""
+Ratio = Annotated[float, _within(1e-15, 1e15, "a ratio above 0 and below 1e15")]
+Rate = Annotated[float, _within(0, 1e15, "a number from 0 to 1e15")]
+Count = Annotated[int, _within(0, LARGEST, "a whole number from 0 to 2^63")]
+Interval = Annotated[tuple[float, float], AfterValidator(_ascending)]
+"""Lower and upper end of a 95% interval."""
 SchemaVersion = Annotated[Literal[1], Field(alias="schema")]
 _SHOWN = 60
 """Characters of a wrong value that an error shows."""
@@ -72,8 +94,8 @@ class Document(Part):
     def read(cls, path: Path, hint: str = "make it again with this version of mmcompress") -> Self:
         """Raises CorruptInputError, with the file, the key and the value, for what is no such document."""
         try:
-            document = cls.model_validate_json(cls.current(path.read_bytes()), strict=True)
-            check_finite(document.model_dump(by_alias=True))
+            document = cls.model_validate_json(cls.current(json_bytes(path, hint)), strict=True)
+            check_finite(document.model_dump(by_alias=True), LARGEST)
             return document
         except CorruptInputError as error:
             raise CorruptInputError(f"{path}: {error.what}", hint) from error
@@ -106,8 +128,13 @@ class Document(Part):
             return f" is written in schema {value!r}, and this version reads schema {newest}"
         if kind == "missing":
             return f" has no {key!r}"
-        text = repr(value)
-        text = text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
+        text = shown(value)
         if kind == "extra_forbidden":
             return f" has an unknown key {key!r} with the value {text}"
-        return f"{f': {key}' if key else ''} is {text}: {message}"
+        return f"{f': {key}' if key else ''} is {text}: {message.removeprefix('Value error, ')}"
+
+
+def shown(value: object) -> str:
+    """A wrong value, as an error shows it."""
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"

@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import Field, field_validator
 
 from mmcompress import metrics
+from mmcompress.document import LARGEST
 from mmcompress.errors import MisspeltError
 from mmcompress.frozen import Config
 
@@ -49,7 +50,7 @@ class Gates(Config):
     """Upper limits, METRIC=NUMBER: `p99_ms=5`."""
     min: dict[str, float] = Field(default_factory=dict)
     """Lower limits, METRIC=NUMBER: `top1=0.6`."""
-    min_speedup: float | None = Field(default=None, gt=0)
+    min_speedup: float | None = Field(default=None, gt=0, le=LARGEST)
     """Smallest ratio of median latencies: the reference's over the row's."""
     row: str | None = None
     """The row that is held against the limits; the last one if not given."""
@@ -73,6 +74,8 @@ class Gates(Config):
     def _known(cls, limits: dict[str, float], info: Any) -> dict[str, float]:
         known = FALLING if info.field_name == "max_drop" else KNOWN
         for name, limit in limits.items():
+            if abs(limit) > LARGEST:
+                raise ValueError(f"no figure reaches the limit of {limit:g} for {name!r}")
             if info.field_name == "max_drop" and limit < 0:
                 raise ValueError(f"a drop of {limit:g} in {name!r} is a gain: give a limit with min")
             if info.field_name == "max_drop" and limit > 1:

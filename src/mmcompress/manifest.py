@@ -13,10 +13,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, Field, SerializerFunctionWrapHandler, model_serializer
+from pydantic import AfterValidator, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
 from mmcompress import __version__
 from mmcompress.architecture import DualEncoderConfig
+from mmcompress.document import Count, Part, Ratio
 from mmcompress.frozen import Config
 from mmcompress.strictjson import text_from_json
 from mmcompress.towerparts import Side
@@ -169,6 +170,20 @@ class Manifest(_Later):
     def compute_seal(self) -> str:
         """Guards the whole manifest, measurements included, against a flipped byte."""
         return hash_json(self.model_dump(mode="json", by_alias=True))
+
+
+class Figures(Part):
+    """The facts that are calculated with and printed; others are not looked at."""
+
+    model_config = ConfigDict(extra="ignore", strict=True, allow_inf_nan=False)
+
+    params: Count | None = None
+    macs: Count | None = None
+    dim: Count | None = None
+    views: Count | None = None
+    seed: Count | None = None
+    logit_scale: Ratio | None = None
+    logit_bias: float | None = None
 
 
 def hash_json(value: object) -> str:

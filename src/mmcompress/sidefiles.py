@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mmcompress.errors import UsageError
-from mmcompress.strictjson import read_json
+from mmcompress.strictjson import LARGEST_BYTES, LARGEST_TOKENIZER, check_size, read_json
 
 _ADAPTERS = (
     "adapter_config.json",
@@ -20,6 +20,7 @@ _ADAPTERS = (
     "adapter_model.bin",
     "pytorch_lora_weights.safetensors",
 )
+_OF_TOKENIZERS = ("tokenizer", "vocab")
 _MODULES = "modules.json"
 _NOTHING_MORE = ("CLIPModel", "Transformer", "Normalize")
 """Modules of sentence-transformers that compute nothing but the model and a unit norm."""
@@ -27,7 +28,10 @@ _RESTORE = "restore it from where the weights are from"
 
 
 def check_side_files(folder: Path) -> None:
-    """Raise UsageError for a folder that is more than its model, or an adapter of another one."""
+    """Raise UsageError for a folder that is more than its model, or an adapter of another one; CorruptInputError for a
+    JSON in it that is larger than any, which would be parsed for minutes."""
+    for path in sorted(folder.glob("*.json")) if folder.is_dir() else ():
+        check_size(path, _RESTORE, LARGEST_TOKENIZER if path.stem in _OF_TOKENIZERS else LARGEST_BYTES)
     if (name := next((name for name in _ADAPTERS if (folder / name).is_file()), None)) is not None:
         raise UsageError(
             f"{folder} holds an adapter ({name}{_base(folder)}), whose weights nothing here adds to the model's",

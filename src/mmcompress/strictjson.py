@@ -16,6 +16,10 @@ from typing import Any
 
 from mmcompress.errors import CorruptInputError
 
+LARGEST_BYTES = 16 << 20
+"""Of a manifest, a document or a config: the manifest of 100,000 shards. A million keys take minutes to be read."""
+LARGEST_TOKENIZER = 64 << 20
+"""Bytes of a `tokenizer.json`: Gemma's 262,144 tokens take 33 MB."""
 _LONGEST_INTEGER = 308
 """Characters: what a float can hold. transformers writes 10^30 into tokenizers for "as long as you like"."""
 
@@ -46,25 +50,28 @@ def is_unicode(text: str) -> bool:
         return False
 
 
-def check_finite(value: object) -> None:
-    """Raise CorruptInputError with the key of the first number in a document that is NaN or infinite."""
-    place = _place(value)
+def check_finite(value: object, largest: float = math.inf) -> None:
+    """Raise CorruptInputError with the key of the first number in a document that is NaN, infinite or too large."""
+    place = _place(value, largest)
     if place is not None:
         key, number = place
+        if isinstance(number, int) or math.isfinite(number):
+            raise CorruptInputError(f"{key or 'the value'} is {str(number)[:12]}…, and no figure is that large", "")
         raise CorruptInputError(
             f"{key or 'the value'} is {number}, and every figure has to be a finite number",
             "the model or the data that it was computed from is broken: look for NaN in them",
         )
 
 
-def _place(value: object) -> tuple[str, float] | None:
+def _place(value: object, largest: float) -> tuple[str, float] | None:
     """`{"rows": [{"p50_ms": nan}]}` -> `("rows.0.p50_ms", nan)`; None where every number is finite."""
-    if isinstance(value, float):
-        return None if math.isfinite(value) else ("", float(value))
+    if isinstance(value, float | int):
+        wrong = abs(value) > largest if isinstance(value, int) or math.isfinite(value) else True
+        return ("", value) if wrong else None
     if not isinstance(value, Mapping | list | tuple):
         return None
     for key, part in value.items() if isinstance(value, Mapping) else enumerate(value):
-        place = _place(part)
+        place = _place(part, largest)
         if place is not None:
             return f"{key}.{place[0]}".removesuffix("."), place[1]
     return None
@@ -95,9 +102,21 @@ def _finite(text: str) -> float:
     return number
 
 
+def check_size(path: Path, hint: str, largest: int = LARGEST_BYTES) -> None:
+    """Raise CorruptInputError for a file that is larger than any of its kind."""
+    if (size := path.stat().st_size) > largest:
+        raise CorruptInputError(f"{path} has {size:,} bytes, and none of its kind has more than {largest:,}", hint)
+
+
+def json_bytes(path: Path, hint: str) -> bytes:
+    """Of a file that is no larger than any of its kind; raises CorruptInputError for another one."""
+    check_size(path, hint)
+    return path.read_bytes()
+
+
 def read_json(path: Path, hint: str) -> Any:
-    """Raises CorruptInputError for a file that is no JSON."""
+    """Raises CorruptInputError for a file that is no JSON, or larger than any."""
     try:
-        return json_from_text(path.read_bytes())
+        return json_from_text(json_bytes(path, hint))
     except ValueError as error:
         raise CorruptInputError(f"{path} is no JSON: {error}", hint) from error

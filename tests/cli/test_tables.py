@@ -11,8 +11,11 @@ import pytest
 from rich.console import Console
 
 import mmcompress.cli
+from mmcompress.artifact import Artifact
 from mmcompress.cli import console
 from mmcompress.cli.console import LINE, empty_table
+from mmcompress.cli.show_use import manifest_view
+from mmcompress.manifest import Kind
 
 COLUMNS = ("row", ">parameters", ">MACs", ">size", ">R@10", "95%", ">top-1", ">cosine", ">batch 1", "on")
 ROWS = [
@@ -106,3 +109,13 @@ def test_columns_that_say_which_row_it_is_leave_room_for_a_figure() -> None:
     for width, with_both in ((46, 1), (50, 2)):
         lines = [line for line in printed(width, ("row", "on", ">p50", ">p99"), rows, 2) if line.startswith("a" * 20)]
         assert (len(lines), sum("b" * 20 in line for line in lines)) == (2, with_both)
+
+
+def test_of_very_many_facts_the_first_are_shown(tmp_path: Path) -> None:
+    with Artifact.create(tmp_path / "a", kind=Kind.CHECKPOINT, stage="distill", key="k", config={}) as draft:
+        draft.facts = {f"fact{n}": n for n in range(1234)}
+    out = io.StringIO()
+    Console(file=out, width=100).print(manifest_view(Artifact.open(tmp_path / "a")))
+    said = out.getvalue()
+    assert "fact199" in said and "fact200" not in said
+    assert "1,034 more, which --json has" in said

@@ -16,6 +16,8 @@ ODD_NUMBERS = (
     -0.0,
     1e-300,
     1e300,
+    1e308,
+    1e-320,
     2**31,
     2**63,
     2**64,
@@ -26,7 +28,7 @@ ODD_NUMBERS = (
 )
 ODD_TEXTS = (
     *("", " ", ".", "..", "../x", "/", "/dev/null", "~", "a" * 5000, "\0", "\x1b[2J", "😀", "\ud800", "{}", "{x}", "-"),
-    *("pipe:touch PWNED", "x.py:f", "demo:test", "image", "text", "1e999", "NaN", "null", "%s%n", "\r\n", "int8"),
+    *("pipe:touch PWNED", "x.py:f", "demo:test", "image", "text", "1e999", "NaN", "null", "1", "%s%n", "\r\n", "int8"),
 )
 ODD = (None, True, False, [], {}, [[]], [None], {"": None}, {"a": {"b": [1]}}, *ODD_NUMBERS, *ODD_TEXTS)
 WORDS = (b"\0" * 4, b"\xff" * 8, b"{}", b"[]", b"null", b"1e999", b"\n", b'"', b"../../x", b"\xf0\x9f\x98\x80", b"RIFF")

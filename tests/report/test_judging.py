@@ -185,6 +185,7 @@ def test_a_disturbed_latency_says_so(report: Report) -> None:
     [
         ({"max_drop": {"i2t_r100": 0.1}}, "there is no metric 'i2t_r100'; did you mean 'i2t_r10'?"),
         ({"max_drop": {"i2t_r10": -1.0}}, "a drop of -1 in 'i2t_r10' is a gain: give a limit with min"),
+        ({"max": {"p99_ms": 1e308}}, "no figure reaches the limit of 1e+308 for 'p99_ms'"),
         ({"max_drop": 2}, "nothing drops by 2, all of 'i2t_r10' is 1: one point is 0.01"),
         ({"max_drop": {"p99_ms": 0.1}}, "'p99_ms' does not drop, it is better when lower: give a limit with max"),
         ({"max": {"p99": 5}}, "there is no metric 'p99'; did you mean 'p99_ms'?"),

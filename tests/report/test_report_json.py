@@ -150,7 +150,10 @@ def changed(edit: Callable[[Any], None]) -> str:
 @pytest.mark.parametrize(
     ("edit", "what"),
     [
-        (lambda report: report["rows"][0]["latency"][0].update(p99_ms=-1.0), "p99_ms is -1.0: .*a time of 0 or more"),
+        (
+            lambda report: report["rows"][0]["latency"][0].update(p99_ms=-1.0),
+            "p99_ms is -1.0: .*a time above 0",
+        ),
         (lambda report: report["rows"][0]["metrics"].update(i2t_r10=7.5), "i2t_r10 is 7.5: .*a share from 0 to 1"),
         (lambda report: report["rows"].append(report["rows"][0]), "there are two rows 'teacher'"),
     ],

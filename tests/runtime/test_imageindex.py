@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from toy_model import SIDE, make_model
 
 pytest.importorskip("faiss")
 
-from mmcompress.artifact import Artifact
+from mmcompress.artifact import Artifact, Draft
 from mmcompress.errors import CorruptInputError, GateFailedError, MMCompressError, UsageError
 from mmcompress.manifest import Kind
 from mmcompress.pipeline import searching
@@ -457,6 +459,50 @@ def test_what_a_stranger_wrote_into_an_index_runs_nothing(
     with pytest.raises(UsageError, match="only 0 can be read where they were"):
         searching.search(index, RED, model=str(other.path), accept_loss=1)
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("fact", "value"),
+    [("parts", ["x"]), ("parts", [-1, 13]), ("parts", 12), ("width", "24"), ("candidates", None), ("precision", 1)],
+)
+def test_facts_of_an_index_that_are_none_are_refused(
+    make_artifact: Make, photos: Path, tmp_path: Path, fact: str, value: object
+) -> None:
+    made = searching.index(str(make_artifact().path), str(photos), tmp_path / "index").artifact
+    with resealed(made, tmp_path / "other") as draft:
+        draft.facts[fact] = value
+    with pytest.raises(CorruptInputError, match=rf"other: the index says {fact}"):
+        ImageIndex.open(tmp_path / "other")
+
+
+@pytest.mark.parametrize("name", ["names-000000.json", "known-000000.npy", "gone.npy", "nodes.npy"])
+def test_a_file_of_an_index_that_holds_something_else_is_refused(
+    make_artifact: Make, photos: Path, tmp_path: Path, name: str
+) -> None:
+    model = str(make_artifact().path)
+    made = searching.index(model, str(photos), tmp_path / "index").artifact
+    wrong = np.array([5.0, 7.0])
+    for number, content in enumerate((b"", b"[]", b'["a", 1]', wrong)):
+        with resealed(made, tmp_path / str(number)) as draft:
+            if isinstance(content, bytes):
+                (draft.path / name).write_bytes(content)
+            else:
+                np.save(draft.path / "wrong.npy", content)
+                (draft.path / "wrong.npy").replace(draft.path / name)
+        with pytest.raises(CorruptInputError, match=f"{re.escape(name)}|its index says"):
+            opened = ImageIndex.open(tmp_path / str(number))
+            opened.name(0)
+            opened.content(0)
+
+
+@contextmanager
+def resealed(made: Artifact, place: Path) -> Iterator[Draft]:
+    """The same index in another place, to be spoiled by a sender who can seal."""
+    with Artifact.create(place, kind=Kind.INDEX, stage="index", key="k", parents={}) as draft:
+        for name in made.manifest.files:
+            shutil.copy(made.file(name), draft.path / name)
+        draft.facts, draft.metrics = dict(made.manifest.facts), dict(made.manifest.metrics)
+        yield draft
 
 
 def test_an_index_in_the_place_of_images_is_told_how_it_is_asked(

@@ -131,7 +131,7 @@ LOST = ("red apple", "clinking glasses", "flag: Åland Islands", "smiling face w
 
 
 def per_class(loss: float) -> list[dict[str, Any]]:
-    shares = [(name, 0.85 - 0.09 * i, 0.85 - 0.09 * i - loss / (1 + i)) for i, name in enumerate(LOST)]
+    shares = [(name, 0.85 - 0.09 * i, max(0.0, 0.85 - 0.09 * i - loss / (1 + i))) for i, name in enumerate(LOST)]
     return [{"label": name, "images": 7 + i, "before": a, "after": b} for i, (name, a, b) in enumerate(shares)]
 
 

@@ -95,9 +95,14 @@ def _aligned(rows: Sequence[tuple[str, str]]) -> Text:
     return Text("\n".join(f"{name}{' ' * (width - cell_len(name))}  {figure:>6}" for name, figure in rows))
 
 
+_SHOWN = 200
+"""Facts and measurements that are shown, ten times as many as any stage writes: a table of a million takes minutes."""
+
+
 def manifest_view(artifact: Artifact) -> RenderableType:
     """A manifest in readable form."""
     manifest = artifact.manifest
+    found = {**manifest.facts, **manifest.metrics}
     versions = ", ".join(f"{name} {version}" for name, version in manifest.environment.items())
     about = pairs(
         {
@@ -107,7 +112,8 @@ def manifest_view(artifact: Artifact) -> RenderableType:
             **_model_lines(artifact),
             **{f"parent {role}": digest for role, digest in manifest.parents.items()},
             "config": text_from_json(manifest.config),
-            **{k: _short(v) for k, v in {**manifest.facts, **manifest.metrics}.items() if k != PASSPORTS},
+            **{k: _short(v) for k, v in list(found.items())[:_SHOWN] if k != PASSPORTS},
+            **({"and": f"{len(found) - _SHOWN:,} more, which --json has"} if len(found) > _SHOWN else {}),
             **_passport_lines(artifact),
             "made with": versions,
         }

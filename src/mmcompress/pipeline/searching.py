@@ -109,7 +109,7 @@ def _search_index(source: str, asked: Asked, model: str | None, backend: str | N
 
 def _model_of(opened: ImageIndex) -> str:
     """Where its model was, if that is a folder here: what a manifest says runs no code and fetches nothing."""
-    source = str(opened.artifact.manifest.metrics[SOURCE])
+    source = str(opened.artifact.manifest.metrics.get(SOURCE))
     if not (Path(source).is_dir() or source.startswith("demo:")):
         raise UsageError(
             f"{opened.artifact.path} was made by {source!r}, which is no folder here",

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator
 
 from mmcompress.config import Backend
-from mmcompress.document import Document, Interval, Part, Share
+from mmcompress.document import Change, Count, Document, Interval, Part, Ratio, Share
 from mmcompress.measure.bench.document import RunRatio
 from mmcompress.measure.drift.document import GalleryEntry
 from mmcompress.report.parts import Engine, NamedBisect, NamedSizing, NamedVerdict, ReportMachine, Sensitivity
@@ -28,11 +28,11 @@ class TestedOn(Part):
     """The test set."""
     backend: Backend | None
     """The runtime of the ONNX artifacts; null where only checkpoints were measured too."""
-    images: int | None
+    images: Count | None
     """Images that the main figures are over."""
-    candidates: int | None
+    candidates: Count | None
     """Texts that every image chooses from."""
-    unseen_images: int | None
+    unseen_images: Count | None
     """Images of classes that were kept out of training."""
     own_answers: bool = False
     """Whether right is what the first row answers, of photos that nobody captioned."""
@@ -63,7 +63,7 @@ class Step(Part):
     """Name of the row before."""
     to_row: Annotated[str, Field(alias="to")]
     """Name of the row after."""
-    r10_change: float | None
+    r10_change: Change | None
     """Recall at 10, image to text, after minus before, -1 to 1; null where one was not measured."""
     r10_ci95: Interval | None
     """Its paired 95% interval; null where drift has none."""
@@ -71,13 +71,13 @@ class Step(Part):
     """Whether the interval leaves out 0; null where there is none."""
     flip_rate: Share | None
     """Share of the images with another best text, 0 to 1; null where drift does not compare the two."""
-    params_ratio: float | None
+    params_ratio: Ratio | None
     """Of parameters."""
-    macs_ratio: float | None
+    macs_ratio: Ratio | None
     """Of multiply-accumulates of an image."""
-    bytes_ratio: float | None
+    bytes_ratio: Ratio | None
     """Of the delivered files."""
-    latency_ratio: float | None
+    latency_ratio: Ratio | None
     """Of the medians of the fastest backend of each at batch 1 on the first machine."""
     backends: tuple[Backend | None, Backend | None]
     """These backends; null where there is no latency."""

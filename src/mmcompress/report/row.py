@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 
 from mmcompress.config import Backend, Precision
-from mmcompress.document import Interval, Part, Share
+from mmcompress.document import CallMilliseconds, Cosine, Count, Interval, Part, Share
 from mmcompress.measure.document import Latency
 from mmcompress.measure.drift.document import (
     ClassChange,
@@ -43,17 +43,17 @@ class RowMetrics(Part):
     """The same among the best five; null of captions and of fewer than five classes too."""
     mean_per_class_recall: Share | None
     """Mean over classes of their share of right first answers, 0 to 1; null of captions too."""
-    cosine_mean: float | None
+    cosine_mean: Cosine | None
     """Mean cosine of an image's embeddings here and in the first row, -1 to 1; null where dimensions differ too."""
-    cosine_p01: float | None
+    cosine_p01: Cosine | None
     """First percentile of these cosines."""
-    cosine_worst: float | None
+    cosine_worst: Cosine | None
     """Smallest of these cosines."""
-    text_cosine_mean: float | None
+    text_cosine_mean: Cosine | None
     """Mean cosine of a text's embeddings here and in the first row, -1 to 1; null where dimensions differ too."""
-    text_cosine_p01: float | None
+    text_cosine_p01: Cosine | None
     """First percentile of these cosines."""
-    rank_correlation: float | None
+    rank_correlation: Cosine | None
     """Mean over images of Spearman's correlation of their texts' order with the first row's, -1 to 1."""
     margin_mean: float | None
     """Mean over images of the best text's cosine minus the second best's, 0 to 2."""
@@ -97,11 +97,11 @@ class Row(Part):
     """Of the artifact, SHA-256 in hexadecimal."""
     precision: Precision | None
     """That its accuracy was measured in, else the smallest it holds; null where it holds no graph."""
-    params: int | None
+    params: Count | None
     """Parameters of both towers; null where the artifact does not say."""
-    macs: int | None
+    macs: Count | None
     """Multiply-accumulates of one image; null where the artifact does not say."""
-    bytes: int | None
+    bytes: Count | None
     """Of both towers' files in that precision, weights beside them included; null where it holds no graph."""
     against: str | None
     """Name of the row that its drift is from; null where there is no drift measurement."""
@@ -115,7 +115,7 @@ class Row(Part):
     """How far it is from the row before it; null of the first row, and where there is no drift measurement."""
     unseen: RowMetrics | None
     """Over the images of classes that were kept out of training; null where there are none."""
-    unseen_images: int | None
+    unseen_images: Count | None
     """How many these are; null where there is no drift measurement."""
     int8_against_fp32: Int8Distance | None
     """From the FP32 row that it was quantized from; null where it is not in 8 bits, and where there is no such row."""
@@ -130,7 +130,7 @@ class Row(Part):
     """Every latency on every machine; empty where no bench measurement has the row."""
     fastest: MachineLatency | None
     """The lowest median of the first machine at batch 1 in the row's precision; null where there is none."""
-    by_backend: dict[Backend, float]
+    by_backend: dict[Backend, CallMilliseconds]
     """Lowest median of the first machine at batch 1, in ms, by backend."""
     fastest_elsewhere: tuple[MachineLatency, ...]
     """As `fastest`, of each other machine that measured the row."""

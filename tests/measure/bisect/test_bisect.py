@@ -11,6 +11,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
+from onnx import helper
 from safetensors.numpy import load_file
 from shards import pair, write_tar
 from tiny_clip import clip_of, config_of, tensors_of, wide_ranges
@@ -32,7 +33,7 @@ from mmcompress.export.towers import image_graph, text_graph
 from mmcompress.huggingface import save_checkpoint
 from mmcompress.manifest import Kind, Preprocessing, TextProcessing
 from mmcompress.measure.bisect.bisect import bisect, bisect_document, kept
-from mmcompress.measure.bisect.cuts import Opened, border_module, common_borders
+from mmcompress.measure.bisect.cuts import Opened, border_module, common_borders, with_outputs
 from mmcompress.measure.bisect.document import BisectModule
 from mmcompress.measure.bisect.noise import LIMIT_DB, Sums, decibels, needed_noise, rows_of
 from mmcompress.model import DualEncoder, initialize
@@ -235,6 +236,16 @@ def test_modules_are_told_by_the_names_of_tensors() -> None:
         "pixels": None,
     }
     assert {name: border_module(name, "image") for name in names} == names
+
+
+def test_a_tensor_that_no_operator_of_onnx_makes_is_named() -> None:
+    made = helper.make_node("Nothing", ["pixels"], ["image.blocks.0.fc1"])
+    ends = [helper.make_tensor_value_info(name, 1, [None, 4]) for name in ("pixels", "embedding")]
+    last = helper.make_node("Identity", ["image.blocks.0.fc1"], ["embedding"])
+    graph = helper.make_graph([made, last], "image", ends[:1], ends[1:])
+    opened = Opened(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)]), "image")
+    with pytest.raises(UsageError, match=r"'image\.blocks\.0\.fc1' of the image tower is"):
+        with_outputs(opened, ["image.blocks.0.fc1"])
 
 
 def test_sums_are_those_of_the_whole() -> None:
