@@ -53,7 +53,12 @@ def measured_costs(backend: Backend, precision: Precision, threads: int, image_s
         own = [index for index, tower in enumerate(towers) if family_of(tower) == family]
         families[family] = family_costs([probes[i] for i in own], [towers[i] for i in own], [times[i] for i in own])
     return CostsDocument(
-        backend=backend, precision=precision, threads=threads, environment=machine(), families=families
+        backend=backend,
+        precision=precision,
+        threads=threads,
+        image_size=image_size,
+        environment=machine(),
+        families=families,
     )
 
 

@@ -40,6 +40,8 @@ class CostsDocument(Document):
     """Of the graphs."""
     threads: Count
     """Of that runtime."""
+    image_size: Count
+    """Side of the largest images of the towers, in pixels."""
     environment: Machine
     """What it was measured on."""
     families: dict[Family, FamilyCosts]

@@ -64,7 +64,7 @@ def size(job: Job[SizeConfig]) -> None:
 
 
 def check_size(config: SizeConfig, sources: Mapping[str, Artifact]) -> None:
-    """Refuse costs of another runtime, precision or number of threads, and a latency that nothing fits into."""
+    """Refuse costs of another runtime, precision, number of threads or kind of towers; a latency that is too short."""
     if "costs" not in sources:
         return
     costs = CostsDocument.read(sources["costs"].file(COSTS))
@@ -75,6 +75,12 @@ def check_size(config: SizeConfig, sources: Mapping[str, Artifact]) -> None:
                 f"{sources['costs'].path} is of {key} {found}, and {asked} was asked for",
                 f"measure a table of it: mmcompress block-costs --{key} {asked} --out TABLE",
             )
+    if (costs.image_size <= SMALL) != (config.image_size <= SMALL):
+        raise UsageError(
+            f"{sources['costs'].path} is of towers for images of up to {costs.image_size} pixels, and the student's"
+            f" have up to {config.image_size}: those of up to {SMALL} are for other towers",
+            f"measure one of this size: mmcompress bench --blocks --image-size {config.image_size} --out TABLE",
+        )
     _fitting(weighed(costs, config), config.target_ms, {})
 
 
@@ -87,7 +93,7 @@ def sized(costs: CostsDocument, config: SizeConfig, *, here: bool) -> tuple[Sizi
     chosen = _fitting(known, asked, {})[0]
     others = [one for one in known if one is not chosen] if here else _leading(found, asked, {})
     rows = [chosen, *(one for one in others if one is not chosen)]
-    why = f"{chosen.candidate.name} has the most capacity of {len(found)} students within {asked:g} ms" + (
+    why = f"{chosen.candidate.name} has the most capacity within {asked:g} ms, of {len(found)} students" + (
         "" if here else ", by the costs of another machine, or of other cores of it: nothing was timed here"
     )
     return SizingDocument(

@@ -53,7 +53,14 @@ def table(image_size: int = 224) -> CostsDocument:
         chosen = ([probes[i] for i in own], [towers[i] for i in own], [true_ms(towers[i]) for i in own])
         families[family] = family_costs(*chosen)
     return CostsDocument.model_validate(
-        {"backend": "openvino", "precision": "int8", "threads": 2, "environment": machine(), "families": families}
+        {
+            "backend": "openvino",
+            "precision": "int8",
+            "threads": 2,
+            "image_size": image_size,
+            "environment": machine(),
+            "families": families,
+        }
     )
 
 
@@ -194,6 +201,23 @@ def test_a_table_of_another_runtime_is_refused(tmp_path: Path) -> None:
     assert "mmcompress block-costs --precision fp32" in caught.value.hint
     with pytest.raises(UsageError, match=r"no student takes 0\.001 ms"):
         check_size(SizeConfig(target_ms=0.001), {"costs": costs})
+
+
+def test_a_table_of_large_images_sizes_no_student_for_small_ones(tmp_path: Path) -> None:
+    from mmcompress.manifest import Kind
+
+    with Artifact.create(tmp_path / "t", kind=Kind.REPORT, stage="block-costs", key="k") as draft:
+        table(224).write(draft.path / COSTS)
+    costs = Artifact.open(tmp_path / "t")
+    check_size(SizeConfig(target_ms=6, image_size=160), {"costs": costs})
+    with pytest.raises(UsageError, match="images of up to 224 pixels, and the student's have up to 64") as caught:
+        check_size(SizeConfig(target_ms=6, image_size=64), {"costs": costs})
+    assert "bench --blocks --image-size 64" in caught.value.hint
+
+
+def test_sides_above_the_largest_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"image_sizes = \[224\] are larger than image_size = 64"):
+        SizeConfig(target_ms=6, image_size=64, image_sizes=(224,))
 
 
 def test_a_table_that_lacks_work_is_refused() -> None:

@@ -25,7 +25,7 @@ SIZED = SizingDocument(
     precision="int8",
     threads=2,
     environment=machine(),
-    why="mnv4-s at 224 px has the most capacity of 432 students within 1 ms",
+    why="mnv4-s at 224 px has the most capacity within 1 ms, of 432 students",
     rows=(row("mnv4-s at 224 px", 0.9, True), row("<vit>", 1.25, False), row("vit-t16 at 128 px", None, True)),
 )
 

@@ -94,6 +94,12 @@ class SizeConfig(BlockCostsConfig):
     image_sizes: tuple[Count, ...] = ()
     """Sides that the student may have; some up to image_size if not given."""
 
+    @model_validator(mode="after")
+    def _sides_are_within(self) -> Self:
+        if max(self.image_sizes, default=0) > self.image_size:
+            raise ValueError(f"image_sizes = {[*self.image_sizes]} are larger than image_size = {self.image_size}")
+        return self
+
 
 class DriftConfig(StageConfig):
     """Accuracy of every row on the test pairs, and its distance from the teacher and from the row before."""
