@@ -99,7 +99,7 @@ def _sizes(processor: Any) -> tuple[int, int, bool]:
     size = _stated(processor, "size")
     stated = {key: value for key, value in dict(size).items() if value} if hasattr(size, "keys") else {}
     side = stated.get("shortest_edge") or stated.get("height")
-    if not side or side < 1 or stated not in ({"shortest_edge": side}, {"height": side, "width": side}):
+    if side is True or not side or side < 1 or stated not in ({"shortest_edge": side}, {"height": side, "width": side}):
         _refuse(processor, "size", "a shortest_edge, or an equal height and width", "give it the model's image_size")
     squash = "height" in stated
     share = _stated(processor, "crop_pct")

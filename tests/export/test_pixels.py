@@ -109,6 +109,7 @@ def test_both_layouts_of_the_config_are_read(tmp_path: Path) -> None:
         ({**CLIP, "do_resize": False}, "CLIPImageProcessor has do_resize = False, expected true"),
         ({**CLIP, "do_center_crop": False}, "has do_center_crop = False, expected true where size is a shortest_edge"),
         ({**CLIP, "size": {"height": 40, "width": 50}}, "has size = {'height': 40, 'width': 50}, expected"),
+        ({**CLIP, "size": {"shortest_edge": True}}, "'shortest_edge': True}, expected a shortest_edge"),
         ({**CLIP, "size": {"shortest_edge": 40, "longest_edge": 50}}, "'longest_edge': 50}, expected a shortest_edge"),
         ({**CLIP, "crop_size": {"height": 40, "width": 50}}, "has crop_size = {'height': 40, 'width': 50}, expected"),
         ({**CLIP, "resample": 9}, "has resample = 9, expected 0 to 5"),
