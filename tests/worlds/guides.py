@@ -38,6 +38,12 @@ SHORTER: dict[str, tuple[str, ...]] = {
     "verdict": ("--seconds", "0.3"),
 }
 """What is added to a command."""
+LEARN = (
+    "mmcompress distill --teacher vit-l14 --student vit-s16 --data 'cc3m/{00000..00331}.tar' --out student",
+    "mmcompress distill --from pruned --out recovered",
+)
+LONGER = ("--optimizer-steps", "60", "--optimizer-batch", "64")
+"""What README's students learn, since `verdict` has none of a model at chance."""
 SMALLER = {
     "--student vit-s16": "--set student.image_size=64",
     "compare fp32 int8": "--seconds 2",
@@ -78,7 +84,7 @@ def shorter(command: str) -> str:
     stage = re.search(r"mmcompress (\S+)", command)
     added = [more for words, more in SMALLER.items() if words in command]
     if stage and "--pilot" not in command:  # which chooses its steps itself
-        added += SHORTER.get(stage[1], ())
+        added += LONGER if command in LEARN else SHORTER.get(stage[1], ())
     first = [f"{before} &&" for words, before in FIRST.items() if words in command]
     return " ".join([*first, command, *added])
 
