@@ -111,3 +111,9 @@ def test_a_hub_that_cannot_be_reached_is_said_in_a_fresh_process(tmp_path: Path)
 def test_an_empty_name_is_not_the_folder_one_stands_in(source: str) -> None:
     with pytest.raises(UsageError, match="the name of the teacher is empty"):
         resolve(TeacherConfig(source=source))
+
+
+def test_a_student_that_transformers_cannot_open_is_no_teacher_and_called_what_it_is(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text("{}")
+    with pytest.raises(UsageError, match=r"is an artifact of mmcompress that has no config\.json"):
+        resolve(TeacherConfig(source=str(tmp_path)))

@@ -15,6 +15,7 @@ from mmcompress.config import TeacherConfig
 from mmcompress.errors import MissingRequirementError, UsageError, require, suggestion
 from mmcompress.home import expanded
 from mmcompress.packaged import packaged
+from mmcompress.places import MANIFEST
 from mmcompress.sidefiles import check_side_files
 
 ALIASES = {
@@ -90,6 +91,12 @@ def resolve(config: TeacherConfig, what: str = "teacher") -> Path:
     if path.exists():
         check_side_files(path)
         if not (path / "config.json").is_file():
+            if (path / MANIFEST).is_file():
+                raise UsageError(
+                    f"the {what} {source} is an artifact of mmcompress that has no config.json, so transformers has no "
+                    "class for it",
+                    "give a Hugging Face folder; a convolutional student, or one with uneven blocks, is none",
+                )
             raise UsageError(f"the {what} {source} is no model: it has no config.json", "give a Hugging Face folder")
         return path
     if source.startswith((".", "/", "~")):

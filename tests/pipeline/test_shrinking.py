@@ -69,6 +69,14 @@ def test_a_quantized_checkpoint_is_not_shrunk_from_its_float_weights(tmp_path: P
         shrink(str(tmp_path), tmp_path / "out", Wish(str(photos)))
 
 
+def test_a_student_that_is_no_teacher_is_pruned_and_quantized_in_steps(tmp_path: Path, photos: Path) -> None:
+    (tmp_path / "manifest.json").write_text("{}")
+    with pytest.raises(UsageError, match=r"cannot be its own teacher.* convolutional") as refused:
+        shrink(str(tmp_path), tmp_path / "out", Wish(str(photos), target_latency="0.5x"))
+    assert refused.value.hint
+    assert f"mmcompress prune {tmp_path} --target-latency" in refused.value.hint
+
+
 def test_stages_are_those_that_were_asked_for(photos: Path) -> None:
     def names(steps: int = 0, **asked: Any) -> list[str]:
         wish = Wish(str(photos), **asked)

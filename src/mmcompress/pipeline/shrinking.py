@@ -63,7 +63,11 @@ def shrink(source: str, out: Path, wish: Wish) -> dict[str, Artifact]:
         if (Path(source) / INTEGERS).is_file():
             raise UsageError(f"{source} is quantized, and shrink begins in float", "give what it was made from")
         if not (Path(source) / "config.json").is_file():
-            raise UsageError(f"{source} is no whole model", "give a teacher, or a checkpoint that was not pruned yet")
+            raise UsageError(
+                f"{source} cannot be its own teacher, which shrink makes of it: it is convolutional, was pruned, or is "
+                "no checkpoint, and has no config.json",
+                f"mmcompress prune {source} --target-latency 0.5x --out P, then mmcompress quantize P --verdict",
+            )
     elif wish.target_latency is not None:
         hint = "leave --target-latency out: it is quantized as it is then"
         check_becomes_checkpoint(source, "pruned", parse_assignments(wish.overrides), hint)
