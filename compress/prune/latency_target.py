@@ -64,7 +64,9 @@ Sizes = TypeVar("Sizes", bound=Hashable)
 RACE_S = 10.0
 """Longest measured time of each side of a race."""
 FLOOR_S = 0.6
-"""The same of the race that only says what cannot be reached."""
+"""The same of a race that only says what cannot be reached."""
+FLOOR_RACES = 2
+"""Of which the one that reaches further counts: noise only adds, and what it says is remembered."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,7 @@ def check_latency(model: DualEncoderConfig, config: PruneConfig) -> None:
 
     def measure() -> dict[str, Any]:
         say("prune", "latency", f"timing the smallest image tower that could be left, on {timing.backend}")
-        ratio = measured_speedup(model, least, timing, FLOOR_S)
+        ratio = max((measured_speedup(model, least, timing, FLOOR_S) for _ in range(FLOOR_RACES)), key=lambda r: r.high)
         return {"floor": 1 / ratio.speedup, "low": 1 / ratio.high}
 
     found = remembered("smallest", model, timing, {"least": least.model_dump(mode="json")}, measure)
