@@ -24,6 +24,7 @@ from mmcompress.runtime.imageindex import (
     write_part,
     written_parts,
 )
+from mmcompress.runtime.neighbours import array_of
 
 
 class Growth:
@@ -39,7 +40,7 @@ class Growth:
         self._gone = frozenset(standing.gone.tolist() if standing is not None else ())
         for part in range(self.first):
             assert standing is not None
-            self._know(np.load(standing.artifact.file(known_file(part)), allow_pickle=False))
+            self._know(array_of(standing.artifact.file(known_file(part)), KNOWN, standing.parts[part]))
         self._number = self.first
         for part in written_parts(work, self.first):
             self._know(np.load(work / known_file(part), allow_pickle=False))

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -493,6 +493,18 @@ def test_a_file_of_an_index_that_holds_something_else_is_refused(
             opened = ImageIndex.open(tmp_path / str(number))
             opened.name(0)
             opened.content(0)
+
+
+def test_images_are_not_added_to_an_index_whose_arrays_are_none(
+    make_artifact: Make, photos: Path, tmp_path: Path
+) -> None:
+    made = searching.index(str(make_artifact().path), str(photos), tmp_path / "index").artifact
+    (tmp_path / "work").mkdir()
+    for number, content in enumerate((b"", b"[]")):
+        with resealed(made, tmp_path / str(number)) as draft:
+            (draft.path / "known-000000.npy").write_bytes(content)
+        with pytest.raises(CorruptInputError, match=r"known-000000\.npy holds no array"):
+            growth.Growth(cast(Any, None), tmp_path / "work", ImageIndex.open(tmp_path / str(number)))
 
 
 @contextmanager
