@@ -30,6 +30,7 @@ from mmcompress.compress.prune.prune import check_width, prunable_towers
 from mmcompress.compress.prune.sizes import check_mlp_multiple, check_share
 from mmcompress.compress.train.computing import check_parts
 from mmcompress.compress.train.pair import pair_config, pair_preprocessing
+from mmcompress.compress.train.pairs import check_fills_a_batch, check_first_embedded
 from mmcompress.compress.train.projection import nothing_to_project
 from mmcompress.compress.train.published import read_published
 from mmcompress.compress.train.scalars import check_tensorboard
@@ -55,9 +56,8 @@ from mmcompress.config import (
 )
 from mmcompress.convblocks import AttentionBlock
 from mmcompress.convnet import ConvConfig
-from mmcompress.data.batches import count_up_to
 from mmcompress.data.layout import read_sentences
-from mmcompress.data.spec import STDIN, bare, is_photos, is_stream
+from mmcompress.data.spec import STDIN, bare, is_photos
 from mmcompress.errors import UsageError
 from mmcompress.export.pixels import image_processing
 from mmcompress.int8 import GRAPH_RANGES
@@ -110,6 +110,7 @@ def check_distill(config: DistillConfig, sources: Sources) -> None:
         check_same_teacher(config.teacher.source, sources["embeddings"])
         if not config.projects:
             check_one_space(sources)
+        check_first_embedded(config.data.train, sources)
         return  # nothing long stands before the stage any more, and it sees the rest itself
     check_source(config.teacher)
     if "checkpoint" in sources:
@@ -169,6 +170,8 @@ def _check_student(config: DistillConfig, student: StudentConfig) -> None:
 def check_prune(config: PruneConfig, sources: Sources) -> None:
     check_one_space(sources)
     check_fills_a_batch(config.data.train, config.batch)
+    if "embeddings" in sources:
+        check_first_embedded(config.data.train, sources)
 
 
 def fits_prune(config: PruneConfig, model: DualEncoderConfig, _: Sources) -> None:
@@ -232,18 +235,6 @@ def check_coming_weights(ranges: Artifact, teacher: TeacherConfig) -> None:
     """As `fits_quantize`, before a teacher is a checkpoint, of one whose weights are here in one file."""
     if (folder := folder_here(teacher)) is not None:
         check_same_weights(ranges, folder)
-
-
-def check_fills_a_batch(spec: str | None, batch: int) -> None:
-    """Raise UsageError where data has less than one batch; of a stream, which is read once, nothing is known yet."""
-    if spec is None or is_stream(spec):
-        return
-    there = count_up_to(batch, spec)
-    if there < batch:
-        raise UsageError(
-            f"a batch of {batch} pairs was asked for, and there are {there} in {spec}",
-            "give a smaller batch, or more data",
-        )
 
 
 def _check_width(checkpoint: Artifact, config: DistillConfig) -> None:

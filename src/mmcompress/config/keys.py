@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar, get_args
 
@@ -9,8 +10,9 @@ from pydantic import (
     BaseModel,
     ValidationError,
 )
+from pydantic_core import ErrorDetails
 
-from mmcompress.errors import MisspeltError, UsageError, suggestion
+from mmcompress.errors import MisspeltError, UsageError, nearest_choice, suggestion
 from mmcompress.frozen import Config
 
 
@@ -72,7 +74,7 @@ def validated(model: type[C], values: Mapping[str, Any], where: str) -> C:
             unused = isinstance(first["ctx"]["error"], UnusedError)
             raise UsageError(f"{where}: {said}", "leave it out" if unused else "leave one of them out") from error
         got = "" if first["type"] == "missing" else f" (got {first['input']!r})"
-        raise UsageError(f"{where}: {key}: {said}{got}", _docstring(model, path)) from error
+        raise UsageError(f"{where}: {key}: {said}{got}", _near(first) or _docstring(model, path)) from error
 
 
 def _check_numbers(said: object, read: object, where: str, key: str = "") -> None:
@@ -102,6 +104,14 @@ def _fields_at(model: type[BaseModel], path: Sequence[str]) -> list[str]:
             return []
         model = nested[0]
     return list(model.model_fields)
+
+
+def _near(wrong: ErrorDetails) -> str:
+    """ "did you mean …?" where a value is none of a few texts, and like one of them."""
+    if wrong["type"] != "literal_error" or not isinstance(wrong["input"], str):
+        return ""
+    near = nearest_choice(wrong["input"], re.findall(r"'([^']+)'", wrong["ctx"]["expected"]))
+    return "" if near is None else f"did you mean {near!r}?"
 
 
 def _docstring(model: type[BaseModel], path: Sequence[str]) -> str:
