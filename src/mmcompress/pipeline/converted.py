@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import cast
 
 from mmcompress.architecture import DualEncoderConfig
-from mmcompress.artifact import Artifact
+from mmcompress.artifact import Artifact, read_manifest
 from mmcompress.config import ConvertConfig, TeacherConfig
 from mmcompress.errors import UsageError, suggestion
 from mmcompress.home import expanded
@@ -213,6 +213,14 @@ def all_as_graphs(
         if not is_artifact(source):
             teacher_named(str(source), " or ".join(kind.value for kind in kinds or (Kind.ONNX,)), given)
             checked(tracing_stage(str(source)), {}, {**given, "teacher.source": str(source)})
+    named: dict[str, Path] = {}
+    for source in (Path(source) for source in sources if is_artifact(source)):
+        kind = read_manifest(source / MANIFEST).kind
+        if kind is not Kind.CHECKPOINT and (other := named.setdefault(source.absolute().name, source)) is not source:
+            raise UsageError(
+                f"{other} and {source} have one name, and rows of a measurement are told apart by it",
+                "name each once, or copy one to a folder of another name",
+            )
     unique = names_of(sources)
     folder = out.with_name(f"{out.name}-sources")
     for source, name in zip(sources, unique, strict=True):
