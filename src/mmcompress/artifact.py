@@ -249,7 +249,11 @@ def manifest_from_bytes(content: bytes, where: str, again: str) -> Manifest:
         raise CorruptInputError(
             f"{where}: facts.{first['loc'][0]} is {shown(first['input'])}: {said}", again
         ) from error
-    if seal != manifest.compute_seal() or manifest.digest != manifest.compute_digest():
+    try:
+        right = seal == manifest.compute_seal() and manifest.digest == manifest.compute_digest()
+    except ValueError as error:
+        raise CorruptInputError(f"{where} cannot be read as a manifest: it is nested too deeply", again) from error
+    if not right:
         raise CorruptInputError(f"{where} was changed after it was written: its seal does not match its content", again)
     return manifest
 
