@@ -14,7 +14,7 @@ import os
 import re
 import shutil
 import stat
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -124,11 +124,7 @@ class Artifact:
             raise UsageError(f"{path} is not an artifact: {lacks}", hint)
         manifest = read_manifest(manifest_path)
         _verify_files(path, manifest, sha256_of if manifest.kind in _AS_LARGE_AS_DATA else hash_file)
-        if kinds and manifest.kind not in kinds:
-            raise UsageError(
-                f"{path} is an artifact of kind {manifest.kind.value!r}",
-                f"this needs one of kind {' or '.join(repr(k.value) for k in kinds)}",
-            )
+        _check_kind(path, manifest, kinds)
         _verify_beside(path, manifest)
         return Artifact(path, manifest)
 
@@ -224,6 +220,21 @@ def _let_be_read(folder: Path, manifest: Manifest) -> None:
     mode = stat.S_IMODE((folder / MANIFEST).stat().st_mode)
     for name in manifest.files:
         (folder / name).chmod(mode)
+
+
+def manifest_of_kind(folder: Path, *kinds: Kind) -> Manifest:
+    """As `Artifact.open`, of a folder that has a manifest, its files not looked at: for before a first long step."""
+    manifest = read_manifest(folder / MANIFEST)
+    _check_kind(folder, manifest, kinds)
+    return manifest
+
+
+def _check_kind(folder: Path, manifest: Manifest, kinds: Sequence[Kind]) -> None:
+    if kinds and manifest.kind not in kinds:
+        raise UsageError(
+            f"{folder} is an artifact of kind {manifest.kind.value!r}",
+            f"this needs one of kind {' or '.join(repr(k.value) for k in kinds)}",
+        )
 
 
 def read_manifest(path: Path) -> Manifest:
