@@ -25,7 +25,6 @@ from pydantic import ValidationError
 from mmcompress.architecture import DualEncoderConfig
 from mmcompress.besideonnx import files_beside
 from mmcompress.digests import remember, sha256_of
-from mmcompress.document import shown
 from mmcompress.errors import CorruptInputError, UsageError
 from mmcompress.manifest import (
     Figures,
@@ -42,6 +41,7 @@ from mmcompress.manifest import (
 from mmcompress.places import MANIFEST, check_place, writing
 from mmcompress.publish import drafted, swap_in
 from mmcompress.strictjson import check_finite, json_bytes, json_from_text, write_json
+from mmcompress.wrong import first_wrong
 
 _AS_LARGE_AS_DATA = (Kind.EMBEDDINGS, Kind.INDEX, Kind.SHARDS)
 
@@ -250,16 +250,14 @@ def manifest_from_bytes(content: bytes, where: str, again: str) -> Manifest:
         seal = body.pop("seal", None)
         _check_schema(body, where)
         manifest = Manifest.model_validate(body)
-    except (ValueError, AttributeError, ValidationError) as error:
+    except ValidationError as error:
+        raise CorruptInputError(f"{where}{first_wrong(error)}", again) from error
+    except (ValueError, AttributeError) as error:
         raise CorruptInputError(f"{where} cannot be read as a manifest: {error}", again) from error
     try:
         Figures.model_validate(manifest.facts)
     except ValidationError as error:
-        first = error.errors()[0]
-        said = first["msg"].removeprefix("Value error, ")
-        raise CorruptInputError(
-            f"{where}: facts.{first['loc'][0]} is {shown(first['input'])}: {said}", again
-        ) from error
+        raise CorruptInputError(f"{where}{first_wrong(error, 'facts')}", again) from error
     try:
         right = seal == manifest.compute_seal() and manifest.digest == manifest.compute_digest()
     except ValueError as error:

@@ -222,7 +222,7 @@ def test_a_disturbed_latency_says_so(report: Report) -> None:
         ({"max_drop": 2}, "nothing drops by 2, all of 'i2t_r10' is 1: one point is 0.01"),
         ({"max_drop": {"p99_ms": 0.1}}, "'p99_ms' does not drop, it is better when lower: give a limit with max"),
         ({"max": {"p99": 5}}, "there is no metric 'p99'; did you mean 'p99_ms'?"),
-        ({"max": {"p99_ms": float("nan")}}, "max.p99_ms: Input should be a finite number"),
+        ({"max": {"p99_ms": float("nan")}}, "max.p99_ms is nan: Input should be a finite number"),
         ({"maxx": {}}, "unknown key 'maxx'"),
     ],
 )
