@@ -48,8 +48,12 @@ def check_answers(config: DriftConfig | BisectConfig, _: Sources) -> None:
 
 
 def check_bisect(config: BisectConfig, sources: Sources) -> None:
-    """Refuse graphs that are no exports of a checkpoint: their modules have no names that two files share."""
+    check_bisected(sources)
     check_answers(config, sources)
+
+
+def check_bisected(sources: Sources) -> None:
+    """Refuse graphs that are no exports of a checkpoint: their modules have no names that two files share."""
     for artifact in sources.values():
         if artifact.manifest.model is None:
             raise UsageError(

@@ -49,7 +49,7 @@ NO_PART_OF_KEYS = {
         (PruneConfig, {"target_macs": 0.5, "heads": 0.5}, "heads and target_macs exclude each other"),
         (QuantizeConfig, {"sensitivity": False, "max_drop": 0.0}, "max_drop needs the ranking"),
         (QuantizeConfig, {"sensitivity": False, "max_flips": 0.01}, "max_flips needs the ranking"),
-        (QuantizeConfig, {"device": "gpu"}, "device: String should match"),
+        (QuantizeConfig, {"device": "gpu"}, "device is 'gpu': String should match"),
     ],
 )
 def test_options_that_would_be_ignored_are_refused(model: type[Any], values: dict[str, object], what: str) -> None:

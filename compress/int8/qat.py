@@ -69,8 +69,22 @@ _VIEWS = 1_000_000
 """Augmented views of an image: never the same twice."""
 
 
-def check_qat(config: QatConfig, _: Mapping[str, Artifact]) -> None:
+def check_trainable(source: Artifact) -> None:
+    """Raise UsageError for a checkpoint that was never quantized, and for one whose zeros would be filled."""
+    for name in (RANGES, INTEGERS):
+        if name not in source.manifest.files:
+            raise UsageError(
+                f"{source.path} has no {name}, so it is no quantized checkpoint, and qat trains the integers of one",
+                "quantize it first: mmcompress quantize CHECKPOINT --data SHARDS --out DIR",
+            )
+    if SPARSE in source.manifest.facts:
+        raise UsageError(f"{source.path} is 2:4 sparse, and qat would fill its zeros", "leave qat out, or sparsity")
+
+
+def check_qat(config: QatConfig, sources: Mapping[str, Artifact]) -> None:
     """Refuse at once what training would refuse; less than a batch only where integers are trained in any case."""
+    if (source := sources.get("checkpoint")) is not None:
+        check_trainable(source)
     check_tensorboard(config.optimizer.tensorboard)
     if config.max_drop is None and config.max_flips is None:
         check_fills_a_batch(config.data.train, config.optimizer.batch)
@@ -83,8 +97,6 @@ def qat(job: Job[QatConfig]) -> None:
     spec = config.data.validation or config.data.train
     if spec is None or config.data.train is None:
         raise UsageError("qat needs pairs to train on", "set data.train, or give --data")
-    if SPARSE in source.manifest.facts:
-        raise UsageError(f"{source.path} is 2:4 sparse, and qat would fill its zeros", "leave qat out, or sparsity")
     with world(config.device) as here:
         model = dual_encoder_from_checkpoint(source.path, source.model).requires_grad_(False).to(here.device)
         graph = graph_tower(source, job.work) if isinstance(source.model.image, ConvConfig) else None
@@ -142,12 +154,7 @@ def qat(job: Job[QatConfig]) -> None:
 
 def read_fit(source: Artifact) -> Fit:
     """The ranges and integers of a quantized checkpoint."""
-    for name in (RANGES, INTEGERS):
-        if name not in source.manifest.files:
-            raise UsageError(
-                f"{source.path} has no {name}, so it is no quantized checkpoint, and qat trains the integers of one",
-                "quantize it first: mmcompress quantize CHECKPOINT --data SHARDS --out DIR",
-            )
+    check_trainable(source)
     try:
         tensors = load_file(source.file(INTEGERS))
         ranges = read_ranges(source)

@@ -20,6 +20,7 @@ from typing_extensions import Self
 from mmcompress.errors import CorruptInputError
 from mmcompress.frozen import Config
 from mmcompress.strictjson import check_finite, json_bytes, text_from_json
+from mmcompress.wrong import first_wrong
 
 LARGEST = 2**63
 """No figure of ours is larger, and what is computed from two of them is finite."""
@@ -97,8 +98,6 @@ Amount = Annotated[int, _within(1, LARGEST, "a whole number from 1 to 2^63")]
 Interval = Annotated[tuple[float, float], AfterValidator(_ascending)]
 """Lower and upper end of a 95% interval."""
 SchemaVersion = Annotated[Literal[1], Field(alias="schema")]
-_SHOWN = 60
-"""Characters of a wrong value that an error shows."""
 
 
 class Part(Config):
@@ -124,12 +123,12 @@ class Document(Part):
         except CorruptInputError as error:
             raise CorruptInputError(f"{path}: {error.what}", hint) from error
         except ValidationError as error:
-            first = error.errors()[0]
-            if first["type"] == "json_invalid":
-                raise CorruptInputError(f"{path} is no JSON: {first['ctx']['error']}", hint) from error
-            raise CorruptInputError(
-                f"{path}{cls._said(first['loc'], first['type'], first['msg'], first['input'])}", hint
-            ) from error
+            wrong = first_wrong(error)
+            if wrong.key == "schema" and wrong.kind != "missing":
+                newest = get_args(cls.model_fields["schema_version"].annotation)[-1]
+                said = f"is written in schema {wrong.value!r}, and this version reads schema {newest}"
+                raise CorruptInputError(f"{path} {said}", hint) from error
+            raise CorruptInputError(f"{path}{wrong}", hint) from error
 
     @classmethod
     def current(cls, text: bytes) -> bytes:
@@ -142,24 +141,3 @@ class Document(Part):
 
     def write(self, path: Path) -> None:
         path.write_text(self.to_json(), encoding="utf-8")
-
-    @classmethod
-    def _said(cls, place: Sequence[int | str], kind: str, message: str, value: object) -> str:
-        """What is wrong with a file, after its name."""
-        key = ".".join(map(str, place))
-        if key == "schema" and kind != "missing":
-            newest = get_args(cls.model_fields["schema_version"].annotation)[-1]
-            return f" is written in schema {value!r}, and this version reads schema {newest}"
-        if kind == "missing":
-            return f" has no {key!r}"
-        text = shown(value)
-        if kind == "extra_forbidden":
-            return f" has an unknown key {key!r} with the value {text}"
-        received = "" if not key and kind == "value_error" else f"{f': {key}' if key else ''} is {text}"
-        return f"{received}: {message.removeprefix('Value error, ')}"
-
-
-def shown(value: object) -> str:
-    """A wrong value, as an error shows it."""
-    text = repr(value)
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"

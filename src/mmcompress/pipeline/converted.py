@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import cast
 
 from mmcompress.architecture import DualEncoderConfig
-from mmcompress.artifact import Artifact, read_manifest
+from mmcompress.artifact import Artifact, manifest_of_kind, read_manifest
 from mmcompress.config import ConvertConfig, TeacherConfig
 from mmcompress.errors import UsageError, suggestion
 from mmcompress.home import expanded
@@ -79,9 +79,28 @@ def teacher_named(source: str, wanted: str = "an", given: Given = NOTHING) -> Te
 
 
 def check_named(source: str | Path, wanted: str = Kind.ONNX.value) -> None:
-    """Raise UsageError for what is neither an artifact nor the name of a teacher. Nothing is opened or fetched."""
-    if not is_artifact(source):
+    """Raise UsageError for what is neither the name of a teacher nor an artifact that is graphs or can become some.
+
+    No file of it is opened, and nothing is fetched.
+    """
+    if is_artifact(source):
+        manifest_of_kind(Path(source), Kind.ONNX, Kind.ENGINE, Kind.CHECKPOINT)
+    else:
         teacher_named(str(source), wanted)
+
+
+def check_rows(sources: Sequence[str | Path]) -> None:
+    """As `check_named`, of what one measurement compares; UsageError too where two would be rows of one name."""
+    for source in sources:
+        check_named(source)
+    named: dict[str, Path] = {}
+    for path in (Path(source) for source in sources if is_artifact(source)):
+        row = read_manifest(path / MANIFEST).kind is not Kind.CHECKPOINT
+        if row and (other := named.setdefault(path.absolute().name, path)) is not path:
+            raise UsageError(
+                f"{other} and {path} have one name, and rows of a measurement are told apart by it",
+                "name each once, or copy one to a folder of another name",
+            )
 
 
 def check_named_with_labels(source: str | Path, labels: object) -> None:
@@ -213,14 +232,6 @@ def all_as_graphs(
         if not is_artifact(source):
             teacher_named(str(source), " or ".join(kind.value for kind in kinds or (Kind.ONNX,)), given)
             checked(tracing_stage(str(source)), {}, {**given, "teacher.source": str(source)})
-    named: dict[str, Path] = {}
-    for source in (Path(source) for source in sources if is_artifact(source)):
-        kind = read_manifest(source / MANIFEST).kind
-        if kind is not Kind.CHECKPOINT and (other := named.setdefault(source.absolute().name, source)) is not source:
-            raise UsageError(
-                f"{other} and {source} have one name, and rows of a measurement are told apart by it",
-                "name each once, or copy one to a folder of another name",
-            )
     unique = names_of(sources)
     folder = out.with_name(f"{out.name}-sources")
     for source, name in zip(sources, unique, strict=True):

@@ -6,6 +6,7 @@ of themselves is there once. A file of schema 1 is read as if it were written in
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -175,6 +176,17 @@ class ReportDocument(Document):
     def row(self, name: str) -> Row | None:
         """The row of a name."""
         return next((row for row in self.rows if row.row == name), None)
+
+    def says_nothing(self, metric: str) -> str | None:
+        """Why a recall is 100% of any model on this test set; None where it is not, and of other metrics."""
+        named = re.fullmatch(r"(unseen\.|old_index\.)?(i2t|t2i)_r(\d+)", metric)
+        if named is None:
+            return None
+        images = self.test.unseen_images if named[1] == "unseen." else self.test.images
+        choices, what = (self.test.candidates, "texts") if named[2] == "i2t" else (images, "images")
+        if not choices or choices > int(named[3]):
+            return None
+        return f"R@{named[3]} is 100% of any model that chooses among {choices} {what}"
 
     @classmethod
     def current(cls, text: bytes) -> bytes:

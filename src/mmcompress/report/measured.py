@@ -24,9 +24,11 @@ from mmcompress.measure.bench.document import BenchDocument, BenchRow
 from mmcompress.measure.bisect.document import BisectDocument
 from mmcompress.measure.drift.document import DriftDocument, DriftRow
 from mmcompress.measure.verdict.document import VerdictDocument
+from mmcompress.places import MANIFEST
 from mmcompress.report.document import ReportDocument
 from mmcompress.report.parts import NamedBisect, NamedSizing, NamedVerdict, ReportMachine, Sensitivity
 from mmcompress.report.row import MachineLatency
+from mmcompress.wrong import first_wrong
 
 D = TypeVar("D", bound=Document, covariant=True)
 P = TypeVar("P", bound=Part)
@@ -181,12 +183,8 @@ def part_of_facts(kind: type[P], source: Artifact, facts: Iterable[str], **value
     try:
         return kind.model_validate({**{fact: source.manifest.facts.get(fact) for fact in facts}, **values})
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, first["loc"]))
-        raise CorruptInputError(
-            f"{source.path}: the manifest's {key} is {first['input']!r}: {first['msg']}",
-            f"run {source.manifest.stage} again",
-        ) from error
+        said = f"{source.path / MANIFEST}{first_wrong(error, 'facts')}"
+        raise CorruptInputError(said, f"run {source.manifest.stage} again") from error
 
 
 def bisects(gathered: Iterable[Artifact]) -> tuple[NamedBisect, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -215,6 +216,14 @@ def test_a_checkpoint_in_float_is_refused(world: Path, tmp_path: Path) -> None:
         standalone.qat(world / "checkpoint", tmp_path / "x", {"data.train": str(world)})
     assert caught.value.exit_code == 2 and "mmcompress quantize" in caught.value.hint
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("data", [(), ("--data", "nowhere")])
+def test_what_can_never_be_trained_is_said_before_data_is_asked_for(
+    world: Path, tmp_path: Path, cli: Callable[..., Any], data: tuple[str, ...]
+) -> None:
+    done = cli("qat", world / "checkpoint", "--out", tmp_path / "out", *data)
+    assert done.code == 2 and "has no ranges.json, so it is no quantized checkpoint" in done.err
 
 
 def test_ranges_and_integers_that_do_not_belong_together_are_refused(world: Path, tmp_path: Path) -> None:

@@ -266,6 +266,29 @@ def test_nothing_is_measured_twice(key: str, said: list[Any], what: str) -> None
 
 
 @pytest.mark.parametrize("command", [("bench",), ("drift", "--data", "demo:test")])
+def test_what_can_be_no_row_is_refused_before_data_is_read_or_a_teacher_exported(
+    cli: Callable[..., Any], make_artifact: Make, tmp_path: Path, tiny_clip_folder: Path, command: tuple[str, ...]
+) -> None:
+    other = make_artifact("index", kind=Kind.INDEX).path
+    command = tuple(word.replace("demo:test", "nowhere") for word in command)
+    done = cli(*command, tiny_clip_folder, other, "--out", tmp_path / "out")
+    assert done.code == 2 and f"{other} is an artifact of kind 'index'" in done.err
+    assert [path.name for path in tmp_path.iterdir()] == ["index"]
+
+
+@pytest.mark.parametrize("data", [(), ("--data", "nowhere")])
+def test_what_no_graph_allows_is_said_before_data_is_asked_for(
+    cli: Callable[..., Any], make_artifact: Make, tmp_path: Path, data: tuple[str, ...]
+) -> None:
+    int8 = make_artifact("int8", precisions=("int8",)).path
+    for command in ("quantize", "verdict"):
+        done = cli(command, int8, *data, "--out", tmp_path / "out")
+        assert done.code == 2 and f"{int8} has no image graph in fp32" in done.err, done.err
+    done = cli("bisect", int8, int8, *(data or ("--data", "nowhere")), "--out", tmp_path / "out")
+    assert done.code == 2 and f"{int8} cannot be bisected: its graphs are a teacher's own" in done.err
+
+
+@pytest.mark.parametrize("command", [("bench",), ("drift", "--data", "demo:test")])
 def test_rows_of_one_name_are_refused(
     cli: Callable[..., Any], make_artifact: Callable[..., Artifact], tmp_path: Path, command: tuple[str, ...]
 ) -> None:
