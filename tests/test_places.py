@@ -14,10 +14,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from PIL import Image
-from safetensors.numpy import save_file
 
 from mmcompress import artifact
 from mmcompress.artifact import Artifact
@@ -99,32 +97,6 @@ def test_what_comes_to_a_place_while_it_is_made_is_not_deleted(tmp_path: Path, p
         put(place)
     assert (place / "notes.txt" if place.is_dir() else place).read_text() == "mine"
     assert not list(tmp_path.glob(".*"))
-
-
-def plainly(path: Path) -> None:
-    path.write_bytes(b"12345")
-
-
-def by_safetensors(path: Path) -> None:
-    save_file({"a": np.zeros(3)}, path)
-
-
-@pytest.mark.parametrize("moved", [True, False])
-@pytest.mark.parametrize("write", [plainly, by_safetensors])
-def test_a_place_that_goes_while_it_is_written_is_a_sentence(
-    tmp_path: Path, moved: bool, write: Callable[[Path], None]
-) -> None:
-    folder = tmp_path / "run"
-    with (
-        pytest.raises(UsageError, match="run was moved or removed while a was being written there"),
-        Artifact.create(folder / "a", kind=Kind.CHECKPOINT, stage="distill", key="k") as draft,
-    ):
-        plainly(draft.path / "a.bin")
-        if moved:
-            folder.rename(tmp_path / "moved")
-        else:
-            shutil.rmtree(folder)
-        write(draft.path / "b.bin")
 
 
 def test_a_folder_that_is_removed_while_it_is_read_is_a_sentence(

@@ -85,15 +85,7 @@ def drafted(path: Path, ours: Ours = ARTIFACT) -> Iterator[Path]:
         (holder / MARK).touch()
         draft = holder / "draft"
         draft.mkdir()
-        try:
-            yield draft
-        except Exception as error:  # libraries have exceptions of their own for it
-            if holder.is_dir():
-                raise
-            raise UsageError(
-                f"{path.parent} was moved or removed while {path.name} was being written there",
-                "give the command again, and leave the folder as it is until it ends",
-            ) from error
+        yield draft
     finally:
         with suppress(OSError):
             try:
