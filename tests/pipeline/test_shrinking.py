@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,9 @@ from mmcompress.manifest import Kind
 from mmcompress.measure.bench import blockcosts
 from mmcompress.measure.verdict import contest
 from mmcompress.pipeline import shrinking, standalone
+from mmcompress.pipeline.recipe import Recipe
 from mmcompress.pipeline.shrinking import Wish, parts, recipe_for, recovery_steps, shrink
+from mmcompress.pipeline.single import run_single
 
 Cli = Callable[..., Any]
 
@@ -178,3 +181,27 @@ def test_the_whole_way(
     assert (out / "report" / "report.html").is_file() and (out / "report" / "report.md").is_file()
     again = cli(*asked)
     assert again.code == 0 and "running" not in again.err
+
+
+def test_a_convolutional_student_is_its_own_teacher_and_recovers_at_a_rate_of_its_own(
+    tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = {"student.source": "mnv4-s-64", "student.image_size": 32, "data.train": "demo:val"}
+    short = {"optimizer.steps": 1, "optimizer.batch": 32, "vocab": 320, "context": 16}
+    student = run_single("train", {}, {**given, **short}, {}, tmp_path / "student")
+    converted = run_single("convert", {}, {"teacher.source": str(student.path)}, {}, tmp_path / "c")
+    assert converted.model == student.model and converted.tokenizer == student.tokenizer
+    assert converted.manifest.files["model.safetensors"] == student.manifest.files["model.safetensors"]
+    asked: list[Recipe] = []
+
+    def run(recipe: Recipe, *_: object) -> dict[str, Artifact]:
+        asked.append(recipe)
+        speed, share = {"embedding": {"image_tower_per_s": 64.0}}, {"macs_share": 1.0}
+        manifest = student.manifest.model_copy(update={"metrics": speed, "facts": share})
+        return dict.fromkeys(("embed", "prune"), replace(student, manifest=manifest))
+
+    monkeypatch.setattr(shrinking, "run_recipe", run)
+    wish = Wish(str(photos), target_latency="0.5x", backend="onnxruntime", minutes=1.0)
+    shrink(str(student.path), tmp_path / "out", wish)
+    (trained,) = (table for table in asked[-1].stages if table.name == "recover")
+    assert trained.config["optimizer"] == {"steps": 20, "batch": 64, "lr": 1e-3}
