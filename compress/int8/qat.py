@@ -24,7 +24,6 @@ from torch import Tensor, nn
 
 from mmcompress.artifact import Artifact
 from mmcompress.budget import Budget
-from mmcompress.compress.early import check_fills_a_batch
 from mmcompress.compress.int8.acceptance import ENDS, Fit, Parts, closer, fit_cost, gained, needed
 from mmcompress.compress.int8.convfit import as_fitted, graph_tower
 from mmcompress.compress.int8.fakequant import TrainedLinears
@@ -37,11 +36,12 @@ from mmcompress.compress.int8.simulate import TOWERS, Feeds
 from mmcompress.compress.prune.semistructured import SPARSE
 from mmcompress.compress.train.losses import cosine_distance
 from mmcompress.compress.train.optimize import optimize
-from mmcompress.compress.train.pairs import TrainingBatch, TrainingPairs, training_pairs
+from mmcompress.compress.train.pairs import TrainingBatch, TrainingPairs, check_fills_a_batch, training_pairs
 from mmcompress.compress.train.scalars import check_tensorboard
 from mmcompress.config import QatConfig
 from mmcompress.convnet import ConvConfig
-from mmcompress.data.batches import images_of
+from mmcompress.data.batches import count_up_to, images_of
+from mmcompress.data.spec import is_stream
 from mmcompress.distributed import World, world
 from mmcompress.errors import CorruptInputError, UsageError
 from mmcompress.export.integers import OUTPUT
@@ -104,6 +104,7 @@ def qat(job: Job[QatConfig]) -> None:
             if (drift := here.shared(None)) is not None:
                 train(model, given, drift, _pairs(source, config, here), config, here, job, graph)
             return
+        _warn_of_few(config.data.train, config.optimizer.batch)
         seen = frozenset(images_of(config.data.train)) | (seen_images(source) or frozenset())
         given_pairs = list(plain_pairs(source, spec, config))
         judging = feeds(given_pairs if spec == config.data.train else validating(given_pairs, seen, spec)[0])
@@ -259,6 +260,13 @@ def reference_of(source: Artifact) -> str:
     """Digest of the checkpoint in float that all drift is from."""
     earlier = source.manifest.facts.get("qat")
     return str(earlier["reference"] if earlier else source.manifest.parents.get("checkpoint", source.digest))
+
+
+def _warn_of_few(spec: str, batch: int) -> None:
+    """Say, before INT8 is judged by a budget, that what passes it could not be trained on these pairs."""
+    if not is_stream(spec) and (there := count_up_to(batch, spec)) < batch:
+        few = f"warning: {there} pairs are less than a batch of {batch}: INT8 beyond its budget cannot be trained"
+        say("", "data", f"{few}; give more, or a smaller --optimizer-batch")
 
 
 def _pairs(source: Artifact, config: QatConfig, here: World) -> TrainingPairs:

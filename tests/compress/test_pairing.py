@@ -95,6 +95,20 @@ def test_distill_ends_before_its_first_step(world: Path, tmp_path: Path, cli: Cl
     assert not (tmp_path / "student").exists()
 
 
+def test_data_of_others_is_refused_before_a_stage_begins(
+    world: Path, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pairs, "paired", None)
+    other = write(tmp_path / "other", SAID, 200)
+    student = standalone.convert(str(world / "teacher"), tmp_path / "converted", {})
+    words = ("--embeddings", world / "embeddings", "--data", other, "--out", tmp_path / "out")
+    for asked in (("prune", student.path, "--mlp", "0.5"), ("distill", "--student", "inherit:0.8")):
+        done = cli(*asked, *words, "--batch" if asked[0] == "prune" else "--optimizer-batch", "8")
+        assert done.code == 4 and "it has another image" in done.err and "(out)" not in done.err
+        assert f"leave --data out: {world / 'embeddings'} is of {world / 'data'}" in done.err
+        assert not (tmp_path / "out").exists()
+
+
 def test_a_stream_is_checked_batch_by_batch(world: Path, tmp_path: Path, cli: Cli) -> None:
     other = write(tmp_path / "other", SAID, 200)
     asked = ("distill", "--embeddings", world / "embeddings", "--data", f"pipe:cat {other}/00000.tar")
@@ -117,7 +131,7 @@ def test_moved_data_and_more_workers_embed_nothing_again(world: Path, tmp_path: 
     try:
         for spec in (tmp_path / "moved", tmp_path / "moved" / "*.tar"):
             done = cli("embed", *teacher, "--data", spec, "--set", "data.workers=7", "--device", "cpu")
-            assert done.code == 0 and "reused" in done.err and "running" not in done.err
+            assert done.code == 0 and "reused" in done.err and "(out)" not in done.err
     finally:
         (tmp_path / "moved").rename(world / "data")
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
+from rich.console import Console
+
 from mmcompress.artifact import Artifact
+from mmcompress.cli.show_report import report_view
 from mmcompress.compress.sizing.document import SIZING, SizedRow, SizingDocument
 from mmcompress.manifest import Kind
 from mmcompress.report.measured import sizings
@@ -58,3 +62,16 @@ def test_the_page_shows_no_bars_where_nothing_was_timed(tmp_path: Path) -> None:
         SIZED.model_copy(update={"rows": rows}).write(draft.path / SIZING)
     page = html_page(joined("Sizes", [Artifact.open(tmp_path / "s")], tmp_path))
     assert "Bars are measured" not in page and "Marks are times, none measured: composed of what work costs on" in page
+
+
+def test_a_report_of_sizings_alone_has_no_empty_table(tmp_path: Path) -> None:
+    with Artifact.create(tmp_path / "s", kind=Kind.REPORT, stage="size", key="k") as draft:
+        SIZED.write(draft.path / SIZING)
+    document = joined("Sizes", [Artifact.open(tmp_path / "s")], tmp_path)
+    merge_request, page = markdown_page(document), html_page(document)
+    assert "| row |" not in merge_request and merge_request.startswith(f"## Sizes\n\n\ns: {SIZED.why}.")
+    assert "No exported model is part of it." in page and "0 models" not in page and "from ." not in page
+    assert 'id="ledger"' not in page and 'id="missing"' not in page and not document.not_measured
+    console = Console(file=io.StringIO(), width=200)
+    console.print(report_view(document))
+    assert console.file.getvalue() == f"s: {SIZED.why}.\n"

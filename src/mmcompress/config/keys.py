@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar, get_args
 
@@ -10,9 +11,9 @@ from pydantic import (
     ValidationError,
 )
 
-from mmcompress.errors import MisspeltError, UsageError, suggestion
+from mmcompress.errors import MisspeltError, UsageError, nearest_choice, suggestion
 from mmcompress.frozen import Config
-from mmcompress.wrong import first_wrong
+from mmcompress.wrong import Wrong, first_wrong
 
 
 class Aside:
@@ -62,7 +63,7 @@ def validated(model: type[C], values: Mapping[str, Any], where: str) -> C:
     except ValidationError as error:
         wrong = first_wrong(error)
         path = [str(part) for part in wrong.place]
-        hint = _docstring(model, path)
+        hint = _near(wrong) or _docstring(model, path)
         if wrong.kind == "extra_forbidden":
             hint = suggestion(path[-1], _fields_at(model, path[:-1]))
         if isinstance(wrong.cause, MisspeltError):
@@ -100,6 +101,14 @@ def _fields_at(model: type[BaseModel], path: Sequence[str]) -> list[str]:
             return []
         model = nested[0]
     return list(model.model_fields)
+
+
+def _near(wrong: Wrong) -> str:
+    """ "did you mean …?" where a value is none of a few texts, and like one of them."""
+    if wrong.kind != "literal_error" or not isinstance(wrong.value, str):
+        return ""
+    near = nearest_choice(wrong.value, re.findall(r"'([^']+)'", wrong.said))
+    return "" if near is None else f"did you mean {near!r}?"
 
 
 def _docstring(model: type[BaseModel], path: Sequence[str]) -> str:

@@ -112,6 +112,7 @@ def check_named_with_labels(source: str | Path, labels: object) -> None:
 
 def becomes_checkpoint(teacher: TeacherConfig) -> bool:
     """Whether a teacher is of a family that `model.py` computes."""
+    from mmcompress.checkpoints import is_own_checkpoint
     from mmcompress.families import config_from_hugging_face
     from mmcompress.pretrained import check_folder
     from mmcompress.teachers import resolve
@@ -119,6 +120,8 @@ def becomes_checkpoint(teacher: TeacherConfig) -> bool:
     if teacher.source.startswith("open_clip:") or ".py:" in teacher.source:
         return False
     folder = resolve(teacher)
+    if is_own_checkpoint(folder):
+        return True
     check_folder(folder, teacher.trust_remote_code)
     try:
         config_from_hugging_face(folder)
@@ -152,7 +155,7 @@ def coming_start(source: str | Path, near: Artifact | None, given: Given = NOTHI
     """The sizes of the checkpoint at a source (`near`), or of the one that its teacher becomes; None for a graph."""
     if near is not None:
         return near.manifest.model if near.manifest.kind is Kind.CHECKPOINT else None
-    from mmcompress.compress.early import coming_model
+    from mmcompress.compress.earlyteacher import coming_model
 
     return coming_model(teacher_named(str(source), given=given))
 

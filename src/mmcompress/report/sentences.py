@@ -199,7 +199,7 @@ def not_measured(document: ReportDocument) -> list[str]:
             f"Latency and accuracy of the TensorRT engines ({', '.join(targets)}): they were built and their layers "
             "audited, but no NVIDIA GPU ran them."
         )
-    elif not ran:
+    elif document.rows and not ran:
         sentences.append("NVIDIA GPUs: no TensorRT engine is part of this run.")
     if entries and all(entry.throttled is None for entry in entries):
         sentences.append("Throttling: this system does not count it.")

@@ -249,3 +249,17 @@ def test_what_training_would_refuse_is_refused_before_anything_is_judged(
     monkeypatch.setitem(sys.modules, "tensorboard", None)
     with pytest.raises(MissingRequirementError, match="'tensorboard'"):
         qat(world, tmp_path / "qat", f"optimizer.tensorboard={tmp_path / 'points'}")
+
+
+def test_too_few_pairs_to_train_on_are_said_before_a_budget_is_judged(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def judged(*_: object) -> None:
+        raise AssertionError("it was judged first")
+
+    monkeypatch.setattr(stage, "fit_cost", judged)
+    for batch, said in (("64", True), ("20", False)):
+        with pytest.raises(AssertionError, match="judged first"):
+            qat(world, tmp_path / "qat", f"optimizer.batch={batch}", "max_drop=0.1")
+        told = " ".join(capsys.readouterr().err.split())
+        assert ("60 pairs are less than a batch of 64: INT8 beyond its budget cannot be trained" in told) is said

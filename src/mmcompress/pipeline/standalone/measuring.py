@@ -9,7 +9,7 @@ from typing import Any, get_args
 from mmcompress.artifact import Artifact
 from mmcompress.compress.int8.comparison import CalibrationComparison
 from mmcompress.config import Precision
-from mmcompress.errors import UsageError, suggestion
+from mmcompress.errors import UsageError, of_choices
 from mmcompress.int8 import RANGES
 from mmcompress.manifest import Kind
 from mmcompress.measure.comparison import ComparisonDocument
@@ -129,7 +129,7 @@ def compare(
         return compare_calibrations(a, b)
     if asked["precision"] not in (None, *get_args(Precision)):
         raise UsageError(
-            f"there is no precision {asked['precision']!r}", suggestion(asked["precision"], get_args(Precision))
+            f"there is no precision {asked['precision']!r}", of_choices(asked["precision"], get_args(Precision))
         )
     try:
         cores = None if pin is None else tuple(int(core) for core in pin.split(","))
