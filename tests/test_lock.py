@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import errno
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from mmcompress import lock
 from mmcompress.errors import UsageError
@@ -74,3 +78,41 @@ def test_a_folder_that_cannot_be_written_to(tmp_path: Path, monkeypatch: pytest.
         pass
     with locked(reading=[tmp_path / "a"]):
         pass
+
+
+def plainly(path: Path) -> None:
+    path.write_bytes(b"12345")
+
+
+def by_safetensors(path: Path) -> None:
+    save_file({"a": np.zeros(3)}, path)
+
+
+def by_what_it_needs(path: Path) -> None:
+    raise UsageError(f"there is no tokenizer {path}", "give one")
+
+
+@pytest.mark.parametrize("moved", [True, False])
+@pytest.mark.parametrize("write", [plainly, by_safetensors, by_what_it_needs])
+def test_a_folder_that_goes_while_something_is_written_there_is_a_sentence(
+    tmp_path: Path, moved: bool, write: Callable[[Path], None]
+) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    with (
+        pytest.raises(UsageError, match="run was moved or removed while this command wrote there"),
+        locked(folder / "a", folder / "b"),
+    ):
+        if moved:
+            folder.rename(tmp_path / "moved")
+        else:
+            shutil.rmtree(folder)
+        write(folder / ".b.work" / "part")
+
+
+def test_what_fails_where_the_folder_stands_is_told_as_it_is(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no tokenizer"), locked(tmp_path / "a"):
+        (tmp_path / ".a.lock").unlink()
+        by_what_it_needs(tmp_path)
+    with pytest.raises(FileNotFoundError), locked(tmp_path / "a", reading=[tmp_path / "b"]):
+        plainly(tmp_path / "none" / "file")

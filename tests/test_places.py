@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from mmcompress import artifact
 from mmcompress.artifact import Artifact
 from mmcompress.data.excluded import write_list
 from mmcompress.errors import CorruptInputError, UsageError
@@ -56,13 +58,58 @@ def test_a_manifest_of_another_program_is_no_leave_to_replace(tmp_path: Path, ma
 
 @pytest.mark.parametrize("stranger", ["notes.txt", "weights/mine.txt", ".hidden", "more/deep/file"])
 def test_a_file_put_into_an_artifact_is_not_deleted(tmp_path: Path, stranger: str) -> None:
-    artifact = made(tmp_path / "a")
-    file = artifact.path / stranger
+    file = made(tmp_path / "a").path / stranger
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text("mine")
     with pytest.raises(UsageError, match=f"holds '{stranger}', which mmcompress did not write"):
         made(tmp_path / "a")
     assert file.read_text() == "mine"
+
+
+def a_note(place: Path) -> None:
+    (place / "notes.txt").write_text("mine")
+
+
+def another_folder(place: Path) -> None:
+    place.rename(place.with_name("moved"))
+    place.mkdir()
+    a_note(place)
+
+
+def a_file(place: Path) -> None:
+    place.rename(place.with_name("moved"))
+    place.write_text("mine")
+
+
+def a_link(place: Path) -> None:
+    another_folder(place)
+    place.rename(place.with_name("theirs"))
+    place.symlink_to(place.with_name("theirs"))
+
+
+@pytest.mark.parametrize("put", [a_note, another_folder, a_file, a_link])
+def test_what_comes_to_a_place_while_it_is_made_is_not_deleted(tmp_path: Path, put: Callable[[Path], None]) -> None:
+    place = made(tmp_path / "a").path
+    with (
+        pytest.raises(UsageError, match="was changed while this ran and holds what mmcompress did not write"),
+        Artifact.create(place, kind=Kind.CHECKPOINT, stage="distill", key="other"),
+    ):
+        put(place)
+    assert (place / "notes.txt" if place.is_dir() else place).read_text() == "mine"
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_folder_that_is_removed_while_it_is_read_is_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made_one, gone = made(tmp_path / "a"), "a was moved or removed while it was being read"
+    hashed = artifact.hash_file
+    monkeypatch.setattr(artifact, "hash_file", lambda file: (shutil.rmtree(made_one.path), hashed(file)))
+    with pytest.raises(CorruptInputError, match=gone):
+        Artifact.open(made_one.path)
+    for read in (made_one.remember, lambda: artifact.read_manifest(made_one.path / "manifest.json")):
+        with pytest.raises(CorruptInputError, match=gone):
+            read()
 
 
 def test_a_damaged_artifact_of_ours_is_made_again(tmp_path: Path) -> None:
@@ -178,6 +225,7 @@ import os, sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from mmcompress import artifact
 from mmcompress.artifact import Artifact
 from mmcompress.manifest import Kind
 from mmcompress.measure.explain.picture import save

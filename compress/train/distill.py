@@ -25,7 +25,7 @@ from mmcompress.compress.train.growing import grown
 from mmcompress.compress.train.inherit import inherited, samples_to_fit
 from mmcompress.compress.train.objective import batch_terms, distillation_terms
 from mmcompress.compress.train.optimize import optimize, total_steps
-from mmcompress.compress.train.pairs import TrainingBatch, training_pairs
+from mmcompress.compress.train.pairs import TrainingBatch, training_pairs, warn_of_enlarged
 from mmcompress.compress.train.projection import nearest_axes, nothing_to_project, principal_axes, projected
 from mmcompress.compress.train.published import published
 from mmcompress.compress.train.statistics import settling, synchronize
@@ -242,7 +242,10 @@ def _new_student(config: DistillConfig, embeddings: Artifact, draft: Draft) -> D
             model = _with_text_tower(model, with_tokenizer(dual_encoder_from_folder(folder), draft.tokenizer))
     if (scale := facts.get("logit_scale")) is not None:
         model.logit_scale.data.fill_(math.log(scale))
-    draft.preprocessing = save_student_preprocessing(teacher, draft.path, model.config.image.image_size, colours)
+    side = model.config.image.image_size
+    draft.preprocessing = save_student_preprocessing(teacher, draft.path, side, colours)
+    if inherited_share(config.student.source) is None:
+        warn_of_enlarged(config.data.train, side)
     return model
 
 

@@ -24,12 +24,14 @@ from mmcompress.config import DataConfig
 from mmcompress.data.batches import Batch, batches, count, count_up_to, decode, listing
 from mmcompress.data.decoding import Kept
 from mmcompress.data.fingerprint import fingerprint
+from mmcompress.data.imagefile import image_size
 from mmcompress.data.reading import Listed
 from mmcompress.data.spec import is_stream
 from mmcompress.data.views import choices
 from mmcompress.distributed import World
 from mmcompress.errors import CorruptInputError, UsageError
 from mmcompress.manifest import Preprocessing, hash_file
+from mmcompress.progress import say
 from mmcompress.ranks import share_of_batch
 from mmcompress.reach import reach
 from mmcompress.runtime.tokenize import load_tokenizer, tokenize
@@ -204,6 +206,21 @@ def check_fills_a_batch(spec: str | None, batch: int) -> None:
             f"a batch of {batch} pairs was asked for, and there are {there} in {spec}",
             "give a smaller batch, or more data",
         )
+
+
+def warn_of_enlarged(spec: str | None, side: int) -> None:
+    """Say where half of the images have less than half of the pixels that a student takes.
+
+    The first `LOOKED_AT` images tell, by the shorter side in their headers; of a stream, which is read once, nothing.
+    """
+    if spec is None or is_stream(spec):
+        return
+    first = islice(listing(spec, max_bad_fraction=1.0), LOOKED_AT)
+    sides = sorted(min(image_size(sample.stored())) for sample in first)
+    if sides and 2 * (half := sides[(len(sides) - 1) // 2]) ** 2 < side**2:
+        said = f"half or more of {spec} has {half} pixels a side or fewer, and the student takes {side}"
+        cost = f"enlarged they show no more, at {(side / half) ** 2:.0f} times the work"
+        say("", "data", f"warning: {said}: {cost}; give the student a smaller image_size")
 
 
 def trimmed(tokens: NDArray[np.int32], text: TextConfig) -> NDArray[np.int32]:

@@ -91,7 +91,8 @@ class Artifact:
 
     def remember(self) -> None:
         """Its writer's last word: every file is as the manifest says, and need not be read to be verified."""
-        remember({self.path / name: entry.sha256 for name, entry in self.manifest.files.items()})
+        with _standing(self.path):
+            remember({self.path / name: entry.sha256 for name, entry in self.manifest.files.items()})
 
     def verify(self) -> None:
         """Raise CorruptInputError for any byte that is not as it was written: every file is read, also those that were
@@ -123,7 +124,8 @@ class Artifact:
                     hint = f"give the folder that it lies in: {path.parent}"
             raise UsageError(f"{path} is not an artifact: {lacks}", hint)
         manifest = read_manifest(manifest_path)
-        _verify_files(path, manifest, sha256_of if manifest.kind in _AS_LARGE_AS_DATA else hash_file)
+        with _standing(path):
+            _verify_files(path, manifest, sha256_of if manifest.kind in _AS_LARGE_AS_DATA else hash_file)
         _check_kind(path, manifest, kinds)
         _verify_beside(path, manifest)
         return Artifact(path, manifest)
@@ -240,7 +242,20 @@ def _check_kind(folder: Path, manifest: Manifest, kinds: Sequence[Kind]) -> None
 def read_manifest(path: Path) -> Manifest:
     """What an artifact says of itself, none of its files looked at. Raises CorruptInputError where it was changed."""
     again = "make the artifact again: delete the folder and rerun the command that wrote it"
-    return manifest_from_bytes(json_bytes(path, again), str(path), again)
+    with _standing(path.parent):
+        content = json_bytes(path, again)
+    return manifest_from_bytes(content, str(path), again)
+
+
+@contextmanager
+def _standing(folder: Path) -> Iterator[None]:
+    """Whoever moves or removes a folder while it is read gets a CorruptInputError."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise CorruptInputError(
+            f"{folder} was moved or removed while it was being read", "run the command again"
+        ) from error
 
 
 def manifest_from_bytes(content: bytes, where: str, again: str) -> Manifest:

@@ -15,7 +15,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from mmcompress.errors import UsageError
+from mmcompress.errors import MMCompressError, UsageError
 from mmcompress.places import elsewhere
 from mmcompress.progress import say
 
@@ -27,7 +27,8 @@ _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
 def locked(*writing: Path, reading: Iterable[Path] = ()) -> Iterator[None]:
     """Hold places: those in `writing` alone, those in `reading` together with other readers.
 
-    Raises UsageError where another process holds one of them otherwise, and where no file can be made beside one.
+    Raises UsageError where another process holds one of them otherwise, where no file can be made beside one, and where
+    whatever fails meanwhile fails because somebody moved or removed the folder of a place.
     """
     if (fcntl := _fcntl()) is None:
         yield
@@ -60,8 +61,22 @@ def _locked(fcntl: Any, place: Path, alone: bool) -> Iterator[None]:
         return
     try:
         yield
+    except _GoneError:
+        raise
+    except Exception as error:  # libraries have exceptions of their own for a file that is not there
+        told = isinstance(error, MMCompressError) and place.parent.is_dir()
+        if not alone or told or _same(handle, path):
+            raise
+        raise _GoneError(
+            f"{place.parent} was moved or removed while this command wrote there",
+            "give the command again, and leave the folder as it is until it ends",
+        ) from error
     finally:
         _let_go(fcntl, path, handle)
+
+
+class _GoneError(UsageError):
+    """The folder of a place that was held is not there any more."""
 
 
 def _taken(fcntl: Any, path: Path, alone: bool) -> IO[str]:
@@ -92,7 +107,7 @@ def _let_go(fcntl: Any, path: Path, handle: IO[str]) -> None:
 def _same(handle: IO[str], path: Path) -> bool:
     try:
         return os.path.samestat(os.fstat(handle.fileno()), path.stat())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
 
 

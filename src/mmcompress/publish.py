@@ -120,17 +120,26 @@ def work_of(path: Path) -> Path:
 
 
 def swap_in(temporary: Path, path: Path, ours: Ours = ARTIFACT) -> None:
-    """Sync the folder, then swap it in: at any moment `path` is the old folder, nothing, or the new one."""
+    """Sync the folder, then swap it in: at any moment `path` is the old folder, nothing, or the new one.
+
+    What came there since the place was checked is looked at again: raises UsageError, and leaves it, where it is not
+    ours.
+    """
     for item in temporary.rglob("*"):
         _sync(item)
     _sync(temporary)
-    if path.exists():
+    if os.path.lexists(path):
         aside = aside_of(path)
         path.rename(aside)
         try:
+            if aside.is_symlink() or not (_is_empty(aside) or ours.known(aside)):
+                raise UsageError(
+                    f"{path} was changed while this ran and holds what mmcompress did not write, so it stays as it is",
+                    "move that away, and give the command again; or give another --out",
+                )
             temporary.rename(path)
         except BaseException:
-            if not path.exists():
+            if not os.path.lexists(path):
                 aside.rename(path)
             raise
         _remove(aside, ours.mark)

@@ -64,6 +64,18 @@ def test_a_finished_report_of_two_benches_of_one_machine_is_taken_over(tmp_path:
     assert [entry["machine"] for entry in found["rows"][0]["latency"]] == ["AMD EPYC"] * 4 + ["Cortex-A78AE"] * 8
 
 
+def test_a_bench_beside_its_own_report_counts_once(tmp_path: Path) -> None:
+    rows = make_run(tmp_path / "server")[:5]
+    jetson = second_bench(tmp_path / "jetson", rows)
+    sent = standalone.report([*(row.path for row in rows), jetson.path], tmp_path / "sent")
+    once = document_of(tmp_path / "server", jetson.path)
+    found = document_of(tmp_path / "server", jetson.path, sent.path)
+    assert len(found["rows"][0]["latency"]) == 8 and len(found["machines"]) == 2
+    assert sorted(map(repr, found["ratios"])) == sorted(map(repr, once["ratios"]))
+    assert found["headlines"] == once["headlines"]
+    assert not any("measured the same files" in line for line in found["warnings"])
+
+
 def test_a_report_is_not_replaced_by_what_is_made_from_it(tmp_path: Path) -> None:
     make_run(tmp_path)
     old = standalone.report([tmp_path]).path

@@ -50,6 +50,7 @@ def test_the_page_says_what_was_chosen_and_why(tmp_path: Path) -> None:
     document = joined("Sizes", [Artifact.open(tmp_path / "s")], tmp_path)
     page = html_page(document)
     assert 'id="sizing"' in page and SIZED.why in page and "too slow" in page
+    assert "the dashed line is what was asked for" in page and "The choice, and its runners-up by falling" in page
     assert "1.00 ms on OpenVINO in INT8" in page and "Bars are measured on whole graphs" in page
     merge_request = markdown_page(document)
     assert f"s: {SIZED.why}." in merge_request and ", too slow |" in merge_request

@@ -59,7 +59,11 @@ def drifts(gathered: Iterable[Artifact]) -> list[Measurement[DriftDocument]]:
 
 
 def benches(gathered: Sequence[Artifact]) -> list[Measurement[BenchDocument]]:
-    """Every bench, and the latencies of finished reports: what a device sends back may be its report alone."""
+    """Every bench, and the latencies of finished reports: what a device sends back may be its report alone.
+
+    A report of nothing but benches that are there themselves adds none.
+    """
+    own = measurements(gathered, "bench", BenchDocument)
     reports = measurements(gathered, "report", ReportDocument)
     sent = [
         Measurement(
@@ -71,7 +75,17 @@ def benches(gathered: Sequence[Artifact]) -> list[Measurement[BenchDocument]]:
         for report in reports
         for machine in report.document.machines
     ]
-    return [*measurements(gathered, "bench", BenchDocument), *sent]
+    known = [run for bench in own for run in _runs(bench)]
+    return [*own, *(bench for bench in sent if not all(run in known for run in _runs(bench)))]
+
+
+def _runs(bench: Measurement[BenchDocument]) -> list[tuple[str | None, str, dict[str, object]]]:
+    """Each latency with the digest of what ran, whether a bench or a report tells it."""
+    return [
+        (bench.digests.get(row.row), row.row, entry.model_dump(exclude={"machine"}))
+        for row in bench.document.rows
+        for entry in row.latency
+    ]
 
 
 def read_document(artifact: Artifact, stage: str, kind: type[D]) -> D:
