@@ -133,12 +133,12 @@ def test_a_value_is_known_by_its_abbreviation(word: str, choices: tuple[str, ...
 
 
 def test_a_wrong_choice_is_told_the_nearest_one() -> None:
-    with pytest.raises(UsageError, match=r"is 'bf16'") as caught:
+    with pytest.raises(UsageError, match=r"optimizer\.precision is 'bf16'") as caught:
         validated(DistillConfig, DATA | {"teacher": {"source": "x"}, "optimizer": {"precision": "bf16"}}, "here")
     assert caught.value.hint == "did you mean 'bfloat16'?"
-    with pytest.raises(UsageError, match=r"is 'ort'") as caught:
+    with pytest.raises(UsageError, match=r"backends\.1 is 'ort'") as caught:
         validated(BenchConfig, {"backends": ["openvino", "ort"]}, "here")
     assert caught.value.hint == "did you mean 'onnxruntime'?"
-    with pytest.raises(UsageError, match=r"is 'cuda'") as caught:
+    with pytest.raises(UsageError, match=r"backends\.0 is 'cuda'") as caught:
         validated(BenchConfig, {"backends": ["cuda"]}, "here")
     assert caught.value.hint.startswith("backends: ")
