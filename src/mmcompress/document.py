@@ -9,7 +9,7 @@ files are read; what changes meaning raises the number of the schema, and is the
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar, get_args
@@ -25,7 +25,8 @@ LARGEST = 2**63
 """No figure of ours is larger, and what is computed from two of them is finite."""
 _DAY_MS = 86_400_000.0
 _NANOSECOND_MS = 1e-6
-T = TypeVar("T", int, float)
+N = TypeVar("N", int, float)
+T = TypeVar("T")
 
 
 def _within(low: float, high: float, expected: str) -> AfterValidator:
@@ -34,7 +35,7 @@ def _within(low: float, high: float, expected: str) -> AfterValidator:
     NaN and infinity pass here: they are refused by their place, like every number that is none.
     """
 
-    def held(value: T) -> T:
+    def held(value: N) -> N:
         if value != value or value in (math.inf, -math.inf):
             return value
         if not low <= value <= high:
@@ -60,6 +61,27 @@ def check_bins(edges: Sequence[float], counts: Sequence[int]) -> None:
         raise ValueError("expected counts of 0 or more")
 
 
+def check_once(parts: Iterable[object], *keys: str) -> None:
+    """ValueError where two parts, or two values of these keys of theirs, are alike: chance would say which counts."""
+    seen: set[object] = set()
+    for part in parts:
+        of = tuple((key, getattr(part, key)) for key in keys) or part
+        if of in seen:
+            said = ", ".join(f"{key} {getattr(part, key)}" for key in keys) or part
+            raise ValueError(f"expected each once, and {said} is there twice")
+        seen.add(of)
+
+
+def each_once(*keys: str) -> AfterValidator:
+    """Of a tuple: as `check_once`."""
+
+    def held(parts: tuple[T, ...]) -> tuple[T, ...]:
+        check_once(parts, *keys)
+        return parts
+
+    return AfterValidator(held)
+
+
 Share = Annotated[float, _within(0, 1, "a share from 0 to 1")]
 Change = Annotated[float, _within(-1, 1, "a change of a share, from -1 to 1")]
 Cosine = Annotated[float, _within(-1.001, 1.001, "a cosine from -1 to 1")]
@@ -70,6 +92,8 @@ CallMilliseconds = Annotated[float, _within(_NANOSECOND_MS, _DAY_MS, "a time abo
 Ratio = Annotated[float, _within(1e-15, 1e15, "a ratio above 0 and below 1e15")]
 Rate = Annotated[float, _within(0, 1e15, "a number from 0 to 1e15")]
 Count = Annotated[int, _within(0, LARGEST, "a whole number from 0 to 2^63")]
+Amount = Annotated[int, _within(1, LARGEST, "a whole number from 1 to 2^63")]
+"""Of what was measured with, and cannot have been none."""
 Interval = Annotated[tuple[float, float], AfterValidator(_ascending)]
 """Lower and upper end of a 95% interval."""
 SchemaVersion = Annotated[Literal[1], Field(alias="schema")]
@@ -131,7 +155,8 @@ class Document(Part):
         text = shown(value)
         if kind == "extra_forbidden":
             return f" has an unknown key {key!r} with the value {text}"
-        return f"{f': {key}' if key else ''} is {text}: {message.removeprefix('Value error, ')}"
+        received = "" if not key and kind == "value_error" else f"{f': {key}' if key else ''} is {text}"
+        return f"{received}: {message.removeprefix('Value error, ')}"
 
 
 def shown(value: object) -> str:

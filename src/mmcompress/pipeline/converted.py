@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import cast
 
 from mmcompress.architecture import DualEncoderConfig
-from mmcompress.artifact import Artifact
+from mmcompress.artifact import Artifact, read_manifest
 from mmcompress.config import ConvertConfig, TeacherConfig
 from mmcompress.errors import UsageError, suggestion
 from mmcompress.home import expanded
@@ -93,6 +93,7 @@ def check_named_with_labels(source: str | Path, labels: object) -> None:
 
 def becomes_checkpoint(teacher: TeacherConfig) -> bool:
     """Whether a teacher is of a family that `model.py` computes."""
+    from mmcompress.checkpoints import is_own_checkpoint
     from mmcompress.families import config_from_hugging_face
     from mmcompress.pretrained import check_folder
     from mmcompress.teachers import resolve
@@ -100,6 +101,8 @@ def becomes_checkpoint(teacher: TeacherConfig) -> bool:
     if teacher.source.startswith("open_clip:") or ".py:" in teacher.source:
         return False
     folder = resolve(teacher)
+    if is_own_checkpoint(folder):
+        return True
     check_folder(folder, teacher.trust_remote_code)
     try:
         config_from_hugging_face(folder)
@@ -133,7 +136,7 @@ def coming_start(source: str | Path, near: Artifact | None, given: Given = NOTHI
     """The sizes of the checkpoint at a source (`near`), or of the one that its teacher becomes; None for a graph."""
     if near is not None:
         return near.manifest.model if near.manifest.kind is Kind.CHECKPOINT else None
-    from mmcompress.compress.early import coming_model
+    from mmcompress.compress.earlyteacher import coming_model
 
     return coming_model(teacher_named(str(source), given=given))
 
@@ -210,6 +213,14 @@ def all_as_graphs(
         if not is_artifact(source):
             teacher_named(str(source), " or ".join(kind.value for kind in kinds or (Kind.ONNX,)), given)
             checked(tracing_stage(str(source)), {}, {**given, "teacher.source": str(source)})
+    named: dict[str, Path] = {}
+    for source in (Path(source) for source in sources if is_artifact(source)):
+        kind = read_manifest(source / MANIFEST).kind
+        if kind is not Kind.CHECKPOINT and (other := named.setdefault(source.absolute().name, source)) is not source:
+            raise UsageError(
+                f"{other} and {source} have one name, and rows of a measurement are told apart by it",
+                "name each once, or copy one to a folder of another name",
+            )
     unique = names_of(sources)
     folder = out.with_name(f"{out.name}-sources")
     for source, name in zip(sources, unique, strict=True):

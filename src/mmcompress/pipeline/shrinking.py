@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from mmcompress.artifact import Artifact
+from mmcompress.checkpoints import check_float_checkpoint
 from mmcompress.config import Backend
 from mmcompress.data.layout import say_classes
 from mmcompress.datakeys import with_keys_in
 from mmcompress.errors import UsageError
-from mmcompress.int8 import INTEGERS
 from mmcompress.pipeline.apart import BINS, judging_bins, part
 from mmcompress.pipeline.converted import (
     check_becomes_checkpoint,
@@ -60,14 +60,7 @@ def shrink(source: str, out: Path, wish: Wish) -> dict[str, Artifact]:
     from mmcompress.measure.early import runnable
 
     if is_artifact(source):
-        if (Path(source) / INTEGERS).is_file():
-            raise UsageError(f"{source} is quantized, and shrink begins in float", "give what it was made from")
-        if not (Path(source) / "config.json").is_file():
-            raise UsageError(
-                f"{source} cannot be its own teacher, which shrink makes of it: it is convolutional, was pruned, or is "
-                "no checkpoint, and has no config.json",
-                f"mmcompress prune {source} --target-latency 0.5x --out P, then mmcompress quantize P --verdict",
-            )
+        check_float_checkpoint(Path(source))
     elif wish.target_latency is not None:
         hint = "leave --target-latency out: it is quantized as it is then"
         check_becomes_checkpoint(source, "pruned", parse_assignments(wish.overrides), hint)
@@ -161,6 +154,6 @@ def parts(wish: Wish) -> dict[str, str]:
 
 def recovery_steps(minutes: float, embeddings: Artifact, pruned: Artifact) -> int:
     """Steps that take about so long on this machine, by how fast it embedded and what pruning left."""
-    speed = float(embeddings.manifest.metrics["embedding"]["images_per_s"])
+    speed = float(embeddings.manifest.metrics["embedding"]["image_tower_per_s"])
     share = float(pruned.manifest.facts["macs_share"])
     return max(1, round(60 * minutes * speed / (PASSES * share * RECOVERY_BATCH)))

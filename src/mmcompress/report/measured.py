@@ -97,10 +97,12 @@ def measured(artifact: Artifact) -> dict[str, str]:
 
 
 def bench_of_machine(report: ReportDocument, machine: ReportMachine) -> BenchDocument:
-    """What one machine of a finished report measured."""
-    return BenchDocument(
+    """What one machine of a finished report measured, in several benches maybe: a run may be there more than once."""
+    return BenchDocument.model_construct(
         rows=tuple(
-            BenchRow(row=row.row, latency=tuple(entry for entry in row.latency if entry.machine == machine.id))
+            BenchRow.model_construct(
+                row=row.row, latency=tuple(entry for entry in row.latency if entry.machine == machine.id)
+            )
             for row in report.rows
         ),
         ratios=tuple(ratio for ratio in report.ratios if ratio.machine == machine.id),

@@ -248,3 +248,29 @@ def test_the_machine_is_described() -> None:
 def test_counts_are_above_zero(key: str) -> None:
     with pytest.raises(ValueError, match="greater than or equal to 1"):
         BenchConfig.model_validate({key: [0, 1]})
+
+
+@pytest.mark.parametrize(
+    ("key", "said", "what"),
+    [
+        ("batches", [1, 8, 1], "expected each once, and 1 is there twice"),
+        ("threads", [2, 2], "expected each once, and 2 is there twice"),
+        ("streams", [2, 2], "expected each once, and 2 is there twice"),
+        ("backends", ["openvino", "openvino"], "expected each once, and openvino is there twice"),
+        ("streams", [1, 2], "one request at a time is measured in any case"),
+    ],
+)
+def test_nothing_is_measured_twice(key: str, said: list[Any], what: str) -> None:
+    with pytest.raises(ValueError, match=what):
+        BenchConfig.model_validate({key: said})
+
+
+@pytest.mark.parametrize("command", [("bench",), ("drift", "--data", "demo:test")])
+def test_rows_of_one_name_are_refused(
+    cli: Callable[..., Any], make_artifact: Callable[..., Artifact], tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    made = [make_artifact(f"{name}/int8", kind=Kind.ONNX).path for name in "ab"]
+    for named in (made, [made[0], made[0]]):
+        done = cli(*command, *named, "--out", tmp_path / "out")
+        assert done.code == 2 and "have one name, and rows of a measurement are told apart by it" in done.err
+        assert not (tmp_path / "out").exists()
