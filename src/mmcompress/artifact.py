@@ -131,7 +131,8 @@ class Artifact:
                 f"{path} is an artifact of kind {manifest.kind.value!r}",
                 f"this needs one of kind {' or '.join(repr(k.value) for k in kinds)}",
             )
-        _verify_beside(path, manifest)
+        with _standing(path):
+            _verify_beside(path, manifest)
         return Artifact(path, manifest)
 
     @staticmethod
@@ -231,9 +232,7 @@ def _let_be_read(folder: Path, manifest: Manifest) -> None:
 def read_manifest(path: Path) -> Manifest:
     """What an artifact says of itself, none of its files looked at. Raises CorruptInputError where it was changed."""
     again = "make the artifact again: delete the folder and rerun the command that wrote it"
-    with _standing(path.parent):
-        content = json_bytes(path, again)
-    return manifest_from_bytes(content, str(path), again)
+    return manifest_from_bytes(json_bytes(path, again), str(path), again)
 
 
 @contextmanager
