@@ -62,6 +62,9 @@ def array_of(path: Path, dtype: np.dtype[Any] | None = None, rows: int | None = 
     """(rows,) of a file. Raises CorruptInputError for one that holds no such array; any array where nothing is said."""
     try:
         array: NDArray[Any] = np.load(path, allow_pickle=False)
+    except FileNotFoundError as error:
+        said = f"{path} is missing, or was removed while it was being read"
+        raise CorruptInputError(said, "make the index again") from error
     except (ValueError, EOFError) as error:
         raise CorruptInputError(f"{path} holds no array: {error}", "make the index again") from error
     alike = dtype is None or (array.ndim == 1 and array.dtype == dtype)

@@ -127,7 +127,8 @@ class Artifact:
         with _standing(path):
             _verify_files(path, manifest, sha256_of if manifest.kind in _AS_LARGE_AS_DATA else hash_file)
         _check_kind(path, manifest, kinds)
-        _verify_beside(path, manifest)
+        with _standing(path):
+            _verify_beside(path, manifest)
         return Artifact(path, manifest)
 
     @staticmethod
@@ -242,9 +243,7 @@ def _check_kind(folder: Path, manifest: Manifest, kinds: Sequence[Kind]) -> None
 def read_manifest(path: Path) -> Manifest:
     """What an artifact says of itself, none of its files looked at. Raises CorruptInputError where it was changed."""
     again = "make the artifact again: delete the folder and rerun the command that wrote it"
-    with _standing(path.parent):
-        content = json_bytes(path, again)
-    return manifest_from_bytes(content, str(path), again)
+    return manifest_from_bytes(json_bytes(path, again), str(path), again)
 
 
 @contextmanager

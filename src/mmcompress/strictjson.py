@@ -109,9 +109,12 @@ def check_size(path: Path, hint: str, largest: int = LARGEST_BYTES) -> None:
 
 
 def json_bytes(path: Path, hint: str) -> bytes:
-    """Of a file that is no larger than any of its kind; raises CorruptInputError for another one."""
-    check_size(path, hint)
-    return path.read_bytes()
+    """Of a file that is no larger than any of its kind; raises CorruptInputError for another one, and for none."""
+    try:
+        check_size(path, hint)
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise CorruptInputError(f"{path} is missing, or was removed while it was being read", hint) from error
 
 
 def read_json(path: Path, hint: str) -> Any:
