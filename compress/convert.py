@@ -17,7 +17,7 @@ from mmcompress.data.sentences import sentences
 from mmcompress.errors import GateFailedError
 from mmcompress.export.pixels import image_processing
 from mmcompress.export.texts import save_text_processing
-from mmcompress.huggingface import dual_encoder_from_hugging_face, save_checkpoint, with_tokenizer
+from mmcompress.huggingface import dual_encoder_from_folder, save_checkpoint, with_tokenizer
 from mmcompress.model import DualEncoder
 from mmcompress.processing import save_preprocessing
 from mmcompress.runtime.tokenize import load_tokenizer, tokenize
@@ -36,7 +36,7 @@ def convert(job: Job[ConvertConfig]) -> None:
     draft.preprocessing = image_processing(folder, teacher.trust_remote_code)
     save_preprocessing(draft.preprocessing, draft.path)
     draft.tokenizer = save_text_processing(folder, draft.path, teacher.trust_remote_code)
-    model = with_tokenizer(dual_encoder_from_hugging_face(folder), draft.tokenizer)
+    model = with_tokenizer(dual_encoder_from_folder(folder), draft.tokenizer)
     save_checkpoint(model, draft.path)
     draft.model = model.config
     differences = against_teacher(model, draft, load_teacher(teacher, torch.device("cpu")))

@@ -8,22 +8,29 @@ sources are there, and then say whether these belong together.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
-from pathlib import Path
 
 from mmcompress.architecture import DualEncoderConfig
 from mmcompress.artifact import Artifact
-from mmcompress.compress.identity import READ, changed_since, local_place, model_fingerprint
+from mmcompress.checkpoints import config_from_folder
+from mmcompress.compress.earlyteacher import (
+    brings_no_tokenizer,
+    check_is_foreign,
+    check_same_teacher,
+    check_source,
+    check_tokenizer,
+    coming_model,
+    folder_here,
+)
 from mmcompress.compress.int8.given import check_keep, check_same_blocks, check_same_weights
-from mmcompress.compress.openclip import check_open_clip, check_open_clip_weights
-from mmcompress.compress.ownteacher import check_has_towers, check_own
+from mmcompress.compress.ownteacher import check_has_towers
 from mmcompress.compress.prune.hidden import check_channel_multiple, check_hidden_share
 from mmcompress.compress.prune.latency_target import check_latency
 from mmcompress.compress.prune.prune import check_width, prunable_towers
 from mmcompress.compress.prune.sizes import check_mlp_multiple, check_share
 from mmcompress.compress.train.computing import check_parts
 from mmcompress.compress.train.pair import pair_config, pair_preprocessing
+from mmcompress.compress.train.pairs import check_fills_a_batch, check_first_embedded
 from mmcompress.compress.train.projection import nothing_to_project
 from mmcompress.compress.train.published import read_published
 from mmcompress.compress.train.scalars import check_tensorboard
@@ -49,16 +56,12 @@ from mmcompress.config import (
 )
 from mmcompress.convblocks import AttentionBlock
 from mmcompress.convnet import ConvConfig
-from mmcompress.data.batches import count_up_to
 from mmcompress.data.layout import read_sentences
-from mmcompress.data.spec import STDIN, bare, is_photos, is_stream
+from mmcompress.data.spec import STDIN, bare, is_photos
 from mmcompress.errors import UsageError
 from mmcompress.export.pixels import image_processing
-from mmcompress.export.texts import save_text_processing
-from mmcompress.families import config_from_hugging_face
 from mmcompress.int8 import GRAPH_RANGES
-from mmcompress.pretrained import check_folder
-from mmcompress.teachers import ALIASES, OPEN_CLIP, cached_folder, hub_id, own_code, resolve
+from mmcompress.teachers import own_code, resolve
 from mmcompress.weights import check_finite, weight_files
 
 Sources = Mapping[str, Artifact]
@@ -68,6 +71,8 @@ def check_teacher(config: EmbedConfig | ConvertConfig | BaselineConfig | TraceCo
     check_source(config.teacher)
     if isinstance(config, EmbedConfig) and config.sentences is not None:
         read_sentences(config.sentences)
+    if isinstance(config, BaselineConfig | TraceConfig):
+        check_is_foreign(config.teacher)
     if isinstance(config, TraceConfig) and (own := own_code(config.teacher.source)) is not None:
         check_has_towers(*own)
 
@@ -77,7 +82,7 @@ def check_train(config: TrainConfig, _: Sources) -> None:
     if config.towers is not None:
         sizes = pair_config(config.towers, config.embed_dim, "embed_dim" in config.model_fields_set)
         pair_preprocessing(config.towers, sizes)
-        _check_tokenizer(TeacherConfig(source=config.towers.text))
+        check_tokenizer(TeacherConfig(source=config.towers.text))
     elif config.student is not None:
         _check_trained(config.student, config.parts)
     check_fills_a_batch(config.data.train, config.optimizer.batch)
@@ -90,12 +95,12 @@ def _check_trained(student: StudentConfig, parts: int) -> None:
         )
     _check_start(student, parts)
     if student.tokenizer is not None:
-        _check_tokenizer(TeacherConfig(source=student.tokenizer))
+        check_tokenizer(TeacherConfig(source=student.tokenizer))
 
 
 def check_distill(config: DistillConfig, sources: Sources) -> None:
     check_tensorboard(config.optimizer.tensorboard)
-    if config.student is not None and not _brings_no_tokenizer(config.teacher.source):
+    if config.student is not None and not brings_no_tokenizer(config.teacher.source):
         check_reads_teachers_texts(config.student, config.teacher.source)
     if config.data.train is not None and is_photos(config.data.train):
         check_asks_no_pairs(config.contrastive, config.interactive, "photos alone have none")
@@ -105,6 +110,7 @@ def check_distill(config: DistillConfig, sources: Sources) -> None:
         check_same_teacher(config.teacher.source, sources["embeddings"])
         if not config.projects:
             check_one_space(sources)
+        check_first_embedded(config.data.train, sources)
         return  # nothing long stands before the stage any more, and it sees the rest itself
     check_source(config.teacher)
     if "checkpoint" in sources:
@@ -139,31 +145,33 @@ def _check_student(config: DistillConfig, student: StudentConfig) -> None:
     share = inherited_share(student.source)
     if share is None:
         _check_start(student, config.parts)
-    named = student.tokenizer if _brings_no_tokenizer(config.teacher.source) else None
+    named = student.tokenizer if brings_no_tokenizer(config.teacher.source) else None
     place = config.teacher if named is None else config.teacher.model_copy(update={"source": named})
-    if _brings_no_tokenizer(place.source):
+    if brings_no_tokenizer(place.source):
         raise UsageError(
             f"the teacher {place.source!r} has no Hugging Face folder to take a tokenizer from",
             "set student.tokenizer to a folder or hub id with one",
         )
-    folder = _check_tokenizer(place, fetched=named is not None)
+    folder = check_tokenizer(place, fetched=named is not None)
     if folder is None:
         return
     image_processing(folder, config.teacher.trust_remote_code)
     if share is not None:
-        inherited_config(config_from_hugging_face(folder), share)
+        inherited_config(config_from_folder(folder), share)
         if student.fit and config.data.train is not None and bare(config.data.train) == STDIN:
             raise UsageError(
                 "a student that inherits is fitted on samples before it is trained, and '-' can be read once only",
                 "give a file or pipe:COMMAND, or leave the fit out: --student-fit 0",
             )
     elif config.text == "keep":
-        config_from_hugging_face(folder)
+        config_from_folder(folder)
 
 
 def check_prune(config: PruneConfig, sources: Sources) -> None:
     check_one_space(sources)
     check_fills_a_batch(config.data.train, config.batch)
+    if "embeddings" in sources:
+        check_first_embedded(config.data.train, sources)
 
 
 def fits_prune(config: PruneConfig, model: DualEncoderConfig, _: Sources) -> None:
@@ -225,29 +233,8 @@ def check_quantize_graphs(config: QuantizeGraphsConfig, _: Sources) -> None:
 
 def check_coming_weights(ranges: Artifact, teacher: TeacherConfig) -> None:
     """As `fits_quantize`, before a teacher is a checkpoint, of one whose weights are here in one file."""
-    if (folder := _folder_here(teacher)) is not None:
+    if (folder := folder_here(teacher)) is not None:
         check_same_weights(ranges, folder)
-
-
-def check_fills_a_batch(spec: str | None, batch: int) -> None:
-    """Raise UsageError where data has less than one batch; of a stream, which is read once, nothing is known yet."""
-    if spec is None or is_stream(spec):
-        return
-    there = count_up_to(batch, spec)
-    if there < batch:
-        raise UsageError(
-            f"a batch of {batch} pairs was asked for, and there are {there} in {spec}",
-            "give a smaller batch, or more data",
-        )
-
-
-def coming_model(teacher: TeacherConfig) -> DualEncoderConfig | None:
-    """The sizes of the checkpoint that a teacher becomes; None for one that becomes none, or is not here yet."""
-    folder = None if _brings_no_tokenizer(teacher.source) else _folder_here(teacher)
-    try:
-        return None if folder is None else config_from_hugging_face(folder)
-    except UsageError:  # of a family that says it otherwise
-        return None
 
 
 def _check_width(checkpoint: Artifact, config: DistillConfig) -> None:
@@ -275,76 +262,3 @@ def _other_space(checkpoint: Artifact, teacher: str, theirs: int) -> UsageError:
         "give the teacher that the checkpoint was distilled from, or embeddings of it; or, to distill from another one "
         "through a projection, --project",
     )
-
-
-def check_source(teacher: TeacherConfig) -> None:
-    """Refuse a teacher that is not there, or that is no teacher as far as can be seen without loading it."""
-    own = own_code(teacher.source)
-    if own is not None:
-        check_own(*own)
-    elif teacher.source.startswith(OPEN_CLIP):
-        check_open_clip(teacher.source.removeprefix(OPEN_CLIP))
-        check_open_clip_weights(teacher.source)
-    elif (folder := _folder_here(teacher)) is not None:
-        check_folder(folder, teacher.trust_remote_code)
-        for file in weight_files(folder):
-            check_finite(file)
-
-
-def check_same_teacher(source: str, embeddings: Artifact) -> None:
-    """Raise UsageError where cached embeddings are of another teacher, or of other weights, than what is named.
-
-    One that was only moved is the same; one that is not here any more is taken by its name.
-    """
-    recorded = embeddings.manifest.config.get("teacher")
-    theirs = recorded.get("source") if isinstance(recorded, dict) else None
-    known = embeddings.manifest.parents.get("teacher")
-    if not isinstance(theirs, str):
-        return
-    if known == model_fingerprint(source):
-        if (changed := changed_since(embeddings.manifest.facts.get(READ, {}), source)) is not None:
-            raise _changed_since(source, embeddings, f": {changed} is another one")
-        return
-    if ALIASES.get(source, source) != ALIASES.get(theirs, theirs):
-        raise UsageError(
-            f"the embeddings in {embeddings.path} are of the teacher {theirs!r}, and the teacher is {source!r}",
-            "give the embeddings of that teacher, or leave one of both out",
-        )
-    place = local_place(source)
-    if known is not None and place is not None and place.exists():
-        raise _changed_since(source, embeddings)
-
-
-def _changed_since(source: str, embeddings: Artifact, how: str = "") -> UsageError:
-    return UsageError(
-        f"the teacher {source!r} has changed since the embeddings in {embeddings.path} were made of it{how}",
-        "embed it again, or restore what it was",
-    )
-
-
-def _brings_no_tokenizer(source: str) -> bool:
-    return source.startswith(OPEN_CLIP) or own_code(source) is not None
-
-
-def _check_tokenizer(teacher: TeacherConfig, fetched: bool = False) -> Path | None:
-    """The folder of a teacher if it is here or to be fetched, after its tokenizer has been read as a student's."""
-    folder = resolve(teacher) if fetched else _folder_here(teacher)
-    if folder is not None:
-        with tempfile.TemporaryDirectory() as scratch:
-            save_text_processing(folder, Path(scratch), teacher.trust_remote_code)
-    return folder
-
-
-def side_of(teacher: TeacherConfig) -> int | None:
-    """The side of a teacher's images, in pixels; None where no folder on this machine says it."""
-    if own_code(teacher.source) is not None or teacher.source.startswith(OPEN_CLIP):
-        return None
-    folder = _folder_here(teacher)
-    return None if folder is None else image_processing(folder, teacher.trust_remote_code).size
-
-
-def _folder_here(teacher: TeacherConfig) -> Path | None:
-    """A folder on this machine; None for a hub id that is not cached, whose name may still be wrong."""
-    if hub_id(teacher.source) is not None:
-        return cached_folder(teacher.source)
-    return resolve(teacher)

@@ -1,5 +1,6 @@
 """Teachers: anything that embeds images and texts into one space.
 
+A checkpoint of ours that no class of transformers computes is a teacher too, by its manifest (`checkpoints.py`). Else
 `transformers`' `get_image_features` and `get_text_features` are the seam, so CLIP, SigLIP, SigLIP 2, Chinese-CLIP and
 MetaCLIP all come in through `AutoModel`. A hub is optional: a local folder always works. Code from a hub repository
 runs only with `trust_remote_code`, and pickled weights are read by torch's restricted `weights_only` reader.
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from mmcompress.checkpoints import is_own_checkpoint
 from mmcompress.compress.contract import Teacher, answered, check_teacher, logits_of, under_contract
 from mmcompress.compress.dualtowers import dual_towers
 from mmcompress.compress.openclip import open_clip_teacher
@@ -30,6 +32,7 @@ from mmcompress.config import TeacherConfig
 from mmcompress.errors import UsageError
 from mmcompress.export.pixels import image_processing
 from mmcompress.export.texts import text_processing_of
+from mmcompress.huggingface import dual_encoder_from_folder
 from mmcompress.pretrained import TWO_TOWERS, image_features, load_model, text_features
 from mmcompress.progress import say
 from mmcompress.runtime.tokenize import attention_mask, tokenize
@@ -52,13 +55,30 @@ def load_teacher(config: TeacherConfig, device: torch.device) -> Teacher:
         built, code = own_teacher(*own)
     elif source.startswith(OPEN_CLIP):
         built = open_clip_teacher(source.removeprefix(OPEN_CLIP), device)
+    elif is_own_checkpoint(folder := resolve(config)):
+        built = _checkpoint_teacher(folder, device)
     else:
-        built = _hugging_face_teacher(resolve(config), device, config.trust_remote_code)
+        built = _hugging_face_teacher(folder, device, config.trust_remote_code)
     teacher = under_contract(built, source)
     warning = check_teacher(teacher, source)
     if warning is not None:
         say("", Path(source).name, f"warning: the teacher {source} is no better than chance: {warning}")
     return teacher if code is None else replace(teacher, files=code.finished())
+
+
+def _checkpoint_teacher(folder: Path, device: torch.device) -> Teacher:
+    model = dual_encoder_from_folder(folder).to(device)
+    tokenizer, processing = text_processing_of(folder)
+
+    def encode_image(pixels: Tensor) -> Tensor:
+        with inferring():
+            return model.encode_image(pixels.to(device))
+
+    def encode_text(texts: Sequence[str]) -> Tensor:
+        with inferring():
+            return model.encode_text(torch.from_numpy(tokenize(tokenizer, texts, processing)).to(device))
+
+    return Teacher(encode_image, encode_text, image_processing(folder), model.config.embed_dim, *logits_of(model))
 
 
 def _hugging_face_teacher(folder: Path, device: torch.device, trust_remote_code: bool) -> Teacher:

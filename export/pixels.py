@@ -15,6 +15,7 @@ from typing import Any, NoReturn, get_args
 import numpy as np
 from PIL import Image
 
+from mmcompress.checkpoints import is_own_checkpoint, own_checkpoint
 from mmcompress.data.preprocess import normalize, to_array
 from mmcompress.errors import UsageError
 from mmcompress.export.folders import config_of, image_processor_of
@@ -37,6 +38,8 @@ _FLAGS = {"do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_conve
 
 def image_processing(folder: Path, trust_remote_code: bool = False) -> Preprocessing:
     """How a Hugging Face folder prepares images. UsageError, with the key, for what a device cannot repeat exactly."""
+    if is_own_checkpoint(folder):
+        return own_checkpoint(folder).image_processing
     processor = image_processor_of(folder, trust_remote_code)
     with foreign_code(f"reading the {type(processor).__name__} in {folder}", "a value in its config makes no sense"):
         rule = rule_from_processor(processor)

@@ -7,12 +7,14 @@ folder's own tokenizer in transformers, filled up to the context: case, punctuat
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
 
+from mmcompress.checkpoints import TOKENIZER_FILES, is_own_checkpoint, own_checkpoint
 from mmcompress.errors import UsageError
 from mmcompress.export.folders import config_of, tokenizer_of
 from mmcompress.export.oddities import odd_texts
@@ -22,7 +24,7 @@ from mmcompress.foreign import foreign_code
 from mmcompress.manifest import TextProcessing
 from mmcompress.pretrained import quiet
 from mmcompress.processing import save_tokenizer_config
-from mmcompress.runtime.tokenize import attention_mask, tokenize
+from mmcompress.runtime.tokenize import attention_mask, load_tokenizer, text_processing, tokenize
 
 _WHOLE = ("clip", "metaclip_2", "siglip", "siglip2")
 """Families that were trained with texts of all their positions."""
@@ -37,6 +39,10 @@ def text_processing_of(folder: Path, trust_remote_code: bool = False) -> tuple[T
 
     Raises UsageError, with a text and both rows of ids, where a device would read it otherwise than transformers does.
     """
+    if is_own_checkpoint(folder):
+        own = own_checkpoint(folder)
+        processing = text_processing(own)
+        return load_tokenizer(own.file(processing.file)), processing
     reference = tokenizer_of(folder, trust_remote_code)
     return _canonical(folder, reference, config_of(folder, trust_remote_code))
 
@@ -46,6 +52,11 @@ def save_text_processing(folder: Path, target: Path, trust_remote_code: bool = F
 
     What is more than a `tokenizer.json` is written as its own class has it, with the vocabulary that this one reads.
     """
+    if is_own_checkpoint(folder):
+        own = own_checkpoint(folder)
+        for name in own.manifest.files.keys() & TOKENIZER_FILES:
+            shutil.copyfile(own.file(name), target / name)
+        return text_processing(own)
     reference = tokenizer_of(folder, trust_remote_code)
     tokenizer, processing = _canonical(folder, reference, config_of(folder, trust_remote_code))
     tokenizer.no_padding()

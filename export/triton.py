@@ -19,7 +19,7 @@ from typing import Literal, cast, get_args
 
 from mmcompress.artifact import Artifact
 from mmcompress.config import Backend, Precision
-from mmcompress.errors import UsageError, suggestion
+from mmcompress.errors import UsageError, of_choices, suggestion
 from mmcompress.frozen import Config
 from mmcompress.lock import locked
 from mmcompress.manifest import Graph, Kind, TensorSpec
@@ -83,7 +83,7 @@ def write_repository(
         raise UsageError(f"{name!r} is no name for a model", "letters, digits, _ . and -: --name student")
     choice = choice or Choice()
     if choice.precision not in (None, *get_args(Precision)):
-        known = suggestion(str(choice.precision), get_args(Precision))
+        known = of_choices(str(choice.precision), get_args(Precision))
         raise UsageError(f"there is no precision {choice.precision!r}", known)
     served = _served(artifact, choice.backend)
     check_apart(out, [artifact.path])
@@ -130,7 +130,7 @@ def _served(artifact: Artifact, backend: str | None) -> Served:
         )
     asked = backend or ("tensorrt" if engine else "onnxruntime")
     if asked not in get_args(Served):
-        raise UsageError(f"Triton has no backend {asked!r} for these files", suggestion(asked, get_args(Served)))
+        raise UsageError(f"Triton has no backend {asked!r} for these files", of_choices(asked, get_args(Served)))
     if engine != (asked == "tensorrt"):
         kind = artifact.manifest.kind.value
         raise UsageError(f"{asked} serves no artifact of kind {kind!r}", "tensorrt serves engines, the others ONNX")

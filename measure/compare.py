@@ -161,9 +161,10 @@ def compare_reports(
 
 
 def _entries(stored: StoredLatencies) -> Iterator[tuple[Key, RowLatency]]:
-    """Latencies with enough rounds for an interval, by what they are of."""
+    """Latencies with enough rounds for an interval, by what they are of; of several of one run the lowest comes last,
+    as it is the one that a report counts."""
     for row in stored.rows:
-        for entry in row.latency:
+        for entry in sorted(row.latency, key=lambda entry: entry.p50_ms, reverse=True):
             if len(entry.rounds_ms) >= FEWEST_ROUNDS:
                 yield (row.row, *(getattr(entry, name) for name in MATCHED)), row_latency(row.row, entry)
 

@@ -5,13 +5,24 @@ Where a class has two bases, the fields of the last one come first in the file.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import model_validator
 from typing_extensions import Self
 
 from mmcompress.config import Backend, Precision
-from mmcompress.document import CallMilliseconds, Count, Interval, Milliseconds, Part, Rate, Ratio, check_bins
+from mmcompress.document import (
+    Amount,
+    CallMilliseconds,
+    Count,
+    Interval,
+    Milliseconds,
+    Part,
+    Rate,
+    Ratio,
+    check_bins,
+    each_once,
+)
 from mmcompress.runtime.environment import Environment
 
 Activations = Literal["float", "signed", "unsigned"]
@@ -64,18 +75,22 @@ class Measurement(Part):
     """Of the graph."""
     activations: Activations
     """Integers of the graph's quantized activations; `float` where it has none."""
-    batch: Count
+    batch: Amount
     """Images of a call."""
-    threads: Count | None
+    threads: Amount | None
     """Of the runtime, all streams together; null on a GPU."""
-    streams: Count
+    streams: Amount
     """Calls at the same time, each of a session of its own."""
+
+
+RUN = tuple(Measurement.model_fields)
+"""What tells latencies of one artifact apart."""
 
 
 class CallTimes(Part):
     """How long the calls took."""
 
-    samples: Count
+    samples: Amount
     """Calls that were counted."""
     p50_ms: CallMilliseconds
     """Median time of a call in ms."""
@@ -146,12 +161,15 @@ class Ceiling(Part):
     """The processor's name."""
     precision: Precision
     """Of the product."""
-    threads: Count
+    threads: Amount
     """Of the runtime."""
     gmacs_per_s: Rate
     """Billions of multiply-accumulates a second, of the fastest call of the fastest shape."""
-    shape: tuple[int, int, int]
+    shape: tuple[Amount, Amount, Amount]
     """Rows, depth and columns of that product."""
+
+
+Ceilings = Annotated[tuple[Ceiling, ...], each_once("backend", "device", "precision", "threads")]
 
 
 class SanityCheck(Part):
@@ -172,5 +190,5 @@ class SanityCheck(Part):
 class RaceEnvironment(Environment):
     """Of a measurement that ends when a ratio is known well enough."""
 
-    rounds: Count
+    rounds: Amount
     """Rounds that were measured."""

@@ -10,7 +10,7 @@ from typing import cast
 
 from mmcompress.artifact import Artifact
 from mmcompress.config import Backend, BenchConfig, BisectConfig, DriftConfig, VerdictConfig
-from mmcompress.errors import MissingRequirementError, UsageError, suggestion
+from mmcompress.errors import MissingRequirementError, UsageError, of_choices
 from mmcompress.runtime.backends import GPU_BACKENDS, available_backends, default_backend
 from mmcompress.runtime.scheduling import check_cores
 
@@ -21,7 +21,7 @@ def runnable(asked: str | None) -> Backend:
     """The backend; MissingRequirementError with the reason if it cannot run here, UsageError for a misspelt one."""
     reasons = available_backends()
     if asked is not None and asked not in reasons:
-        raise UsageError(f"there is no backend {asked!r}", suggestion(asked, reasons))
+        raise UsageError(f"there is no backend {asked!r}", of_choices(asked, reasons))
     backend = cast(Backend, asked or default_backend())
     reason = reasons[backend]
     if reason is None:
@@ -48,8 +48,12 @@ def check_answers(config: DriftConfig | BisectConfig, _: Sources) -> None:
 
 
 def check_bisect(config: BisectConfig, sources: Sources) -> None:
-    """Refuse graphs that are no exports of a checkpoint: their modules have no names that two files share."""
+    check_bisected(sources)
     check_answers(config, sources)
+
+
+def check_bisected(sources: Sources) -> None:
+    """Refuse graphs that are no exports of a checkpoint: their modules have no names that two files share."""
     for artifact in sources.values():
         if artifact.manifest.model is None:
             raise UsageError(

@@ -9,13 +9,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AliasChoices, ConfigDict, Field
+from pydantic import AliasChoices, ConfigDict, Field, model_validator
+from typing_extensions import Self
 
 from mmcompress.artifact import Artifact
-from mmcompress.document import Count, Document, Part
+from mmcompress.document import Count, Document, Part, check_once, each_once
 from mmcompress.errors import UsageError
 from mmcompress.manifest import Kind
-from mmcompress.measure.document import Latency
+from mmcompress.measure.document import RUN, Latency
 from mmcompress.places import MANIFEST
 
 _PARTLY = ConfigDict(extra="ignore")
@@ -34,7 +35,7 @@ class StoredRow(Part):
     row: str = Field(validation_alias=AliasChoices("row", "stage"))
     """Its name; `stage` in the first schema of reports."""
     latency: tuple[StoredLatency, ...]
-    """Its entries."""
+    """Its entries. A report of several benches has a run more than once, a bench has not."""
 
 
 class StoredEnvironment(Part):
@@ -65,12 +66,18 @@ class StoredLatencies(Document):
     model_config = _PARTLY
     schema_version: Annotated[Literal[1, 2], Field(alias="schema")] = 1  # type: ignore[assignment]
     """Of a bench 1, of a report 1 or 2."""
-    rows: tuple[StoredRow, ...]
+    rows: Annotated[tuple[StoredRow, ...], each_once("row")]
     """Its artifacts."""
     environment: StoredEnvironment = StoredEnvironment()
     """Of a bench what it was measured on."""
     machines: tuple[StoredMachine, ...] = ()
     """Of a report."""
+
+    @model_validator(mode="after")
+    def _runs_of_a_bench(self) -> Self:
+        for row in self.rows if not self.machines else ():
+            check_once(row.latency, *RUN)
+        return self
 
     @property
     def conditions(self) -> StoredEnvironment:

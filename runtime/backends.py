@@ -15,7 +15,7 @@ from typing import cast
 
 from mmcompress.artifact import Artifact
 from mmcompress.config import EIGHT_BITS, Backend, Precision
-from mmcompress.errors import MissingRequirementError, MMCompressError, UsageError, suggestion
+from mmcompress.errors import MissingRequirementError, MMCompressError, UsageError, of_choices
 from mmcompress.manifest import Graph, Kind
 from mmcompress.runtime import onnxruntime, openvino, tensorrt
 from mmcompress.runtime.machine import usable_cores
@@ -68,7 +68,7 @@ def open_file(path: Path, graph: Graph, backend: Backend, *, threads: int | None
 def check_runs_graphs(backend: str) -> None:
     """Raise where a backend takes no ONNX graphs, or does not run here: for before a model becomes graphs for it."""
     if backend not in BACKENDS:
-        raise UsageError(f"there is no backend {backend!r}", suggestion(backend, BACKENDS))
+        raise UsageError(f"there is no backend {backend!r}", of_choices(backend, BACKENDS))
     row = BACKENDS[cast(Backend, backend)]
     if row.runs is not Kind.ONNX:
         raise UsageError(f"{backend} runs engines, which this is none of yet", "make one first: mmcompress build")
@@ -78,7 +78,7 @@ def check_runs_graphs(backend: str) -> None:
 def check_runnable(artifact: Artifact, backend: Backend) -> None:
     """Engines run on TensorRT, ONNX graphs on the CPU runtimes; anything else is the user's mistake."""
     if backend not in BACKENDS:
-        raise UsageError(f"there is no backend {backend!r}", suggestion(backend, BACKENDS))
+        raise UsageError(f"there is no backend {backend!r}", of_choices(backend, BACKENDS))
     expected = BACKENDS[backend].runs
     if artifact.manifest.kind is not expected:
         hint = (

@@ -28,11 +28,13 @@ from pydantic import ConfigDict, ValidationError
 from mmcompress.artifact import Artifact
 from mmcompress.datakeys import KNOWN as KNOWN_KEYS
 from mmcompress.datakeys import Keys, keys_of
-from mmcompress.document import Count, Part, shown
+from mmcompress.document import Count, Part
 from mmcompress.errors import CorruptInputError
 from mmcompress.manifest import Kind, hash_json
+from mmcompress.places import MANIFEST
 from mmcompress.runtime.neighbours import Graph, array_of
 from mmcompress.strictjson import read_json, text_from_json, write_json
+from mmcompress.wrong import first_wrong
 
 GRAPH, NODES = "graph.faiss", "nodes.npy"
 """The graph, and (rows,) the node of each row in it: images with equal vectors share one."""
@@ -97,9 +99,7 @@ class ImageIndex:
         try:
             said = _Facts.model_validate_json(text_from_json(facts), strict=True)
         except ValidationError as error:
-            first = error.errors()[0]
-            key = ".".join(map(str, first["loc"]))
-            raise CorruptInputError(f"{path}: the index says {key} = {shown(first['input'])}", _AGAIN) from error
+            raise CorruptInputError(f"{artifact.path / MANIFEST}{first_wrong(error, 'facts')}", _AGAIN) from error
         rows = sum(said.parts)
         graph = Graph.read(artifact.file(GRAPH), artifact.file(NODES), said.width, rows)
         gone = array_of(artifact.file(GONE), np.dtype(np.int64))

@@ -16,7 +16,7 @@ import re
 from collections.abc import Mapping
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from mmcompress.artifact import Artifact
 from mmcompress.config import Backend
@@ -26,6 +26,7 @@ from mmcompress.manifest import Graph, Manifest
 from mmcompress.progress import say
 from mmcompress.runtime.profiles import Batches
 from mmcompress.seen import SEEN_IMAGES
+from mmcompress.wrong import first_wrong
 
 PASSPORTS = "passports"
 """The fact of an engine artifact: a passport by the engine's file."""
@@ -104,13 +105,19 @@ def passport_of(
 
 def stated_passport(manifest: Manifest, graph: Graph) -> Passport | None:
     """What an artifact states of one of its engines; None where nothing says what it was built with."""
-    stated = manifest.facts.get(PASSPORTS, {}).get(graph.file)
-    if stated is not None:
-        return Passport.model_validate(stated)
+    passports = manifest.facts.get(PASSPORTS, {})
     backend, version = manifest.facts.get("backend"), manifest.facts.get("tensorrt_version")
-    if backend is None or version is None or graph.target is None:
-        return None
-    return Passport(built_on=Machine(backend=backend, tensorrt=version, target=graph.target))
+    try:
+        stated = passports.get(graph.file) if isinstance(passports, Mapping) else passports
+        if stated is not None:
+            return Passport.model_validate(stated)
+        if backend is None or version is None or graph.target is None:
+            return None
+        return Passport(built_on=Machine(backend=backend, tensorrt=version, target=graph.target))
+    except ValidationError as error:
+        raise CorruptInputError(
+            f"the passport of {graph.file}{first_wrong(error)}", "build the engine again"
+        ) from error
 
 
 def differences(passport: Passport | None, here: Machine) -> list[str]:

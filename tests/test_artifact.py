@@ -78,6 +78,18 @@ def test_a_fact_that_is_no_number_of_its_kind_is_refused(tmp_path: Path, fact: s
             Artifact.open(place)
 
 
+def test_a_manifest_that_is_nested_too_deeply_is_refused(tmp_path: Path) -> None:
+    made = make(tmp_path / "a")
+    path = made.path / "manifest.json"
+    for depth in (400, 5000):
+        facts = '{"a": ' + "[" * depth + "]" * depth + "}"
+        body = json.loads(path.read_text())
+        path.write_text(json.dumps({**body, "facts": "@"}).replace('"@"', facts))
+        with pytest.raises(CorruptInputError, match=r"manifest\.json .*it is nested too deeply"):
+            Artifact.open(made.path)
+        path.write_text(json.dumps(body))
+
+
 def test_missing_file_and_wrong_kind_are_named(tmp_path: Path) -> None:
     made = make(tmp_path / "a")
     with pytest.raises(UsageError, match="kind 'checkpoint'") as wrong_kind:

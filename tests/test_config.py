@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 
 from mmcompress.config import (
     LARGEST_IMAGE,
+    BenchConfig,
     BuildConfig,
+    DistillConfig,
     ExportConfig,
+    Precision,
     PruneConfig,
     QuantizeConfig,
     validated,
@@ -19,7 +22,7 @@ from mmcompress.config import (
 )
 from mmcompress.data.imagefile import MAX_PIXELS
 from mmcompress.distributed import world
-from mmcompress.errors import MissingRequirementError, UsageError
+from mmcompress.errors import MissingRequirementError, UsageError, nearest_choice, of_choices
 from mmcompress.frozen import Config
 from mmcompress.gates import Gates
 from mmcompress.stages import STAGES
@@ -46,7 +49,7 @@ NO_PART_OF_KEYS = {
         (PruneConfig, {"target_macs": 0.5, "heads": 0.5}, "heads and target_macs exclude each other"),
         (QuantizeConfig, {"sensitivity": False, "max_drop": 0.0}, "max_drop needs the ranking"),
         (QuantizeConfig, {"sensitivity": False, "max_flips": 0.01}, "max_flips needs the ranking"),
-        (QuantizeConfig, {"device": "gpu"}, "device: String should match"),
+        (QuantizeConfig, {"device": "gpu"}, "device is 'gpu': String should match"),
     ],
 )
 def test_options_that_would_be_ignored_are_refused(model: type[Any], values: dict[str, object], what: str) -> None:
@@ -105,3 +108,37 @@ def test_hints_say_what_is_wrong(model: Any, values: dict[str, Any], what: str, 
 
 def test_the_largest_image_is_what_is_decoded() -> None:
     assert LARGEST_IMAGE == MAX_PIXELS
+
+
+FLOATS = ("auto", "float32", "bfloat16")
+RUNTIMES = ("onnxruntime", "openvino", "tensorrt", "tensorrt-rtx")
+
+
+@pytest.mark.parametrize(
+    ("word", "choices", "near"),
+    [
+        *(("bf16", FLOATS, "bfloat16"), ("fp32", FLOATS, "float32"), ("f32", FLOATS, "float32")),
+        *(("BF16", FLOATS, "bfloat16"), ("single", FLOATS, None), ("fp16", FLOATS, None)),
+        *(("float16", get_args(Precision), "fp16"), ("i8", get_args(Precision), "int8")),
+        *(("int4", get_args(Precision), "int8"), ("w8a8", get_args(Precision), None)),
+        *(("ort", RUNTIMES, "onnxruntime"), ("ov", RUNTIMES, "openvino"), ("OpenVINO", RUNTIMES, "openvino")),
+        *(("trt", RUNTIMES, "tensorrt"), ("rtx", RUNTIMES, "tensorrt-rtx"), ("opnvino", RUNTIMES, "openvino")),
+        *(("tensortrt", RUNTIMES, "tensorrt"), ("cuda", RUNTIMES, None), ("o", RUNTIMES, None), ("", RUNTIMES, None)),
+    ],
+)
+def test_a_value_is_known_by_its_abbreviation(word: str, choices: tuple[str, ...], near: str | None) -> None:
+    assert nearest_choice(word, choices) == near
+    hint = of_choices(word, choices)
+    assert hint == (f"did you mean {near!r}?" if near else f"known: {', '.join(sorted(choices))}")
+
+
+def test_a_wrong_choice_is_told_the_nearest_one() -> None:
+    with pytest.raises(UsageError, match=r"optimizer\.precision is 'bf16'") as caught:
+        validated(DistillConfig, DATA | {"teacher": {"source": "x"}, "optimizer": {"precision": "bf16"}}, "here")
+    assert caught.value.hint == "did you mean 'bfloat16'?"
+    with pytest.raises(UsageError, match=r"backends\.1 is 'ort'") as caught:
+        validated(BenchConfig, {"backends": ["openvino", "ort"]}, "here")
+    assert caught.value.hint == "did you mean 'onnxruntime'?"
+    with pytest.raises(UsageError, match=r"backends\.0 is 'cuda'") as caught:
+        validated(BenchConfig, {"backends": ["cuda"]}, "here")
+    assert caught.value.hint.startswith("backends: ")

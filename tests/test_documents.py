@@ -5,22 +5,27 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
 import pytest
+from pydantic import ValidationError
 from report_run import bench_document, bisect_document, drift_document
 
 from mmcompress import metrics
 from mmcompress.document import Document
 from mmcompress.errors import CorruptInputError
 from mmcompress.export.document import AuditDocument
+from mmcompress.manifest import Manifest
 from mmcompress.measure.bench.document import BenchDocument
 from mmcompress.measure.bisect.document import BisectDocument
 from mmcompress.measure.document import Latency
 from mmcompress.measure.drift.document import Distance, DriftDocument, Int8Distance, Metrics, Recalls
+from mmcompress.measure.split.document import DeviceTimes
+from mmcompress.measure.stored import StoredLatencies
 
 RELEASED = Path(__file__).parent / "measure" / "released"
 """Written by mmcompress 0.1.0's demo, shortened; without what `ADDED` names."""
@@ -90,7 +95,10 @@ def test_a_damaged_file_is_refused_with_its_key_and_value(
         ("load_ms", (0, 1e308)),
         ("rounds_ms", ([1.0, -1.0], [1e308])),
         ("throughput_ips", (-5, 1e308)),
-        ("batch", (-1, 10**300, 1.5, True)),
+        ("batch", (-1, 0, 10**300, 1.5, True)),
+        ("threads", (0, -1)),
+        ("streams", (0, 1.5)),
+        ("samples", (0,)),
         ("peak_bytes", (-1, 2**64)),
         ("cv", (-0.1, 1e308)),
     ],
@@ -124,11 +132,66 @@ def test_a_share_a_cosine_and_an_interval_are_within_what_they_can_be(
         DriftDocument.read(tmp_path / "drift.json")
 
 
+@pytest.mark.parametrize(
+    ("model", "content", "place"),
+    [
+        (BenchDocument, bench_document(), ("rows",)),
+        (BenchDocument, bench_document(), ("rows", 0, "latency")),
+        (BenchDocument, bench_document(), ("ratios",)),
+        (BenchDocument, bench_document(), ("ceiling",)),
+        (StoredLatencies, bench_document(), ("rows",)),
+        (StoredLatencies, bench_document(), ("rows", 0, "latency")),
+        (DriftDocument, drift_document(), ("rows",)),
+        (DriftDocument, drift_document(), ("gallery",)),
+        (BisectDocument, bisect_document(), ("modules",)),
+        (BisectDocument, bisect_document(), ("blocks",)),
+    ],
+)
+def test_two_entries_that_cannot_both_be_are_refused(
+    tmp_path: Path, model: type[Document], content: dict[str, Any], place: tuple[str | int, ...]
+) -> None:
+    holder: Any = content
+    for key in place:
+        holder = holder[key]
+    path = tmp_path / "document.json"
+    path.write_text(json.dumps(content))
+    assert model.read(path)
+    holder.append(holder[0])
+    path.write_text(json.dumps(content))
+    with pytest.raises(CorruptInputError, match=r"document\.json: .* is there twice"):
+        model.read(path)
+
+
+def test_a_table_of_split_has_a_time_for_every_cut(tmp_path: Path) -> None:
+    times = {"graph": "a", "device": "b", "backend": "openvino", "threads": 1, "behind": [0, 6, 12]}
+    for first, second, said in (
+        ([1.0, 2.0], [1.0, 2.0, 3.0], "got 3, 2 and 3"),
+        ([1.0, 2.0, 3.0], [], "got 3, 3 and 0"),
+    ):
+        (tmp_path / "times.json").write_text(json.dumps({**times, "first_ms": first, "second_ms": second}))
+        with pytest.raises(CorruptInputError, match=rf"times\.json: expected as many .*{said}"):
+            DeviceTimes.read(tmp_path / "times.json")
+
+
 def test_no_zero_is_negative(tmp_path: Path) -> None:
     content = json.loads((RELEASED / "drift.json").read_text())
     content["rows"][1]["metrics"]["i2t_r10"] = -0.0
     (tmp_path / "drift.json").write_text(json.dumps(content))
     assert str(DriftDocument.read(tmp_path / "drift.json").rows[1].metrics.i2t_r10) == "0.0"
+
+
+def test_a_long_list_of_nothing_takes_neither_time_nor_memory(tmp_path: Path) -> None:
+    """Each `{}` lacks every field of a latency: 300 kB of them took 10 s and 3.6 GB."""
+    text = json.dumps({**bench_document(), "rows": [{"row": "a", "latency": "@"}]})
+    (tmp_path / "bench.json").write_text(text.replace('"@"', f"[{','.join(['{}'] * 100_000)}]"))
+    began = time.process_time()
+    for model in (BenchDocument, StoredLatencies):
+        with pytest.raises(CorruptInputError, match=r"bench\.json has no 'rows\.0\.latency\.0\."):
+            model.read(tmp_path / "bench.json")
+    assert time.process_time() - began < 2
+    with pytest.raises(ValidationError) as caught:
+        Manifest.model_validate({"graphs": [{}] * 1000})
+    assert len([error for error in caught.value.errors() if error["loc"][0] == "graphs"]) < 10
 
 
 @pytest.mark.parametrize("text", ["", "{", "\x80", "[]", "null", '{"rows": NaN}'])

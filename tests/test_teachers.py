@@ -113,7 +113,7 @@ def test_an_empty_name_is_not_the_folder_one_stands_in(source: str) -> None:
         resolve(TeacherConfig(source=source))
 
 
-def test_a_student_that_transformers_cannot_open_is_no_teacher_and_called_what_it_is(tmp_path: Path) -> None:
+def test_what_transformers_cannot_open_is_no_published_start_and_called_what_it_is(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text("{}")
     with pytest.raises(UsageError, match=r"is an artifact of mmcompress that has no config\.json"):
-        resolve(TeacherConfig(source=str(tmp_path)))
+        resolve(TeacherConfig(source=str(tmp_path)), "student")

@@ -24,7 +24,6 @@ from torch import Tensor, nn
 
 from mmcompress.artifact import Artifact
 from mmcompress.budget import Budget
-from mmcompress.compress.early import check_fills_a_batch
 from mmcompress.compress.int8.acceptance import ENDS, Fit, Parts, closer, fit_cost, gained, needed
 from mmcompress.compress.int8.convfit import as_fitted, graph_tower
 from mmcompress.compress.int8.fakequant import TrainedLinears
@@ -37,11 +36,12 @@ from mmcompress.compress.int8.simulate import TOWERS, Feeds
 from mmcompress.compress.prune.semistructured import SPARSE
 from mmcompress.compress.train.losses import cosine_distance
 from mmcompress.compress.train.optimize import optimize
-from mmcompress.compress.train.pairs import TrainingBatch, TrainingPairs, training_pairs
+from mmcompress.compress.train.pairs import TrainingBatch, TrainingPairs, check_fills_a_batch, training_pairs
 from mmcompress.compress.train.scalars import check_tensorboard
 from mmcompress.config import QatConfig
 from mmcompress.convnet import ConvConfig
-from mmcompress.data.batches import images_of
+from mmcompress.data.batches import count_up_to, images_of
+from mmcompress.data.spec import is_stream
 from mmcompress.distributed import World, world
 from mmcompress.errors import CorruptInputError, UsageError
 from mmcompress.export.integers import OUTPUT
@@ -69,8 +69,22 @@ _VIEWS = 1_000_000
 """Augmented views of an image: never the same twice."""
 
 
-def check_qat(config: QatConfig, _: Mapping[str, Artifact]) -> None:
+def check_trainable(source: Artifact) -> None:
+    """Raise UsageError for a checkpoint that was never quantized, and for one whose zeros would be filled."""
+    for name in (RANGES, INTEGERS):
+        if name not in source.manifest.files:
+            raise UsageError(
+                f"{source.path} has no {name}, so it is no quantized checkpoint, and qat trains the integers of one",
+                "quantize it first: mmcompress quantize CHECKPOINT --data SHARDS --out DIR",
+            )
+    if SPARSE in source.manifest.facts:
+        raise UsageError(f"{source.path} is 2:4 sparse, and qat would fill its zeros", "leave qat out, or sparsity")
+
+
+def check_qat(config: QatConfig, sources: Mapping[str, Artifact]) -> None:
     """Refuse at once what training would refuse; less than a batch only where integers are trained in any case."""
+    if (source := sources.get("checkpoint")) is not None:
+        check_trainable(source)
     check_tensorboard(config.optimizer.tensorboard)
     if config.max_drop is None and config.max_flips is None:
         check_fills_a_batch(config.data.train, config.optimizer.batch)
@@ -83,8 +97,6 @@ def qat(job: Job[QatConfig]) -> None:
     spec = config.data.validation or config.data.train
     if spec is None or config.data.train is None:
         raise UsageError("qat needs pairs to train on", "set data.train, or give --data")
-    if SPARSE in source.manifest.facts:
-        raise UsageError(f"{source.path} is 2:4 sparse, and qat would fill its zeros", "leave qat out, or sparsity")
     with world(config.device) as here:
         model = dual_encoder_from_checkpoint(source.path, source.model).requires_grad_(False).to(here.device)
         graph = graph_tower(source, job.work) if isinstance(source.model.image, ConvConfig) else None
@@ -92,6 +104,7 @@ def qat(job: Job[QatConfig]) -> None:
             if (drift := here.shared(None)) is not None:
                 train(model, given, drift, _pairs(source, config, here), config, here, job, graph)
             return
+        _warn_of_few(config.data.train, config.optimizer.batch)
         seen = frozenset(images_of(config.data.train)) | (seen_images(source) or frozenset())
         given_pairs = list(plain_pairs(source, spec, config))
         judging = feeds(given_pairs if spec == config.data.train else validating(given_pairs, seen, spec)[0])
@@ -141,12 +154,7 @@ def qat(job: Job[QatConfig]) -> None:
 
 def read_fit(source: Artifact) -> Fit:
     """The ranges and integers of a quantized checkpoint."""
-    for name in (RANGES, INTEGERS):
-        if name not in source.manifest.files:
-            raise UsageError(
-                f"{source.path} has no {name}, so it is no quantized checkpoint, and qat trains the integers of one",
-                "quantize it first: mmcompress quantize CHECKPOINT --data SHARDS --out DIR",
-            )
+    check_trainable(source)
     try:
         tensors = load_file(source.file(INTEGERS))
         ranges = read_ranges(source)
@@ -252,6 +260,13 @@ def reference_of(source: Artifact) -> str:
     """Digest of the checkpoint in float that all drift is from."""
     earlier = source.manifest.facts.get("qat")
     return str(earlier["reference"] if earlier else source.manifest.parents.get("checkpoint", source.digest))
+
+
+def _warn_of_few(spec: str, batch: int) -> None:
+    """Say, before INT8 is judged by a budget, that what passes it could not be trained on these pairs."""
+    if not is_stream(spec) and (there := count_up_to(batch, spec)) < batch:
+        few = f"warning: {there} pairs are less than a batch of {batch}: INT8 beyond its budget cannot be trained"
+        say("", "data", f"{few}; give more, or a smaller --optimizer-batch")
 
 
 def _pairs(source: Artifact, config: QatConfig, here: World) -> TrainingPairs:

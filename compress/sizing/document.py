@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from mmcompress.compress.sizing.work import Family
 from mmcompress.config import Backend, Precision
-from mmcompress.document import CallMilliseconds, Count, Document, Milliseconds, Part, Rate
+from mmcompress.document import Amount, CallMilliseconds, Count, Document, Milliseconds, Part, Rate, each_once
 from mmcompress.runtime.environment import Machine
 
 COSTS = "costs.json"
@@ -27,7 +29,7 @@ class FamilyCosts(Part):
 
     ns_of: dict[str, Milliseconds]
     """Nanoseconds of a unit of each kind of work: of a multiply-accumulate, a number written, a call."""
-    towers: tuple[TimedTower, ...]
+    towers: Annotated[tuple[TimedTower, ...], each_once("tower")]
     """What they come from."""
 
 
@@ -38,9 +40,9 @@ class CostsDocument(Document):
     """The runtime."""
     precision: Precision
     """Of the graphs."""
-    threads: Count
+    threads: Amount
     """Of that runtime."""
-    image_size: Count
+    image_size: Amount
     """Side of the largest images of the towers, in pixels."""
     environment: Machine
     """What it was measured on."""
@@ -78,11 +80,11 @@ class SizingDocument(Document):
     """The runtime."""
     precision: Precision
     """Of the graphs."""
-    threads: Count
+    threads: Amount
     """Of that runtime."""
     environment: Machine
     """The machine of the costs."""
     why: str
     """The choice in a sentence."""
-    rows: tuple[SizedRow, ...]
+    rows: Annotated[tuple[SizedRow, ...], each_once("student")]
     """The choice, and its runners-up by falling capacity."""

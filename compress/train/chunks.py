@@ -34,6 +34,7 @@ from mmcompress.data.sample import difference
 from mmcompress.errors import CorruptInputError
 from mmcompress.frozen import Config
 from mmcompress.strictjson import json_from_text, text_from_json
+from mmcompress.wrong import first_wrong
 
 CONTENTS = "shards.json"
 FOLDER = "shards"
@@ -298,4 +299,4 @@ def contents_of(folder: Path) -> Contents:
     try:
         return Contents.model_validate_json(path.read_bytes())
     except ValidationError as error:
-        raise CorruptInputError(f"{path} is no list of shards: {error}", AGAIN) from error
+        raise CorruptInputError(f"{path}{first_wrong(error)}", AGAIN) from error

@@ -25,7 +25,7 @@ from mmcompress.compress.train.growing import grown
 from mmcompress.compress.train.inherit import inherited, samples_to_fit
 from mmcompress.compress.train.objective import batch_terms, distillation_terms
 from mmcompress.compress.train.optimize import optimize, total_steps
-from mmcompress.compress.train.pairs import TrainingBatch, training_pairs
+from mmcompress.compress.train.pairs import TrainingBatch, training_pairs, warn_of_enlarged
 from mmcompress.compress.train.projection import nearest_axes, nothing_to_project, principal_axes, projected
 from mmcompress.compress.train.published import published
 from mmcompress.compress.train.statistics import settling, synchronize
@@ -39,7 +39,7 @@ from mmcompress.export.texts import save_text_processing
 from mmcompress.huggingface import (
     FOLDER_FILES,
     dual_encoder_from_checkpoint,
-    dual_encoder_from_hugging_face,
+    dual_encoder_from_folder,
     save_checkpoint,
     with_tokenizer,
 )
@@ -228,7 +228,7 @@ def _new_student(config: DistillConfig, embeddings: Artifact, draft: Draft) -> D
     draft.tokenizer = save_text_processing(folder, draft.path, config.teacher.trust_remote_code)
     colours = None
     if inherited_share(config.student.source) is not None:
-        model = with_tokenizer(dual_encoder_from_hugging_face(folder), draft.tokenizer)
+        model = with_tokenizer(dual_encoder_from_folder(folder), draft.tokenizer)
     else:
         vocab = vocabulary_size(load_tokenizer(draft.path / draft.tokenizer.file))
         sizes = (config.embed_dim or facts["dim"], draft.tokenizer, vocab, config.seed)
@@ -239,10 +239,13 @@ def _new_student(config: DistillConfig, embeddings: Artifact, draft: Draft) -> D
         else:
             model = student_from_preset(config.student, *sizes)
         if config.text == "keep":
-            model = _with_text_tower(model, with_tokenizer(dual_encoder_from_hugging_face(folder), draft.tokenizer))
+            model = _with_text_tower(model, with_tokenizer(dual_encoder_from_folder(folder), draft.tokenizer))
     if (scale := facts.get("logit_scale")) is not None:
         model.logit_scale.data.fill_(math.log(scale))
-    draft.preprocessing = save_student_preprocessing(teacher, draft.path, model.config.image.image_size, colours)
+    side = model.config.image.image_size
+    draft.preprocessing = save_student_preprocessing(teacher, draft.path, side, colours)
+    if inherited_share(config.student.source) is None:
+        warn_of_enlarged(config.data.train, side)
     return model
 
 

@@ -30,7 +30,9 @@ from mmcompress.compress.train.plan import Plan, fill, missing_chunks, taken_ove
 from mmcompress.compress.train.sentences import FILE, write_sentences
 from mmcompress.config import EmbedConfig, what_counts
 from mmcompress.data.batches import Batch
+from mmcompress.data.checkpairs import check_images
 from mmcompress.data.layout import read_sentences
+from mmcompress.data.preprocess import normalize
 from mmcompress.data.sections import Section, counts, decoded_chunks, sections
 from mmcompress.data.tally import NAMED, Tally
 from mmcompress.distributed import world
@@ -65,22 +67,20 @@ def embed(job: Job[EmbedConfig]) -> None:
         missing, total = here.shared((missing_chunks(job.work, plan), sum(plan.listed)))
         mine = missing[here.rank :: here.size]
         lost = Tally(spec, config.data.max_bad_fraction, announce=False, good=total)
-        pairs = _embed_chunks(job, mine, teacher, held, plan.listed, lost)
-        of_all = here.collected((pairs, lost.first))
+        pairs, image_s = _embed_chunks(job, mine, teacher, held, plan.listed, lost)
+        of_all = here.collected((pairs, image_s, lost.first))
     if not here.leads:
         return  # the artifact is written by rank 0
     wait_until_seen(lambda: not missing_chunks(job.work, plan), job.work)
     shards = plan.shards(job.work)
-    named = [line for _, some in of_all for line in some]
+    named = [line for *_, some in of_all for line in some]
     _check_decoded(sum(sum(shard.samples) for shard in shards), total, named, config)
     fill(job, plan, shards, known)
     said = [] if config.sentences is None else read_sentences(config.sentences)
     if said:
         write_sentences(job.draft.path / FILE, said, embedded_texts(teacher, said, 4 * config.batch))
     seconds = time.monotonic() - start
-    pairs = sum(some for some, _ in of_all)
-    speed = {"pairs": pairs, "seconds": seconds, "images_per_s": pairs * config.views / seconds}
-    job.draft.metrics = {"embedding": speed}
+    job.draft.metrics = {"embedding": _speed(teacher, [(n * config.views, s) for n, s, _ in of_all], seconds)}
     job.draft.preprocessing = teacher.preprocessing
     job.draft.facts = {
         "dim": teacher.embed_dim,
@@ -122,14 +122,15 @@ def _embed_chunks(
     held: Sequence[Section],
     listed: Sequence[int],
     lost: Tally,
-) -> int:
-    """Embed and write these chunks; the number of pairs in them. `listed` may be empty where no bar is shown.
+) -> tuple[int, float]:
+    """Embed and write these chunks; the number of pairs in them, and seconds without their captions. `listed` may be
+    empty where no bar is shown.
 
     `lost` has the samples of all data, and hears of those that cannot be decoded: too many here are too many in all.
     """
     config = job.config
     if not missing:
-        return 0
+        return 0, 0.0
     a_chunk = batches_a_chunk(config.batch)
     wanted: dict[int, set[int]] = {}
     for at, number, _ in missing:
@@ -145,11 +146,29 @@ def _embed_chunks(
         shown=decoded_views(config.augment, config.seed, config.views, lambda _: range(config.views)),
     )
     total = sum(min(a_chunk, -(-listed[at] // config.batch) - number * a_chunk) for at, number, _ in missing if listed)
-    files, pairs = {(at, number): job.work / name for at, number, name in missing}, 0
+    files, pairs, image_s = {(at, number): job.work / name for at, number, name in missing}, 0, 0.0
     for chunk, some in itertools.groupby(track(stream, "embedding", total), key=lambda one: one[0]):
+        began = time.monotonic()
         batches = [_embedded(batch, teacher, config) for _, batch in some if batch is not None]
+        image_s += time.monotonic() - began
         pairs += _write_embedded(files[chunk], batches, teacher, config)
-    return pairs
+    return pairs, image_s
+
+
+def _speed(teacher: Teacher, images: Sequence[tuple[int, float]], seconds: float) -> dict[str, float]:
+    """What later stages expect of this machine: `images_per_s` with all that embedding takes, `image_tower_per_s`
+    without captions. `images` are those of each process, and the seconds that it took for them; where all were there
+    already, it is what the drawings that ship take.
+    """
+    count = sum(some for some, _ in images)
+    if count:
+        alone = sum(some / took for some, took in images if some)
+        return {"images": count, "seconds": seconds, "images_per_s": count / seconds, "image_tower_per_s": alone}
+    pixels = torch.from_numpy(normalize(check_images(teacher.preprocessing), teacher.preprocessing))
+    began = time.monotonic()
+    teacher.encode_image(pixels)
+    tried = len(pixels) / (time.monotonic() - began)
+    return {"images": 0, "seconds": seconds, "images_per_s": tried, "image_tower_per_s": tried}
 
 
 def _check_decoded(embedded: int, listed: int, named: list[str], config: EmbedConfig) -> None:

@@ -30,6 +30,7 @@ from mmcompress.data.views import Given
 from mmcompress.errors import CorruptInputError
 from mmcompress.frozen import Config
 from mmcompress.manifest import Preprocessing
+from mmcompress.wrong import first_wrong
 
 MEMBERS = "members.json"
 
@@ -170,4 +171,4 @@ def _members_of(artifact: Artifact) -> Members:
     try:
         return Members.model_validate_json(path.read_bytes())
     except ValidationError as error:
-        raise CorruptInputError(f"{path} does not say how embeddings are combined: {error}", AGAIN) from error
+        raise CorruptInputError(f"{path}{first_wrong(error)}", AGAIN) from error

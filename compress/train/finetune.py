@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from mmcompress.architecture import DualEncoderConfig
 from mmcompress.artifact import Artifact, Draft
-from mmcompress.compress.early import Sources, check_fills_a_batch
+from mmcompress.compress.early import Sources
 from mmcompress.compress.prune.semistructured import SPARSE, keep_zeros
 from mmcompress.compress.train.computing import check_parts, in_parts, set_up
 from mmcompress.compress.train.interpolation import Point, chosen, interpolate, line
@@ -26,7 +26,7 @@ from mmcompress.compress.train.judging import Classes, Judge, check_told_apart, 
 from mmcompress.compress.train.layerwise import layer_scales
 from mmcompress.compress.train.losses import info_nce
 from mmcompress.compress.train.optimize import optimize
-from mmcompress.compress.train.pairs import TrainingBatch, TrainingPairs, group_of, training_pairs
+from mmcompress.compress.train.pairs import TrainingBatch, TrainingPairs, check_fills_a_batch, group_of, training_pairs
 from mmcompress.compress.train.scalars import check_tensorboard
 from mmcompress.compress.train.statistics import settling, synchronize
 from mmcompress.compress.train.watching import Watch, warn_of_trained

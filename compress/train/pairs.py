@@ -7,8 +7,9 @@ resumed run sees the same.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import torch
@@ -18,19 +19,25 @@ from torch import Tensor
 from mmcompress.architecture import TextConfig
 from mmcompress.artifact import Artifact, Draft
 from mmcompress.compress.train.augment import decoded_views, normalized, pixels_of_views
-from mmcompress.compress.train.embeddings import Embeddings
+from mmcompress.compress.train.embeddings import Embeddings, load_embeddings
 from mmcompress.config import DataConfig
-from mmcompress.data.batches import Batch, batches, count, decode, listing
+from mmcompress.data.batches import Batch, batches, count, count_up_to, decode, listing
 from mmcompress.data.decoding import Kept
 from mmcompress.data.fingerprint import fingerprint
+from mmcompress.data.imagefile import image_size
+from mmcompress.data.reading import Listed
 from mmcompress.data.spec import is_stream
 from mmcompress.data.views import choices
 from mmcompress.distributed import World
 from mmcompress.errors import CorruptInputError, UsageError
 from mmcompress.manifest import Preprocessing, hash_file
+from mmcompress.progress import say
 from mmcompress.ranks import share_of_batch
 from mmcompress.reach import reach
 from mmcompress.runtime.tokenize import load_tokenizer, tokenize
+
+LOOKED_AT = 64
+"""Samples that are held to their embeddings before a stage begins."""
 
 
 @dataclass(frozen=True)
@@ -147,12 +154,37 @@ def paired(spec: str, max_bad_fraction: float, embeddings: Embeddings, preproces
     """
     if is_stream(spec) or fingerprint(spec) == embeddings.data:
         return len(embeddings)
-    number = 0
-    for sample in listing(spec, max_bad_fraction):
+    return sum(1 for _ in _embedded(listing(spec, max_bad_fraction), embeddings, preprocessing))
+
+
+def check_first_embedded(spec: str | None, sources: Mapping[str, Artifact]) -> None:
+    """As `paired`, of the first samples alone, for before a model is loaded: other data is mostly told by one.
+
+    Raises CorruptInputError, which says what data the embeddings are of.
+    """
+    artifact = sources["embeddings"]
+    preprocessing = sources.get("checkpoint", artifact).preprocessing
+    if spec is None or is_stream(spec) or preprocessing is None:
+        return
+    embeddings = load_embeddings(artifact)
+    if fingerprint(spec) == embeddings.data:
+        return
+    try:
+        for _ in islice(_embedded(listing(spec, max_bad_fraction=1.0), embeddings, preprocessing), LOOKED_AT):
+            pass
+    except CorruptInputError as error:
+        data = artifact.manifest.config.get("data")
+        theirs = data.get("train") if isinstance(data, dict) else None
+        also = f", or leave --data out: {artifact.path} is of {theirs}" if theirs else ""
+        raise CorruptInputError(error.what, f"{error.hint} (--teacher makes new embeddings){also}") from error
+
+
+def _embedded(samples: Iterable[Listed], embeddings: Embeddings, preprocessing: Preprocessing) -> Iterator[Listed]:
+    """The samples that are images, each of which is held to its embedding."""
+    for sample in samples:
         if embeddings.has(sample.key) or _decodes(sample.stored(), preprocessing):
             embeddings.check(sample.key, sample.mark)
-            number += 1
-    return number
+            yield sample
 
 
 def _decodes(image: bytes, preprocessing: Preprocessing) -> bool:
@@ -162,6 +194,33 @@ def _decodes(image: bytes, preprocessing: Preprocessing) -> bool:
     except CorruptInputError:
         return False
     return True
+
+
+def check_fills_a_batch(spec: str | None, batch: int) -> None:
+    """Raise UsageError where data has less than one batch; of a stream, which is read once, nothing is known yet."""
+    if spec is None or is_stream(spec):
+        return
+    there = count_up_to(batch, spec)
+    if there < batch:
+        raise UsageError(
+            f"a batch of {batch} pairs was asked for, and there are {there} in {spec}",
+            "give a smaller batch, or more data",
+        )
+
+
+def warn_of_enlarged(spec: str | None, side: int) -> None:
+    """Say where half of the images have less than half of the pixels that a student takes.
+
+    The first `LOOKED_AT` images tell, by the shorter side in their headers; of a stream, which is read once, nothing.
+    """
+    if spec is None or is_stream(spec):
+        return
+    first = islice(listing(spec, max_bad_fraction=1.0), LOOKED_AT)
+    sides = sorted(min(image_size(sample.stored())) for sample in first)
+    if sides and 2 * (half := sides[(len(sides) - 1) // 2]) ** 2 < side**2:
+        said = f"half or more of {spec} has {half} pixels a side or fewer, and the student takes {side}"
+        cost = f"enlarged they show no more, at {(side / half) ** 2:.0f} times the work"
+        say("", "data", f"warning: {said}: {cost}; give the student a smaller image_size")
 
 
 def trimmed(tokens: NDArray[np.int32], text: TextConfig) -> NDArray[np.int32]:

@@ -159,8 +159,15 @@ def inherited_share(source: str) -> float | None:
 def inherited_config(config: DualEncoderConfig, share: float) -> DualEncoderConfig:
     """The sizes of a student that has at most `share` of the image MACs and of the text MACs of a model.
 
-    Raises UsageError where not even one block with one head fits.
+    Raises UsageError where not even one block with one head fits, and for a teacher whose blocks are not alike.
     """
+    config.transformer_image("a student that inherits", "take a preset instead, mnv4-s say")
+    for tower in config.compressed:
+        if len({*zip(getattr(config, tower).heads, getattr(config, tower).mlp, strict=True)}) > 1:
+            raise UsageError(
+                f"a student that inherits takes blocks of one size, and those of this {tower} tower have several",
+                "prune it further: mmcompress prune TEACHER --target-macs 0.5 --out DIR",
+            )
     smaller: dict[str, ImageConfig | TextConfig]
     smaller = {tower: _share_of(getattr(config, tower), share, config.embed_dim) for tower in config.compressed}
     return config.model_copy(update=smaller)

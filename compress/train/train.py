@@ -20,7 +20,7 @@ from mmcompress.compress.train.losses import info_nce
 from mmcompress.compress.train.objective import distillation_terms
 from mmcompress.compress.train.optimize import optimize, total_steps
 from mmcompress.compress.train.pair import folders_of, model_from_pair, pair_config, pair_preprocessing
-from mmcompress.compress.train.pairs import TrainingBatch, training_pairs
+from mmcompress.compress.train.pairs import TrainingBatch, training_pairs, warn_of_enlarged
 from mmcompress.compress.train.published import published
 from mmcompress.compress.train.statistics import settling, synchronize
 from mmcompress.compress.train.student import student_from_preset, student_from_published
@@ -129,6 +129,7 @@ def _new_model(config: TrainConfig, guide: Embeddings | None, draft: Draft) -> D
     draft.model, size = model.config, model.config.image.image_size
     draft.preprocessing = Preprocessing(size=size, resize=size, mean=mean, std=std)
     save_preprocessing(draft.preprocessing, draft.path)
+    warn_of_enlarged(config.data.train, size)
     return model
 
 

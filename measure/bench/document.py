@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from mmcompress.config import Backend, Precision
-from mmcompress.document import Count, Document, Part, Rate
-from mmcompress.measure.document import Ceiling, Latency, Speedup
+from mmcompress.document import Amount, Document, Part, Rate, each_once
+from mmcompress.measure.document import RUN, Ceilings, Latency, Speedup
 from mmcompress.runtime.environment import Environment
 
 
@@ -24,7 +26,7 @@ class _Ends(Part):
     """What is faster if the ratio is above 1."""
     denominator: Run
     """What it is compared with."""
-    batch: Count
+    batch: Amount
     """Images of a call."""
 
 
@@ -37,7 +39,7 @@ class BenchRow(Part):
 
     row: str
     """Its name."""
-    latency: tuple[Latency, ...]
+    latency: Annotated[tuple[Latency, ...], each_once(*RUN)]
     """Every backend, precision, batch, number of threads and of streams; empty where no backend runs it."""
 
 
@@ -48,18 +50,18 @@ class BenchEnvironment(Environment):
     """Watts that the GPU may take, with their unit; null without a GPU."""
     seconds: Rate
     """Time that each combination was measured, all rounds together."""
-    rounds: Count
+    rounds: Amount
     """Into which that time was divided."""
 
 
 class BenchDocument(Document):
     """How fast every gathered artifact is here."""
 
-    rows: tuple[BenchRow, ...]
+    rows: Annotated[tuple[BenchRow, ...], each_once("row")]
     """In the order of the recipe; the first is the teacher."""
-    ratios: tuple[RunRatio, ...]
+    ratios: Annotated[tuple[RunRatio, ...], each_once("numerator", "denominator", "batch")]
     """Pairs that a reader asks for: INT8 against FP32, each row against the one before it."""
-    ceiling: tuple[Ceiling, ...]
+    ceiling: Ceilings
     """Of each backend, precision and number of threads; empty where it was not asked for."""
     environment: BenchEnvironment
     """What it was measured on, and what the machine did meanwhile."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from mmcompress.config import Backend, Precision
-from mmcompress.document import Cosine, Count, Document, Part, Share
+from mmcompress.document import Cosine, Count, Document, Part, Share, each_once
 from mmcompress.runtime.session import Tower
 
 
@@ -59,9 +61,9 @@ class BisectDocument(Document):
     """The runtime."""
     samples: Count
     """Pairs that went through both."""
-    modules: tuple[BisectModule, ...]
+    modules: Annotated[tuple[BisectModule, ...], each_once("module", "tower")]
     """By their excess, the worst first; those that half precision would not do better come last."""
-    blocks: tuple[BisectBlock, ...]
+    blocks: Annotated[tuple[BisectBlock, ...], each_once("block", "tower")]
     """In order of execution."""
     keep: tuple[str, ...]
     """Modules to keep in higher precision, the worst first."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from pydantic import model_validator
 from typing_extensions import Self
 
 from mmcompress.config import Backend, Precision
-from mmcompress.document import Change, Cosine, Count, Document, Interval, Part, Share, check_bins
+from mmcompress.document import Change, Cosine, Count, Document, Interval, Part, Share, check_bins, each_once
 
 
 class Recalls(Part):
@@ -284,7 +286,7 @@ class DriftDocument(Document):
     """The test set."""
     own_answers: bool = False
     """Whether right is what the first row answers, of photos that nobody captioned."""
-    rows: tuple[DriftRow, ...]
+    rows: Annotated[tuple[DriftRow, ...], each_once("row")]
     """In the order of the recipe; the first is the teacher."""
-    gallery: tuple[GalleryEntry, ...]
+    gallery: Annotated[tuple[GalleryEntry, ...], each_once("file")]
     """Some of the images that the last row answers otherwise, spread over the first row's margin."""

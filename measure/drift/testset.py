@@ -107,6 +107,7 @@ def embed_row(
             images.append(encoder.pixels(part.pixels))
         if pairs is None:
             pairs = replace(_pairs(keys, seen, labels, captions, data), image_files=tuple(files))
+            _check_can_differ(pairs, data.test)
         elif pairs.keys != keys:
             raise CorruptInputError(f"{data.test} changed while it was read", "run drift again")
         text_tower = _text_tower(encoder)
@@ -122,6 +123,16 @@ def embed_row(
     own = encoder.precisions.values()
     precision = next((p for p in EIGHT_BITS if p in own), encoder.precisions["image"])
     return pairs, Row(artifact.path.name, precision, scale, np.concatenate(images), texts, text_tower)
+
+
+def _check_can_differ(pairs: EvaluationSet, test: str) -> None:
+    """Raise UsageError for a test set that any model answers alike, since there is nothing to choose between."""
+    for what, there in (("images", pairs.image_files), ("texts", pairs.texts)):
+        if len({*there}) < 2:
+            raise UsageError(
+                f"{test} has {len(there)} {what}, and less than two different ones: any model answers them alike",
+                "give a test set of different images with different captions, or photos; 100 images tell something",
+            )
 
 
 def _text_tower(encoder: Encoder) -> str:

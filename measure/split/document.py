@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from mmcompress.document import CallMilliseconds, Count, Document, Milliseconds, Part, Rate, Share
+from pydantic import model_validator
+from typing_extensions import Self
+
+from mmcompress.document import Amount, CallMilliseconds, Count, Document, Milliseconds, Part, Rate, Share, each_once
 
 Wire = Literal["fp16", "int8"]
 """What activations are between the devices."""
@@ -19,14 +22,21 @@ class DeviceTimes(Document):
     """The processor."""
     backend: str
     """The runtime."""
-    threads: Count
+    threads: Amount
     """Of the runtime."""
-    behind: tuple[Count, ...]
+    behind: Annotated[tuple[Count, ...], each_once()]
     """Blocks of the first half, from 0, where everything is in the second, to all of them."""
     first_ms: tuple[Milliseconds, ...]
     """Median of the first half."""
     second_ms: tuple[Milliseconds, ...]
     """Median of the second half."""
+
+    @model_validator(mode="after")
+    def _one_each(self) -> Self:
+        if not len(self.behind) == len(self.first_ms) == len(self.second_ms):
+            counts = f"{len(self.behind)}, {len(self.first_ms)} and {len(self.second_ms)}"
+            raise ValueError(f"expected as many first_ms and second_ms as behind, got {counts}")
+        return self
 
 
 class SplitOption(Part):
@@ -65,7 +75,7 @@ class SplitDocument(Document):
     """What the two graphs are: the best, or, where it is best not to split, the fastest that does."""
     splits: bool
     """Whether splitting is best."""
-    options: tuple[SplitOption, ...]
+    options: Annotated[tuple[SplitOption, ...], each_once("behind", "wire")]
     """All of them, in the order of blocks."""
     int8_flips: Share | None
     """Share of images with another best caption where INT8 is sent; null where it was not tried."""

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from mmcompress.budget import Cost
 from mmcompress.config import Backend, Precision
-from mmcompress.document import CallMilliseconds, Cosine, Count, Document, Part, Rate, Share
+from mmcompress.document import Amount, CallMilliseconds, Cosine, Count, Document, Part, Rate, Share, each_once
 from mmcompress.measure.document import Activations, RaceEnvironment, SanityCheck, Speedup
 
 
 class TowerLatency(Part):
     """Of one tower's graph in the final race, and its ratio to the fastest float graph."""
 
-    samples: Count
+    samples: Amount
     """Calls that were counted."""
     p50_ms: CallMilliseconds
     """Median time of a call in ms."""
@@ -139,9 +141,9 @@ class VerdictDocument(Document):
 
     backend: Backend
     """The runtime that was asked about."""
-    batch: Count
+    batch: Amount
     """Inputs of a call."""
-    threads: Count | None
+    threads: Amount | None
     """Of the runtime; null on a GPU."""
     data: str
     """Where the held-out pairs come from."""
@@ -159,13 +161,13 @@ class VerdictDocument(Document):
     """Share of R@10 hits that was allowed to be lost, 0 to 1; null for any."""
     max_flips: Share | None
     """Share of images whose best text was allowed to change, 0 to 1; null for any."""
-    sanity: tuple[SanityCheck, ...]
+    sanity: Annotated[tuple[SanityCheck, ...], each_once("check")]
     """Checks of the FP32 baseline, all of them passed."""
-    rows: tuple[VerdictRow, ...]
+    rows: Annotated[tuple[VerdictRow, ...], each_once("name", "precision", "backend")]
     """The float graphs, FP32 on the backend first, and the best INT8 candidate."""
     missing: dict[str, str]
     """Float graphs that do not run here, and why."""
-    candidates: tuple[VerdictCandidate, ...]
+    candidates: Annotated[tuple[VerdictCandidate, ...], each_once("name")]
     """Every INT8 candidate."""
     recommendation: ReasonedRecommendation
     """What to ship, and why."""

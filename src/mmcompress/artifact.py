@@ -14,7 +14,7 @@ import os
 import re
 import shutil
 import stat
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +25,6 @@ from pydantic import ValidationError
 from mmcompress.architecture import DualEncoderConfig
 from mmcompress.besideonnx import files_beside
 from mmcompress.digests import remember, sha256_of
-from mmcompress.document import shown
 from mmcompress.errors import CorruptInputError, UsageError
 from mmcompress.manifest import (
     Figures,
@@ -42,6 +41,7 @@ from mmcompress.manifest import (
 from mmcompress.places import MANIFEST, check_place, writing
 from mmcompress.publish import drafted, swap_in
 from mmcompress.strictjson import check_finite, json_bytes, json_from_text, write_json
+from mmcompress.wrong import first_wrong
 
 _AS_LARGE_AS_DATA = (Kind.EMBEDDINGS, Kind.INDEX, Kind.SHARDS)
 
@@ -126,11 +126,7 @@ class Artifact:
         manifest = read_manifest(manifest_path)
         with _standing(path):
             _verify_files(path, manifest, sha256_of if manifest.kind in _AS_LARGE_AS_DATA else hash_file)
-        if kinds and manifest.kind not in kinds:
-            raise UsageError(
-                f"{path} is an artifact of kind {manifest.kind.value!r}",
-                f"this needs one of kind {' or '.join(repr(k.value) for k in kinds)}",
-            )
+        _check_kind(path, manifest, kinds)
         with _standing(path):
             _verify_beside(path, manifest)
         return Artifact(path, manifest)
@@ -229,6 +225,21 @@ def _let_be_read(folder: Path, manifest: Manifest) -> None:
         (folder / name).chmod(mode)
 
 
+def manifest_of_kind(folder: Path, *kinds: Kind) -> Manifest:
+    """As `Artifact.open`, of a folder that has a manifest, its files not looked at: for before a first long step."""
+    manifest = read_manifest(folder / MANIFEST)
+    _check_kind(folder, manifest, kinds)
+    return manifest
+
+
+def _check_kind(folder: Path, manifest: Manifest, kinds: Sequence[Kind]) -> None:
+    if kinds and manifest.kind not in kinds:
+        raise UsageError(
+            f"{folder} is an artifact of kind {manifest.kind.value!r}",
+            f"this needs one of kind {' or '.join(repr(k.value) for k in kinds)}",
+        )
+
+
 def read_manifest(path: Path) -> Manifest:
     """What an artifact says of itself, none of its files looked at. Raises CorruptInputError where it was changed."""
     again = "make the artifact again: delete the folder and rerun the command that wrote it"
@@ -253,17 +264,19 @@ def manifest_from_bytes(content: bytes, where: str, again: str) -> Manifest:
         seal = body.pop("seal", None)
         _check_schema(body, where)
         manifest = Manifest.model_validate(body)
-    except (ValueError, AttributeError, ValidationError) as error:
+    except ValidationError as error:
+        raise CorruptInputError(f"{where}{first_wrong(error)}", again) from error
+    except (ValueError, AttributeError) as error:
         raise CorruptInputError(f"{where} cannot be read as a manifest: {error}", again) from error
     try:
         Figures.model_validate(manifest.facts)
     except ValidationError as error:
-        first = error.errors()[0]
-        said = first["msg"].removeprefix("Value error, ")
-        raise CorruptInputError(
-            f"{where}: facts.{first['loc'][0]} is {shown(first['input'])}: {said}", again
-        ) from error
-    if seal != manifest.compute_seal() or manifest.digest != manifest.compute_digest():
+        raise CorruptInputError(f"{where}{first_wrong(error, 'facts')}", again) from error
+    try:
+        right = seal == manifest.compute_seal() and manifest.digest == manifest.compute_digest()
+    except ValueError as error:
+        raise CorruptInputError(f"{where} cannot be read as a manifest: it is nested too deeply", again) from error
+    if not right:
         raise CorruptInputError(f"{where} was changed after it was written: its seal does not match its content", again)
     return manifest
 

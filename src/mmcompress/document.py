@@ -9,7 +9,7 @@ files are read; what changes meaning raises the number of the schema, and is the
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar, get_args
@@ -20,12 +20,14 @@ from typing_extensions import Self
 from mmcompress.errors import CorruptInputError
 from mmcompress.frozen import Config
 from mmcompress.strictjson import check_finite, json_bytes, text_from_json
+from mmcompress.wrong import first_wrong
 
 LARGEST = 2**63
 """No figure of ours is larger, and what is computed from two of them is finite."""
 _DAY_MS = 86_400_000.0
 _NANOSECOND_MS = 1e-6
-T = TypeVar("T", int, float)
+N = TypeVar("N", int, float)
+T = TypeVar("T")
 
 
 def _within(low: float, high: float, expected: str) -> AfterValidator:
@@ -34,7 +36,7 @@ def _within(low: float, high: float, expected: str) -> AfterValidator:
     NaN and infinity pass here: they are refused by their place, like every number that is none.
     """
 
-    def held(value: T) -> T:
+    def held(value: N) -> N:
         if value != value or value in (math.inf, -math.inf):
             return value
         if not low <= value <= high:
@@ -60,6 +62,27 @@ def check_bins(edges: Sequence[float], counts: Sequence[int]) -> None:
         raise ValueError("expected counts of 0 or more")
 
 
+def check_once(parts: Iterable[object], *keys: str) -> None:
+    """ValueError where two parts, or two values of these keys of theirs, are alike: chance would say which counts."""
+    seen: set[object] = set()
+    for part in parts:
+        of = tuple((key, getattr(part, key)) for key in keys) or part
+        if of in seen:
+            said = ", ".join(f"{key} {getattr(part, key)}" for key in keys) or part
+            raise ValueError(f"expected each once, and {said} is there twice")
+        seen.add(of)
+
+
+def each_once(*keys: str) -> AfterValidator:
+    """Of a tuple: as `check_once`."""
+
+    def held(parts: tuple[T, ...]) -> tuple[T, ...]:
+        check_once(parts, *keys)
+        return parts
+
+    return AfterValidator(held)
+
+
 Share = Annotated[float, _within(0, 1, "a share from 0 to 1")]
 Change = Annotated[float, _within(-1, 1, "a change of a share, from -1 to 1")]
 Cosine = Annotated[float, _within(-1.001, 1.001, "a cosine from -1 to 1")]
@@ -70,11 +93,11 @@ CallMilliseconds = Annotated[float, _within(_NANOSECOND_MS, _DAY_MS, "a time abo
 Ratio = Annotated[float, _within(1e-15, 1e15, "a ratio above 0 and below 1e15")]
 Rate = Annotated[float, _within(0, 1e15, "a number from 0 to 1e15")]
 Count = Annotated[int, _within(0, LARGEST, "a whole number from 0 to 2^63")]
+Amount = Annotated[int, _within(1, LARGEST, "a whole number from 1 to 2^63")]
+"""Of what was measured with, and cannot have been none."""
 Interval = Annotated[tuple[float, float], AfterValidator(_ascending)]
 """Lower and upper end of a 95% interval."""
 SchemaVersion = Annotated[Literal[1], Field(alias="schema")]
-_SHOWN = 60
-"""Characters of a wrong value that an error shows."""
 
 
 class Part(Config):
@@ -100,12 +123,12 @@ class Document(Part):
         except CorruptInputError as error:
             raise CorruptInputError(f"{path}: {error.what}", hint) from error
         except ValidationError as error:
-            first = error.errors()[0]
-            if first["type"] == "json_invalid":
-                raise CorruptInputError(f"{path} is no JSON: {first['ctx']['error']}", hint) from error
-            raise CorruptInputError(
-                f"{path}{cls._said(first['loc'], first['type'], first['msg'], first['input'])}", hint
-            ) from error
+            wrong = first_wrong(error)
+            if wrong.key == "schema" and wrong.kind != "missing":
+                newest = get_args(cls.model_fields["schema_version"].annotation)[-1]
+                said = f"is written in schema {wrong.value!r}, and this version reads schema {newest}"
+                raise CorruptInputError(f"{path} {said}", hint) from error
+            raise CorruptInputError(f"{path}{wrong}", hint) from error
 
     @classmethod
     def current(cls, text: bytes) -> bytes:
@@ -118,23 +141,3 @@ class Document(Part):
 
     def write(self, path: Path) -> None:
         path.write_text(self.to_json(), encoding="utf-8")
-
-    @classmethod
-    def _said(cls, place: Sequence[int | str], kind: str, message: str, value: object) -> str:
-        """What is wrong with a file, after its name."""
-        key = ".".join(map(str, place))
-        if key == "schema" and kind != "missing":
-            newest = get_args(cls.model_fields["schema_version"].annotation)[-1]
-            return f" is written in schema {value!r}, and this version reads schema {newest}"
-        if kind == "missing":
-            return f" has no {key!r}"
-        text = shown(value)
-        if kind == "extra_forbidden":
-            return f" has an unknown key {key!r} with the value {text}"
-        return f"{f': {key}' if key else ''} is {text}: {message.removeprefix('Value error, ')}"
-
-
-def shown(value: object) -> str:
-    """A wrong value, as an error shows it."""
-    text = repr(value)
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"

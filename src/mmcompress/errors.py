@@ -71,6 +71,43 @@ def suggestion(word: str, known: Iterable[str]) -> str:
     return f"there are {len(known)}, the nearest are {', '.join(nearest)}"
 
 
+def of_choices(word: str, choices: Iterable[str]) -> str:
+    """ "did you mean …?" of the few values that an option takes, or the list of them."""
+    choices = sorted(choices)
+    return f"did you mean {near!r}?" if (near := nearest_choice(word, choices)) else f"known: {', '.join(choices)}"
+
+
+def nearest_choice(word: str, choices: Iterable[str]) -> str | None:
+    """The value that a word misspells or abbreviates (`bf16` of bfloat16, `ort` of onnxruntime, `float16` of fp16).
+
+    An abbreviation is a part of the value, or has its first letter and others in their order, or its first letter and
+    the digits that it ends with; of several values the shortest, if the others only go on behind it.
+    """
+    said, folded = word.casefold(), {choice.casefold(): choice for choice in choices}
+    if said in folded:
+        return folded[said]
+    if close := difflib.get_close_matches(said, folded, n=1, cutoff=0.8):
+        return folded[close[0]]
+    if short := sorted((name for name in folded if _abbreviates(said, name)), key=len):
+        return folded[short[0]] if all(name.startswith(short[0]) for name in short) else None
+    close = difflib.get_close_matches(said, folded, n=1)
+    return folded[close[0]] if close else None
+
+
+def _abbreviates(word: str, name: str) -> bool:
+    if len(word) < 2 or not name:
+        return False
+    letters = iter(name)
+    in_order = all(letter in letters for letter in word)
+    same_digits = _digits(word) == _digits(name) != ""
+    return word in name or (word[0] == name[0] and (in_order or same_digits))
+
+
+def _digits(word: str) -> str:
+    """Those that it ends with."""
+    return word[len(word.rstrip("0123456789")) :]
+
+
 class MisspeltError(ValueError):
     """A name that is not known, for a validator: `hint` lists those that are near it."""
 

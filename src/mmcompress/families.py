@@ -19,6 +19,7 @@ from mmcompress.convnet import ConvConfig
 from mmcompress.errors import CorruptInputError, MissingRequirementError, UsageError
 from mmcompress.strictjson import json_from_text
 from mmcompress.tensornames import unused_positions
+from mmcompress.wrong import first_wrong
 
 CLASSES = {
     "clip": "CLIP",
@@ -55,11 +56,7 @@ def config_from_hugging_face(folder: Path) -> DualEncoderConfig:
         source = _config_class(family).from_pretrained(folder)
         return DualEncoderConfig.model_validate(_read(family, source, path))
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
-        raise CorruptInputError(
-            f"{path} describes no model: {place} {first['msg']}", "restore it from where it came"
-        ) from error
+        raise CorruptInputError(f"{path}{first_wrong(error)}", "restore it from where it came") from error
     except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError, OSError) as error:
         raise CorruptInputError(f"{path} cannot be read: {error}", "restore it from where it came") from error
 

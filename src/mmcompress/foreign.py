@@ -16,6 +16,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from mmcompress.errors import MMCompressError, UsageError
+from mmcompress.wrong import first_wrong
 
 _PACKAGES = {"site-packages", "dist-packages"}
 _SYSTEM = ("/proc", "/sys", "/dev")
@@ -78,9 +79,7 @@ def said(error: BaseException) -> str:
     """Its type and its first line, with the next where that one ends in a colon; some go on for a page. Of values that
     are checked by pydantic, the first that is wrong."""
     if isinstance(error, ValidationError):
-        first = error.errors()[0]
-        where = ".".join(map(str, (error.title, *first["loc"])))
-        return f"{type(error).__name__}: {where}: {first['msg']} (got {first['input']!r})"
+        return f"{type(error).__name__}: {error.title}{first_wrong(error)}"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     shown = lines[:2] if lines and lines[0].endswith(":") else lines[:1]
     return f"{type(error).__name__}: {' '.join(shown)}"

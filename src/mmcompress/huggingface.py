@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from mmcompress.architecture import WEIGHTS, DualEncoderConfig
+from mmcompress.checkpoints import TOKENIZER_FILES, is_own_checkpoint, own_checkpoint
 from mmcompress.errors import CorruptInputError, UsageError
 from mmcompress.families import check_end, config_from_hugging_face, family_of, hugging_face_config
 from mmcompress.manifest import TextProcessing
@@ -23,7 +24,7 @@ from mmcompress.strictjson import text_from_json
 from mmcompress.tensornames import entries, hugging_face_from_state, state_from_hugging_face
 from mmcompress.weights import WEIGHT_FILES, first_not_finite, not_finite, read_weights, weight_files
 
-FOLDER_FILES = ("tokenizer.json", "tokenizer_config.json", "spiece.model", "preprocessor_config.json")
+FOLDER_FILES = (*TOKENIZER_FILES, "preprocessor_config.json")
 """What a checkpoint takes over from the one it was made from."""
 _BUFFERS = ("position_ids", "token_type_ids")
 """Counters that older versions of transformers saved beside the weights."""
@@ -33,6 +34,13 @@ def dual_encoder_from_hugging_face(folder: str | Path) -> DualEncoder:
     """Load a Hugging Face folder of one of the families, strictly, in float32."""
     folder = Path(folder)
     return _dual_encoder(folder, config_from_hugging_face(folder), WEIGHT_FILES)
+
+
+def dual_encoder_from_folder(folder: Path) -> DualEncoder:
+    """Load a Hugging Face folder, or a checkpoint of ours where a teacher may be one (`checkpoints.py`)."""
+    if is_own_checkpoint(folder):
+        return dual_encoder_from_checkpoint(folder, own_checkpoint(folder).model)
+    return dual_encoder_from_hugging_face(folder)
 
 
 def dual_encoder_from_checkpoint(folder: str | Path, config: DualEncoderConfig) -> DualEncoder:

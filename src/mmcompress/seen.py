@@ -11,9 +11,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
+from pydantic import ValidationError
+
 from mmcompress.artifact import Artifact
-from mmcompress.errors import UsageError
+from mmcompress.errors import CorruptInputError, UsageError
 from mmcompress.frozen import Config
+from mmcompress.places import MANIFEST
+from mmcompress.wrong import first_wrong
 
 SEEN = "seen"
 """The fact of a quantized checkpoint that says which training pairs it has seen."""
@@ -44,7 +48,11 @@ def seen_pairs(quantized: Artifact) -> Seen:
             f"{quantized.path} does not say which training pairs it was calibrated on",
             "give others: --data PAIRS, or quantize it again",
         )
-    return Seen.model_validate(quantized.manifest.facts[SEEN])
+    try:
+        return Seen.model_validate(quantized.manifest.facts[SEEN])
+    except ValidationError as error:
+        said = f"{quantized.path / MANIFEST}{first_wrong(error, 'facts', SEEN)}"
+        raise CorruptInputError(said, "quantize it again") from error
 
 
 def write_seen_images(folder: Path, images: Iterable[bytes]) -> None:

@@ -11,6 +11,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from mmcompress.checkpoints import is_own_checkpoint
 from mmcompress.config import TeacherConfig
 from mmcompress.errors import MissingRequirementError, UsageError, require, suggestion
 from mmcompress.home import expanded
@@ -91,11 +92,13 @@ def resolve(config: TeacherConfig, what: str = "teacher") -> Path:
     if path.exists():
         check_side_files(path)
         if not (path / "config.json").is_file():
+            if what == "teacher" and is_own_checkpoint(path):
+                return path
             if (path / MANIFEST).is_file():
                 raise UsageError(
                     f"the {what} {source} is an artifact of mmcompress that has no config.json, so transformers has no "
                     "class for it",
-                    "give a Hugging Face folder; a convolutional student, or one with uneven blocks, is none",
+                    "give a Hugging Face folder",
                 )
             raise UsageError(f"the {what} {source} is no model: it has no config.json", "give a Hugging Face folder")
         return path

@@ -182,7 +182,11 @@ def test_no_words_at_all_show_the_help_alone(words: tuple[str, ...], cli: Cli) -
         (("run", "demo", "--out", "x", "--set", "prune.mlpp=1"), "unknown key 'mlpp'", "did you mean 'mlp'?"),
         (("run", "demo", "--out", "x", "--set", "prun.mlp=1"), "no table or stage 'prun'", "did you mean 'prune'?"),
         (("run", "demo", "--out", "x", "--set", "prune.mlp"), "'prune.mlp' is not KEY=VALUE", "--set prune.mlp=0.4"),
-        (("run", "demo", "--out", "x", "--set", "prune.mlp=2"), "less than or equal to 1 (got 2)", "Share of the MLP"),
+        (
+            ("run", "demo", "--out", "x", "--set", "prune.mlp=2"),
+            "mlp is 2: Input should be less than or equal to 1",
+            "Share of the MLP",
+        ),
         (("train", "demo", "--out", "x"), "ends with a stage that runs 'report'", "at the end"),
         (("distill", "--out", "x"), "distill needs a student", "--student vit-s16"),
         (("distill", "--student", "vit-s16", "--out", "x"), "embeddings are not known", "give --embeddings ARTIFACT"),

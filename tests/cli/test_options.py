@@ -159,8 +159,8 @@ def test_an_option_and_a_set_that_disagree_are_refused(cli: Cli, said: list[str]
 
 def test_the_config_says_what_is_wrong_with_a_value(cli: Cli, tmp_path: Path) -> None:
     done = cli("export", "nowhere", "--out", tmp_path / "x", "--seed", "many")
-    assert done.code == 2 and "mmcompress baseline: seed: Input should be a valid integer" in done.err
-    assert "(got 'many')" in done.err and "hint: seed: Of every random choice." in done.err
+    assert done.code == 2 and "mmcompress baseline: seed is 'many': Input should be a valid integer" in done.err
+    assert "hint: seed: Of every random choice." in done.err
 
 
 def test_a_teacher_is_not_exported_in_int8_without_a_calibration(cli: Cli, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import io
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,8 @@ from mmcompress.artifact import Artifact
 from mmcompress.cli import console
 from mmcompress.cli.console import LINE, empty_table
 from mmcompress.cli.show_use import manifest_view
-from mmcompress.manifest import Kind
+from mmcompress.manifest import FileEntry, Kind
+from mmcompress.strictjson import text_from_json
 
 COLUMNS = ("row", ">parameters", ">MACs", ">size", ">R@10", "95%", ">top-1", ">cosine", ">batch 1", "on")
 ROWS = [
@@ -119,3 +121,18 @@ def test_of_very_many_facts_the_first_are_shown(tmp_path: Path) -> None:
     said = out.getvalue()
     assert "fact199" in said and "fact200" not in said
     assert "1,034 more, which --json has" in said
+
+
+def test_of_very_many_parents_files_versions_and_keys_the_first_are_shown(tmp_path: Path) -> None:
+    many = {f"one{n}": "a" for n in range(100_000)}
+    with Artifact.create(tmp_path / "a", kind=Kind.CHECKPOINT, stage="distill", key="k", config=many, parents=many):
+        pass
+    made = Artifact.open(tmp_path / "a")
+    files = {name: FileEntry(sha256="a", bytes=1) for name in many}
+    body = made.manifest.model_copy(update={"environment": many, "files": files})
+    out, began = io.StringIO(), time.process_time()
+    Console(file=out, width=100).print(manifest_view(Artifact(made.path, body)))
+    assert time.process_time() - began < 5 and len(out.getvalue()) < 100_000
+    for what in ("parents", "versions", "files"):
+        assert f"and of the {what} 99,800 more, which --json has" in out.getvalue()
+    assert f"… ({len(text_from_json(many)):,} characters)" in out.getvalue()

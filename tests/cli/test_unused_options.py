@@ -68,7 +68,7 @@ TEACHER = ("--teacher", "demo:teacher", "--data", "demo:val")
         (("distill", *TEACHER, "--student", "vit-t16", "--budget", "5m"), "--budget is a pilot's"),
         (
             ("distill", *TEACHER, "--target-latency", "1ms", "--backend", "tensorrt"),
-            "mmcompress distill: backend: Input should be 'openvino' or 'onnxruntime' (got 'tensorrt')",
+            "mmcompress distill: backend is 'tensorrt': Input should be 'openvino' or 'onnxruntime'",
         ),
         (
             ("distill", *TEACHER, "--student", "mnv4-s", "--student-image-size", "1000000000"),

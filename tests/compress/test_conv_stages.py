@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,12 @@ from clip_world import CAPTIONS, write_squares, write_teacher
 from safetensors.torch import load_file, save_file
 
 from mmcompress.artifact import Artifact
+from mmcompress.compress.teacher import load_teacher
 from mmcompress.compress.train.embeddings import load_embeddings
 from mmcompress.compress.train.pairs import training_pairs
 from mmcompress.compress.train.statistics import set_statistics
 from mmcompress.compress.train.watching import Watch, embedded_pairs
-from mmcompress.config import DataConfig
+from mmcompress.config import DataConfig, TeacherConfig
 from mmcompress.convnet import ConvConfig
 from mmcompress.distributed import World
 from mmcompress.huggingface import dual_encoder_from_checkpoint
@@ -270,6 +272,62 @@ def test_what_does_not_work_yet_is_refused_before_it_begins(
     assert ended.code == 2
     assert said in " ".join(ended.err.split())
     assert not (tmp_path / "out").exists()
+
+
+def test_it_is_a_teacher_though_transformers_has_no_class_for_it(
+    world: Path, made: dict[str, Artifact], cli: Callable[..., Any], tmp_path: Path
+) -> None:
+    student = made["distill"]
+    teacher = load_teacher(TeacherConfig(source=str(student.path)), torch.device("cpu"))
+    model = dual_encoder_from_checkpoint(student.path, student.model)
+    pixels = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        torch.testing.assert_close(teacher.encode_image(pixels), model.encode_image(pixels))
+    assert teacher.logit_scale == pytest.approx(float(model.logit_scale.detach().exp()))
+    given, few = ("--teacher", student.path, "--data", data_of(world)), ("--optimizer-batch", "20")
+    steps = ("--optimizer-steps", "1", "--embed-batch", "20", *few)
+    small = ("--student", "vit-t8-64", "--student-image-size", "32", "--text", "keep")
+    taught = cli("distill", *given, *small, *steps, "--out", tmp_path / "s")
+    assert taught.code == 0, taught.err
+    told = Artifact.open(tmp_path / "s")
+    assert told.model.text == student.model.text and told.tokenizer == student.tokenizer
+    assert told.file("tokenizer.json").read_bytes() == student.file("tokenizer.json").read_bytes()
+    inherited = cli("distill", *given, "--student", "inherit:0.5", *steps, "--out", tmp_path / "i")
+    assert inherited.code == 2 and "this image tower is convolutional" in inherited.err
+
+
+def test_an_embedding_that_is_taken_over_says_a_speed_too(world: Path, tmp_path: Path) -> None:
+    """Which steps are told by, and what a pilot expects: a killed run may have left nothing to embed."""
+    given = {"data.train": data_of(world), "teacher.source": str(world / "teacher"), "batch": 20}
+    images = []
+    for share in (0.05, 0.06):
+        embedded = run_single("embed", {}, {**given, "data.max_bad_fraction": share}, {}, tmp_path / "e")
+        told = embedded.manifest.metrics["embedding"]
+        assert min(told["images_per_s"], told["image_tower_per_s"]) > 0
+        images.append(told["images"])
+    assert images == [60, 0]
+
+
+def test_what_is_no_float_checkpoint_is_no_teacher(
+    made: dict[str, Artifact], cli: Callable[..., Any], tmp_path: Path
+) -> None:
+    def refused(*command: object, code: int = 2) -> str:
+        done = cli(*command, "--data", "demo:val", "--out", tmp_path / "out")
+        assert done.code == code and "running" not in done.err and not (tmp_path / "out").exists(), done.err
+        return " ".join(done.err.split())
+
+    graphs, own = made["export"].path, made["distill"].path
+    assert "is an artifact of kind 'onnx', and this needs a checkpoint" in refused("embed", "--teacher", graphs)
+    assert "is an artifact of kind 'onnx', and this needs a checkpoint" in refused("shrink", graphs)
+    damaged = tmp_path / "damaged"
+    shutil.copytree(own, damaged)
+    (damaged / "tokenizer.json").write_text("{}")
+    assert "tokenizer.json is damaged" in refused("embed", "--teacher", damaged, code=4)
+    for stage, hint in (("baseline", "mmcompress export"), ("trace", "mmcompress export")):
+        recipe = tmp_path / f"{stage}.toml"
+        recipe.write_text(f"[teacher]\nsource = '{own}'\n[[stage]]\nrun = '{stage}'\n")
+        done = cli("run", recipe, "--out", tmp_path / "out")
+        assert done.code == 2 and hint in " ".join(done.err.split()), done.err
 
 
 def test_its_text_tower_is_pruned_like_any_other(

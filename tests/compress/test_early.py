@@ -18,7 +18,8 @@ from typer.testing import CliRunner
 from mmcompress.architecture import DualEncoderConfig
 from mmcompress.artifact import Artifact
 from mmcompress.cli.commands import app
-from mmcompress.compress.early import check_one_space, check_same_teacher
+from mmcompress.compress.early import check_one_space
+from mmcompress.compress.earlyteacher import check_same_teacher
 from mmcompress.compress.identity import model_fingerprint
 from mmcompress.compress.openclip import check_open_clip_weights
 from mmcompress.errors import CorruptInputError, MissingRequirementError, MMCompressError, UsageError

@@ -95,6 +95,37 @@ def test_distill_ends_before_its_first_step(world: Path, tmp_path: Path, cli: Cl
     assert not (tmp_path / "student").exists()
 
 
+def test_data_of_others_is_refused_before_a_stage_begins(
+    world: Path, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pairs, "paired", None)
+    other = write(tmp_path / "other", SAID, 200)
+    student = standalone.convert(str(world / "teacher"), tmp_path / "converted", {})
+    words = ("--embeddings", world / "embeddings", "--data", other, "--out", tmp_path / "out")
+    for asked in (("prune", student.path, "--mlp", "0.5"), ("distill", "--student", "inherit:0.8")):
+        done = cli(*asked, *words, "--batch" if asked[0] == "prune" else "--optimizer-batch", "8")
+        assert done.code == 4 and "it has another image" in done.err and "(out)" not in done.err
+        assert f"leave --data out: {world / 'embeddings'} is of {world / 'data'}" in done.err
+        assert not (tmp_path / "out").exists()
+
+
+def test_images_that_are_enlarged_for_a_student_are_told(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = {}
+    for side in (64, 32):
+        student = {"student.source": "mnv4-s-64", "student.image_size": side, "student.width": 0.25}
+        few = {"optimizer.steps": 1, "optimizer.batch": 8, "data.train": str(world / "data")}
+        standalone.distill(tmp_path / str(side), student | few, embeddings=world / "embeddings")
+        said[side] = " ".join(capsys.readouterr().err.split())
+    assert "has 32 pixels a side or fewer, and the student takes 64: enlarged they show no more" in said[64]
+    assert "at 4 times the work; give the student a smaller image_size" in said[64] and "pixels" not in said[32]
+    recipe = f'[[stage]]\nrun = "train"\ndata.train = "{world / "data"}"\noptimizer = {{steps = 1, batch = 8}}\n'
+    (tmp_path / "r.toml").write_text(recipe + 'student = {source = "mnv4-s-64", width = 0.25}\n')
+    standalone.run(str(tmp_path / "r.toml"), tmp_path / "run")
+    assert "and the student takes 64" in " ".join(capsys.readouterr().err.split())
+
+
 def test_a_stream_is_checked_batch_by_batch(world: Path, tmp_path: Path, cli: Cli) -> None:
     other = write(tmp_path / "other", SAID, 200)
     asked = ("distill", "--embeddings", world / "embeddings", "--data", f"pipe:cat {other}/00000.tar")
@@ -117,7 +148,7 @@ def test_moved_data_and_more_workers_embed_nothing_again(world: Path, tmp_path: 
     try:
         for spec in (tmp_path / "moved", tmp_path / "moved" / "*.tar"):
             done = cli("embed", *teacher, "--data", spec, "--set", "data.workers=7", "--device", "cpu")
-            assert done.code == 0 and "reused" in done.err and "running" not in done.err
+            assert done.code == 0 and "reused" in done.err and "(out)" not in done.err
     finally:
         (tmp_path / "moved").rename(world / "data")
 

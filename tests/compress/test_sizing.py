@@ -353,8 +353,8 @@ def test_what_is_timed_is_the_first_runtime_that_works(
         (("--blocks", "--seconds", "3"), "seconds is of artifacts"),
         (("--blocks", "--backend", "openvino", "--backend", "onnxruntime"), "a table is of one runtime"),
         (("vit-b32", "--image-size", "64"), "--image-size is of --blocks"),
-        (("--blocks", "--image-size", "0"), "mmcompress bench --blocks: image_size: Input should be greater"),
-        (("--blocks", "--threads", "0"), "mmcompress bench --blocks: threads: Input should be greater"),
+        (("--blocks", "--image-size", "0"), "mmcompress bench --blocks: image_size is 0: Input should be greater"),
+        (("--blocks", "--threads", "0"), "mmcompress bench --blocks: threads is 0: Input should be greater"),
     ],
 )
 def test_what_a_table_is_not_of_is_refused(

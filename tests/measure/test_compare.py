@@ -76,6 +76,18 @@ def test_two_reports_are_compared_by_their_rounds() -> None:
     )
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_of_a_run_that_a_report_has_twice_the_lower_counts(order: int) -> None:
+    runs = {**document({"int8": times(1.0, 0)}), "machines": [{"environment": {}}]}
+    (entry,) = runs["rows"][0]["latency"]
+    slow = {**entry, "p50_ms": 2 * entry["p50_ms"], "rounds_ms": times(2.0, 1)}
+    runs["rows"][0]["latency"] = [entry, slow][::order]
+    (pair,) = compare_reports(
+        stored({"int8": times(1.0, 2)}), StoredLatencies.model_validate(runs), "a", "b"
+    ).comparisons
+    assert pair.speedup == pytest.approx(1.0, rel=0.02)
+
+
 def test_other_machines_and_warnings_are_noted() -> None:
     a = stored({"int8": times(1.0, 0)}, power_mode="15W", warnings=["The machine was noisy."])
     b = stored({"int8": times(1.0, 1)}, power_mode="MAXN", cpu="Xeon")

@@ -448,7 +448,7 @@ def test_what_cannot_be_a_checkpoint_is_quantized_as_its_graphs(
 
 @pytest.mark.parametrize(
     "asked",
-    [["quantize"], ["verdict"], ["drift", "demo:student"], ["shrink", "--validation", "PHOTOS", "--test", "PHOTOS"]],
+    [["quantize"], ["verdict"], ["drift", "demo:teacher"], ["shrink", "--validation", "PHOTOS", "--test", "PHOTOS"]],
     ids=lambda words: words[0],
 )
 def test_a_place_inside_the_photos_is_refused_before_anything_is_converted(

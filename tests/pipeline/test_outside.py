@@ -9,7 +9,7 @@ import pytest
 import torch
 from clip_world import write_squares
 
-from mmcompress.compress.early import check_same_teacher
+from mmcompress.compress.earlyteacher import check_same_teacher
 from mmcompress.config import DistillConfig, EmbedConfig
 from mmcompress.errors import UsageError
 from mmcompress.pipeline.converted import teacher_graphs

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,9 @@ from mmcompress.manifest import Kind
 from mmcompress.measure.bench import blockcosts
 from mmcompress.measure.verdict import contest
 from mmcompress.pipeline import shrinking, standalone
+from mmcompress.pipeline.recipe import Recipe
 from mmcompress.pipeline.shrinking import Wish, parts, recipe_for, recovery_steps, shrink
+from mmcompress.pipeline.single import run_single
 
 Cli = Callable[..., Any]
 
@@ -62,19 +65,13 @@ def test_an_out_folder_among_the_photos_is_refused_first(photos: Path, tiny_clip
     assert not (photos / "small").exists()
 
 
-def test_a_quantized_checkpoint_is_not_shrunk_from_its_float_weights(tmp_path: Path, photos: Path) -> None:
-    for name in ("manifest.json", "config.json", INTEGERS):
-        (tmp_path / name).write_text("{}")
+@pytest.mark.parametrize("stock", [True, False])
+def test_a_quantized_checkpoint_is_not_shrunk_from_its_float_weights(tmp_path: Path, photos: Path, stock: bool) -> None:
+    with Artifact.create(tmp_path / "int8", kind=Kind.CHECKPOINT, stage="quantize", key="") as draft:
+        for name in (INTEGERS, *(["config.json"] if stock else [])):
+            (draft.path / name).write_text("{}")
     with pytest.raises(UsageError, match="is quantized"):
-        shrink(str(tmp_path), tmp_path / "out", Wish(str(photos)))
-
-
-def test_a_student_that_is_no_teacher_is_pruned_and_quantized_in_steps(tmp_path: Path, photos: Path) -> None:
-    (tmp_path / "manifest.json").write_text("{}")
-    with pytest.raises(UsageError, match=r"cannot be its own teacher.* convolutional") as refused:
-        shrink(str(tmp_path), tmp_path / "out", Wish(str(photos), target_latency="0.5x"))
-    assert refused.value.hint
-    assert f"mmcompress prune {tmp_path} --target-latency" in refused.value.hint
+        shrink(str(tmp_path / "int8"), tmp_path / "out", Wish(str(photos)))
 
 
 def test_stages_are_those_that_were_asked_for(photos: Path) -> None:
@@ -124,7 +121,7 @@ def test_what_cannot_be_pruned_is_told_to_leave_the_target_out(tmp_path: Path, p
 def test_minutes_become_steps_by_recorded_figures(tmp_path: Path) -> None:
     made = []
     for name, facts, metrics in (
-        ("e", {}, {"embedding": {"images_per_s": 96.0}}),
+        ("e", {}, {"embedding": {"images_per_s": 9.0, "image_tower_per_s": 96.0}}),
         ("p", {"macs_share": 0.5}, {}),
     ):
         with Artifact.create(tmp_path / name, kind=Kind.CHECKPOINT, stage="embed", key=name) as draft:
@@ -184,3 +181,27 @@ def test_the_whole_way(
     assert (out / "report" / "report.html").is_file() and (out / "report" / "report.md").is_file()
     again = cli(*asked)
     assert again.code == 0 and "running" not in again.err
+
+
+def test_a_convolutional_student_is_its_own_teacher_and_recovers_at_a_rate_of_its_own(
+    tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = {"student.source": "mnv4-s-64", "student.image_size": 32, "data.train": "demo:val"}
+    short = {"optimizer.steps": 1, "optimizer.batch": 32, "vocab": 320, "context": 16}
+    student = run_single("train", {}, {**given, **short}, {}, tmp_path / "student")
+    converted = run_single("convert", {}, {"teacher.source": str(student.path)}, {}, tmp_path / "c")
+    assert converted.model == student.model and converted.tokenizer == student.tokenizer
+    assert converted.manifest.files["model.safetensors"] == student.manifest.files["model.safetensors"]
+    asked: list[Recipe] = []
+
+    def run(recipe: Recipe, *_: object) -> dict[str, Artifact]:
+        asked.append(recipe)
+        speed, share = {"embedding": {"image_tower_per_s": 64.0}}, {"macs_share": 1.0}
+        manifest = student.manifest.model_copy(update={"metrics": speed, "facts": share})
+        return dict.fromkeys(("embed", "prune"), replace(student, manifest=manifest))
+
+    monkeypatch.setattr(shrinking, "run_recipe", run)
+    wish = Wish(str(photos), target_latency="0.5x", backend="onnxruntime", minutes=1.0)
+    shrink(str(student.path), tmp_path / "out", wish)
+    (trained,) = (table for table in asked[-1].stages if table.name == "recover")
+    assert trained.config["optimizer"] == {"steps": 20, "batch": 64, "lr": 1e-3}

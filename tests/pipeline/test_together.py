@@ -181,6 +181,42 @@ def test_a_run_that_is_there_is_reused_whoever_made_it(runs: Path) -> None:
     assert before == {path: path.stat().st_mtime_ns for path in (runs / "run-1").glob("*/manifest.json")}
 
 
+@pytest.mark.slow
+def test_a_convolutional_student_is_that_of_one_process(world: Path, tmp_path: Path) -> None:
+    """Its BatchNorms normalize by the batch of all, and their statistics are made of all, while it trains and after it.
+
+    On noise: of images of one colour the gradient of one process is a tenth off in float32 (float64 tells), since what
+    a BatchNorm then divides by is nearly nothing.
+    """
+    data = tmp_path / "data"
+    data.mkdir()
+    for number in range(2):
+        shard(data / f"noise-{number:05d}.tar", 32, 32 * number)
+    standalone.embed(tmp_path / "e", {"teacher.source": str(world / "teacher"), "data.train": str(data), "batch": 16})
+    source, watched = "mnv4-s-64", {"watch.steps": 2, "watch.samples": 64, "data.validation": str(data)}
+    student = {"student.image_size": 32, "student.width": 0.25, "student.depth": 0.5}
+    optimizer = {"optimizer.batch": 32, "optimizer.steps": 4, "optimizer.precision": "float32", "optimizer.ema": 0.5}
+    given = {"student.source": source, **student, **watched, **optimizer}
+    with recorded(tmp_path / "gradients-1"):
+        one = standalone.distill(tmp_path / "one", given, embeddings=tmp_path / "e")
+    said = [part for key, value in given.items() for part in ("--set", f"{key}={value}")]
+    asked = ("distill", "--embeddings", tmp_path / "e", "--out", tmp_path / "two", *said)
+    ended = torchrun(tmp_path / "gradients-2", *asked, script=world / "recording.py")
+    assert ended.returncode == 0, ended.stderr
+    for step in range(4):
+        first, second = (load_file(tmp_path / f"gradients-{size}" / f"{step:02d}.safetensors") for size in (1, 2))
+        assert first.keys() == second.keys() and len(first) > 100
+        torch.testing.assert_close(second.pop("figures"), first.pop("figures"), atol=1e-4, rtol=1e-3)
+        of_one, of_two = (torch.cat([each[name].flatten() for name in sorted(first)]) for each in (first, second))
+        assert (of_two - of_one).norm() < 0.01 * of_one.norm(), f"step {step}"
+    two = Artifact.open(tmp_path / "two")
+    weights, others = (load_file(artifact.file("model.safetensors")) for artifact in (one, two))
+    for name, expected in weights.items():
+        torch.testing.assert_close(others[name], expected, atol=1e-4, rtol=1e-3, msg=name)
+    recalls = [artifact.manifest.metrics["training"]["best_r10"] for artifact in (one, two)]
+    assert recalls[1] == pytest.approx(recalls[0], abs=0.01)  # of 128 answers
+
+
 def distillation(world: Path, out: Path, steps: int = 4) -> list[object]:
     options = ["--data", world, "--teacher", world / "teacher", "--student", "inherit:0.5", "--set", "embed.batch=20"]
     few = ["--optimizer-steps", steps, "--optimizer-batch", 20, "--optimizer-save-minutes", 0.0001]

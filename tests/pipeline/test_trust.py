@@ -11,6 +11,7 @@ from clip_world import write_squares, write_teacher
 
 from mmcompress.artifact import Artifact
 from mmcompress.errors import MMCompressError, UsageError
+from mmcompress.int8 import INTEGERS, RANGES
 from mmcompress.manifest import Kind
 from mmcompress.pipeline import standalone
 from mmcompress.pipeline.sources import data_unless_given, recorded_teacher
@@ -18,7 +19,8 @@ from mmcompress.pipeline.sources import data_unless_given, recorded_teacher
 
 def received(path: Path, kind: Kind = Kind.CHECKPOINT, **config: Any) -> Path:
     with Artifact.create(path, kind=kind, stage="distill", key="k", config=config) as draft:
-        (draft.path / "a.bin").write_bytes(b"1")
+        for name in ("a.bin", RANGES, INTEGERS):
+            (draft.path / name).write_bytes(b"1")
     return path
 
 

@@ -15,6 +15,7 @@ from mmcompress.gates import Gates
 from mmcompress.report.document import ReportDocument
 from mmcompress.report.judging import judged
 from mmcompress.report.report import joined
+from mmcompress.report.sentences import few_warnings, headlines, highlights
 
 Report = dict[str, Any]
 
@@ -175,6 +176,38 @@ def test_baselines_that_do_not_fit_fail(report: Report, measured: Report) -> Non
     assert not one(report, without, max_drop={"i2t_r10": 1.0})["passed"]
 
 
+@pytest.mark.parametrize(
+    ("metric", "candidates", "images", "said"),
+    [
+        ("i2t_r10", 10, 1759, "R@10 is 100% of any model that chooses among 10 texts"),
+        ("i2t_r1", 1, 1759, "R@1 is 100% of any model that chooses among 1 texts"),
+        ("t2i_r5", 1852, 4, "R@5 is 100% of any model that chooses among 4 images"),
+        ("old_index.i2t_r10", 9, 1759, "R@10 is 100% of any model that chooses among 9 texts"),
+        ("i2t_r10", 11, 1759, None),
+        ("t2i_r10", 10, 1759, None),
+        ("top1", 10, 1, None),
+    ],
+)
+def test_a_recall_that_every_model_has_passes_no_gate(
+    report: Report, metric: str, candidates: int, images: int, said: str | None
+) -> None:
+    report["test"] |= {"candidates": candidates, "images": images}
+    for gates in ({"max_drop": {metric: 0.9}}, {"min": {metric: 0.01}}):
+        verdict = one(report, **gates)
+        assert verdict["passed"] == (said is None)
+        assert said is None or verdict["note"] == f"not measured; the gate is meaningless: {said}"
+
+
+def test_headlines_are_of_a_recall_that_says_something(report: Report) -> None:
+    for candidates, recall in ((11, "R@10"), (10, "R@5"), (5, "R@1"), (1, None)):
+        report["test"]["candidates"] = candidates
+        kept = [line for line in headlines(model(report)) if " keeps " in line]
+        assert [line.split("'s ")[1].split(",")[0] for line in kept] == ([] if recall is None else [recall])
+        shown = [figure.name for figure in highlights(model(report)) if figure.name.endswith(" kept")]
+        assert shown == ([] if recall is None else [f"of {recall} kept"])
+    assert "R@10 is 100% of any model that chooses among 1 texts." in few_warnings(model(report))
+
+
 def test_a_disturbed_latency_says_so(report: Report) -> None:
     note = one(report, max={"p99_ms": 100}, row="pruned")["note"]
     assert note == "openvino on AMD EPYC, batch 1, noisy"
@@ -189,7 +222,7 @@ def test_a_disturbed_latency_says_so(report: Report) -> None:
         ({"max_drop": 2}, "nothing drops by 2, all of 'i2t_r10' is 1: one point is 0.01"),
         ({"max_drop": {"p99_ms": 0.1}}, "'p99_ms' does not drop, it is better when lower: give a limit with max"),
         ({"max": {"p99": 5}}, "there is no metric 'p99'; did you mean 'p99_ms'?"),
-        ({"max": {"p99_ms": float("nan")}}, "max.p99_ms: Input should be a finite number"),
+        ({"max": {"p99_ms": float("nan")}}, "max.p99_ms is nan: Input should be a finite number"),
         ({"maxx": {}}, "unknown key 'maxx'"),
     ],
 )

@@ -56,6 +56,26 @@ def test_a_finished_report_of_another_machine_is_taken_over(tmp_path: Path) -> N
     assert found["rows"][-1]["fastest_elsewhere"][0]["machine"] == "Cortex-A78AE"
 
 
+def test_a_finished_report_of_two_benches_of_one_machine_is_taken_over(tmp_path: Path) -> None:
+    rows = make_run(tmp_path / "server")[:5]
+    first, second = (second_bench(tmp_path / name, rows) for name in ("jetson", "again"))
+    sent = standalone.report([*(row.path for row in rows), first.path, second.path], tmp_path / "sent")
+    found = document_of(tmp_path / "server", sent.path)
+    assert [entry["machine"] for entry in found["rows"][0]["latency"]] == ["AMD EPYC"] * 4 + ["Cortex-A78AE"] * 8
+
+
+def test_a_bench_beside_its_own_report_counts_once(tmp_path: Path) -> None:
+    rows = make_run(tmp_path / "server")[:5]
+    jetson = second_bench(tmp_path / "jetson", rows)
+    sent = standalone.report([*(row.path for row in rows), jetson.path], tmp_path / "sent")
+    once = document_of(tmp_path / "server", jetson.path)
+    found = document_of(tmp_path / "server", jetson.path, sent.path)
+    assert len(found["rows"][0]["latency"]) == 8 and len(found["machines"]) == 2
+    assert sorted(map(repr, found["ratios"])) == sorted(map(repr, once["ratios"]))
+    assert found["headlines"] == once["headlines"]
+    assert not any("measured the same files" in line for line in found["warnings"])
+
+
 def test_a_report_is_not_replaced_by_what_is_made_from_it(tmp_path: Path) -> None:
     make_run(tmp_path)
     old = standalone.report([tmp_path]).path
@@ -192,7 +212,6 @@ def test_benches_of_other_backends_are_no_choice(tmp_path: Path) -> None:
     rows = make_run(tmp_path)[:5]
     other = bench_document()
     for row in other["rows"]:
-        for entry in row["latency"]:
-            entry["backend"] = "tensorrt"
+        row["latency"] = [{**one, "backend": "tensorrt"} for one in row["latency"] if one["backend"] == "openvino"]
     measurement(tmp_path / "bench-gpu", "bench", other, rows)
     assert not any("counts" in line for line in document_of(tmp_path)["warnings"])

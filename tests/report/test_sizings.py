@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
+from rich.console import Console
+
 from mmcompress.artifact import Artifact
+from mmcompress.cli.show_report import report_view
 from mmcompress.compress.sizing.document import SIZING, SizedRow, SizingDocument
 from mmcompress.manifest import Kind
 from mmcompress.report.measured import sizings
@@ -46,6 +50,7 @@ def test_the_page_says_what_was_chosen_and_why(tmp_path: Path) -> None:
     document = joined("Sizes", [Artifact.open(tmp_path / "s")], tmp_path)
     page = html_page(document)
     assert 'id="sizing"' in page and SIZED.why in page and "too slow" in page
+    assert "the dashed line is what was asked for" in page and "The choice, and its runners-up by falling" in page
     assert "1.00 ms on OpenVINO in INT8" in page and "Bars are measured on whole graphs" in page
     merge_request = markdown_page(document)
     assert f"s: {SIZED.why}." in merge_request and ", too slow |" in merge_request
@@ -58,3 +63,16 @@ def test_the_page_shows_no_bars_where_nothing_was_timed(tmp_path: Path) -> None:
         SIZED.model_copy(update={"rows": rows}).write(draft.path / SIZING)
     page = html_page(joined("Sizes", [Artifact.open(tmp_path / "s")], tmp_path))
     assert "Bars are measured" not in page and "Marks are times, none measured: composed of what work costs on" in page
+
+
+def test_a_report_of_sizings_alone_has_no_empty_table(tmp_path: Path) -> None:
+    with Artifact.create(tmp_path / "s", kind=Kind.REPORT, stage="size", key="k") as draft:
+        SIZED.write(draft.path / SIZING)
+    document = joined("Sizes", [Artifact.open(tmp_path / "s")], tmp_path)
+    merge_request, page = markdown_page(document), html_page(document)
+    assert "| row |" not in merge_request and merge_request.startswith(f"## Sizes\n\n\ns: {SIZED.why}.")
+    assert "No exported model is part of it." in page and "0 models" not in page and "from ." not in page
+    assert 'id="ledger"' not in page and 'id="missing"' not in page and not document.not_measured
+    console = Console(file=io.StringIO(), width=200)
+    console.print(report_view(document))
+    assert console.file.getvalue() == f"s: {SIZED.why}.\n"

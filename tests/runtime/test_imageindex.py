@@ -416,6 +416,7 @@ def test_what_cannot_be_asked_is_refused(
 ) -> None:
     model = str(make_artifact().path)
     index = str(searching.index(model, str(photos), tmp_path / "index").artifact.path)
+    other = str(make_artifact("other").path)
     cases: list[tuple[type[MMCompressError], str, Callable[[], object]]] = [
         (UsageError, "nothing to look for", lambda: searching.search(index, Asked(None, None, 5))),
         (UsageError, "both looked for", lambda: searching.search(index, Asked("red", photos / "000.png", 5))),
@@ -423,7 +424,8 @@ def test_what_cannot_be_asked_is_refused(
         (UsageError, "is no index", lambda: searching.search(model, RED, images=photos, accept_loss=0.1)),
         (UsageError, "no images are given", lambda: searching.search(model, RED)),
         (UsageError, "which is read to make it", lambda: searching.index(model, str(photos), photos / "index")),
-        (UsageError, "holds what export made", lambda: searching.index(index, str(photos), Path(model))),
+        (UsageError, "holds what export made", lambda: searching.index(other, str(photos), Path(model))),
+        (UsageError, "of kind 'index'", lambda: searching.index(index, str(tmp_path / "nowhere"), tmp_path / "new")),
     ]
     for kind, words, ask in cases:
         with pytest.raises(kind, match=words):
@@ -471,7 +473,7 @@ def test_facts_of_an_index_that_are_none_are_refused(
     made = searching.index(str(make_artifact().path), str(photos), tmp_path / "index").artifact
     with resealed(made, tmp_path / "other") as draft:
         draft.facts[fact] = value
-    with pytest.raises(CorruptInputError, match=rf"other: the index says {fact}"):
+    with pytest.raises(CorruptInputError, match=rf"manifest\.json: facts\.{fact}(\.\d)? is "):
         ImageIndex.open(tmp_path / "other")
 
 

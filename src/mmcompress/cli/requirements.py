@@ -16,7 +16,7 @@ import psutil
 
 from mmcompress import config
 from mmcompress.cli.doctor import gpu, int8_instructions
-from mmcompress.errors import MissingRequirementError, MMCompressError, UsageError, suggestion
+from mmcompress.errors import MissingRequirementError, MMCompressError, UsageError, of_choices
 from mmcompress.frozen import Config
 from mmcompress.home import expanded
 from mmcompress.places import cache_folder
@@ -48,7 +48,7 @@ class Check(Config):
 def requirements(backend: str, cpuinfo: Path = Path("/proc/cpuinfo")) -> tuple[Check, ...]:
     """What a backend needs here, in the order in which it is to be mended. UsageError for an unknown one."""
     if backend not in BACKENDS:
-        raise UsageError(f"there is no backend {backend!r}", suggestion(backend, BACKENDS))
+        raise UsageError(f"there is no backend {backend!r}", of_choices(backend, BACKENDS))
     name = cast(config.Backend, backend)
     own = gpu_checks(name) if name in GPU_BACKENDS else [_asked("library", BACKENDS[name].check, _version_of(name))]
     if name not in GPU_BACKENDS:

@@ -30,7 +30,7 @@ def report_summary(artifact: Artifact) -> Summary:
 
 
 def report_view(report: ReportDocument) -> RenderableType:
-    """The ledger and the headline of a report."""
+    """The ledger of a report if it has rows, its headlines, and what verdicts and sizings chose."""
     table = empty_table("row", ">parameters", ">MACs", ">size", ">R@10", "95%", ">top-1", ">cosine", ">batch 1", "on")
     for row in report.rows:
         best = row.fastest
@@ -47,7 +47,8 @@ def report_view(report: ReportDocument) -> RenderableType:
             f"{best.backend} {best.precision}" if best else "not measured",
         )
     verdicts = [f"{verdict.name}: {verdict.recommendation.sentence}" for verdict in report.verdicts]
-    return Group(table, *map(Text, [*report.headlines, *verdicts]))
+    sizings = [f"{sizing.name}: {sizing.why}." for sizing in report.sizing]
+    return Group(*[table] * bool(report.rows), *map(Text, [*report.headlines, *verdicts, *sizings]))
 
 
 def gates_summary(verdicts: Sequence[GateVerdict]) -> Summary:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import cast
+from typing import TypeVar, cast
 
 from rich.cells import cell_len
 from rich.console import Group, RenderableType
@@ -95,39 +95,49 @@ def _aligned(rows: Sequence[tuple[str, str]]) -> Text:
     return Text("\n".join(f"{name}{' ' * (width - cell_len(name))}  {figure:>6}" for name, figure in rows))
 
 
-_SHOWN = 200
-"""Facts and measurements that are shown, ten times as many as any stage writes: a table of a million takes minutes."""
+_SHOWN, _LINE = 200, 4000
+"""Entries of each table, and characters of the config, that are shown: ten times what stages write but for files of
+shards. A table of a million lines takes minutes."""
+T = TypeVar("T")
+
+
+def _first(rows: Mapping[str, T], what: str) -> tuple[dict[str, T], str]:
+    """Those that are shown, and a line on how many are not."""
+    more = f"and of the {what} {len(rows) - _SHOWN:,} more, which --json has" if len(rows) > _SHOWN else ""
+    return dict(list(rows.items())[:_SHOWN]), more
 
 
 def manifest_view(artifact: Artifact) -> RenderableType:
     """A manifest in readable form."""
     manifest = artifact.manifest
-    found = {**manifest.facts, **manifest.metrics}
-    versions = ", ".join(f"{name} {version}" for name, version in manifest.environment.items())
+    found, unseen = _first({**manifest.facts, **manifest.metrics}, "facts")
+    parents, unnamed = _first(manifest.parents, "parents")
+    versions, unsaid = _first(manifest.environment, "versions")
     about = pairs(
         {
             "path": str(artifact.path),
             "kind": f"{manifest.kind.value}, made by {manifest.stage}",
             "digest": artifact.digest,
             **_model_lines(artifact),
-            **{f"parent {role}": digest for role, digest in manifest.parents.items()},
-            "config": text_from_json(manifest.config),
-            **{k: _short(v) for k, v in list(found.items())[:_SHOWN] if k != PASSPORTS},
-            **({"and": f"{len(found) - _SHOWN:,} more, which --json has"} if len(found) > _SHOWN else {}),
+            **{f"parent {role}": digest for role, digest in parents.items()},
+            "config": _short(manifest.config, _LINE),
+            **{k: _short(v) for k, v in found.items() if k != PASSPORTS},
             **_passport_lines(artifact),
-            "made with": versions,
+            "made with": _short(", ".join(f"{name} {version}" for name, version in versions.items()), _LINE),
         }
     )
+    listed, unlisted = _first(manifest.files, "files")
     files = empty_table("file", ">size", "SHA-256")
-    for name, entry in manifest.files.items():
+    for name, entry in listed.items():
         files.add_row(name, count(entry.bytes), entry.sha256[:16])
+    rest = [Text(line) for line in (unnamed, unseen, unsaid, unlisted) if line]
     if not manifest.graphs:
-        return Group(about, files)
+        return Group(about, files, *rest)
     graphs = empty_table("graph", "tower", "precision", "activations", "for", "input", "output")
-    for graph in manifest.graphs:
+    for graph in manifest.graphs[:_SHOWN]:
         sides = (", ".join(map(_spec, graph.inputs)), ", ".join(map(_spec, graph.outputs)))
         graphs.add_row(graph.file, graph.tower, graph.precision, graph.activations, graph.target or "any", *sides)
-    return Group(about, files, graphs)
+    return Group(about, files, graphs, *rest)
 
 
 def pack_summary(manifest: Manifest, path: Path) -> Summary:

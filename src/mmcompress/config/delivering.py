@@ -15,6 +15,7 @@ from typing_extensions import Self
 
 from mmcompress.config.keys import NAMED, refuse_unused
 from mmcompress.config.tables import DataConfig, Precision, StageConfig, TeacherConfig
+from mmcompress.document import each_once
 from mmcompress.frozen import Config
 
 LARGEST_IMAGE = 64 << 20
@@ -90,7 +91,7 @@ class BuildConfig(StageConfig):
 
     backend: Literal["tensorrt", "tensorrt-rtx"] = "tensorrt-rtx"
     """The runtime that the engines run on; `tensorrt-rtx` needs no GPU to build."""
-    targets: tuple[str, ...] = ("sm86", "sm89", "sm120")
+    targets: Annotated[tuple[str, ...], each_once()] = ("sm86", "sm89", "sm120")
     """Compute capabilities, `sm89`; `native` is the GPU of this machine."""
     batches: tuple[int, int, int] = (1, 8, 32)
     """Smallest, usual and largest batch of the optimization profile."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar, get_args
 
@@ -10,8 +11,9 @@ from pydantic import (
     ValidationError,
 )
 
-from mmcompress.errors import MisspeltError, UsageError, suggestion
+from mmcompress.errors import MisspeltError, UsageError, nearest_choice, suggestion
 from mmcompress.frozen import Config
+from mmcompress.wrong import Wrong, first_wrong
 
 
 class Aside:
@@ -59,20 +61,17 @@ def validated(model: type[C], values: Mapping[str, Any], where: str) -> C:
         _check_numbers(values, built, where)
         return built
     except ValidationError as error:
-        first = error.errors()[0]
-        path = [str(part) for part in first["loc"]]
-        key = ".".join(path)
-        if first["type"] == "extra_forbidden":
-            known = _fields_at(model, path[:-1])
-            raise UsageError(f"{where}: unknown key {key!r}", suggestion(path[-1], known)) from error
-        said = first["msg"].removeprefix("Value error, ")
-        if isinstance(misspelt := first.get("ctx", {}).get("error"), MisspeltError):
-            raise UsageError(f"{where}: {key}: {said}", misspelt.hint) from error
-        if first["type"] == "value_error" and _fields_at(model, path):  # of several keys, which it names
-            unused = isinstance(first["ctx"]["error"], UnusedError)
-            raise UsageError(f"{where}: {said}", "leave it out" if unused else "leave one of them out") from error
-        got = "" if first["type"] == "missing" else f" (got {first['input']!r})"
-        raise UsageError(f"{where}: {key}: {said}{got}", _docstring(model, path)) from error
+        wrong = first_wrong(error)
+        path = [str(part) for part in wrong.place]
+        hint = _near(wrong) or _docstring(model, path)
+        if wrong.kind == "extra_forbidden":
+            hint = suggestion(path[-1], _fields_at(model, path[:-1]))
+        if isinstance(wrong.cause, MisspeltError):
+            hint = wrong.cause.hint
+        elif wrong.kind == "value_error" and _fields_at(model, path):  # of several keys, which it names
+            hint = "leave it out" if isinstance(wrong.cause, UnusedError) else "leave one of them out"
+            raise UsageError(f"{where}: {wrong.said}", hint) from error
+        raise UsageError(f"{where}{wrong}", hint) from error
 
 
 def _check_numbers(said: object, read: object, where: str, key: str = "") -> None:
@@ -85,10 +84,10 @@ def _check_numbers(said: object, read: object, where: str, key: str = "") -> Non
         for number, (part, inner) in enumerate(zip(said, read, strict=False)):
             _check_numbers(part, inner, where, f"{key}.{number}")
     elif isinstance(said, bool) and isinstance(read, int | float) and not isinstance(read, bool):
-        raise UsageError(f"{where}: {key}: a number is expected (got {said})", "write the number that is meant")
+        raise UsageError(f"{where}: {key} is {said}: a number is expected", "write the number that is meant")
     elif isinstance(read, int) and abs(read) > LARGEST_WHOLE:
         raise UsageError(
-            f"{where}: {key}: {read} is too large for a whole number here", f"the largest is {LARGEST_WHOLE}"
+            f"{where}: {key} is {read}: it is too large for a whole number here", f"the largest is {LARGEST_WHOLE}"
         )
 
 
@@ -102,6 +101,14 @@ def _fields_at(model: type[BaseModel], path: Sequence[str]) -> list[str]:
             return []
         model = nested[0]
     return list(model.model_fields)
+
+
+def _near(wrong: Wrong) -> str:
+    """ "did you mean …?" where a value is none of a few texts, and like one of them."""
+    if wrong.kind != "literal_error" or not isinstance(wrong.value, str):
+        return ""
+    near = nearest_choice(wrong.value, re.findall(r"'([^']+)'", wrong.said))
+    return "" if near is None else f"did you mean {near!r}?"
 
 
 def _docstring(model: type[BaseModel], path: Sequence[str]) -> str:

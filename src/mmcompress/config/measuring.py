@@ -13,6 +13,7 @@ from typing_extensions import Self
 from mmcompress.config.compressing import Count
 from mmcompress.config.keys import HOW, refuse_unused
 from mmcompress.config.tables import Backend, BudgetConfig, DataConfig, Precision, StageConfig
+from mmcompress.document import each_once
 from mmcompress.frozen import Config
 from mmcompress.gates import Gates
 
@@ -45,13 +46,13 @@ class VerdictConfig(BudgetConfig):
 class BenchConfig(StageConfig):
     """Latency of every row, interleaved in one run."""
 
-    backends: tuple[Backend, ...] = Field(default=("onnxruntime", "openvino"), min_length=1)
+    backends: Annotated[tuple[Backend, ...], each_once()] = Field(default=("onnxruntime", "openvino"), min_length=1)
     """The runtimes that are measured."""
-    batches: tuple[Count, ...] = Field(default=(1, 8), min_length=1)
+    batches: Annotated[tuple[Count, ...], each_once()] = Field(default=(1, 8), min_length=1)
     """Images a call, and texts a call."""
-    threads: tuple[Count, ...] | None = Field(default=None, min_length=1)
+    threads: Annotated[tuple[Count, ...], each_once()] | None = Field(default=None, min_length=1)
     """Thread counts of the CPU runtimes; all cores if not given. Ratios are at the last one."""
-    streams: tuple[Count, ...] = ()
+    streams: Annotated[tuple[Count, ...], each_once()] = ()
     """Numbers of concurrent requests to measure beside single ones, such as [2, 4]; they share the threads."""
     seconds: float = Field(default=2.0, gt=0)
     """Measured time of each combination."""
@@ -70,6 +71,8 @@ class BenchConfig(StageConfig):
     def _threads_of_cpus(self) -> Self:
         if not {"onnxruntime", "openvino"}.intersection(self.backends):
             refuse_unused(self, ("threads",), f"is of CPU runtimes, not of {' or '.join(self.backends)}")
+        if 1 in self.streams:
+            raise ValueError(f"streams = {[*self.streams]}: one request at a time is measured in any case")
         return self
 
 
@@ -91,7 +94,7 @@ class SizeConfig(BlockCostsConfig):
 
     target_ms: float = Field(gt=0)
     """The longest time of one image, in milliseconds."""
-    image_sizes: tuple[Count, ...] = ()
+    image_sizes: Annotated[tuple[Count, ...], each_once()] = ()
     """Sides that the student may have; some up to image_size if not given."""
 
     @model_validator(mode="after")

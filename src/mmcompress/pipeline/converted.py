@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import cast
 
 from mmcompress.architecture import DualEncoderConfig
-from mmcompress.artifact import Artifact
+from mmcompress.artifact import Artifact, manifest_of_kind, read_manifest
 from mmcompress.config import ConvertConfig, TeacherConfig
 from mmcompress.errors import UsageError, suggestion
 from mmcompress.home import expanded
@@ -79,9 +79,28 @@ def teacher_named(source: str, wanted: str = "an", given: Given = NOTHING) -> Te
 
 
 def check_named(source: str | Path, wanted: str = Kind.ONNX.value) -> None:
-    """Raise UsageError for what is neither an artifact nor the name of a teacher. Nothing is opened or fetched."""
-    if not is_artifact(source):
+    """Raise UsageError for what is neither the name of a teacher nor an artifact that is graphs or can become some.
+
+    No file of it is opened, and nothing is fetched.
+    """
+    if is_artifact(source):
+        manifest_of_kind(Path(source), Kind.ONNX, Kind.ENGINE, Kind.CHECKPOINT)
+    else:
         teacher_named(str(source), wanted)
+
+
+def check_rows(sources: Sequence[str | Path]) -> None:
+    """As `check_named`, of what one measurement compares; UsageError too where two would be rows of one name."""
+    for source in sources:
+        check_named(source)
+    named: dict[str, Path] = {}
+    for path in (Path(source) for source in sources if is_artifact(source)):
+        row = read_manifest(path / MANIFEST).kind is not Kind.CHECKPOINT
+        if row and (other := named.setdefault(path.absolute().name, path)) is not path:
+            raise UsageError(
+                f"{other} and {path} have one name, and rows of a measurement are told apart by it",
+                "name each once, or copy one to a folder of another name",
+            )
 
 
 def check_named_with_labels(source: str | Path, labels: object) -> None:
@@ -93,6 +112,7 @@ def check_named_with_labels(source: str | Path, labels: object) -> None:
 
 def becomes_checkpoint(teacher: TeacherConfig) -> bool:
     """Whether a teacher is of a family that `model.py` computes."""
+    from mmcompress.checkpoints import is_own_checkpoint
     from mmcompress.families import config_from_hugging_face
     from mmcompress.pretrained import check_folder
     from mmcompress.teachers import resolve
@@ -100,6 +120,8 @@ def becomes_checkpoint(teacher: TeacherConfig) -> bool:
     if teacher.source.startswith("open_clip:") or ".py:" in teacher.source:
         return False
     folder = resolve(teacher)
+    if is_own_checkpoint(folder):
+        return True
     check_folder(folder, teacher.trust_remote_code)
     try:
         config_from_hugging_face(folder)
@@ -133,7 +155,7 @@ def coming_start(source: str | Path, near: Artifact | None, given: Given = NOTHI
     """The sizes of the checkpoint at a source (`near`), or of the one that its teacher becomes; None for a graph."""
     if near is not None:
         return near.manifest.model if near.manifest.kind is Kind.CHECKPOINT else None
-    from mmcompress.compress.early import coming_model
+    from mmcompress.compress.earlyteacher import coming_model
 
     return coming_model(teacher_named(str(source), given=given))
 

@@ -13,7 +13,7 @@ from typing import cast
 from mmcompress.architecture import ImageConfig
 from mmcompress.artifact import Artifact
 from mmcompress.config import Backend
-from mmcompress.errors import UsageError, suggestion
+from mmcompress.errors import UsageError, of_choices
 from mmcompress.manifest import Kind
 from mmcompress.measure.explain import pointing as game
 from mmcompress.measure.explain.explain import METHODS, Explanation, Method, check_asked, explained
@@ -56,7 +56,7 @@ def _asked(
 ) -> tuple[Method, dict[str, Artifact]]:
     """What the models can be asked by, `method` or what works for all, and the models: checkpoints, or graphs."""
     if method is not None and method not in METHODS:
-        raise UsageError(f"there is no method {method!r}", suggestion(method, METHODS))
+        raise UsageError(f"there is no method {method!r}", of_choices(method, METHODS))
     for source in sources:
         check_named(source)
     named = dict(zip(names_of(sources), sources, strict=True))

@@ -78,7 +78,7 @@ def _coming_start(step: Step, steps: Sequence[Step]) -> DualEncoderConfig | None
     start = next((other for other in steps if other.name == step.sources.get("checkpoint")), None)
     if not step.stage.fits or start is None or not isinstance(start.config, ConvertConfig | DistillConfig):
         return None
-    from mmcompress.compress.early import coming_model
+    from mmcompress.compress.earlyteacher import coming_model
     from mmcompress.compress.train.student import coming_student
 
     teacher = coming_model(start.config.teacher)

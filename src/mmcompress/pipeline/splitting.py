@@ -11,7 +11,7 @@ from typing import cast, get_args
 from mmcompress.artifact import Artifact
 from mmcompress.config import Backend, Precision
 from mmcompress.data.batches import check_readable
-from mmcompress.errors import UsageError, suggestion
+from mmcompress.errors import UsageError, of_choices
 from mmcompress.lock import locked
 from mmcompress.manifest import Kind, hash_json
 from mmcompress.measure.split.document import DeviceTimes, SplitDocument
@@ -49,7 +49,7 @@ def wished(
 ) -> Wish:
     """What the options say; UsageError for what they cannot mean."""
     if precision is not None and precision not in get_args(Precision):
-        raise UsageError(f"there is no precision {precision!r}", suggestion(precision, get_args(Precision)))
+        raise UsageError(f"there is no precision {precision!r}", of_choices(precision, get_args(Precision)))
     if backend is not None:
         check_runs_graphs(backend)
     wish = Wish(

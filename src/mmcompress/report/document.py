@@ -6,12 +6,13 @@ of themselves is there once. A file of schema 1 is read as if it were written in
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from mmcompress.config import Backend
-from mmcompress.document import Change, Count, Document, Interval, Part, Ratio, Share
+from mmcompress.document import Change, Count, Document, Interval, Part, Ratio, Share, each_once
 from mmcompress.measure.bench.document import RunRatio
 from mmcompress.measure.drift.document import GalleryEntry
 from mmcompress.report.parts import Engine, NamedBisect, NamedSizing, NamedVerdict, ReportMachine, Sensitivity
@@ -52,7 +53,7 @@ class OtherRow(Part):
 class OtherTest(TestedOn):
     """A second test set."""
 
-    rows: tuple[OtherRow, ...]
+    rows: Annotated[tuple[OtherRow, ...], each_once("row")]
     """In the order of the measurement."""
 
 
@@ -137,7 +138,7 @@ class ReportDocument(Document):
     """What accuracy was measured on."""
     accuracy_from: str | None
     """The drift artifact, relative to the report; null where there is none."""
-    rows: tuple[Row, ...]
+    rows: Annotated[tuple[Row, ...], each_once("row")]
     """The first is the teacher."""
     steps: tuple[Step, ...]
     """One between each two rows."""
@@ -145,7 +146,7 @@ class ReportDocument(Document):
     """Speed-ups from interleaved rounds, of every machine."""
     other_tests: tuple[OtherTest, ...]
     """Further test sets."""
-    engines: tuple[Engine, ...]
+    engines: Annotated[tuple[Engine, ...], each_once("name")]
     """Engine artifacts."""
     sensitivity: tuple[Sensitivity, ...]
     """Of each quantized checkpoint."""
@@ -155,9 +156,9 @@ class ReportDocument(Document):
     """What each student that was sized by a latency was chosen from."""
     verdicts: tuple[NamedVerdict, ...]
     """Every verdict on INT8."""
-    gallery: tuple[GalleryEntry, ...]
+    gallery: Annotated[tuple[GalleryEntry, ...], each_once("file")]
     """Images that the last row answers otherwise than the first; their files are in the drift artifact."""
-    machines: tuple[ReportMachine, ...]
+    machines: Annotated[tuple[ReportMachine, ...], each_once("id")]
     """That measured latency; the rows' `fastest` is of the first."""
     gates: tuple[GateVerdict, ...]
     """Limits of the recipe, judged."""
@@ -172,17 +173,20 @@ class ReportDocument(Document):
     not_measured: tuple[str, ...]
     """What a reader might look for in vain, and why."""
 
-    @field_validator("rows")
-    @classmethod
-    def _each_once(cls, rows: tuple[Row, ...]) -> tuple[Row, ...]:
-        names = [row.row for row in rows]
-        if repeated := sorted({name for name in names if names.count(name) > 1}):
-            raise ValueError(f"there are two rows {repeated[0]!r}")
-        return rows
-
     def row(self, name: str) -> Row | None:
         """The row of a name."""
         return next((row for row in self.rows if row.row == name), None)
+
+    def says_nothing(self, metric: str) -> str | None:
+        """Why a recall is 100% of any model on this test set; None where it is not, and of other metrics."""
+        named = re.fullmatch(r"(unseen\.|old_index\.)?(i2t|t2i)_r(\d+)", metric)
+        if named is None:
+            return None
+        images = self.test.unseen_images if named[1] == "unseen." else self.test.images
+        choices, what = (self.test.candidates, "texts") if named[2] == "i2t" else (images, "images")
+        if not choices or choices > int(named[3]):
+            return None
+        return f"R@{named[3]} is 100% of any model that chooses among {choices} {what}"
 
     @classmethod
     def current(cls, text: bytes) -> bytes:

@@ -114,6 +114,8 @@ def _of_change(
 
 def _values(report: ReportDocument, row: Row, name: str, gates: Gates) -> list[tuple[float | None, str]]:
     """A figure of the row and where it was taken; of a latency one for each machine."""
+    if (why := report.says_nothing(name)) is not None:
+        return [(None, f"the gate is meaningless: {why}")]
     if name not in LATENCY:
         apart = name.startswith("int8_against_fp32.") and row.int8_against_fp32 is None
         return [
@@ -179,6 +181,8 @@ def _drop(report: ReportDocument, row: Row, name: str, baseline: ReportDocument 
     before, after = _figure(reference, own), _figure(row, name)
     if reference.collapsed and row.collapsed:
         return Change(None, None, f"the gate is meaningless: in both rows {row.collapsed} ({against})")
+    if (why := report.says_nothing(name)) is not None:
+        return Change(None, None, f"the gate is meaningless: {why}")
     if before is None or after is None:
         return Change(None, None, f"{'baseline' if baseline else reference.row} or {row.row} has no {name}")
     paired = row.r10_change if baseline is None and name == "i2t_r10" else None

@@ -24,9 +24,11 @@ from mmcompress.measure.bench.document import BenchDocument, BenchRow
 from mmcompress.measure.bisect.document import BisectDocument
 from mmcompress.measure.drift.document import DriftDocument, DriftRow
 from mmcompress.measure.verdict.document import VerdictDocument
+from mmcompress.places import MANIFEST
 from mmcompress.report.document import ReportDocument
 from mmcompress.report.parts import NamedBisect, NamedSizing, NamedVerdict, ReportMachine, Sensitivity
 from mmcompress.report.row import MachineLatency
+from mmcompress.wrong import first_wrong
 
 D = TypeVar("D", bound=Document, covariant=True)
 P = TypeVar("P", bound=Part)
@@ -57,7 +59,11 @@ def drifts(gathered: Iterable[Artifact]) -> list[Measurement[DriftDocument]]:
 
 
 def benches(gathered: Sequence[Artifact]) -> list[Measurement[BenchDocument]]:
-    """Every bench, and the latencies of finished reports: what a device sends back may be its report alone."""
+    """Every bench, and the latencies of finished reports: what a device sends back may be its report alone.
+
+    A report of nothing but benches that are there themselves adds none.
+    """
+    own = measurements(gathered, "bench", BenchDocument)
     reports = measurements(gathered, "report", ReportDocument)
     sent = [
         Measurement(
@@ -69,7 +75,17 @@ def benches(gathered: Sequence[Artifact]) -> list[Measurement[BenchDocument]]:
         for report in reports
         for machine in report.document.machines
     ]
-    return [*measurements(gathered, "bench", BenchDocument), *sent]
+    known = [run for bench in own for run in _runs(bench)]
+    return [*own, *(bench for bench in sent if not all(run in known for run in _runs(bench)))]
+
+
+def _runs(bench: Measurement[BenchDocument]) -> list[tuple[str | None, str, dict[str, object]]]:
+    """Each latency with the digest of what ran, whether a bench or a report tells it."""
+    return [
+        (bench.digests.get(row.row), row.row, entry.model_dump(exclude={"machine"}))
+        for row in bench.document.rows
+        for entry in row.latency
+    ]
 
 
 def read_document(artifact: Artifact, stage: str, kind: type[D]) -> D:
@@ -83,10 +99,12 @@ def measured(artifact: Artifact) -> dict[str, str]:
 
 
 def bench_of_machine(report: ReportDocument, machine: ReportMachine) -> BenchDocument:
-    """What one machine of a finished report measured."""
-    return BenchDocument(
+    """What one machine of a finished report measured, in several benches maybe: a run may be there more than once."""
+    return BenchDocument.model_construct(
         rows=tuple(
-            BenchRow(row=row.row, latency=tuple(entry for entry in row.latency if entry.machine == machine.id))
+            BenchRow.model_construct(
+                row=row.row, latency=tuple(entry for entry in row.latency if entry.machine == machine.id)
+            )
             for row in report.rows
         ),
         ratios=tuple(ratio for ratio in report.ratios if ratio.machine == machine.id),
@@ -165,12 +183,8 @@ def part_of_facts(kind: type[P], source: Artifact, facts: Iterable[str], **value
     try:
         return kind.model_validate({**{fact: source.manifest.facts.get(fact) for fact in facts}, **values})
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, first["loc"]))
-        raise CorruptInputError(
-            f"{source.path}: the manifest's {key} is {first['input']!r}: {first['msg']}",
-            f"run {source.manifest.stage} again",
-        ) from error
+        said = f"{source.path / MANIFEST}{first_wrong(error, 'facts')}"
+        raise CorruptInputError(said, f"run {source.manifest.stage} again") from error
 
 
 def bisects(gathered: Iterable[Artifact]) -> tuple[NamedBisect, ...]:

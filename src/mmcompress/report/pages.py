@@ -75,7 +75,7 @@ SECTIONS: tuple[Section, ...] = (
     ("sizing", "The student's size", lambda d, _, __: d.sizing),
     ("modules", "Sensitivity by module", lambda d, _, __: d.sensitivity or d.bisect),
     ("engines", "Engines and their precision", lambda d, _, __: d.engines),
-    ("missing", "What was not measured", lambda *_: True),
+    ("missing", "What was not measured", lambda d, _, __: d.rows or d.not_measured),
     ("environment", "Environment", lambda *_: True),
 )
 """Name of the template `part-NAME.html.j2` and of the anchor, heading, and whether there is anything to show."""

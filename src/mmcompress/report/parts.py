@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from mmcompress.compress.sizing.document import SizingDocument
 from mmcompress.config import Backend, Precision
-from mmcompress.document import Part
+from mmcompress.document import Part, each_once
 from mmcompress.export.document import AuditSummary
 from mmcompress.measure.bench.document import BenchEnvironment
 from mmcompress.measure.bisect.document import BisectDocument
-from mmcompress.measure.document import Ceiling
+from mmcompress.measure.document import Ceilings
 from mmcompress.measure.verdict.document import VerdictDocument
 from mmcompress.runtime.session import Tower
 
@@ -43,7 +45,7 @@ class Engine(Part):
     """Of TensorRT or TensorRT-RTX, which alone reads it."""
     batches: tuple[int, ...]
     """Batch sizes that it was built for."""
-    files: tuple[EngineFile, ...]
+    files: Annotated[tuple[EngineFile, ...], each_once("file")]
     """One a tower and target."""
 
 
@@ -63,7 +65,7 @@ class Sensitivity(Part):
 
     name: str
     """Of the artifact."""
-    sensitivity: tuple[ModuleDrift, ...]
+    sensitivity: Annotated[tuple[ModuleDrift, ...], each_once("module")]
     """Every module, the worst first."""
     budget: float | None
     """Share of R@10 hits that could be lost; null where there was no limit."""
@@ -99,5 +101,5 @@ class ReportMachine(Part):
     """Of its GPU, else of its processor."""
     environment: BenchEnvironment
     """What it says of itself, and what it did meanwhile."""
-    ceiling: tuple[Ceiling, ...]
+    ceiling: Ceilings
     """Its peak arithmetic; empty where it was not measured."""

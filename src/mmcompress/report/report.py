@@ -28,6 +28,7 @@ from mmcompress.report.rows import engine_of, other_test, relative, row_of, step
 from mmcompress.report.sentences import (
     calibration_warnings,
     collapse_warnings,
+    few_warnings,
     headlines,
     highlights,
     machine_warnings,
@@ -122,6 +123,7 @@ def joined(title: str, gathered: Sequence[Artifact], folder: Path) -> ReportDocu
         *chosen_drift(drifts),
         *chosen_bench(benches, ids),
         *truth_warnings(document),
+        *few_warnings(document),
         *calibration_warnings(gathered),
         *seen_warnings(accuracy),
         *collapse_warnings(rows),

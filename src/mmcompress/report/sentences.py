@@ -12,6 +12,7 @@ from mmcompress.document import Interval
 from mmcompress.formats import BACKENDS, megabytes, percent, significant
 from mmcompress.measure.bench.document import Run
 from mmcompress.measure.drift.document import DriftDocument
+from mmcompress.measure.sanity import of_few
 from mmcompress.report.document import Highlight, MachineRatio, ReportDocument
 from mmcompress.report.row import Row
 from mmcompress.report.rows import ratio
@@ -25,18 +26,33 @@ def headlines(document: ReportDocument) -> list[str]:
         return []
     first, last = document.rows[0], document.rows[-1]
     lines = [_ratio_sentence(ratio) for ratio in headline_ratios(document)]
-    a, b = first.metrics.i2t_r10, last.metrics.i2t_r10
+    recall, a, b = _telling_recall(document)
     if meaningless := collapse_warnings([first, last]):
         lines += meaningless
     elif a and b is not None:
         shares = ((last.macs, first.macs, "image MACs"), (last.bytes, first.bytes, "bytes"))
         bought = [f"{100 * share:.0f}% of its {what}" for x, y, what in shares if (share := ratio(x, y)) is not None]
-        kept = f"{_run_start(last.row)} keeps {100 * b / a:.1f}% of {first.row}'s R@10"
+        kept = f"{_run_start(last.row)} keeps {100 * b / a:.1f}% of {first.row}'s {recall}"
         if document.test.own_answers and last.metrics.flip_rate is not None:
             same = 1 - last.metrics.flip_rate
             kept = f"{_run_start(last.row)} answers {100 * same:.1f}% of the photos as {first.row} does"
         lines.append(f"{kept}{', at ' + ' and '.join(bought) if bought else ''}.")
     return lines
+
+
+def _telling_recall(document: ReportDocument) -> tuple[str, float | None, float | None]:
+    """Of the recalls of images that say something on this test set the widest, and what first and last row have."""
+    first, last = document.rows[0].metrics, document.rows[-1].metrics
+    for k in (10, 5, 1):
+        if document.says_nothing(name := f"i2t_r{k}") is None:
+            return f"R@{k}", getattr(first, name), getattr(last, name)
+    return "R@1", None, None
+
+
+def few_warnings(document: ReportDocument) -> list[str]:
+    """What recalls cannot say on a test set of few images or texts, as drift said it."""
+    test = document.test
+    return [f"{said}." for said in of_few(test.images, test.candidates)] if test.images and test.candidates else []
 
 
 def collapse_warnings(rows: Sequence[Row]) -> list[str]:
@@ -53,12 +69,12 @@ def highlights(document: ReportDocument) -> list[Highlight]:
     for best in headline_ratios(document)[:1]:
         note = f"{_run_name(best.numerator)} against {_run_name(best.denominator)}"
         figures.append(_highlight("faster at batch 1", best.speedup, "times", note, best.ci95))
-    a, b = first.metrics.i2t_r10, last.metrics.i2t_r10
+    recall, a, b = _telling_recall(document)
     if document.test.own_answers and last.metrics.flip_rate is not None:
         note = f"best of {document.test.candidates} texts, against {first.row}"
         figures.append(_highlight("of answers kept", 1 - last.metrics.flip_rate, "percent", note))
     elif a and b is not None and not collapse_warnings([first, last]):
-        figures.append(_highlight("of R@10 kept", b / a, "percent", f"{percent(b)} after {percent(a)}"))
+        figures.append(_highlight(f"of {recall} kept", b / a, "percent", f"{percent(b)} after {percent(a)}"))
     if (smaller := ratio(first.bytes, last.bytes)) is not None:
         note = f"{megabytes(last.bytes)} after {megabytes(first.bytes)}"
         figures.append(_highlight("smaller", smaller, "times", note))
@@ -183,7 +199,7 @@ def not_measured(document: ReportDocument) -> list[str]:
             f"Latency and accuracy of the TensorRT engines ({', '.join(targets)}): they were built and their layers "
             "audited, but no NVIDIA GPU ran them."
         )
-    elif not ran:
+    elif document.rows and not ran:
         sentences.append("NVIDIA GPUs: no TensorRT engine is part of this run.")
     if entries and all(entry.throttled is None for entry in entries):
         sentences.append("Throttling: this system does not count it.")

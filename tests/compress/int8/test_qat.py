@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -217,6 +218,14 @@ def test_a_checkpoint_in_float_is_refused(world: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "x").exists()
 
 
+@pytest.mark.parametrize("data", [(), ("--data", "nowhere")])
+def test_what_can_never_be_trained_is_said_before_data_is_asked_for(
+    world: Path, tmp_path: Path, cli: Callable[..., Any], data: tuple[str, ...]
+) -> None:
+    done = cli("qat", world / "checkpoint", "--out", tmp_path / "out", *data)
+    assert done.code == 2 and "has no ranges.json, so it is no quantized checkpoint" in done.err
+
+
 def test_ranges_and_integers_that_do_not_belong_together_are_refused(world: Path, tmp_path: Path) -> None:
     bad = Artifact.open(world / "bad")
     with Artifact.create(tmp_path / "mixed", kind=Kind.CHECKPOINT, stage="quantize", key="k") as draft:
@@ -240,3 +249,17 @@ def test_what_training_would_refuse_is_refused_before_anything_is_judged(
     monkeypatch.setitem(sys.modules, "tensorboard", None)
     with pytest.raises(MissingRequirementError, match="'tensorboard'"):
         qat(world, tmp_path / "qat", f"optimizer.tensorboard={tmp_path / 'points'}")
+
+
+def test_too_few_pairs_to_train_on_are_said_before_a_budget_is_judged(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def judged(*_: object) -> None:
+        raise AssertionError("it was judged first")
+
+    monkeypatch.setattr(stage, "fit_cost", judged)
+    for batch, said in (("64", True), ("20", False)):
+        with pytest.raises(AssertionError, match="judged first"):
+            qat(world, tmp_path / "qat", f"optimizer.batch={batch}", "max_drop=0.1")
+        told = " ".join(capsys.readouterr().err.split())
+        assert ("60 pairs are less than a batch of 64: INT8 beyond its budget cannot be trained" in told) is said

@@ -107,8 +107,8 @@ def test_a_share_may_be_written_with_a_times_sign(share: object) -> None:
 @pytest.mark.parametrize(
     ("wrong", "what"),
     [
-        ({"target_macs": "2x"}, "target_macs: Input should be less than or equal to 1 (got '2x')"),
-        ({"target_params": "half"}, "target_params: Input should be a valid number"),
+        ({"target_macs": "2x"}, "target_macs is '2x': Input should be less than or equal to 1"),
+        ({"target_params": "half"}, "target_params is 'half': Input should be a valid number"),
         ({"target_macs": 0.5, "target_params": 0.5}, "target_macs and target_params exclude each other: give one"),
         ({"target_latency": 0.5, "towers": ("text",)}, "target_latency is of the image tower"),
     ],
@@ -122,7 +122,7 @@ def test_a_wrong_target_is_named(wrong: dict[str, object], what: str) -> None:
 @pytest.mark.parametrize("target", ["target_macs", "target_params", "target_latency"])
 @pytest.mark.parametrize("wrong", ["70%", "4ms", "70", "2x"])
 def test_a_wrong_share_is_told_the_forms(target: str, wrong: str) -> None:
-    with pytest.raises(UsageError, match=f"{target}: Input should be .* .got '{wrong}'") as caught:
+    with pytest.raises(UsageError, match=f"{target} is '{wrong}': Input should be ") as caught:
         validated(PruneConfig, {"data": {}, target: wrong}, "mmcompress prune")
     assert "to keep, `0.5` or `0.5x`" in caught.value.hint
 

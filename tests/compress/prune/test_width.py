@@ -140,7 +140,7 @@ def test_the_width_is_rounded_to_its_multiple(share: float, multiple: int | None
 @pytest.mark.parametrize(
     ("wrong", "what"),
     [
-        ({"width": 0}, "width: Input should be greater than 0 (got 0)"),
+        ({"width": 0}, "width is 0: Input should be greater than 0"),
         ({"width": 0.5, "target_macs": 0.5}, "width and target_macs exclude each other: prune twice, the width first"),
     ],
 )

@@ -259,7 +259,7 @@ def test_the_command_converts_a_teacher_and_its_result_goes_on_like_any_checkpoi
         ({"by": "captions", "data.labels": "demo:names"}, "is of classes, and by is captions"),
         ({"data.labels": "demo:names"}, "are of none of the"),
         ({"data.validation": "PAIRS"}, "is of one of the 3 classes"),
-        ({"alpha": 1.5}, "alpha: Input should be less than or equal to 1"),
+        ({"alpha": 1.5}, "alpha is 1.5: Input should be less than or equal to 1"),
         ({"data.original": "nowhere"}, "there is no nowhere"),
         ({"max_drop": 0.01}, "data.original is not given"),
         ({"max_drop": 0.01, "data.original": "CLASSES", "alpha": 0.5}, "alpha and max_drop exclude each other"),

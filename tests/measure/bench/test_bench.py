@@ -248,3 +248,52 @@ def test_the_machine_is_described() -> None:
 def test_counts_are_above_zero(key: str) -> None:
     with pytest.raises(ValueError, match="greater than or equal to 1"):
         BenchConfig.model_validate({key: [0, 1]})
+
+
+@pytest.mark.parametrize(
+    ("key", "said", "what"),
+    [
+        ("batches", [1, 8, 1], "expected each once, and 1 is there twice"),
+        ("threads", [2, 2], "expected each once, and 2 is there twice"),
+        ("streams", [2, 2], "expected each once, and 2 is there twice"),
+        ("backends", ["openvino", "openvino"], "expected each once, and openvino is there twice"),
+        ("streams", [1, 2], "one request at a time is measured in any case"),
+    ],
+)
+def test_nothing_is_measured_twice(key: str, said: list[Any], what: str) -> None:
+    with pytest.raises(ValueError, match=what):
+        BenchConfig.model_validate({key: said})
+
+
+@pytest.mark.parametrize("command", [("bench",), ("drift", "--data", "demo:test")])
+def test_what_can_be_no_row_is_refused_before_data_is_read_or_a_teacher_exported(
+    cli: Callable[..., Any], make_artifact: Make, tmp_path: Path, tiny_clip_folder: Path, command: tuple[str, ...]
+) -> None:
+    other = make_artifact("index", kind=Kind.INDEX).path
+    command = tuple(word.replace("demo:test", "nowhere") for word in command)
+    done = cli(*command, tiny_clip_folder, other, "--out", tmp_path / "out")
+    assert done.code == 2 and f"{other} is an artifact of kind 'index'" in done.err
+    assert [path.name for path in tmp_path.iterdir()] == ["index"]
+
+
+@pytest.mark.parametrize("data", [(), ("--data", "nowhere")])
+def test_what_no_graph_allows_is_said_before_data_is_asked_for(
+    cli: Callable[..., Any], make_artifact: Make, tmp_path: Path, data: tuple[str, ...]
+) -> None:
+    int8 = make_artifact("int8", precisions=("int8",)).path
+    for command in ("quantize", "verdict"):
+        done = cli(command, int8, *data, "--out", tmp_path / "out")
+        assert done.code == 2 and f"{int8} has no image graph in fp32" in done.err, done.err
+    done = cli("bisect", int8, int8, *(data or ("--data", "nowhere")), "--out", tmp_path / "out")
+    assert done.code == 2 and f"{int8} cannot be bisected: its graphs are a teacher's own" in done.err
+
+
+@pytest.mark.parametrize("command", [("bench",), ("drift", "--data", "demo:test")])
+def test_rows_of_one_name_are_refused(
+    cli: Callable[..., Any], make_artifact: Callable[..., Artifact], tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    made = [make_artifact(f"{name}/int8", kind=Kind.ONNX).path for name in "ab"]
+    for named in (made, [made[0], made[0]]):
+        done = cli(*command, *named, "--out", tmp_path / "out")
+        assert done.code == 2 and "have one name, and rows of a measurement are told apart by it" in done.err
+        assert not (tmp_path / "out").exists()

@@ -195,6 +195,30 @@ def test_what_few_images_and_texts_cannot_say_is_said(
     assert of_few(20, 11) == []
 
 
+@pytest.mark.parametrize(
+    ("colours", "captions", "said"),
+    [
+        (("red",), ("red",), "1 images, and less"),
+        (("red", "red"), ("red", "a red circle"), "2 images, and less"),
+        (("red", "blue"), ("red", "red"), "2 texts, and less"),
+        (("red",), (), "1 images, and less"),
+        (("red", "red"), (), "2 images, and less"),
+    ],
+)
+def test_a_test_set_that_any_model_answers_alike_is_refused(
+    make_artifact: Make, tmp_path: Path, colours: tuple[str, ...], captions: tuple[str, ...], said: str
+) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    for number, colour in enumerate(colours):
+        Image.new("RGB", (SIDE, SIDE), colour).save(data / f"{number}.png")
+    if captions:
+        lines = ["image\tcaption", *(f"{number}.png\t{caption}" for number, caption in enumerate(captions))]
+        (data / "captions.tsv").write_text("\n".join(lines))
+    with pytest.raises(UsageError, match=f"data has {said} than two different ones: any model answers them alike"):
+        report_of([make_artifact()], test=str(data))
+
+
 def test_the_old_index_answers_the_new_models_queries(make_artifact: Make, shard: Path, tmp_path: Path) -> None:
     labels = tmp_path / "labels.txt"
     labels.write_text("\n".join(WORDS))
@@ -261,7 +285,8 @@ def test_the_gallery_shows_what_flipped(
     assert len(mapped) == 2 and shown[0] in mapped and shown[-1] in mapped
     pictures = [(tmp_path / entry[who]["map"]).read_bytes() for entry in mapped for who in ("teacher", "answer")]
     assert len({*pictures}) == len(pictures)
-    assert run_stage((artifacts[0], artifacts[0]), tmp_path, test=str(shard), labels=str(labels))["gallery"] == []
+    twin = make_artifact("twin", make_model(0))
+    assert run_stage((artifacts[0], twin), tmp_path, test=str(shard), labels=str(labels))["gallery"] == []
 
 
 def test_templates_are_averaged_as_in_clip_benchmark(make_artifact: Make, tmp_path: Path, shard: Path) -> None:

@@ -9,13 +9,15 @@ from typing import Any, get_args
 from mmcompress.artifact import Artifact
 from mmcompress.compress.int8.comparison import CalibrationComparison
 from mmcompress.config import Precision
-from mmcompress.errors import UsageError, suggestion
+from mmcompress.errors import UsageError, of_choices
 from mmcompress.int8 import RANGES
 from mmcompress.manifest import Kind
 from mmcompress.measure.comparison import ComparisonDocument
+from mmcompress.measure.early import check_bisected
 from mmcompress.pipeline.converted import (
     all_as_graphs,
     check_named,
+    check_rows,
     graphs_to_use,
     is_artifact,
 )
@@ -58,12 +60,11 @@ def _measured(
     sources: Sequence[str | Path], own: str, given: Given, out: Path
 ) -> tuple[dict[str, dict[str, Any]], list[Path]]:
     """What each stage is given, and the files and folders that the command's own reads."""
+    check_rows(sources)
     fresh = any(not is_artifact(source) for source in sources)
     to = routed(given, own, *(["convert"] if fresh else []), idle={} if fresh else {"convert": "nothing is converted"})
     built = checked(own, {}, to[own])
     check_places(out, own, built, {})
-    for source in sources:
-        check_named(source)
     look_at_data(own, built, out)
     return to, local_inputs(built)
 
@@ -71,6 +72,7 @@ def _measured(
 def bisect(reference: Path, candidate: Path, out: Path, given: Given) -> Artifact:
     """The reference is the FP32 export of the checkpoint that the candidate was exported from."""
     sources = {"reference": Artifact.open(reference, Kind.ONNX), "candidate": Artifact.open(candidate, Kind.ONNX)}
+    check_bisected(sources)
     return run_single("bisect", {}, given, sources, out)
 
 
@@ -127,7 +129,7 @@ def compare(
         return compare_calibrations(a, b)
     if asked["precision"] not in (None, *get_args(Precision)):
         raise UsageError(
-            f"there is no precision {asked['precision']!r}", suggestion(asked["precision"], get_args(Precision))
+            f"there is no precision {asked['precision']!r}", of_choices(asked["precision"], get_args(Precision))
         )
     try:
         cores = None if pin is None else tuple(int(core) for core in pin.split(","))

@@ -45,7 +45,7 @@ def quantize(
     What is no checkpoint of ours is quantized as the graphs that it is, or that it is exported to, in OUT-teacher.
     """
     check_place(out)
-    near = artifact_at(source, Kind.CHECKPOINT, Kind.ONNX)
+    near = _quantizable_at(source)
     to = routed_with_source(given, "quantize", near)
     if ranges is not None and (unused := sorted({"method", "percentile", "smooth"} & to["quantize"].keys())):
         raise UsageError(f"{unused[0]} says how ranges are found, and --ranges gives them", "leave one of them out")
@@ -75,6 +75,17 @@ def quantize(
     return run_single("quantize", tables, to["quantize"], {"checkpoint": checkpoint, **reused}, out)
 
 
+def _quantizable_at(source: str | Path) -> Artifact | None:
+    """The artifact at a source. Raises UsageError for graphs that are not in FP32, before any data is asked for."""
+    near = artifact_at(source, Kind.CHECKPOINT, Kind.ONNX)
+    if near is not None and near.manifest.kind is Kind.ONNX:
+        from mmcompress.compress.int8.quantize_graphs import TOWERS, fp32_graph
+
+        for tower in TOWERS:
+            fp32_graph(near, tower)
+    return near
+
+
 def _given_of_graphs(source: str | Path, tables: Mapping[str, Any], given: Given) -> dict[str, Any]:
     """What is given to `quantize`, checked as what its twin for graphs is given."""
     stage = "quantize-graphs"
@@ -90,6 +101,9 @@ def qat(checkpoint: str | Path, out: Path, given: Given = NOTHING) -> Artifact:
             f"qat trains the integers of a quantized checkpoint, and {checkpoint} is a teacher",
             f"quantize it first: mmcompress quantize {checkpoint} --data DATA --out DIR",
         )
+    from mmcompress.compress.int8.qat import check_trainable
+
+    check_trainable(source)
     return run_single("qat", {"data": data_unless_given(given, source)}, given, {"checkpoint": source}, out)
 
 
@@ -103,6 +117,7 @@ def verdict(source: str | Path, out: Path, given: Given = NOTHING) -> Artifact:
     if checkpoint is not None and {RANGES, GRAPH_RANGES} & checkpoint.manifest.files.keys():
         to = routed_with_source(given, "verdict", checkpoint, idle={"quantize": f"{source} is quantized"})
     else:
+        _quantizable_at(source)
         if "data.train" not in given and "data.validation" in given:
             given = {("data.train" if key == "data.validation" else key): value for key, value in given.items()}
         to = routed_with_source(given, "verdict", checkpoint, "quantize")

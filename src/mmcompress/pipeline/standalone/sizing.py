@@ -144,7 +144,7 @@ def _side(given: Given, embeddings: Path | None) -> int:
         preprocessing = Artifact.open(embeddings, Kind.EMBEDDINGS).preprocessing
         found = None if preprocessing is None else preprocessing.size
     elif (source := given.get("teacher.source")) is not None:
-        from mmcompress.compress.early import side_of
+        from mmcompress.compress.earlyteacher import side_of
 
         found = side_of(TeacherConfig(source=source, trust_remote_code=given.get("teacher.trust_remote_code", False)))
     return found or DEFAULT_SIDE

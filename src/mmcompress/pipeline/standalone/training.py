@@ -154,7 +154,7 @@ def prune(source: str | Path, out: Path, given: Given = NOTHING, *, embeddings: 
     if near is None:
         check_becomes_checkpoint(source, "pruned", given)
         if embeddings is not None:
-            from mmcompress.compress.early import check_same_teacher
+            from mmcompress.compress.earlyteacher import check_same_teacher
 
             check_same_teacher(str(source), Artifact.open(embeddings, Kind.EMBEDDINGS))
     elif near.manifest.kind is Kind.ONNX:
