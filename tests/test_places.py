@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -111,6 +112,19 @@ def test_a_folder_that_is_removed_while_it_is_read_is_a_sentence(
         made_one.remember()
     with pytest.raises(CorruptInputError, match=r"manifest\.json is missing, or was removed while it was being read"):
         artifact.read_manifest(made_one.path / "manifest.json")
+
+
+def test_a_graph_that_is_removed_while_its_weights_are_looked_for_is_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, beside = made(tmp_path / "a").path, artifact.files_beside
+    graph = SimpleNamespace(file="weights/a.bin")
+    verified = artifact._verify_beside
+    onnx = SimpleNamespace(graphs=[graph], kind=Kind.ONNX, files={graph.file: None})
+    monkeypatch.setattr(artifact, "files_beside", lambda path: (shutil.rmtree(place), beside(path))[1])
+    monkeypatch.setattr(artifact, "_verify_beside", lambda path, _: verified(path, onnx))
+    with pytest.raises(CorruptInputError, match="a was moved or removed while it was being read"):
+        Artifact.open(place)
 
 
 def test_a_damaged_artifact_of_ours_is_made_again(tmp_path: Path) -> None:
