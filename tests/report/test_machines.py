@@ -101,6 +101,24 @@ def test_two_benches_of_one_machine_are_one_machine(tmp_path: Path) -> None:
     assert [machine["id"] for machine in document_of(tmp_path)["machines"]] == ["AMD EPYC"]
 
 
+def test_figures_follow_a_folder_that_was_renamed(tmp_path: Path) -> None:
+    """All of them; and other files that have the old name by now get none."""
+    make_run(tmp_path)
+    before = document_of(tmp_path)
+    shutil.rmtree(tmp_path / "all")
+    (tmp_path / "recovered").rename(tmp_path / "shipped")
+    found, parts = document_of(tmp_path), ("rows", "ratios", "gallery", "warnings", "headlines")
+
+    def sorted_parts(page: dict[str, Any]) -> dict[str, list[str]]:
+        return {part: sorted(json.dumps(one).replace("recovered", "shipped") for one in page[part]) for part in parts}
+
+    assert sorted_parts(found) == sorted_parts(before) and "recovered" not in json.dumps(found["rows"])
+    shutil.rmtree(tmp_path / "all")
+    onnx_artifact(tmp_path / "recovered", {**ROWS["recovered"], "macs": 5}, [graph("image", "fp32")])
+    rows = {row["row"]: row for row in document_of(tmp_path)["rows"]}
+    assert rows["shipped"]["latency"] and not rows["recovered"]["latency"]
+
+
 def test_other_files_under_the_same_name_are_told(tmp_path: Path) -> None:
     rows = make_run(tmp_path / "server")[:5]
     changed = {**ROWS["int8"], "macs": 5}

@@ -1,4 +1,4 @@
-"""Figures belong to files, not to names: what was measured on other files than a report's rows are is left out.
+"""Figures belong to files, not to names: they follow a folder that was renamed, and those of other files are left out.
 
 A measurement says by the digests of its parents which artifacts it is of. A folder may hold other graphs by now.
 """
@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
+
+from pydantic import BaseModel
 
 from mmcompress.artifact import Artifact
 from mmcompress.document import Document
@@ -16,6 +18,35 @@ from mmcompress.measure.drift.document import DriftDocument, DriftRow
 from mmcompress.report.measured import Measurement
 
 D = TypeVar("D", bound=Document)
+_NAMES_OF_ROWS = ("row", "against")
+"""Fields of documents that are the name of a row."""
+
+
+def renamed(measurement: Measurement[D], rows: Collection[Artifact]) -> Measurement[D]:
+    """With the names that its files have now, where a row is those very files and no row of its old name is."""
+    digests = {row.path.name: row.digest for row in rows}
+    names = {row.digest: row.path.name for row in reversed([*rows])}
+    moved = {
+        name: names[digest]
+        for name, digest in measurement.digests.items()
+        if digests.get(name) != digest and digest in names and names[digest] not in measurement.digests
+    }
+    if not moved:
+        return measurement
+    digests = {moved.get(name, name): digest for name, digest in measurement.digests.items()}
+    return replace(measurement, digests=digests, document=_with_names(measurement.document, moved))
+
+
+def _with_names(part: Any, names: Mapping[str, str]) -> Any:
+    """A document, or a part of one, with other names of rows."""
+    if isinstance(part, tuple):
+        return tuple(_with_names(one, names) for one in part)
+    if not isinstance(part, BaseModel):
+        return part
+    fields = {
+        key: names.get(value, value) if key in _NAMES_OF_ROWS else _with_names(value, names) for key, value in part
+    }
+    return part.model_copy(update=fields)
 
 
 def other_files(measurement: Measurement[D], rows: Iterable[Artifact]) -> set[str]:

@@ -20,7 +20,7 @@ from mmcompress.gates import Gates
 from mmcompress.manifest import Kind, environment
 from mmcompress.report import measured
 from mmcompress.report.chosen import chosen_bench, chosen_drift
-from mmcompress.report.current import current_bench, current_drift
+from mmcompress.report.current import current_bench, current_drift, renamed
 from mmcompress.report.document import GateVerdict, MachineRatio, ReportDocument
 from mmcompress.report.judging import judged, unjudged
 from mmcompress.report.measured import Measurement
@@ -76,11 +76,12 @@ def _recorded(document: ReportDocument, gates: Gates) -> tuple[GateVerdict, ...]
 def joined(title: str, gathered: Sequence[Artifact], folder: Path) -> ReportDocument:
     """One document of all rows in the order of `gathered`; artifacts are named relative to `folder`."""
     graphs = [artifact for artifact in gathered if artifact.manifest.kind is Kind.ONNX]
-    benches, drifts = measured.benches(gathered), measured.drifts(gathered)
-    measurements: list[Measurement[Document]] = [*benches, *drifts]
     first = {(a.manifest.kind, a.path.name): a for a in reversed(gathered)}
     kept = [a for a in gathered if first[a.manifest.kind, a.path.name] is a]
     standing = [artifact for artifact in kept if artifact.manifest.kind is Kind.ONNX]
+    benches = [renamed(bench, standing) for bench in measured.benches(gathered)]
+    drifts = [renamed(drift, standing) for drift in measured.drifts(gathered)]
+    measurements: list[Measurement[Document]] = [*benches, *drifts]
     benches = [current_bench(bench, standing) for bench in benches]
     drifts = [drift for one in drifts if (drift := current_drift(one, standing)) is not None]
     latencies = [bench.document for bench in benches]
