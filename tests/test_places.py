@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,6 +21,7 @@ from PIL import Image
 from mmcompress import artifact
 from mmcompress.artifact import Artifact
 from mmcompress.data.excluded import write_list
+from mmcompress.drafts import written_whole
 from mmcompress.errors import CorruptInputError, UsageError
 from mmcompress.manifest import Kind
 from mmcompress.measure.explain.picture import save
@@ -233,6 +234,21 @@ def test_a_place_that_takes_nothing_is_named(
     assert told.value.hint == f"set {CACHE} to another folder"
     with pytest.raises(ValueError, match="a bug"), writing(tmp_path):
         raise ValueError("a bug")
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="only Linux has a folder in which nothing can be made")
+def test_a_folder_in_which_nothing_can_be_made_is_named(tmp_path: Path) -> None:
+    place = Path("/proc/out")
+    for write in (place.mkdir, lambda: (place / "stage").mkdir(parents=True), lambda: enter(written_whole(place))):
+        with pytest.raises(UsageError, match="^/proc/out cannot be written: No such file"), writing(place):
+            write()
+    with pytest.raises(FileNotFoundError), writing(tmp_path / "out"):
+        (tmp_path / "a.jpg").read_bytes()
+
+
+def enter(stream: AbstractContextManager[object]) -> None:
+    with stream:
+        pass
 
 
 DYING = """

@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from mmcompress.drafts import SUFFIX
 from mmcompress.errors import UsageError
 from mmcompress.home import expanded, is_known
 from mmcompress.strictjson import json_from_text
@@ -59,7 +60,7 @@ def writing(place: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if (said := _unwritable(error)) is None:
+        if (said := _unwritable(error) or _no_such(error, place)) is None:
             raise
         raise UsageError(f"{place} cannot be written: {said}", f"make room there, or {elsewhere(place)}") from error
 
@@ -100,6 +101,15 @@ def disk_error(error: OSError) -> UsageError | None:
     place = error.filename or "the output, or a file that it needs,"
     hint = f"make room; the cache lies in {cache_folder()} ({CACHE} moves it), other files in TMPDIR"
     return UsageError(f"{place} cannot be written: {said}", hint)
+
+
+def _no_such(error: BaseException, place: Path) -> str | None:
+    """What the system says where it makes no folders and no files, in /proc say."""
+    if not isinstance(error, FileNotFoundError) or not isinstance(error.filename, str | Path):
+        return None
+    made = Path(error.filename).absolute()
+    ours = made in (place.absolute(), *place.absolute().parents) or made.suffix == SUFFIX
+    return error.strerror if ours else None
 
 
 def _unwritable(error: BaseException | None) -> str | None:
