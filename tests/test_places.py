@@ -240,7 +240,7 @@ def test_a_place_that_takes_nothing_is_named(
 def test_a_folder_in_which_nothing_can_be_made_is_named(tmp_path: Path) -> None:
     place = Path("/proc/out")
     for write in (place.mkdir, lambda: (place / "stage").mkdir(parents=True), lambda: enter(written_whole(place))):
-        with pytest.raises(UsageError, match="^/proc/out cannot be written: No such file"), writing(place):
+        with pytest.raises(UsageError, match=r"^/proc/out cannot be written: No such file"), writing(place):
             write()
     with pytest.raises(FileNotFoundError), writing(tmp_path / "out"):
         (tmp_path / "a.jpg").read_bytes()
