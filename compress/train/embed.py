@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from mmcompress import __version__
+from mmcompress.artifact import read_manifest
 from mmcompress.compress.identity import READ, hashes_of_read, model_fingerprint
 from mmcompress.compress.teacher import Teacher, load_teacher
 from mmcompress.compress.train.augment import decoded_views, normalized, pixels_of_views
@@ -38,11 +39,13 @@ from mmcompress.data.tally import NAMED, Tally
 from mmcompress.distributed import world
 from mmcompress.errors import UsageError
 from mmcompress.manifest import hash_json
+from mmcompress.places import MANIFEST
 from mmcompress.progress import track
 from mmcompress.ranks import wait_until_seen
 from mmcompress.stages import Job
 from mmcompress.teachers import cached_folder
 
+Speed = dict[str, float]
 _CHUNK = 2048
 """Pairs in a file, at most and of whole batches: what a killed process computes again."""
 
@@ -80,7 +83,11 @@ def embed(job: Job[EmbedConfig]) -> None:
     if said:
         write_sentences(job.draft.path / FILE, said, embedded_texts(teacher, said, 4 * config.batch))
     seconds = time.monotonic() - start
-    job.draft.metrics = {"embedding": _speed(teacher, [(n * config.views, s) for n, s, _ in of_all], seconds)}
+    job.draft.metrics = {
+        "embedding": _speed(
+            job.standing if known else None, teacher, [(n * config.views, s) for n, s, _ in of_all], seconds
+        )
+    }
     job.draft.preprocessing = teacher.preprocessing
     job.draft.facts = {
         "dim": teacher.embed_dim,
@@ -155,20 +162,25 @@ def _embed_chunks(
     return pairs, image_s
 
 
-def _speed(teacher: Teacher, images: Sequence[tuple[int, float]], seconds: float) -> dict[str, float]:
+def _speed(before: Path | None, teacher: Teacher, images: Sequence[tuple[int, float]], seconds: float) -> Speed:
     """What later stages expect of this machine: `images_per_s` with all that embedding takes, `image_tower_per_s`
-    without captions. `images` are those of each process, and the seconds that it took for them; where all were there
-    already, it is what the drawings that ship take.
+    without captions. `images` are those of each process, and the seconds that it took for them.
+
+    Where all were there already, it is what the artifact before says that had them, or what the drawings that ship
+    take.
     """
-    count = sum(some for some, _ in images)
-    if count:
+    if count := sum(some for some, _ in images):
         alone = sum(some / took for some, took in images if some)
         return {"images": count, "seconds": seconds, "images_per_s": count / seconds, "image_tower_per_s": alone}
+    rates = ("images_per_s", "image_tower_per_s")
+    known = {} if before is None else read_manifest(before / MANIFEST).metrics.get("embedding", {})
+    if known.keys() >= {*rates}:
+        return {"images": 0, "seconds": seconds, **{rate: known[rate] for rate in rates}}
     pixels = torch.from_numpy(normalize(check_images(teacher.preprocessing), teacher.preprocessing))
     began = time.monotonic()
     teacher.encode_image(pixels)
     tried = len(pixels) / (time.monotonic() - began)
-    return {"images": 0, "seconds": seconds, "images_per_s": tried, "image_tower_per_s": tried}
+    return {"images": 0, "seconds": seconds, **dict.fromkeys(rates, tried)}
 
 
 def _check_decoded(embedded: int, listed: int, named: list[str], config: EmbedConfig) -> None:

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from mmcompress.artifact import Artifact
 from mmcompress.compress.teacher import load_teacher
+from mmcompress.compress.train import embed
 from mmcompress.compress.train.embeddings import load_embeddings
 from mmcompress.compress.train.pairs import training_pairs
 from mmcompress.compress.train.statistics import set_statistics
@@ -51,6 +53,7 @@ optimizer = {{ steps = 8, batch = 20, lr = 2e-3, ema = 0.9, save_minutes = 1e-9,
 run = "export"
 precisions = ["fp32", "fp16"]
 """
+RATES = ("images_per_s", "image_tower_per_s")
 HERE = World(0, 1, torch.device("cpu"))
 
 
@@ -296,16 +299,28 @@ def test_it_is_a_teacher_though_transformers_has_no_class_for_it(
     assert inherited.code == 2 and "this image tower is convolutional" in inherited.err
 
 
-def test_an_embedding_that_is_taken_over_says_a_speed_too(world: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("killed", [False, True])
+def test_an_embedding_that_is_taken_over_says_a_speed_too(
+    killed: bool, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Which steps are told by, and what a pilot expects: a killed run may have left nothing to embed."""
     given = {"data.train": data_of(world), "teacher.source": str(world / "teacher"), "batch": 20}
-    images = []
-    for share in (0.05, 0.06):
-        embedded = run_single("embed", {}, {**given, "data.max_bad_fraction": share}, {}, tmp_path / "e")
-        told = embedded.manifest.metrics["embedding"]
-        assert min(told["images_per_s"], told["image_tower_per_s"]) > 0
-        images.append(told["images"])
-    assert images == [60, 0]
+
+    def run(share: float) -> dict[str, float]:
+        asked = {**given, "data.max_bad_fraction": share}
+        told: dict[str, float] = run_single("embed", {}, asked, {}, tmp_path / "e").manifest.metrics["embedding"]
+        return told
+
+    if killed:
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(embed, "fill", Mock(side_effect=KeyboardInterrupt))
+            run(0.05)
+        told = run(0.05)
+    else:
+        first, told = run(0.05), run(0.06)
+        assert first["images"] == 60
+        assert [told[rate] for rate in RATES] == [first[rate] for rate in RATES]
+    assert told["images"] == 0 and min(told[rate] for rate in RATES) > 0
 
 
 def test_what_is_no_float_checkpoint_is_no_teacher(

@@ -106,7 +106,7 @@ def test_keys_of_a_config_become_a_part_of_its_specifications() -> None:
     assert what_counts(data) == what_counts(validated(DataConfig, {}, "here")), "the fingerprint has them"
     assert with_keys("keys:a/b:x", (), ("c",)) == "keys:a/c:x", "what is said later wins"
     assert keys_of("keys:a/b:x") == (Keys(("a",), ("b",)), "x")
-    with pytest.raises(UsageError, match=r"here: image_keys: .*got 5"):
+    with pytest.raises(UsageError, match=r"here: image_keys is 5: Input should be"):
         validated(DataConfig, {"image_keys": 5}, "here")
     with pytest.raises(UsageError, match="'a/b' is no key"):
         validated(DataConfig, {"train": "x", "image_keys": "a/b"}, "here")
