@@ -61,7 +61,8 @@ class DataConfig(Config):
 
 class TeacherConfig(Config):
     source: Annotated[str, NAMED]
-    """Alias (`vit-l14`), hub id, local Hugging Face folder, `open_clip:NAME/TAG`, or `file.py:function`."""
+    """Alias (`vit-l14`), hub id, local Hugging Face folder, checkpoint of your own, `open_clip:NAME/TAG`, or
+    `file.py:function`."""
     trust_remote_code: bool = False
     """Let a hub repository run its own Python code. Off unless you trust its author."""
 
