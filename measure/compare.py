@@ -8,7 +8,7 @@ more where the machines are different ones.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from mmcompress.artifact import Artifact
@@ -155,9 +155,17 @@ def compare_reports(
         b=name_b,
         comparisons=comparisons,
         ceiling=(),
-        notes=tuple(notes(a.conditions, b.conditions)),
+        notes=(*notes(a.conditions, b.conditions), *_alone(sides, (name_a, name_b))),
         environment=None,
     )
+
+
+def _alone(sides: Sequence[Mapping[Key, RowLatency]], names: tuple[str, str]) -> Iterator[str]:
+    """A sentence for each of two files that has rows which the other one has not."""
+    rows = [dict.fromkeys(latency.row for latency in side.values()) for side in sides]
+    for own, others, name in ((rows[0], rows[1], names[0]), (rows[1], rows[0], names[1])):
+        if more := [row for row in own if row not in others]:
+            yield f"Not compared, as only {name} has a row of that name: {', '.join(more)}."
 
 
 def _entries(stored: StoredLatencies) -> Iterator[tuple[Key, RowLatency]]:

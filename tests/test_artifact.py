@@ -78,6 +78,13 @@ def test_a_fact_that_is_no_number_of_its_kind_is_refused(tmp_path: Path, fact: s
             Artifact.open(place)
 
 
+def test_nobody_is_told_to_delete_a_folder_that_we_did_not_write(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text('{"name": "My app"}')
+    with pytest.raises(CorruptInputError, match="manifest") as caught:
+        Artifact.open(tmp_path)
+    assert caught.value.hint == "it is not one that mmcompress wrote: give a folder that it did"
+
+
 def test_a_manifest_that_is_nested_too_deeply_is_refused(tmp_path: Path) -> None:
     made = make(tmp_path / "a")
     path = made.path / "manifest.json"

@@ -262,6 +262,7 @@ def manifest_from_bytes(content: bytes, where: str, again: str) -> Manifest:
     try:
         body = json_from_text(content)
         seal = body.pop("seal", None)
+        again = again if seal else "it is not one that mmcompress wrote: give a folder that it did"
         _check_schema(body, where)
         manifest = Manifest.model_validate(body)
     except ValidationError as error:

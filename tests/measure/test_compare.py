@@ -73,6 +73,8 @@ def test_two_reports_are_compared_by_their_rounds() -> None:
     assert pairs["int8"].significant and pairs["int8"].speedup == pytest.approx(1.25, rel=0.02)
     assert found.notes == (
         "The two were measured in different runs: what changed on the machine between them counts as difference.",
+        "Not compared, as only a has a row of that name: gone.",
+        "Not compared, as only b has a row of that name: new.",
     )
 
 
