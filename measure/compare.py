@@ -8,7 +8,7 @@ more where the machines are different ones.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from mmcompress.artifact import Artifact
@@ -155,16 +155,16 @@ def compare_reports(
         b=name_b,
         comparisons=comparisons,
         ceiling=(),
-        notes=(*notes(a.conditions, b.conditions), *_alone(sides, (name_a, name_b))),
+        notes=(*notes(a.conditions, b.conditions), *_alone((a, b), (name_a, name_b))),
         environment=None,
     )
 
 
-def _alone(sides: Sequence[Mapping[Key, RowLatency]], names: tuple[str, str]) -> Iterator[str]:
-    """A sentence for each of two files that has rows which the other one has not."""
-    rows = [dict.fromkeys(latency.row for latency in side.values()) for side in sides]
-    for own, others, name in ((rows[0], rows[1], names[0]), (rows[1], rows[0], names[1])):
-        if more := [row for row in own if row not in others]:
+def _alone(sides: Sequence[StoredLatencies], names: Sequence[str]) -> Iterator[str]:
+    """A sentence for each of two files with latencies of rows that the other one does not have."""
+    for own, other, name in zip(sides, reversed(sides), names, strict=True):
+        there = {row.row for row in other.rows}
+        if more := [row.row for row in own.rows if row.latency and row.row not in there]:
             yield f"Not compared, as only {name} has a row of that name: {', '.join(more)}."
 
 

@@ -126,8 +126,7 @@ class Artifact:
         manifest = read_manifest(manifest_path)
         with _standing(path):
             _verify_files(path, manifest, sha256_of if manifest.kind in _AS_LARGE_AS_DATA else hash_file)
-        _check_kind(path, manifest, kinds)
-        with _standing(path):
+            _check_kind(path, manifest, kinds)
             _verify_beside(path, manifest)
         return Artifact(path, manifest)
 

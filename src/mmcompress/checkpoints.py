@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from mmcompress.architecture import DualEncoderConfig
-from mmcompress.artifact import Artifact, read_manifest
+from mmcompress.artifact import Artifact, manifest_of_kind
 from mmcompress.errors import CorruptInputError, UsageError
 from mmcompress.families import config_from_hugging_face
 from mmcompress.int8 import INTEGERS
@@ -34,12 +34,7 @@ def is_own_checkpoint(folder: Path) -> bool:
 
 def check_float_checkpoint(folder: Path) -> None:
     """Raise UsageError for an artifact that is no checkpoint, or a quantized one, since a teacher is read in float."""
-    manifest = read_manifest(folder / MANIFEST)
-    if manifest.kind is not Kind.CHECKPOINT:
-        raise UsageError(
-            f"{folder} is an artifact of kind {manifest.kind.value!r}, and this needs a checkpoint or a teacher",
-            "give the checkpoint that it was made from",
-        )
+    manifest = manifest_of_kind(folder, Kind.CHECKPOINT)
     if INTEGERS in manifest.files:
         raise UsageError(
             f"{folder} is quantized, and a teacher is read in float", "give the checkpoint that it was made from"

@@ -53,6 +53,7 @@ optimizer = {{ steps = 8, batch = 20, lr = 2e-3, ema = 0.9, save_minutes = 1e-9,
 run = "export"
 precisions = ["fp32", "fp16"]
 """
+KIND = "is an artifact of kind 'onnx' hint: this needs one of kind 'checkpoint'"
 RATES = ("images_per_s", "image_tower_per_s")
 HERE = World(0, 1, torch.device("cpu"))
 
@@ -332,8 +333,8 @@ def test_what_is_no_float_checkpoint_is_no_teacher(
         return " ".join(done.err.split())
 
     graphs, own = made["export"].path, made["distill"].path
-    assert "is an artifact of kind 'onnx', and this needs a checkpoint" in refused("embed", "--teacher", graphs)
-    assert "is an artifact of kind 'onnx', and this needs a checkpoint" in refused("shrink", graphs)
+    assert f"{graphs} {KIND}" in refused("embed", "--teacher", graphs)
+    assert f"{graphs} {KIND}" in refused("shrink", graphs)
     damaged = tmp_path / "damaged"
     shutil.copytree(own, damaged)
     (damaged / "tokenizer.json").write_text("{}")
